@@ -1,0 +1,1 @@
+"""Stand-ins for what surrounds the charm: an LXD set-up, a Juju machine, GitHub and its runner application."""

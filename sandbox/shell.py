@@ -1,0 +1,93 @@
+"""Run programs of the host, and tell the user what goes on."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+
+class SandboxError(Exception):
+    """Something the user has to know; its text says what to do."""
+
+
+def run(
+    *command: str, input: str | None = None, check: bool = True, timeout: float = 300, cwd: str | None = None
+) -> str:
+    """Run a program and return its standard output; raise SandboxError with its last words when it fails."""
+    try:
+        done = subprocess.run(
+            command,
+            input=input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=cwd,
+        )
+    except FileNotFoundError as error:
+        raise SandboxError(f"{command[0]} is not installed") from error
+    except subprocess.TimeoutExpired as error:
+        raise SandboxError(f"{' '.join(command)} took longer than {timeout:.0f} s") from error
+    if check and done.returncode != 0:
+        words = (done.stderr.strip() or done.stdout.strip())[-2000:]
+        raise SandboxError(f"{' '.join(command)} failed ({done.returncode}): {words}")
+    return done.stdout
+
+
+def succeeds(*command: str) -> bool:
+    """Whether a program exits with 0."""
+    try:
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def stream(*command: str) -> int:
+    """Run a program on the user's own terminal and return its exit code."""
+    return subprocess.call(command)
+
+
+def apt_install(programs: dict[str, str], more: Sequence[str] = ()) -> None:
+    """Install with apt what a program (key) needs (value: package), where it is missing."""
+    missing = [package for program, package in programs.items() if not shutil.which(program)]
+    if not missing:
+        return
+    with step(f"Installing {' '.join(sorted({*missing, *more}))}"):
+        run("apt-get", "update", "-qq", timeout=300)
+        run(
+            *("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-qq", "-y"),
+            *("--no-install-recommends", *missing, *more),
+            timeout=600,
+        )
+
+
+@contextmanager
+def step(text: str) -> Iterator[None]:
+    """Announce a step and, when it is over, how long it took."""
+    started = time.monotonic()
+    say(f"  · {text} …", end="", newline=not sys.stdout.isatty())
+    try:
+        yield
+    except BaseException:
+        say("  ✗ failed: " + text)
+        raise
+    say(f"\r  ✓ {text} ({time.monotonic() - started:.1f} s)" + " " * 4)
+
+
+def say(text: str, end: str = "\n", newline: bool = True) -> None:
+    """Print at once, also into a pipe."""
+    print(text, end="\n" if newline else end, flush=True)
+
+
+def wait_until(condition, what: str, timeout: float = 60, interval: float = 0.1):  # type: ignore[no-untyped-def]
+    """Poll until the condition is truthy and return that value; SandboxError names what did not come."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise SandboxError(f"{what}: not within {timeout:.0f} s")
+        time.sleep(interval)
