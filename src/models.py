@@ -1,0 +1,266 @@
+"""Frozen values shared by all. Nothing here does I/O."""
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from ipaddress import IPv4Network
+from typing import Any
+
+
+class Arch(str, Enum):
+    """Architectures, as GitHub names them in its downloads list."""
+
+    X64 = "x64"
+    ARM64 = "arm64"
+
+
+class BaseImage(str, Enum):
+    """Ubuntu releases a runner can have; the value is the image's alias and a label."""
+
+    JAMMY = "jammy"
+    NOBLE = "noble"
+
+    @property
+    def version(self) -> str:
+        """The release's number."""
+        return {"jammy": "22.04", "noble": "24.04"}[self.value]
+
+
+class RunnerStorage(str, Enum):
+    """Where the pool ``runner`` lies."""
+
+    JUJU_STORAGE = "juju-storage"
+    MEMORY = "memory"
+
+
+class FlushMode(Enum):
+    """What a flush does with busy runners (spec 2, Flush)."""
+
+    FLUSH_BUSY_WAIT_REPO_CHECK = "wait for the pre-job check"
+    FORCE_FLUSH = "at once"
+
+
+UNITS = {"KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40, "PiB": 50, "EiB": 60}
+SIZE_PATTERN = re.compile(r"([1-9][0-9]*)(KiB|MiB|GiB|TiB|PiB|EiB)")
+
+
+def size_in_bytes(size: str) -> int:
+    """Bytes of a size such as ``7GiB``; ValueError for any other form."""
+    match = SIZE_PATTERN.fullmatch(size)
+    if match is None:
+        raise ValueError(f"{size!r} is not a positive whole number followed by {', '.join(UNITS)}")
+    return int(match[1]) << UNITS[match[2]]
+
+
+@dataclass(frozen=True)
+class VirtualMachineResources:
+    """What one runner's instance may use: CPUs, and sizes such as ``7GiB``."""
+
+    cpu: int
+    memory: str
+    disk: str
+
+    @property
+    def profile(self) -> str:
+        """The name of the LXD profile that gives an instance these resources."""
+        return f"cpu-{self.cpu}-mem-{self.memory}-disk-{self.disk}"
+
+
+@dataclass(frozen=True)
+class GithubRepo:
+    """A repository that runners register with."""
+
+    owner: str
+    repo: str
+
+    @property
+    def path(self) -> str:
+        """``owner/repo``."""
+        return f"{self.owner}/{self.repo}"
+
+
+@dataclass(frozen=True)
+class GithubOrg:
+    """An organisation that runners register with, and the runner group they join."""
+
+    org: str
+    group: str = "default"
+
+    @property
+    def path(self) -> str:
+        """The organisation's name."""
+        return self.org
+
+
+GithubPath = GithubRepo | GithubOrg
+
+
+def parse_github_path(path: str, group: str = "default") -> GithubPath:
+    """Read ``owner/repo`` or ``org``; ValueError for anything else."""
+    parts = path.split("/")
+    if len(parts) > 2 or not all(re.fullmatch(r"[A-Za-z0-9._-]+", part) and part not in (".", "..") for part in parts):
+        raise ValueError(f"{path!r} is neither owner/repo nor org")
+    return GithubRepo(*parts) if len(parts) == 2 else GithubOrg(path, group)
+
+
+@dataclass(frozen=True)
+class ProxyConfig:
+    """The model's proxies; a lone no-proxy is ignored (spec 1)."""
+
+    http: str | None = None
+    https: str | None = None
+    no_proxy: str | None = None
+    use_aproxy: bool = False
+
+    def __bool__(self) -> bool:
+        """Whether there is a proxy at all."""
+        return bool(self.http or self.https)
+
+    @property
+    def aproxy_address(self) -> str | None:
+        """``HOST[:PORT]`` that aproxy forwards to, or None where aproxy is not used."""
+        if not self.use_aproxy or not self:
+            return None
+        return re.sub(r"^[a-z]+://|/.*$", "", self.http or self.https or "")
+
+    def environment(self, *no_proxy: str) -> dict[str, str]:
+        """The variables in both cases of letters; ``no_proxy`` are hosts to add. Empty without a proxy."""
+        if not self:
+            return {}
+        hosts = [host for host in (self.no_proxy or "").split(",") if host.strip()] + list(no_proxy)
+        values = {"HTTP_PROXY": self.http, "HTTPS_PROXY": self.https, "NO_PROXY": ",".join(hosts)}
+        given = {name: value for name, value in values.items() if value}
+        return {**given, **{name.lower(): value for name, value in given.items()}}
+
+
+@dataclass(frozen=True)
+class SSHDebugConnection:
+    """A tmate server of the debug-ssh relation."""
+
+    host: str
+    port: int
+    rsa_fingerprint: str
+    ed25519_fingerprint: str
+
+
+@dataclass(frozen=True)
+class RepoPolicy:
+    """An external repo-policy-compliance service."""
+
+    url: str
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class CharmState:
+    """Everything the operator and the model ask for, valid as a whole."""
+
+    github_url: str
+    path: GithubPath
+    token: str = field(repr=False)
+    labels: tuple[str, ...]
+    virtual_machines: int
+    resources: VirtualMachineResources
+    base_image: BaseImage
+    runner_storage: RunnerStorage
+    reconcile_interval: int
+    denylist: tuple[IPv4Network, ...]
+    dockerhub_mirror: str | None
+    proxies: ProxyConfig
+    repo_policy: RepoPolicy | None
+    test_mode: bool
+    ssh_debug_connections: tuple[SSHDebugConnection, ...]
+    arch: Arch
+    issue_metrics: bool
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose runners: application, unit and model. Names follow spec 2."""
+
+    app_name: str
+    unit_number: int
+    model_hash: str
+
+    @property
+    def prefix(self) -> str:
+        """What every runner name of this unit begins with."""
+        return f"{self.app_name}-{self.unit_number}-{self.model_hash}"
+
+    def owns(self, name: str) -> bool:
+        """Whether a runner's or instance's whole name is one of this unit's."""
+        return re.fullmatch(re.escape(self.prefix) + "[0-9a-f]+", name) is not None
+
+
+@dataclass(frozen=True)
+class GithubRunner:
+    """A runner as GitHub lists it."""
+
+    runner_id: int
+    name: str
+    online: bool
+    busy: bool
+
+
+@dataclass(frozen=True)
+class RunnerApplication:
+    """An entry of GitHub's downloads list."""
+
+    url: str
+    filename: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class WorkflowJob:
+    """The times and the conclusion of a job that a runner ran."""
+
+    created_at: datetime
+    started_at: datetime
+    conclusion: str | None
+
+
+class Process(Enum):
+    """What a look inside an instance found."""
+
+    UNKNOWN = "unknown"
+    NONE = "none"
+    RUNNING = "running"
+    WORKER = "worker"
+
+
+@dataclass(frozen=True)
+class RunnerView:
+    """One runner as LXD and GitHub show it in one pass. Times are UNIX seconds.
+
+    ``github`` is None where GitHub does not list it, ``exists`` is False where LXD does not.
+    ``prepared`` says that its creation came to the end.
+    """
+
+    name: str
+    exists: bool
+    running: bool = False
+    created_at: float = 0.0
+    fingerprint: str = ""
+    prepared: bool = False
+    offline_since: float | None = None
+    process: Process = Process.UNKNOWN
+    github: GithubRunner | None = None
+    github_known: bool = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether it runs a job, by either account."""
+        return self.process is Process.WORKER or (self.github is not None and self.github.busy)
+
+
+def plain(value: Any) -> Any:
+    """A value of this module as JSON can hold it, for fingerprints."""
+    if isinstance(value, Enum):
+        return value.value
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    return value

@@ -1,0 +1,121 @@
+"""What a pass does, decided without touching anything (spec 2, Health, Removal, One pass)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from models import Process, RunnerView
+
+STARTING_LIMIT = 10 * 60
+OFFLINE_LIMIT = 15 * 60
+
+
+class Health(Enum):
+    """What a runner is, as far as a pass is concerned."""
+
+    IDLE = "idle"
+    BUSY = "busy"
+    STARTING = "starting"
+    GHOST = "its process runs and GitHub does not see it"
+    UNKNOWN = "could not be looked at"
+    UNHEALTHY = "unhealthy"
+    FORGOTTEN = "known to GitHub only"
+
+
+class Reason(str, Enum):
+    """Why a runner is removed."""
+
+    UNHEALTHY = "unhealthy"
+    FORGOTTEN = "registered without an instance"
+    OUTDATED = "outdated"
+    SURPLUS = "surplus"
+
+
+@dataclass(frozen=True)
+class Desired:
+    """How many runners of which fingerprint."""
+
+    quantity: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Names to remove by reason, how many runners to create, and which offline notes to make or take away."""
+
+    remove: tuple[tuple[str, Reason], ...] = ()
+    create: int = 0
+    note_offline: tuple[str, ...] = ()
+    clear_offline: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
+    busy: tuple[str, ...] = ()
+    healthy: int = 0
+
+    def names(self, reason: Reason) -> list[str]:
+        """The runners removed for one reason."""
+        return [name for name, why in self.remove if why is reason]
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is to be done to runners."""
+        return bool(self.remove or self.create)
+
+
+def needs_probe(view: RunnerView) -> bool:
+    """Whether only a look inside the instance can tell: GitHub saying online settles it (spec 2, Health)."""
+    return view.exists and view.running and not (view.github and view.github.online)
+
+
+def health(view: RunnerView, now: float) -> Health:
+    """One runner's health. ``now`` is UNIX seconds."""
+    if not view.exists:
+        return Health.FORGOTTEN
+    if not view.running:
+        return Health.UNHEALTHY
+    if view.busy:
+        return Health.BUSY
+    if view.github and view.github.online:
+        return Health.IDLE
+    if now - view.created_at < STARTING_LIMIT and not (view.prepared and view.process is Process.NONE):
+        return Health.STARTING
+    if view.process is Process.NONE:
+        return Health.UNHEALTHY
+    if not view.github_known or view.process is Process.UNKNOWN:
+        return Health.UNKNOWN
+    if view.offline_since is not None and now - view.offline_since >= OFFLINE_LIMIT:
+        return Health.UNHEALTHY
+    return Health.GHOST
+
+
+def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> Plan:
+    """Decide one pass. All live instances count against the quantity, busy ones are never surplus.
+
+    A forgotten registration goes only when it is offline. An outdated runner that is not idle stays: it may
+    finish its job or come online first.
+    """
+    views = sorted(observed, key=lambda view: view.name)
+    states = {view.name: health(view, now) for view in views}
+    live = [view for view in views if states[view.name] not in (Health.UNHEALTHY, Health.FORGOTTEN)]
+    idle = [view for view in live if states[view.name] is Health.IDLE]
+    outdated = [view for view in idle if view.fingerprint != desired.fingerprint]
+    kept_idle = [view for view in idle if view not in outdated]
+    staying = len(live) - len(outdated)
+    surplus = kept_idle[: max(0, staying - desired.quantity)]
+
+    removals = [(view.name, Reason.UNHEALTHY) for view in views if states[view.name] is Health.UNHEALTHY]
+    removals += [
+        (view.name, Reason.FORGOTTEN)
+        for view in views
+        if states[view.name] is Health.FORGOTTEN and view.github and not (view.github.online or view.github.busy)
+    ]
+    removals += [(view.name, Reason.OUTDATED) for view in outdated]
+    removals += [(view.name, Reason.SURPLUS) for view in surplus]
+    return Plan(
+        remove=tuple(removals),
+        create=max(0, desired.quantity - staying),
+        note_offline=tuple(v.name for v in live if states[v.name] is Health.GHOST and v.offline_since is None),
+        clear_offline=tuple(v.name for v in live if v.github and v.github.online and v.offline_since is not None),
+        idle=tuple(view.name for view in kept_idle if view not in surplus),
+        busy=tuple(view.name for view in live if states[view.name] is Health.BUSY),
+        healthy=sum(1 for view in live if states[view.name] in (Health.IDLE, Health.BUSY)),
+    )

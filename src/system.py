@@ -1,0 +1,60 @@
+"""Run a program, write a file: the only user of subprocess."""
+
+import contextlib
+import logging
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from errors import CommandError
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    command: Sequence[str], *, timeout: float = 60, check: bool = True, env: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a program found on PATH; ``timeout`` in seconds, ``env`` is added to the environment.
+
+    Raises CommandError when it is missing, takes too long or, with ``check``, exits other than 0.
+    """
+    try:
+        done = subprocess.run(  # nosec B603
+            list(command),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            env={**os.environ, **env} if env else None,
+        )
+    except FileNotFoundError as error:
+        raise CommandError(f"{command[0]} is not installed") from error
+    except subprocess.TimeoutExpired as error:
+        raise CommandError(f"{command[0]} took longer than {timeout:.0f} s") from error
+    if check and done.returncode != 0:
+        raise CommandError(f"{' '.join(command)} failed ({done.returncode}): {(done.stderr or done.stdout).strip()[-500:]}")
+    return done
+
+
+def write_file(path: Path, content: str | bytes, mode: int = 0o644) -> bool:
+    """Write a file whole or not at all; return whether its content changed. Parents are made."""
+    data = content.encode() if isinstance(content, str) else content
+    if path.is_file() and path.read_bytes() == data and path.stat().st_mode & 0o7777 == mode:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            os.fchmod(file.fileno(), mode)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(name).unlink()
+        raise
+    return True
