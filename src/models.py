@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Any
 
 
@@ -40,6 +41,11 @@ class FlushMode(Enum):
     FLUSH_BUSY_WAIT_REPO_CHECK = "wait for the pre-job check"
     FORCE_FLUSH = "at once"
 
+
+# The files of a runner's metrics storage (spec 3, Files).
+PRE_JOB_METRICS_FILE_NAME = "pre-job-metrics.json"
+POST_JOB_METRICS_FILE_NAME = "post-job-metrics.json"
+RUNNER_INSTALLED_TS_FILE_NAME = "runner-installed.timestamp"
 
 UNITS = {"KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40, "PiB": 50, "EiB": 60}
 SIZE_PATTERN = re.compile(r"([1-9][0-9]*)(KiB|MiB|GiB|TiB|PiB|EiB)")
@@ -173,6 +179,63 @@ class CharmState:
     ssh_debug_connections: tuple[SSHDebugConnection, ...]
     arch: Arch
     issue_metrics: bool
+
+
+@dataclass(frozen=True)
+class Snap:
+    """A snap that a runner needs; without a revision the channel's newest."""
+
+    name: str
+    channel: str
+    revision: int | None = None
+
+
+@dataclass(frozen=True)
+class WgetExecutable:
+    """A single executable that is fetched into ``/usr/bin/CMD`` where the image lacks it, and verified."""
+
+    url: str
+    cmd: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class RunnerConfig:
+    """What one runner is to be. ``labels`` are all but those that GitHub adds itself."""
+
+    app_name: str
+    issue_metrics: bool
+    labels: tuple[str, ...]
+    lxd_storage_path: Path
+    name: str
+    path: GithubPath
+    proxies: ProxyConfig
+    dockerhub_mirror: str | None = None
+    ssh_debug_connections: tuple[SSHDebugConnection, ...] | None = None
+    github_url: str = "https://github.com"
+    container: bool = False
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class CreateRunnerConfig:
+    """What making a runner takes: image alias, resources, the runner application's tarball, a token."""
+
+    image: str
+    resources: VirtualMachineResources
+    binary_path: Path
+    registration_token: str = field(repr=False)
+    arch: Arch = Arch.X64
+
+
+@dataclass(frozen=True)
+class RunnerStatus:
+    """What is known of a runner: its id at GitHub, whether it exists, is online, runs a job."""
+
+    runner_id: int | None = None
+    exist: bool = False
+    online: bool = False
+    busy: bool = False
 
 
 @dataclass(frozen=True)

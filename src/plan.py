@@ -87,6 +87,12 @@ def health(view: RunnerView, now: float) -> Health:
     return Health.GHOST
 
 
+def is_healthy(view: RunnerView) -> bool:
+    """Whether the instance runs and the runner application in it does; GitHub saying online settles it (spec 2)."""
+    online = view.github is not None and view.github.online
+    return view.exists and view.running and (online or view.process in (Process.RUNNING, Process.WORKER))
+
+
 def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> Plan:
     """Decide one pass. All live instances count against the quantity, busy ones are never surplus.
 
@@ -117,5 +123,5 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
         clear_offline=tuple(v.name for v in live if v.github and v.github.online and v.offline_since is not None),
         idle=tuple(view.name for view in kept_idle if view not in surplus),
         busy=tuple(view.name for view in live if states[view.name] is Health.BUSY),
-        healthy=sum(1 for view in live if states[view.name] in (Health.IDLE, Health.BUSY)),
+        healthy=sum(1 for view in live if is_healthy(view)),
     )

@@ -35,7 +35,9 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise CommandError(f"{command[0]} took longer than {timeout:.0f} s") from error
     if check and done.returncode != 0:
-        raise CommandError(f"{' '.join(command)} failed ({done.returncode}): {(done.stderr or done.stdout).strip()[-500:]}")
+        raise CommandError(
+            f"{' '.join(command)} failed ({done.returncode}): {(done.stderr or done.stdout).strip()[-500:]}"
+        )
     return done
 
 

@@ -1,0 +1,257 @@
+#!/usr/bin/env python3
+"""The charm as Juju sees it: events, actions and the unit's status. What it does lies in runner_manager and host."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import ops
+
+import charm_state
+import provision
+import shared_fs
+from cos_agent import CosAgentProvider
+from errors import (
+    ConfigurationError,
+    GithubApiError,
+    GithubClientError,
+    GithubRunnerError,
+    HostError,
+    LxdError,
+    RateLimitError,
+    TokenError,
+)
+from github_client import GithubClient
+from host import application, daemon, image, logrotate, packages, storage, timer
+from lxd import LxdClient
+from models import CharmState, FlushMode, Identity
+from repo_policy import RepoPolicyClient
+from runner import RunnerManagerClients
+from runner_manager import Report, RunnerManager
+
+logger = logging.getLogger(__name__)
+
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+
+
+class ReconcileRunnersEvent(ops.EventBase):
+    """Fired by the systemd timer."""
+
+
+class GithubRunnerEvents(ops.CharmEvents):
+    """The charm's events, with the timer's among them."""
+
+    reconcile_runners = ops.EventSource(ReconcileRunnersEvent)
+
+
+class GithubRunnerCharm(ops.CharmBase):
+    """Keeps a number of GitHub runners on each unit."""
+
+    on = GithubRunnerEvents()
+
+    def __init__(self, framework: ops.Framework) -> None:
+        super().__init__(framework)
+        self._jinja = provision.environment(TEMPLATES)
+        self._lxd = LxdClient()
+        self._cos_agent = CosAgentProvider(self, charm_state.COS_AGENT_RELATION)
+        observe = framework.observe
+        observe(self.on.install, self._on_install)
+        observe(self.on.upgrade_charm, self._on_upgrade_charm)
+        for event in (self.on.start, self.on.config_changed, self.on.secret_changed):
+            observe(event, self._on_changed)
+        for relation in (charm_state.DEBUG_SSH_RELATION, charm_state.COS_AGENT_RELATION):
+            events = self.on[relation]
+            for event in (events.relation_changed, events.relation_departed, events.relation_broken):
+                observe(event, self._on_changed)
+        observe(self.on.reconcile_runners, self._on_reconcile_runners)
+        observe(self.on.update_status, self._on_update_status)
+        observe(self.on.stop, self._on_stop)
+        observe(self.on.check_runners_action, self._on_check_runners_action)
+        observe(self.on.reconcile_runners_action, self._on_reconcile_runners_action)
+        observe(self.on.flush_runners_action, self._on_flush_runners_action)
+        observe(self.on.update_dependencies_action, self._on_update_dependencies_action)
+
+    def _on_install(self, _: ops.InstallEvent) -> None:
+        self._guarded(self._set_up)
+
+    def _on_upgrade_charm(self, _: ops.UpgradeCharmEvent) -> None:
+        self._guarded(self._set_up, self._reconcile)
+
+    def _on_changed(self, _: ops.EventBase) -> None:
+        self._guarded(self._set_up, self._reconcile)
+
+    def _on_reconcile_runners(self, _: ReconcileRunnersEvent) -> None:
+        self._guarded(self._refresh_application, self._reconcile)
+
+    def _on_update_status(self, _: ops.UpdateStatusEvent) -> None:
+        self._guarded(self._ensure_timer)
+
+    def _on_stop(self, _: ops.StopEvent) -> None:
+        """Whatever the options say: no timer, no runner."""
+        timer.remove()
+        try:
+            state = self._load()
+        except GithubRunnerError as error:
+            logger.warning("The runners are removed without their registrations: %s", error)
+            state = charm_state.without_credentials(self)
+        try:
+            removed = self._manager(state).flush(FlushMode.FORCE_FLUSH)
+            logger.info("%s runners were removed", removed)
+        except LxdError as error:
+            logger.error("The runners were not removed: %s", error)
+
+    def _on_check_runners_action(self, event: ops.ActionEvent) -> None:
+        def work(state: CharmState) -> dict[str, object]:
+            return self._counts(state)
+
+        self._action(event, work)
+
+    def _on_reconcile_runners_action(self, event: ops.ActionEvent) -> None:
+        def work(state: CharmState) -> dict[str, object]:
+            delta = self._reconcile(state)
+            return {**self._counts(state), "delta.virtual-machines": delta}
+
+        self._action(event, work)
+
+    def _on_flush_runners_action(self, event: ops.ActionEvent) -> None:
+        def work(state: CharmState) -> dict[str, object]:
+            self._status(ops.MaintenanceStatus("Flushing runners"))
+            self._manager(state).flush(FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK)
+            delta = self._reconcile(state)
+            return {**self._counts(state), "delta.virtual-machines": delta}
+
+        self._action(event, work)
+
+    def _on_update_dependencies_action(self, event: ops.ActionEvent) -> None:
+        def work(state: CharmState) -> dict[str, object]:
+            changed = self._update_application(state)
+            self._reconcile(state)
+            return {"flush": changed}
+
+        self._action(event, work)
+
+    def _action(self, event: ops.ActionEvent, work: Callable[[CharmState], dict[str, object]]) -> None:
+        """Do an action's work and give its results, or fail with the reason."""
+        before = self.unit.status
+        try:
+            event.set_results({key: str(value) for key, value in work(self._load()).items()})
+        except GithubRunnerError as error:
+            self._status(before if isinstance(error, ConfigurationError) else _status_of(error))
+            event.fail(str(error))
+
+    def _guarded(self, *steps: Callable[[CharmState], object]) -> None:
+        """Read what is wanted, do the steps, and turn what goes wrong into the unit's status."""
+        try:
+            state = self._load()
+            for step in steps:
+                step(state)
+        except GithubRunnerError as error:
+            log = logger.info if isinstance(error, RateLimitError) else logger.error
+            log("%s", error)
+            self._status(_status_of(error))
+
+    def _load(self) -> CharmState:
+        state = charm_state.load(self)
+        _export_proxies(state)
+        return state
+
+    def _set_up(self, state: CharmState) -> None:
+        """Everything that runners need of the machine; each step does nothing where nothing is missing."""
+        self._step("Installing packages", packages.ensure)
+        self._step("Setting up LXD", daemon.ensure, self._lxd, state.proxies)
+        storage.check_unchanged(self._lxd, state.base_image, state.runner_storage)
+        self._step("Setting up storage", storage.ensure, self._lxd, self._jinja, state)
+        self._step("Building runner image", image.ensure, self._lxd, state.base_image, container=state.test_mode)
+        logrotate.ensure(self._jinja)
+        self._ensure_timer(state)
+        self._refresh_application(state)
+
+    def _step(self, status: str, step: Callable[..., object], *args: object, **options: object) -> None:
+        self._status(ops.MaintenanceStatus(status))
+        step(*args, **options)
+
+    def _ensure_timer(self, state: CharmState) -> None:
+        timer.ensure(self._jinja, self.unit.name, state.reconcile_interval)
+
+    def _refresh_application(self, state: CharmState) -> None:
+        """Update the runner application; with one at hand, GitHub's outage does not stop the rest."""
+        try:
+            self._update_application(state)
+        except (GithubApiError, HostError) as error:
+            if application.current() is None:
+                raise
+            logger.warning("The runner application was not refreshed: %s", error)
+
+    def _update_application(self, state: CharmState) -> bool:
+        self._status(ops.MaintenanceStatus("Downloading runner binary"))
+        changed = application.update(self._github(state), state.path, state.arch)
+        using = application.current()
+        if using is not None:
+            self.unit.set_workload_version(using.name.removesuffix(".tar.gz").rsplit("-", 1)[-1])
+        return changed
+
+    def _reconcile(self, state: CharmState) -> int:
+        storage.check_unchanged(self._lxd, state.base_image, state.runner_storage)
+        if application.current() is None:
+            raise HostError("the runner application is not downloaded yet")
+        self._status(ops.MaintenanceStatus("Reconciling runners"))
+        manager = self._manager(state)
+        delta = manager.reconcile(state.virtual_machines, state.resources)
+        self._status(_status_of_report(manager.report, state.test_mode))
+        return delta
+
+    def _counts(self, state: CharmState) -> dict[str, object]:
+        names = self._manager(state).counts()
+        return {**{key: len(value) for key, value in names.items()}, "runners": ", ".join(names["online"])}
+
+    def _manager(self, state: CharmState) -> RunnerManager:
+        policy = RepoPolicyClient(state.repo_policy) if state.repo_policy else None
+        clients = RunnerManagerClients(self._github(state), self._jinja, self._lxd, policy)
+        tarball = application.current() or Path("none")
+        return RunnerManager(self._identity(), state, clients, shared_fs, tarball, lxd_storage_path=storage.MOUNT_POINT)
+
+    def _github(self, state: CharmState) -> GithubClient:
+        return GithubClient(state.github_url, state.token)
+
+    def _identity(self) -> Identity:
+        number = int(self.unit.name.rsplit("/", 1)[1])
+        return Identity(self.app.name, number, hashlib.sha256(self.model.uuid.encode()).hexdigest()[:8])
+
+    def _status(self, status: ops.StatusBase) -> None:
+        self.unit.status = status
+
+
+def _export_proxies(state: CharmState) -> None:
+    """Everything this process starts or asks goes through the model's proxies."""
+    os.environ.update(state.proxies.environment("localhost", "127.0.0.1"))
+
+
+def _status_of(error: GithubRunnerError) -> ops.StatusBase:
+    """Blocked is what the operator must mend; waiting what time mends (spec 1, Statuses)."""
+    if isinstance(error, (ConfigurationError, TokenError)):
+        return ops.BlockedStatus(str(error))
+    if isinstance(error, LxdError):
+        return ops.WaitingStatus(f"LXD: {error}")
+    if isinstance(error, GithubClientError):
+        return ops.WaitingStatus(f"GitHub: {error}")
+    return ops.WaitingStatus(str(error))
+
+
+def _status_of_report(report: Report, test_mode: bool) -> ops.StatusBase:
+    there = len(report.idle) + len(report.busy) + len(report.other)
+    mode = " (test mode: containers)" if test_mode else ""
+    failure = f"; {report.failures[-1]}" if report.failures else ""
+    if report.wanted and not there:
+        return ops.WaitingStatus(f"no runner of {report.wanted}{failure}{mode}")
+    parts = [f"{len(report.idle)} idle", f"{len(report.busy)} busy"]
+    if report.other:
+        parts.append(f"{len(report.other)} starting or unclear")
+    of = f"{there} of {report.wanted}" if there < report.wanted else f"{there}"
+    noun = "runner" if of == "1" else "runners"
+    return ops.ActiveStatus(f"{of} {noun}: {', '.join(parts)}{failure if there < report.wanted else ''}{mode}")
+
+
+if __name__ == "__main__":
+    ops.main(GithubRunnerCharm)

@@ -1,0 +1,300 @@
+"""Options, relations and proxies into one frozen CharmState, or every fault at once (spec 1)."""
+
+import ipaddress
+import logging
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import ops
+
+from errors import ConfigurationError
+from models import (
+    Arch,
+    BaseImage,
+    CharmState,
+    GithubOrg,
+    GithubPath,
+    ProxyConfig,
+    RepoPolicy,
+    RunnerStorage,
+    SSHDebugConnection,
+    VirtualMachineResources,
+    parse_github_path,
+    size_in_bytes,
+)
+
+logger = logging.getLogger(__name__)
+
+COS_AGENT_RELATION = "cos-agent"
+DEBUG_SSH_RELATION = "debug-ssh"
+SSH_KEYS = ("host", "port", "rsa_fingerprint", "ed25519_fingerprint")
+IMAGES = {"jammy": BaseImage.JAMMY, "22.04": BaseImage.JAMMY, "noble": BaseImage.NOBLE, "24.04": BaseImage.NOBLE}
+
+
+class _Faults:
+    """Reads values one by one and keeps what is wrong with each."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def read(self, option: str, parse: Callable[[], Any]) -> Any:
+        """The parsed value, or None and a line that names the option and the fault."""
+        try:
+            return parse()
+        except ValueError as error:
+            self.found.append(f"{option}: {error}")
+            return None
+
+
+def load(charm: ops.CharmBase) -> CharmState:
+    """Read everything the unit was given; ConfigurationError names every fault."""
+    faults = _Faults()
+    config = charm.config
+    values: dict[str, Any] = {
+        "github_url": faults.read("github-url", lambda: parse_github_url(str(config["github-url"]))),
+        "path": faults.read("path", lambda: parse_path(str(config["path"]), str(config["group"]))),
+        "token": faults.read("token-secret" if "token-secret" in config else "token", lambda: _token(charm)),
+        "labels": faults.read("labels", lambda: parse_labels(str(config["labels"]))),
+        "virtual_machines": faults.read("virtual-machines", lambda: at_least(config["virtual-machines"], 0)),
+        "resources": _resources(config, faults),
+        "base_image": faults.read("base-image", lambda: parse_base_image(str(config["base-image"]))),
+        "runner_storage": faults.read("runner-storage", lambda: parse_storage(str(config["runner-storage"]))),
+        "reconcile_interval": faults.read("reconcile-interval", lambda: at_least(config["reconcile-interval"], 2)),
+        "denylist": faults.read("denylist", lambda: parse_denylist(str(config["denylist"]))),
+        "dockerhub_mirror": faults.read("dockerhub-mirror", lambda: parse_mirror(str(config["dockerhub-mirror"]))),
+        "proxies": faults.read(
+            "experimental-use-aproxy", lambda: parse_proxies(os.environ, bool(config["experimental-use-aproxy"]))
+        ),
+        "repo_policy": _repo_policy(config, faults),
+        "test_mode": faults.read("test-mode", lambda: parse_test_mode(config.get("test-mode"))),
+        "ssh_debug_connections": _ssh_debug_connections(charm, faults),
+        "arch": faults.read("architecture", lambda: parse_arch(platform.machine())),
+        "issue_metrics": bool(charm.model.relations[COS_AGENT_RELATION]),
+    }
+    if faults.found:
+        raise ConfigurationError(*faults.found)
+    return CharmState(**values)
+
+
+def without_credentials(charm: ops.CharmBase) -> CharmState:
+    """A state with which a unit can be cleared whatever its options say: it knows LXD's side only."""
+    return CharmState(
+        github_url="https://github.com",
+        path=GithubOrg("unknown"),
+        token="",
+        labels=(),
+        virtual_machines=0,
+        resources=VirtualMachineResources(1, "1GiB", "1GiB"),
+        base_image=BaseImage.JAMMY,
+        runner_storage=RunnerStorage.JUJU_STORAGE,
+        reconcile_interval=10,
+        denylist=(),
+        dockerhub_mirror=None,
+        proxies=ProxyConfig(),
+        repo_policy=None,
+        test_mode=False,
+        ssh_debug_connections=(),
+        arch=Arch.X64,
+        issue_metrics=bool(charm.model.relations[COS_AGENT_RELATION]),
+    )
+
+
+def parse_github_url(value: str) -> str:
+    """An http or https URL of a GitHub without a trailing slash."""
+    value = value.strip().rstrip("/")
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise ValueError(f"{value!r} is not a GitHub URL such as https://github.com")
+    if re.search(r"[\s'\"$`\\;]", value) or _bad_port(value):
+        raise ValueError(f"{value!r} is not a GitHub URL such as https://github.com")
+    return value
+
+
+def _bad_port(url: str) -> bool:
+    try:
+        return urlsplit(url).port == 0
+    except ValueError:
+        return True
+
+
+def parse_path(path: str, group: str) -> GithubPath:
+    """``owner/repo`` or ``org``; the group counts for an organisation only."""
+    if not path.strip():
+        raise ValueError("is empty; give owner/repo or org")
+    if not re.fullmatch(r"[^\x00-\x1f'\"$`\\]+", group):
+        raise ValueError(f"runner group {group!r} is not a group's name")
+    return parse_github_path(path.strip(), group)
+
+
+def _token(charm: ops.CharmBase) -> str:
+    secret_id = charm.config.get("token-secret")
+    if not secret_id:
+        token = str(charm.config["token"]).strip()
+        if not token:
+            raise ValueError("is empty; give a GitHub personal access token, or a secret with token-secret")
+        return _printable(token)
+    try:
+        content = charm.model.get_secret(id=str(secret_id)).get_content(refresh=True)
+    except (ops.SecretNotFoundError, ops.ModelError) as error:
+        raise ValueError("cannot be read; run `juju grant-secret` for this application") from error
+    if not content.get("token", "").strip():
+        raise ValueError("the secret has no key `token`")
+    return _printable(content["token"].strip())
+
+
+def _printable(token: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise ValueError("has characters that a GitHub token never has")
+    return token
+
+
+def parse_labels(value: str) -> tuple[str, ...]:
+    """Labels of a comma list; every bad one is named."""
+    labels = [label.strip() for label in value.split(",") if label.strip()]
+    bad = [label for label in labels if not re.fullmatch(r"[\w-]{1,256}", label, re.ASCII)]
+    if bad:
+        raise ValueError(f"{', '.join(map(repr, bad))} not allowed; use letters, digits, _ and - only")
+    return tuple(dict.fromkeys(labels))
+
+
+def at_least(value: Any, minimum: int) -> int:
+    """A whole number that is not below the minimum."""
+    if int(value) < minimum:
+        raise ValueError(f"{value} is too small; it must be {minimum} or more")
+    return int(value)
+
+
+def _resources(config: Mapping[str, Any], faults: _Faults) -> VirtualMachineResources | None:
+    cpu = faults.read("vm-cpu", lambda: at_least(config["vm-cpu"], 1))
+    memory = faults.read("vm-memory", lambda: parse_size(str(config["vm-memory"])))
+    disk = faults.read("vm-disk", lambda: parse_size(str(config["vm-disk"])))
+    return VirtualMachineResources(cpu, memory, disk) if cpu and memory and disk else None
+
+
+def parse_size(value: str) -> str:
+    """A size such as ``7GiB``, within what LXD can count (63 bits)."""
+    if size_in_bytes(value.strip()) >= 1 << 63:
+        raise ValueError(f"{value!r} is more than LXD can count")
+    return value.strip()
+
+
+def parse_base_image(value: str) -> BaseImage:
+    """A release's name or number, in any case."""
+    image = IMAGES.get(value.strip().lower())
+    if image is None:
+        raise ValueError(f"{value!r} is not one of {', '.join(IMAGES)}")
+    return image
+
+
+def parse_storage(value: str) -> RunnerStorage:
+    """``juju-storage`` or ``memory``."""
+    try:
+        return RunnerStorage(value.strip())
+    except ValueError:
+        raise ValueError(f"{value!r} is not one of juju-storage, memory") from None
+
+
+def parse_denylist(value: str) -> tuple[ipaddress.IPv4Network, ...]:
+    """IPv4 networks of a comma list; every bad one is named."""
+    networks, bad = [], []
+    for item in filter(None, (part.strip() for part in value.split(","))):
+        try:
+            networks.append(ipaddress.IPv4Network(item))
+        except ValueError as error:
+            bad.append(f"{item!r} ({error})")
+    if bad:
+        raise ValueError(f"{', '.join(bad)} not an IPv4 network in CIDR form such as 10.0.0.0/8")
+    return tuple(networks)
+
+
+def parse_mirror(value: str) -> str | None:
+    """An https URL, or None where nothing is given."""
+    value = value.strip()
+    if not value:
+        return None
+    if not value.startswith("https://") or not urlsplit(value).hostname or re.search(r"[\s'\"$`\\]", value):
+        raise ValueError(f"{value!r} is not an https:// URL")
+    return value.rstrip("/")
+
+
+def parse_proxies(environment: Mapping[str, str], use_aproxy: bool) -> ProxyConfig:
+    """The model's proxies from the hook's environment."""
+    values = [environment.get(f"JUJU_CHARM_{name}_PROXY") or None for name in ("HTTP", "HTTPS", "NO")]
+    for value in values[:2]:
+        if value and (urlsplit(value).scheme not in ("http", "https") or re.search(r"[\s'\"$`\\]", value)):
+            raise ValueError("the model's proxy is not an http:// or https:// URL")
+    proxies = ProxyConfig(values[0], values[1], values[2], use_aproxy)
+    if use_aproxy and not proxies:
+        raise ValueError("is true, which needs juju-http-proxy or juju-https-proxy in the model's configuration")
+    return proxies if proxies else ProxyConfig()
+
+
+def _repo_policy(config: Mapping[str, Any], faults: _Faults) -> RepoPolicy | None:
+    url, token = config.get("repo-policy-compliance-url"), config.get("repo-policy-compliance-token")
+    if not url and not token:
+        return None
+    if not (url and token):
+        given, missing = ("url", "token") if url else ("token", "url")
+        name = f"repo-policy-compliance-{missing}"
+        faults.found.append(f"{name}: is missing while repo-policy-compliance-{given} is set; give both or neither")
+        return None
+    parsed = faults.read("repo-policy-compliance-url", lambda: _policy_url(str(url)))
+    return RepoPolicy(parsed, str(token)) if parsed else None
+
+
+def _policy_url(value: str) -> str:
+    parts = urlsplit(value.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\s'\"$`\\]", value.strip()):
+        raise ValueError(f"{value!r} is not an http:// or https:// URL")
+    return value.strip().rstrip("/")
+
+
+def parse_test_mode(value: Any) -> bool:
+    """Whether runners are containers; only ``insecure`` says so."""
+    if not value:
+        return False
+    if value != "insecure":
+        raise ValueError(f"{value!r} is not accepted; the only value is insecure, else leave it unset")
+    return True
+
+
+def parse_arch(machine: str) -> Arch:
+    """The architecture of this machine, as `uname -m` gives it."""
+    known = {"x86_64": Arch.X64, "amd64": Arch.X64, "aarch64": Arch.ARM64, "arm64": Arch.ARM64}
+    if machine.lower() not in known:
+        raise ValueError(f"{machine!r} is not one of x86_64, aarch64")
+    return known[machine.lower()]
+
+
+def _ssh_debug_connections(charm: ops.CharmBase, faults: _Faults) -> tuple[SSHDebugConnection, ...]:
+    connections = []
+    for relation in charm.model.relations[DEBUG_SSH_RELATION]:
+        for unit in sorted(relation.units, key=lambda unit: unit.name):
+            data = {key: relation.data[unit].get(key, "") for key in SSH_KEYS}
+            missing = [key for key, value in data.items() if not value]
+            if missing:
+                logger.warning("%s of %s is not ready: %s missing", DEBUG_SSH_RELATION, unit.name, ", ".join(missing))
+                continue
+            connection = faults.read(f"{DEBUG_SSH_RELATION} of {unit.name}", partial(parse_connection, data))
+            if connection:
+                connections.append(connection)
+    return tuple(sorted(connections, key=lambda connection: (connection.host, connection.port)))
+
+
+def parse_connection(data: Mapping[str, str]) -> SSHDebugConnection:
+    """One tmate server, all of whose keys are there."""
+    try:
+        host = str(ipaddress.ip_address(data["host"]))
+    except ValueError:
+        raise ValueError(f"host {data['host']!r} is not an IP address") from None
+    if not re.fullmatch(r"[0-9]{1,5}", data["port"], re.ASCII) or not 1 <= int(data["port"]) <= 65535:
+        raise ValueError(f"port {data['port']!r} is not a number from 1 to 65535")
+    for key in SSH_KEYS[2:]:
+        if not re.fullmatch(r"SHA256:[A-Za-z0-9+/=]{1,64}", data[key]):
+            raise ValueError(f"{key} {data[key]!r} is not of the form SHA256:…")
+    return SSHDebugConnection(host, int(data["port"]), data["rsa_fingerprint"], data["ed25519_fingerprint"])

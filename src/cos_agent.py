@@ -1,0 +1,63 @@
+"""The cos-agent relation: alert rules and dashboards for the observability stack (spec 1, cos-agent relation)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ops
+
+HERE = Path(__file__).resolve().parent
+ALERT_RULES = HERE / "loki_alert_rules"
+DASHBOARDS = HERE / "grafana_dashboards"
+KEY = "config"
+
+
+class CosAgentProvider(ops.Object):
+    """Writes what the collector expects into the unit's databag."""
+
+    def __init__(self, charm: ops.CharmBase, relation_name: str) -> None:
+        super().__init__(charm, relation_name)
+        self._charm = charm
+        self._relation_name = relation_name
+        events = charm.on[relation_name]
+        for event in (events.relation_joined, events.relation_changed, charm.on.upgrade_charm):
+            self.framework.observe(event, self._on_change)
+
+    def _on_change(self, _: ops.EventBase) -> None:
+        relations = self._charm.model.relations[self._relation_name]
+        if not relations:
+            return
+        content = databag(self._charm)
+        for relation in relations:
+            data = relation.data[self._charm.unit]
+            # Written only when it changed: a write wakes every collector.
+            if data.get(KEY) != content:
+                data[KEY] = content
+
+
+def databag(charm: ops.CharmBase) -> str:
+    """The JSON document of the unit's databag."""
+    from cosl import AlertRules, JujuTopology
+
+    rules = AlertRules(query_type="logql", topology=JujuTopology.from_charm(charm))
+    rules.add_path(ALERT_RULES)
+    document: dict[str, Any] = {
+        "metrics_alert_rules": {},
+        "log_alert_rules": rules.as_dict(),
+        "dashboards": [_dashboard(path, charm.meta.name) for path in sorted(DASHBOARDS.glob("*.json"))],
+        "metrics_scrape_jobs": [],
+        "log_slots": [],
+        "subordinate": None,
+        "tracing_protocols": None,
+    }
+    return json.dumps(document, sort_keys=True)
+
+
+def _dashboard(path: Path, charm_name: str) -> str:
+    from cosl import DashboardPath40UID, LZMABase64
+
+    dashboard = json.loads(path.read_text())
+    dashboard["uid"] = DashboardPath40UID.generate(charm_name, str(path.relative_to(HERE.parent)))
+    tag = f"charm: {charm_name}"
+    dashboard["tags"] = [*(item for item in dashboard.get("tags", []) if item != tag), tag]
+    return LZMABase64.compress(json.dumps(dashboard, sort_keys=True))

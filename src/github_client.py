@@ -1,0 +1,305 @@
+"""GitHub's API: the only user of ghapi. Calls, limits and errors follow spec 4, GitHub API.
+
+https://docs.github.com/en/rest/actions/self-hosted-runners
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx2
+import stamina
+
+from errors import GithubApiError, GithubClientError, JobNotFoundError, RateLimitError, RunnerBusyError, TokenError
+from models import Arch, GithubPath, GithubRepo, GithubRunner, RunnerApplication, WorkflowJob
+
+if TYPE_CHECKING:
+    from ghapi.core import GhApi
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT = httpx2.Timeout(15, connect=5)
+CALL_DEADLINE = 45.0
+ATTEMPTS = 4
+PER_PAGE = 100
+MOST_PAGES = 1000
+DOWNLOAD_LIMIT = 1 << 30
+
+
+class TemporaryGithubError(GithubApiError):
+    """A call that may be tried again at once."""
+
+
+def api_url(github_url: str) -> str:
+    """The API's base for a GitHub (https://docs.github.com/en/rest/using-the-rest-api/getting-started-with-the-rest-api)."""
+    parts = urlsplit(github_url)
+    host = (parts.hostname or "").lower()
+    if host == "github.com":
+        return "https://api.github.com"
+    if host.endswith(".ghe.com"):
+        return f"https://api.{host}"
+    return f"{github_url.rstrip('/')}/api/v3"
+
+
+class GithubClient:
+    """What this charm asks GitHub, over one connection, which is made when the first question is asked."""
+
+    def __init__(self, github_url: str, token: str, *, deadline: float = CALL_DEADLINE) -> None:
+        self._url = api_url(github_url)
+        self._token = token
+        self._deadline = deadline
+        self._api: GhApi | None = None
+
+    def list_runners(self, path: GithubPath, wanted: Callable[[str], bool]) -> list[GithubRunner]:
+        """The path's runners whose name is wanted; others are dropped page by page."""
+        found: dict[int, GithubRunner] = {}
+        for item in self._pages(self._operation("list_self_hosted_runners_for_{}", path), "runners", path.path):
+            runner = _read_runner(item)
+            if wanted(runner.name):
+                found[runner.runner_id] = runner
+        return list(found.values())
+
+    def find_runner(self, path: GithubPath, name: str) -> GithubRunner | None:
+        """One runner by its whole name."""
+        answer = self._call(self._operation("list_self_hosted_runners_for_{}", path, name=name), path.path)
+        runners = map(_read_runner, _field(answer, "runners", list))
+        return next((runner for runner in runners if runner.name == name), None)
+
+    def registration_token(self, path: GithubPath) -> str:
+        """A token with which runners can register for one hour."""
+        return self._created_token("create_registration_token_for_{}", path)
+
+    def remove_token(self, path: GithubPath) -> str:
+        """A token with which runners can deregister themselves for one hour."""
+        return self._created_token("create_remove_token_for_{}", path)
+
+    def delete_runner(self, path: GithubPath, runner_id: int) -> None:
+        """Deregister; gone already counts as done. RunnerBusyError while it runs a job."""
+        operation = self._operation("delete_self_hosted_runner_from_{}", path, runner_id=runner_id)
+        try:
+            self._call(operation, path.path)
+        except _StatusError as error:
+            if error.status == 404:
+                return
+            if error.status == 422:
+                raise RunnerBusyError(f"runner {runner_id} of {path.path} runs a job") from error
+            raise
+
+    def application(self, path: GithubPath, arch: Arch) -> RunnerApplication:
+        """The runner application that GitHub offers for Linux on an architecture."""
+        answer = self._call(self._operation("list_runner_applications_for_{}", path), path.path)
+        if not isinstance(answer, list):
+            raise GithubApiError("GitHub's list of runner applications is not a list")
+        for item in answer:
+            if _field(item, "os", str) == "linux" and _field(item, "architecture", str) == arch.value:
+                checksum = item.get("sha256_checksum")
+                if not isinstance(checksum, str) or not re.fullmatch("[0-9a-fA-F]{64}", checksum):
+                    raise GithubApiError("GitHub offers a runner application without a SHA-256 checksum")
+                filename = _field(item, "filename", str)
+                if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", filename):
+                    raise GithubApiError("GitHub offers a runner application with an impossible file name")
+                return RunnerApplication(_field(item, "download_url", str), filename, checksum.lower())
+        raise GithubApiError(f"GitHub offers no runner application for linux {arch.value}")
+
+    def download(self, application: RunnerApplication, target: Path) -> None:
+        """Fetch into a new file; GithubApiError if it does not come or is not what the checksum says."""
+        for attempt in self._attempts():
+            with attempt, _translated("downloading the runner application"):
+                digest, size = hashlib.sha256(), 0
+                with (
+                    httpx2.Client(timeout=TIMEOUT, follow_redirects=True) as client,
+                    client.stream("GET", application.url) as answer,
+                    target.open("wb") as file,
+                ):
+                    answer.raise_for_status()
+                    for chunk in answer.iter_bytes(1 << 16):
+                        size += len(chunk)
+                        if size > DOWNLOAD_LIMIT:
+                            raise GithubApiError(f"{application.filename} is larger than {DOWNLOAD_LIMIT} bytes")
+                        digest.update(chunk)
+                        file.write(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if digest.hexdigest() != application.sha256:
+                    raise GithubApiError(f"the checksum of {application.filename} is wrong: not used")
+
+    def job(self, repository: str, run_id: str, runner_name: str) -> WorkflowJob:
+        """The job of a workflow run that a runner ran; JobNotFoundError if there is none."""
+        if not re.fullmatch("[0-9]{1,20}", run_id):
+            raise JobNotFoundError(f"{run_id!r} is no workflow run's id")
+        owner, repo = repository.split("/")
+        operation = self._operation(
+            "list_jobs_for_workflow_run", None, owner=owner, repo=repo, run_id=int(run_id), filter="all"
+        )
+        try:
+            for item in self._pages(operation, "jobs", repository):
+                if item.get("runner_name") == runner_name:
+                    return _read_job(item)
+        except TokenError as error:
+            raise JobNotFoundError(f"workflow run {run_id} of {repository} is not to be seen") from error
+        raise JobNotFoundError(f"no job of workflow run {run_id} of {repository} was run by {runner_name}")
+
+    def _created_token(self, name: str, path: GithubPath) -> str:
+        answer = self._call(self._operation(name, path), path.path)
+        token: str = _field(answer, "token", str)
+        return token
+
+    def _operation(self, operation: str, path: GithubPath | None, **parameters: Any) -> Callable[..., Any]:
+        """One of ghapi's operations in its form for repositories or organisations."""
+
+        def call(**more: Any) -> Any:
+            where: dict[str, str] = {}
+            if isinstance(path, GithubRepo):
+                where = {"owner": path.owner, "repo": path.repo}
+            elif path is not None:
+                where = {"org": path.org}
+            name = operation.format("org" if "org" in where else "repo")
+            return getattr(self._connected().actions, name)(**where, **parameters, **more)
+
+        return call
+
+    def _connected(self) -> "GhApi":
+        if self._api is None:
+            from ghapi.core import GhApi  # half a second that a hook without GitHub need not pay
+
+            if not self._token:
+                raise TokenError("there is no GitHub token")
+            self._api = GhApi(token=self._token, gh_host=self._url, sync=True)  # type: ignore[no-untyped-call]
+            # ghapi opens a connection per call and repeats failed ones by itself; here both are ours.
+            self._api.transport.client = httpx2.Client(timeout=TIMEOUT, follow_redirects=True)
+            self._api.transport.retries = 0
+        return self._api
+
+    def _attempts(self) -> Iterator[Any]:
+        return iter(
+            stamina.retry_context(
+                on=TemporaryGithubError, attempts=ATTEMPTS, timeout=self._deadline, wait_initial=0.5, wait_max=8
+            )
+        )
+
+    def _call(self, operation: Callable[..., Any], path: str, **parameters: Any) -> Any:
+        """One call with its retries; ``path`` is what GitHub must let the token see."""
+        for attempt in self._attempts():
+            with attempt, _translated(path):
+                return operation(**parameters)
+        raise AssertionError("unreachable")
+
+    def _pages(self, operation: Callable[..., Any], key: str, path: str) -> Iterator[dict[str, Any]]:
+        """The items of every page until ``total_count`` or a page that is not full."""
+        seen = 0
+        for page in range(1, MOST_PAGES + 1):
+            answer = self._call(operation, path, per_page=PER_PAGE, page=page)
+            total, items = _field(answer, "total_count", int), _field(answer, key, list)
+            yield from items
+            seen += len(items)
+            if seen >= total or not items:
+                return
+        raise GithubApiError(f"GitHub's list of {key} has no end")
+
+
+class _StatusError(GithubApiError):
+    """An answer whose status code somebody may want to look at."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    """Whatever ghapi and httpx2 raise, as this module's errors; no text of theirs that may hold a token."""
+    try:
+        yield
+    except GithubClientError:
+        raise
+    except httpx2.HTTPStatusError as error:
+        raise _status_error(error.response, path) from None
+    except (httpx2.RequestError, httpx2.StreamError) as error:
+        raise TemporaryGithubError(f"GitHub does not answer ({type(error).__name__})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TemporaryGithubError(f"GitHub's answer is not JSON ({type(error).__name__})") from None
+    except OSError as error:
+        raise GithubApiError(f"{path}: {error}") from error
+    except Exception as error:
+        # ghapi wraps what its transport raises; the cause tells what it was.
+        cause = error.__cause__ or error.__context__
+        response = getattr(cause, "response", None)
+        if isinstance(cause, httpx2.HTTPStatusError) and response is not None:
+            raise _status_error(response, path) from None
+        if isinstance(cause, (httpx2.RequestError, httpx2.StreamError, ValueError)):
+            raise TemporaryGithubError(f"GitHub does not answer properly ({type(cause).__name__})") from None
+        raise GithubApiError(f"GitHub's answer was not understood ({type(error).__name__})") from None
+
+
+def _status_error(response: httpx2.Response, path: str) -> GithubClientError:
+    status = response.status_code
+    limited = response.headers.get("x-ratelimit-remaining") == "0" or "retry-after" in response.headers
+    if status == 429 or (status == 403 and limited):
+        reset = _reset(response)
+        return RateLimitError(f"GitHub's rate limit is used up until {reset:%H:%M:%S} UTC", reset)
+    if status == 401:
+        return TokenError("GitHub says that the token is invalid or expired (401)")
+    if status == 403:
+        return TokenError(f"the token lacks permission to manage the runners of {path} (403)")
+    if status >= 500:
+        return TemporaryGithubError(f"GitHub is out of order ({status})")
+    error = _StatusError(f"GitHub refused ({status})", status)
+    return error if status != 404 else _NotVisibleError(path)
+
+
+class _NotVisibleError(TokenError, _StatusError):
+    """404: GitHub's answer for what does not exist and for what the token cannot see."""
+
+    def __init__(self, path: str) -> None:
+        _StatusError.__init__(self, f"{path} does not exist, or the token cannot see it (404)", 404)
+
+
+def _reset(response: httpx2.Response) -> datetime:
+    """When to come back: a header of GitHub's, at least a moment and at most a day from now."""
+    now = datetime.now(timezone.utc)
+    seconds = 60.0
+    with suppress(ValueError, OverflowError):
+        if "retry-after" in response.headers:
+            seconds = float(response.headers["retry-after"])
+        elif "x-ratelimit-reset" in response.headers:
+            seconds = float(response.headers["x-ratelimit-reset"]) - now.timestamp()
+    return now + timedelta(seconds=min(max(seconds, 1.0), 86400.0))
+
+
+def _field(item: Any, name: str, kind: type) -> Any:
+    """A field of an answer; GithubApiError if the answer is not an object or the field not of that kind."""
+    value = item.get(name) if isinstance(item, dict) else None
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise GithubApiError(f"GitHub's answer has no proper {name}")
+    return value
+
+
+def _read_runner(item: Any) -> GithubRunner:
+    return GithubRunner(
+        runner_id=_field(item, "id", int),
+        name=_field(item, "name", str),
+        online=_field(item, "status", str) == "online",
+        busy=_field(item, "busy", bool),
+    )
+
+
+def _read_job(item: Any) -> WorkflowJob:
+    conclusion = item.get("conclusion")
+    if conclusion is not None and not isinstance(conclusion, str):
+        raise GithubApiError("GitHub's answer has no proper conclusion")
+    try:
+        created, started = (
+            datetime.fromisoformat(_field(item, key, str).replace("Z", "+00:00"))
+            for key in ("created_at", "started_at")
+        )
+        return WorkflowJob(created.astimezone(timezone.utc), started.astimezone(timezone.utc), conclusion)
+    except (ValueError, OverflowError) as error:
+        raise GithubApiError("GitHub's answer has no proper time of a job") from error

@@ -1,0 +1,66 @@
+"""GitHub's runner application on this machine: verified when fetched, swapped atomically (spec 4)."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from errors import HostError
+from github_client import GithubClient
+from models import Arch, GithubPath
+
+logger = logging.getLogger(__name__)
+
+FOLDER = Path("/var/lib/github-runner/application")
+CURRENT = "current"
+
+
+def current(folder: Path = FOLDER) -> Path | None:
+    """The tarball in use, named as GitHub names it; None if none was fetched yet."""
+    with suppress(OSError):
+        path = (folder / CURRENT).resolve(strict=True)
+        return path if path.is_file() else None
+    return None
+
+
+def update(github: GithubClient, path: GithubPath, arch: Arch, folder: Path = FOLDER) -> bool:
+    """Fetch what GitHub offers unless it is in use already; return whether that changed it.
+
+    What is in use stays until the new one is whole: nothing is lost when GitHub or the disk fails.
+    """
+    offered = github.application(path, arch)
+    using = current(folder)
+    if using is not None and using.name == offered.filename:
+        return False
+    with _host_errors():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".download-")
+        os.close(handle)
+        partial = Path(name)
+        try:
+            github.download(offered, partial)
+            partial.replace(folder / offered.filename)
+            link = folder / ".current.new"
+            link.unlink(missing_ok=True)
+            link.symlink_to(offered.filename)
+            link.replace(folder / CURRENT)
+        finally:
+            partial.unlink(missing_ok=True)
+        _remove_others(folder, {offered.filename, CURRENT})
+    return True
+
+
+def _remove_others(folder: Path, kept: set[str]) -> None:
+    for path in folder.iterdir():
+        if path.name not in kept:
+            path.unlink()
+
+
+@contextmanager
+def _host_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f"the runner application cannot be stored: {error}") from error

@@ -1,0 +1,124 @@
+"""LXD itself: installed where it does not answer, and its bridge, default profile and proxies (spec 4, Host set-up)."""
+
+import ipaddress
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from errors import HostError, LxdError
+from lxd import LxdClient, wait_until
+from models import ProxyConfig
+from system import run
+
+logger = logging.getLogger(__name__)
+
+OLDEST = (5, 0)
+BRIDGE = "lxdbr0"
+ETH0 = {
+    "type": "nic",
+    "network": BRIDGE,
+    "name": "eth0",
+    "security.ipv4_filtering": "true",
+    "security.ipv6_filtering": "true",
+    "security.mac_filtering": "true",
+    "security.port_isolation": "true",
+}
+# Tried in order where LXD finds no free subnet by itself: it pings them, and some networks answer every ping.
+SUBNETS = [ipaddress.IPv4Network(f"10.{second}.{third}.0/24") for second, third in ((217, 1), (218, 1), (219, 1))]
+
+
+def ensure(lxd: LxdClient, proxies: ProxyConfig) -> None:
+    """Make sure that LXD answers and that instances get a filtered network from it."""
+    _ensure_answer(lxd)
+    _ensure_proxies(lxd, proxies)
+    _ensure_bridge(lxd)
+    _ensure_default_profile(lxd)
+
+
+def _ensure_answer(lxd: LxdClient) -> None:
+    try:
+        version = lxd.server_version()
+    except LxdError:
+        _install()
+        wait_until(lambda: _answers(lxd), 120, "LXD's answer after its installation")
+        version = lxd.server_version()
+    if version < OLDEST:
+        raise HostError(f"LXD {'.'.join(map(str, version))} is too old: 5.0 or newer is needed")
+
+
+def _answers(lxd: LxdClient) -> bool:
+    try:
+        lxd.server_version()
+    except LxdError:
+        return False
+    return True
+
+
+def _install() -> None:
+    from charmlibs import snap
+
+    try:
+        snap.ensure_installed("lxd", channel="latest/stable")
+    except (snap.Error, OSError) as error:
+        raise HostError(f"LXD does not answer and its snap cannot be installed: {error}") from error
+
+
+def _ensure_proxies(lxd: LxdClient, proxies: ProxyConfig) -> None:
+    values = {
+        "core.proxy_http": proxies.http or "",
+        "core.proxy_https": proxies.https or "",
+        "core.proxy_ignore_hosts": (proxies.no_proxy or "") if proxies else "",
+    }
+    config = lxd.get()["config"]
+    if any(str(config.get(key, "")) != value for key, value in values.items()):
+        lxd.change("PATCH", json={"config": values})
+
+
+def _ensure_bridge(lxd: LxdClient) -> None:
+    wanted = {"ipv6.address": "none", "ipv4.nat": "true"}
+    if lxd.exists("networks", BRIDGE):
+        network = lxd.get("networks", BRIDGE)
+        if not network["managed"]:
+            raise HostError(f"{BRIDGE} exists and is not LXD's: remove it or rename it")
+        if any(network["config"].get(key) != value for key, value in wanted.items()):
+            lxd.change("PATCH", "networks", BRIDGE, json={"config": wanted})
+        return
+    try:
+        _create_bridge(lxd, {**wanted, "ipv4.address": "auto"})
+    except LxdError as error:
+        logger.info("LXD finds no free subnet by itself (%s)", error)
+        subnet = free_subnet(_used_networks(), SUBNETS)
+        _create_bridge(lxd, {**wanted, "ipv4.address": f"{subnet[1]}/{subnet.prefixlen}"})
+
+
+def _create_bridge(lxd: LxdClient, config: Mapping[str, str]) -> None:
+    lxd.change("POST", "networks", json={"name": BRIDGE, "type": "bridge", "config": dict(config)})
+
+
+def free_subnet(
+    used: Iterable[ipaddress.IPv4Network], candidates: Iterable[ipaddress.IPv4Network]
+) -> ipaddress.IPv4Network:
+    """The first candidate that overlaps no network in use."""
+    taken = list(used)
+    for candidate in candidates:
+        if not any(candidate.overlaps(network) for network in taken):
+            return candidate
+    raise HostError(f"no free subnet for {BRIDGE}: create the bridge by hand")
+
+
+def _used_networks() -> list[ipaddress.IPv4Network]:
+    routes: list[dict[str, Any]] = json.loads(run(["ip", "-json", "-4", "route", "show", "table", "all"]).stdout)
+    used = []
+    for route in routes:
+        destination = route.get("dst", "default")
+        if destination != "default":
+            used.append(ipaddress.IPv4Network(destination, strict=False))
+    return used
+
+
+def _ensure_default_profile(lxd: LxdClient) -> None:
+    profile = lxd.get("profiles", "default")
+    if profile["devices"].get("eth0") != ETH0:
+        devices = {**profile["devices"], "eth0": ETH0}
+        lxd.change("PATCH", "profiles", "default", json={"devices": devices})

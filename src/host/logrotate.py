@@ -1,0 +1,23 @@
+"""Rotation of the metrics log, so that no line is ever shipped twice (spec 3, Events)."""
+
+from pathlib import Path
+
+import jinja2
+
+from metrics.events import METRICS_LOG_PATH
+from system import run, write_file
+
+CONFIG = Path("/etc/logrotate.d/github-runner-metrics")
+
+
+def ensure(jinja: jinja2.Environment) -> bool:
+    """Write the configuration and start logrotate's timer; return whether it changed."""
+    changed = write_file(CONFIG, jinja.get_template("logrotate.j2").render(log=str(METRICS_LOG_PATH)))
+    if changed or run(["systemctl", "is-active", "--quiet", "logrotate.timer"], check=False).returncode != 0:
+        run(["systemctl", "enable", "--quiet", "--now", "logrotate.timer"])
+    return changed
+
+
+def remove() -> None:
+    """Take the configuration away."""
+    CONFIG.unlink(missing_ok=True)

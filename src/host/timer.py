@@ -1,0 +1,40 @@
+"""The systemd timer that fires the event ``reconcile-runners`` (spec 4, Timer)."""
+
+from pathlib import Path
+
+import jinja2
+
+from system import run, write_file
+
+NAME = "ghro.reconcile-runners"
+UNITS = Path("/etc/systemd/system")
+SERVICE, TIMER = f"{NAME}.service", f"{NAME}.timer"
+
+
+def ensure(jinja: jinja2.Environment, unit: str, interval: int) -> bool:
+    """Render the units, enable and start the timer; return whether anything changed. ``interval`` in minutes."""
+    changed = False
+    for name in (SERVICE, TIMER):
+        content = jinja.get_template(f"{name}.j2").render(unit=unit, interval=interval)
+        changed |= write_file(UNITS / name, content)
+    if changed:
+        run(["systemctl", "daemon-reload"])
+    if changed or not is_active():
+        run(["systemctl", "enable", "--quiet", TIMER])
+        # Only a restart makes a running timer count anew by its new interval.
+        run(["systemctl", "restart", TIMER])
+        changed = True
+    return changed
+
+
+def is_active() -> bool:
+    """Whether systemd runs the timer."""
+    return run(["systemctl", "is-active", "--quiet", TIMER], check=False).returncode == 0
+
+
+def remove() -> None:
+    """Stop the timer and remove its units; gone already counts as done."""
+    run(["systemctl", "disable", "--quiet", "--now", TIMER], check=False)
+    for name in (SERVICE, TIMER):
+        (UNITS / name).unlink(missing_ok=True)
+    run(["systemctl", "daemon-reload"])

@@ -1,0 +1,304 @@
+"""LXD: the only user of pylxd, and only of what its REST API gives (https://documentation.ubuntu.com/lxd/latest/api/)."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+import pylxd
+import pylxd.exceptions
+import requests
+
+from errors import LxdError, LxdNotFoundError
+
+logger = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT = 30.0
+OPERATION_TIMEOUT = 120.0
+EXPECTED = (200, 201, 202)
+# https://documentation.ubuntu.com/lxd/latest/rest-api/#list-of-current-status-codes
+SUCCESS = 200
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What a command inside an instance answered; the texts are empty unless its output was asked for."""
+
+    code: int
+    stdout: str = ""
+    stderr: str = ""
+
+
+class LxdClient:
+    """One LXD daemon, as the API shows it. Can be used by several threads at once.
+
+    Everything raises LxdError, or LxdNotFoundError for what is not there.
+    """
+
+    def __init__(self, endpoint: str | None = None) -> None:
+        self._endpoint = endpoint
+        self._local = threading.local()
+
+    def request(self, method: str, *path: str, timeout: float = REQUEST_TIMEOUT, **options: Any) -> requests.Response:
+        """One call below ``/1.0``; ``options`` are those of requests. ``timeout`` in seconds."""
+        with _errors(f"{method} /1.0/{'/'.join(path)}"):
+            node = self._client().api
+            for part in path:
+                node = node[quote(part, safe=".-_~:")]
+            response: requests.Response = getattr(node, method.lower())(timeout=timeout, **options)
+            return response
+
+    def get(self, *path: str, **params: str | int) -> Any:
+        """The metadata of a GET."""
+        return self.request("GET", *path, params=params).json()["metadata"]
+
+    def change(self, method: str, *path: str, timeout: float = OPERATION_TIMEOUT, **options: Any) -> Any:
+        """A request that may become an operation: wait until it is done and return its metadata."""
+        body = self.request(method, *path, **options).json()
+        if body.get("type") != "async":
+            return body.get("metadata")
+        return self.wait(body["metadata"]["id"], f"{method} {'/'.join(path)}", timeout)
+
+    def wait(self, operation: str, what: str, timeout: float = OPERATION_TIMEOUT) -> Any:
+        """Wait for an operation on the server's side; LxdError if it fails or is not over in ``timeout`` seconds."""
+        whole = max(1, round(timeout))
+        response = self.request(
+            "GET", "operations", operation, "wait", timeout=whole + REQUEST_TIMEOUT, params={"timeout": whole}
+        )
+        done = response.json()["metadata"]
+        if done["status_code"] == SUCCESS:
+            return done.get("metadata")
+        with suppress(LxdError):
+            self.request("DELETE", "operations", operation)
+        if done.get("err"):
+            raise _not_found_or(done["err"])(f"{what}: {done['err']}")
+        raise LxdError(f"{what}: not done within {whole} s")
+
+    def exists(self, *path: str) -> bool:
+        """Whether there is such a thing."""
+        try:
+            self.get(*path)
+        except LxdNotFoundError:
+            return False
+        return True
+
+    def server_version(self) -> tuple[int, int]:
+        """The daemon's version, such as ``(5, 0)``."""
+        version = str(self.get()["environment"]["server_version"])
+        major, minor = version.split(".")[:2]
+        return int(major), int(minor)
+
+    def instances(self) -> "list[LxdInstance]":
+        """Every instance with its configuration and status, in one request."""
+        return [LxdInstance(self, data) for data in self.get("instances", recursion=1)]
+
+    def instance(self, name: str) -> "LxdInstance":
+        """One instance."""
+        return LxdInstance(self, self.get("instances", name))
+
+    def create_instance(
+        self,
+        name: str,
+        *,
+        image: str,
+        virtual_machine: bool,
+        profiles: Sequence[str],
+        config: Mapping[str, str],
+        devices: Mapping[str, Mapping[str, str]],
+    ) -> "LxdInstance":
+        """Make a stopped ephemeral instance from an image's alias."""
+        body = {
+            "name": name,
+            "ephemeral": True,
+            "type": "virtual-machine" if virtual_machine else "container",
+            "source": {"type": "image", "alias": image},
+            "profiles": list(profiles),
+            "config": dict(config),
+            "devices": {device: dict(value) for device, value in devices.items()},
+        }
+        self.change("POST", "instances", json=body, timeout=300)
+        return self.instance(name)
+
+    def _client(self) -> pylxd.Client:
+        client = getattr(self._local, "client", None)
+        if client is None:
+            client = self._local.client = pylxd.Client(endpoint=self._endpoint, timeout=REQUEST_TIMEOUT)
+        return client
+
+
+class LxdInstance:
+    """One instance. Its data is what LXD said when it was listed or last refreshed."""
+
+    def __init__(self, client: LxdClient, data: Mapping[str, Any]) -> None:
+        self._lxd = client
+        self.name: str = data["name"]
+        self.running: bool = data["status"] == "Running"
+        self.virtual_machine: bool = data["type"] == "virtual-machine"
+        self.config: dict[str, str] = dict(data["config"])
+
+    def refresh(self) -> None:
+        """Look again at this instance."""
+        fresh = self._lxd.instance(self.name)
+        self.running, self.config = fresh.running, fresh.config
+
+    def host_uid(self, uid: int) -> int:
+        """The user on the host that the instance sees as ``uid``."""
+        key = "volatile.idmap.current" if self.running else "volatile.idmap.next"
+        for entry in json.loads(self.config.get(key) or "[]"):
+            if entry.get("Isuid") and entry["Nsid"] <= uid < entry["Nsid"] + entry["Maprange"]:
+                return int(entry["Hostid"]) + uid - int(entry["Nsid"])
+        return uid
+
+    def start(self) -> None:
+        """Start it and wait until it runs (not until it has booted)."""
+        self._lxd.change("PUT", "instances", self.name, "state", json={"action": "start", "timeout": -1})
+        self.running = True
+
+    def stop(self, timeout: int = 60, force: bool = False) -> None:
+        """Stop it, an ephemeral one is deleted by that; by force if it did not stop in ``timeout`` seconds."""
+        for forced in (True,) if force else (False, True):
+            body = {"action": "stop", "timeout": timeout, "force": forced}
+            try:
+                self._lxd.change("PUT", "instances", self.name, "state", json=body, timeout=timeout + 60)
+                return
+            except LxdNotFoundError:
+                return
+            except LxdError as error:
+                # The state at this moment counts, not the one that was listed.
+                if not self._runs():
+                    return
+                if forced:
+                    raise
+                logger.info("%s did not stop, now by force: %s", self.name, error)
+
+    def delete(self) -> None:
+        """Delete it; gone already counts as done."""
+        with suppress(LxdNotFoundError):
+            self._lxd.change("DELETE", "instances", self.name)
+
+    def set_config(self, values: Mapping[str, str | None]) -> None:
+        """Set keys of its configuration, None takes a key away."""
+        self._lxd.change("PATCH", "instances", self.name, json={"config": {k: v or "" for k, v in values.items()}})
+        self.config = {k: v for k, v in {**self.config, **values}.items() if v}
+
+    def execute(
+        self,
+        command: Sequence[str],
+        *,
+        timeout: float = 60,
+        user: int = 0,
+        environment: Mapping[str, str] | None = None,
+        output: bool = False,
+    ) -> Execution:
+        """Run a command to its end inside, with recorded output if asked for.
+
+        Arguments and environment are seen in the host's process list: no secrets in them. Output is recorded on
+        the host's disk without a limit: never ask for it where a job's code may have replaced the command.
+        """
+        body = {
+            "command": list(command),
+            "environment": dict(environment or {}),
+            "user": user,
+            "group": user,
+            "cwd": "/",
+            "record-output": output,
+            "wait-for-websocket": False,
+            "interactive": False,
+        }
+        what = f"{PurePosixPath(command[0]).name} in {self.name}"
+        path = ("instances", self.name, "exec")
+        with _renamed(what):
+            done = self._lxd.change("POST", *path, json=body, timeout=timeout) or {}
+        texts = [self._recorded(done.get("output", {}).get(stream)) for stream in ("1", "2")] if output else ["", ""]
+        return Execution(int(done.get("return", -1)), *texts)
+
+    def push(self, path: str, content: bytes, *, mode: int = 0o644, user: int = 0) -> None:
+        """Write a file inside; its folder must be there."""
+        headers = {"X-LXD-uid": str(user), "X-LXD-gid": str(user), "X-LXD-mode": f"{mode:04o}", "X-LXD-type": "file"}
+        self._lxd.request(
+            "POST", "instances", self.name, "files", params={"path": path}, data=content, headers=headers, timeout=300
+        )
+
+    def pull(self, path: str, limit: int) -> bytes:
+        """At most ``limit`` bytes of a regular file inside."""
+        with self._lxd.request("GET", "instances", self.name, "files", params={"path": path}, stream=True) as response:
+            kind = response.headers.get("X-LXD-type")
+            if kind != "file":
+                raise LxdError(f"{path} in {self.name} is a {kind}, not a file")
+            data = b""
+            with _errors(f"{path} in {self.name}"):
+                for chunk in response.iter_content(65536):
+                    data += chunk
+                    if len(data) >= limit:
+                        break
+            return data[:limit]
+
+    def list_folder(self, path: str) -> list[str]:
+        """The names in a folder inside."""
+        response = self._lxd.request("GET", "instances", self.name, "files", params={"path": path})
+        if response.headers.get("X-LXD-type") != "directory":
+            raise LxdError(f"{path} in {self.name} is not a folder")
+        return [str(name) for name in response.json()["metadata"] or []]
+
+    def _recorded(self, path: str | None) -> str:
+        """A recorded output, which is then removed: LXD keeps it for as long as the instance lives."""
+        if not path:
+            return ""
+        where = ("instances", self.name, "logs", path.rsplit("/", 1)[-1])
+        text = self._lxd.request("GET", *where, is_api=False).text
+        with suppress(LxdError):
+            self._lxd.request("DELETE", *where)
+        return text
+
+    def _runs(self) -> bool:
+        try:
+            return bool(self._lxd.get("instances", self.name, "state")["status"] == "Running")
+        except LxdNotFoundError:
+            return False
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, what: str, interval: float = 0.1) -> None:
+    """Poll until a condition holds; LxdError if it does not within ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise LxdError(f"{what}: not within {timeout:.0f} s")
+        time.sleep(interval)
+
+
+def _not_found_or(message: str) -> type[LxdError]:
+    return LxdNotFoundError if "not found" in message.lower() else LxdError
+
+
+@contextmanager
+def _renamed(what: str) -> Iterator[None]:
+    """Name the command instead of the request in what goes wrong."""
+    try:
+        yield
+    except LxdNotFoundError as error:
+        raise LxdNotFoundError(f"{what}: {error}") from error
+    except LxdError as error:
+        raise LxdError(f"{what}: {error}") from error
+
+
+@contextmanager
+def _errors(what: str) -> Iterator[None]:
+    """Everything that pylxd and requests raise, as this module's errors."""
+    try:
+        yield
+    except pylxd.exceptions.NotFound as error:
+        raise LxdNotFoundError(f"{what}: {error}") from error
+    except pylxd.exceptions.LXDAPIException as error:
+        raise _not_found_or(str(error))(f"{what}: {error}") from error
+    except pylxd.exceptions.ClientConnectionFailed as error:
+        raise LxdError(f"LXD does not answer: {error}") from error
+    except requests.RequestException as error:
+        raise LxdError(f"{what}: LXD did not answer properly: {error}") from error
+    except (KeyError, ValueError) as error:
+        raise LxdError(f"{what}: LXD's answer was not understood: {error!r}") from error

@@ -1,0 +1,99 @@
+"""Events, one JSON object per line of the metrics log (spec 3, Events)."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
+
+from errors import IssueMetricEventError
+
+METRICS_LOG_PATH = Path("/var/log/github-runner-metrics.log")
+
+
+class Event(BaseModel):
+    """What every event has; ``timestamp`` is UNIX seconds, durations are seconds."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    timestamp: float = Field(ge=0)
+
+    @property
+    def name(self) -> str:
+        """The class's name in snake case."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+
+
+class RunnerInstalled(Event):
+    """A runner was made in ``duration`` seconds."""
+
+    flavor: str
+    duration: float = Field(ge=0)
+
+
+class RunnerStart(Event):
+    """A runner began a job after being ``idle`` for so long."""
+
+    flavor: str
+    workflow: str
+    repo: str
+    github_event: str
+    idle: float = Field(ge=0)
+    queue_duration: float | None = Field(default=None, ge=0)
+
+
+class CodeInformation(BaseModel):
+    """The HTTP code with which a policy check ended a job."""
+
+    code: StrictInt
+
+
+class RunnerStop(Event):
+    """A runner ended its job."""
+
+    flavor: str
+    workflow: str
+    repo: str
+    github_event: str
+    status: str
+    status_info: CodeInformation | None = None
+    job_duration: float = Field(ge=0)
+    job_conclusion: str | None = None
+
+
+class Reconciliation(Event):
+    """One pass: ``crashed_runners`` are starts without a stop issued in it."""
+
+    flavor: str
+    crashed_runners: int
+    idle_runners: int
+    duration: float = Field(ge=0)
+
+
+def issue_event(event: Event) -> None:
+    """Append the event's line to the log, whole or not at all; IssueMetricEventError otherwise."""
+    data = {"event": event.name, **event.model_dump(mode="json", exclude_none=True)}
+    line = (json.dumps(data, allow_nan=False) + "\n").encode()
+    try:
+        handle = os.open(METRICS_LOG_PATH, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            start = os.fstat(handle).st_size
+            if os.write(handle, line) != len(line):
+                os.ftruncate(handle, start)
+                raise OSError("the disk took a part of the line only")
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise IssueMetricEventError(f"cannot write {event.name} to {METRICS_LOG_PATH}: {error}") from error
+
+
+def log_is_writable() -> bool:
+    """Whether the log takes a line now: tells a full disk from an event that could never be valid."""
+    try:
+        with METRICS_LOG_PATH.open("ab") as log:
+            os.posix_fallocate(log.fileno(), log.tell(), 1)
+            log.truncate(log.tell())
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,157 @@
+"""Where a runner's metrics lie: the protocol, plain folders that follow it, and the quarantine (spec 3)."""
+
+import io
+import logging
+import os
+import re
+import shutil
+import stat
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from errors import (
+    CreateMetricsStorageError,
+    DeleteMetricsStorageError,
+    GetMetricsStorageError,
+    MetricsStorageError,
+    QuarantineMetricsStorageError,
+)
+from models import POST_JOB_METRICS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, RUNNER_INSTALLED_TS_FILE_NAME
+
+logger = logging.getLogger(__name__)
+
+FILESYSTEM_BASE_PATH = Path("/home/ubuntu/runner-fs")
+FILESYSTEM_QUARANTINE_PATH = Path("/home/ubuntu/runner-fs-quarantine")
+FILE_SIZE_BYTES_LIMIT = 1024
+FILE_NAMES = (RUNNER_INSTALLED_TS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, POST_JOB_METRICS_FILE_NAME)
+
+
+@dataclass(frozen=True)
+class MetricsStorage:
+    """One runner's folder on the host."""
+
+    path: Path
+    runner_name: str
+
+
+class StorageManager(Protocol):
+    """Callables that create, list, get and delete storages; a module can be one."""
+
+    def create(self, runner_name: str, /) -> MetricsStorage:
+        """Make a storage that must not exist."""
+
+    def list_all(self) -> Iterator[MetricsStorage]:
+        """Every storage there is."""
+
+    def get(self, runner_name: str, /) -> MetricsStorage:
+        """One storage that must exist."""
+
+    def delete(self, runner_name: str, /) -> None:
+        """Remove a storage; gone already counts as done."""
+
+
+def safe_name(runner_name: str) -> str:
+    """The name, if it can be one folder's; MetricsStorageError otherwise."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", runner_name):
+        raise MetricsStorageError(f"{runner_name!r} is no runner's name")
+    return runner_name
+
+
+def create(runner_name: str) -> MetricsStorage:
+    """Make a folder; CreateMetricsStorageError when the name exists."""
+    path = FILESYSTEM_BASE_PATH / safe_name(runner_name)
+    try:
+        FILESYSTEM_BASE_PATH.mkdir(parents=True, exist_ok=True)
+        path.mkdir()
+    except OSError as error:
+        raise CreateMetricsStorageError(f"cannot create the metrics storage of {runner_name}: {error}") from error
+    return MetricsStorage(path, runner_name)
+
+
+def list_all() -> Iterator[MetricsStorage]:
+    """Every storage there is."""
+    if FILESYSTEM_BASE_PATH.is_dir():
+        for path in sorted(FILESYSTEM_BASE_PATH.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                yield MetricsStorage(path, path.name)
+
+
+def get(runner_name: str) -> MetricsStorage:
+    """One storage; GetMetricsStorageError when there is none."""
+    path = FILESYSTEM_BASE_PATH / safe_name(runner_name)
+    if not path.is_dir():
+        raise GetMetricsStorageError(f"{runner_name} has no metrics storage")
+    return MetricsStorage(path, runner_name)
+
+
+def delete(runner_name: str) -> None:
+    """Remove a folder; gone already counts as done."""
+    try:
+        shutil.rmtree(FILESYSTEM_BASE_PATH / safe_name(runner_name))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DeleteMetricsStorageError(f"cannot remove the metrics storage of {runner_name}: {error}") from error
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor of a regular file, opened without following a link or blocking; OSError for anything else."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError("not a regular file")
+    return handle
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """At most ``limit`` bytes of a regular file that somebody else's code may have made."""
+    handle = open_regular(path)
+    try:
+        data = b""
+        while len(data) < limit and (chunk := os.read(handle, limit - len(data))):
+            data += chunk
+        return data
+    finally:
+        os.close(handle)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that must not exist, in a folder that somebody else's code may have changed."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+
+
+def move_to_quarantine(storage_manager: StorageManager, runner_name: str) -> None:
+    """Archive the three metric files, cut to the limit, then delete the storage."""
+    storage = storage_manager.get(runner_name)
+    target = FILESYSTEM_QUARANTINE_PATH / f"{safe_name(runner_name)}.tar.gz"
+    try:
+        FILESYSTEM_QUARANTINE_PATH.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = target.with_suffix(".partial")
+        with tarfile.open(partial, "w:gz") as archive:
+            for name in FILE_NAMES:
+                _archive(archive, Path(storage.path), name)
+        partial.replace(target)
+    except OSError as error:
+        raise QuarantineMetricsStorageError(f"cannot archive the metrics of {runner_name}: {error}") from error
+    try:
+        storage_manager.delete(runner_name)
+    except DeleteMetricsStorageError as error:
+        raise QuarantineMetricsStorageError(f"archived, but: {error}") from error
+
+
+def _archive(archive: tarfile.TarFile, folder: Path, name: str) -> None:
+    try:
+        content = read_limited(folder / name, FILE_SIZE_BYTES_LIMIT)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        logger.warning("%s is left out of the quarantine: %s", folder / name, error)
+        return
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))

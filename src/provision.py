@@ -1,0 +1,215 @@
+"""What an instance gets: files and scripts, rendered from ``templates/`` (spec 2, Files inside). No I/O here.
+
+Values from options, relations and the API reach scripts only through the filter ``sh``, units through ``systemd``.
+"""
+
+import io
+import json
+import shlex
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import jinja2
+
+from models import (
+    POST_JOB_METRICS_FILE_NAME,
+    PRE_JOB_METRICS_FILE_NAME,
+    Arch,
+    GithubOrg,
+    RunnerConfig,
+    Snap,
+    SSHDebugConnection,
+    WgetExecutable,
+)
+
+UBUNTU = 1000
+HOME = PurePosixPath("/home/ubuntu")
+RUNNER_APPLICATION = HOME / "github-runner"
+ENV_FILE = RUNNER_APPLICATION / ".env"
+CONFIG_SCRIPT = RUNNER_APPLICATION / "config.sh"
+RUNNER_SCRIPT = RUNNER_APPLICATION / "start.sh"
+PRE_JOB_SCRIPT = RUNNER_APPLICATION / "pre-job.sh"
+POLICY_TOKEN_FILE = RUNNER_APPLICATION / ".policy-token"
+METRICS_FOLDER = PurePosixPath("/metrics-exchange")
+RUN_FOLDER = PurePosixPath("/run/github-runner")
+TOKEN_FILE = RUN_FOLDER / "token"
+SETUP_FOLDER = PurePosixPath("/root/github-runner")
+SETUP_SCRIPT = SETUP_FOLDER / "setup.sh"
+REGISTER_SCRIPT = RUNNER_APPLICATION / ".register.sh"
+APPLICATION_ARCHIVE = PurePosixPath("/root/github-runner-application.tar.gz")
+FILES_ARCHIVE = PurePosixPath("/root/github-runner-files.tar")
+SERVICE = "github-runner.service"
+NETWORK_TIMEOUT = 60
+
+APROXY_ARM_REVISION = 9
+APROXY_AMD_REVISION = 8
+YQ_URL = "https://github.com/mikefarah/yq/releases/download/v4.45.1/yq_linux_"
+YQ = {
+    Arch.X64: ("amd64", "654d2943ca1d3be2024089eb4f270f4070f491a0610481d128509b2834870049"),
+    Arch.ARM64: ("arm64", "ceea73d4c86f2e5c91926ee0639157121f5360da42beeb8357783d79c2cc6a1d"),
+}
+
+
+@dataclass(frozen=True)
+class InstanceFile:
+    """A file inside an instance; ``user`` is its owner's and group's number."""
+
+    path: PurePosixPath
+    content: str
+    mode: int = 0o644
+    user: int = 0
+
+
+def environment(templates: Path) -> jinja2.Environment:
+    """The renderer of everything in ``templates/``."""
+    jinja = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - nothing here is HTML; the filters below quote  # nosec B701
+    )
+    jinja.filters["sh"] = lambda value: shlex.quote(str(value))
+    jinja.filters["systemd"] = quote_systemd
+    return jinja
+
+
+def quote_systemd(value: object) -> str:
+    """A value as one word of a systemd unit (https://www.freedesktop.org/software/systemd/man/systemd.syntax.html)."""
+    text = str(value)
+    if any(not char.isprintable() for char in text):
+        raise ValueError(f"{text!r} cannot stand in a systemd unit")
+    for char, escaped in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
+        text = text.replace(char, escaped)
+    return f'"{text}"'
+
+
+def snaps(config: RunnerConfig, arch: Arch) -> tuple[Snap, ...]:
+    """The snaps that a runner needs beyond its image."""
+    if not config.proxies.aproxy_address:
+        return ()
+    return (Snap("aproxy", "edge", APROXY_ARM_REVISION if arch is Arch.ARM64 else APROXY_AMD_REVISION),)
+
+
+def executables(arch: Arch) -> tuple[WgetExecutable, ...]:
+    """The single executables that a runner needs and its image may lack."""
+    suffix, checksum = YQ[arch]
+    return (WgetExecutable(YQ_URL + suffix, "yq", checksum),)
+
+
+def files(
+    jinja: jinja2.Environment,
+    config: RunnerConfig,
+    *,
+    arch: Arch,
+    ssh_debug: SSHDebugConnection | None = None,
+    policy_url: str | None = None,
+    policy_token: str = "",
+    software: tuple[Sequence[Snap], Sequence[WgetExecutable]] | None = None,
+) -> list[InstanceFile]:
+    """Everything that is written into a new instance before its set-up script runs."""
+    aproxy = config.proxies.aproxy_address
+    proxies = {} if aproxy else config.proxies.environment(config.name, ".svc")
+    wanted_snaps, wanted_executables = software or (snaps(config, arch), executables(arch))
+    values: dict[str, Any] = {
+        "proxies": proxies,
+        "dockerhub_mirror": config.dockerhub_mirror,
+        "tmate": tmate_variables(ssh_debug),
+        "folder": RUNNER_APPLICATION,
+        "pre_job_script": PRE_JOB_SCRIPT,
+        "metrics_folder": METRICS_FOLDER,
+        "pre_job_file": PRE_JOB_METRICS_FILE_NAME,
+        "post_job_file": POST_JOB_METRICS_FILE_NAME,
+        "policy_url": policy_url,
+        "policy_token_file": POLICY_TOKEN_FILE,
+        "run_folder": RUN_FOLDER,
+        "token_file": TOKEN_FILE,
+        "application_archive": APPLICATION_ARCHIVE,
+        "network_host": network_host(config),
+        "network_timeout": NETWORK_TIMEOUT,
+        "snaps": wanted_snaps,
+        "executables": wanted_executables,
+        "docker_changed": bool(config.dockerhub_mirror or proxies),
+        "aproxy_address": aproxy,
+        "url": f"{config.github_url}/{config.path.path}",
+        "labels": ",".join(config.labels),
+        "name": config.name,
+        "group": config.path.group if isinstance(config.path, GithubOrg) else None,
+    }
+
+    def rendered(template: str, path: PurePosixPath, mode: int = 0o644, user: int = 0) -> InstanceFile:
+        return InstanceFile(path, jinja.get_template(template).render(values), mode, user)
+
+    wanted = [
+        rendered("setup.sh.j2", SETUP_SCRIPT, 0o700),
+        rendered("register.sh.j2", REGISTER_SCRIPT, 0o700, UBUNTU),
+        rendered("start.sh.j2", RUNNER_SCRIPT, 0o755, UBUNTU),
+        rendered("pre-job.sh.j2", PRE_JOB_SCRIPT, 0o755, UBUNTU),
+        rendered("env.j2", ENV_FILE, 0o644, UBUNTU),
+        rendered("environment.j2", PurePosixPath("/etc/environment")),
+        rendered("github-runner.service.j2", PurePosixPath("/etc/systemd/system", SERVICE)),
+    ]
+    if policy_url:
+        wanted.append(InstanceFile(POLICY_TOKEN_FILE, policy_token, 0o600, UBUNTU))
+    if config.dockerhub_mirror:
+        mirror = json.dumps({"registry-mirrors": [config.dockerhub_mirror]}) + "\n"
+        wanted.append(InstanceFile(PurePosixPath("/etc/docker/daemon.json"), mirror))
+    if proxies:
+        unit = PurePosixPath("/etc/systemd/system/docker.service.d/http-proxy.conf")
+        wanted.append(rendered("docker-http-proxy.conf.j2", unit))
+        client = docker_client_config(proxies)
+        wanted.append(InstanceFile(PurePosixPath("/root/.docker/config.json"), client))
+        wanted.append(InstanceFile(HOME / ".docker/config.json", client, user=UBUNTU))
+    return wanted
+
+
+def tmate_variables(connection: SSHDebugConnection | None) -> dict[str, str]:
+    """What a debug session needs to know (spec 1, debug-ssh relation)."""
+    if connection is None:
+        return {}
+    return {
+        "TMATE_SERVER_HOST": connection.host,
+        "TMATE_SERVER_PORT": str(connection.port),
+        "TMATE_SERVER_RSA_FINGERPRINT": connection.rsa_fingerprint,
+        "TMATE_SERVER_ED25519_FINGERPRINT": connection.ed25519_fingerprint,
+    }
+
+
+def docker_client_config(proxies: Mapping[str, str]) -> str:
+    """The Docker client's configuration, only what is set."""
+    keys = {"httpProxy": "HTTP_PROXY", "httpsProxy": "HTTPS_PROXY", "noProxy": "NO_PROXY"}
+    default = {key: proxies[name] for key, name in keys.items() if name in proxies}
+    return json.dumps({"proxies": {"default": default}}) + "\n"
+
+
+def network_host(config: RunnerConfig) -> str:
+    """The host that must be resolved before the set-up goes on: GitHub's, or the proxy's on the way to it."""
+    url = (config.proxies.https or config.proxies.http) if config.proxies else config.github_url
+    return urlsplit(url or config.github_url).hostname or "github.com"
+
+
+def archive(instance_files: Iterable[InstanceFile]) -> bytes:
+    """The files as a tar archive, so that one request carries them all. Unpack it in ``/``."""
+    buffer = io.BytesIO()
+    folders: set[PurePosixPath] = set()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for file in instance_files:
+            folder = file.path.parent
+            # Folders of the image keep what they are: only those that belong to a user are named.
+            if file.user and folder != HOME and folder not in folders:
+                tar.addfile(_entry(folder, 0o755, file.user, tarfile.DIRTYPE))
+                folders.add(folder)
+            data = file.content.encode()
+            entry = _entry(file.path, file.mode, file.user, tarfile.REGTYPE)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _entry(path: PurePosixPath, mode: int, user: int, kind: bytes) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(str(path).lstrip("/"))
+    entry.type, entry.mode, entry.uid, entry.gid = kind, mode, user, user
+    return entry

@@ -1,0 +1,412 @@
+"""One runner's life on LXD and at GitHub: create, remove, pull logs (spec 2)."""
+
+import json
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jinja2
+
+import provision
+import shared_fs
+from errors import (
+    GithubClientError,
+    GithubRunnerError,
+    LxdError,
+    LxdNotFoundError,
+    MetricsStorageError,
+    RunnerBusyError,
+    RunnerCreateError,
+    RunnerLogsError,
+    RunnerRemoveError,
+)
+from lxd import LxdClient, LxdInstance, wait_until
+from metrics.storage import MetricsStorage, write_new
+from models import (
+    RUNNER_INSTALLED_TS_FILE_NAME,
+    Arch,
+    CreateRunnerConfig,
+    Process,
+    RunnerConfig,
+    RunnerStatus,
+    Snap,
+    VirtualMachineResources,
+    WgetExecutable,
+)
+from provision import APROXY_AMD_REVISION, APROXY_ARM_REVISION
+from system import write_file
+
+if TYPE_CHECKING:
+    from github_client import GithubClient
+    from repo_policy import RepoPolicyClient
+
+__all__ = [
+    "APROXY_AMD_REVISION",
+    "APROXY_ARM_REVISION",
+    "Arch",
+    "CreateRunnerConfig",
+    "LxdInstance",
+    "Runner",
+    "RunnerConfig",
+    "RunnerManagerClients",
+    "RunnerStatus",
+    "Snap",
+    "VirtualMachineResources",
+    "WgetExecutable",
+    "probe",
+]
+
+logger = logging.getLogger(__name__)
+
+LOGS_PATH = Path("/var/log/github-runner-logs")
+LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+LOG_SIZE_LIMIT = 1 << 20
+MOST_LOG_FILES = 20
+LOGS_TIMEOUT = 60
+RUNNER_PROFILE = "runner"
+KEY = "user.github-runner."
+# A virtual machine has firmware, a kernel and its agent to start.
+AGENT_TIMEOUT = {True: 300, False: 60}
+SETUP_TIMEOUT = 600
+REGISTER_TIMEOUT = 120
+STOP_TIMEOUT = 60
+# Exit codes of the probe; others say nothing.
+PROBE = {0: Process.WORKER, 10: Process.RUNNING, 11: Process.NONE}
+PROBE_SCRIPT = (
+    "pgrep -f 'bin/Runner[.]Worker' > /dev/null && exit 0; "
+    f"systemctl --quiet is-active {provision.SERVICE} && exit 10; exit 11"
+)
+
+
+@dataclass(frozen=True)
+class RunnerManagerClients:
+    """What a runner needs of the world; ``repo`` is None where no policy service is used."""
+
+    github: "GithubClient"
+    jinja: jinja2.Environment
+    lxd: LxdClient
+    repo: "RepoPolicyClient | None"
+
+
+def probe(instance: LxdInstance) -> Process:
+    """What runs inside: a job, only the runner application, neither; UNKNOWN if it does not say.
+
+    The answer is an exit code: a job may have replaced every program inside, and recorded output has no limit.
+    """
+    try:
+        done = instance.execute(["/bin/sh", "-c", PROBE_SCRIPT], timeout=15)
+    except LxdError as error:
+        logger.warning("%s cannot be looked into: %s", instance.name, error)
+        return Process.UNKNOWN
+    return PROBE.get(done.code, Process.UNKNOWN)
+
+
+def in_pre_job(instance: LxdInstance) -> bool:
+    """Whether the pre-job script runs inside."""
+    with suppress(LxdError):
+        return instance.execute(["pgrep", "-f", str(provision.PRE_JOB_SCRIPT)], timeout=15).code == 0
+    return False
+
+
+class Runner:
+    """One runner. Everything it does is safe to repeat, and leaves nothing behind when it fails."""
+
+    runner_application = provision.RUNNER_APPLICATION
+    env_file = provision.ENV_FILE
+    config_script = provision.CONFIG_SCRIPT
+    runner_script = provision.RUNNER_SCRIPT
+    pre_job_script = provision.PRE_JOB_SCRIPT
+
+    def __init__(
+        self,
+        clients: RunnerManagerClients,
+        runner_config: RunnerConfig,
+        runner_status: RunnerStatus,
+        instance: LxdInstance | None = None,
+    ) -> None:
+        self.config = runner_config
+        self.status = runner_status
+        self.instance = instance
+        self._clients = clients
+
+    def create(self, config: CreateRunnerConfig) -> None:
+        """Make the instance, set it up, register it and start the runner application in it.
+
+        RunnerCreateError names the runner and the step; whatever was made is then removed again.
+        """
+        storage = self._create_storage()
+        registering = False
+        try:
+            with self._step("creating the instance"):
+                self.instance = self._create_instance(config, storage)
+            with self._step("starting the instance"):
+                self._start(self.instance, storage)
+            with self._step("setting the instance up"):
+                self._set_up(self.instance, config)
+            registering = True
+            with self._step("registering"):
+                self._register(self.instance, config.registration_token)
+            with self._step("starting the runner application"):
+                self._start_application(self.instance, storage)
+        except BaseException:
+            self._undo(storage, registering)
+            raise
+
+    def remove(self, remove_token: str | None = None) -> None:
+        """Stop and delete the instance, then deregister; with a token, a runner of unknown id does so itself.
+
+        RunnerRemoveError if the instance stays. A registration that stays is found by the next pass.
+        """
+        if self.instance is not None:
+            if remove_token and self.status.runner_id is None and self.instance.running:
+                self._deregister_inside(self.instance, remove_token)
+            self._delete_instance(self.instance, graceful=self.status.online or self.status.busy)
+        self._deregister()
+
+    def remove_idle(self) -> bool:
+        """Remove it unless it runs a job: GitHub forgets it first, so that it can get none any more.
+
+        False if it has become busy meanwhile, by its own or by GitHub's account; it is then left alone.
+        """
+        if self.instance is None or self.status.runner_id is None:
+            raise RunnerRemoveError(f"{self.config.name}: not removed, GitHub does not say that it is idle")
+        if probe(self.instance) not in (Process.RUNNING, Process.NONE):
+            return False
+        try:
+            self._clients.github.delete_runner(self.config.path, self.status.runner_id)
+        except RunnerBusyError:
+            return False
+        except GithubClientError as error:
+            raise RunnerRemoveError(f"{self.config.name}: not removed, GitHub did not forget it: {error}") from error
+        self._delete_instance(self.instance, graceful=True)
+        return True
+
+    def pull_logs(self) -> None:
+        """Copy the runner application's and the system's logs to the host, each cut to a bounded size."""
+        if self.instance is None:
+            raise RunnerLogsError(f"{self.config.name} has no instance to pull logs from")
+        folder = LOGS_PATH / self.config.name
+        deadline = time.monotonic() + LOGS_TIMEOUT
+        pulled = 0
+        for path in self._log_files(self.instance):
+            if time.monotonic() > deadline:
+                break
+            try:
+                write_file(folder / path.name, self.instance.pull(str(path), LOG_SIZE_LIMIT), 0o640)
+                pulled += 1
+            except (LxdError, OSError) as error:
+                logger.warning("Log %s of %s was not pulled: %s", path, self.config.name, error)
+        if not pulled:
+            raise RunnerLogsError(f"no log of {self.config.name} could be pulled")
+
+    def _create_storage(self) -> MetricsStorage | None:
+        if not self.config.issue_metrics:
+            return None
+        try:
+            return shared_fs.create(self.config.name)
+        except MetricsStorageError as error:
+            logger.error("%s goes without metrics: %s", self.config.name, error)
+            return None
+
+    def _create_instance(self, config: CreateRunnerConfig, storage: MetricsStorage | None) -> LxdInstance:
+        ensure_resource_profile(self._clients.lxd, config.resources, container=self.config.container)
+        devices = {}
+        if storage is not None:
+            path = str(provision.METRICS_FOLDER)
+            devices["metrics"] = {"type": "disk", "source": str(storage.path), "path": path}
+        keys = {
+            f"{KEY}url": self.config.github_url,
+            f"{KEY}path": self.config.path.path,
+            f"{KEY}created": f"{time.time():.3f}",
+            f"{KEY}fingerprint": self.config.fingerprint,
+            "boot.autostart": "false",
+        }
+        if self.config.container:
+            keys["security.nesting"] = "true"
+        return self._clients.lxd.create_instance(
+            self.config.name,
+            image=config.image,
+            virtual_machine=not self.config.container,
+            profiles=["default", RUNNER_PROFILE, config.resources.profile],
+            config=keys,
+            devices=devices,
+        )
+
+    def _start(self, instance: LxdInstance, storage: MetricsStorage | None) -> None:
+        if storage is not None:
+            shared_fs.give_to(storage, instance.host_uid(provision.UBUNTU))
+        instance.start()
+        wait_until(lambda: _answers(instance), AGENT_TIMEOUT[instance.virtual_machine], "the instance's first command")
+
+    def _set_up(self, instance: LxdInstance, config: CreateRunnerConfig) -> None:
+        policy = self._clients.repo
+        connections = self.config.ssh_debug_connections
+        archive = provision.archive(
+            provision.files(
+                self._clients.jinja,
+                self.config,
+                arch=config.arch,
+                ssh_debug=random.choice(connections) if connections else None,  # noqa: S311  # nosec B311
+                policy_url=policy.url if policy else None,
+                policy_token=policy.one_time_token() if policy else "",
+            )
+        )
+        instance.push(str(provision.FILES_ARCHIVE), archive, mode=0o600)
+        instance.push(str(provision.APPLICATION_ARCHIVE), config.binary_path.read_bytes(), mode=0o600)
+        unpack = f"tar -xf {provision.FILES_ARCHIVE} -C / && rm -f {provision.FILES_ARCHIVE}"
+        self._run(instance, ["/bin/sh", "-c", f"{unpack} && exec {provision.SETUP_SCRIPT}"], SETUP_TIMEOUT)
+
+    def _register(self, instance: LxdInstance, token: str) -> None:
+        instance.push(str(provision.TOKEN_FILE), token.encode(), mode=0o600, user=provision.UBUNTU)
+        self._run(instance, [str(provision.REGISTER_SCRIPT)], REGISTER_TIMEOUT, user=provision.UBUNTU)
+        self.status = replace(self.status, runner_id=_registered_id(instance))
+
+    def _start_application(self, instance: LxdInstance, storage: MetricsStorage | None) -> None:
+        if storage is not None:
+            # Before the first job can begin: from then on the storage is somebody else's.
+            try:
+                write_new(Path(storage.path) / RUNNER_INSTALLED_TS_FILE_NAME, f"{time.time():.3f}".encode())
+            except OSError as error:
+                logger.error("%s goes without metrics: %s", self.config.name, error)
+        self._run(instance, ["systemctl", "start", "--no-block", provision.SERVICE], 30)
+        runner_id = str(self.status.runner_id) if self.status.runner_id is not None else None
+        instance.set_config({f"{KEY}prepared": "true", f"{KEY}runner-id": runner_id})
+
+    def _run(self, instance: LxdInstance, command: list[str], timeout: float, user: int = 0) -> None:
+        """A step inside, before any job: output is ours and may be recorded."""
+        home = str(provision.HOME) if user else "/root"
+        done = instance.execute(
+            command, timeout=timeout, user=user, output=True, environment={"HOME": home, "LANG": "C.UTF-8"}
+        )
+        if done.code != 0:
+            words = (done.stderr.strip() or done.stdout.strip())[-500:]
+            raise LxdError(f"{Path(command[0]).name} ended with {done.code}: {words}")
+
+    @contextmanager
+    def _step(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (GithubRunnerError, OSError) as error:
+            raise RunnerCreateError(f"{self.config.name}: {what} failed: {error}") from error
+
+    def _undo(self, storage: MetricsStorage | None, registering: bool) -> None:
+        """Take back what a failed creation made; what cannot be taken back now, the next pass finds."""
+        with _logged("instance", self.config.name):
+            # The request may have been cut off before its answer came.
+            instance = self.instance or self._clients.lxd.instance(self.config.name)
+            instance.stop(force=True)
+            instance.delete()
+        with _logged("registration", self.config.name):
+            registered = self._clients.github.find_runner(self.config.path, self.config.name) if registering else None
+            if registered is not None:
+                self._clients.github.delete_runner(self.config.path, registered.runner_id)
+        if storage is not None:
+            with _logged("metrics storage", self.config.name):
+                shared_fs.delete(storage.runner_name)
+
+    def _delete_instance(self, instance: LxdInstance, graceful: bool) -> None:
+        try:
+            if instance.running:
+                instance.stop(STOP_TIMEOUT, force=not graceful)
+            instance.delete()
+        except LxdError as error:
+            raise RunnerRemoveError(f"{self.config.name}: the instance cannot be removed: {error}") from error
+
+    def _deregister(self) -> None:
+        if self.status.runner_id is None:
+            return
+        try:
+            self._clients.github.delete_runner(self.config.path, self.status.runner_id)
+        except GithubClientError as error:
+            logger.warning("%s is still registered, the next pass looks again: %s", self.config.name, error)
+
+    def _deregister_inside(self, instance: LxdInstance, token: str) -> None:
+        try:
+            instance.push(str(provision.TOKEN_FILE), token.encode(), mode=0o600, user=provision.UBUNTU)
+            command = [str(provision.REGISTER_SCRIPT), "remove"]
+            # No recorded output: a job may have run here.
+            instance.execute(command, timeout=30, user=provision.UBUNTU, environment={"HOME": str(provision.HOME)})
+        except LxdError as error:
+            logger.warning("%s did not deregister itself: %s", self.config.name, error)
+
+    def _log_files(self, instance: LxdInstance) -> list[Path]:
+        """Paths inside. Names come from inside: only plain ones, and not too many."""
+        folder = Path(provision.RUNNER_APPLICATION / "_diag")
+        found: list[Path] = []
+        with suppress(LxdError):
+            names = [
+                name for name in instance.list_folder(str(folder)) if re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name)
+            ]
+            found = [folder / name for name in sorted(names)[-MOST_LOG_FILES:]]
+        journal = Path("/var/tmp/github-runner-journal.log")  # noqa: S108 - inside the instance  # nosec B108
+        with suppress(LxdError):
+            if instance.running:
+                command = f"timeout 15 journalctl --no-pager --lines=5000 > {journal} 2>&1"
+                instance.execute(["/bin/sh", "-c", command], timeout=20)
+        return [*found, journal, Path("/var/log/syslog")]
+
+
+def ensure_resource_profile(lxd: LxdClient, resources: VirtualMachineResources, *, container: bool) -> None:
+    """Make the profile that gives an instance its resources, unless it is there."""
+    if lxd.exists("profiles", resources.profile):
+        return
+    root = {"type": "disk", "path": "/", "pool": RUNNER_PROFILE, "size": resources.disk}
+    if not container:
+        # Lets the disk image lie on a tmpfs.
+        root["io.cache"] = "unsafe"
+    profile = {
+        "name": resources.profile,
+        "description": "Resources of GitHub runners",
+        "config": {"limits.cpu": str(resources.cpu), "limits.memory": resources.memory, f"{KEY}resources": "true"},
+        "devices": {"root": root},
+    }
+    try:
+        lxd.change("POST", "profiles", json=profile)
+    except LxdError:
+        # Runners are made side by side: another one may have been faster.
+        if not lxd.exists("profiles", resources.profile):
+            raise
+
+
+def _registered_id(instance: LxdInstance) -> int | None:
+    """The id that GitHub gave, from the file that config.sh wrote; None if it cannot be read: the list has it too."""
+    try:
+        settings = json.loads(instance.pull(str(provision.RUNNER_APPLICATION / ".runner"), 65536).decode("utf-8-sig"))
+        return int(settings["agentId"])
+    except (LxdError, ValueError, TypeError, KeyError) as error:
+        logger.warning("The id of %s is not known yet: %s", instance.name, error)
+        return None
+
+
+def _answers(instance: LxdInstance) -> bool:
+    with suppress(LxdError):
+        return instance.execute(["true"], timeout=10).code == 0
+    return False
+
+
+@contextmanager
+def _logged(what: str, name: str) -> Iterator[None]:
+    """One part of a clean-up: its failure is logged and does not stop the others."""
+    try:
+        yield
+    except LxdNotFoundError:
+        pass
+    except GithubRunnerError as error:
+        logger.warning("The %s of %s was not removed: %s", what, name, error)
+
+
+def remove_old_logs(now: float, keep_days: int = 7) -> None:
+    """Delete the crash logs of runners that were pulled more than ``keep_days`` ago (spec 2, Health)."""
+    with suppress(FileNotFoundError):
+        for folder in LOGS_PATH.iterdir():
+            if folder.is_dir() and now - folder.stat().st_mtime > keep_days * 86400:
+                for file in folder.iterdir():
+                    file.unlink()
+                os.rmdir(folder)  # noqa: PTH106

@@ -1,0 +1,500 @@
+"""The passes over all runners of a unit: the only place that knows the order of things (spec 2, One pass and Flush)."""
+
+import hashlib
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TypeVar
+
+from errors import (
+    GithubApiError,
+    GithubClientError,
+    GithubRunnerError,
+    IssueMetricEventError,
+    LxdError,
+    LxdNotFoundError,
+    MetricsStorageError,
+    RunnerError,
+    RunnerLogsError,
+)
+from lxd import LxdInstance, wait_until
+from metrics.events import Reconciliation, RunnerInstalled, RunnerStart, RunnerStop, issue_event, log_is_writable
+from metrics.github import job_metrics
+from metrics.runner import RunnerMetrics, extract, issue_events, quarantine
+from metrics.storage import StorageManager
+from metrics.type import GithubJobMetrics
+from models import (
+    CharmState,
+    CreateRunnerConfig,
+    FlushMode,
+    GithubPath,
+    GithubRunner,
+    Identity,
+    Process,
+    RunnerConfig,
+    RunnerStatus,
+    RunnerView,
+    VirtualMachineResources,
+    parse_github_path,
+    plain,
+)
+from plan import Desired, Plan, Reason, make_plan, needs_probe
+from runner import KEY, Runner, RunnerManagerClients, in_pre_job, probe, remove_old_logs
+
+logger = logging.getLogger(__name__)
+
+# Found by measurement on a copy-on-write pool: more side by side is not faster.
+WORKERS = 8
+PRE_JOB_LIMIT = 150
+NAME_LIMIT = 63
+STATE_PARTS = (
+    *("github_url", "path", "labels", "base_image", "resources", "proxies", "dockerhub_mirror"),
+    *("ssh_debug_connections", "repo_policy", "test_mode", "issue_metrics"),
+)
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@dataclass
+class Report:
+    """What a pass found and did. Names of runners; ``failures`` are lines for the operator."""
+
+    wanted: int = 0
+    idle: list[str] = field(default_factory=list)
+    busy: list[str] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+    created: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """A runner as a plan sees it, and what acting on it takes."""
+
+    view: RunnerView
+    path: GithubPath
+    instance: LxdInstance | None = None
+
+
+def fingerprint(state: CharmState, application: str) -> str:
+    """Of everything that goes into an instance; ``application`` is the runner application's file name."""
+    parts = {name: plain(getattr(state, name)) for name in STATE_PARTS}
+    text = json.dumps([parts, application], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class RunnerManager:
+    """Keeps a unit's runners. What exists is asked of LXD and GitHub at each pass, nothing is remembered."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        state: CharmState,
+        clients: RunnerManagerClients,
+        storages: StorageManager,
+        application: Path,
+        *,
+        lxd_storage_path: Path = Path("/var/lib/github-runner/pool"),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.report = Report()
+        self._identity = identity
+        self._state = state
+        self._clients = clients
+        self._storages = storages
+        self._application = application
+        self._lxd_storage_path = lxd_storage_path
+        self._clock = clock
+        self._fingerprint = fingerprint(state, application.name)
+
+    def reconcile(self, quantity: int, resources: VirtualMachineResources) -> int:
+        """One pass (spec 2). Returns quantity - healthy runners found.
+
+        One runner's failure is in ``report``; GithubClientError or LxdError is the whole pass's, nothing was done.
+        """
+        started = self._clock()
+        self.report = Report(wanted=quantity)
+        observed = self.observe()
+        plan = make_plan(Desired(quantity, self._fingerprint), [item.view for item in observed.values()], started)
+        self._note_offline(plan, observed, started)
+        stayed = self._remove_unhealthy(plan, observed)
+        crashed = self._issue_metrics(observed)
+        stayed += self._remove_others(plan, observed)
+        self._create(max(0, plan.create - stayed), resources)
+        self._clean_profiles(plan, quantity, resources)
+        remove_old_logs(started)
+        self._describe(plan, observed)
+        self._issue_reconciliation(plan, crashed, started)
+        return quantity - plan.healthy
+
+    def flush(self, mode: FlushMode) -> int:
+        """Remove every runner, busy ones too; returns how many instances went.
+
+        FORCE_FLUSH works without GitHub as well; the registrations then stay until GitHub drops them.
+        """
+        self.report = Report()
+        observed = self.observe(github_needed=mode is not FlushMode.FORCE_FLUSH)
+        if mode is FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK:
+            self._wait_for_pre_job(observed.values())
+        names = list(observed)
+        removed = [gone for gone in self._side_by_side(lambda name: self._remove(observed[name]), names) if gone]
+        self._issue_metrics({name: item for name, item in observed.items() if name not in self.report.removed})
+        self._clean_profiles(Plan(), 0, self._state.resources)
+        return len(removed)
+
+    def observe(self, github_needed: bool = True) -> dict[str, _Observed]:
+        """This unit's runners by name: LXD asked once, GitHub once per path, and the probes that health needs."""
+        instances = {item.name: item for item in self._clients.lxd.instances() if self._identity.owns(item.name)}
+        paths = {name: self._path_of(instance) for name, instance in instances.items()}
+        listed = self._list_github(set(paths.values()) - {None}, github_needed)
+        here = listed.get(self._state.path) or {}
+        views: dict[str, _Observed] = {}
+        for name, instance in instances.items():
+            path = paths[name]
+            known = listed.get(path) if path is not None else None
+            github = (known or {}).get(name)
+            view = _view(instance, github, known is not None)
+            views[name] = _Observed(view, path or self._state.path, instance)
+        for name in here.keys() - instances.keys():
+            views[name] = _Observed(RunnerView(name, exists=False, github=here[name]), self._state.path)
+        return self._probe(views)
+
+    def counts(self) -> dict[str, list[str]]:
+        """The names of this unit's runners that GitHub calls online and offline, and of instances it does not know."""
+        listed = self._clients.github.list_runners(self._state.path, self._identity.owns)
+        known = {runner.name for runner in listed}
+        instances = [item.name for item in self._clients.lxd.instances() if self._identity.owns(item.name)]
+        return {
+            "online": sorted(runner.name for runner in listed if runner.online),
+            "offline": sorted(runner.name for runner in listed if not runner.online),
+            "unknown": sorted(set(instances) - known),
+        }
+
+    def any_busy(self) -> bool:
+        """Whether a job runs, by GitHub's account or by the instance's own."""
+        return any(item.view.busy or item.view.process is Process.UNKNOWN for item in self._look_inside_all())
+
+    def _look_inside_all(self) -> list[_Observed]:
+        observed = self.observe()
+        running = [item for item in observed.values() if item.instance and item.view.running]
+        return [
+            item if item.view.busy else _probed(item, process)
+            for item, process in zip(running, self._side_by_side(_probe_one, running), strict=True)
+        ]
+
+    def _path_of(self, instance: LxdInstance) -> GithubPath | None:
+        """Where an instance is registered; None where this GitHub client cannot ask."""
+        path = instance.config.get(f"{KEY}path", "")
+        if instance.config.get(f"{KEY}url", self._state.github_url) != self._state.github_url:
+            return None
+        if not path or path == self._state.path.path:
+            return self._state.path
+        try:
+            return parse_github_path(path)
+        except ValueError:
+            return None
+
+    def _list_github(
+        self, paths: Iterable[GithubPath | None], needed: bool
+    ) -> dict[GithubPath, dict[str, GithubRunner]]:
+        """This unit's runners by path and name; a path that is not the configured one may fail to be listed."""
+        listed: dict[GithubPath, dict[str, GithubRunner]] = {}
+        for path in [self._state.path, *(path for path in paths if path and path != self._state.path)]:
+            try:
+                runners = self._clients.github.list_runners(path, self._identity.owns)
+                listed[path] = {runner.name: runner for runner in runners}
+            except GithubClientError as error:
+                if needed and path == self._state.path:
+                    raise
+                logger.warning("The runners of %s are not listed: %s", path.path, error)
+        return listed
+
+    def _probe(self, views: dict[str, _Observed]) -> dict[str, _Observed]:
+        names = [name for name, item in views.items() if needs_probe(item.view)]
+        processes = self._side_by_side(lambda name: _probe_one(views[name]), names)
+        return {**views, **{n: _probed(views[n], process) for n, process in zip(names, processes, strict=True)}}
+
+    def _note_offline(self, plan: Plan, observed: dict[str, _Observed], now: float) -> None:
+        """A ghost's first sighting lies on its instance; coming back takes the note away (spec 2, Health)."""
+        notes: list[tuple[str, str | None]] = [(name, f"{now:.0f}") for name in plan.note_offline]
+        for name, value in notes + [(name, None) for name in plan.clear_offline]:
+            instance = observed[name].instance
+            if instance is not None:
+                self._attempt(partial(instance.set_config, {f"{KEY}offline-since": value}))
+
+    def _remove_unhealthy(self, plan: Plan, observed: dict[str, _Observed]) -> int:
+        """Logs first, then the runner; returns how many instances stayed."""
+        names = plan.names(Reason.UNHEALTHY)
+        if self._state.issue_metrics:
+            self._side_by_side(lambda name: self._pull_logs(observed[name]), names)
+        return self._side_by_side(lambda name: self._remove(observed[name]), names).count(False)
+
+    def _remove_others(self, plan: Plan, observed: dict[str, _Observed]) -> int:
+        """Registrations without an instance, outdated and surplus idle runners; returns how many outdated stayed."""
+        for name in plan.names(Reason.FORGOTTEN):
+            self._remove(observed[name])
+        outdated = plan.names(Reason.OUTDATED)
+        gone = self._side_by_side(lambda name: self._remove_idle(observed[name]), outdated + plan.names(Reason.SURPLUS))
+        return gone[: len(outdated)].count(False)
+
+    def _runner(self, item: _Observed) -> Runner:
+        github = item.view.github
+        noted = item.instance.config.get(f"{KEY}runner-id") if item.instance else None
+        status = RunnerStatus(
+            runner_id=github.runner_id if github else int(noted) if noted and noted.isdecimal() else None,
+            exist=item.view.exists,
+            online=bool(github and github.online),
+            busy=item.view.busy,
+        )
+        return Runner(self._clients, self._config(item.view.name, item.path), status, item.instance)
+
+    def _config(self, name: str, path: GithubPath) -> RunnerConfig:
+        state = self._state
+        return RunnerConfig(
+            app_name=self._identity.app_name,
+            issue_metrics=state.issue_metrics,
+            labels=tuple(dict.fromkeys([self._identity.app_name, state.base_image.value, *state.labels])),
+            lxd_storage_path=self._lxd_storage_path,
+            name=name,
+            path=path,
+            proxies=state.proxies,
+            dockerhub_mirror=state.dockerhub_mirror,
+            ssh_debug_connections=state.ssh_debug_connections,
+            github_url=state.github_url,
+            container=state.test_mode,
+            fingerprint=self._fingerprint,
+        )
+
+    def _pull_logs(self, item: _Observed) -> None:
+        try:
+            self._runner(item).pull_logs()
+        except (RunnerLogsError, OSError) as error:
+            logger.warning("%s", error)
+
+    def _remove(self, item: _Observed) -> bool:
+        """Whether it is gone; a registration alone does not count."""
+
+        def remove() -> None:
+            token = self._remove_token if self._needs_token(item) else None
+            self._runner(item).remove(token)
+
+        done = self._attempt(remove)
+        if done and item.instance is not None:
+            self.report.removed.append(item.view.name)
+        return done and item.instance is not None
+
+    def _needs_token(self, item: _Observed) -> bool:
+        """Only a runner that registered, by what it says itself, and that GitHub's list did not show."""
+        return (
+            item.view.process in (Process.RUNNING, Process.WORKER)
+            and item.view.github is None
+            and item.view.github_known
+        )
+
+    def _remove_idle(self, item: _Observed) -> bool:
+        def remove() -> None:
+            if self._runner(item).remove_idle():
+                self.report.removed.append(item.view.name)
+
+        self._attempt(remove)
+        return item.view.name in self.report.removed
+
+    @cached_property
+    def _remove_token(self) -> str | None:
+        """Fetched once, and only if a runner has to deregister itself."""
+        try:
+            return self._clients.github.remove_token(self._state.path)
+        except GithubClientError as error:
+            logger.warning("There is no removal token: %s", error)
+            return None
+
+    def _create(self, number: int, resources: VirtualMachineResources) -> None:
+        if number == 0:
+            return
+        token = self._clients.github.registration_token(self._state.path)
+        config = CreateRunnerConfig(self._state.base_image.value, resources, self._application, token, self._state.arch)
+        self._side_by_side(lambda name: self._create_one(name, config), [self._new_name() for _ in range(number)])
+
+    def _create_one(self, name: str, config: CreateRunnerConfig) -> None:
+        runner = Runner(self._clients, self._config(name, self._state.path), RunnerStatus())
+        started = self._clock()
+
+        def create() -> None:
+            runner.create(config)
+            self.report.created.append(name)
+            if self._state.issue_metrics:
+                now = self._clock()
+                duration = max(0.0, now - started)
+                self._issue(RunnerInstalled(timestamp=now, flavor=self._identity.app_name, duration=duration))
+
+        self._attempt(create)
+
+    def _new_name(self) -> str:
+        """``APP-UNIT-MODELHASH`` and 16 random hex digits, fewer where the name would be too long (spec 2)."""
+        digits = min(16, NAME_LIMIT - len(self._identity.prefix))
+        return self._identity.prefix + secrets.token_hex(8)[:digits]
+
+    def _issue_metrics(self, observed: dict[str, _Observed]) -> int:
+        """Hand over what finished runners left; returns the starts without a stop."""
+        stored = [storage.runner_name for storage in self._storages.list_all()]
+        alive = {name for name, item in observed.items() if item.view.exists} - set(self.report.removed)
+        ignored = {name for name in stored if name in alive or not self._identity.owns(name)}
+        if not self._state.issue_metrics:
+            self._drop_storages(set(stored) - ignored)
+            return 0
+        starts = stops = 0
+        jobs = _Jobs(self._clients)
+        found = extract(self._storages, ignored)
+        for metrics in found:
+            issued = issue_events(metrics, self._identity.app_name, jobs.look_up(metrics))
+            starts, stops = starts + (RunnerStart in issued), stops + (RunnerStop in issued)
+            if RunnerStart in issued and (RunnerStop in issued or metrics.post_job is None):
+                continue
+            if not log_is_writable():
+                found.close()
+                break
+            quarantine(self._storages, metrics.runner_name)
+        return starts - stops
+
+    def _drop_storages(self, names: Iterable[str]) -> None:
+        for name in names:
+            try:
+                self._storages.delete(name)
+            except MetricsStorageError as error:
+                logger.warning("%s", error)
+
+    def _issue_reconciliation(self, plan: Plan, crashed: int, started: float) -> None:
+        if not self._state.issue_metrics:
+            return
+        now = self._clock()
+        self._issue(
+            Reconciliation(
+                timestamp=now,
+                flavor=self._identity.app_name,
+                crashed_runners=crashed,
+                idle_runners=len(plan.idle) + len(self.report.created),
+                duration=max(0.0, now - started),
+            )
+        )
+
+    def _issue(self, event: RunnerInstalled | Reconciliation) -> None:
+        try:
+            issue_event(event)
+        except IssueMetricEventError as error:
+            logger.error("%s", error)
+
+    def _describe(self, plan: Plan, observed: dict[str, _Observed]) -> None:
+        """Fill the report with the runners that are there now."""
+        removed = set(self.report.removed)
+        self.report.busy = [name for name in plan.busy if name not in removed]
+        self.report.idle = [name for name in (*plan.idle, *self.report.created) if name not in removed]
+        known = {*self.report.busy, *self.report.idle, *removed}
+        self.report.other = [name for name, item in observed.items() if item.view.exists and name not in known]
+
+    def _clean_profiles(self, plan: Plan, quantity: int, resources: VirtualMachineResources) -> None:
+        """Remove the resource profiles that no instance uses and that are not today's."""
+        if not (plan.changes or self.report.removed or quantity == 0):
+            return
+        try:
+            for profile in self._clients.lxd.get("profiles", recursion=1):
+                today = quantity > 0 and profile["name"] == resources.profile
+                if f"{KEY}resources" in profile["config"] and not profile["used_by"] and not today:
+                    self._clients.lxd.change("DELETE", "profiles", profile["name"])
+        except LxdError as error:
+            logger.warning("Unused profiles were not removed: %s", error)
+
+    def _wait_for_pre_job(self, observed: Iterable[_Observed]) -> None:
+        """Wait while a pre-job script runs in any of them, for at most 150 s in all."""
+        waiting = [item.instance for item in observed if item.instance and item.view.running]
+
+        def over() -> bool:
+            waiting[:] = [
+                item for item, busy in zip(waiting, self._side_by_side(in_pre_job, waiting), strict=True) if busy
+            ]
+            return not waiting
+
+        try:
+            wait_until(over, PRE_JOB_LIMIT, "the end of all pre-job scripts", interval=1)
+        except LxdError as error:
+            logger.warning("%s; the flush goes on", error)
+
+    def _attempt(self, action: Callable[[], None]) -> bool:
+        """Do one thing to one runner: what goes wrong with it is reported and does not stop the others."""
+        try:
+            action()
+        except LxdNotFoundError:
+            return True
+        except (RunnerError, GithubRunnerError) as error:
+            logger.error("%s", error)
+            self.report.failures.append(str(error))
+            return False
+        return True
+
+    def _side_by_side(self, action: Callable[[Item], Answer], items: list[Item]) -> list[Answer]:
+        if len(items) < 2:
+            return [action(item) for item in items]
+        with ThreadPoolExecutor(max_workers=min(WORKERS, len(items))) as pool:
+            return list(pool.map(action, items))
+
+
+class _Jobs:
+    """Looks up the jobs that finished runners ran; stops asking in this pass once GitHub does not answer."""
+
+    def __init__(self, clients: RunnerManagerClients) -> None:
+        self._clients = clients
+        self._answering = True
+
+    def look_up(self, metrics: RunnerMetrics) -> GithubJobMetrics | None:
+        """The job's metrics, or None where there are none to be had."""
+        if not self._answering:
+            return None
+        pre_job = metrics.pre_job
+        try:
+            job = self._clients.github.job(pre_job.repository, pre_job.workflow_run_id, metrics.runner_name)
+            return job_metrics(job)
+        except GithubClientError as error:
+            logger.warning("The job of %s is not known: %s", metrics.runner_name, error)
+            self._answering = not _is_outage(error)
+            return None
+
+
+def _is_outage(error: GithubClientError) -> bool:
+    return isinstance(error, GithubApiError)
+
+
+def _probe_one(item: _Observed) -> Process:
+    return probe(item.instance) if item.instance is not None else Process.UNKNOWN
+
+
+def _probed(item: _Observed, process: Process) -> _Observed:
+    return replace(item, view=replace(item.view, process=process))
+
+
+def _view(instance: LxdInstance, github: GithubRunner | None, github_known: bool) -> RunnerView:
+    offline = instance.config.get(f"{KEY}offline-since")
+    return RunnerView(
+        name=instance.name,
+        exists=True,
+        running=instance.running,
+        created_at=_number(instance.config.get(f"{KEY}created")) or 0.0,
+        fingerprint=instance.config.get(f"{KEY}fingerprint", ""),
+        prepared=instance.config.get(f"{KEY}prepared") == "true",
+        offline_since=_number(offline),
+        github=github,
+        github_known=github_known,
+    )
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

@@ -1,0 +1,115 @@
+"""Loop-mounted metrics storage: 1 MiB of ext4 a runner, so that none can fill the host's disk (spec 3, Shared storage).
+
+A module that follows ``metrics.storage.StorageManager``.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from errors import (
+    CommandError,
+    CreateMetricsStorageError,
+    DeleteMetricsStorageError,
+    GetMetricsStorageError,
+    MetricsStorageError,
+)
+from metrics.storage import FILESYSTEM_BASE_PATH, MetricsStorage, safe_name
+from system import run
+
+logger = logging.getLogger(__name__)
+
+FILESYSTEM_IMAGES_PATH = Path("/home/ubuntu/runner-fs-images")
+FILESYSTEM_SIZE = 1 << 20
+MOUNT_OPTIONS = "loop,nosuid,nodev,noexec,nosymfollow"
+PARTIAL_IMAGE_AGE = 600
+
+
+def create(runner_name: str) -> MetricsStorage:
+    """Make and mount a storage; CreateMetricsStorageError when the name exists or a step fails."""
+    image, path = _image(runner_name), FILESYSTEM_BASE_PATH / runner_name
+    if image.exists() or path.exists():
+        raise CreateMetricsStorageError(f"{runner_name} has a metrics storage already")
+    partial = image.with_name(f".{image.name}.partial")
+    try:
+        FILESYSTEM_IMAGES_PATH.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with partial.open("wb") as file:
+            file.truncate(FILESYSTEM_SIZE)
+        run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0", str(partial)])
+        partial.replace(image)
+        storage = _mount(runner_name)
+        (path / "lost+found").rmdir()
+        return storage
+    except (OSError, CommandError, MetricsStorageError) as error:
+        partial.unlink(missing_ok=True)
+        with suppress(DeleteMetricsStorageError):
+            delete(runner_name)
+        raise CreateMetricsStorageError(f"cannot create the metrics storage of {runner_name}: {error}") from error
+
+
+def list_all() -> Iterator[MetricsStorage]:
+    """Every storage, mounted; one that cannot be mounted is left out with a log line."""
+    if not FILESYSTEM_IMAGES_PATH.is_dir():
+        return
+    for image in sorted(FILESYSTEM_IMAGES_PATH.iterdir()):
+        if image.name.endswith(".partial"):
+            _remove_stale(image)
+        elif image.suffix == ".img":
+            try:
+                yield get(image.stem)
+            except MetricsStorageError as error:
+                logger.error("%s", error)
+
+
+def get(runner_name: str) -> MetricsStorage:
+    """One storage, mounted if it was not (after a reboot); GetMetricsStorageError when there is none."""
+    if not _image(runner_name).is_file():
+        raise GetMetricsStorageError(f"{runner_name} has no metrics storage")
+    path = FILESYSTEM_BASE_PATH / runner_name
+    try:
+        return MetricsStorage(path, runner_name) if path.is_mount() else _mount(runner_name)
+    except (OSError, CommandError) as error:
+        raise GetMetricsStorageError(f"cannot mount the metrics storage of {runner_name}: {error}") from error
+
+
+def delete(runner_name: str) -> None:
+    """Unmount and remove; gone already counts as done."""
+    image, path = _image(runner_name), FILESYSTEM_BASE_PATH / runner_name
+    try:
+        while path.is_mount():
+            # Lazy: an instance that is going down may hold it for a moment longer.
+            run(["umount", "--lazy", str(path)])
+        with suppress(FileNotFoundError):
+            path.rmdir()
+        image.unlink(missing_ok=True)
+    except (OSError, CommandError) as error:
+        raise DeleteMetricsStorageError(f"cannot remove the metrics storage of {runner_name}: {error}") from error
+
+
+def give_to(storage: MetricsStorage, uid: int) -> None:
+    """Make a user of the host the owner of a storage's root; GetMetricsStorageError if that fails."""
+    try:
+        os.chown(storage.path, uid, uid, follow_symlinks=False)
+    except OSError as error:
+        raise GetMetricsStorageError(f"{storage.runner_name} cannot get its metrics storage: {error}") from error
+
+
+def _image(runner_name: str) -> Path:
+    return FILESYSTEM_IMAGES_PATH / f"{safe_name(runner_name)}.img"
+
+
+def _mount(runner_name: str) -> MetricsStorage:
+    path = FILESYSTEM_BASE_PATH / runner_name
+    path.mkdir(parents=True, exist_ok=True)
+    run(["mount", "-o", MOUNT_OPTIONS, str(_image(runner_name)), str(path)])
+    return MetricsStorage(path, runner_name)
+
+
+def _remove_stale(partial: Path) -> None:
+    """An image that was never finished; a young one may be another application's in the making."""
+    with suppress(OSError):
+        if time.time() - partial.stat().st_mtime > PARTIAL_IMAGE_AGE:
+            partial.unlink()
