@@ -86,7 +86,7 @@ def without_credentials(charm: ops.CharmBase) -> CharmState:
     return CharmState(
         github_url="https://github.com",
         path=GithubOrg("unknown"),
-        token="",
+        token="",  # nosec B106
         labels=(),
         virtual_machines=0,
         resources=VirtualMachineResources(1, "1GiB", "1GiB"),

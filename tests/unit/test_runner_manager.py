@@ -1,0 +1,564 @@
+"""Spec 2, One pass and Flush: the order of things, and what one runner's failure does not stop."""
+
+import json
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import metrics.events
+import metrics.storage
+import provision
+import runner
+from errors import GithubApiError, LxdError
+from models import FlushMode, GithubRepo, SSHDebugConnection, VirtualMachineResources, WorkflowJob
+from runner import KEY, RunnerManagerClients
+from runner_manager import RunnerManager, fingerprint
+from tests.unit.fakes import (
+    IDENTITY,
+    REPO,
+    RESOURCES,
+    TEMPLATES,
+    FakeGithub,
+    FakeInstance,
+    FakeLxd,
+    FakeStorages,
+    state,
+)
+
+NOW = 1_700_000_000.0
+APPLICATION = "actions-runner-linux-x64-2.320.0.tar.gz"
+
+
+class World:
+    """A unit with its fakes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lxd, self.github = FakeLxd(), FakeGithub()
+        (folder / "fs").mkdir()
+        self.storages = FakeStorages(folder / "fs")
+        self.application = folder / APPLICATION
+        self.application.write_bytes(b"tarball")
+        self.state = state()
+        self.now = NOW
+        self.lxd.registered = lambda instance: self._register(instance)
+
+    def _register(self, instance: FakeInstance) -> None:
+        registered = self.github.register(instance.name)
+        instance.files[str(provision.RUNNER_APPLICATION / ".runner")] = (
+            b"\xef\xbb\xbf" + json.dumps({"agentId": registered.runner_id}).encode()
+        )
+
+    def manager(self) -> RunnerManager:
+        clients = RunnerManagerClients(self.github, provision.environment(TEMPLATES), self.lxd, None)  # type: ignore[arg-type]
+        return RunnerManager(IDENTITY, self.state, clients, self.storages, self.application, clock=lambda: self.now)
+
+    def reconcile(self, quantity: int, resources: VirtualMachineResources = RESOURCES) -> RunnerManager:
+        manager = self.manager()
+        self.delta = manager.reconcile(quantity, resources)
+        return manager
+
+    def add(self, suffix: str, *, online: bool = True, busy: bool = False, process: int = 10, **keys: str) -> str:
+        """A prepared runner of an hour's age and of today's fingerprint."""
+        name = f"{IDENTITY.prefix}{suffix}"
+        config = {
+            f"{KEY}path": REPO.path,
+            f"{KEY}url": self.state.github_url,
+            f"{KEY}created": str(self.now - 3600),
+            f"{KEY}fingerprint": fingerprint(self.state, APPLICATION),
+            f"{KEY}prepared": "true",
+            **{KEY + key.replace("_", "-"): value for key, value in keys.items()},
+        }
+        instance = FakeInstance(self.lxd, name, config)
+        instance.running, instance.process = True, 0 if busy else process
+        self.lxd.found[name] = instance
+        self.github.register(name, online=online, busy=busy)
+        return name
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(metrics.events, "METRICS_LOG_PATH", tmp_path / "metrics.log")
+    monkeypatch.setattr(metrics.storage, "FILESYSTEM_QUARANTINE_PATH", tmp_path / "quarantine")
+    monkeypatch.setattr(runner, "LOGS_PATH", tmp_path / "logs")
+    return World(tmp_path)
+
+
+def events(tmp_path: Path) -> list[dict[str, Any]]:
+    log = tmp_path / "metrics.log"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def test_missing_runners_are_made_with_one_token(world: World) -> None:
+    """From nothing to the wanted number: one registration token, each runner named after the unit."""
+    manager = world.reconcile(3)
+
+    assert world.delta == 3
+    assert len(world.lxd.found) == 3
+    assert all(IDENTITY.owns(name) and len(name) <= 63 for name in world.lxd.found)
+    assert world.github.tokens == 1
+    assert sorted(manager.report.created) == sorted(world.lxd.found) == sorted(manager.report.idle)
+
+
+def test_second_pass_finds_nothing_to_do(world: World) -> None:
+    """Level-triggered: run it twice and the second changes nothing, with one look at LXD and one at GitHub."""
+    world.reconcile(2)
+    before, world.lxd.log = set(world.lxd.found), []
+    world.lxd.lists, world.github.lists = 0, []
+
+    manager = world.reconcile(2)
+
+    assert world.delta == 0
+    assert set(world.lxd.found) == before
+    assert (world.lxd.log, world.lxd.lists, world.github.lists) == ([], 1, [REPO.path])
+    assert manager.report.created == manager.report.removed == []
+
+
+def test_instance_carries_what_a_later_pass_needs(world: World) -> None:
+    """LXD is the record: URL, path, fingerprint, time and id lie on the instance, the token does not."""
+    world.reconcile(1)
+
+    [instance] = world.lxd.found.values()
+    assert instance.config[f"{KEY}path"] == REPO.path
+    assert instance.config[f"{KEY}url"] == world.state.github_url
+    assert instance.config[f"{KEY}fingerprint"] == fingerprint(world.state, APPLICATION)
+    assert instance.config[f"{KEY}runner-id"] == "1"
+    assert instance.config["boot.autostart"] == "false"
+    assert "registration" not in str(instance.config) + str(instance.commands)
+
+
+@pytest.mark.parametrize(
+    ("faults", "exit_codes", "step"),
+    [
+        ({"create": True}, {}, "creating the instance"),
+        ({"start": True}, {}, "starting the instance"),
+        ({"push": True}, {}, "setting the instance up"),
+        ({}, {"setup.sh": 3}, "setting the instance up"),
+        ({}, {"register.sh": 1}, "registering"),
+        ({}, {"systemctl start": 1}, "starting the runner application"),
+        ({"set_config": True}, {}, "starting the runner application"),
+    ],
+)
+def test_one_failing_creation_costs_only_that_runner(
+    world: World, faults: dict[str, bool], exit_codes: dict[str, int], step: str
+) -> None:
+    """Whatever the attempt made is removed again, the error names runner and step, the others are made."""
+    victims: list[str] = []
+
+    def first_only(name: str) -> bool:
+        victims[:] = victims or [name]
+        return name == victims[0]
+
+    world.lxd.faults = dict.fromkeys(faults, first_only)
+    if exit_codes:
+        world.lxd.exit_codes = exit_codes
+        manager = world.reconcile(1)
+        assert world.lxd.found == {}
+    else:
+        manager = world.reconcile(2)
+        assert len(world.lxd.found) == 1
+        assert victims[0] not in world.lxd.found
+    assert set(world.github.runners) == set(world.lxd.found)
+    assert len(manager.report.failures) == 1
+    assert step in manager.report.failures[0]
+    assert IDENTITY.prefix in manager.report.failures[0]
+
+
+def test_surplus_goes_and_busy_ones_never(world: World) -> None:
+    """Down to the wanted number: GitHub forgets an idle runner first, a busy one is left alone."""
+    idle, busy = world.add("aa"), world.add("bb", busy=True)
+
+    manager = world.reconcile(0)
+
+    assert set(world.lxd.found) == {busy}
+    assert manager.report.removed == [idle]
+    assert 1 in world.github.deleted
+
+
+def test_runner_that_became_busy_is_kept(world: World) -> None:
+    """422 from GitHub, or a worker inside, and an idle runner is kept."""
+    asked, inside = world.add("aa"), world.add("bb")
+    world.github.busy = {1}
+    world.lxd.found[inside].process = 0
+
+    world.reconcile(0)
+
+    assert set(world.lxd.found) == {asked, inside}
+
+
+def test_outdated_idle_is_replaced_and_busy_stays(world: World) -> None:
+    """All live instances count: one is replaced, the busy one keeps its place."""
+    idle = world.add("aa", fingerprint="old")
+    busy = world.add("bb", busy=True, fingerprint="old")
+
+    manager = world.reconcile(2)
+
+    assert idle not in world.lxd.found
+    assert busy in world.lxd.found
+    assert len(world.lxd.found) == 2
+    assert len(manager.report.created) == 1
+
+
+def test_outdated_that_cannot_be_removed_is_not_replaced(world: World) -> None:
+    """The machine is never overcommitted to hurry a replacement."""
+    world.add("aa", fingerprint="old")
+    world.github.busy = {1}
+
+    manager = world.reconcile(1)
+
+    assert len(world.lxd.found) == 1
+    assert manager.report.created == []
+
+
+def test_unhealthy_that_cannot_be_removed_is_not_replaced(world: World) -> None:
+    """An instance that will not stop keeps its slot and is reported."""
+    stuck = world.add("aa", online=False, process=11)
+    world.lxd.faults = {"stop": lambda name: name == stuck}
+
+    manager = world.reconcile(2)
+
+    assert len(world.lxd.found) == 2
+    assert stuck in world.lxd.found
+    assert any(stuck in failure for failure in manager.report.failures)
+
+
+def test_crashed_runner_is_removed_with_its_logs(world: World, tmp_path: Path) -> None:
+    """With metrics on, the logs of a runner whose application is gone are kept on the host."""
+    world.state = state(issue_metrics=True)
+    name = world.add("aa", online=False, process=11)
+    instance = world.lxd.found[name]
+    instance.files["/home/ubuntu/github-runner/_diag/Runner_1.log"] = b"x" * (2 << 20)
+    instance.files["/home/ubuntu/github-runner/_diag/..evil"] = b"x"
+    instance.files["/var/log/syslog"] = b"syslog"
+
+    world.reconcile(0)
+
+    folder = tmp_path / "logs" / name
+    assert sorted(path.name for path in folder.iterdir()) == ["Runner_1.log", "syslog"]
+    assert (folder / "Runner_1.log").stat().st_size == 1 << 20
+    assert world.lxd.found == {}
+    assert world.github.runners == {}
+
+
+def test_logs_that_cannot_be_pulled_do_not_stop_the_removal(world: World) -> None:
+    """A crashed runner without logs is removed all the same."""
+    world.state = state(issue_metrics=True)
+    world.add("aa", online=False, process=11)
+
+    manager = world.reconcile(0)
+
+    assert world.lxd.found == {}
+    assert manager.report.failures == []
+
+
+def test_ghost_is_noted_and_the_note_goes_when_it_is_back(world: World) -> None:
+    """The first pass that sees it writes the time on the instance; GitHub saying online takes it away."""
+    name = world.add("aa", online=False)
+    world.reconcile(1)
+    assert float(world.lxd.found[name].config[f"{KEY}offline-since"]) == NOW
+
+    world.github.runners[name] = replace(world.github.runners[name], online=True)
+    world.reconcile(1)
+
+    assert f"{KEY}offline-since" not in world.lxd.found[name].config
+    assert set(world.lxd.found) == {name}
+
+
+def test_ghost_goes_after_its_time(world: World) -> None:
+    """Fifteen minutes after the note it is replaced."""
+    name = world.add("aa", online=False)
+    world.reconcile(1)
+    world.now += 901
+
+    world.reconcile(1)
+
+    assert name not in world.lxd.found
+    assert len(world.lxd.found) == 1
+
+
+def test_ghost_that_github_does_not_list_deregisters_itself(world: World) -> None:
+    """A runner without a known id gets a removal token and runs `config.sh remove` inside."""
+    name = world.add("aa", offline_since=str(NOW - 1000))
+    world.github.runners.clear()
+    instance = world.lxd.found[name]
+
+    world.reconcile(0)
+
+    assert [str(provision.REGISTER_SCRIPT), "remove"] in instance.commands
+    assert instance.files[str(provision.TOKEN_FILE)] == b"removal"
+    assert world.lxd.found == {}
+
+
+def test_registration_without_instance_is_deleted_when_offline(world: World) -> None:
+    """An offline registration of ours goes, one that is online or another application's stays."""
+    world.github.register(f"{IDENTITY.prefix}aa", online=False)
+    world.github.register(f"{IDENTITY.prefix}bb", online=True)
+    world.github.register("app-0-aaaa", online=False)
+
+    world.reconcile(0)
+
+    assert world.github.deleted == [1]
+
+
+def test_runner_of_another_path_is_looked_up_there(world: World) -> None:
+    """After `path` changed, its old registration is where its keys say, asked once."""
+    name = world.add("aa")
+    world.state = state(path=GithubRepo("octo-org", "other"))
+
+    world.reconcile(1)
+
+    assert world.github.lists == ["octo-org/other", REPO.path]
+    assert name not in world.lxd.found
+    assert len(world.lxd.found) == 1
+
+
+@pytest.mark.parametrize("keys", [{"path": "a/b/c"}, {"url": "https://elsewhere.example"}])
+def test_runner_whose_registration_cannot_be_asked_for_is_kept(world: World, keys: dict[str, str]) -> None:
+    """Unknown is not dead: its process runs, so it stays until it ends."""
+    name = world.add("aa", **keys)
+
+    world.reconcile(1)
+
+    assert name in world.lxd.found
+
+
+def test_outage_of_an_old_path_does_not_stop_the_pass(world: World) -> None:
+    """Only the configured path's list is needed."""
+    world.add("aa")
+    world.state = state(path=GithubRepo("octo-org", "other"))
+    world.github.down = {REPO.path}
+
+    world.reconcile(2)
+
+    assert len(world.lxd.found) == 2
+
+
+@pytest.mark.parametrize(("down", "error"), [("github", GithubApiError), ("lxd", LxdError)])
+def test_outage_is_the_whole_pass_and_touches_nothing(world: World, down: str, error: type[Exception]) -> None:
+    """Without GitHub's or LXD's list nothing is removed or made."""
+    world.add("aa", fingerprint="old")
+    if down == "github":
+        world.github.down = {"list"}
+    else:
+        world.lxd.faults = {"list": lambda _: True}
+
+    with pytest.raises(error):
+        world.reconcile(0)
+    assert world.lxd.log == []
+    assert len(world.lxd.found) == 1
+
+
+def test_unused_resource_profiles_go(world: World) -> None:
+    """After vm-memory changed the old profile goes, foreign ones stay; with no runner wanted, today's goes as well."""
+    world.lxd.profiles["default"] = {"config": {}}
+    world.reconcile(1)
+    other = VirtualMachineResources(2, "2GiB", "2GiB")
+    world.state = state(resources=other)
+    world.reconcile(1, other)
+    assert set(world.lxd.profiles) == {"default", other.profile}
+
+    world.reconcile(0, other)
+
+    assert set(world.lxd.profiles) == {"default"}
+
+
+def test_profiles_that_cannot_be_removed_do_not_fail_the_pass(world: World) -> None:
+    """Housekeeping is tried again at the next pass."""
+    world.reconcile(1)
+    world.lxd.faults = {"delete profile": lambda _: True}
+
+    world.reconcile(0)
+
+    assert world.lxd.found == {}
+
+
+def job_storage(world: World, name: str, *, post: bool = True) -> None:
+    folder = Path(world.storages.create(name).path)
+    pre_job = {"timestamp": 20, "workflow": "w", "workflow_run_id": "5", "repository": "o/r", "event": "push"}
+    (folder / "runner-installed.timestamp").write_text("10")
+    (folder / "pre-job-metrics.json").write_text(json.dumps(pre_job))
+    if post:
+        (folder / "post-job-metrics.json").write_text(json.dumps({"timestamp": 30, "status": "normal"}))
+
+
+def test_metrics_of_finished_runners_are_issued(world: World, tmp_path: Path) -> None:
+    """Ours without an instance are issued with GitHub's times; the living and others' are not touched."""
+    world.state = state(issue_metrics=True)
+    alive = world.add("cc")
+    names = [f"{IDENTITY.prefix}aa", f"{IDENTITY.prefix}bb", alive, "other-0-0123abcdaa"]
+    for name in names:
+        job_storage(world, name, post=name != names[1])
+    created = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    world.github.jobs[names[0]] = WorkflowJob(created, created + timedelta(seconds=7), "success")
+
+    world.reconcile(1)
+
+    found = events(tmp_path)
+    assert [event["event"] for event in found] == ["runner_start", "runner_stop", "runner_start", "reconciliation"]
+    assert found[0]["queue_duration"] == 7
+    assert found[1]["job_conclusion"] == "success"
+    assert found[3] == {
+        "event": "reconciliation",
+        "timestamp": NOW,
+        "flavor": "app",
+        "crashed_runners": 1,
+        "idle_runners": 1,
+        "duration": 0,
+    }
+    assert world.storages.names() == [alive, "other-0-0123abcdaa"]
+
+
+def test_jobs_are_not_asked_for_during_an_outage(world: World, tmp_path: Path) -> None:
+    """After one failed look-up the others of the pass go without, so that the pass stays short."""
+    world.state = state(issue_metrics=True)
+    for suffix in ("aa", "bb"):
+        job_storage(world, f"{IDENTITY.prefix}{suffix}")
+    world.github.down = {"jobs"}
+
+    world.reconcile(0)
+
+    starts = [event for event in events(tmp_path) if event["event"] == "runner_start"]
+    assert len(starts) == 2
+    assert all("queue_duration" not in event for event in starts)
+
+
+def test_storages_stay_while_the_log_cannot_be_written(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full or broken log costs time, no events: the next pass issues them."""
+    world.state = state(issue_metrics=True)
+    names = [f"{IDENTITY.prefix}aa", f"{IDENTITY.prefix}bb"]
+    for name in names:
+        job_storage(world, name)
+    monkeypatch.setattr(metrics.events, "METRICS_LOG_PATH", tmp_path)
+    world.reconcile(0)
+    assert world.storages.names() == names
+
+    monkeypatch.setattr(metrics.events, "METRICS_LOG_PATH", tmp_path / "metrics.log")
+    world.reconcile(0)
+
+    assert world.storages.names() == []
+    assert [event["event"] for event in events(tmp_path)].count("runner_stop") == 2
+
+
+def test_event_that_can_never_be_valid_does_not_block_the_others(world: World, tmp_path: Path) -> None:
+    """Its storage goes to quarantine, the next one is issued."""
+    world.state = state(issue_metrics=True)
+    names = [f"{IDENTITY.prefix}aa", f"{IDENTITY.prefix}bb"]
+    for name in names:
+        job_storage(world, name)
+    bad = WorkflowJob(datetime(2026, 1, 1, tzinfo=timezone.utc), datetime(2026, 1, 1, tzinfo=timezone.utc), 5)  # type: ignore[arg-type]
+    world.github.jobs[names[0]] = bad
+
+    world.reconcile(0)
+
+    assert world.storages.names() == []
+    assert [path.name for path in (tmp_path / "quarantine").iterdir()] == [f"{names[0]}.tar.gz"]
+    assert "runner_stop" in [event["event"] for event in events(tmp_path)]
+
+
+def test_storages_are_dropped_while_metrics_are_off(world: World, tmp_path: Path) -> None:
+    """Without the cos-agent relation nothing is written, and no storage of ours stays behind."""
+    job_storage(world, f"{IDENTITY.prefix}aa")
+    job_storage(world, "other-0-0123abcdaa")
+
+    world.reconcile(0)
+
+    assert world.storages.names() == ["other-0-0123abcdaa"]
+    assert events(tmp_path) == []
+
+
+def test_flush_waits_for_pre_job_scripts(world: World) -> None:
+    """Busy ones go as well, once no pre-job script runs."""
+    world.add("aa")
+    world.add("bb", busy=True)
+    world.lxd.pre_job = [0, 1, 1]
+
+    assert world.manager().flush(FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK) == 2
+    assert world.lxd.found == {}
+    assert world.lxd.pre_job == []
+
+
+def test_force_flush_works_without_github(world: World) -> None:
+    """A dead token or no GitHub does not keep runners on a machine that is being given back."""
+    world.add("aa", busy=True, runner_id="1")
+    world.github.down = {"list", "delete", "remove token"}
+
+    assert world.manager().flush(FlushMode.FORCE_FLUSH) == 1
+    assert world.lxd.found == {}
+
+
+def test_flush_that_waits_needs_github(world: World) -> None:
+    """Without GitHub it would leave registrations behind: it says so and touches nothing."""
+    world.add("aa")
+    world.github.down = {"list"}
+
+    with pytest.raises(GithubApiError):
+        world.manager().flush(FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK)
+    assert len(world.lxd.found) == 1
+
+
+def test_busy_is_what_either_account_says(world: World) -> None:
+    """A worker inside counts although GitHub does not know yet, and an instance that does not say counts as well."""
+    name = world.add("aa")
+    assert not world.manager().any_busy()
+
+    world.lxd.found[name].process = 0
+    assert world.manager().any_busy()
+
+    world.lxd.faults = {"execute": lambda _: True}
+    assert world.manager().any_busy()
+
+
+def test_counts_are_githubs_and_unknown_instances(world: World) -> None:
+    """`check-runners` tells online, offline and what GitHub does not know."""
+    online, offline, unknown = world.add("aa"), world.add("bb", online=False), world.add("cc")
+    del world.github.runners[unknown]
+
+    assert world.manager().counts() == {"online": [online], "offline": [offline], "unknown": [unknown]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": ("other",)},
+        {"path": GithubRepo("octo-org", "other")},
+        {"resources": VirtualMachineResources(2, "1GiB", "2GiB")},
+        {"dockerhub_mirror": "https://mirror.example"},
+        {"ssh_debug_connections": (SSHDebugConnection("192.0.2.1", 22, "SHA256:a", "SHA256:b"),)},
+        {"issue_metrics": True},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_fingerprint_tells_configurations_apart(change: dict[str, Any]) -> None:
+    """What goes into an instance is in its fingerprint."""
+    assert fingerprint(state(**change), APPLICATION) != fingerprint(state(), APPLICATION)
+
+
+@pytest.mark.parametrize("change", [{"token": "other"}, {"virtual_machines": 9}, {"reconcile_interval": 5}])
+def test_fingerprint_is_blind_to_what_instances_do_not_hold(change: dict[str, Any]) -> None:
+    """A new token or interval replaces no runner."""
+    assert fingerprint(state(**change), APPLICATION) == fingerprint(state(), APPLICATION)
+
+
+def test_fingerprint_holds_the_application() -> None:
+    """A new runner application makes runners outdated."""
+    assert fingerprint(state(), APPLICATION) != fingerprint(state(), "actions-runner-linux-x64-2.321.0.tar.gz")
+
+
+def test_old_crash_logs_are_deleted(world: World, tmp_path: Path) -> None:
+    """Log folders go after seven days."""
+    for name in ("old", "young"):
+        (tmp_path / "logs" / name).mkdir(parents=True)
+        (tmp_path / "logs" / name / "syslog").touch()
+    world.now = (tmp_path / "logs" / "old").stat().st_mtime + 7 * 86400 + 60
+    (tmp_path / "logs" / "young" / "more").touch()
+    import os
+
+    os.utime(tmp_path / "logs" / "young", (world.now, world.now))
+
+    world.reconcile(0)
+
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["young"]
