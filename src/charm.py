@@ -196,6 +196,9 @@ class GithubRunnerCharm(ops.CharmBase):
         storage.check_unchanged(self._lxd, state.base_image, state.runner_storage)
         if application.current() is None:
             raise HostError("the runner application is not downloaded yet")
+        return self._reconcile_runners(state)
+
+    def _reconcile_runners(self, state: CharmState) -> int:
         self._status(ops.MaintenanceStatus("Reconciling runners"))
         manager = self._manager(state)
         delta = manager.reconcile(state.virtual_machines, state.resources)
