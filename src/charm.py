@@ -32,6 +32,9 @@ from runner import RunnerManagerClients
 from runner_manager import Report, RunnerManager
 
 logger = logging.getLogger(__name__)
+# Every line is a process (juju-log): what these say of each request is not worth that.
+for chatty in ("httpx2", "httpcore2", "urllib3", "ws4py"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 

@@ -189,7 +189,9 @@ class GithubClient:
         """One call with its retries; ``path`` is what GitHub must let the token see."""
         for attempt in self._attempts():
             with attempt, _translated(path):
-                return operation(**parameters)
+                # Raw: ghapi would turn lists and objects into types of its own, and trust the content type.
+                response = operation(**parameters, raw_=True)
+                return response.json() if response.content else None
         raise AssertionError("unreachable")
 
     def _pages(self, operation: Callable[..., Any], key: str, path: str) -> Iterator[dict[str, Any]]:

@@ -80,13 +80,12 @@ class LxdClient:
             raise _not_found_or(done["err"])(f"{what}: {done['err']}")
         raise LxdError(f"{what}: not done within {whole} s")
 
-    def exists(self, *path: str) -> bool:
-        """Whether there is such a thing."""
+    def find(self, *path: str) -> Any:
+        """The metadata of a GET, or None if there is no such thing."""
         try:
-            self.get(*path)
+            return self.get(*path)
         except LxdNotFoundError:
-            return False
-        return True
+            return None
 
     def server_version(self) -> tuple[int, int]:
         """The daemon's version, such as ``(5, 0)``."""
@@ -251,7 +250,7 @@ class LxdInstance:
         if not path:
             return ""
         where = ("instances", self.name, "logs", path.rsplit("/", 1)[-1])
-        text = self._lxd.request("GET", *where, is_api=False).text
+        text: str = self._lxd.request("GET", *where, is_api=False).content.decode(errors="replace")
         with suppress(LxdError):
             self._lxd.request("DELETE", *where)
         return text

@@ -355,7 +355,7 @@ class Runner:
 
 def ensure_resource_profile(lxd: LxdClient, resources: VirtualMachineResources, *, container: bool) -> None:
     """Make the profile that gives an instance its resources, unless it is there."""
-    if lxd.exists("profiles", resources.profile):
+    if lxd.find("profiles", resources.profile):
         return
     root = {"type": "disk", "path": "/", "pool": RUNNER_PROFILE, "size": resources.disk}
     if not container:
@@ -371,7 +371,7 @@ def ensure_resource_profile(lxd: LxdClient, resources: VirtualMachineResources, 
         lxd.change("POST", "profiles", json=profile)
     except LxdError:
         # Runners are made side by side: another one may have been faster.
-        if not lxd.exists("profiles", resources.profile):
+        if lxd.find("profiles", resources.profile) is None:
             raise
 
 

@@ -17,7 +17,7 @@ def ensure(lxd: LxdClient, base_image: BaseImage, *, container: bool, server: st
 
     The alias is set by LXD only when the image is whole.
     """
-    if lxd.exists("images", "aliases", base_image.value):
+    if lxd.find("images", "aliases", base_image.value):
         return False
     body = {
         "source": {

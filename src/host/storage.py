@@ -26,9 +26,10 @@ STORAGE_KEY = "user.github-runner.runner-storage"
 
 def check_unchanged(lxd: LxdClient, base_image: BaseImage, storage: RunnerStorage) -> None:
     """ConfigurationError if what cannot change after deployment was changed; the profile knows the old values."""
-    if not lxd.exists("profiles", PROFILE):
+    profile = lxd.find("profiles", PROFILE)
+    if profile is None:
         return
-    config = lxd.get("profiles", PROFILE)["config"]
+    config = profile["config"]
     wanted = (("base-image", BASE_IMAGE_KEY, base_image.value), ("runner-storage", STORAGE_KEY, storage.value))
     faults = [
         f"{option}: cannot change after deployment, set it back to {config[key]}"
@@ -46,8 +47,8 @@ def ensure(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None
 
 
 def _ensure_pool(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None:
-    if lxd.exists("storage-pools", POOL):
-        pool = lxd.get("storage-pools", POOL)
+    pool = lxd.find("storage-pools", POOL)
+    if pool is not None:
         if pool["status"] == "Created":
             return
         if pool["used_by"]:
@@ -117,9 +118,8 @@ def _ensure_profile(lxd: LxdClient, state: CharmState) -> None:
         },
         "devices": {"root": {"type": "disk", "path": "/", "pool": POOL}},
     }
-    if not lxd.exists("profiles", PROFILE):
+    found = lxd.find("profiles", PROFILE)
+    if found is None:
         lxd.change("POST", "profiles", json={"name": PROFILE, **profile})
-        return
-    found = lxd.get("profiles", PROFILE)
-    if found["config"] != profile["config"] or found["devices"] != profile["devices"]:
+    elif found["config"] != profile["config"] or found["devices"] != profile["devices"]:
         lxd.change("PUT", "profiles", PROFILE, json=profile)

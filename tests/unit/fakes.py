@@ -147,8 +147,8 @@ class FakeLxd:
         self.found[name] = FakeInstance(self, name, options["config"], options["virtual_machine"])
         return self.found[name]
 
-    def exists(self, *path: str) -> bool:
-        return path[0] == "profiles" and path[1] in self.profiles
+    def find(self, *path: str) -> Any:
+        return self.profiles.get(path[1])
 
     def get(self, *path: str, **_: Any) -> Any:
         return [{"name": name, "used_by": [], **profile} for name, profile in self.profiles.items()]
