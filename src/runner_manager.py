@@ -127,7 +127,10 @@ class RunnerManager:
         self._note_offline(plan, observed, started)
         stayed = self._remove_unhealthy(plan, observed)
         crashed = self._issue_metrics(observed)
+        before = len(self.report.removed)
         stayed += self._remove_others(plan, observed)
+        if len(self.report.removed) > before:
+            crashed += self._issue_metrics(observed)
         self._create(max(0, plan.create - stayed), resources)
         self._clean_profiles(plan, quantity, resources)
         remove_old_logs(started)

@@ -1,0 +1,184 @@
+"""A Juju machine on the real LXD with the charm on it, and a GitHub beside it. Shared by the tests of this folder."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox import github, lxd_setup
+from sandbox.github_control import GitHubControl
+from sandbox.juju.unit import Unit
+from sandbox.machine import Machine
+from sandbox.pack import pack
+
+ROOT = Path(__file__).resolve().parents[2]
+PAT = "ghp_0123456789abcdefghijklmnopqrstuvwxyzAB"
+REPOSITORY = "octo-org/demo"
+METRICS_LOG = "/var/log/github-runner-metrics.log"
+RECONCILE = "JUJU_DISPATCH_PATH=reconcile-runners ./dispatch"
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = 30) -> Any:
+    """Poll until the condition is truthy and return that value."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what}: not within {timeout} s"
+        time.sleep(0.1)
+
+
+class Deployment:
+    """One deployed unit, its machine, and its GitHub."""
+
+    def __init__(self, machine: Machine, unit: Unit, hub: github.GitHub) -> None:
+        self.machine, self.unit, self.hub = machine, unit, hub
+        self.control = GitHubControl(hub.url)
+
+    def lxd(self, path: str) -> Any:
+        """What the machine's own LXD answers."""
+        return json.loads(self.machine.exec("lxc", "query", f"/1.0/{path}"))
+
+    def instances(self) -> list[str]:
+        return sorted(item["name"] for item in self.lxd("instances?recursion=1"))
+
+    def registered(self) -> list[str]:
+        return sorted(runner["name"] for runner in self.control.runners() if runner["name"].startswith(self.unit.app))
+
+    def online(self) -> list[str]:
+        runners = self.control.runners()
+        return sorted(runner["name"] for runner in runners if runner["status"] == "online")
+
+    def busy(self) -> list[str]:
+        return sorted(runner["name"] for runner in self.control.runners() if runner["busy"])
+
+    def mounts(self) -> list[str]:
+        return sorted(
+            self.machine.exec("sh", "-c", "grep -o '/home/ubuntu/runner-fs/[^ ]*' /proc/mounts || true").split()
+        )
+
+    def storages(self) -> list[str]:
+        return sorted(self.machine.exec("sh", "-c", "ls -A /home/ubuntu/runner-fs-images 2>/dev/null || true").split())
+
+    def resource_profiles(self) -> list[str]:
+        return [item["name"] for item in self.lxd("profiles?recursion=1") if item["name"].startswith("cpu-")]
+
+    def events(self, name: str | None = None) -> list[dict[str, Any]]:
+        text = self.machine.exec("sh", "-c", f"cat {METRICS_LOG} 2>/dev/null || true")
+        found = [json.loads(line) for line in text.splitlines()]
+        return [event for event in found if name in (None, event["event"])]
+
+    def reconcile(self) -> None:
+        """What the timer does, now."""
+        done = self.unit.exec(RECONCILE)
+        assert done.returncode == 0, done.stderr
+
+    def keep(self, number: int, **options: Any) -> list[str]:
+        """Set the number of runners and wait until GitHub sees them all online; returns their names."""
+        self.unit.set_config({"virtual-machines": number, **options})
+        return self.wait_online(number)
+
+    def wait_online(self, number: int) -> list[str]:
+        wait_for(
+            lambda: len(self.online()) == number and self.registered() == self.online(), f"{number} online runners"
+        )
+        assert self.instances() == self.registered()
+        return self.online()
+
+    def job(self, command: str, status: str = "completed", **fields: Any) -> dict[str, Any]:
+        """Queue a job and wait until it has that status."""
+        job = self.control.add_job(REPOSITORY, command, **fields)
+        found: dict[str, Any] = self.control.wait_job(job["id"], status)
+        return found
+
+    def wait_gone(self, name: str) -> None:
+        """Until a runner's instance has powered off and is deleted."""
+        wait_for(lambda: name not in self.instances(), f"the end of {name}")
+
+    def inside(self, name: str, command: str, check: bool = True) -> str:
+        """A shell command as root in a runner's instance."""
+        return self.machine.exec("lxc", "exec", name, "--", "sh", "-c", command, check=check)
+
+    def status(self) -> tuple[str, str]:
+        found = self.unit.status()
+        return found["status"], found["message"]
+
+
+@pytest.fixture(scope="session")
+def lxd() -> None:
+    """The sandbox's LXD set-up with the machine's template."""
+    lxd_setup.ensure()
+    lxd_setup.ensure_template()
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory, lxd: None) -> Path:
+    """The charm as it is deployed, recording its own coverage."""
+    return pack(ROOT, tmp_path_factory.mktemp("packed") / "charm", coverage=True)
+
+
+@pytest.fixture(scope="session")
+def hub(lxd: None) -> Iterator[github.GitHub]:
+    """GitHub, outside the machine."""
+    settings = github.Settings(grace=8)
+    with github.serve(
+        lxd_setup.bridge_address(), 0, [PAT], [REPOSITORY, "octo-org/other"], ["octo-org"], settings=settings
+    ) as served:
+        yield served
+
+
+def deployed(name: str, packed: Path, hub: github.GitHub, **config: Any) -> Deployment:
+    """A new machine with the charm on it."""
+    machine = Machine(name)
+    machine.destroy()
+    machine.create()
+    unit = Unit(machine)
+    options = {
+        "path": REPOSITORY,
+        "token": PAT,
+        "github-url": hub.url,
+        "test-mode": "insecure",
+        "virtual-machines": 2,
+        "vm-cpu": 1,
+        "vm-memory": "1GiB",
+        "vm-disk": "2GiB",
+        **config,
+    }
+    unit.deploy(packed, options)
+    return Deployment(machine, unit, hub)
+
+
+def undeploy(deployment: Deployment) -> None:
+    """Take the charm processes' coverage and the machine away."""
+    if "COVERAGE_RUN" in os.environ or os.environ.get("COVERAGE_FILE"):
+        deployment.machine.pull_coverage(ROOT)
+    if not os.environ.get("SANDBOX_KEEP"):
+        deployment.machine.destroy()
+
+
+@pytest.fixture(scope="session")
+def session_deployment(packed: Path, hub: github.GitHub) -> Iterator[Deployment]:
+    """One unit with metrics on, for all tests that leave it as they found it."""
+    found = deployed("tests", packed, hub)
+    found.unit.integrate("cos-agent")
+    yield found
+    undeploy(found)
+
+
+@pytest.fixture
+def deployment(session_deployment: Deployment) -> Iterator[Deployment]:
+    """The shared unit, active; faults and options of a test are taken back after it."""
+    before = {name: option["value"] for name, option in session_deployment.unit.config().items()}
+    yield session_deployment
+    session_deployment.control.remove_faults()
+    after = session_deployment.unit.config()
+    changed = {name: before[name] for name, option in after.items() if option["value"] != before[name]}
+    if unset := [name for name, value in changed.items() if value in (None, "")]:
+        session_deployment.unit.reset_config(*unset)
+    if values := {name: value for name, value in changed.items() if name not in unset}:
+        session_deployment.unit.set_config(values)

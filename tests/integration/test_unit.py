@@ -1,0 +1,450 @@
+"""The charm as Juju runs it: a process per hook in a real machine, a real LXD, real HTTP."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import PAT, REPOSITORY, Deployment, wait_for
+
+
+def test_deployment_brings_runners_online(deployment: Deployment) -> None:
+    """After the hooks of a deployment the runners are there, labelled as spec 2 says, and the status says so."""
+    names = deployment.keep(2)
+
+    assert deployment.status() == ("active", "2 runners: 2 idle, 0 busy (test mode: containers)")
+    [labels] = {tuple(label["name"] for label in runner["labels"]) for runner in deployment.control.runners()}
+    assert labels == ("self-hosted", "Linux", "X64", "github-runner", "jammy")
+    assert all(len(name) <= 63 for name in names)
+
+
+def test_host_is_set_up(deployment: Deployment) -> None:
+    """Bridge without IPv6, filtered and isolated network cards, a copy-on-write pool, the profile's fixed keys."""
+    assert deployment.lxd("networks/lxdbr0")["config"]["ipv6.address"] == "none"
+    eth0 = deployment.lxd("profiles/default")["devices"]["eth0"]
+    filters = ("ipv4_filtering", "ipv6_filtering", "mac_filtering", "port_isolation")
+    assert all(eth0[f"security.{name}"] == "true" for name in filters)
+    assert deployment.lxd("storage-pools/runner")["driver"] == "btrfs"
+    assert deployment.lxd("profiles/runner")["config"] == {
+        "security.devlxd": "false",
+        "user.github-runner.base-image": "jammy",
+        "user.github-runner.runner-storage": "juju-storage",
+    }
+
+
+def test_units_of_systemd_and_logrotate_are_valid(deployment: Deployment) -> None:
+    """What systemd and logrotate read on the machine is what they accept."""
+    units = "ghro.reconcile-runners.service ghro.reconcile-runners.timer"
+    deployment.machine.exec("sh", "-c", f"cd /etc/systemd/system && systemd-analyze verify {units} *runner-pool.mount")
+    deployment.machine.exec("logrotate", "-d", "/etc/logrotate.d/github-runner-metrics")
+    active = deployment.machine.exec("systemctl", "is-active", "ghro.reconcile-runners.timer", "logrotate.timer")
+    assert active.split() == ["active", "active"]
+
+
+def test_second_pass_changes_nothing_and_asks_once(deployment: Deployment) -> None:
+    """A pass with nothing to do lists the runners at GitHub once, and neither makes nor removes any."""
+    names = deployment.keep(2)
+    last = deployment.control.requests()[-1]["n"]
+
+    deployment.reconcile()
+
+    asked = [(call["method"], call["path"].rsplit("/", 1)[-1]) for call in deployment.control.requests(last)]
+    asked = [
+        call
+        for call in asked
+        if ("_actions" not in call[1] and call[1] in ("runners", "downloads")) or call[0] != "GET"
+    ]
+    assert [call for call in asked if call[0] == "GET"] == [("GET", "downloads"), ("GET", "runners")]
+    assert deployment.instances() == names
+
+
+def test_numbers_up_and_down_leave_nothing_over(deployment: Deployment) -> None:
+    """0 to 4 to 1 to 0: at each step instances, registrations, mounts, images and profiles are exactly those wanted."""
+    for number in (0, 4, 1, 0):
+        names = deployment.keep(number)
+        assert deployment.instances() == deployment.registered() == names
+        assert deployment.mounts() == [f"/home/ubuntu/runner-fs/{name}" for name in names]
+        assert deployment.storages() == [f"{name}.img" for name in names]
+        assert deployment.resource_profiles() == (["cpu-1-mem-1GiB-disk-2GiB"] if number else [])
+
+
+def test_job_runs_once_and_its_metrics_are_written(deployment: Deployment) -> None:
+    """One job, its own machine, gone after it; the next pass replaces it and writes both events."""
+    names = deployment.keep(2)
+
+    job = deployment.job("echo hello from $RUNNER_NAME; sleep 2")
+    name = job["runner_name"]
+    deployment.wait_gone(name)
+    deployment.reconcile()
+
+    assert job["conclusion"] == "success"
+    assert f"hello from {name}" in job["log"]
+    assert name in names
+    assert len(deployment.wait_online(2)) == 2
+    start, stop = deployment.events("runner_start")[-1], deployment.events("runner_stop")[-1]
+    assert (start["repo"], start["workflow"], start["github_event"]) == (REPOSITORY, "CI", "push")
+    assert start["flavor"] == "github-runner"
+    assert 2 <= stop["job_duration"] < 10
+    assert (stop["status"], stop["job_conclusion"]) == ("normal", "success")
+    assert start["idle"] >= 0
+    assert start["queue_duration"] >= 0
+    assert deployment.events()[-1]["event"] == "reconciliation"
+    assert deployment.events()[-1]["crashed_runners"] == 0
+    assert deployment.events()[-1]["idle_runners"] == 2
+    assert f"/home/ubuntu/runner-fs/{name}" not in deployment.mounts()
+
+
+def test_crashed_runner_leaves_its_logs_and_is_replaced(deployment: Deployment) -> None:
+    """A runner application that was killed: its logs are on the host, a new runner is in its place."""
+    [name] = deployment.keep(1)
+    deployment.inside(name, "systemctl kill --signal=KILL github-runner.service")
+    wait_for(lambda: name not in deployment.online(), "GitHub seeing it offline")
+
+    deployment.reconcile()
+
+    [successor] = deployment.wait_online(1)
+    assert successor != name
+    logs = deployment.machine.exec("ls", f"/var/log/github-runner-logs/{name}").split()
+    assert "github-runner-journal.log" in logs
+    assert any(log.startswith("Runner_") for log in logs)
+
+
+def test_runner_that_crashes_in_a_job_is_counted(deployment: Deployment) -> None:
+    """A start without a stop: `crashed_runners` of the pass is 1."""
+    deployment.keep(1)
+    job = deployment.job("sleep 600", status="in_progress")
+    deployment.control.wait_log(job["id"], lambda found: len(found["log"]) > 3)
+    deployment.machine.exec("lxc", "stop", "--force", job["runner_name"])
+
+    deployment.reconcile()
+
+    assert deployment.events("runner_start")[-1]["github_event"] == "push"
+    assert deployment.events()[-1]["crashed_runners"] == 1
+
+
+def test_outdated_idle_runners_are_replaced_and_busy_ones_finish(deployment: Deployment) -> None:
+    """After `config labels=…` idle runners are new ones, the busy one keeps its place and its job."""
+    deployment.keep(3)
+    job = deployment.job("until [ -e /tmp/go ]; do sleep 0.2; done; echo finished", status="in_progress")
+    wait_for(deployment.busy, "a busy runner")
+    busy = job["runner_name"]
+    before = set(deployment.instances())
+
+    deployment.unit.set_config({"labels": "fresh"})
+
+    assert set(deployment.instances()) & before == {busy}
+    assert len(deployment.instances()) == 3
+    assert deployment.status()[1].startswith("3 runners: 2 idle, 1 busy")
+    deployment.inside(busy, "touch /tmp/go")
+    assert deployment.control.wait_job(job["id"])["conclusion"] == "success"
+    deployment.wait_gone(busy)
+    deployment.reconcile()
+    deployment.wait_online(3)
+    assert all("fresh" in [label["name"] for label in runner["labels"]] for runner in deployment.control.runners())
+
+
+def test_flush_removes_busy_ones_too(deployment: Deployment) -> None:
+    """`flush-runners` leaves none of the old ones, and the wanted number is there again."""
+    before = deployment.keep(2)
+    deployment.job("sleep 600", status="in_progress")
+
+    task = deployment.unit.run("flush-runners")
+
+    assert task["status"] == "completed"
+    assert not set(before) & set(deployment.instances())
+    assert len(deployment.wait_online(2)) == 2
+
+
+def test_check_runners_gives_counts(deployment: Deployment) -> None:
+    """The action's keys are those of spec 1."""
+    names = deployment.keep(2)
+
+    results = deployment.unit.run("check-runners")["results"]
+
+    assert {key: results[key] for key in ("online", "offline", "unknown")} == {
+        "online": "2",
+        "offline": "0",
+        "unknown": "0",
+    }
+    assert results["runners"] == ", ".join(names)
+
+
+def test_new_runner_application_replaces_idle_runners(deployment: Deployment) -> None:
+    """`update-dependencies` fetches and verifies what GitHub offers; the second time nothing changes."""
+    before = deployment.keep(1)
+    deployment.control.application(version="2.329.0")
+
+    first, second = (deployment.unit.run("update-dependencies")["results"]["flush"] for _ in range(2))
+
+    assert (first, second) == ("True", "False")
+    assert deployment.wait_online(1) != before
+    assert [runner["version"] for runner in deployment.control.runners()] == ["2.329.0"]
+
+
+def test_wrong_checksum_keeps_the_old_application(deployment: Deployment) -> None:
+    """A tarball that is not what GitHub says is not used; the action fails with the reason, runners go on."""
+    before = deployment.keep(1)
+    deployment.control.application(version="2.330.0", checksum="0" * 64)
+    try:
+        task = deployment.unit.run("update-dependencies")
+        deployment.reconcile()
+    finally:
+        deployment.control.application(version="2.329.0", checksum=None)
+
+    assert task["status"] == "failed"
+    assert "checksum" in task["message"]
+    assert deployment.instances() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"path": "a/b/c"}, ["path", "owner/repo"]),
+        ({"labels": "good,b@d,w rse"}, ["labels", "b@d", "w rse"]),
+        ({"vm-memory": "7GB", "vm-cpu": 0, "denylist": "10.0.0.1/8"}, ["vm-memory", "vm-cpu", "denylist"]),
+        ({"base-image": "noble"}, ["base-image", "jammy"]),
+        ({"runner-storage": "memory"}, ["runner-storage", "juju-storage"]),
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_wrong_options_block_and_runners_stay(
+    deployment: Deployment, options: dict[str, Any], words: list[str]
+) -> None:
+    """Every fault is named, nothing running is touched, and the old value unblocks."""
+    before = deployment.keep(1)
+    good = {name: deployment.unit.config()[name]["value"] for name in options}
+
+    deployment.unit.set_config(options)
+    status, message = deployment.status()
+    deployment.reconcile()
+
+    assert status == "blocked"
+    assert all(word in message for word in words)
+    assert deployment.instances() == deployment.online() == before
+    deployment.unit.set_config(good)
+    assert deployment.status()[0] == "active"
+    assert deployment.instances() == before
+
+
+GITHUB_FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "401": ({"status": 401}, "blocked", "401"),
+    "403": ({"status": 403}, "blocked", "403"),
+    "403 rate limit": ({"status": 403, "headers": {"retry-after": "60"}}, "waiting", "UTC"),
+    "404": ({"status": 404}, "blocked", "does not exist, or the token cannot see it"),
+    "422": ({"status": 422}, "waiting", "422"),
+    "429": ({"status": 429, "headers": {"retry-after": "60"}}, "waiting", "UTC"),
+    "500": ({"status": 500}, "waiting", "500"),
+    "HTML": ({"status": 200, "body": "<html>maintenance</html>", "content_type": "text/html"}, "waiting", "GitHub"),
+    "cut off": ({"cut": 40}, "waiting", "GitHub"),
+    "empty object": ({"status": 200, "body": "{}"}, "waiting", "total_count"),
+    "reset": ({"reset": True}, "waiting", "GitHub"),
+}
+
+
+@pytest.mark.parametrize(("fault", "status", "word"), GITHUB_FAULTS.values(), ids=GITHUB_FAULTS.keys())
+def test_github_misbehaving_touches_no_runner(
+    deployment: Deployment, fault: dict[str, Any], status: str, word: str
+) -> None:
+    """Each odd answer has its status, no runner is removed, and the next pass recovers."""
+    before = deployment.keep(1)
+    deployment.control.add_fault(method="GET", path="/actions/runners$", times=None, **fault)
+
+    deployment.reconcile()
+
+    assert deployment.status()[0] == status
+    assert word in deployment.status()[1]
+    assert deployment.instances() == before
+    deployment.control.remove_faults()
+    deployment.reconcile()
+    assert deployment.status()[0] == "active"
+    assert deployment.instances() == before
+
+
+def test_one_failed_answer_is_tried_again(deployment: Deployment) -> None:
+    """502 once and then fine is no fault at all."""
+    before = deployment.keep(1)
+    fault = deployment.control.add_fault(method="GET", path="/actions/runners$", times=1, status=502)
+
+    deployment.reconcile()
+
+    assert deployment.status()[0] == "active"
+    assert [item["hits"] for item in deployment.control.faults() if item["id"] == fault] == [1]
+    assert deployment.instances() == before
+
+
+@pytest.mark.timeout(180)
+def test_silence_of_github_ends_the_hook(deployment: Deployment) -> None:
+    """GitHub that takes the question and never answers costs a bounded time, and no runner."""
+    before = deployment.keep(1)
+    deployment.control.add_fault(method="GET", path="/actions/runners$", times=None, silence=True)
+
+    deployment.reconcile()
+
+    assert deployment.status()[0] == "waiting"
+    assert deployment.instances() == before
+
+
+def test_empty_list_removes_nothing(deployment: Deployment) -> None:
+    """A list that was full a moment ago and is empty now: unknown is not dead."""
+    before = deployment.keep(1)
+    body = json.dumps({"total_count": 0, "runners": []})
+    deployment.control.add_fault(method="GET", path="/actions/runners$", times=None, status=200, body=body)
+
+    deployment.reconcile()
+
+    assert deployment.instances() == before
+
+
+def test_revoked_token_blocks_and_a_new_one_unblocks(deployment: Deployment) -> None:
+    """A dead token is the operator's to mend; runners go on meanwhile and are not replaced for a new one."""
+    before = deployment.keep(1)
+    deployment.control.remove_token(PAT)
+    try:
+        deployment.reconcile()
+        assert deployment.status()[0] == "blocked"
+        assert deployment.instances() == before
+        deployment.control.add_token("ghp_another_token_of_the_same_operator")
+        deployment.unit.set_config({"token": "ghp_another_token_of_the_same_operator"})
+        assert deployment.status()[0] == "active"
+        assert deployment.instances() == before
+    finally:
+        deployment.control.add_token(PAT)
+
+
+def test_token_comes_from_a_secret_and_follows_it(deployment: Deployment) -> None:
+    """`token-secret` is used before `token`; a rotated secret is used without another word."""
+    deployment.keep(1)
+    unit, control = deployment.unit, deployment.control
+    control.add_token("ghp_first_secret_token_of_the_operator")
+    uri = unit.add_secret("github", {"token": "ghp_first_secret_token_of_the_operator"})
+    unit.set_config({"token-secret": uri})
+    assert deployment.status()[0] == "blocked"
+    assert "grant-secret" in deployment.status()[1]
+    unit.grant_secret("github")
+    deployment.reconcile()
+    assert deployment.status()[0] == "active"
+
+    control.remove_token("ghp_first_secret_token_of_the_operator")
+    control.add_token("ghp_second_secret_token_of_the_operator")
+    unit.update_secret("github", {"token": "ghp_second_secret_token_of_the_operator"})
+
+    assert deployment.status()[0] == "active"
+
+
+def test_organisation_runners_join_their_group(deployment: Deployment) -> None:
+    """An organisation path registers there, in the configured group, and the repository's runners are replaced."""
+    before = deployment.keep(1)
+    deployment.control.add_organisation("octo-org", ["builders"])
+
+    [name] = deployment.keep(1, path="octo-org", group="builders")
+
+    [runner] = deployment.control.runners()
+    assert name not in before
+    assert runner["path"] == "octo-org"
+    assert runner["runner_group_id"] != 1
+    assert deployment.job("true")["conclusion"] == "success"
+
+
+def test_debug_ssh_reaches_the_job(deployment: Deployment) -> None:
+    """A related tmate server is in the job's environment; one with half its keys is skipped with a warning."""
+    deployment.keep(1)
+    data = {"host": "192.0.2.10", "port": "22", "rsa_fingerprint": "SHA256:abc", "ed25519_fingerprint": "SHA256:def"}
+    relation = deployment.unit.integrate("debug-ssh", {"host": "192.0.2.10"})
+    assert "not ready" in deployment.unit.debug_log()
+    try:
+        deployment.unit.set_relation_data(relation, data)
+        deployment.wait_online(1)
+        job = deployment.job("env | grep TMATE | sort")
+        deployment.wait_gone(job["runner_name"])
+    finally:
+        deployment.unit.remove_relation(relation)
+
+    assert [line for line in job["log"] if line.startswith("TMATE")] == [
+        "TMATE_SERVER_ED25519_FINGERPRINT=SHA256:def",
+        "TMATE_SERVER_HOST=192.0.2.10",
+        "TMATE_SERVER_PORT=22",
+        "TMATE_SERVER_RSA_FINGERPRINT=SHA256:abc",
+    ]
+    assert len(deployment.wait_online(1)) == 1
+
+
+HOSTILE = {
+    "pipe": "cd /metrics-exchange; rm -f post-job-metrics.json; mkfifo post-job-metrics.json",
+    "link": "cd /metrics-exchange; rm pre-job-metrics.json; ln -s /etc/shadow pre-job-metrics.json",
+    "huge": "cd /metrics-exchange; head -c 100000 /dev/zero > pre-job-metrics.json",
+    "full": "cat /dev/zero > /metrics-exchange/fill; true",
+}
+
+
+def test_hostile_metrics_cost_only_that_runners_metrics(deployment: Deployment) -> None:
+    """Pipes, links, huge files and a full disk in the metrics storage: quarantined or dropped, nothing hangs."""
+    deployment.keep(1)
+    for command in HOSTILE.values():
+        [runner] = deployment.wait_online(1)
+        assert deployment.job(command)["runner_name"] == runner
+        wait_for(lambda name=runner: name not in deployment.instances(), "the end of the runner", 45)
+        deployment.reconcile()
+        assert f"/home/ubuntu/runner-fs/{runner}" not in deployment.mounts()
+    assert deployment.status()[0] == "active"
+    assert "root:" not in deployment.machine.exec("cat", "/var/log/github-runner-metrics.log")
+    kept = deployment.machine.exec("sh", "-c", "ls /home/ubuntu/runner-fs-quarantine").split()
+    assert len(kept) >= 3
+
+
+def test_lxd_that_is_down_is_waited_for(deployment: Deployment) -> None:
+    """Without LXD the unit waits and says so; the next pass finds everything as it was."""
+    before = deployment.keep(1)
+    deployment.machine.exec("systemctl", "mask", "--now", "lxd.service", "lxd.socket")
+    try:
+        deployment.reconcile()
+        assert deployment.status()[0] == "waiting"
+        assert "LXD" in deployment.status()[1]
+    finally:
+        deployment.machine.exec("systemctl", "unmask", "lxd.service", "lxd.socket")
+        deployment.machine.exec("systemctl", "start", "lxd.socket")
+    deployment.reconcile()
+    assert deployment.status()[0] == "active"
+    assert deployment.instances() == before
+
+
+def test_missing_image_is_named(deployment: Deployment) -> None:
+    """A runner that cannot be made is reported with its step; running ones stay."""
+    before = deployment.keep(1)
+    fingerprint = deployment.lxd("images/aliases/jammy")["target"]
+    deployment.machine.exec("lxc", "image", "alias", "delete", "jammy")
+    try:
+        # A pass alone: `config-changed` would make sure of the image.
+        deployment.machine.exec("lxc", "delete", "--force", before[0])
+        deployment.reconcile()
+        status, message = deployment.status()
+    finally:
+        deployment.machine.exec("lxc", "image", "alias", "create", "jammy", fingerprint)
+
+    assert status == "waiting"
+    assert "creating the instance" in message
+    deployment.reconcile()
+    deployment.wait_online(1)
+
+
+def test_secrets_stay_out_of_logs_and_instances(deployment: Deployment) -> None:
+    """Neither the token nor a registration token is in a log, a status, or an instance's configuration."""
+    [name] = deployment.keep(1)
+
+    words = deployment.machine.exec("sh", "-c", "cat /var/log/juju/*.log; journalctl --no-pager -q")
+    config = json.dumps(deployment.lxd(f"instances/{name}"))
+    assert PAT not in words + config
+    assert "AAAA" not in config
+    assert deployment.inside(name, "ls -A /run/github-runner") == ""
+    assert PAT not in deployment.inside(name, "cat /home/ubuntu/github-runner/.env /etc/environment; env")
+
+
+@pytest.mark.timeout(240)
+def test_timer_fires_and_replaces_a_lost_runner(deployment: Deployment) -> None:
+    """The charm's own systemd timer fires the event, and the lost runner has a successor without any hook of Juju's."""
+    [name] = deployment.keep(1, **{"reconcile-interval": 2})
+    deployment.machine.exec("lxc", "delete", "--force", name)
+
+    wait_for(lambda: deployment.online() and deployment.online() != [name], "a successor made by the timer", 150)
+
+    log = deployment.machine.exec("journalctl", "-q", "--no-pager", "-u", "ghro.reconcile-runners.service")
+    assert "Finished" in log
