@@ -3,12 +3,18 @@
 Everything made here has a name that begins with ``ghr-`` and is removed by ``remove_all``, and nothing else is.
 """
 
+import fcntl
+import hashlib
+import inspect
 import json
 import os
 import platform
 import signal
+import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .shell import SandboxError, apt_install, run, say, step, succeeds, wait_until
@@ -17,13 +23,31 @@ BRIDGE = "ghr-sandbox0"
 POOL = "ghr-sandbox"
 FALLBACK_ADDRESS = "10.213.77.1/24"
 BASE_IMAGE = "ghr-sandbox-base"
+MACHINE_IMAGE = "ghr-sandbox-machine"
+TEMPLATE = "ghr-machine-template"
+RECIPE_KEY = "user.ghr-sandbox.recipe"
+MACHINE_KEY = "user.ghr-sandbox.machine"
 SUITE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
 BASE_PACKAGES = (
-    "systemd,systemd-sysv,dbus,udev,libpam-systemd,sudo,jq,curl,wget,iproute2,procps,ca-certificates,nftables,python3,iputils-ping"
+    *("systemd", "systemd-sysv", "dbus", "udev", "libpam-systemd", "sudo", "jq", "curl", "wget", "iproute2", "procps"),
+    *("ca-certificates", "nftables", "python3", "iputils-ping", "yq"),
 )
+# What an Ubuntu server or Juju itself has put on a machine before a charm sees it, and LXD from the same registry.
+MACHINE_PACKAGES = (
+    *("lxd", "lxd-client", "dnsmasq-base", "btrfs-progs", "nftables", "logrotate", "iproute2", "kmod", "cron", "gnupg"),
+    *("xz-utils", "squashfs-tools", "e2fsprogs", "fdisk", "python3"),
+)
+LOOP_DEVICES = 64
+LOOP_CTL_ADD = 0x4C80
+LOOP_MAJOR = 7
+# The names that the charm gives the images of its runners; the sandbox's own image stands for both.
+RUNNER_IMAGE_ALIASES = ("jammy", "noble")
 # A daemon on a host with the old split control groups sees only the unified hierarchy: nested containers need it.
-UNIFIED = "mount --make-rprivate / && umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec lxd --group root"
+UNIFIED = (
+    "mount --make-rprivate / && umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup"
+    " && exec lxd --group root"
+)
 
 
 def state_dir() -> Path:
@@ -38,10 +62,19 @@ def ensure() -> None:
     """Make sure that LXD answers and that the sandbox's bridge, storage pool and base image are there."""
     if os.geteuid() != 0:
         raise SandboxError("the sandbox drives LXD and loop devices: run it as root")
-    _ensure_daemon()
-    _ensure_bridge()
-    _ensure_pool()
-    _ensure_base_image()
+    with _alone():
+        _ensure_daemon()
+        _ensure_bridge()
+        _ensure_pool()
+        _ensure_base_image()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Only one process makes things at a time; a second one waits and then finds them made."""
+    with (state_dir() / "set-up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _ensure_daemon() -> None:
@@ -55,9 +88,7 @@ def _ensure_daemon() -> None:
         unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
         command = ["lxd", "--group", "root"] if unified else ["unshare", "-m", "sh", "-c", UNIFIED]
         with (state_dir() / "lxd.log").open("ab") as log:
-            daemon = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+            daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         (state_dir() / "lxd.pid").write_text(str(daemon.pid))
         wait_until(lambda: succeeds("lxc", "query", "/1.0"), "LXD's answer", timeout=60)
 
@@ -107,8 +138,32 @@ def bridge_address() -> str:
     return str(network["config"]["ipv4.address"]).split("/")[0]
 
 
+def _recipe(*parts: object) -> str:
+    """A short hash that changes when what goes into an image changes, the code that makes it included."""
+    words = [inspect.getsource(part) if callable(part) else str(part) for part in parts]
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
+
+
+def _base_recipe() -> str:
+    return _recipe(SUITE, BASE_PACKAGES, _customise)
+
+
+def _template_recipe() -> str:
+    return _recipe(_base_recipe(), MACHINE_PACKAGES, RUNNER_IMAGE_ALIASES, _furnish, _fill_nested_lxd, _machine_config)
+
+
+def _image_recipe(alias: str) -> str:
+    """The recipe that an image was made by, empty if there is no such image."""
+    if not _exists("images", "aliases", alias):
+        return ""
+    target = json.loads(run("lxc", "query", f"/1.0/images/aliases/{alias}"))["target"]
+    properties = json.loads(run("lxc", "query", f"/1.0/images/{target}"))["properties"]
+    return str(properties.get("recipe", "unknown"))
+
+
 def _ensure_base_image() -> None:
-    if _exists("images", "aliases", BASE_IMAGE):
+    recipe = _base_recipe()
+    if _image_recipe(BASE_IMAGE) == recipe:
         return
     apt_install({"debootstrap": "debootstrap", "mksquashfs": "squashfs-tools"})
     keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -117,14 +172,14 @@ def _ensure_base_image() -> None:
     with tempfile.TemporaryDirectory(prefix="ghr-sandbox-") as folder:
         root = Path(folder, "rootfs")
         with step(f"Building a base image from Debian's packages ({SUITE})"):
-            include = f"--include={BASE_PACKAGES}"
+            include = f"--include={','.join(BASE_PACKAGES)}"
             run(
                 *("debootstrap", "--variant=minbase", f"--keyring={keyring}", include, SUITE, str(root), MIRROR),
                 timeout=600,
             )
             _customise(root)
         with step("Packing and importing the base image"):
-            _import_image(Path(folder), root)
+            _import_image(Path(folder), root, BASE_IMAGE, recipe)
 
 
 def _customise(root: Path) -> None:
@@ -141,7 +196,7 @@ def _customise(root: Path) -> None:
     resolv = root / "etc/systemd/system/resolv-from-dhcp.service"
     resolv.write_text(
         "[Unit]\nAfter=systemd-networkd.service\n[Service]\nType=oneshot\n"
-        "ExecStart=/bin/sh -c 'until g=$(ip -4 route show default | cut -d\" \" -f3) && [ -n \"$g\" ]; "
+        'ExecStart=/bin/sh -c \'until g=$(ip -4 route show default | cut -d" " -f3) && [ -n "$g" ]; '
         "do sleep 0.1; done; rm -f /etc/resolv.conf; echo nameserver $g > /etc/resolv.conf'\n"
         "[Install]\nWantedBy=multi-user.target\n"
     )
@@ -154,13 +209,10 @@ def _customise(root: Path) -> None:
         archive.unlink()
 
 
-def _import_image(folder: Path, root: Path) -> None:
-    machine = platform.machine()
-    metadata = {
-        "architecture": machine,
-        "creation_date": 1,
-        "properties": {"description": "github-runner sandbox base image", "os": "debian", "release": SUITE},
-    }
+def _import_image(folder: Path, root: Path, alias: str, recipe: str) -> None:
+    """Pack a root file system and let LXD know it under an alias, in the place of an older one."""
+    properties = {"description": f"github-runner sandbox {alias}", "os": "debian", "release": SUITE, "recipe": recipe}
+    metadata = {"architecture": platform.machine(), "creation_date": 1, "properties": properties}
     (folder / "metadata.yaml").write_text(json.dumps(metadata))
     run("tar", "-czf", "metadata.tar.gz", "metadata.yaml", cwd=str(folder))
     run(
@@ -168,24 +220,161 @@ def _import_image(folder: Path, root: Path) -> None:
         *("-comp", "zstd", "-Xcompression-level", "3"),
         timeout=300,
     )
-    run("lxc", "image", "import", "metadata.tar.gz", "rootfs.squashfs", "--alias", BASE_IMAGE, cwd=str(folder))
+    if _exists("images", "aliases", alias):
+        run("lxc", "image", "delete", alias)
+    run("lxc", "image", "import", "metadata.tar.gz", "rootfs.squashfs", "--alias", alias, cwd=str(folder))
+
+
+def ensure_template() -> None:
+    """Make sure of the stopped container that every machine is a copy of."""
+    with _alone():
+        _ensure_template(_template_recipe())
+
+
+def _ensure_template(recipe: str) -> None:
+    if _exists("instances", TEMPLATE):
+        config = json.loads(run("lxc", "query", f"/1.0/instances/{TEMPLATE}"))["config"]
+        if config.get(RECIPE_KEY) == recipe:
+            return
+        run("lxc", "delete", "--force", TEMPLATE)
+    apt_install({"unsquashfs": "squashfs-tools"})
+    with tempfile.TemporaryDirectory(prefix="ghr-sandbox-") as name:
+        folder = Path(name)
+        run("lxc", "image", "export", BASE_IMAGE, str(folder / "base"))
+        root = folder / "rootfs"
+        with step("Furnishing a machine with LXD and what a server has"):
+            run("unsquashfs", "-quiet", "-no-progress", "-d", str(root), str(folder / "base.root"))
+            _furnish(root)
+        with step("Making the machine's template"):
+            _import_image(folder, root, MACHINE_IMAGE, recipe)
+            run("lxc", "init", MACHINE_IMAGE, TEMPLATE, "--storage", POOL, "--network", BRIDGE, "--no-profiles")
+            _configure_machine(TEMPLATE)
+            run("lxc", "image", "delete", MACHINE_IMAGE)
+        with step("Giving the machine's own LXD an image for runners"):
+            _fill_nested_lxd(folder)
+        # Only a template that came to its end carries the mark: half of one is made anew.
+        run("lxc", "config", "set", TEMPLATE, f"{RECIPE_KEY}={recipe}")
+
+
+def _furnish(root: Path) -> None:
+    """Install the machine's packages from the host, so that neither NAT nor name resolution inside is needed."""
+    with _chroot_ready(root):
+        run("chroot", str(root), "apt-get", "update", "-qq", timeout=300)
+        run(
+            *("chroot", str(root), "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-qq", "-y"),
+            *("--no-install-recommends", *MACHINE_PACKAGES),
+            timeout=600,
+        )
+    # Timers that hold apt's locks at a random minute make no test better.
+    for timer in ("apt-daily.timer", "apt-daily-upgrade.timer"):
+        (root / "etc/systemd/system" / timer).symlink_to("/dev/null")
+    for archive in (root / "var/cache/apt").rglob("*.[db][ei][bn]"):
+        archive.unlink()
+    (root / "etc/machine-id").write_text("")
+
+
+@contextmanager
+def _chroot_ready(root: Path) -> Iterator[None]:
+    """For as long as packages are installed: the host's resolver, /proc, and no daemon that starts."""
+    policy = root / "usr/sbin/policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    resolver = root / "etc/resolv.conf"
+    resolver.unlink(missing_ok=True)
+    resolver.write_bytes(Path("/etc/resolv.conf").read_bytes())
+    run("mount", "-t", "proc", "proc", str(root / "proc"))
+    try:
+        yield
+    finally:
+        run("umount", "--lazy", str(root / "proc"))
+        policy.unlink()
+        resolver.unlink()
+
+
+def _machine_config() -> dict[str, str]:
+    """What a container needs to be a whole machine: root's real ids, nesting, and on AppArmor hosts a free hand."""
+    config = {"security.privileged": "true", "security.nesting": "true"}
+    enabled = Path("/sys/module/apparmor/parameters/enabled")
+    if enabled.exists() and enabled.read_text().strip() == "Y":
+        config["raw.lxc"] = "lxc.apparmor.profile=unconfined"
+    return config
+
+
+def _configure_machine(name: str) -> None:
+    """Set a container's configuration and loop devices in one request; 65 of them would take half a minute."""
+    instance = json.loads(run("lxc", "query", f"/1.0/instances/{name}"))
+    _add_loop_devices()
+    devices = dict(instance["devices"])
+    for number in range(LOOP_DEVICES):
+        numbers = {"major": str(LOOP_MAJOR), "minor": str(number)}
+        devices[f"loop{number}"] = {"type": "unix-block", "path": f"/dev/loop{number}", "mode": "0660", **numbers}
+    devices["loop-control"] = {"type": "unix-char", "path": "/dev/loop-control", "source": "/dev/loop-control"}
+    request = {"config": {**instance["config"], **_machine_config()}, "devices": devices}
+    run("lxc", "query", "--request", "PATCH", f"/1.0/instances/{name}", "--data", json.dumps(request))
+
+
+def _add_loop_devices() -> None:
+    """Ask the kernel for the loop devices that it does not have yet: it makes eight by itself."""
+    if not Path("/dev/loop-control").exists():
+        run("modprobe", "loop")
+    with Path("/dev/loop-control").open("rb") as control:
+        for number in range(LOOP_DEVICES):
+            if not Path(f"/sys/block/loop{number}").exists():
+                try:
+                    fcntl.ioctl(control, LOOP_CTL_ADD, number)
+                except FileExistsError:
+                    continue
+            node = Path(f"/dev/loop{number}")
+            if not node.exists():
+                os.mknod(node, 0o660 | stat.S_IFBLK, os.makedev(LOOP_MAJOR, number))
+
+
+def _fill_nested_lxd(folder: Path) -> None:
+    """Start the template once, import the base image into its LXD under the runners' aliases, and stop it."""
+    run("lxc", "start", TEMPLATE)
+    inside = ("lxc", "exec", TEMPLATE, "--")
+    wait_until(lambda: succeeds(*inside, "lxc", "query", "/1.0"), "the LXD of the machine", timeout=60)
+    for part in ("base", "base.root"):
+        run("lxc", "file", "push", str(folder / part), f"{TEMPLATE}/root/{part}")
+    aliases = [word for alias in RUNNER_IMAGE_ALIASES for word in ("--alias", alias)]
+    run(*inside, "lxc", "image", "import", "/root/base", "/root/base.root", *aliases)
+    # Every copy is a machine of its own: with one identity, two would get one address from DHCP.
+    run(*inside, "sh", "-c", "rm -rf /root/base /root/base.root /var/log/journal/*; : > /etc/machine-id; sync")
+    run("lxc", "stop", TEMPLATE, timeout=60)
+
+
+def machines() -> list[str]:
+    """The containers that are machines of the sandbox, the template not included."""
+    instances = json.loads(run("lxc", "query", "/1.0/instances?recursion=1"))
+    return [str(instance["name"]) for instance in instances if instance["config"].get(MACHINE_KEY)]
 
 
 def remove_all() -> None:
-    """Remove the base image, the pool and the bridge, and stop LXD if it was started here."""
+    """Remove machines, their template, the base image, the pool and the bridge; stop LXD if it was started here."""
     if not succeeds("lxc", "query", "/1.0"):
         return
-    for kind, name in (("image", BASE_IMAGE), ("storage", POOL), ("network", BRIDGE)):
-        collection = {"image": "images/aliases", "storage": "storage-pools", "network": "networks"}[kind]
-        if _exists(collection, name):
-            run("lxc", kind, "delete", name)
-            say(f"  ✓ removed {kind} {name}")
+    for name in machines():
+        _delete("instances", name, "lxc", "delete", "--force", name)
+    _delete("instances", TEMPLATE, "lxc", "delete", "--force", TEMPLATE)
+    _delete("images/aliases", MACHINE_IMAGE, "lxc", "image", "delete", MACHINE_IMAGE)
+    _delete("images/aliases", BASE_IMAGE, "lxc", "image", "delete", BASE_IMAGE)
+    _delete("storage-pools", POOL, "lxc", "storage", "delete", POOL)
+    _delete("networks", BRIDGE, "lxc", "network", "delete", BRIDGE)
+    _stop_daemon()
+
+
+def _delete(collection: str, name: str, *command: str) -> None:
+    if _exists(collection, name):
+        run(*command)
+        say(f"  ✓ removed {name}")
+
+
+def _stop_daemon() -> None:
     pid_file = state_dir() / "lxd.pid"
-    if pid_file.exists():
-        run("lxd", "shutdown", "--timeout=60", check=False)
-        try:
-            os.kill(int(pid_file.read_text()), signal.SIGTERM)
-        except (ProcessLookupError, ValueError):
-            pass
-        pid_file.unlink()
-        say("  ✓ stopped LXD")
+    if not pid_file.exists():
+        return
+    run("lxd", "shutdown", "--timeout=60", check=False)
+    with suppress(ProcessLookupError, ValueError):
+        os.kill(int(pid_file.read_text()), signal.SIGTERM)
+    pid_file.unlink()
+    say("  ✓ stopped LXD")

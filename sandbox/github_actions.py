@@ -1,0 +1,210 @@
+"""The service with which runners register, wait for jobs and report them.
+
+GitHub's own protocol for this is not published; this one is between our server and our runner application alone.
+Only the first request of a registration has GitHub's real address and form.
+"""
+
+import re
+import secrets
+import time
+from urllib.parse import urlparse
+
+from . import github_api
+from .github_http import Answer, Request, Routes, answer
+from .github_state import Job, RefusedError, Runner, State
+
+MAX_NAME = 64
+WATCH = 0.2  # how often a waiting request looks whether its client is still there
+RESULTS = {"Succeeded": "success", "Failed": "failure", "Canceled": "cancelled"}
+
+routes = Routes()
+
+
+def respond(state: State, request: Request) -> Answer:
+    """Answer a request of the runner application."""
+    found = routes.find(request.method, request.path)
+    try:
+        if found is None:
+            raise RefusedError(404, "Not Found")
+        return found[0](state, request, **found[1])
+    except RefusedError as refusal:
+        reply = github_api.refuse(refusal)
+    reply.headers["X-GitHub-Request-Id"] = secrets.token_hex(8).upper()
+    return reply
+
+
+@routes.add("POST", github_api.PREFIX + "/actions/runner-registration")
+def _registration(state: State, request: Request) -> Answer:
+    """The real address: exchange the token that the user has for access to the service."""
+    body = request.json()
+    path = urlparse(str(body.get("url", ""))).path.strip("/")
+    kind = {"register": "registration", "remove": "remove"}.get(str(body.get("runner_event")), "")
+    place = state.find_path(path)
+    token = request.credential("remoteauth") or ""
+    state.check_runner_token(kind, place or path, token)
+    return answer({"url": f"{request.root}/_actions", "token_schema": "OAuthAccessToken", "token": token})
+
+
+@routes.add("POST", "/_actions/runners")
+def _add_runner(state: State, request: Request) -> Answer:
+    path = state.check_runner_token("registration", None, request.credential("bearer") or "")
+    body = request.json()
+    name, group = str(body.get("name", "")), str(body.get("group") or "Default")
+    if not name or len(name) > MAX_NAME:
+        raise RefusedError(400, f"Runner name must have 1 to {MAX_NAME} characters.", code="bad_name")
+    known = {known.lower(): known for known in state.groups(path)}
+    if group.lower() not in known:
+        raise RefusedError(404, f'Could not find any self-hosted runner group named "{group}".', code="no_group")
+    state.sweep()
+    existing = next((r for r in state.runners.values() if r.path == path and r.name.lower() == name.lower()), None)
+    if existing and not body.get("replace"):
+        raise RefusedError(409, f"A runner exists with the same name {name}.", code="exists")
+    standard = [] if body.get("no_default_labels") else ["self-hosted", "Linux", str(body.get("architecture", "X64"))]
+    labels = standard + [str(label) for label in body.get("labels", [])]
+    more = {"group": known[group.lower()], "os": "Linux", "ephemeral": bool(body.get("ephemeral"))}
+    runner = state.add_runner(path, name, labels, **more, version=str(body.get("version", "")))
+    if existing:  # it keeps its number, and loses its session and job
+        if existing.job is not None:
+            state.complete_job(state.jobs[existing.job], "failure", linger=False)
+        state.forget_runner(existing)
+        state.runners.pop(runner.id)
+        runner.id = existing.id
+        state.runners[runner.id] = runner
+    return answer({"id": runner.id, "name": name, "group": runner.group, "secret": runner.secret}, 201)
+
+
+@routes.add("DELETE", r"/_actions/runners/(?P<number>\d+)")
+def _remove_runner(state: State, request: Request, number: str) -> Answer:
+    path = state.check_runner_token("remove", None, request.credential("bearer") or "")
+    state.delete_runner(state.runner(path, int(number)))
+    return Answer(204, content_type=None)
+
+
+def _authenticated(state: State, request: Request, number: str) -> Runner:
+    """The runner that asks; one that was deregistered has no credentials any more."""
+    runner = state.runners.get(int(number))
+    secret = request.credential("bearer") or ""
+    if runner is None or runner.removed_at is not None or not secrets.compare_digest(runner.secret, secret):
+        raise RefusedError(401, "The runner registration has been deleted from the server.", code="deleted")
+    return runner
+
+
+def _check_version(state: State, version: str) -> None:
+    minimum = state.application.minimum_version
+    if minimum and _parts(version) < _parts(minimum):
+        message = f"Runner version v{version} is deprecated and cannot receive messages."
+        raise RefusedError(403, message, code="version_deprecated")
+
+
+def _parts(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
+
+
+@routes.add("POST", r"/_actions/runners/(?P<number>\d+)/sessions")
+def _open_session(state: State, request: Request, number: str) -> Answer:
+    runner = _authenticated(state, request, number)
+    version = str(request.json().get("version", ""))
+    _check_version(state, version)
+    if runner.session is not None and time.monotonic() - runner.seen < state.settings.grace:
+        raise RefusedError(409, "A session for this runner already exists.", code="session_conflict")
+    runner.session, runner.version = secrets.token_hex(16), version
+    runner.seen = -state.settings.grace  # online with the first question for a job, not before
+    return answer({"session": runner.session}, 201)
+
+
+@routes.add("DELETE", r"/_actions/runners/(?P<number>\d+)/sessions/(?P<session>\w+)")
+def _close_session(state: State, request: Request, number: str, session: str) -> Answer:
+    runner = _authenticated(state, request, number)
+    if runner.session == session:
+        runner.session = None
+    return Answer(204, content_type=None)
+
+
+@routes.add("GET", r"/_actions/runners/(?P<number>\d+)/messages/(?P<session>\w+)")
+def _message(state: State, request: Request, number: str, session: str) -> Answer:
+    """Wait for a job, for the cancellation of the one that runs, or for its end; 202 says: ask again."""
+    deadline = time.monotonic() + state.settings.poll
+    runner = _authenticated(state, request, number)
+    had_job = runner.job
+    _check_session(runner, session)
+    runner.seen = time.monotonic()
+    while time.monotonic() < deadline and not state.closing and not request.closed():
+        runner = _authenticated(state, request, number)
+        _check_session(runner, session)
+        _check_version(state, runner.version)
+        if runner.job is None and had_job is None:
+            job = state.take_job(runner)
+            if job is not None:
+                return answer({"type": "job", **_job_message(state, request, job)})
+        elif runner.job != had_job:
+            break
+        elif state.jobs[runner.job].cancel:  # type: ignore[index]
+            return answer({"type": "cancel", "job": runner.job})
+        state.lock.wait(WATCH)
+    return Answer(202, content_type=None)
+
+
+def _check_session(runner: Runner, session: str) -> None:
+    if runner.session != session:
+        raise RefusedError(410, "The session has ended.", code="session_ended")
+
+
+def _job_message(state: State, request: Request, job: Job) -> dict:
+    """What a worker has to know about its job."""
+    owner = job.repository.partition("/")[0]
+    event = {"repository": {"full_name": job.repository, "owner": {"login": owner}}, "sender": {"login": owner}}
+    variables = {
+        "GITHUB_REPOSITORY": job.repository,
+        "GITHUB_REPOSITORY_OWNER": owner,
+        "GITHUB_RUN_ID": str(job.run_id),
+        "GITHUB_RUN_NUMBER": str(job.run_id % 1_000_000),
+        "GITHUB_RUN_ATTEMPT": str(job.run_attempt),
+        "GITHUB_JOB": job.name,
+        "GITHUB_WORKFLOW": job.workflow,
+        "GITHUB_EVENT_NAME": job.event,
+        "GITHUB_SHA": job.head_sha,
+        "GITHUB_ACTOR": owner,
+        "GITHUB_SERVER_URL": request.root,
+        "GITHUB_API_URL": request.api,
+        "GITHUB_GRAPHQL_URL": f"{request.root}/api/graphql",
+        "GITHUB_REF": f"refs/heads/{job.head_branch}",
+        "GITHUB_REF_NAME": job.head_branch,
+        "GITHUB_REF_TYPE": "branch",
+        "GITHUB_HEAD_REF": "",
+        "GITHUB_BASE_REF": "",
+    }
+    if job.event.startswith("pull_request"):
+        head = {"ref": job.head_branch, "sha": job.head_sha, "repo": {"full_name": job.repository}}
+        base = {"ref": "main", "sha": "0" * 40, "repo": {"full_name": job.repository}}
+        event.update(number=1, action="opened", pull_request={"number": 1, "head": head, "base": base})
+        variables.update(GITHUB_REF="refs/pull/1/merge", GITHUB_REF_NAME="1/merge")
+        variables.update(GITHUB_HEAD_REF=job.head_branch, GITHUB_BASE_REF="main")
+    else:
+        event["ref"] = f"refs/heads/{job.head_branch}"
+    description = {"id": job.id, "name": job.name, "command": job.command, "secret": job.secret}
+    return {"job": description, "variables": variables, "event": {**event, **job.payload}}
+
+
+def _running_job(state: State, request: Request, number: str) -> Job:
+    job = state.jobs.get(int(number))
+    secret = request.credential("bearer") or ""
+    if job is None or job.status != "in_progress" or not secrets.compare_digest(job.secret, secret):
+        raise RefusedError(404, "Not Found", code="no_job")
+    return job
+
+
+@routes.add("POST", r"/_actions/jobs/(?P<number>\d+)/log")
+def _append_log(state: State, request: Request, number: str) -> Answer:
+    _running_job(state, request, number).log.extend(str(line) for line in request.json().get("lines", []))
+    state.lock.notify_all()
+    return Answer(204, content_type=None)
+
+
+@routes.add("POST", r"/_actions/jobs/(?P<number>\d+)/complete")
+def _complete(state: State, request: Request, number: str) -> Answer:
+    job = _running_job(state, request, number)
+    result = RESULTS.get(str(request.json().get("result")))
+    if result is None:
+        raise RefusedError(422, "Validation Failed", errors=[{"resource": "Job", "field": "result", "code": "invalid"}])
+    state.complete_job(job, result)
+    return Answer(204, content_type=None)

@@ -1,0 +1,228 @@
+"""GitHub's REST API: who may ask, how often, and the answers."""
+
+import hashlib
+import re
+import secrets
+from urllib.parse import urlencode
+
+from . import github_documents as documents
+from .github_http import Answer, Request, Routes, answer
+from .github_state import UNAUTHENTICATED_LIMIT, Budget, RefusedError, State, Token
+
+PREFIX = "/api/v3"
+DOCUMENTATION = "https://docs.github.com/rest"
+API_VERSIONS = ("2022-11-28", "2026-03-10")
+LIMITS = "https://docs.github.com/rest/overview/rate-limits-for-the-rest-api"
+SECONDARY = "https://docs.github.com/free-pro-team@latest/rest/overview/rate-limits-for-the-rest-api"
+PAGES = {"rate-limiting": LIMITS, "secondary-rate-limits": f"{SECONDARY}#about-secondary-rate-limits"}
+MAX_PER_PAGE = 100
+
+routes = Routes()
+REPOSITORY = r"/repos/(?P<path>[^/]+/[^/]+)"
+PATH = r"/(?:repos/(?P<repository>[^/]+/[^/]+)|orgs/(?P<organisation>[^/]+))"
+
+
+def respond(state: State, request: Request) -> Answer:
+    """Answer a request of the API; every refusal has GitHub's form, and every answer its headers."""
+    headers = {
+        "X-GitHub-Request-Id": ":".join(secrets.token_hex(n).upper() for n in (2, 3, 4, 4, 4)),
+        "X-GitHub-Media-Type": "github.v3; format=json",
+        "X-Content-Type-Options": "nosniff",
+    }
+    budget: Budget | None = None
+    try:
+        if not request.headers.get("user-agent"):
+            raise RefusedError(403, "Request forbidden by administrative rules. Please send a User-Agent header.")
+        wanted = request.headers.get("x-github-api-version", API_VERSIONS[0])
+        headers["X-GitHub-Api-Version-Selected"] = wanted
+        if wanted not in API_VERSIONS:
+            raise RefusedError(400, f'"{wanted}" is not a supported API version.')
+        token, budget = _caller(state, request)
+        reply = _dispatch(state, request, token, budget)
+    except RefusedError as refusal:
+        reply = refuse(refusal)
+    if budget is not None:
+        headers.update(_limit_headers(budget))
+    reply.headers = {**headers, **reply.headers}
+    return reply
+
+
+def refuse(refusal: RefusedError) -> Answer:
+    """The body that GitHub sends with an error."""
+    more = dict(refusal.more)
+    page = PAGES.get(str(more.pop("documentation", "")), DOCUMENTATION)
+    body = {"message": refusal.message, **more, "documentation_url": page, "status": str(refusal.status)}
+    return answer(body, refusal.status, refusal.headers)
+
+
+def _caller(state: State, request: Request) -> tuple[Token | None, Budget]:
+    """The token of the request, None for a bad one, and the budget that it uses up."""
+    value = request.credential("bearer", "token")
+    token = state.tokens.get(value or "")
+    if token is None:
+        return None, state.budget(f"address {request.address}", UNAUTHENTICATED_LIMIT)
+    return token, state.budget(f"token {token.token}", state.settings.rate_limit)
+
+
+def _dispatch(state: State, request: Request, token: Token | None, budget: Budget) -> Answer:
+    path = request.path[len(PREFIX) :]
+    if path.rstrip("/") != "/rate_limit":  # asking for the limit costs nothing
+        who = f"user ID {documents.stable_number(token.token)}" if token else request.address
+        state.spend(budget, 1 if request.method in ("GET", "HEAD") else 5, who)
+    if token is None and request.headers.get("authorization"):
+        raise RefusedError(401, "Bad credentials")
+    found = routes.find(request.method, path)
+    if found is None:
+        raise RefusedError(404, "Not Found")
+    handler, groups = found
+    if "path" in groups or "organisation" in groups:
+        groups = {"place": _place(state, token, groups), **groups}
+        for name in ("path", "repository", "organisation"):
+            groups.pop(name, None)
+        if "/actions/runner" in path and not token.may_manage(groups["place"]):  # type: ignore[union-attr]
+            raise RefusedError(403, "Resource not accessible by personal access token")
+    return handler(state, request, budget=budget, **groups)
+
+
+def _place(state: State, token: Token | None, groups: dict[str, str]) -> str:
+    """The repository or organisation of the request, if the token can see it."""
+    if token is None:
+        raise RefusedError(401, "Requires authentication")
+    wanted = groups.get("path") or groups.get("repository") or groups.get("organisation") or ""
+    place = state.find_path(wanted)
+    if place is None or not token.may_see(place):
+        raise RefusedError(404, "Not Found")
+    return place
+
+
+def _limit_headers(budget: Budget) -> dict[str, str]:
+    return {
+        "X-RateLimit-Limit": str(budget.limit),
+        "X-RateLimit-Remaining": str(max(0, budget.limit - budget.used)),
+        "X-RateLimit-Reset": str(int(budget.reset)),
+        "X-RateLimit-Used": str(budget.used),
+        "X-RateLimit-Resource": "core",
+    }
+
+
+def paginate(request: Request, items: list) -> tuple[list, dict[str, str]]:
+    """The page that was asked for, and the Link header that leads to the others."""
+    size = min(max(request.number("per_page", 30), 1), MAX_PER_PAGE)
+    page, last = max(request.number("page", 1), 1), max(1, -(-len(items) // size))
+    places = {}
+    if page > 1:
+        places["prev"] = min(page - 1, last)
+    if page < last:
+        places.update(next=page + 1, last=last)
+    if page > 1:
+        places["first"] = 1
+    url = request.root + request.path
+    links = [f'<{url}?{urlencode({**request.query, "page": number})}>; rel="{name}"' for name, number in places.items()]
+    return items[(page - 1) * size : page * size], {"Link": ", ".join(links)} if links else {}
+
+
+@routes.add("GET", "/?")
+def _root(state: State, request: Request, budget: Budget) -> Answer:
+    return answer(documents.overview(request.root, request.api))
+
+
+@routes.add("GET", "/meta")
+def _meta(state: State, request: Request, budget: Budget) -> Answer:
+    return answer({"verifiable_password_authentication": False, "installed_version": "3.17.0"})
+
+
+@routes.add("GET", "/rate_limit")
+def _rate_limit(state: State, request: Request, budget: Budget) -> Answer:
+    if request.headers.get("authorization") and request.credential("bearer", "token") not in state.tokens:
+        raise RefusedError(401, "Bad credentials")
+    reset = int(budget.reset)
+    core = {"limit": budget.limit, "used": budget.used, "remaining": max(0, budget.limit - budget.used), "reset": reset}
+    search = {"limit": 30, "used": 0, "remaining": 30, "reset": reset}
+    return answer({"resources": {"core": core, "search": search}, "rate": core})
+
+
+@routes.add("GET", REPOSITORY)
+def _repository(state: State, request: Request, budget: Budget, place: str) -> Answer:
+    return answer(documents.repository(state, place, request.root, request.api))
+
+
+@routes.add("GET", r"/orgs/(?P<organisation>[^/]+)")
+def _organisation(state: State, request: Request, budget: Budget, place: str) -> Answer:
+    return answer(documents.organisation(place, request.root, request.api))
+
+
+@routes.add("GET", r"/orgs/(?P<organisation>[^/]+)/actions/runner-groups")
+def _runner_groups(state: State, request: Request, budget: Budget, place: str) -> Answer:
+    groups = [
+        documents.runner_group(place, number, name, request.api) for number, name in enumerate(state.groups(place), 1)
+    ]
+    page, headers = paginate(request, groups)
+    return answer({"total_count": len(groups), "runner_groups": page}, headers=headers)
+
+
+@routes.add("POST", PATH + r"/actions/runners/(?P<kind>registration|remove)-token")
+def _runner_token(state: State, request: Request, budget: Budget, place: str, kind: str) -> Answer:
+    token, end = state.make_runner_token(kind, place)
+    return answer({"token": token, "expires_at": documents.local_instant(end)}, 201)
+
+
+@routes.add("GET", PATH + r"/actions/runners")
+def _runners(state: State, request: Request, budget: Budget, place: str) -> Answer:
+    runners = state.runners_of(place, request.query.get("name"))
+    page, headers = paginate(request, runners)
+    found = [documents.runner(state, item) for item in page]
+    return answer({"total_count": len(runners), "runners": found}, headers=headers)
+
+
+@routes.add("GET", PATH + r"/actions/runners/downloads")
+def _downloads(state: State, request: Request, budget: Budget, place: str) -> Answer:
+    return answer(documents.downloads(state, request.root))
+
+
+@routes.add("GET", PATH + r"/actions/runners/(?P<number>\d+)")
+def _runner(state: State, request: Request, budget: Budget, place: str, number: str) -> Answer:
+    return answer(documents.runner(state, state.runner(place, int(number))))
+
+
+@routes.add("DELETE", PATH + r"/actions/runners/(?P<number>\d+)")
+def _delete_runner(state: State, request: Request, budget: Budget, place: str, number: str) -> Answer:
+    state.delete_runner(state.runner(place, int(number)))
+    return Answer(204, content_type=None)
+
+
+@routes.add("GET", REPOSITORY + r"/actions/runs/(?P<run>\d+)/jobs")
+def _jobs(state: State, request: Request, budget: Budget, place: str, run: str) -> Answer:
+    state.sweep()
+    jobs = [job for job in state.jobs.values() if job.repository == place and job.run_id == int(run)]
+    if not jobs:
+        raise RefusedError(404, "Not Found")
+    wanted = request.query.get("filter", "latest")
+    if wanted not in ("all", "latest"):
+        error = {"resource": "Job", "field": "filter", "code": "invalid"}
+        raise RefusedError(422, "Validation Failed", errors=[error])
+    if wanted == "latest":
+        attempt = max(job.run_attempt for job in jobs)
+        jobs = [job for job in jobs if job.run_attempt == attempt]
+    page, headers = paginate(request, jobs)
+    found = [documents.job(state, job, request.root, request.api) for job in page]
+    return answer({"total_count": len(jobs), "jobs": found}, headers=headers)
+
+
+FILENAME = r"actions-runner-linux-(?P<architecture>x64|arm64)-(?P<version>[0-9.]+)\.tar\.gz"
+
+
+def download(state: State, request: Request) -> Answer:
+    """The runner application: like GitHub's releases, the address leads on to a store of files."""
+    found = re.fullmatch(rf"/actions/runner/releases/download/v[0-9.]+/{FILENAME}", request.path)
+    stored = re.fullmatch(rf"/release-assets/{FILENAME}", request.path)
+    match = found or stored
+    if match is None or request.method not in ("GET", "HEAD"):
+        return Answer(404, b"Not Found", content_type="text/plain; charset=utf-8")
+    try:
+        content = state.tarball(match["version"], match["architecture"])
+    except RefusedError:
+        return Answer(404, b"Not Found", content_type="text/plain; charset=utf-8")
+    if found:
+        target = f"{request.root}/release-assets/{request.path.rpartition('/')[2]}?sp=r"
+        return Answer(302, headers={"Location": target}, content_type="text/html; charset=utf-8")
+    return Answer(200, content, {"ETag": f'"{hashlib.md5(content).hexdigest()}"'}, "application/octet-stream")

@@ -1,0 +1,129 @@
+"""The client of the control interface of the stand-in for GitHub."""
+
+import json
+import time
+from collections.abc import Callable
+from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import ProxyHandler, Request, build_opener
+
+
+class GitHubControlError(Exception):
+    """The control interface refused; the text is its reason."""
+
+
+class GitHubControl:
+    """One method for each call of the control interface of the server at `url`."""
+
+    def __init__(self, url: str, timeout: float = 30.0) -> None:
+        self.url, self.timeout = url.rstrip("/"), timeout
+        # A proxy that the environment names is for the machines under test, not for us.
+        self._opener = build_opener(ProxyHandler({}))
+
+    def _call(self, method: str, path: str, body: object = None, timeout: float = 0.0):  # type: ignore[no-untyped-def]
+        data = None if body is None else json.dumps(body).encode()
+        request = Request(f"{self.url}/_control/{path}", data, {"Content-Type": "application/json"}, method=method)
+        try:
+            with self._opener.open(request, timeout=self.timeout + timeout) as reply:
+                text = reply.read()
+        except HTTPError as error:
+            with error:
+                raise GitHubControlError(f"{method} {path}: {error.code} {error.read().decode()}") from None
+        return json.loads(text) if text else None
+
+    def requests(self, since: int = 0) -> list[dict]:
+        """The recorded requests after number `since`."""
+        return self._call("GET", f"requests?since={since}")
+
+    def clear_requests(self) -> None:
+        """Forget the recorded requests; their numbers go on."""
+        self._call("DELETE", "requests")
+
+    def add_fault(self, **fields: object) -> int:
+        """Plant a fault (fields: see github_faults.Fault) and return its id."""
+        return self._call("POST", "faults", fields)["id"]
+
+    def faults(self) -> list[dict]:
+        """All faults, with their hits."""
+        return self._call("GET", "faults")
+
+    def remove_faults(self, fault: int | None = None) -> None:
+        """Take one fault or all away; requests that they hold go on."""
+        self._call("DELETE", "faults" if fault is None else f"faults/{fault}")
+
+    def add_job(self, repository: str, command: str = "true", **fields: object):  # type: ignore[no-untyped-def]
+        """Queue a job and return its id and run_id; a list of them with `count`."""
+        return self._call("POST", "jobs", {"repository": repository, "command": command, **fields})
+
+    def jobs(self) -> list[dict]:
+        """All jobs."""
+        return self._call("GET", "jobs")
+
+    def job(self, job: int, wait: float | None = None, log_from: int | None = None) -> dict:
+        """A job; with `wait`, as soon as its log passes `log_from` lines or its status changes."""
+        query = [] if wait is None else [f"wait={wait}"]
+        query += [] if log_from is None else [f"log_from={log_from}"]
+        return self._call("GET", f"jobs/{job}?{'&'.join(query)}", timeout=wait or 0.0)
+
+    def cancel_job(self, job: int) -> None:
+        """Cancel a job."""
+        self._call("POST", f"jobs/{job}/cancel")
+
+    def wait_job(self, job: int, status: str = "completed", timeout: float = 60.0) -> dict:
+        """Wait until a job has this status (or is over)."""
+        return self.wait_log(job, lambda found: found["status"] in (status, "completed"), timeout)
+
+    def wait_log(self, job: int, condition: Callable[[dict], bool], timeout: float = 60.0) -> dict:
+        """Wait until the job satisfies a condition, looking at each change of its log or status."""
+        deadline = time.monotonic() + timeout
+        found = self.job(job)
+        while not condition(found):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise GitHubControlError(f"job {job} is still not as awaited after {timeout:.0f} s: {found}")
+            found = self.job(job, wait=min(left, 1.0), log_from=len(found["log"]))
+        return found
+
+    def runners(self) -> list[dict]:
+        """The runners of all paths."""
+        return self._call("GET", "runners")
+
+    def add_runner(self, path: str, name: str, **fields: object) -> dict:
+        """Add a runner that nobody runs (status, busy, labels), or `count` of them: their ids."""
+        return self._call("POST", "runners", {"path": path, "name": name, **fields})
+
+    def change_runner(self, runner: int, **fields: object) -> dict:
+        """Fix `status` or `busy` of a runner; None lets it follow the runner again."""
+        return self._call("PATCH", f"runners/{runner}", fields)
+
+    def remove_runner(self, runner: int) -> None:
+        """Make GitHub forget a runner, busy or not."""
+        self._call("DELETE", f"runners/{runner}")
+
+    def add_token(self, token: str, paths: tuple | list = ("*",), admin: bool = True, sees: tuple | list = ()) -> None:
+        """Make or change a token."""
+        self._call("POST", "tokens", {"token": token, "paths": list(paths), "admin": admin, "sees": list(sees)})
+
+    def remove_token(self, token: str) -> None:
+        """Revoke a token."""
+        self._call("DELETE", f"tokens/{quote(token, safe='')}")
+
+    def rate_limit(self, token: str, **fields: object) -> dict:
+        """Set `remaining`, `reset_in`, or `retry_after` and `status` of a token's rate limits."""
+        return self._call("POST", "rate-limit", {"token": token, **fields})
+
+    def expire_registration_tokens(self) -> None:
+        """Let all registration and remove tokens be over."""
+        self._call("POST", "registration-tokens/expire")
+
+    def add_repository(self, repository: str) -> None:
+        """Make a repository."""
+        self._call("POST", "repositories", {"repository": repository})
+
+    def add_organisation(self, organisation: str, runner_groups: tuple | list = ()) -> None:
+        """Make an organisation, or add runner groups to one."""
+        self._call("POST", "organisations", {"organisation": organisation, "runner_groups": list(runner_groups)})
+
+    def application(self, **fields: object) -> dict:
+        """Change `version`, `checksum` or `minimum_version` of the runner application."""
+        return self._call("PATCH", "application", fields)

@@ -1,0 +1,244 @@
+"""The control interface of the stand-in for GitHub: how a test arranges the world and looks behind it.
+
+It asks for no credentials: whoever reaches the server may use it. Serve it only where the test and its machines are.
+"""
+
+import re
+import time
+from collections.abc import Callable
+
+from . import github_documents as documents
+from .github_faults import Faults
+from .github_http import Answer, Request, Routes, answer
+from .github_state import HOUR, Job, RefusedError, Runner, State, Token
+
+PREFIX = "/_control/"
+WATCH = 0.2
+
+routes = Routes()
+
+
+class Control:
+    """What the control interface works on: the state, the faults and the record of requests."""
+
+    def __init__(self, state: State, faults: Faults) -> None:
+        self.state, self.faults = state, faults
+        self.requests: list[dict] = []
+        self.count = 0
+
+    def respond(self, request: Request) -> Answer:
+        found = routes.find(request.method, request.path)
+        if found is None:
+            return answer({"message": "the control interface has no such call"}, 404)
+        try:
+            return found[0](self, request, **found[1])
+        except RefusedError as refusal:
+            return answer({"message": refusal.message}, refusal.status)
+        except (KeyError, TypeError, ValueError) as error:
+            return answer({"message": f"{type(error).__name__}: {error}"}, 422)
+
+    def wait(self, request: Request, seconds: float, condition: Callable[[], bool]) -> None:
+        """Wait under the state's lock until the condition holds, the time is up or the client has gone."""
+        deadline = time.monotonic() + seconds
+        while not condition() and time.monotonic() < deadline and not self.state.closing and not request.closed():
+            self.state.lock.wait(WATCH)
+            self.state.sweep()
+
+
+def job_document(job: Job) -> dict:
+    """A job with its log, as tests see it."""
+    names = ("id", "run_id", "repository", "name", "status", "conclusion", "labels", "run_attempt")
+    document = {name: getattr(job, name) for name in (*names, "runner_id", "runner_name", "log")}
+    times = ("created_at", "started_at", "completed_at")
+    return {**document, **{name: documents.instant(getattr(job, name)) for name in times}}
+
+
+def runner_document(state: State, runner: Runner) -> dict:
+    """A runner with what the API hides."""
+    more = {"path": runner.path, "version": runner.version, "session": runner.session is not None, "job": runner.job}
+    return {**documents.runner(state, runner), **more}
+
+
+@routes.add("GET", "/_control/requests")
+def _requests(control: Control, request: Request) -> Answer:
+    since = request.number("since", 0)
+    return answer([entry for entry in control.requests if entry["n"] > since])
+
+
+@routes.add("DELETE", "/_control/requests")
+def _clear_requests(control: Control, request: Request) -> Answer:
+    control.requests.clear()
+    return Answer(204, content_type=None)
+
+
+@routes.add("POST", "/_control/faults")
+def _add_fault(control: Control, request: Request) -> Answer:
+    return answer({"id": control.faults.add(request.json()).id}, 201)
+
+
+@routes.add("GET", "/_control/faults")
+def _faults(control: Control, request: Request) -> Answer:
+    return answer(control.faults.list())
+
+
+@routes.add("DELETE", r"/_control/faults(?:/(?P<number>\d+))?")
+def _remove_fault(control: Control, request: Request, number: str | None) -> Answer:
+    if not control.faults.remove(int(number) if number else None):
+        raise RefusedError(404, f"there is no fault {number}")
+    return Answer(204, content_type=None)
+
+
+@routes.add("POST", "/_control/jobs")
+def _add_jobs(control: Control, request: Request) -> Answer:
+    """Queue a job, or `count` jobs of one run; `state` makes one that is already under way or over."""
+    fields = request.json()
+    count, state = int(fields.pop("count", 1)), fields.pop("state", {})
+    jobs = []
+    for _ in range(count):
+        job = control.state.add_job(**fields)
+        fields["run_id"] = job.run_id
+        for name, value in state.items():
+            if not hasattr(job, name):
+                raise ValueError(f"a job has no {name}")
+            setattr(job, name, value)
+        jobs.append({"id": job.id, "run_id": job.run_id})
+    return answer(jobs[0] if count == 1 else jobs, 201)
+
+
+@routes.add("GET", "/_control/jobs")
+def _jobs(control: Control, request: Request) -> Answer:
+    control.state.sweep()
+    return answer([job_document(job) for job in control.state.jobs.values()])
+
+
+def _job(control: Control, number: str) -> Job:
+    job = control.state.jobs.get(int(number))
+    if job is None:
+        raise RefusedError(404, f"there is no job {number}")
+    return job
+
+
+@routes.add("GET", r"/_control/jobs/(?P<number>\d+)")
+def _one_job(control: Control, request: Request, number: str) -> Answer:
+    """Show a job; with `wait`, only once its log has more than `log_from` lines or its status changes."""
+    control.state.sweep()
+    job = _job(control, number)
+    start, known = job.status, request.number("log_from", len(job.log))
+    if "wait" in request.query:
+        wait = float(request.query["wait"])
+        over = job.status == "completed"
+        control.wait(request, wait, lambda: over or len(job.log) > known or job.status != start)
+    return answer(job_document(job))
+
+
+@routes.add("POST", r"/_control/jobs/(?P<number>\d+)/cancel")
+def _cancel(control: Control, request: Request, number: str) -> Answer:
+    control.state.cancel_job(_job(control, number))
+    return Answer(202, b"{}")
+
+
+@routes.add("GET", "/_control/runners")
+def _runners(control: Control, request: Request) -> Answer:
+    control.state.sweep()
+    return answer([runner_document(control.state, runner) for runner in control.state.runners.values()])
+
+
+@routes.add("POST", "/_control/runners")
+def _add_runners(control: Control, request: Request) -> Answer:
+    """Add a runner that nobody runs, or `count` of them whose names end in a number."""
+    fields, state = request.json(), control.state
+    path = state.find_path(fields["path"])
+    if path is None:
+        raise RefusedError(422, f"there is no path {fields['path']}")
+    count, labels = int(fields.get("count", 1)), ["self-hosted", "Linux", "X64", *fields.get("labels", [])]
+    more = {"fixed_status": fields.get("status", "offline"), "fixed_busy": bool(fields.get("busy", False))}
+    names = [fields["name"]] if count == 1 else [f"{fields['name']}{number}" for number in range(count)]
+    added = [state.add_runner(path, name, labels, os="Linux", **more) for name in names]
+    found = [runner_document(state, runner) for runner in added]
+    return answer(found[0] if count == 1 else {"ids": [runner["id"] for runner in found]}, 201)
+
+
+@routes.add("PATCH", r"/_control/runners/(?P<number>\d+)")
+def _change_runner(control: Control, request: Request, number: str) -> Answer:
+    """Fix what GitHub says of a runner; null lets it follow the runner again."""
+    runner, fields = control.state.runner(None, int(number)), request.json()
+    runner.fixed_status = fields.get("status", runner.fixed_status)
+    runner.fixed_busy = fields.get("busy", runner.fixed_busy)
+    return answer(runner_document(control.state, runner))
+
+
+@routes.add("DELETE", r"/_control/runners/(?P<number>\d+)")
+def _remove_runner(control: Control, request: Request, number: str) -> Answer:
+    control.state.forget_runner(control.state.runner(None, int(number)))
+    return Answer(204, content_type=None)
+
+
+@routes.add("POST", "/_control/tokens")
+def _add_token(control: Control, request: Request) -> Answer:
+    """Make a token that manages its paths, or with `admin` false merely sees them; replaces one of that text."""
+    fields = request.json()
+    paths, sees = list(fields.get("paths", ["*"])), list(fields.get("sees", []))
+    manages = paths if fields.get("admin", True) else []
+    token = Token(str(fields["token"]), manages, sees + paths)
+    control.state.tokens[token.token] = token
+    return answer({"paths": paths}, 201)
+
+
+@routes.add("DELETE", r"/_control/tokens/(?P<token>[^/]+)")
+def _remove_token(control: Control, request: Request, token: str) -> Answer:
+    if control.state.tokens.pop(token, None) is None:
+        raise RefusedError(404, "there is no such token")
+    return Answer(204, content_type=None)
+
+
+@routes.add("POST", "/_control/rate-limit")
+def _rate_limit(control: Control, request: Request) -> Answer:
+    """Leave a token so many requests, until `reset_in` seconds from now; `retry_after` sets off the secondary limit."""
+    fields, state = request.json(), control.state
+    budget = state.budget(f"token {fields['token']}", state.settings.rate_limit)
+    if "remaining" in fields:
+        budget.used = budget.limit - int(fields["remaining"])
+    if "reset_in" in fields:
+        budget.reset = state.clock() + min(float(fields["reset_in"]), HOUR)
+    if "retry_after" in fields:
+        budget.refuse_until = state.clock() + float(fields["retry_after"])
+        budget.refuse_status = int(fields.get("status", 403))
+    return answer({"remaining": budget.limit - budget.used, "reset": int(budget.reset)})
+
+
+@routes.add("POST", "/_control/registration-tokens/expire")
+def _expire(control: Control, request: Request) -> Answer:
+    tokens = control.state.runner_tokens
+    for token, (kind, path, _) in list(tokens.items()):
+        tokens[token] = (kind, path, 0.0)
+    return answer({"expired": len(tokens)})
+
+
+@routes.add("POST", "/_control/repositories")
+def _add_repository(control: Control, request: Request) -> Answer:
+    control.state.add_repository(request.json()["repository"])
+    return Answer(201, b"{}")
+
+
+@routes.add("POST", "/_control/organisations")
+def _add_organisation(control: Control, request: Request) -> Answer:
+    fields = request.json()
+    control.state.add_organisation(fields["organisation"], fields.get("runner_groups"))
+    return Answer(201, b"{}")
+
+
+@routes.add("PATCH", "/_control/application")
+def _application(control: Control, request: Request) -> Answer:
+    """Offer another version of the runner application, a wrong checksum, or refuse old versions."""
+    fields, application = request.json(), control.state.application
+    unknown = set(fields) - {"version", "checksum", "minimum_version"}
+    if unknown:
+        raise ValueError(f"the application has no {', '.join(sorted(unknown))}")
+    for name in ("version", "minimum_version"):
+        if fields.get(name) is not None and not re.fullmatch(r"\d+\.\d+\.\d+", fields[name]):
+            raise ValueError(f"{name}: {fields[name]} is not like 2.328.0")
+    for name, value in fields.items():
+        setattr(application, name, value)
+    application.offered.add(application.version)
+    control.state.lock.notify_all()
+    return answer({name: getattr(application, name) for name in ("version", "checksum", "minimum_version")})

@@ -1,0 +1,278 @@
+"""The JSON documents of GitHub's REST API, in the form of its published description."""
+
+import base64
+import hashlib
+from datetime import datetime, timedelta, timezone
+
+from .github_state import Job, Runner, State
+
+AVATAR = "/avatars/u/{id}?v=4"
+
+
+def instant(seconds: float | None) -> str | None:
+    """GitHub's usual form of a time."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(int(seconds), timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def local_instant(seconds: float) -> str:
+    """The form in which GitHub says when a registration token ends: with milliseconds and an offset."""
+    moment = datetime.fromtimestamp(seconds, timezone(timedelta(hours=-8)))
+    return moment.isoformat(timespec="milliseconds")
+
+
+def node_id(kind: str, number: int) -> str:
+    """An opaque identifier, as GitHub has it for its other API."""
+    return base64.urlsafe_b64encode(f"{kind}:{number}".encode()).decode().rstrip("=")
+
+
+def stable_number(text: str) -> int:
+    """An id that follows from a name, for what has no counter of its own."""
+    return int.from_bytes(hashlib.sha256(text.lower().encode()).digest()[:4], "big") % 90_000_000 + 10_000_000
+
+
+def runner(state: State, item: Runner) -> dict:
+    """A self-hosted runner."""
+    group = state.groups(item.path).index(item.group) + 1 if item.group in state.groups(item.path) else 1
+    return {
+        "id": item.id,
+        "name": item.name,
+        "os": item.os,
+        "status": "online" if state.online(item) else "offline",
+        "busy": item.busy,
+        "ephemeral": item.ephemeral,
+        "runner_group_id": group,
+        "labels": item.labels,
+    }
+
+
+def job(state: State, item: Job, root: str, api: str) -> dict:
+    """A job of a workflow run."""
+    repository = f"{api}/repos/{item.repository}"
+    groups = state.groups(item.repository.partition("/")[0])
+    group = groups.index(item.runner_group) + 1 if item.runner_group in groups else 1
+    return {
+        "id": item.id,
+        "run_id": item.run_id,
+        "workflow_name": item.workflow,
+        "head_branch": item.head_branch,
+        "run_url": f"{repository}/actions/runs/{item.run_id}",
+        "run_attempt": item.run_attempt,
+        "node_id": node_id("CR", item.id),
+        "head_sha": item.head_sha,
+        "url": f"{repository}/actions/jobs/{item.id}",
+        "html_url": f"{root}/{item.repository}/actions/runs/{item.run_id}/job/{item.id}",
+        "status": item.status,
+        "conclusion": item.conclusion,
+        "created_at": instant(item.created_at),
+        "started_at": instant(item.created_at if item.started_at is None else item.started_at),
+        "completed_at": instant(item.completed_at),
+        "name": item.name,
+        "steps": _steps(item),
+        "check_run_url": f"{repository}/check-runs/{item.id}",
+        "labels": item.labels,
+        "runner_id": item.runner_id,
+        "runner_name": item.runner_name,
+        "runner_group_id": None if item.runner_id is None else group,
+        "runner_group_name": item.runner_group,
+    }
+
+
+def _steps(item: Job) -> list[dict]:
+    if item.started_at is None:
+        return []
+    times = {"started_at": instant(item.started_at), "completed_at": instant(item.completed_at)}
+    step = {"name": "Run command", "status": item.status, "conclusion": item.conclusion, "number": 1, **times}
+    return [step]
+
+
+def downloads(state: State, root: str) -> list[dict]:
+    """The runner applications; only those for Linux can really be fetched."""
+    version = state.application.version
+    offered = []
+    for system, architecture, ending in (
+        *(("osx", "x64", "tar.gz"), ("osx", "arm64", "tar.gz"), ("linux", "x64", "tar.gz")),
+        *(("linux", "arm64", "tar.gz"), ("win", "x64", "zip"), ("win", "arm64", "zip")),
+    ):
+        filename = f"actions-runner-{system}-{architecture}-{version}.{ending}"
+        content = state.tarball(version, architecture) if system == "linux" else filename.encode()
+        checksum = hashlib.sha256(content).hexdigest()
+        if system == "linux" and state.application.checksum is not None:
+            checksum = state.application.checksum
+        url = f"{root}/actions/runner/releases/download/v{version}/{filename}"
+        entry = {"os": system, "architecture": architecture, "download_url": url, "filename": filename}
+        offered.append({**entry, "sha256_checksum": checksum})
+    return offered
+
+
+def runner_group(organisation: str, number: int, name: str, api: str) -> dict:
+    """A runner group of an organisation."""
+    return {
+        "id": number,
+        "name": name,
+        "visibility": "all",
+        "default": number == 1,
+        "runners_url": f"{api}/orgs/{organisation}/actions/runner-groups/{number}/runners",
+        "hosted_runners_url": f"{api}/orgs/{organisation}/actions/runner-groups/{number}/hosted-runners",
+        "inherited": False,
+        "allows_public_repositories": False,
+        "workflow_restrictions_read_only": False,
+        "restricted_to_workflows": False,
+        "selected_workflows": [],
+    }
+
+
+def account(login: str, kind: str, root: str, api: str) -> dict:
+    """A user or organisation, in short."""
+    number, user = stable_number(login), f"{api}/users/{login}"
+    endings = ("followers", "subscriptions", "organizations", "repos", "received_events")
+    return {
+        "login": login,
+        "id": number,
+        "node_id": node_id("U", number),
+        "avatar_url": root + AVATAR.format(id=number),
+        "gravatar_id": "",
+        "url": user,
+        "html_url": f"{root}/{login}",
+        **{f"{ending}_url": f"{user}/{ending}" for ending in endings},
+        "following_url": user + "/following{/other_user}",
+        "gists_url": user + "/gists{/gist_id}",
+        "starred_url": user + "/starred{/owner}{/repo}",
+        "events_url": user + "/events{/privacy}",
+        "type": kind,
+        "site_admin": False,
+        "user_view_type": "public",
+    }
+
+
+def organisation(login: str, root: str, api: str) -> dict:
+    """An organisation."""
+    number, url = stable_number(login), f"{api}/orgs/{login}"
+    return {
+        "login": login,
+        "id": number,
+        "node_id": node_id("O", number),
+        "url": url,
+        **{f"{ending}_url": f"{url}/{ending}" for ending in ("repos", "events", "hooks", "issues")},
+        "members_url": url + "/members{/member}",
+        "public_members_url": url + "/public_members{/member}",
+        "avatar_url": root + AVATAR.format(id=number),
+        "description": "",
+        "has_organization_projects": True,
+        "has_repository_projects": True,
+        "public_repos": 0,
+        "public_gists": 0,
+        "followers": 0,
+        "following": 0,
+        "html_url": f"{root}/{login}",
+        "created_at": "2020-01-01T00:00:00Z",
+        "updated_at": "2020-01-01T00:00:00Z",
+        "archived_at": None,
+        "type": "Organization",
+    }
+
+
+# The many links of a repository: what is appended to its URL, by the name of the link.
+REPOSITORY_LINKS = {
+    "archive": "/{archive_format}{/ref}",
+    "assignees": "/assignees{/user}",
+    "blobs": "/git/blobs{/sha}",
+    "branches": "/branches{/branch}",
+    "collaborators": "/collaborators{/collaborator}",
+    "comments": "/comments{/number}",
+    "commits": "/commits{/sha}",
+    "compare": "/compare/{base}...{head}",
+    "contents": "/contents/{+path}",
+    "git_commits": "/git/commits{/sha}",
+    "git_refs": "/git/refs{/sha}",
+    "git_tags": "/git/tags{/sha}",
+    "issue_comment": "/issues/comments{/number}",
+    "issue_events": "/issues/events{/number}",
+    "issues": "/issues{/number}",
+    "keys": "/keys{/key_id}",
+    "labels": "/labels{/name}",
+    "milestones": "/milestones{/number}",
+    "notifications": "/notifications{?since,all,participating}",
+    "pulls": "/pulls{/number}",
+    "releases": "/releases{/id}",
+    "statuses": "/statuses/{sha}",
+    "trees": "/git/trees{/sha}",
+    **{name: f"/{name}" for name in ("contributors", "deployments", "downloads", "events", "forks", "hooks")},
+    **{name: f"/{name}" for name in ("languages", "merges", "stargazers", "subscribers", "subscription")},
+    **{name: f"/{name}" for name in ("tags", "teams")},
+}
+
+
+def repository(state: State, full_name: str, root: str, api: str) -> dict:
+    """A repository."""
+    owner, _, name = full_name.partition("/")
+    number, url, page = state.repositories[full_name], f"{api}/repos/{full_name}", f"{root}/{full_name}"
+    host = root.partition("://")[2]
+    kind = "Organization" if state.find_path(owner) else "User"
+    counts = ("forks", "watchers", "open_issues", "size", "network_count", "subscribers_count")
+    counts += ("forks_count", "stargazers_count", "watchers_count", "open_issues_count")
+    return {
+        "id": number,
+        "node_id": node_id("R", number),
+        "name": name,
+        "full_name": full_name,
+        "private": True,
+        "owner": account(owner, kind, root, api),
+        "html_url": page,
+        "description": None,
+        "fork": False,
+        "url": url,
+        **{f"{link}_url": url + ending for link, ending in REPOSITORY_LINKS.items()},
+        "git_url": f"git://{host}/{full_name}.git",
+        "ssh_url": f"git@{host}:{full_name}.git",
+        "clone_url": f"{page}.git",
+        "svn_url": page,
+        "mirror_url": None,
+        "homepage": None,
+        "language": None,
+        **dict.fromkeys(counts, 0),
+        **dict.fromkeys(("has_issues", "has_projects", "has_wiki"), True),
+        **dict.fromkeys(("has_pages", "has_downloads", "has_discussions", "archived", "disabled"), False),
+        "license": None,
+        "allow_forking": False,
+        "is_template": False,
+        "web_commit_signoff_required": False,
+        "topics": [],
+        "visibility": "private",
+        "default_branch": "main",
+        "permissions": {"admin": True, "maintain": True, "push": True, "triage": True, "pull": True},
+        **dict.fromkeys(("created_at", "updated_at", "pushed_at"), "2020-01-01T00:00:00Z"),
+    }
+
+
+def overview(root: str, api: str) -> dict:
+    """The answer of the API's root: where everything is, most of which this stand-in lacks."""
+    simple = {
+        **{name: name for name in ("emojis", "events", "feeds", "notifications", "rate_limit")},
+        "current_user": "user",
+        "current_user_repositories": "user/repos{?type,page,per_page,sort}",
+        "emails": "user/emails",
+        "followers": "user/followers",
+        "following": "user/following{/target}",
+        "gists": "gists{/gist_id}",
+        "public_gists": "gists/public",
+        "starred": "user/starred{/owner}{/repo}",
+        "starred_gists": "gists/starred",
+        "issues": "issues",
+        "keys": "user/keys",
+        "organization": "orgs/{org}",
+        "organization_repositories": "orgs/{org}/repos{?type,page,per_page,sort}",
+        "organization_teams": "orgs/{org}/teams",
+        "repository": "repos/{owner}/{repo}",
+        "label_search": "search/labels?q={query}&repository_id={repository_id}{&page,per_page}",
+        "topic_search": "search/topics?q={query}{&page,per_page}",
+        "user": "users/{user}",
+        "user_organizations": "user/orgs",
+        "user_repositories": "users/{user}/repos{?type,page,per_page,sort}",
+        **{
+            f"{kind}_search": f"search/{kind}?q={{query}}" for kind in ("commit", "code", "issue", "user", "repository")
+        },
+    }
+    links = {f"{name}_url": f"{api}/{ending}" for name, ending in simple.items()}
+    return {**links, "current_user_authorizations_html_url": f"{root}/settings/connections/applications{{/client_id}}"}

@@ -1,0 +1,89 @@
+"""Requests and answers of the stand-in for GitHub, as its routes see them."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .github_state import RefusedError
+
+JSON = "application/json; charset=utf-8"
+
+
+@dataclass
+class Request:
+    """One request; `root` is the server's own address as the client spelled it."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]  # names in lower case
+    body: bytes
+    root: str
+    address: str
+    closed: Callable[[], bool] = lambda: False  # whether the client has gone away
+
+    @property
+    def api(self) -> str:
+        return f"{self.root}/api/v3"
+
+    def credential(self, *schemes: str) -> str | None:
+        """The credential of the Authorization header, if it is of one of these schemes (lower case)."""
+        scheme, _, value = self.headers.get("authorization", "").partition(" ")
+        return value.strip() or None if scheme.lower() in schemes else None
+
+    def json(self) -> dict:
+        """The body as a JSON object; an empty one counts as an empty object."""
+        try:
+            document = json.loads(self.body or b"{}")
+        except ValueError as error:
+            raise RefusedError(400, "Problems parsing JSON") from error
+        if not isinstance(document, dict):
+            raise RefusedError(400, "Body should be a JSON object")
+        return document
+
+    def number(self, name: str, default: int) -> int:
+        """A whole number of the query string; nonsense counts as absent, as with GitHub."""
+        text = self.query.get(name, "")
+        return int(text) if re.fullmatch(r"\d{1,9}", text) else default
+
+
+@dataclass
+class Answer:
+    """One answer."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    content_type: str | None = JSON
+
+
+def answer(document: object, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
+    """A JSON answer."""
+    return Answer(status, json.dumps(document, separators=(",", ":")).encode(), dict(headers or {}))
+
+
+Handler = Callable[..., Answer]
+
+
+class Routes:
+    """Which function answers which method and path."""
+
+    def __init__(self) -> None:
+        self._routes: list[tuple[str, re.Pattern[str], Handler]] = []
+
+    def add(self, method: str, pattern: str) -> Callable[[Handler], Handler]:
+        """Decorate the function that answers; the groups of the pattern become its arguments."""
+
+        def register(handler: Handler) -> Handler:
+            self._routes.append((method, re.compile(pattern), handler))
+            return handler
+
+        return register
+
+    def find(self, method: str, path: str) -> tuple[Handler, dict[str, str]] | None:
+        for known, pattern, handler in self._routes:
+            match = pattern.fullmatch(path)
+            if match and known == ("GET" if method == "HEAD" else method):
+                return handler, match.groupdict()
+        return None

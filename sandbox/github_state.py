@@ -1,0 +1,343 @@
+"""What the stand-in for GitHub knows: paths, tokens, rate limits, runners and jobs, and GitHub's rules about them."""
+
+import fnmatch
+import hashlib
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from . import runner_tarball
+
+HOUR = 3600.0
+UNAUTHENTICATED_LIMIT = 60
+READ_ONLY_LABELS = {"self-hosted", "linux", "x64", "arm64"}
+
+
+@dataclass
+class Settings:
+    """Times and limits; the defaults are GitHub's own or near them."""
+
+    grace: float = 10.0  # a runner that has not asked for a job for so long is offline
+    poll: float = 5.0  # so long a runner's question for a job stays open
+    linger: float = 1.0  # so long GitHub still lists an ephemeral runner, busy, after its job
+    token_life: float = HOUR
+    rate_limit: int = 5000
+    points_a_minute: int = 900  # secondary limit: a GET counts 1, everything else 5
+
+
+class RefusedError(Exception):
+    """GitHub says no: an HTTP status, a message and what else belongs into the answer."""
+
+    def __init__(self, status: int, message: str, headers: dict | None = None, **more: object) -> None:
+        super().__init__(message)
+        self.status, self.message, self.headers, self.more = status, message, headers or {}, more
+
+
+@dataclass
+class Token:
+    """A personal access token: patterns of the paths it manages, and of those it merely sees."""
+
+    token: str
+    manages: list[str] = field(default_factory=lambda: ["*"])
+    sees: list[str] = field(default_factory=list)
+
+    def may_manage(self, path: str) -> bool:
+        return any(fnmatch.fnmatchcase(path.lower(), pattern.lower()) for pattern in self.manages)
+
+    def may_see(self, path: str) -> bool:
+        return self.may_manage(path) or any(fnmatch.fnmatchcase(path.lower(), p.lower()) for p in self.sees)
+
+
+@dataclass
+class Budget:
+    """The requests that one token, or one address without a token, may still send."""
+
+    limit: int
+    reset: float
+    used: int = 0
+    recent: deque = field(default_factory=deque)  # (when, points) of the last minute
+    refuse_until: float = 0.0
+    refuse_status: int = 403
+
+
+@dataclass
+class Runner:
+    """A registered runner."""
+
+    id: int
+    path: str
+    name: str
+    labels: list[dict]
+    group: str = "Default"
+    os: str = "unknown"
+    ephemeral: bool = True
+    version: str = ""
+    secret: str = field(default_factory=lambda: secrets.token_hex(32))
+    session: str | None = None
+    seen: float = 0.0  # when its session last asked for a message
+    job: int | None = None
+    removed_at: float | None = None  # GitHub takes an ephemeral runner away a moment after its job
+    fixed_status: str | None = None
+    fixed_busy: bool | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self.job is not None if self.fixed_busy is None else self.fixed_busy
+
+
+@dataclass
+class Job:
+    """A job of a workflow run; its one step is a command."""
+
+    id: int
+    run_id: int
+    repository: str
+    command: str
+    name: str
+    labels: list[str]
+    workflow: str
+    event: str
+    created_at: float
+    run_attempt: int = 1
+    status: str = "queued"
+    conclusion: str | None = None
+    started_at: float | None = None
+    completed_at: float | None = None
+    runner_id: int | None = None
+    runner_name: str | None = None
+    runner_group: str | None = None
+    cancel: bool = False
+    payload: dict = field(default_factory=dict)
+    head_branch: str = "main"
+    log: list[str] = field(default_factory=list)
+    secret: str = field(default_factory=lambda: secrets.token_hex(32))
+
+    @property
+    def head_sha(self) -> str:
+        return hashlib.sha1(f"{self.repository}#{self.run_id}".encode()).hexdigest()
+
+
+@dataclass
+class Application:
+    """The runner application that is offered for download."""
+
+    version: str = "2.328.0"
+    checksum: str | None = None  # a wrong one, for tests
+    minimum_version: str | None = None
+    offered: set = field(default_factory=set)
+
+
+class State:
+    """Everything, guarded by one lock that is also the condition which waiting requests watch."""
+
+    def __init__(self, settings: Settings | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.lock = threading.Condition(threading.RLock())
+        self.settings = settings or Settings()
+        self.clock = clock
+        self.closing = False
+        self.repositories: dict[str, int] = {}
+        self.organisations: dict[str, list[str]] = {}
+        self.tokens: dict[str, Token] = {}
+        self.budgets: dict[str, Budget] = {}
+        self.runner_tokens: dict[str, tuple[str, str, float]] = {}  # token: kind, path, end of life
+        self.runners: dict[int, Runner] = {}
+        self.jobs: dict[int, Job] = {}
+        self.application = Application()
+        self.application.offered.add(self.application.version)
+        self._numbers: dict[str, int] = {"runner": 0, "job": 40_000_000_000, "run": 16_000_000_000, "label": 3}
+        self._label_ids = {"self-hosted": 1, "linux": 2, "x64": 3}
+        self._id_base = 1_000_000
+
+    def number(self, kind: str) -> int:
+        """The next id of its kind."""
+        self._numbers[kind] += 1
+        return self._numbers[kind]
+
+    # Paths ----------------------------------------------------------------------------------------------------------
+
+    def add_repository(self, repository: str) -> None:
+        owner, _, name = repository.partition("/")
+        if not owner or not name or "/" in name:
+            raise RefusedError(422, f"{repository} is not of the form owner/name")
+        if self.find_path(repository) is None:
+            self._id_base += 1
+            self.repositories[repository] = self._id_base
+
+    def add_organisation(self, organisation: str, groups: list[str] | None = None) -> None:
+        known = self.organisations.setdefault(organisation, ["Default"])
+        known.extend(group for group in groups or [] if group not in known)
+
+    def find_path(self, path: str) -> str | None:
+        """The path in its own spelling: GitHub ignores the case of owners and repositories."""
+        places = self.repositories if "/" in path else self.organisations
+        return next((place for place in places if place.lower() == path.lower()), None)
+
+    def groups(self, path: str) -> list[str]:
+        """The runner groups of an organisation; a repository has only the default one."""
+        return self.organisations.get(path, ["Default"])
+
+    # Runners --------------------------------------------------------------------------------------------------------
+
+    def online(self, runner: Runner) -> bool:
+        """Whether the runner's session asks for jobs; registering alone does not bring a runner online."""
+        if runner.fixed_status is not None:
+            return runner.fixed_status == "online"
+        if runner.removed_at is not None or runner.session is None:
+            return False
+        return time.monotonic() - runner.seen < self.settings.grace
+
+    def runners_of(self, path: str, name: str | None = None) -> list[Runner]:
+        """The runners of exactly this path, in the order of their ids."""
+        self.sweep()
+        return [r for r in self.runners.values() if r.path == path and (name is None or r.name == name)]
+
+    def runner(self, path: str | None, runner_id: int) -> Runner:
+        self.sweep()
+        runner = self.runners.get(runner_id)
+        if runner is None or path not in (None, runner.path):
+            raise RefusedError(404, "Not Found")
+        return runner
+
+    def make_labels(self, names: list[str]) -> list[dict]:
+        """Label documents; a label has one id wherever it is used, and names differ by more than case."""
+        labels: dict[str, dict] = {}
+        for name in names:
+            key = name.lower()
+            if key not in self._label_ids:
+                self._label_ids[key] = self.number("label")
+            kind = "read-only" if key in READ_ONLY_LABELS else "custom"
+            labels.setdefault(key, {"id": self._label_ids[key], "name": name, "type": kind})
+        return list(labels.values())
+
+    def add_runner(self, path: str, name: str, labels: list[str], **more: object) -> Runner:
+        runner = Runner(self.number("runner"), path, name, self.make_labels(labels), **more)  # type: ignore[arg-type]
+        self.runners[runner.id] = runner
+        self.lock.notify_all()
+        return runner
+
+    def delete_runner(self, runner: Runner) -> None:
+        """Deregister, as the API and `config.sh remove` do: never while a job runs."""
+        if runner.busy:
+            raise RefusedError(422, f"Runner {runner.name} is currently running a job and cannot be deleted.")
+        self.forget_runner(runner)
+
+    def forget_runner(self, runner: Runner) -> None:
+        self.runners.pop(runner.id, None)
+        self.lock.notify_all()
+
+    def sweep(self) -> None:
+        """Let happen what time alone brings about: lost runners fail their jobs, finished ephemeral ones go."""
+        now = time.monotonic()
+        for runner in list(self.runners.values()):
+            if runner.removed_at is not None and now >= runner.removed_at:
+                self.forget_runner(runner)
+            elif runner.job is not None and runner.removed_at is None and now - runner.seen >= self.settings.grace:
+                self.jobs[runner.job].log.append(
+                    f"##[error]The self-hosted runner: {runner.name} lost communication with the server."
+                )
+                self.complete_job(self.jobs[runner.job], "failure", linger=False)
+
+    # Tokens with which runners register -----------------------------------------------------------------------------
+
+    def make_runner_token(self, kind: str, path: str) -> tuple[str, float]:
+        token = "A" + "".join(secrets.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") for _ in range(28))
+        end = self.clock() + self.settings.token_life
+        self.runner_tokens[token] = (kind, path, end)
+        return token, end
+
+    def check_runner_token(self, kind: str, path: str | None, token: str) -> str:
+        """The path that the token is for; GitHub answers 404 to a bad, an outlived or another path's token."""
+        known_kind, known_path, end = self.runner_tokens.get(token, ("", "", 0.0))
+        if known_kind != kind or self.clock() >= end or (path is not None and known_path != path):
+            raise RefusedError(404, "Not Found")
+        return known_path
+
+    # Jobs -----------------------------------------------------------------------------------------------------------
+
+    def add_job(self, repository: str, command: str, **more: object) -> Job:
+        place = self.find_path(repository)
+        if place is None or "/" not in repository:
+            raise RefusedError(422, f"there is no repository {repository}")
+        values: dict = {"name": "build", "labels": ["self-hosted"], "workflow": "CI", "event": "push"}
+        values.update({key: value for key, value in more.items() if value is not None})
+        values.setdefault("run_id", 0)
+        values["run_id"] = values["run_id"] or self.number("run")
+        values.setdefault("created_at", self.clock())
+        job = Job(self.number("job"), repository=place, command=command, **values)
+        self.jobs[job.id] = job
+        self.lock.notify_all()
+        return job
+
+    def take_job(self, runner: Runner) -> Job | None:
+        """Give the oldest fitting job to a runner that asks."""
+        have = {label["name"].lower() for label in runner.labels}
+        for job in self.jobs.values():
+            mine = runner.path in (job.repository, job.repository.partition("/")[0])
+            if job.status == "queued" and mine and {label.lower() for label in job.labels} <= have:
+                job.status, job.started_at = "in_progress", self.clock()
+                job.runner_id, job.runner_name, job.runner_group = runner.id, runner.name, runner.group
+                runner.job = job.id
+                self.lock.notify_all()
+                return job
+        return None
+
+    def complete_job(self, job: Job, conclusion: str, linger: bool = True) -> None:
+        """End a job; its ephemeral runner goes with it, after a moment in which GitHub still calls it busy."""
+        if job.status == "completed":
+            return
+        job.status, job.conclusion, job.completed_at = "completed", conclusion, self.clock()
+        runner = self.runners.get(job.runner_id or 0)
+        if runner and runner.job == job.id:
+            if not runner.ephemeral:
+                runner.job = None
+            elif linger and self.settings.linger:
+                runner.removed_at = time.monotonic() + self.settings.linger
+            else:
+                self.forget_runner(runner)
+        self.lock.notify_all()
+
+    def cancel_job(self, job: Job) -> None:
+        """Cancel: at once while it waits, through its runner while it runs."""
+        job.cancel = True
+        if job.status == "queued":
+            self.complete_job(job, "cancelled")
+        self.lock.notify_all()
+
+    # Who asks, and how often ----------------------------------------------------------------------------------------
+
+    def budget(self, key: str, limit: int) -> Budget:
+        """The current hour's budget of a token or address."""
+        now = self.clock()
+        budget = self.budgets.get(key)
+        if budget is None or now >= budget.reset:
+            refuse = (budget.refuse_until, budget.refuse_status) if budget else (0.0, 403)
+            recent = budget.recent if budget else deque()
+            budget = self.budgets[key] = Budget(limit, now + HOUR, 0, recent, *refuse)
+        return budget
+
+    def spend(self, budget: Budget, points: int, who: str) -> None:
+        """Count one request, or refuse it as GitHub does when one of the two limits is reached."""
+        now = self.clock()
+        while budget.recent and now - budget.recent[0][0] >= 60:
+            budget.recent.popleft()
+        if budget.used >= budget.limit:
+            raise RefusedError(403, f"API rate limit exceeded for {who}.", documentation="rate-limiting")
+        budget.used += 1
+        if sum(spent for _, spent in budget.recent) + points > self.settings.points_a_minute:
+            budget.refuse_until, budget.refuse_status = max(budget.refuse_until, now + 60), 403
+            budget.recent.clear()
+        if now < budget.refuse_until:
+            wait = {"Retry-After": str(max(1, round(budget.refuse_until - now)))}
+            message = "You have exceeded a secondary rate limit. Please wait a few minutes before you try again."
+            raise RefusedError(budget.refuse_status, message, wait, documentation="secondary-rate-limits")
+        budget.recent.append((now, points))
+
+    # The application ------------------------------------------------------------------------------------------------
+
+    def tarball(self, version: str, architecture: str) -> bytes:
+        if version not in self.application.offered or architecture not in ("x64", "arm64"):
+            raise RefusedError(404, "Not Found")
+        return runner_tarball.build(version, architecture)

@@ -1,0 +1,625 @@
+"""The hook tools: one program under all of Juju's names, on the PATH of hooks, actions and juju-exec commands.
+
+As in Juju, what describes the unit (status, logs, the workload's version) is done at once, and what others read
+(relation data, secrets, the charm's stored state, ports) waits in the hook's context until the hook has succeeded.
+"""
+
+# Files are opened the short way: pathlib alone would take a third of a tool's time.
+# ruff: noqa: PTH123, SIM115
+
+import json
+import os
+import re
+import sys
+
+import store
+
+RESULT_KEY = re.compile(r"^[a-z0-9](([a-z0-9-.]+)?[a-z0-9])?$")
+RESERVED_RESULTS = ("stdout", "stdout-encoding", "stderr", "stderr-encoding", "return-code")
+SETTABLE_STATUSES = ("maintenance", "blocked", "waiting", "active")
+SECRET_ID = re.compile(r"^(?:secret:(?://[^/]+/)?)?([0-9a-v]{20})$")
+
+
+class ToolError(Exception):
+    """What the tool says after ERROR."""
+
+
+class Call:
+    """One call of a tool: its arguments, the context it belongs to, and the state."""
+
+    def __init__(self, arguments, context, state):
+        self.arguments = arguments
+        self.context = context
+        self.state = state
+
+    def change_state(self):
+        return store.Changing()
+
+    def change_context(self):
+        return store.Changing(store.context_path(self.context["id"]))
+
+    def parse(self, values=(), switches=(), aliases=None):
+        """Split the arguments as Go's flag library does: options anywhere before `--`, a value after `=` or a blank."""
+        options, words = {}, []
+        rest = list(self.arguments)
+        while rest:
+            word = rest.pop(0)
+            if word == "--":
+                words += rest
+                break
+            if not word.startswith("-") or word == "-":
+                words.append(word)
+                continue
+            name, equals, value = word.lstrip("-").partition("=")
+            name = (aliases or {}).get(name, name)
+            if name in switches:
+                options[name] = _boolean(value) if equals else True
+            elif name in values:
+                if not equals and not rest:
+                    raise ToolError(f"option needs an argument: -{'-' if len(name) > 1 else ''}{name}")
+                options[name] = value if equals else rest.pop(0)
+            else:
+                raise ToolError(f"option provided but not defined: {word}")
+        return options, words
+
+    def relation(self, options):
+        """The id and record of the relation that -r names, or the hook's own."""
+        given = options.get("r", "")
+        number = given.rpartition(":")[2] if given else self.context.get("relation_id")
+        if number is None or number == "":
+            raise ToolError("no relation id specified")
+        record = self.state["relations"].get(str(number))
+        if record is None or (":" in given and given.split(":")[0] != record["endpoint"]):
+            raise ToolError(f'invalid value "{given}" for option -r: relation not found')
+        return str(number), record
+
+
+def _boolean(word):
+    if word in ("1", "t", "T", "TRUE", "true", "True"):
+        return True
+    if word in ("0", "f", "F", "FALSE", "false", "False"):
+        return False
+    raise ToolError(f'invalid value "{word}": strconv.ParseBool: parsing "{word}": invalid syntax')
+
+
+def _show(value, options):
+    """Print as --format asks: JSON, or a plain text that is good enough to be read by a shell."""
+    if options.get("format", "smart") == "json":
+        print(json.dumps(value))
+    elif isinstance(value, bool):
+        print(value)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            print(f"{key}: {item if isinstance(item, str) else json.dumps(item)}")
+    elif isinstance(value, list):
+        print("\n".join(str(item) for item in value))
+    elif value is not None:
+        print(value)
+
+
+FORMAT = {"o": "output"}
+
+
+def config_get(call):
+    options, words = call.parse(("format", "output"), ("a", "all"), FORMAT)
+    values = call.context["config"]
+    if words:
+        return _show(values.get(words[0]), options)
+    if options.get("a") or options.get("all"):
+        values = {**dict.fromkeys(call.state["charm"]["config"]), **values}
+    return _show(values, options)
+
+
+def is_leader(call):
+    options, _ = call.parse(("format", "output"), (), FORMAT)
+    _show(True, options)
+
+
+def juju_log(call):
+    options, words = call.parse(("log-level", "format"), ("debug",), {"l": "log-level"})
+    level = "DEBUG" if options.get("debug") else options.get("log-level", "INFO").upper()
+    level = {"WARN": "WARNING"}.get(level, level)
+    if not words:
+        raise ToolError("no message specified")
+    if level not in store.LEVELS:
+        store.log(call.state["unit"], "WARNING", "juju-log", f'Specified log level of "{level}" is not valid')
+        level = "INFO"
+    unit = call.state["unit"]
+    relation = call.context.get("relation_id")
+    prefix = f"{call.state['relations'][relation]['endpoint']}:{relation}: " if relation else ""
+    store.log(unit, level, f"unit.{unit}.juju-log", prefix + " ".join(words))
+
+
+def status_set(call):
+    options, words = call.parse((), ("application",))
+    if not words:
+        raise ToolError("invalid args, require <status> [message]")
+    status, message = words[0], " ".join(words[1:])
+    if status not in SETTABLE_STATUSES:
+        raise ToolError(f'invalid status "{status}", expected one of [{" ".join(SETTABLE_STATUSES)}]')
+    record = {"status": status, "message": message, "since": store.now(), "data": {}}
+    with call.change_state() as state:
+        key = "app_status" if options.get("application") else "unit_status"
+        changed = (state[key]["status"], state[key]["message"]) != (status, message)
+        state[key] = record
+        state["history"] = [*state["history"][-199:], {"kind": key, **record}]
+    with call.change_context() as context:
+        context["status_was_set"] = True
+    if changed and key == "unit_status":
+        store.event(event="status", status=status, message=message)
+
+
+def status_get(call):
+    options, _ = call.parse(("format", "output"), ("include-data", "application"), FORMAT)
+    unit = _status(call.state["unit_status"])
+    if options.get("application"):
+        units = {call.state["unit"]: unit}
+        return _show({"application-status": {**_status(call.state["app_status"]), "units": units}}, options)
+    if options.get("include-data") or options.get("format") == "json":
+        return _show(unit, options)
+    return _show(unit["status"], options)
+
+
+def _status(record):
+    return {"message": record["message"], "status": record["status"], "status-data": record["data"]}
+
+
+def relation_ids(call):
+    options, words = call.parse(("format", "output"), (), FORMAT)
+    if not words and not call.context.get("relation_id"):
+        raise ToolError("no endpoint name specified")
+    endpoint = words[0] if words else call.state["relations"][call.context["relation_id"]]["endpoint"]
+    found = [f"{endpoint}:{i}" for i, r in call.state["relations"].items() if r["endpoint"] == endpoint]
+    _show(sorted(found), options)
+
+
+def relation_list(call):
+    options, _ = call.parse(("format", "output", "r"), ("app",), {**FORMAT, "relation": "r"})
+    _, record = call.relation(options)
+    _show(record["remote_app"] if options.get("app") else sorted(record["units"]), options)
+
+
+def relation_get(call):
+    options, words = call.parse(("format", "output", "r"), ("app",), {**FORMAT, "relation": "r"})
+    number, record = call.relation(options)
+    key = words[0] if words and words[0] != "-" else None
+    if len(words) > 1:
+        name = words[1]
+    else:
+        name = call.context.get("remote_app" if options.get("app") else "remote_unit") or ""
+        if not name:
+            raise ToolError("no unit or application specified")
+    data = _databag(call, number, record, name, bool(options.get("app")))
+    _show(data if key is None else data.get(key), options)
+
+
+def _databag(call, number, record, name, wants_app):
+    state, bags = call.state, call.context["buffer"]["relations"].get(number, {})
+    app = name.split("/")[0]
+    if app == state["app"]:
+        if not wants_app and name != state["unit"]:
+            raise ToolError("permission denied")
+        kind = "app" if wants_app else "unit"
+        data = {**record[f"local_{kind}"], **bags.get(kind, {})}
+        return {key: value for key, value in data.items() if value != ""}
+    if wants_app and app == record["remote_app"]:
+        return record["remote_app_data"]
+    departed = call.context.get("departed", {})
+    if name not in record["units"] and name not in departed:
+        raise ToolError(
+            f'cannot read settings for unit "{name}" in relation "{_key(state, record)}": permission denied'
+        )
+    return record["units"].get(name, departed.get(name))
+
+
+def _key(state, record):
+    return f"{record['remote_app']}:{record['endpoint']} {state['app']}:{record['endpoint']}"
+
+
+def relation_set(call):
+    options, words = call.parse(("format", "r", "file"), ("app",), {"relation": "r"})
+    number, _ = call.relation(options)
+    values = {}
+    if "file" in options:
+        values.update(_document(options["file"]))
+    values.update(_pairs(words))
+    with call.change_context() as context:
+        bag = (
+            context["buffer"]["relations"]
+            .setdefault(number, {})
+            .setdefault("app" if options.get("app") else "unit", {})
+        )
+        bag.update(values)
+
+
+def _document(path):
+    text = sys.stdin.read() if path == "-" else open(path, encoding="utf-8").read()
+    try:
+        values = json.loads(text) if text.strip() else {}
+    except ValueError:
+        values = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+    for key, value in values.items():
+        if not isinstance(value, str):
+            raise ToolError(f"yaml: unmarshal errors: cannot unmarshal {key} into string")
+    return values
+
+
+def _pairs(words):
+    for word in words:
+        if not word.partition("=")[1] or word.startswith("="):
+            raise ToolError(f'expected "key=value", got "{word}"')
+    return dict(word.split("=", 1) for word in words)
+
+
+def relation_model_get(call):
+    options, _ = call.parse(("format", "output", "r"), (), {**FORMAT, "relation": "r"})
+    call.relation(options)
+    _show({"uuid": call.state["model"]["uuid"]}, options)
+
+
+def _action(call, tool):
+    if call.context["kind"] != "action":
+        raise ToolError("not running an action")
+    return call.context["action"]
+
+
+def action_get(call):
+    options, words = call.parse(("format", "output"), (), FORMAT)
+    value = _action(call, "action-get")["params"]
+    for part in words[0].split(".") if words else ():
+        value = value.get(part) if isinstance(value, dict) else None
+    _show(value, options)
+
+
+def action_set(call):
+    _, words = call.parse()
+    _action(call, "action-set")
+    updates = []
+    for pair in words:
+        path, equals, value = pair.partition("=")
+        if not equals:
+            raise ToolError(f'argument "{pair}" must be of the form key...=value')
+        keys = path.split(".")
+        if keys[0] in RESERVED_RESULTS:
+            raise ToolError(f'cannot set reserved action key "{keys[0]}"')
+        for key in keys:
+            if not RESULT_KEY.match(key):
+                raise ToolError(
+                    f'key "{key}" must start and end with lowercase alphanumeric, and contain only lowercase '
+                    "alphanumeric, hyphens and periods"
+                )
+        updates.append((keys, value))
+    with call.change_context() as context:
+        for keys, value in updates:
+            level = context["buffer"]["results"]
+            for key in keys[:-1]:
+                if not isinstance(level.get(key), dict):
+                    level[key] = {}
+                level = level[key]
+            level[keys[-1]] = value
+
+
+def action_fail(call):
+    _, words = call.parse()
+    _action(call, "action-fail")
+    with call.change_context() as context:
+        context["buffer"]["failed"] = True
+        context["buffer"]["message"] = " ".join(words) or "action failed without reason given, check action for errors"
+
+
+def action_log(call):
+    _, words = call.parse()
+    action = _action(call, "action-log")
+    message = " ".join(words)
+    with call.change_state() as state:
+        state["tasks"][action["uuid"]]["log"].append({"timestamp": store.now(), "message": message})
+    store.event(event="action-log", task=action["uuid"], message=message)
+
+
+def storage_list(call):
+    options, words = call.parse(("format", "output"), (), FORMAT)
+    found = [name for name, record in call.state["storage"].items() if record["attached"]]
+    _show(sorted(name for name in found if not words or name.split("/")[0] == words[0]), options)
+
+
+def storage_get(call):
+    options, words = call.parse(("format", "output", "s"), (), FORMAT)
+    name = options.get("s") or call.context.get("storage_id")
+    if not name:
+        raise ToolError("no storage instance specified")
+    record = call.state["storage"].get(name)
+    if record is None or not record["attached"]:
+        raise ToolError(f'invalid value "{name}" for option -s: storage not found')
+    values = {"kind": record["kind"], "location": record["location"]}
+    if words and words[0] not in values:
+        raise ToolError(f'invalid storage attribute "{words[0]}"')
+    _show(values[words[0]] if words else values, options)
+
+
+def _secret(call, words, options):
+    """The id and record of the secret that is named by id or by a label that the charm gave it."""
+    if words:
+        match = SECRET_ID.match(words[0])
+        if not match:
+            raise ToolError(f'secret URI "{words[0]}" not valid')
+        identity = match.group(1)
+    else:
+        label = options.get("label", "")
+        if not label:
+            raise ToolError("require either a secret URI or label")
+        labels = {r["labels"].get(call.state["unit"]) or r["label"]: i for i, r in call.state["secrets"].items()}
+        if label not in labels:
+            raise ToolError(f'consumer label "{label}" not found')
+        identity = labels[label]
+    record = call.state["secrets"].get(identity)
+    if record is None:
+        raise ToolError(f'secret "{identity}" not found')
+    return identity, record
+
+
+def secret_get(call):
+    options, words = call.parse(("format", "output", "label"), ("refresh", "peek"), FORMAT)
+    identity, record = _secret(call, words[:1], options)
+    app, unit = call.state["app"], call.state["unit"]
+    if record["owner"] != app and app not in record["granted"]:
+        raise ToolError("permission denied")
+    latest = max(int(number) for number in record["revisions"])
+    revision = record["tracked"].get(unit)
+    # The first look starts the tracking, and is told at once: it is not undone when the hook fails.
+    if revision is None or options.get("refresh") or options.get("label"):
+        with call.change_state() as state:
+            fresh = state["secrets"][identity]
+            if revision is None or options.get("refresh"):
+                fresh["tracked"][unit] = revision = latest
+            if options.get("label"):
+                fresh["labels"][unit] = options["label"]
+    content = record["revisions"][str(latest if options.get("peek") else revision)]
+    key = words[1] if len(words) > 1 else None
+    if key is not None and key not in content:
+        raise ToolError(f'value for key "{key}" not found')
+    _show(content if key is None else content[key], options)
+
+
+def secret_info_get(call):
+    options, words = call.parse(("format", "output", "label"), (), FORMAT)
+    identity, record = _secret(call, words, options)
+    if record["owner"] != call.state["app"]:
+        raise ToolError(f'secret "{identity}" not found')
+    info = {"revision": max(int(n) for n in record["revisions"]), "label": record["label"], "owner": "application"}
+    _show({identity: {**info, "description": record["description"], "rotation": "never"}}, options)
+
+
+def secret_ids(call):
+    options, _ = call.parse(("format", "output"), (), FORMAT)
+    _show([i for i, r in call.state["secrets"].items() if r["owner"] == call.state["app"]], options)
+
+
+def secret_add(call):
+    options, words = call.parse(("label", "description", "expire", "rotate", "owner"))
+    content = _secret_content(words)
+    identity = os.urandom(15).hex()[:20]
+    _buffer_secret(call, {"do": "add", "id": identity, "content": content, **_only(options, "label", "description")})
+    print(f"secret:{identity}")
+
+
+def secret_set(call):
+    options, words = call.parse(("label", "description", "expire", "rotate", "owner"))
+    identity, record = _secret(call, words[:1], {})
+    if record["owner"] != call.state["app"]:
+        raise ToolError("permission denied")
+    change = {"do": "set", "id": identity, "content": _secret_content(words[1:]) if words[1:] else None}
+    _buffer_secret(call, {**change, **_only(options, "label", "description")})
+
+
+def secret_remove(call):
+    options, words = call.parse(("revision",))
+    identity, record = _secret(call, words, {})
+    if record["owner"] != call.state["app"]:
+        raise ToolError("permission denied")
+    _buffer_secret(call, {"do": "remove", "id": identity, "revision": options.get("revision")})
+
+
+def secret_grant(call):
+    options, words = call.parse(("relation", "unit", "app"), (), {"r": "relation"})
+    _, relation = call.relation({"r": options.get("relation", "")})
+    identity, _ = _secret(call, words, {})
+    do = "revoke" if call.context["tool"] == "secret-revoke" else "grant"
+    _buffer_secret(call, {"do": do, "id": identity, "app": relation["remote_app"]})
+
+
+def _only(options, *names):
+    return {name: options[name] for name in names if name in options}
+
+
+def _secret_content(words):
+    content = {}
+    for key, value in _pairs(words).items():
+        name, _, kind = key.partition("#")
+        content[name] = open(value, encoding="utf-8").read() if kind == "file" else value
+    if not content:
+        raise ToolError("missing secret value or filename")
+    return content
+
+
+def _buffer_secret(call, change):
+    with call.change_context() as context:
+        context["buffer"]["secrets"].append(change)
+
+
+def application_version_set(call):
+    _, words = call.parse()
+    if len(words) != 1:
+        raise ToolError("no version specified" if not words else f"unrecognized args: {json.dumps(words[1:])}")
+    with call.change_state() as state:
+        state["version"] = words[0]
+
+
+def juju_reboot(call):
+    options, _ = call.parse((), ("now",))
+    if call.context["kind"] == "action":
+        raise ToolError("juju-reboot is not supported when running an action.")
+    with call.change_context() as context:
+        context["buffer"]["reboot"] = "now" if options.get("now") else "after"
+        process = context["pid"]
+    if options.get("now"):
+        os.kill(process, 9)
+
+
+def network_get(call):
+    options, words = call.parse(
+        ("format", "output", "r"), ("bind-address", "ingress-address", "egress-subnets", "primary-address"), FORMAT
+    )
+    if not words:
+        raise ToolError("no arguments specified")
+    endpoints = [*call.state["charm"]["endpoints"], "juju-info"]
+    if words[0] not in endpoints:
+        raise ToolError(f'no network config found for binding "{words[0]}"')
+    address = unit_address()
+    bind = {"mac-address": "", "interface-name": "eth0", "addresses": [{"value": address, "cidr": "", "hostname": ""}]}
+    full = {"bind-addresses": [bind], "egress-subnets": [f"{address}/32"], "ingress-addresses": [address]}
+    for switch, value in (("bind-address", address), ("primary-address", address), ("ingress-address", address)):
+        if options.get(switch):
+            return _show(value, options)
+    return _show(full["egress-subnets"] if options.get("egress-subnets") else full, options)
+
+
+def unit_address():
+    """The machine's own IPv4 address."""
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent: this only asks the kernel for the route
+            return probe.getsockname()[0]
+        except OSError:
+            return "127.0.0.1"
+
+
+def goal_state(call):
+    options, _ = call.parse(("format", "output"), (), FORMAT)
+    since = call.state["since"]
+    relations = {}
+    for record in call.state["relations"].values():
+        goals = relations.setdefault(record["endpoint"], {})
+        goals[record["remote_app"]] = {"status": "joined", "since": since}
+        goals.update({unit: {"status": "active", "since": since} for unit in record["units"]})
+    unit = {"status": call.state["unit_status"]["status"], "since": since}
+    _show({"units": {call.state["unit"]: unit}, "relations": relations}, options)
+
+
+def unit_get(call):
+    options, words = call.parse(("format", "output"), (), FORMAT)
+    if words not in (["private-address"], ["public-address"]):
+        raise ToolError(f'unknown setting "{words[0]}"' if words else "no setting specified")
+    _show(unit_address(), options)
+
+
+def open_port(call):
+    _, words = call.parse(("endpoints", "format"))
+    if len(words) != 1 or not re.match(r"^(icmp|\d+(-\d+)?(/(tcp|udp))?)$", words[0]):
+        raise ToolError(f'expected <port>[/<protocol>] or <from>-<to>[/<protocol>] or icmp; got "{" ".join(words)}"')
+    name = words[0] if "/" in words[0] or words[0] == "icmp" else words[0] + "/tcp"
+    opens = call.context["tool"] == "open-port"
+    with call.change_context() as context:
+        context["buffer"]["ports"][name] = opens
+
+
+def opened_ports(call):
+    options, _ = call.parse(("format", "output"), ("endpoints",), FORMAT)
+    _show(sorted(call.state["ports"]), options)
+
+
+def state_get(call):
+    options, words = call.parse(("format", "output"), (), FORMAT)
+    values = {**call.state["charm_state"], **call.context["buffer"]["state"]}
+    values = {key: value for key, value in values.items() if value is not None}
+    if not words or words[0] == "-":
+        return _show(values, options)
+    if words[0] not in values:
+        raise ToolError(f'"{words[0]}" not found')
+    return _show(values[words[0]], options)
+
+
+def state_set(call):
+    options, words = call.parse(("file",))
+    values = {**(_document(options["file"]) if "file" in options else {}), **_pairs(words)}
+    with call.change_context() as context:
+        context["buffer"]["state"].update(values)
+
+
+def state_delete(call):
+    _, words = call.parse()
+    with call.change_context() as context:
+        context["buffer"]["state"][words[0]] = None
+
+
+def credential_get(call):
+    raise ToolError("cannot access cloud credentials: permission denied")
+
+
+def resource_get(call):
+    _, words = call.parse()
+    raise ToolError(
+        f"could not download resource: HTTP request failed: resource#{call.state['app']}/{words[0]} not found"
+    )
+
+
+TOOLS = {
+    "action-fail": action_fail,
+    "action-get": action_get,
+    "action-log": action_log,
+    "action-set": action_set,
+    "application-version-set": application_version_set,
+    "close-port": open_port,
+    "config-get": config_get,
+    "credential-get": credential_get,
+    "goal-state": goal_state,
+    "is-leader": is_leader,
+    "juju-log": juju_log,
+    "juju-reboot": juju_reboot,
+    "network-get": network_get,
+    "open-port": open_port,
+    "opened-ports": opened_ports,
+    "relation-get": relation_get,
+    "relation-ids": relation_ids,
+    "relation-list": relation_list,
+    "relation-model-get": relation_model_get,
+    "relation-set": relation_set,
+    "resource-get": resource_get,
+    "secret-add": secret_add,
+    "secret-get": secret_get,
+    "secret-grant": secret_grant,
+    "secret-ids": secret_ids,
+    "secret-info-get": secret_info_get,
+    "secret-remove": secret_remove,
+    "secret-revoke": secret_grant,
+    "secret-set": secret_set,
+    "state-delete": state_delete,
+    "state-get": state_get,
+    "state-set": state_set,
+    "status-get": status_get,
+    "status-set": status_set,
+    "storage-get": storage_get,
+    "storage-list": storage_list,
+    "unit-get": unit_get,
+}
+
+
+def main(name, arguments):
+    """Run one tool; gives the exit code."""
+    context_id = os.environ.get("JUJU_CONTEXT_ID", "")
+    context = store.read(store.context_path(context_id)) if context_id else {}
+    if not context_id:
+        print("ERROR JUJU_CONTEXT_ID not set", file=sys.stderr)
+        return 1
+    if not context:
+        # A tool outlives its hook only in a process that was left behind; Juju answers it with this.
+        print(f'ERROR bad request: bad context: unknown context "{context_id}"', file=sys.stderr)
+        return 1
+    context["tool"] = name
+    try:
+        TOOLS[name](Call(arguments, context, store.read()))
+    except ToolError as error:
+        print(f"ERROR {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,256 @@
+"""The listener: the runner application's command line, and the loop that waits for jobs.
+
+Exit codes of `run`: 0 done, 1 not to be tried again, 2 to be tried again, 5 session conflict, 7 version too old.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import runner_configure
+from runner_common import (
+    ROOT,
+    VERSION,
+    Diagnostics,
+    ServiceError,
+    load_environment,
+    name_process,
+    request,
+    take_inputs,
+)
+from runner_configure import TerminatedError, say
+
+RESULTS = {100: "Succeeded", 102: "Failed", 103: "Canceled"}
+CONFLICT_SECONDS = 240.0
+FIRST_PAUSE = float(os.environ.get("RUNNER_SANDBOX_FIRST_PAUSE", "1"))
+LONGEST_PAUSE = 30.0
+CANCEL_SECONDS = 30.0
+DELETED = (
+    "Failed to create a session. The runner registration has been deleted from the server, please re-configure. "
+    "Runner registrations are automatically deleted for runners that have not connected to the service recently."
+)
+
+
+class StopSignal(BaseException):
+    """SIGINT or SIGTERM came."""
+
+
+class OverError(Exception):
+    """The listener ends with this exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the command line says and return the exit code."""
+    name_process("Runner.Listener")
+    load_environment()
+    inputs = take_inputs()
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("run", [])
+    if command == "--version":
+        say(VERSION)
+        return 0
+    log = Diagnostics("Runner")
+    try:
+        if command == "configure":
+            runner_configure.configure(runner_configure.parse(rest, inputs), log)
+        elif command == "remove":
+            runner_configure.remove(runner_configure.parse(rest, inputs), log)
+        elif command == "run":
+            return Listener(log).run()
+        else:
+            raise TerminatedError(f"Unrecognized command-line input arguments: '{command}'.")
+    except TerminatedError as error:
+        log.write(str(error), "ERR")
+        say(str(error))
+        return 1
+    return 0
+
+
+def now() -> str:
+    """The time as the listener prints it."""
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
+
+
+class Listener:
+    """Waits for jobs and has each done by a worker, a process of its own."""
+
+    def __init__(self, log: Diagnostics) -> None:
+        self.log = log
+        self.worker: subprocess.Popen | None = None
+        self.pipe: int = -1  # to the worker
+        self.job: dict = {}
+        self.session = ""
+        self.stopping = False
+
+    def run(self) -> int:
+        """Listen until there is a reason to end."""
+        if not runner_configure.configured():
+            say("Not configured. Run config.(sh/cmd) to configure the runner.")
+            return 1
+        self.settings, self.secret = runner_configure.settings(), runner_configure.secret()
+        self.url = f"{self.settings['serverUrl']}/runners/{self.settings['agentId']}"
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+        try:
+            self._open_session()
+            say(f"{now()}: Listening for Jobs")
+            while True:
+                self._step()
+        except OverError as over:
+            return over.code
+        except StopSignal:
+            return self._shut_down()
+
+    def _stop(self, number: int, frame: object) -> None:
+        if not self.stopping:  # only once: the shutting down itself is not to be interrupted
+            self.stopping = True
+            raise StopSignal
+
+    def _open_session(self) -> None:
+        started = time.monotonic()
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                body = {"version": VERSION}
+                self.session = request("POST", f"{self.url}/sessions", f"Bearer {self.secret}", body)[1]["session"]
+                break
+            except ServiceError as error:
+                if error.code != "session_conflict":
+                    self._refused(error)
+                self.log.write(str(error), "ERR")
+                say("A session for this runner already exists.")
+                if time.monotonic() - started > CONFLICT_SECONDS:
+                    raise OverError(5) from None
+            except (OSError, ValueError) as error:
+                self.log.write(f"Cannot create a session: {error}", "ERR")
+                say(f"{now()}: Runner connect error: {error}. Retrying until reconnected.")
+            pause = _wait(pause)
+        say(f"\n√ Connected to GitHub\n\nCurrent runner version: '{VERSION}'")
+
+    def _refused(self, error: ServiceError) -> None:
+        """End on an answer that no retry changes."""
+        self.log.write(f"{error.status} {error}", "ERR")
+        if error.code == "version_deprecated":
+            say(f"An error occured: {error}")
+            raise OverError(7)
+        say(DELETED if error.code == "deleted" else f"An error occurred: {error}")
+        raise OverError(1)
+
+    def _step(self) -> None:
+        """Ask once for a message and act on it; without a network again and again."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                target = f"{self.url}/messages/{self.session}"
+                _, message = request("GET", target, f"Bearer {self.secret}")
+                break
+            except ServiceError as error:
+                self._poll_refused(error)
+                return
+            except (OSError, ValueError) as error:
+                self.log.write(f"Cannot ask for a message: {error}", "ERR")
+                say(f"{now()}: Runner connect error: {error}. Retrying until reconnected.")
+                pause = _wait(pause)
+                self._reap()
+        if message.get("type") == "job":
+            self._start(message)
+        elif message.get("type") == "cancel":
+            self._cancel()
+        self._reap(over=not message)
+
+    def _poll_refused(self, error: ServiceError) -> None:
+        if error.code == "session_ended":
+            self._open_session()
+        elif self.worker is not None and error.code == "deleted":
+            self._finish()  # an ephemeral runner's registration ends with its job
+        else:
+            self._refused(error)
+
+    def _start(self, message: dict) -> None:
+        """Hand the job to a worker through a pipe: neither its arguments nor its environment show it."""
+        self.job = message["job"]
+        say(f"{now()}: Running job: {self.job['name']}")
+        self.log.write(f"Job {self.job['id']} received")
+        theirs, self.pipe = os.pipe()
+        back, answers = os.pipe()
+        worker = str(ROOT / "bin" / "Runner.Worker")
+        command = [worker, "spawnclient", str(theirs), str(answers)]
+        self.worker = subprocess.Popen(command, pass_fds=(theirs, answers), stdin=subprocess.DEVNULL)
+        for each in (theirs, answers, back):
+            os.close(each)
+        keep = {"settings": self.settings, "service": self.settings["serverUrl"]}
+        self._tell({**message, **keep})
+
+    def _tell(self, message: dict) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        try:
+            while data:
+                data = data[os.write(self.pipe, data) :]
+        except OSError as error:
+            self.log.write(f"The worker does not listen: {error}", "ERR")
+
+    def _cancel(self) -> None:
+        if self.worker is not None:
+            self._tell({"type": "cancel"})
+            self._finish()
+
+    def _reap(self, over: bool = False) -> None:
+        """Notice the end of the worker."""
+        if self.worker is not None and self.worker.poll() is not None:
+            self._finish()
+
+    def _finish(self) -> None:
+        """See the worker out and say how its job ended; an ephemeral runner's life is over with it."""
+        assert self.worker is not None
+        try:
+            code = self.worker.wait(CANCEL_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.worker.kill()
+            code = self.worker.wait()
+        os.close(self.pipe)
+        self.worker = None
+        if code not in RESULTS:
+            self._report_lost()
+        say(f"{now()}: Job {self.job['name']} completed with result: {RESULTS.get(code, 'Failed')}")
+        self.log.write(f"Worker ended with {code}")
+        if self.settings.get("ephemeral"):
+            runner_configure.forget()
+            say("√ Removed .credentials\n√ Removed .runner")
+            raise OverError(0)
+
+    def _report_lost(self) -> None:
+        """A worker that was killed could not report its job."""
+        target = f"{self.settings['serverUrl']}/jobs/{self.job['id']}/complete"
+        try:
+            request("POST", target, f"Bearer {self.job['secret']}", {"result": "Failed"}, timeout=10)
+        except (ServiceError, OSError, ValueError) as error:
+            self.log.write(f"Cannot report the job: {error}", "ERR")
+
+    def _shut_down(self) -> int:
+        say("Exiting...")
+        try:
+            self._cancel()
+        except OverError as over:
+            return over.code
+        try:
+            request("DELETE", f"{self.url}/sessions/{self.session}", f"Bearer {self.secret}", timeout=5)
+        except (ServiceError, OSError, ValueError) as error:
+            self.log.write(f"Cannot close the session: {error}", "ERR")
+        return 0
+
+
+def _wait(pause: float) -> float:
+    """Wait about so long; the next pause is longer."""
+    time.sleep(pause * random.uniform(0.7, 1.3))
+    return min(pause * 2, LONGEST_PAUSE)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

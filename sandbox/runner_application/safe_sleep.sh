@@ -1,0 +1,3 @@
+#!/bin/bash
+# Wait so many seconds.
+sleep "${1:-1}"

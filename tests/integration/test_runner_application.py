@@ -1,0 +1,678 @@
+"""The stand-in for GitHub's runner application, end to end against the stand-in for GitHub."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import tarfile
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from sandbox import github, runner_tarball
+from sandbox.github_control import GitHubControl
+from sandbox.github_state import Settings
+from sandbox.shell import wait_until
+
+TOKEN = "ghp_0123456789abcdef"
+REPOSITORY, ORGANISATION = "org/repo", "org"
+VERSION = "2.328.0"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # the system's python3, as in an instance
+CREDENTIALS = (".runner", ".credentials", ".credentials_rsaparams")
+
+
+@pytest.fixture
+def server():
+    settings = Settings(grace=1.0, poll=0.8, linger=0.3)
+    paths = {"repositories": [REPOSITORY], "organisations": [ORGANISATION]}
+    with github.serve(tokens=[TOKEN], settings=settings, **paths) as running:
+        yield running
+
+
+@pytest.fixture
+def control(server):
+    return GitHubControl(server.url)
+
+
+def api(server, method, path):
+    """A call of the REST API; only used for what always succeeds."""
+    headers = {"Authorization": f"Bearer {TOKEN}", "User-Agent": "test"}
+    request = urllib.request.Request(f"{server.api_url}{path}", headers=headers, method=method)
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+class Installation:
+    """An unpacked runner application with a clean environment; it ends what it started."""
+
+    def __init__(self, server, folder, path=REPOSITORY):
+        self.server, self.folder, self.path = server, folder, path
+        self.processes = []
+        folder.mkdir()
+        with tarfile.open(fileobj=io.BytesIO(runner_tarball.build(VERSION, "x64"))) as archive:
+            archive.extractall(folder)
+        self.environment = {"PATH": PATH, "HOME": str(folder), "LANG": "C.UTF-8"}
+        self.environment.update(RUNNER_SANDBOX_CONFIGURE_SECONDS="0", RUNNER_SANDBOX_STREAM_SECONDS="0.3")
+        self.environment.update(RUNNER_SANDBOX_FIRST_PAUSE="0.1", RUNNER_SANDBOX_RETRY_SECONDS="0.1")
+        if os.getuid() == 0:
+            self.environment["RUNNER_ALLOW_RUNASROOT"] = "1"
+
+    def token(self, kind="registration"):
+        place = "repos" if "/" in self.path else "orgs"
+        return api(self.server, "POST", f"/{place}/{self.path}/actions/runners/{kind}-token")["token"]
+
+    def config(self, *arguments, **environment):
+        """Run config.sh; what it printed and its exit code."""
+        command = [str(self.folder / "config.sh"), *arguments]
+        done = subprocess.run(
+            command,
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        return done.stdout + done.stderr, done.returncode
+
+    def register(self, name, *more, ephemeral=True):
+        flags = ("--unattended", *(("--ephemeral",) if ephemeral else ()))
+        url = f"{self.server.url}/{self.path}"
+        output, code = self.config("--url", url, "--token", self.token(), "--name", name, *flags, *more)
+        assert code == 0, output
+
+    def start(self, *command, **environment):
+        """Start run.sh (or what is named) in the background, output into a file."""
+        with (self.folder / "output").open("a") as output:
+            process = subprocess.Popen(
+                command or [str(self.folder / "run.sh")],
+                env={**self.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=self.folder,
+            )
+        self.processes.append(process)
+        return process
+
+    @property
+    def output(self):
+        return (self.folder / "output").read_text()
+
+    def settled(self):
+        """Whether nothing of this installation runs any more."""
+        return not list(self.running())
+
+    def running(self):
+        """Process ids of listeners and workers of this folder."""
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    line = (folder / "cmdline").read_bytes().decode()
+                except OSError:
+                    continue
+                if f"{self.folder}/bin/Runner." in line:
+                    yield int(folder.name), "Listener" if "Runner.Listener" in line else "Worker"
+
+    def stop(self):
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+        mark = f"HOME={self.folder}".encode()  # also what a job left behind when its worker was killed
+        for process in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if process.name.isdigit() and mark in (process / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGKILL)
+
+
+@pytest.fixture
+def install(server, tmp_path):
+    made = []
+
+    def make(name="runner", path=REPOSITORY):
+        made.append(Installation(server, tmp_path / name, path))
+        return made[-1]
+
+    yield make
+    for installation in made:
+        installation.stop()
+
+
+def online(control, count=1):
+    """Wait until so many runners are online and return them."""
+
+    def found():
+        runners = [runner for runner in control.runners() if runner["status"] == "online"]
+        return runners if len(runners) == count else None
+
+    return wait_until(found, f"{count} runners online", 10, 0.05)
+
+
+# A runner's life ------------------------------------------------------------------------------------------------------
+
+
+def test_a_runner_does_one_job_and_is_gone(server, control, install):
+    """An ephemeral runner is offline until it listens, runs its job, and is then forgotten on both sides."""
+    runner = install()
+    runner.register("one", "--labels", "big,fast")
+    [listed] = control.runners()
+    assert (listed["name"], listed["status"], listed["os"], listed["ephemeral"]) == ("one", "offline", "Linux", True)
+    assert [label["name"] for label in listed["labels"]] == ["self-hosted", "Linux", "X64", "big", "fast"]
+    process = runner.start()
+    online(control)
+    job = control.add_job(REPOSITORY, "echo hello; echo to stderr >&2", name="build", labels=["SELF-HOSTED", "Big"])
+    found = control.wait_job(job["id"], timeout=15)
+    assert (found["conclusion"], found["runner_name"]) == ("success", "one")
+    assert {"hello", "to stderr"} < set(found["log"])
+    assert process.wait(10) == 0
+    wait_until(lambda: control.runners() == [], "the runner's end at GitHub", 5, 0.05)
+    assert not any((runner.folder / name).exists() for name in CREDENTIALS)
+    for text in ("√ Connected to GitHub", f"Current runner version: '{VERSION}'", "Z: Listening for Jobs"):
+        assert text in runner.output
+    assert "Z: Running job: build\n" in runner.output
+    assert "Z: Job build completed with result: Succeeded\n" in runner.output
+    logs = {path.name.partition("_")[0] for path in (runner.folder / "_diag").iterdir()}
+    assert logs == {"Runner", "Worker"}
+
+
+def test_a_session_alone_is_not_online(server, control, install):
+    """A runner is online with its first question for a job, not already when it opens its session."""
+    runner = install()
+    runner.register("one")
+    secret = json.loads((runner.folder / ".credentials_rsaparams").read_text())["secret"]
+    url = f"{server.url}/_actions/runners/{control.runners()[0]['id']}/sessions"
+    request = urllib.request.Request(url, b"{}", {"Authorization": f"Bearer {secret}"})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        assert answer.status == 201
+    assert [(found["status"], found["session"]) for found in control.runners()] == [("offline", True)]
+
+
+def test_a_finished_runner_lingers(server, control, install):
+    """For a moment after its job GitHub still lists an ephemeral runner as busy and does not delete it."""
+    server.state.settings.linger = 3600
+    runner = install()
+    runner.register("one")
+    runner.start()
+    control.wait_job(control.add_job(REPOSITORY)["id"], timeout=15)
+    [listed] = control.runners()
+    assert (listed["status"], listed["busy"]) == ("offline", True)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        api(server, "DELETE", f"/repos/{REPOSITORY}/actions/runners/{listed['id']}")
+    with caught.value as error:
+        assert error.code == 422
+
+
+def test_a_lasting_runner_does_one_job_after_the_other(control, install):
+    """Without --ephemeral the runner stays registered and online after a job."""
+    runner = install()
+    runner.register("stays", ephemeral=False)
+    runner.start()
+    jobs = [control.add_job(REPOSITORY, f"echo {number}")["id"] for number in range(2)]
+    assert [control.wait_job(job, timeout=15)["conclusion"] for job in jobs] == ["success", "success"]
+    assert [listed["busy"] for listed in online(control)] == [False]
+    assert (runner.folder / ".runner").exists()
+
+
+def test_two_runners_and_three_jobs(control, install):
+    """The two oldest jobs go to the two runners, one each; the third waits for a runner that does not come."""
+    jobs = [control.add_job(REPOSITORY, f"echo {number}")["id"] for number in range(3)]
+    for name in ("one", "two"):
+        runner = install(name)
+        runner.register(name)
+        runner.start()
+    done = [control.wait_job(job, timeout=15) for job in jobs[:2]]
+    assert {job["runner_name"] for job in done} == {"one", "two"}
+    wait_until(lambda: control.runners() == [], "the end of both runners", 5, 0.05)
+    assert control.job(jobs[2])["status"] == "queued"
+
+
+def test_jobs_go_where_they_fit(control, install):
+    """An organisation's runner serves its repositories; a job that wants a label the runner lacks is left alone."""
+    control.add_repository("others/repo")
+    runner = install(path=ORGANISATION)
+    runner.register("one", "--labels", "big")
+    unfit = [control.add_job(REPOSITORY, labels=["big", "gpu"])["id"], control.add_job("others/repo")["id"]]
+    fit = control.add_job(REPOSITORY, labels=["BIG", "linux"])["id"]
+    runner.start()
+    assert control.wait_job(fit, timeout=15)["conclusion"] == "success"
+    assert [control.job(job)["status"] for job in unfit] == ["queued", "queued"]
+
+
+# config.sh ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_config_leaves_behind(install):
+    """Settings begin with a byte order mark as GitHub's do; the credentials are for the owner's eyes only."""
+    runner = install()
+    runner.register("one", "--work", "elsewhere")
+    content = (runner.folder / ".runner").read_bytes()
+    assert content.startswith(b"\xef\xbb\xbf")
+    kept = json.loads(content.decode("utf-8-sig"))
+    assert (kept["agentName"], kept["workFolder"], kept["ephemeral"]) == ("one", "elsewhere", True)
+    assert [(runner.folder / name).stat().st_mode & 0o777 for name in CREDENTIALS[1:]] == [0o600, 0o600]
+    assert [path.name[:7] for path in (runner.folder / "_diag").iterdir()] == ["Runner_"]
+
+
+REFUSALS = {
+    "no url": (["--token", "TOKEN"], "Invalid configuration provided for url"),
+    "no token": (["--url", "URL"], "Invalid configuration provided for token"),
+    "bad token": (["--url", "URL", "--token", "bad"], "Http response code: NotFound from 'POST http://"),
+    "other path": (["--url", "URL/x", "--token", "TOKEN"], "Response status code does not indicate success: 404"),
+    "unknown option": (["--url", "URL", "--token", "TOKEN", "--epheremal"], "Unrecognized command-line input"),
+    "stray word": (["--url", "URL", "--token", "TOKEN", "word"], "Unrecognized command-line input"),
+    "long name": (["--url", "URL", "--token", "TOKEN", "--name", "n" * 65], "Invalid configuration provided for name"),
+    "name in use": (["--url", "URL", "--token", "TOKEN", "--name", "USED"], "A runner exists with the same name USED"),
+    "group of a repository": (
+        ["--url", "URL", "--token", "TOKEN", "--name", "n", "--runnergroup", "fast"],
+        'Could not find any self-hosted runner group named "fast"',
+    ),
+    "unreachable": (["--url", "http://127.0.0.1:9/o/r", "--token", "x"], "Connection refused"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_config_refuses(server, control, install, name):
+    """What the real application refuses is refused, with its words, exit code 1 and nothing registered."""
+    arguments, words = REFUSALS[name]
+    runner = install()
+    control.add_runner(REPOSITORY, "used")
+    values = {"URL": f"{server.url}/{REPOSITORY}", "URL/x": f"{server.url}/x/y", "TOKEN": runner.token()}
+    output, code = runner.config("--unattended", *(values.get(each, each) for each in arguments))
+    assert code == 1
+    assert words in output
+    assert len(control.runners()) == 1
+    assert not (runner.folder / ".runner").exists()
+
+
+def test_config_refuses_an_old_token(control, install, server):
+    """A registration token that is over is answered like one that never was."""
+    runner = install()
+    token = runner.token()
+    control.expire_registration_tokens()
+    output, code = runner.config("--unattended", "--url", f"{server.url}/{REPOSITORY}", "--token", token)
+    assert code == 1
+    assert "NotFound" in output
+
+
+def test_config_refuses_twice(install, control):
+    """A folder that is configured is not configured again."""
+    runner = install()
+    runner.register("one")
+    output, code = runner.config("--unattended")
+    assert code == 1
+    assert "already configured" in output
+    assert len(control.runners()) == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "words"), [("config.sh", "Must not run with sudo"), ("run.sh", "Must not run inter")]
+)
+def test_root_is_refused(install, tmp_path, script, words):
+    """Neither script works for root unless that is allowed explicitly."""
+    runner = install()
+    (tmp_path / "id").write_text("#!/bin/sh\necho 0\n")
+    (tmp_path / "id").chmod(0o755)
+    environment = {**runner.environment, "PATH": f"{tmp_path}:{runner.environment['PATH']}"}
+    environment.pop("RUNNER_ALLOW_RUNASROOT", None)
+    done = subprocess.run([runner.folder / script], env=environment, capture_output=True, text=True, timeout=10)
+    assert words in done.stdout
+    assert done.returncode == (1 if script == "config.sh" else 0)  # run.sh hides it
+
+
+def test_config_replaces(control, install):
+    """With --replace a registration of the same name is taken over: same id, the former owner is out."""
+    first, second = install("first"), install("second")
+    first.register("one")
+    process = first.start()
+    [before] = online(control)
+    second.register("one", "--replace")
+    [after] = control.runners()
+    assert (after["id"], after["session"]) == (before["id"], False)
+    process.wait(10)
+    assert "registration has been deleted" in first.output
+
+
+def test_values_from_the_environment(server, control, install):
+    """Every value may come from the environment; the command line wins."""
+    runner = install(path=ORGANISATION)
+    control.add_organisation(ORGANISATION, ["fast"])
+    values = {"URL": f"{server.url}/{ORGANISATION}", "TOKEN": runner.token(), "NAME": "from-environment"}
+    values.update(LABELS="a", RUNNERGROUP="Fast", EPHEMERAL="true", UNATTENDED="true")
+    environment = {f"ACTIONS_RUNNER_INPUT_{name}": value for name, value in values.items()}
+    output, code = runner.config("--labels", "b", "--no-default-labels", **environment)
+    assert code == 0, output
+    [found] = control.runners()
+    assert (found["name"], found["ephemeral"], found["runner_group_id"]) == ("from-environment", True, 2)
+    assert [label["name"] for label in found["labels"]] == ["b"]
+
+
+def test_remove(control, install):
+    """Removing takes a remove token, deregisters and deletes the credentials; a bad token changes nothing."""
+    runner = install()
+    runner.register("one")
+    output, code = runner.config("remove", "--token", runner.token("registration"))
+    assert code == 1
+    assert "NotFound" in output
+    assert (runner.folder / ".runner").exists()
+    output, code = runner.config("remove", "--token", runner.token("remove"))
+    assert code == 0, output
+    assert "Runner removed successfully" in output
+    assert control.runners() == []
+    assert not any((runner.folder / name).exists() for name in CREDENTIALS)
+
+
+def test_remove_what_github_forgot(control, install):
+    """A registration that GitHub no longer has is only forgotten here."""
+    runner = install()
+    runner.register("one")
+    control.remove_runner(control.runners()[0]["id"])
+    output, code = runner.config("remove", "--token", runner.token("remove"))
+    assert code == 0, output
+    assert not (runner.folder / ".runner").exists()
+
+
+# run.sh and its exit codes --------------------------------------------------------------------------------------------
+
+EXIT_CODES = [
+    # the listener's code, RUNNER_MANUALLY_TRAP_SIG, ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE: run.sh's code
+    *((0, "", "", 0), (0, "1", "1", 0), (1, "", "", 0), (1, "1", "1", 0), (5, "1", "1", 0), (9, "1", "1", 0)),
+    *((7, "", "", 0), (7, "", "1", 0), (7, "1", "", 0), (7, "1", "1", 7)),
+]
+
+
+@pytest.mark.parametrize(("listener", "trap", "deprecated", "expected"), EXIT_CODES)
+def test_exit_codes(install, listener, trap, deprecated, expected):
+    """Only code 7 gets out, and only where both variables ask for it; everything else looks like success."""
+    runner = install()
+    (runner.folder / "bin/Runner.Listener").write_text(f"#!/bin/sh\nexit {listener}\n")
+    more = {"RUNNER_MANUALLY_TRAP_SIG": trap, "ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE": deprecated}
+    assert runner.start(**more).wait(10) == expected
+
+
+@pytest.mark.parametrize("trap", ["", "1"])
+@pytest.mark.parametrize("code", [2, 3, 4])
+def test_the_listener_is_started_again(install, trap, code):
+    """After a retryable error and after an update the listener is started again."""
+    runner = install()
+    stub = f"#!/bin/sh\necho started >> starts\ntouch update.finished\n[ $(wc -l < starts) = 2 ] || exit {code}\n"
+    (runner.folder / "bin/Runner.Listener").write_text(stub)
+    assert runner.start(RUNNER_MANUALLY_TRAP_SIG=trap).wait(10) == 0
+    assert (runner.folder / "starts").read_text() == "started\nstarted\n"
+    assert "Restarting runner..." in runner.output
+
+
+def test_an_old_version_is_refused(control, install):
+    """GitHub gives no jobs to a version below its minimum, also not to one that listens already."""
+    more = {"RUNNER_MANUALLY_TRAP_SIG": "1", "ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE": "1"}
+    runner = install()
+    runner.register("one")
+    process = runner.start(**more)
+    online(control)
+    control.application(minimum_version="2.1000.0")
+    assert process.wait(10) == 7
+    assert runner.start(**more).wait(10) == 7
+    assert f"Runner version v{VERSION} is deprecated and cannot receive messages." in runner.output
+
+
+def test_not_configured(install):
+    """Without a registration the listener ends at once with a terminated error."""
+    runner = install()
+    assert runner.start(str(runner.folder / "bin/Runner.Listener"), "run").wait(10) == 1
+    assert "Not configured" in runner.output
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_deleted_registration(server, control, install, when):
+    """A runner that is deleted at GitHub, before it starts or while it listens, says so and ends."""
+    runner = install()
+    runner.register("one")
+    listener = (str(runner.folder / "bin/Runner.Listener"), "run")
+    if when == "while":
+        process = runner.start(*listener)
+        online(control)
+    api(server, "DELETE", f"/repos/{REPOSITORY}/actions/runners/{control.runners()[0]['id']}")
+    if when == "before":
+        process = runner.start(*listener)
+    assert process.wait(10) == 1
+    assert "The runner registration has been deleted from the server, please re-configure" in runner.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_cancels_the_job(control, install, number):
+    """With the trap a signal to run.sh reaches the listener, which cancels its job and ends."""
+    runner = install()
+    runner.register("one")
+    process = runner.start(RUNNER_MANUALLY_TRAP_SIG="1")
+    job = control.add_job(REPOSITORY, "echo begun; sleep 60")["id"]
+    control.wait_log(job, lambda found: "begun" in found["log"], 10)
+    process.send_signal(number)
+    assert control.wait_job(job, timeout=15)["conclusion"] == "cancelled"
+    assert process.wait(10) == 0
+    assert "Job build completed with result: Canceled" in runner.output
+    wait_until(runner.settled, "the end of listener and worker", 5, 0.05)
+
+
+def test_a_signal_ends_an_idle_runner(control, install):
+    """An idle listener ends its session on a signal and is offline at once; its registration stays."""
+    runner = install()
+    runner.register("one")
+    process = runner.start(RUNNER_MANUALLY_TRAP_SIG="1")
+    online(control)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert [(found["status"], found["session"]) for found in control.runners()] == [("offline", False)]
+
+
+def test_outages_are_survived(control, install):
+    """Failing and reset connections are tried again until GitHub is back."""
+    runner = install()
+    runner.register("one")
+    control.add_fault(path="/sessions$", times=2, status=503, body="no")
+    control.add_fault(path="/messages/", times=2, reset=True)
+    control.add_fault(path="/complete$", times=1, reset=True)
+    control.add_fault(path="/log$", times=1, status=502)
+    runner.start()
+    job = control.add_job(REPOSITORY, "echo through")["id"]
+    found = control.wait_job(job, timeout=20)
+    assert found["conclusion"] == "success"
+    assert "through" in found["log"]
+    assert [fault["hits"] for fault in control.faults()] == [2, 2, 1, 1]
+
+
+# The job --------------------------------------------------------------------------------------------------------------
+
+
+def run_job(control, runner, command, env="", **fields):
+    """Run one job on a fresh registration and return it."""
+    runner.register("one")
+    if env:
+        (runner.folder / ".env").write_text(env)
+    runner.start()
+    return control.wait_job(control.add_job(REPOSITORY, command, **fields)["id"], timeout=15)
+
+
+def variables(log):
+    return dict(line.split("=", 1) for line in log if "=" in line)
+
+
+def test_the_job_has_githubs_variables(server, control, install):
+    """The variables that GitHub documents are there, and the working folder is the workspace."""
+    runner = install()
+    job = run_job(control, runner, "env; echo event=$(cat $GITHUB_EVENT_PATH); echo cwd=$(pwd)", name="test")
+    found = variables(job["log"])
+    expected = {"CI": "true", "GITHUB_ACTIONS": "true", "GITHUB_REPOSITORY": REPOSITORY, "GITHUB_JOB": "test"}
+    expected.update(GITHUB_REPOSITORY_OWNER=ORGANISATION, GITHUB_RUN_ID=str(job["run_id"]), GITHUB_WORKFLOW="CI")
+    expected.update(GITHUB_EVENT_NAME="push", GITHUB_REF="refs/heads/main", GITHUB_REF_NAME="main")
+    expected.update(GITHUB_SERVER_URL=server.url, GITHUB_API_URL=server.api_url, RUNNER_NAME="one")
+    expected.update(RUNNER_OS="Linux", RUNNER_ARCH="X64", RUNNER_TEMP=str(runner.folder / "_work/_temp"))
+    expected.update(GITHUB_WORKSPACE=str(runner.folder / "_work/repo/repo"), cwd=found["GITHUB_WORKSPACE"])
+    assert found.items() >= expected.items()
+    assert {"GITHUB_SHA", "GITHUB_ACTOR", "GITHUB_RUN_NUMBER", "RUNNER_WORKSPACE"} < set(found)
+    assert json.loads(found["event"])["repository"]["full_name"] == REPOSITORY
+
+
+def test_a_pull_requests_variables(control, install):
+    """A pull request's job knows both branches, and its event says where the commit comes from."""
+    payload = {"number": 5}
+    fields = {"event": "pull_request", "head_branch": "feature", "payload": payload}
+    job = run_job(control, install(), "env; echo event=$(cat $GITHUB_EVENT_PATH)", **fields)
+    found = variables(job["log"])
+    names = ("GITHUB_HEAD_REF", "GITHUB_BASE_REF", "GITHUB_REF_NAME", "GITHUB_EVENT_NAME")
+    assert [found[name] for name in names] == ["feature", "main", "1/merge", "pull_request"]
+    event = json.loads(found["event"])
+    assert event["pull_request"]["head"]["repo"]["full_name"] == REPOSITORY
+    assert event["number"] == 5
+
+
+def test_the_job_sees_no_credentials(control, install):
+    """What the runner got for registering is in no job's environment; what .env says is."""
+    runner = install()
+    runner.register("one")
+    secret = json.loads((runner.folder / ".credentials_rsaparams").read_text())["secret"]
+    (runner.folder / ".env").write_text(f"PATH=/opt/first:{PATH}\nHINT=a=b\n\nEMPTY=\nnonsense\n")
+    runner.start(ACTIONS_RUNNER_INPUT_TOKEN="secret-input")
+    job = control.add_job(REPOSITORY, "env; cat /proc/$PPID/environ /proc/$PPID/cmdline | tr '\\0' '\\n'")
+    found = control.wait_job(job["id"], timeout=15)
+    log, values = "\n".join(found["log"]), variables(found["log"])
+    assert (values["PATH"], values["HINT"], values["EMPTY"]) == (f"/opt/first:{PATH}", "a=b", "")
+    assert "Runner.Worker" in log
+    for hidden in ("secret-input", secret, "ACTIONS_RUNNER_INPUT_"):
+        assert hidden not in log
+
+
+def test_process_names(control, install):
+    """The kernel knows both programs by their real names, which health checks look for."""
+    listener = "$(grep PPid /proc/$PPID/status | tr -dc 0-9)"
+    job = run_job(control, install(), f"cat /proc/$PPID/comm /proc/{listener}/comm; tr '\\0' ' ' < /proc/$PPID/cmdline")
+    assert {"Runner.Worker", "Runner.Listener"} < set(job["log"])
+    assert "bin/Runner.Worker spawnclient " in "\n".join(job["log"])
+
+
+HOOKS = {
+    "passes": ("echo hook for $GITHUB_REPOSITORY at $(pwd)", "success", "command runs"),
+    "fails": ("echo refused by policy; exit 3", "failure", "##[error]Process completed with exit code 3."),
+    "fails inside": ("false | true; echo not reached", "failure", "##[error]Process completed with exit code 1."),
+    "is missing": (None, "failure", "File doesn't exist"),
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_the_job_started_hook(control, install, name):
+    """The administrator's hook runs first, with the job's variables; if it fails the command never runs."""
+    script, conclusion, words = HOOKS[name]
+    runner = install()
+    hook = runner.folder / "pre-job.sh"
+    if script:
+        hook.write_text(script + "\n")
+    job = run_job(control, runner, "echo command runs", env=f"ACTIONS_RUNNER_HOOK_JOB_STARTED={hook}\n")
+    assert job["conclusion"] == conclusion
+    log = "\n".join(job["log"])
+    assert "A job started hook has been configured by the self-hosted runner administrator" in log
+    assert words in log
+    assert ("command runs" in job["log"]) == (conclusion == "success")
+    assert "not reached" not in log
+    if name == "passes":
+        assert f"hook for {REPOSITORY} at {runner.folder}/_work/repo/repo" in job["log"]
+
+
+@pytest.mark.parametrize(("command", "code"), [("exit 5", 5), ("false; echo not reached", 1), ("kill -9 $$", 137)])
+def test_a_failing_command(control, install, command, code):
+    """A command that fails fails its job, at the first line that fails."""
+    job = run_job(control, install(), command)
+    assert job["conclusion"] == "failure"
+    assert f"##[error]Process completed with exit code {code}." in job["log"]
+    assert "not reached" not in job["log"]
+
+
+def test_output_comes_while_the_job_runs(control, install):
+    """Log lines reach GitHub as they are written, not at the end."""
+    runner = install()
+    runner.register("one")
+    runner.start()
+    job = control.add_job(REPOSITORY, f"echo first; until [ -e {runner.folder}/go ]; do sleep 0.05; done; echo second")
+    found = control.wait_log(job["id"], lambda found: "first" in found["log"], 10)
+    assert (found["status"], "second" in found["log"]) == ("in_progress", False)
+    (runner.folder / "go").touch()
+    assert "second" in control.wait_job(job["id"], timeout=10)["log"]
+
+
+def test_what_a_job_leaves_running_is_killed(control, install):
+    """Processes that a job left behind end with it."""
+    # A process that is just being started has no environment yet by which it could be found, hence the loop.
+    started = "until grep -q sleep /proc/$!/comm; do sleep 0.01; done"
+    job = run_job(control, install(), f"setsid sleep 300 > /dev/null 2>&1 & {started}; echo left $!")
+    left = next(line for line in job["log"] if line.startswith("left")).split()[1]
+    assert f"Terminate orphan process: pid ({left}) (sleep)" in job["log"]
+    wait_until(lambda: not Path(f"/proc/{left}/exe").exists(), "the end of the process", 5, 0.05)
+
+
+def test_cancelling_a_running_job(control, install):
+    """A job that is cancelled at GitHub is stopped by its runner and ends as cancelled."""
+    runner = install()
+    runner.register("one")
+    process = runner.start()
+    job = control.add_job(REPOSITORY, "echo begun; sleep 60; echo not reached")["id"]
+    control.wait_log(job, lambda found: "begun" in found["log"], 10)
+    control.cancel_job(job)
+    found = control.wait_job(job, timeout=10)
+    assert found["conclusion"] == "cancelled"
+    assert "not reached" not in found["log"]
+    process.wait(10)
+
+
+@pytest.mark.parametrize("victim", ["Worker", "Listener"])
+def test_a_killed_process_fails_the_job(control, install, victim):
+    """A killed worker's job fails at once, a vanished runner's after the grace; either way the runner goes."""
+    runner = install()
+    runner.register("one")
+    process = runner.start()
+    job = control.add_job(REPOSITORY, "echo begun; sleep 60")["id"]
+    control.wait_log(job, lambda found: "begun" in found["log"], 10)
+    victims = {kind: number for number, kind in runner.running()}
+    if victim == "Listener":  # the worker first, so that it cannot report any more
+        os.kill(victims["Listener"], signal.SIGSTOP)
+        os.kill(victims["Worker"], signal.SIGKILL)
+    os.kill(victims[victim], signal.SIGKILL)
+    started = time.monotonic()
+    found = control.wait_job(job, timeout=15)
+    assert found["conclusion"] == "failure"
+    assert any("lost communication" in line for line in found["log"]) == (victim == "Listener")
+    assert time.monotonic() - started < 10
+    wait_until(lambda: control.runners() == [], "the runner's end at GitHub", 5, 0.05)
+    process.wait(10)
+
+
+def test_a_vanished_runner_is_offline(control, install):
+    """An idle runner that is killed is listed as offline once the grace is over, and stays registered."""
+    runner = install()
+    runner.register("one")
+    runner.start()
+    online(control)
+    for number, _ in runner.running():
+        os.kill(number, signal.SIGKILL)
+    wait_until(lambda: control.runners()[0]["status"] == "offline", "the runner to be offline", 5, 0.05)
+    job = control.add_job(REPOSITORY)["id"]
+    assert control.job(job, wait=0.5)["status"] == "queued"
+
+
+# The tarball ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("architecture", "name"), [("x64", "X64"), ("arm64", "ARM64")])
+def test_the_tarball(architecture, name):
+    """The files lie at the tarball's root, programs are executable, and nothing of ours is left in it."""
+    with tarfile.open(fileobj=io.BytesIO(runner_tarball.build(VERSION, architecture))) as archive:
+        modes = {member.name: member.mode for member in archive if member.isfile()}
+        about = json.loads(archive.extractfile("./bin/about.json").read())
+        assert {member.mtime for member in archive} == {runner_tarball.MODIFIED}
+    programs = {"config.sh", "run.sh", "run-helper.sh.template", "env.sh", "safe_sleep.sh"}
+    programs |= {"bin/Runner.Listener", "bin/Runner.Worker", "bin/installdependencies.sh"}
+    assert {f"./{program}" for program in programs} == {name for name, mode in modes.items() if mode == 0o755}
+    assert any(name.startswith("./externals/") for name in modes)
+    assert not [name for name in modes if name.endswith(".pyc")]
+    assert (about["version"], about["architecture"].upper()) == (VERSION, name)

@@ -1,0 +1,202 @@
+"""Spec 1, cos-agent relation: what the collector finds in the unit's databag, and when it is written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ops
+import pytest
+import yaml
+from cosl import DashboardPath40UID, LZMABase64
+from ops import testing
+
+import cos_agent
+from cos_agent import CosAgentProvider
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+META = yaml.safe_load((ROOT / "metadata.yaml").read_text())
+MODEL = testing.Model("ci", uuid="8b4d2ee5-3a4c-4b2f-9d3e-1f2a3b4c5d6e")
+LOG = '{filename="/var/log/github-runner-metrics.log"}'
+
+
+class CollectedCharm(ops.CharmBase):
+    """A charm with the provider and nothing else."""
+
+    def __init__(self, framework: ops.Framework) -> None:
+        super().__init__(framework)
+        self.provider = CosAgentProvider(self, "cos-agent")
+
+
+def context() -> "testing.Context[CollectedCharm]":
+    return testing.Context(CollectedCharm, meta=META, app_name="big-runners", unit_id=3)
+
+
+def written(event: str, relation: testing.Relation, **state: Any) -> dict[str, str]:
+    """The unit's databag after an event."""
+    ctx = context()
+    maker = getattr(ctx.on, event)
+    fired = maker() if event == "upgrade_charm" else maker(relation)
+    out = ctx.run(fired, testing.State(relations=[relation], model=MODEL, **state))
+    return dict(out.get_relation(relation.id).local_unit_data)
+
+
+def document() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(written("relation_joined", testing.Relation("cos-agent"))["config"])
+    return loaded
+
+
+def shipped_rules() -> list[dict[str, Any]]:
+    groups = [
+        group for path in cos_agent.ALERT_RULES.glob("*.yaml") for group in yaml.safe_load(path.read_text())["groups"]
+    ]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def test_document_has_the_collectors_keys() -> None:
+    """The document has the keys of the wire format in the types of the wire format."""
+    found = document()
+
+    assert {key: type(value) for key, value in found.items()} == {
+        "metrics_alert_rules": dict,
+        "log_alert_rules": dict,
+        "dashboards": list,
+        "metrics_scrape_jobs": list,
+        "log_slots": list,
+        "subordinate": type(None),
+        "tracing_protocols": type(None),
+    }
+    assert set(found["log_alert_rules"]) == {"groups"}
+
+
+@pytest.mark.parametrize("event", ["relation_joined", "relation_changed", "upgrade_charm"])
+def test_when_it_is_written(event: str) -> None:
+    """The document is written on joined and changed, and on upgrade, whose dashboards and rules may be new."""
+    relation = testing.Relation("cos-agent", local_unit_data={"config": "{}"})
+
+    assert json.loads(written(event, relation)["config"]) == document()
+
+
+@pytest.mark.parametrize("leader", [True, False])
+def test_every_unit_writes_its_own(leader: bool) -> None:
+    """The databag is the unit's, so that leadership does not matter."""
+    assert "config" in written("relation_joined", testing.Relation("cos-agent"), leader=leader)
+
+
+def test_every_collector_gets_it() -> None:
+    """With several collectors each finds the document."""
+    ctx = context()
+    relations = [testing.Relation("cos-agent"), testing.Relation("cos-agent")]
+    out = ctx.run(ctx.on.upgrade_charm(), testing.State(relations=relations))
+
+    assert all("config" in out.get_relation(relation.id).local_unit_data for relation in relations)
+
+
+def test_nothing_is_written_without_a_relation() -> None:
+    """An upgrade without a collector is no error."""
+    ctx = context()
+
+    ctx.run(ctx.on.upgrade_charm(), testing.State())
+
+
+@pytest.mark.parametrize(("content", "writes"), [(None, 0), ("{}", 1)], ids=["the same", "another"])
+def test_same_content_is_not_written_again(content: str | None, writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write wakes every collector, so that the same content is not written again."""
+    there = content or written("relation_joined", testing.Relation("cos-agent"))["config"]
+    relation = testing.Relation("cos-agent", local_unit_data={"config": there})
+    ctx = context()
+    calls: list[dict[str, str]] = []
+    with ctx(ctx.on.upgrade_charm(), testing.State(relations=[relation], model=MODEL)) as manager:
+        # What Juju is told: a state that ends the same does not show it.
+        backend = manager.charm.model._backend
+        monkeypatch.setattr(backend, "relation_set", lambda *_, data, **__: calls.append(data))
+        manager.run()
+
+    assert len(calls) == writes
+
+
+def test_content_is_the_same_each_time() -> None:
+    """What did not change reads the same, so that it is not written again."""
+    ctx = context()
+    out = ctx.run(
+        ctx.on.relation_joined(relation := testing.Relation("cos-agent")), testing.State(relations=[relation])
+    )
+    again = ctx.run(ctx.on.upgrade_charm(), out)
+
+    assert again.get_relation(relation.id).local_unit_data == out.get_relation(relation.id).local_unit_data
+
+
+def test_rules_carry_the_topology() -> None:
+    """Every rule says which model, application and charm it belongs to, and asks for their lines only."""
+    groups = document()["log_alert_rules"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+
+    assert len(rules) == len(shipped_rules())
+    for rule in rules:
+        assert rule["labels"]["juju_application"] == "big-runners"
+        assert rule["labels"]["juju_charm"] == "github-runner"
+        assert rule["labels"]["juju_model"] == MODEL.name
+        assert rule["labels"]["juju_model_uuid"] == MODEL.uuid
+        assert "severity" in rule["labels"]
+    assert all("big_runners" in group["name"] or "big-runners" in group["name"] for group in groups)
+
+
+def test_rules_read_the_metrics_log() -> None:
+    """All rules read the metrics log as JSON lines, and both kinds, capacity and failure, are there."""
+    assert {path.stem for path in cos_agent.ALERT_RULES.glob("*.yaml")} == {"capacity", "failure"}
+    for rule in shipped_rules():
+        assert f"{LOG} | json" in rule["expr"], rule["alert"]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("runner_start", "queue_duration [1h]", "> 1800"),
+        ("reconciliation", "idle_runners [2h]", "< 1"),
+        ("runner_start", "unwrap idle [", "< 300"),
+        ("reconciliation", "crashed_runners [", "> 0"),
+        ("repo-policy-check-failure", "status_info_code >= 400", "status_info_code < 500", "> 0.5"),
+        ("repo-policy-check-failure", "status_info_code >= 500", "> 0"),
+    ],
+    ids=["queue time", "none idle", "idle time", "crashed", "refusals", "service failing"],
+)
+def test_rules_of_the_contract(parts: tuple[str, ...]) -> None:
+    """There is exactly one alert for each of the six conditions, with its limit."""
+    assert len([rule for rule in shipped_rules() if all(part in rule["expr"] for part in parts)]) == 1
+
+
+@pytest.fixture
+def one_dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A charm folder whose one dashboard has a tag already."""
+    folder = tmp_path / "src/grafana_dashboards"
+    folder.mkdir(parents=True)
+    dashboard = {"title": "Ünïcode", "uid": "old", "tags": ["ci", "charm: github-runner"], "panels": [{"id": 1}]}
+    (folder / "metrics.json").write_text(json.dumps(dashboard))
+    (folder / "README.md").write_text("no dashboard")
+    monkeypatch.setattr(cos_agent, "HERE", tmp_path / "src")
+    monkeypatch.setattr(cos_agent, "DASHBOARDS", folder)
+    return dashboard
+
+
+def test_dashboard_on_the_wire(one_dashboard: dict[str, Any]) -> None:
+    """A dashboard travels compressed, whole, with a uid of charm name and path and the charm's tag once."""
+    [text] = document()["dashboards"]
+    found = json.loads(LZMABase64.decompress(text))
+
+    assert found == {
+        **one_dashboard,
+        "uid": DashboardPath40UID.generate("github-runner", "src/grafana_dashboards/metrics.json"),
+        "tags": ["ci", "charm: github-runner"],
+    }
+
+
+def test_dashboards_that_the_charm_ships() -> None:
+    """Every shipped dashboard travels with a uid of its own and the charm's tag."""
+    found = [json.loads(LZMABase64.decompress(text)) for text in document()["dashboards"]]
+
+    assert len(found) == len(list(cos_agent.DASHBOARDS.glob("*.json")))
+    assert len({dashboard["uid"] for dashboard in found}) == len(found)
+    assert all("charm: github-runner" in dashboard["tags"] for dashboard in found)
+    assert {dashboard["title"] for dashboard in found} <= {
+        "GitHub Self-Hosted Runner Metrics",
+        "GitHub Self-Hosted Runner Metrics (Long-Term)",
+    }

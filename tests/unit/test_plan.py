@@ -1,0 +1,457 @@
+"""Spec 2, Health, Removal and One pass step 5: what a pass does, as tables over the pure plan."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models import GithubRunner, Process, RunnerView
+from plan import Desired, Health, Plan, Reason, health, is_healthy, make_plan, needs_probe
+
+NOW = 1_000_000.0
+MINUTE = 60.0
+OLD = NOW - 60 * MINUTE
+TODAY = "today"
+ONLINE = GithubRunner(1, "r", online=True, busy=False)
+ONLINE_BUSY = GithubRunner(1, "r", online=True, busy=True)
+OFFLINE = GithubRunner(1, "r", online=False, busy=False)
+OFFLINE_BUSY = GithubRunner(1, "r", online=False, busy=True)
+
+
+def view(name: str = "r", **changes: Any) -> RunnerView:
+    """An old, current instance that runs, with its process running; GitHub does not list it."""
+    values: dict[str, Any] = {
+        "exists": True,
+        "running": True,
+        "created_at": OLD,
+        "fingerprint": TODAY,
+        "prepared": True,
+        "process": Process.RUNNING,
+        **changes,
+    }
+    return RunnerView(name, **values)
+
+
+def idle(name: str, **changes: Any) -> RunnerView:
+    return view(name, **{"github": ONLINE, "process": Process.UNKNOWN, **changes})
+
+
+def busy(name: str, **changes: Any) -> RunnerView:
+    return idle(name, **{"github": ONLINE_BUSY, **changes})
+
+
+def starting(name: str, **changes: Any) -> RunnerView:
+    return view(name, created_at=NOW - MINUTE, prepared=False, process=Process.NONE, **changes)
+
+
+def dead(name: str, **changes: Any) -> RunnerView:
+    return view(name, running=False, **changes)
+
+
+def ghost(name: str, **changes: Any) -> RunnerView:
+    return view(name, **changes)
+
+
+def unknown(name: str, **changes: Any) -> RunnerView:
+    return view(name, process=Process.UNKNOWN, **changes)
+
+
+def forgotten(name: str, **changes: Any) -> RunnerView:
+    return RunnerView(name, **{"exists": False, "github": OFFLINE, **changes})
+
+
+def plan(quantity: int, *views: RunnerView) -> Plan:
+    return make_plan(Desired(quantity, TODAY), views, NOW)
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        pytest.param({"github": ONLINE}, Health.IDLE, id="online"),
+        pytest.param({"github": ONLINE, "process": Process.UNKNOWN}, Health.IDLE, id="online settles it unprobed"),
+        pytest.param({"github": ONLINE, "created_at": NOW}, Health.IDLE, id="online although young"),
+        pytest.param({"github": ONLINE, "offline_since": OLD}, Health.IDLE, id="came back"),
+        pytest.param({"github": ONLINE_BUSY}, Health.BUSY, id="busy by GitHub"),
+        pytest.param({"github": OFFLINE, "process": Process.WORKER}, Health.BUSY, id="worker inside, GitHub: offline"),
+        pytest.param({"process": Process.WORKER}, Health.BUSY, id="worker inside, GitHub does not list it"),
+        pytest.param(
+            {"process": Process.WORKER, "github": OFFLINE, "offline_since": OLD}, Health.BUSY, id="worker, long offline"
+        ),
+        pytest.param({"process": Process.WORKER, "github_known": False}, Health.BUSY, id="worker, GitHub unknown"),
+        pytest.param({"github": OFFLINE_BUSY}, Health.BUSY, id="GitHub: offline and busy"),
+        pytest.param({"running": False, "github": ONLINE}, Health.UNHEALTHY, id="stopped, GitHub: still online"),
+        pytest.param({"running": False, "github": ONLINE_BUSY}, Health.UNHEALTHY, id="stopped, GitHub: still busy"),
+        pytest.param({"running": False, "created_at": NOW}, Health.UNHEALTHY, id="stopped although young"),
+        pytest.param({"running": False, "github_known": False}, Health.UNHEALTHY, id="stopped, GitHub unknown"),
+        pytest.param({"process": Process.NONE}, Health.UNHEALTHY, id="process gone"),
+        pytest.param({"process": Process.NONE, "github": OFFLINE}, Health.UNHEALTHY, id="process gone, offline"),
+        pytest.param({"process": Process.NONE, "prepared": False}, Health.UNHEALTHY, id="never prepared, old"),
+        pytest.param({"process": Process.NONE, "github_known": False}, Health.UNHEALTHY, id="process gone, no GitHub"),
+        pytest.param({}, Health.GHOST, id="ghost, not listed"),
+        pytest.param({"github": OFFLINE}, Health.GHOST, id="ghost, listed offline"),
+        pytest.param({"github_known": False}, Health.UNKNOWN, id="GitHub unknown"),
+        pytest.param(
+            {"github_known": False, "offline_since": OLD}, Health.UNKNOWN, id="GitHub unknown, noted long ago"
+        ),
+        pytest.param({"process": Process.UNKNOWN}, Health.UNKNOWN, id="process unknown"),
+        pytest.param(
+            {"process": Process.UNKNOWN, "offline_since": OLD}, Health.UNKNOWN, id="process unknown, noted long ago"
+        ),
+        pytest.param({"exists": False, "github": OFFLINE}, Health.FORGOTTEN, id="at GitHub only"),
+    ],
+)
+def test_health(seen: dict[str, Any], expected: Health) -> None:
+    """GitHub saying online settles a runner's health, a stopped instance is dead, and unknown is not dead."""
+    assert health(view(**seen), NOW) is expected
+
+
+@pytest.mark.parametrize(
+    ("age", "seen", "expected"),
+    [
+        (0, {"prepared": False, "process": Process.NONE}, Health.STARTING),
+        (10 * MINUTE - 1, {"prepared": False, "process": Process.NONE}, Health.STARTING),
+        (10 * MINUTE, {"prepared": False, "process": Process.NONE}, Health.UNHEALTHY),
+        (10 * MINUTE - 1, {"prepared": False, "process": Process.UNKNOWN}, Health.STARTING),
+        (10 * MINUTE - 1, {"github": OFFLINE}, Health.STARTING),
+        (10 * MINUTE, {"github": OFFLINE}, Health.GHOST),
+        (10 * MINUTE - 1, {"process": Process.NONE}, Health.UNHEALTHY),
+        (10 * MINUTE - 1, {"process": Process.UNKNOWN}, Health.STARTING),
+        (1, {"process": Process.WORKER, "prepared": False}, Health.BUSY),
+    ],
+    ids=[
+        "being set up",
+        "being set up for almost ten minutes",
+        "not ready after ten minutes",
+        "does not answer yet",
+        "not online yet",
+        "not online after ten minutes",
+        "prepared and its process gone",
+        "prepared and does not answer",
+        "has a job before its creation ended",
+    ],
+)
+def test_young_instance(age: float, seen: dict[str, Any], expected: Health) -> None:
+    """A young instance has ten minutes to come online, unless it was prepared and its process is gone."""
+    assert health(view(created_at=NOW - age, **seen), NOW) is expected
+
+
+@pytest.mark.parametrize(
+    ("minutes", "seen", "expected"),
+    [
+        (15, {}, Health.UNHEALTHY),
+        (15, {"github": OFFLINE}, Health.UNHEALTHY),
+        (14.9, {}, Health.GHOST),
+        (15, {"process": Process.WORKER}, Health.BUSY),
+        (15, {"process": Process.UNKNOWN}, Health.UNKNOWN),
+        (15, {"github_known": False}, Health.UNKNOWN),
+        (15, {"github": ONLINE}, Health.IDLE),
+    ],
+    ids=["not listed", "listed offline", "not yet", "job inside", "cannot look inside", "no GitHub", "came back"],
+)
+def test_ghost_is_not_healthy_for_ever(minutes: float, seen: dict[str, Any], expected: Health) -> None:
+    """Fifteen minutes after it was first seen offline a ghost without a job is unhealthy."""
+    assert health(view(offline_since=NOW - minutes * MINUTE, **seen), NOW) is expected
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (view(), True),
+        (view(github=OFFLINE), True),
+        (view(github_known=False), True),
+        (starting("r"), True),
+        (view(github=ONLINE), False),
+        (view(github=ONLINE_BUSY), False),
+        (dead("r"), False),
+        (forgotten("r"), False),
+    ],
+    ids=["not listed", "offline", "GitHub unknown", "young", "online", "online and busy", "stopped", "no instance"],
+)
+def test_who_is_looked_into(seen: RunnerView, expected: bool) -> None:
+    """An instance is entered only where GitHub does not settle it, and only if it runs."""
+    assert needs_probe(seen) is expected
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (idle("r"), True),
+        (busy("r"), True),
+        (view(process=Process.WORKER), True),
+        (ghost("r"), True),
+        (view(github_known=False), True),
+        (dead("r", github=ONLINE), False),
+        (view(process=Process.NONE), False),
+        (starting("r"), False),
+        (unknown("r"), False),
+        (forgotten("r", github=ONLINE), False),
+    ],
+    ids=[
+        "online",
+        "busy",
+        "job inside",
+        "process runs, not listed",
+        "process runs, GitHub unknown",
+        "stopped",
+        "process gone",
+        "starting",
+        "unknown",
+        "no instance",
+    ],
+)
+def test_healthy(seen: RunnerView, expected: bool) -> None:
+    """Healthy means that the instance runs and the runner application in it runs."""
+    assert is_healthy(seen) is expected
+
+
+def test_healthy_count_is_of_what_was_found() -> None:
+    """Outdated and surplus runners were healthy when found; the dead, the long gone and the starting were not."""
+    found = plan(
+        1,
+        idle("outdated", fingerprint="old"),
+        idle("kept"),
+        idle("surplus"),
+        busy("busy"),
+        ghost("ghost"),
+        ghost("long-offline", offline_since=OLD),
+        dead("dead"),
+        starting("starting"),
+        unknown("unknown"),
+        forgotten("forgotten"),
+    )
+
+    assert found.healthy == 5
+
+
+@pytest.mark.parametrize(
+    ("quantity", "views", "removed", "created"),
+    [
+        pytest.param(3, [], {}, 3, id="nothing there"),
+        pytest.param(0, [], {}, 0, id="nothing wanted, nothing there"),
+        pytest.param(2, [idle("a"), busy("b")], {}, 0, id="enough"),
+        pytest.param(3, [idle("a"), busy("b")], {}, 1, id="one missing"),
+        pytest.param(2, [dead("a"), idle("b")], {"a": Reason.UNHEALTHY}, 1, id="the dead one is replaced"),
+        pytest.param(1, [view("a", process=Process.NONE)], {"a": Reason.UNHEALTHY}, 1, id="process gone"),
+        pytest.param(1, [ghost("a", offline_since=OLD)], {"a": Reason.UNHEALTHY}, 1, id="long offline"),
+        pytest.param(1, [ghost("a")], {}, 0, id="a new ghost stays and counts"),
+        pytest.param(2, [starting("a")], {}, 1, id="a starting one counts"),
+        pytest.param(1, [unknown("a", offline_since=OLD)], {}, 0, id="an unknown one stays and counts"),
+        pytest.param(1, [idle("a", fingerprint="old")], {"a": Reason.OUTDATED}, 1, id="outdated idle is replaced"),
+        pytest.param(1, [busy("a", fingerprint="old")], {}, 0, id="outdated busy stays and counts"),
+        pytest.param(2, [busy("a", fingerprint="old")], {}, 1, id="outdated busy counts against the quantity"),
+        pytest.param(1, [starting("a", fingerprint="old")], {}, 0, id="outdated starting stays"),
+        pytest.param(1, [ghost("a", fingerprint="old")], {}, 0, id="outdated ghost stays"),
+        pytest.param(1, [unknown("a", fingerprint="old")], {}, 0, id="outdated unknown stays"),
+        pytest.param(0, [idle("a", fingerprint="old")], {"a": Reason.OUTDATED}, 0, id="outdated idle is not replaced"),
+        pytest.param(1, [idle("a"), busy("b")], {"a": Reason.SURPLUS}, 0, id="surplus: the idle one"),
+        pytest.param(1, [busy("a"), busy("b")], {}, 0, id="surplus but busy"),
+        pytest.param(0, [busy("a"), idle("b")], {"b": Reason.SURPLUS}, 0, id="none wanted: busy stays"),
+        pytest.param(0, [ghost("a"), unknown("b"), starting("c")], {}, 0, id="surplus but not known to be idle"),
+        pytest.param(
+            1,
+            [view("a", process=Process.WORKER, github=OFFLINE), idle("b")],
+            {"b": Reason.SURPLUS},
+            0,
+            id="surplus: a job inside is a job",
+        ),
+        pytest.param(
+            1,
+            [idle("a", fingerprint="old"), idle("b")],
+            {"a": Reason.OUTDATED},
+            0,
+            id="the outdated one goes first, the current one stays",
+        ),
+        pytest.param(
+            2,
+            [busy("a", fingerprint="old"), busy("b", fingerprint="old"), idle("c", fingerprint="old")],
+            {"c": Reason.OUTDATED},
+            0,
+            id="no replacement while the busy ones fill the machine",
+        ),
+        pytest.param(0, [forgotten("a")], {"a": Reason.FORGOTTEN}, 0, id="forgotten, offline"),
+        pytest.param(1, [forgotten("a")], {"a": Reason.FORGOTTEN}, 1, id="forgotten does not count"),
+        pytest.param(0, [forgotten("a", github=ONLINE)], {}, 0, id="registered elsewhere, online"),
+        pytest.param(0, [forgotten("a", github=OFFLINE_BUSY)], {}, 0, id="registered, offline and busy"),
+    ],
+)
+def test_pass(quantity: int, views: list[RunnerView], removed: dict[str, Reason], created: int) -> None:
+    """Dead ones and outdated or surplus idle ones go, busy ones never; every live instance counts."""
+    decided = plan(quantity, *views)
+
+    assert dict(decided.remove) == removed
+    assert decided.create == created
+    assert decided.changes is bool(removed or created)
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("c", "a", "b")], ids=["in the order of names", "in another order"])
+def test_surplus_is_no_more_than_needed(names: tuple[str, ...]) -> None:
+    """As many idle runners go as there are too many, and which ones does not depend on the order they were seen in."""
+    decided = plan(2, *(idle(name) for name in names))
+
+    assert decided.names(Reason.SURPLUS) == ["a"]
+    assert decided.idle == ("b", "c")
+
+
+@pytest.mark.parametrize(
+    ("seen", "noted", "cleared"),
+    [
+        (ghost("a"), ("a",), ()),
+        (ghost("a", github=OFFLINE), ("a",), ()),
+        (ghost("a", offline_since=NOW - MINUTE), (), ()),
+        (ghost("a", github_known=False), (), ()),
+        (unknown("a"), (), ()),
+        (starting("a"), (), ()),
+        (view("a", process=Process.WORKER), (), ()),
+        (idle("a"), (), ()),
+        (idle("a", offline_since=OLD), (), ("a",)),
+        (busy("a", offline_since=OLD), (), ("a",)),
+        (ghost("a", offline_since=OLD), (), ()),
+    ],
+    ids=[
+        "first seen, not listed",
+        "first seen, listed offline",
+        "noted already: the first note counts",
+        "GitHub unknown",
+        "process unknown",
+        "young",
+        "job inside",
+        "online",
+        "online again",
+        "online again and busy",
+        "removed",
+    ],
+)
+def test_offline_notes(seen: RunnerView, noted: tuple[str, ...], cleared: tuple[str, ...]) -> None:
+    """The first pass that sees a ghost notes it, later ones keep that time, and coming back takes it away."""
+    decided = plan(1, seen)
+
+    assert (decided.note_offline, decided.clear_offline) == (noted, cleared)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["an empty list", "no answer"])
+def test_odd_answer_from_github_removes_nothing(known: bool) -> None:
+    """A list that was full a minute ago and is empty now, or no list at all, removes nothing by itself."""
+    seen = [view(name, github_known=known) for name in ("a", "b")]
+    seen.append(view("c", process=Process.WORKER, github_known=known))
+
+    decided = plan(3, *seen)
+
+    assert not decided.changes
+    assert decided.note_offline == (("a", "b") if known else ())
+
+
+def test_what_a_plan_says_of_the_runners_that_stay() -> None:
+    """Idle are those that are kept idle, busy those that run a job."""
+    decided = plan(3, idle("a"), idle("b", fingerprint="old"), busy("c"), busy("d", fingerprint="old"), starting("e"))
+
+    assert decided.idle == ()
+    assert decided.busy == ("c", "d")
+    assert dict(decided.remove) == {"a": Reason.SURPLUS, "b": Reason.OUTDATED}
+
+
+GITHUB = st.sampled_from([None, ONLINE, ONLINE_BUSY, OFFLINE, OFFLINE_BUSY])
+TIMES = st.sampled_from([NOW, NOW - MINUTE, NOW - 10 * MINUTE, NOW - 15 * MINUTE, OLD])
+
+
+@st.composite
+def runner_views(draw: st.DrawFn) -> list[RunnerView]:
+    known = draw(st.booleans())
+    found = []
+    for number in range(draw(st.integers(0, 8))):
+        exists = draw(st.booleans()) or not known
+        found.append(
+            RunnerView(
+                f"r{number}",
+                exists=exists,
+                running=exists and draw(st.booleans()),
+                created_at=draw(TIMES),
+                fingerprint=draw(st.sampled_from([TODAY, "old"])),
+                prepared=draw(st.booleans()),
+                offline_since=draw(st.none() | TIMES),
+                process=draw(st.sampled_from(list(Process))),
+                github=draw(GITHUB) if known else None,
+                github_known=known,
+            )
+        )
+    return found
+
+
+def after(views: list[RunnerView], decided: Plan, done: set[str]) -> list[RunnerView]:
+    """What the next pass sees when the removals in ``done``, the notes and the creations have been carried out."""
+    left = []
+    for seen in views:
+        if seen.name in done:
+            continue
+        if seen.name in decided.note_offline:
+            seen = replace(seen, offline_since=NOW)
+        if seen.name in decided.clear_offline:
+            seen = replace(seen, offline_since=None)
+        left.append(seen)
+    return left + [idle(f"new{number}") for number in range(decided.create)]
+
+
+@given(quantity=st.integers(0, 6), views=runner_views())
+def test_never_overcommitted(quantity: int, views: list[RunnerView]) -> None:
+    """What is created never brings the instances above the quantity, whatever is seen."""
+    decided = plan(quantity, *views)
+    removed = {name for name, _ in decided.remove}
+    staying = sum(1 for seen in views if seen.exists and seen.name not in removed)
+
+    assert decided.create >= 0
+    assert decided.create == 0 or staying + decided.create <= quantity
+
+
+@given(quantity=st.integers(0, 6), views=runner_views())
+def test_who_is_never_removed(quantity: int, views: list[RunnerView]) -> None:
+    """A runner with a job in a running instance is never removed, nor a running one that nobody can judge."""
+    removed = dict(plan(quantity, *views).remove)
+
+    for seen in views:
+        if seen.exists and seen.running and (seen.process is Process.WORKER or (seen.github and seen.github.busy)):
+            assert seen.name not in removed
+        if not seen.exists and seen.github and seen.github.online:
+            assert seen.name not in removed
+        online = seen.github is not None and seen.github.online
+        if seen.exists and seen.running and seen.process is Process.UNKNOWN and not online:
+            assert seen.name not in removed
+        if removed.get(seen.name) in (Reason.OUTDATED, Reason.SURPLUS):
+            assert online
+
+
+@given(quantity=st.integers(0, 6), views=runner_views())
+def test_names_have_one_fate(quantity: int, views: list[RunnerView]) -> None:
+    """No name is removed twice, and what is removed is neither kept, noted nor cleared unless it was online."""
+    decided = plan(quantity, *views)
+    removed = [name for name, _ in decided.remove]
+
+    assert len(removed) == len(set(removed))
+    assert not set(removed) & (set(decided.idle) | set(decided.busy) | set(decided.note_offline))
+    assert not set(decided.idle) & set(decided.busy)
+    assert not set(decided.note_offline) & set(decided.clear_offline)
+
+
+@given(quantity=st.integers(0, 6), views=runner_views(), data=st.data())
+def test_order_does_not_matter(quantity: int, views: list[RunnerView], data: st.DataObject) -> None:
+    """The same runners give the same plan in any order."""
+    assert plan(quantity, *data.draw(st.permutations(views))) == plan(quantity, *views)
+
+
+@given(quantity=st.integers(0, 6), views=runner_views(), data=st.data())
+def test_passes_converge(quantity: int, views: list[RunnerView], data: st.DataObject) -> None:
+    """A pass that was carried out leaves nothing to do, and one that was cut off leaves what one more pass does."""
+    first = plan(quantity, *views)
+    names = [name for name, _ in first.remove]
+    done = set(data.draw(st.lists(st.sampled_from(names), unique=True))) if names else set()
+    # Cut off: creations come after the removals.
+    seen = after(views, replace(first, create=0) if done != set(names) else first, done)
+
+    second = plan(quantity, *seen)
+    last = plan(quantity, *after(seen, second, {name for name, _ in second.remove}))
+
+    if done == set(names):
+        assert not second.changes
+    assert not last.changes
+    assert not last.note_offline
+    assert not last.clear_offline
