@@ -299,10 +299,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     host, _, port = options.listen.rpartition(":")
     settings = Settings(grace=options.grace, poll=options.poll)
     paths = (options.token, options.repository, options.organisation)
-    with serve(host, int(port), *paths, settings=settings, log=options.log) as github:
-        with contextlib.suppress(KeyboardInterrupt):
-            print(f"GitHub is at {github.url}", flush=True)
-            github.wait()
+    interrupted = contextlib.suppress(KeyboardInterrupt)
+    with interrupted, serve(host, int(port), *paths, settings=settings, log=options.log) as github:
+        print(f"GitHub is at {github.url}", flush=True)
+        github.wait()
 
 
 if __name__ == "__main__":

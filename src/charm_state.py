@@ -19,6 +19,7 @@ from models import (
     CharmState,
     GithubOrg,
     GithubPath,
+    GithubRepo,
     ProxyConfig,
     RepoPolicy,
     RunnerStorage,
@@ -57,7 +58,7 @@ def load(charm: ops.CharmBase) -> CharmState:
     config = charm.config
     values: dict[str, Any] = {
         "github_url": faults.read("github-url", lambda: parse_github_url(str(config["github-url"]))),
-        "path": faults.read("path", lambda: parse_path(str(config["path"]), str(config["group"]))),
+        "path": _path(config, faults),
         "token": faults.read("token-secret" if "token-secret" in config else "token", lambda: _token(charm)),
         "labels": faults.read("labels", lambda: parse_labels(str(config["labels"]))),
         "virtual_machines": faults.read("virtual-machines", lambda: at_least(config["virtual-machines"], 0)),
@@ -67,9 +68,7 @@ def load(charm: ops.CharmBase) -> CharmState:
         "reconcile_interval": faults.read("reconcile-interval", lambda: at_least(config["reconcile-interval"], 2)),
         "denylist": faults.read("denylist", lambda: parse_denylist(str(config["denylist"]))),
         "dockerhub_mirror": faults.read("dockerhub-mirror", lambda: parse_mirror(str(config["dockerhub-mirror"]))),
-        "proxies": faults.read(
-            "experimental-use-aproxy", lambda: parse_proxies(os.environ, bool(config["experimental-use-aproxy"]))
-        ),
+        "proxies": _proxies(os.environ, bool(config["experimental-use-aproxy"]), faults),
         "repo_policy": _repo_policy(config, faults),
         "test_mode": faults.read("test-mode", lambda: parse_test_mode(config.get("test-mode"))),
         "ssh_debug_connections": _ssh_debug_connections(charm, faults),
@@ -104,31 +103,53 @@ def without_credentials(charm: ops.CharmBase) -> CharmState:
     )
 
 
-def parse_github_url(value: str) -> str:
-    """An http or https URL of a GitHub without a trailing slash."""
+def parse_url(value: str, *schemes: str, credentials: bool = False) -> str:
+    """A URL of one of the schemes, without a trailing slash; nothing in it can end a word of a shell, unit or file."""
     value = value.strip().rstrip("/")
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
-        raise ValueError(f"{value!r} is not a GitHub URL such as https://github.com")
-    if re.search(r"[\s'\"$`\\;]", value) or _bad_port(value):
-        raise ValueError(f"{value!r} is not a GitHub URL such as https://github.com")
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in schemes and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if (
+        not good
+        or not re.fullmatch(r"""[^\x00-\x20\x7f-\U0010ffff'"$`\\;?#]+""", value)
+        or (parts.username is not None and not credentials)
+    ):
+        forms = " or ".join(f"{scheme}://" for scheme in schemes)
+        raise ValueError(f"{value!r} is not {'an' if schemes == ('https',) else 'a'} {forms} URL")
     return value
 
 
-def _bad_port(url: str) -> bool:
+def parse_github_url(value: str) -> str:
+    """The address of a GitHub."""
     try:
-        return urlsplit(url).port == 0
-    except ValueError:
-        return True
+        return parse_url(value, "http", "https")
+    except ValueError as error:
+        raise ValueError(f"{error} of a GitHub, such as https://github.com") from None
 
 
-def parse_path(path: str, group: str) -> GithubPath:
-    """``owner/repo`` or ``org``; the group counts for an organisation only."""
+def parse_path(path: str) -> GithubPath:
+    """``owner/repo`` or ``org``."""
     if not path.strip():
         raise ValueError("is empty; give owner/repo or org")
-    if not re.fullmatch(r"[^\x00-\x1f'\"$`\\]+", group):
-        raise ValueError(f"runner group {group!r} is not a group's name")
-    return parse_github_path(path.strip(), group)
+    return parse_github_path(path.strip())
+
+
+def parse_group(group: str) -> str:
+    """A runner group's name."""
+    if not re.fullmatch(r"[^\x00-\x1f\x7f'\"$`\\]{1,256}", group.strip()):
+        raise ValueError(f"{group!r} is not a runner group's name; no quotes, $, \\ or control characters")
+    return group.strip()
+
+
+def _path(config: Mapping[str, Any], faults: _Faults) -> GithubPath | None:
+    """The path with its group, which counts for an organisation only."""
+    path: GithubPath | None = faults.read("path", lambda: parse_path(str(config["path"])))
+    if isinstance(path, GithubRepo):
+        return path
+    group = faults.read("group", lambda: parse_group(str(config["group"])))
+    return GithubOrg(path.org, group) if path and group else None
 
 
 def _token(charm: ops.CharmBase) -> str:
@@ -149,7 +170,7 @@ def _token(charm: ops.CharmBase) -> str:
 
 def _printable(token: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise ValueError("has characters that a GitHub token never has")
+        raise ValueError("is blank or has characters that a token never has; use printable ASCII without blanks")
     return token
 
 
@@ -214,24 +235,35 @@ def parse_denylist(value: str) -> tuple[ipaddress.IPv4Network, ...]:
 
 def parse_mirror(value: str) -> str | None:
     """An https URL, or None where nothing is given."""
-    value = value.strip()
-    if not value:
-        return None
-    if not value.startswith("https://") or not urlsplit(value).hostname or re.search(r"[\s'\"$`\\]", value):
-        raise ValueError(f"{value!r} is not an https:// URL")
-    return value.rstrip("/")
+    return parse_url(value, "https") if value.strip() else None
 
 
-def parse_proxies(environment: Mapping[str, str], use_aproxy: bool) -> ProxyConfig:
-    """The model's proxies from the hook's environment."""
-    values = [environment.get(f"JUJU_CHARM_{name}_PROXY") or None for name in ("HTTP", "HTTPS", "NO")]
-    for value in values[:2]:
-        if value and (urlsplit(value).scheme not in ("http", "https") or re.search(r"[\s'\"$`\\]", value)):
-            raise ValueError("the model's proxy is not an http:// or https:// URL")
-    proxies = ProxyConfig(values[0], values[1], values[2], use_aproxy)
-    if use_aproxy and not proxies:
-        raise ValueError("is true, which needs juju-http-proxy or juju-https-proxy in the model's configuration")
-    return proxies if proxies else ProxyConfig()
+def _proxies(environment: Mapping[str, str], use_aproxy: bool, faults: _Faults) -> ProxyConfig:
+    """The model's proxies from the hook's environment; faults carry the names of the model's own options."""
+    given = {name: environment.get(f"JUJU_CHARM_{name.upper()}_PROXY", "").strip() for name in ("http", "https", "no")}
+    http, https = (
+        faults.read(f"juju-{name}-proxy", partial(parse_url, given[name], "http", "https", credentials=True))
+        if given[name]
+        else None
+        for name in ("http", "https")
+    )
+    if use_aproxy and not (given["http"] or given["https"]):
+        faults.found.append(
+            "experimental-use-aproxy: is true, which needs juju-http-proxy or juju-https-proxy in the model-config"
+        )
+    if not (http or https):
+        return ProxyConfig()
+    no_proxy = faults.read("juju-no-proxy", lambda: parse_no_proxy(given["no"]))
+    return ProxyConfig(http, https, no_proxy, use_aproxy)
+
+
+def parse_no_proxy(value: str) -> str | None:
+    """A comma list of hosts and networks."""
+    hosts = [host.strip() for host in value.split(",") if host.strip()]
+    bad = [host for host in hosts if not re.fullmatch(r"[A-Za-z0-9_.:/*\[\]-]+", host)]
+    if bad:
+        raise ValueError(f"{', '.join(map(repr, bad))} is no host, domain or network")
+    return ",".join(hosts) or None
 
 
 def _repo_policy(config: Mapping[str, Any], faults: _Faults) -> RepoPolicy | None:
@@ -243,15 +275,9 @@ def _repo_policy(config: Mapping[str, Any], faults: _Faults) -> RepoPolicy | Non
         name = f"repo-policy-compliance-{missing}"
         faults.found.append(f"{name}: is missing while repo-policy-compliance-{given} is set; give both or neither")
         return None
-    parsed = faults.read("repo-policy-compliance-url", lambda: _policy_url(str(url)))
-    return RepoPolicy(parsed, str(token)) if parsed else None
-
-
-def _policy_url(value: str) -> str:
-    parts = urlsplit(value.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\s'\"$`\\]", value.strip()):
-        raise ValueError(f"{value!r} is not an http:// or https:// URL")
-    return value.strip().rstrip("/")
+    parsed = faults.read("repo-policy-compliance-url", lambda: parse_url(str(url), "http", "https"))
+    secret = faults.read("repo-policy-compliance-token", lambda: _printable(str(token).strip()))
+    return RepoPolicy(parsed, secret) if parsed and secret else None
 
 
 def parse_test_mode(value: Any) -> bool:
@@ -290,6 +316,8 @@ def parse_connection(data: Mapping[str, str]) -> SSHDebugConnection:
     """One tmate server, all of whose keys are there."""
     try:
         host = str(ipaddress.ip_address(data["host"]))
+        if "%" in host:  # an IPv6 scope may be any text
+            raise ValueError(host)
     except ValueError:
         raise ValueError(f"host {data['host']!r} is not an IP address") from None
     if not re.fullmatch(r"[0-9]{1,5}", data["port"], re.ASCII) or not 1 <= int(data["port"]) <= 65535:

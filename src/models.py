@@ -7,6 +7,7 @@ from enum import Enum
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 
 class Arch(str, Enum):
@@ -128,7 +129,9 @@ class ProxyConfig:
         """``HOST[:PORT]`` that aproxy forwards to, or None where aproxy is not used."""
         if not self.use_aproxy or not self:
             return None
-        return re.sub(r"^[a-z]+://|/.*$", "", self.http or self.https or "")
+        proxy = urlsplit(self.http or self.https or "")
+        host = proxy.netloc.rsplit("@", 1)[-1]
+        return host.lower()
 
     def environment(self, *no_proxy: str) -> dict[str, str]:
         """The variables in both cases of letters; ``no_proxy`` are hosts to add. Empty without a proxy."""

@@ -82,7 +82,7 @@ def quote_systemd(value: object) -> str:
     text = str(value)
     if any(not char.isprintable() for char in text):
         raise ValueError(f"{text!r} cannot stand in a systemd unit")
-    for char, escaped in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
+    for char, escaped in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%")):
         text = text.replace(char, escaped)
     return f'"{text}"'
 
@@ -186,9 +186,13 @@ def docker_client_config(proxies: Mapping[str, str]) -> str:
 
 
 def network_host(config: RunnerConfig) -> str:
-    """The host that must be resolved before the set-up goes on: GitHub's, or the proxy's on the way to it."""
-    url = (config.proxies.https or config.proxies.http) if config.proxies else config.github_url
-    return urlsplit(url or config.github_url).hostname or "github.com"
+    """The host that must be resolved before the set-up goes on: GitHub's.
+
+    Programs that know of a proxy leave that to it, so there it is the proxy's; with aproxy they do not know.
+    """
+    proxies = config.proxies
+    proxy = None if proxies.aproxy_address else proxies.https or proxies.http
+    return urlsplit(proxy or config.github_url).hostname or "github.com"
 
 
 def archive(instance_files: Iterable[InstanceFile]) -> bytes:

@@ -32,6 +32,8 @@ def run(
         )
     except FileNotFoundError as error:
         raise CommandError(f"{command[0]} is not installed") from error
+    except OSError as error:
+        raise CommandError(f"{command[0]} cannot be started: {error}") from error
     except subprocess.TimeoutExpired as error:
         raise CommandError(f"{command[0]} took longer than {timeout:.0f} s") from error
     if check and done.returncode != 0:

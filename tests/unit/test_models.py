@@ -200,12 +200,10 @@ def test_no_hosts_no_variable() -> None:
         pytest.param(
             ProxyConfig("http://user:secret@proxy:3128", use_aproxy=True),
             "proxy:3128",
-            marks=pytest.mark.xfail(strict=True, reason="user and password stay in aproxy's HOST[:PORT]"),
         ),
         pytest.param(
             ProxyConfig("HTTP://proxy:3128", use_aproxy=True),
             "proxy:3128",
-            marks=pytest.mark.xfail(strict=True, reason="a scheme in upper case passes charm_state and breaks this"),
         ),
     ],
 )

@@ -306,7 +306,6 @@ def test_checksums_differ_by_architecture() -> None:
         pytest.param(
             replace(PLAIN, proxies=replace(PROXIES, use_aproxy=True)),
             "github.com",
-            marks=pytest.mark.xfail(strict=True, reason="with aproxy programs resolve GitHub's name themselves"),
         ),
     ],
     ids=["github.com", "ghe.com", "address", "proxies", "HTTP proxy only", "aproxy"],
@@ -340,7 +339,6 @@ def test_what_cannot_stand_in_a_unit(value: str) -> None:
         provision.quote_systemd(value)
 
 
-@pytest.mark.xfail(strict=True, reason="quote_systemd doubles $, which systemd.exec(5) does not undo in Environment=")
 def test_dollar_in_an_environment_setting() -> None:
     """In `Environment=` the dollar sign has no special meaning, so that it stays as it is."""
     config = replace(PLAIN, proxies=replace(PROXIES, no_proxy="a$b"))
@@ -750,7 +748,6 @@ def test_pre_job_metrics(shell: Shell) -> None:
         pytest.param(
             "\x01" * 5000,
             id="5000 control characters",
-            marks=pytest.mark.xfail(strict=True, reason="128 characters of six bytes each do not leave enough room"),
         ),
     ],
 )
@@ -768,8 +765,8 @@ def test_any_workflow_name_is_accepted(shell: Shell, workflow: str) -> None:
 
     assert done.returncode == 0
     assert len((shell.metrics / PRE_JOB_METRICS_FILE_NAME).read_bytes()) <= FILE_SIZE_BYTES_LIMIT
-    assert shell.pre_job.workflow == workflow[: len(shell.pre_job.workflow)]
-    assert len(shell.pre_job.workflow) == min(len(workflow), 128)
+    shown = "".join(char for char in workflow if char >= " ")
+    assert shell.pre_job.workflow == shown[:128]
     assert not (shell.folder / "canary").exists()
 
 

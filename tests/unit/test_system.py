@@ -48,7 +48,6 @@ def test_missing_program() -> None:
         run(["no-such-program"])
 
 
-@pytest.mark.xfail(strict=True, reason="PermissionError and other OSErrors of a start are not turned into CommandError")
 def test_program_that_cannot_be_run(tmp_path: Path) -> None:
     """A file that is no program is a CommandError, too."""
     (tmp_path / "file").write_text("x")

@@ -138,7 +138,7 @@ class Listener:
         """End on an answer that no retry changes."""
         self.log.write(f"{error.status} {error}", "ERR")
         if error.code == "version_deprecated":
-            say(f"An error occured: {error}")
+            say(f"An error occurred: {error}")
             raise OverError(7)
         say(DELETED if error.code == "deleted" else f"An error occurred: {error}")
         raise OverError(1)
@@ -163,7 +163,7 @@ class Listener:
             self._start(message)
         elif message.get("type") == "cancel":
             self._cancel()
-        self._reap(over=not message)
+        self._reap()
 
     def _poll_refused(self, error: ServiceError) -> None:
         if error.code == "session_ended":
@@ -201,7 +201,7 @@ class Listener:
             self._tell({"type": "cancel"})
             self._finish()
 
-    def _reap(self, over: bool = False) -> None:
+    def _reap(self) -> None:
         """Notice the end of the worker."""
         if self.worker is not None and self.worker.poll() is not None:
             self._finish()
