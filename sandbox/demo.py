@@ -46,10 +46,9 @@ class Demo:
                 self._steady()
             finally:
                 self._clean_up()
-        say(
-            f"\nThat was github-runner, in {time.monotonic() - self.started:.0f} s. Next: `python3 -m sandbox up` to play"
-        )
-        say("with it, `make test` for the proof, README.md for deploying it with Juju.")
+        seconds = time.monotonic() - self.started
+        say(f"\nThat was github-runner, in {seconds:.0f} s. Next: `python3 -m sandbox up` to play with it,")
+        say("`make test` for the proof, README.md for deploying it with Juju.")
 
     def _deploy(self) -> None:
         options = {

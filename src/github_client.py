@@ -58,6 +58,12 @@ class GithubClient:
         self._deadline = deadline
         self._api: GhApi | None = None
 
+    def close(self) -> None:
+        """Give the connection back."""
+        if self._api is not None:
+            self._api.transport.close()
+            self._api = None
+
     def list_runners(self, path: GithubPath, wanted: Callable[[str], bool]) -> list[GithubRunner]:
         """The path's runners whose name is wanted; others are dropped page by page."""
         found: dict[int, GithubRunner] = {}

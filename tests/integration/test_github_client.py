@@ -1,0 +1,307 @@
+"""Spec 4, GitHub API: the client against the stand-in, over real HTTP."""
+
+import hashlib
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errors import GithubApiError, GithubClientError, JobNotFoundError, RateLimitError, RunnerBusyError, TokenError
+from github_client import GithubClient, TemporaryGithubError, api_url
+from models import Arch, GithubOrg, GithubRepo, RunnerApplication
+from sandbox import github
+from sandbox.github_control import GitHubControl
+
+TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
+REPO = GithubRepo("octo-org", "demo")
+ORG = GithubOrg("octo-org")
+LIST = r"/actions/runners(\?|$)"
+
+
+@pytest.fixture
+def hub() -> Iterator[github.GitHub]:
+    with github.serve("127.0.0.1", 0, [TOKEN], [REPO.path], [ORG.org]) as served:
+        yield served
+
+
+@pytest.fixture
+def control(hub: github.GitHub) -> GitHubControl:
+    return GitHubControl(hub.url)
+
+
+@pytest.fixture
+def client(hub: github.GitHub) -> Iterator[GithubClient]:
+    made = GithubClient(hub.url, TOKEN, deadline=3)
+    yield made
+    made.close()
+
+
+def everything(_: str) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("url", "api"),
+    [
+        ("https://github.com", "https://api.github.com"),
+        ("https://GitHub.com", "https://api.github.com"),
+        ("https://octo.ghe.com", "https://api.octo.ghe.com"),
+        ("https://github.example.com", "https://github.example.com/api/v3"),
+        ("http://10.0.0.1:8080/", "http://10.0.0.1:8080/api/v3"),
+        ("https://evil-ghe.com", "https://evil-ghe.com/api/v3"),
+    ],
+)
+def test_api_base_follows_githubs_rule(url: str, api: str) -> None:
+    """github.com, data residency and Enterprise Server each have their own base."""
+    assert api_url(url) == api
+
+
+@pytest.mark.parametrize("path", [REPO, ORG], ids=["repository", "organisation"])
+def test_all_pages_are_read_once(client: GithubClient, control: GitHubControl, path: Any) -> None:
+    """250 runners are three requests, and only the wanted ones are kept."""
+    control.add_runner(path.path, "other", count=250)
+    control.add_runner(path.path, "ours-1", status="online", busy=True)
+
+    found = client.list_runners(path, lambda name: name == "ours-1")
+
+    assert [(runner.name, runner.online, runner.busy) for runner in found] == [("ours-1", True, True)]
+    assert len(control.requests()) == 3
+
+
+def test_one_runner_is_found_by_its_whole_name(client: GithubClient, control: GitHubControl) -> None:
+    """A longer name that begins the same is another runner."""
+    control.add_runner(REPO.path, "app-0-aa")
+    control.add_runner(REPO.path, "app-0-aabb")
+
+    found = client.find_runner(REPO, "app-0-aa")
+
+    assert found is not None
+    assert found.name == "app-0-aa"
+    assert client.find_runner(REPO, "app-0") is None
+
+
+@pytest.mark.parametrize("path", [REPO, ORG], ids=["repository", "organisation"])
+def test_tokens_differ_and_hold(client: GithubClient, path: Any) -> None:
+    """Registration and removal have tokens of their own."""
+    assert len({client.registration_token(path), client.remove_token(path)}) == 2
+
+
+def test_deletion(client: GithubClient, control: GitHubControl) -> None:
+    """Gone is done, twice; busy is an error of its own, and the runner stays."""
+    idle = control.add_runner(REPO.path, "idle")
+    busy = control.add_runner(REPO.path, "busy", status="online", busy=True)
+
+    client.delete_runner(REPO, idle["id"])
+    client.delete_runner(REPO, idle["id"])
+    with pytest.raises(RunnerBusyError):
+        client.delete_runner(REPO, busy["id"])
+
+    assert [runner["name"] for runner in control.runners()] == ["busy"]
+
+
+@pytest.mark.parametrize("arch", list(Arch))
+def test_application_is_fetched_and_verified(client: GithubClient, tmp_path: Path, arch: Arch) -> None:
+    """What is downloaded has the checksum that GitHub's list gives for this architecture."""
+    offered = client.application(REPO, arch)
+    client.download(offered, tmp_path / "tarball")
+
+    assert arch.value in offered.filename
+    assert hashlib.sha256((tmp_path / "tarball").read_bytes()).hexdigest() == offered.sha256
+
+
+def test_wrong_checksum_is_refused(client: GithubClient, control: GitHubControl, tmp_path: Path) -> None:
+    """A tarball that is another one is not used."""
+    control.application(checksum="0" * 64)
+
+    with pytest.raises(GithubApiError, match="checksum"):
+        client.download(client.application(REPO, Arch.X64), tmp_path / "tarball")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"sha256_checksum": None},
+        {"sha256_checksum": "abc"},
+        {"filename": "../../etc/passwd"},
+        {"os": 7},
+        {"architecture": "riscv"},
+        {"download_url": None},
+    ],
+    ids=lambda entry: next(iter(entry)),
+)
+def test_odd_downloads_are_refused(client: GithubClient, control: GitHubControl, entry: dict[str, Any]) -> None:
+    """A list that lacks a checksum, names an impossible file or not this architecture is an error."""
+    import json
+
+    good = {
+        "os": "linux",
+        "architecture": "x64",
+        "download_url": "http://127.0.0.1:9/x",
+        "filename": "x.tar.gz",
+        "sha256_checksum": "0" * 64,
+    }
+    control.add_fault(path="/downloads", status=200, body=json.dumps([{**good, **entry}]))
+
+    with pytest.raises(GithubApiError):
+        client.application(REPO, Arch.X64)
+
+
+def test_download_that_does_not_come_is_temporary(client: GithubClient, tmp_path: Path) -> None:
+    """Nobody at the address: tried again, then an error, within the deadline."""
+    nowhere = RunnerApplication("http://127.0.0.1:9/x", "x.tar.gz", "0" * 64)
+
+    with pytest.raises(TemporaryGithubError):
+        client.download(nowhere, tmp_path / "tarball")
+
+
+def test_job_is_matched_by_runner_name(client: GithubClient, control: GitHubControl) -> None:
+    """Of all jobs of a workflow run, the one of this runner, with its times and conclusion."""
+    created = datetime(2026, 1, 1, tzinfo=timezone.utc).timestamp()
+    for number in range(120):
+        state = {
+            "status": "completed",
+            "conclusion": "success" if number == 110 else "failure",
+            "runner_name": f"r{number}",
+            "created_at": created,
+            "started_at": created + number,
+            "completed_at": created + 500,
+        }
+        control.add_job(REPO.path, "true", run_id=77, state=state)
+
+    job = client.job(REPO.path, "77", "r110")
+
+    assert job.started_at - job.created_at == timedelta(seconds=110)
+    assert job.conclusion == "success"
+    with pytest.raises(JobNotFoundError):
+        client.job(REPO.path, "77", "nobody")
+
+
+@pytest.mark.parametrize("run_id", ["78", "../../x", "", "7 7", "\u0661"])
+def test_unknown_workflow_run_has_no_job(client: GithubClient, run_id: str) -> None:
+    """A run that does not exist, or an id from inside a runner that is none, is no outage."""
+    with pytest.raises(JobNotFoundError):
+        client.job(REPO.path, run_id, "r1")
+
+
+@pytest.mark.parametrize(
+    "change", [{"conclusion": 5}, {"created_at": "soon"}, {"started_at": None}], ids=lambda change: next(iter(change))
+)
+def test_odd_job_is_an_error(client: GithubClient, control: GitHubControl, change: dict[str, Any]) -> None:
+    """Times and conclusions that are none do not reach the metrics."""
+    import json
+
+    job = {"runner_name": "r1", "conclusion": None, "created_at": "2026-01-01T00:00:00Z", **change}
+    job.setdefault("started_at", "2026-01-01T00:00:00Z")
+    control.add_fault(path="/jobs", status=200, body=json.dumps({"total_count": 1, "jobs": [job]}))
+
+    with pytest.raises(GithubApiError):
+        client.job(REPO.path, "77", "r1")
+
+
+FAULTS: dict[str, tuple[dict[str, Any], type[Exception]]] = {
+    "401": ({"status": 401}, TokenError),
+    "403": ({"status": 403}, TokenError),
+    "403 used up": ({"status": 403, "headers": {"x-ratelimit-remaining": "0"}}, RateLimitError),
+    "403 retry-after": ({"status": 403, "headers": {"retry-after": "7"}}, RateLimitError),
+    "404": ({"status": 404}, TokenError),
+    "409": ({"status": 409}, GithubApiError),
+    "422": ({"status": 422}, GithubApiError),
+    "429": ({"status": 429}, RateLimitError),
+    "500": ({"status": 500}, TemporaryGithubError),
+    "503": ({"status": 503}, TemporaryGithubError),
+    "reset": ({"reset": True}, TemporaryGithubError),
+    "cut off": ({"cut": 20}, TemporaryGithubError),
+    "HTML": ({"status": 200, "body": "<html>", "content_type": "text/html"}, TemporaryGithubError),
+    "nothing": ({"status": 200, "body": ""}, GithubApiError),
+    "a list": ({"status": 200, "body": "[]"}, GithubApiError),
+    "runner without a name": ({"status": 200, "body": '{"total_count": 1, "runners": [{"id": 1}]}'}, GithubApiError),
+    "id is true": (
+        {"status": 200, "body": '{"total_count": 1, "runners": [{"id": true, "name": "x"}]}'},
+        GithubApiError,
+    ),
+    "not UTF-8": ({"status": 200, "body": '{"total_count": "\ud800"}'}, GithubClientError),
+}
+
+
+@pytest.mark.parametrize(("fault", "error"), FAULTS.values(), ids=FAULTS.keys())
+def test_odd_answers_are_errors_of_their_own(
+    client: GithubClient, control: GitHubControl, fault: dict[str, Any], error: type[Exception]
+) -> None:
+    """Each answer has its error, whose text holds no token."""
+    control.add_fault(path=LIST, **fault)
+
+    with pytest.raises(error) as raised:
+        client.list_runners(REPO, everything)
+    assert type(raised.value) is error or error in (TokenError, GithubApiError, GithubClientError)
+    assert TOKEN not in str(raised.value)
+
+
+@pytest.mark.parametrize("fault", [{"status": 502}, {"reset": True}, {"cut": 10}], ids=["502", "reset", "cut off"])
+def test_one_bad_answer_is_tried_again(client: GithubClient, control: GitHubControl, fault: dict[str, Any]) -> None:
+    """What is temporary is asked once more, and the caller does not see it."""
+    control.add_fault(path=LIST, times=1, **fault)
+
+    assert client.list_runners(REPO, everything) == []
+
+
+@pytest.mark.parametrize("status", [401, 404, 422, 429])
+def test_final_answers_are_not_asked_again(client: GithubClient, control: GitHubControl, status: int) -> None:
+    """A refusal costs one request."""
+    fault = control.add_fault(path=LIST, status=status)
+
+    with pytest.raises(GithubClientError):
+        client.list_runners(REPO, everything)
+    assert [item["hits"] for item in control.faults() if item["id"] == fault] == [1]
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "90"}, 90),
+        ({"retry-after": "soon"}, 60),
+        ({"retry-after": "-5"}, 1),
+        ({"retry-after": "1e300"}, 86400),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "0"}, 1),
+        ({"x-ratelimit-remaining": "0"}, 60),
+    ],
+)
+def test_rate_limit_carries_its_reset(
+    client: GithubClient, control: GitHubControl, headers: dict[str, str], seconds: int
+) -> None:
+    """The error says when to come back, within a moment and a day."""
+    control.add_fault(path=LIST, status=403, headers=headers)
+
+    with pytest.raises(RateLimitError) as raised:
+        client.list_runners(REPO, everything)
+    wait = (raised.value.reset - datetime.now(timezone.utc)).total_seconds()
+    assert seconds - 10 <= wait <= seconds + 1
+
+
+def test_list_without_an_end_is_an_error(client: GithubClient, control: GitHubControl, monkeypatch: Any) -> None:
+    """A total that grows for ever does not hold the hook."""
+    import github_client
+
+    monkeypatch.setattr(github_client, "MOST_PAGES", 3)
+    body = '{"total_count": 1000000, "runners": [{"id": 1, "name": "x", "status": "offline", "busy": false}]}'
+    control.add_fault(path=LIST, status=200, body=body)
+
+    with pytest.raises(GithubApiError, match="no end"):
+        client.list_runners(REPO, everything)
+
+
+def test_no_token_is_a_token_error_without_a_request(hub: github.GitHub, control: GitHubControl) -> None:
+    """A unit that is cleared with invalid options asks nobody."""
+    with pytest.raises(TokenError):
+        GithubClient(hub.url, "").list_runners(REPO, everything)
+    assert control.requests() == []
+
+
+def test_one_connection_serves_a_pass(hub: github.GitHub, client: GithubClient, monkeypatch: Any) -> None:
+    """Connections are reused: a pass opens one."""
+    client.list_runners(REPO, everything)
+    client.registration_token(REPO)
+    client.application(REPO, Arch.X64)
+
+    assert len(hub._server.connections) == 1

@@ -1,0 +1,251 @@
+"""The LXD adapter and what is run inside a new instance, on a real container (spec 2, Creation)."""
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import provision
+from errors import LxdError, LxdNotFoundError
+from lxd import LxdClient, LxdInstance, wait_until
+from models import Arch, GithubRepo, Process, ProxyConfig, RunnerConfig, Snap, WgetExecutable
+from runner import ensure_resource_profile, probe
+from sandbox import lxd_setup
+from tests.unit.fakes import RESOURCES, TEMPLATES
+
+PROFILE = "ghr-test-instance"
+FAKE_SNAP = """#!/bin/sh
+echo "$@" >> /root/snap.log
+case "$1" in list) [ -e /root/installed ] ;; install) touch /root/installed ;; services) echo "aproxy enabled active" ;; esac
+"""
+
+
+@pytest.fixture(scope="module")
+def client(lxd: None) -> LxdClient:
+    return LxdClient()
+
+
+@pytest.fixture(scope="module")
+def instance(client: LxdClient) -> Iterator[LxdInstance]:
+    """A running container of the sandbox's base image."""
+    devices = {
+        "root": {"type": "disk", "path": "/", "pool": lxd_setup.POOL},
+        "eth0": {"type": "nic", "network": lxd_setup.BRIDGE, "name": "eth0"},
+    }
+    if client.find("instances", PROFILE):
+        client.instance(PROFILE).stop(force=True)
+    if client.find("profiles", PROFILE):
+        client.change("DELETE", "profiles", PROFILE)
+    client.change("POST", "profiles", json={"name": PROFILE, "devices": devices})
+    made = client.create_instance(
+        PROFILE,
+        image=lxd_setup.BASE_IMAGE,
+        virtual_machine=False,
+        profiles=[PROFILE],
+        config={"user.x": "1"},
+        devices={},
+    )
+    made.start()
+    wait_until(lambda: probe(made) is Process.NONE, 30, "the first command")
+    yield made
+    made.stop(force=True)
+    made.delete()
+    client.change("DELETE", "profiles", PROFILE)
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A folder that is served at the sandbox's bridge."""
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer((lxd_setup.bridge_address(), 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield f"http://{server.server_address[0]}:{server.server_address[1]}", tmp_path
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def set_up(instance: LxdInstance, software: tuple[list[Snap], list[WgetExecutable]], proxies: ProxyConfig) -> str:
+    """What Runner.create does between start and registration; the last words of a script that failed."""
+    config = RunnerConfig(
+        app_name="app",
+        issue_metrics=False,
+        labels=("app",),
+        lxd_storage_path=Path("/"),
+        name=instance.name,
+        path=GithubRepo("octo-org", "demo"),
+        proxies=proxies,
+        github_url=f"http://{lxd_setup.bridge_address()}",
+    )
+    files = provision.files(provision.environment(TEMPLATES), config, arch=Arch.X64, software=software)
+    instance.push(str(provision.FILES_ARCHIVE), provision.archive(files), mode=0o600)
+    instance.execute(["sh", "-c", f"tar -czf {provision.APPLICATION_ARCHIVE} -T /dev/null"])
+    instance.execute(["tar", "-xf", str(provision.FILES_ARCHIVE), "-C", "/"])
+    done = instance.execute([str(provision.SETUP_SCRIPT)], output=True, timeout=90)
+    return "" if done.code == 0 else done.stderr
+
+
+def test_missing_executable_is_fetched_and_verified(instance: LxdInstance, web: tuple[str, Path]) -> None:
+    """A tool that the image lacks is in /usr/bin with mode 755; one that is there is left alone."""
+    url, folder = web
+    (folder / "tool").write_text("#!/bin/sh\necho works\n")
+    checksum = hashlib.sha256((folder / "tool").read_bytes()).hexdigest()
+
+    assert set_up(instance, ([], [WgetExecutable(f"{url}/tool", "new-tool", checksum)]), ProxyConfig()) == ""
+    (folder / "tool").unlink()
+    assert set_up(instance, ([], [WgetExecutable(f"{url}/tool", "new-tool", checksum)]), ProxyConfig()) == ""
+
+    done = instance.execute(["sh", "-c", "new-tool; stat -c %a /usr/bin/new-tool"], output=True)
+    assert done.stdout == "works\n755\n"
+
+
+@pytest.mark.parametrize(
+    ("checksum", "name", "words"), [("0" * 64, "tool", "wrong checksum"), (None, "nothing", "cannot be fetched")]
+)
+def test_bad_executable_stops_the_set_up(
+    instance: LxdInstance, web: tuple[str, Path], checksum: str | None, name: str, words: str
+) -> None:
+    """A wrong checksum or a missing file ends the creation with a reason, and nothing is installed."""
+    url, folder = web
+    (folder / "tool").write_text("something else")
+
+    assert words in set_up(instance, ([], [WgetExecutable(f"{url}/{name}", "bad-tool", checksum)]), ProxyConfig())
+    assert instance.execute(["test", "-e", "/usr/bin/bad-tool"]).code == 1
+
+
+def test_aproxy_is_installed_and_its_table_loaded(instance: LxdInstance) -> None:
+    """The snap with its revision, its settings, and the nftables table as spec 2 says, loaded for real."""
+    instance.push("/usr/local/bin/snap", FAKE_SNAP.encode(), mode=0o755)
+    proxies = ProxyConfig(http="http://proxy.example:3128", use_aproxy=True)
+
+    assert set_up(instance, ([Snap("aproxy", "edge", 8)], []), proxies) == ""
+
+    calls = instance.execute(["cat", "/root/snap.log"], output=True).stdout.splitlines()
+    assert "install aproxy --channel=edge --revision=8" in calls
+    assert "set aproxy proxy=proxy.example:3128 listen=:54969" in calls
+    table = instance.execute(["nft", "list", "table", "ip", "aproxy"], output=True).stdout
+    assert "type nat hook prerouting priority dstnat" in table
+    assert "type nat hook output priority -100" in table
+    assert table.count("tcp dport { 80, 443 }") == 2
+    assert table.count(":54969") == 2
+    instance.execute(["nft", "delete", "table", "ip", "aproxy"])
+    instance.execute(["rm", "/usr/local/bin/snap"])
+
+
+def test_unresolved_host_ends_with_a_reason(instance: LxdInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GitHub host that is not resolved ends the set-up in time, and the text names it."""
+    monkeypatch.setattr(provision, "NETWORK_TIMEOUT", 1)
+    monkeypatch.setattr(provision, "network_host", lambda _: "nowhere.invalid")
+
+    assert "network: nowhere.invalid" in set_up(instance, ([], []), ProxyConfig())
+
+
+def test_commands_give_their_answer(instance: LxdInstance) -> None:
+    """Exit code and both outputs; none of it is kept by LXD."""
+    done = instance.execute(["sh", "-c", "echo out; echo err >&2; exit 3"], output=True)
+
+    assert (done.code, done.stdout, done.stderr) == (3, "out\n", "err\n")
+    assert instance.execute(["true"]).stdout == ""
+
+
+def test_command_that_does_not_end_is_given_up(instance: LxdInstance) -> None:
+    """The time limit is ours: LXD's own waits have none."""
+    with pytest.raises(LxdError, match="not done within 1 s"):
+        instance.execute(["sleep", "60"], timeout=1)
+
+
+def test_files_go_in_and_out(instance: LxdInstance) -> None:
+    """Owner and mode are set, reading is cut, a folder or a missing file is an error."""
+    instance.push("/root/file", b"content", mode=0o600, user=1000)
+
+    assert instance.pull("/root/file", 4) == b"cont"
+    assert instance.execute(["stat", "-c", "%u %a", "/root/file"], output=True).stdout == "1000 600\n"
+    assert "file" in instance.list_folder("/root")
+    with pytest.raises(LxdError, match="not a file"):
+        instance.pull("/root", 4)
+    with pytest.raises(LxdError, match="not a folder"):
+        instance.list_folder("/root/file")
+    with pytest.raises(LxdNotFoundError):
+        instance.pull("/root/nothing", 4)
+
+
+def test_configuration_is_set_and_taken_away(client: LxdClient, instance: LxdInstance) -> None:
+    """None removes a key, here and at LXD."""
+    instance.set_config({"user.y": "2", "user.x": None})
+
+    fresh = client.instance(instance.name)
+    assert fresh.config["user.y"] == instance.config["user.y"] == "2"
+    assert "user.x" not in fresh.config
+    assert "user.x" not in instance.config
+    instance.set_config({"user.x": "1"})
+
+
+def test_probe_tells_job_application_and_neither(instance: LxdInstance) -> None:
+    """By processes and the unit's state, through an exit code alone."""
+    instance.execute(["sh", "-c", "rm -f /etc/systemd/system/github-runner.service; systemctl daemon-reload"])
+    assert probe(instance) is Process.NONE
+    instance.execute(["systemd-run", "--quiet", "--unit=github-runner", "sleep", "60"])
+    assert probe(instance) is Process.RUNNING
+    instance.execute(["systemd-run", "--quiet", "--unit=job", "bash", "-c", "exec -a bin/Runner.Worker sleep 60"])
+    wait_until(lambda: probe(instance) is Process.WORKER, 10, "the worker")
+    instance.execute(["systemctl", "stop", "job", "github-runner"])
+
+
+def test_host_uid_follows_the_instances_map(instance: LxdInstance) -> None:
+    """What the instance sees as 1000 is another user on the host; unmapped it is itself."""
+    instance.refresh()
+    assert instance.host_uid(1000) >= 100000
+    instance.config.pop("volatile.idmap.current")
+    assert instance.host_uid(1000) == 1000
+
+
+def test_resource_profile_is_made_once(client: LxdClient) -> None:
+    """Limits and disk size as spec 2 says; making it again is no error."""
+    pool = client.find("storage-pools", "runner")
+    if pool is None:
+        client.change("POST", "storage-pools", json={"name": "runner", "driver": "dir", "config": {}})
+    try:
+        ensure_resource_profile(client, RESOURCES, container=True)
+        ensure_resource_profile(client, RESOURCES, container=False)
+        profile = client.find("profiles", RESOURCES.profile)
+        assert profile["config"]["limits.cpu"] == "1"
+        assert profile["config"]["limits.memory"] == "1GiB"
+        assert profile["devices"]["root"] == {"type": "disk", "path": "/", "pool": "runner", "size": "2GiB"}
+    finally:
+        client.change("DELETE", "profiles", RESOURCES.profile)
+        if pool is None:
+            client.change("DELETE", "storage-pools", "runner")
+
+
+def test_virtual_machine_is_asked_for_as_one(client: LxdClient, instance: LxdInstance) -> None:
+    """Where no virtual machine can start, LXD still takes or refuses the request for one as such."""
+    with pytest.raises(LxdError) as refused:
+        client.create_instance(
+            "ghr-test-vm",
+            image=lxd_setup.BASE_IMAGE,
+            virtual_machine=True,
+            profiles=[PROFILE],
+            config={},
+            devices={},
+        )
+    assert "virtual" in str(refused.value).lower() or "type" in str(refused.value).lower()
+
+
+def test_absent_daemon_is_an_lxd_error() -> None:
+    """No socket, no traceback."""
+    with pytest.raises(LxdError, match="does not answer"):
+        LxdClient("http+unix://%2Fnowhere%2Funix.socket").instances()
+
+
+def test_stop_of_what_is_gone_is_done(client: LxdClient, instance: LxdInstance) -> None:
+    """Already gone counts as done at every step."""
+    gone = LxdInstance(client, {"name": "ghr-gone", "status": "Running", "type": "container", "config": {}})
+    gone.stop(1)
+    gone.delete()
+    with pytest.raises(LxdNotFoundError):
+        gone.set_config({"user.x": "1"})

@@ -1,0 +1,132 @@
+"""Spec 3, Shared storage: loop mounts for real (root)."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import metrics.storage
+import shared_fs
+from errors import CreateMetricsStorageError, GetMetricsStorageError, MetricsStorageError
+
+NAME = "app-0-0123abcdaa"
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(shared_fs, "FILESYSTEM_BASE_PATH", tmp_path / "fs")
+    monkeypatch.setattr(shared_fs, "FILESYSTEM_IMAGES_PATH", tmp_path / "images")
+    yield tmp_path
+    for path in (tmp_path / "fs").glob("*"):
+        subprocess.run(["umount", "--lazy", str(path)], capture_output=True)
+
+
+def options(path: Path) -> set[str]:
+    for line in Path("/proc/mounts").read_text().splitlines():
+        if line.split()[1] == str(path):
+            return set(line.split()[3].split(","))
+    return set()
+
+
+def test_storage_is_a_small_filesystem_of_its_own() -> None:
+    """Mounted with nosuid, nodev, noexec, nosymfollow, and full after a megabyte."""
+    storage = shared_fs.create(NAME)
+
+    assert {"nosuid", "nodev", "noexec", "nosymfollow"} <= options(storage.path)
+    assert list(storage.path.iterdir()) == []
+    with pytest.raises(OSError, match="No space"):
+        (storage.path / "fill").write_bytes(b"x" * (2 << 20))
+
+
+def test_name_that_exists_is_refused() -> None:
+    """A second storage of a name is an error, and the first one is left alone."""
+    storage = shared_fs.create(NAME)
+    (storage.path / "kept").touch()
+
+    with pytest.raises(CreateMetricsStorageError):
+        shared_fs.create(NAME)
+    assert (storage.path / "kept").exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a/b", ".hidden", "x" * 200])
+def test_impossible_names_are_refused(name: str) -> None:
+    """A name is one folder's name."""
+    with pytest.raises(MetricsStorageError):
+        shared_fs.create(name)
+
+
+def test_storage_found_unmounted_is_mounted_on_access() -> None:
+    """After a reboot the images are there and the mounts are not."""
+    storage = shared_fs.create(NAME)
+    (storage.path / "kept").write_text("data")
+    subprocess.run(["umount", str(storage.path)], check=True)
+    storage.path.rmdir()
+
+    [listed] = shared_fs.list_all()
+
+    assert (listed.path / "kept").read_text() == "data"
+    assert (shared_fs.get(NAME).path / "kept").exists()
+
+
+def test_deletion_leaves_nothing() -> None:
+    """Mount, folder and image go; a second time is no error; so is one while a file is open."""
+    storage = shared_fs.create(NAME)
+    with (storage.path / "open").open("w"):
+        shared_fs.delete(NAME)
+    shared_fs.delete(NAME)
+
+    assert not storage.path.exists()
+    assert list(shared_fs.list_all()) == []
+    with pytest.raises(GetMetricsStorageError):
+        shared_fs.get(NAME)
+
+
+def test_storage_that_cannot_be_mounted_does_not_hide_the_others(
+    folders: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged image is logged and left out."""
+    shared_fs.create(NAME)
+    (folders / "images" / "app-0-0123abcd00.img").write_bytes(b"\0" * 4096)
+
+    assert [storage.runner_name for storage in shared_fs.list_all()] == [NAME]
+    assert "cannot mount the metrics storage of app-0-0123abcd00" in caplog.text
+
+
+def test_failed_creation_leaves_nothing(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without mkfs there is neither image nor folder."""
+    monkeypatch.setenv("PATH", str(folders))
+
+    with pytest.raises(CreateMetricsStorageError, match="mkfs"):
+        shared_fs.create(NAME)
+    assert list((folders / "images").iterdir()) == []
+
+
+def test_unfinished_images_go_when_they_are_old(folders: Path) -> None:
+    """A creation that was cut off leaves no file for ever; one that goes on is not disturbed."""
+    (folders / "images").mkdir()
+    for name, age in (("old", 3600), ("young", 1)):
+        path = folders / "images" / f".{name}.img.partial"
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+
+    assert list(shared_fs.list_all()) == []
+    assert [path.name for path in (folders / "images").iterdir()] == [".young.img.partial"]
+
+
+def test_nothing_is_listed_where_nothing_was_made() -> None:
+    """No folder yet is no error."""
+    assert list(shared_fs.list_all()) == []
+
+
+def test_owner_of_the_root() -> None:
+    """The user that the instance sees as 1000 may write, and its link is not followed."""
+    storage = shared_fs.create(NAME)
+
+    shared_fs.give_to(storage, 101000)
+
+    assert storage.path.stat().st_uid == 101000
+    with pytest.raises(GetMetricsStorageError):
+        shared_fs.give_to(metrics.storage.MetricsStorage(storage.path / "nowhere", NAME), 1)
