@@ -1,0 +1,354 @@
+"""What each command of the sandbox does, on the machine that is up."""
+
+import argparse
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from . import lxd_setup
+from .github_control import GitHubControl
+from .juju.unit import Unit
+from .machine import Machine
+from .pack import pack
+from .shell import SandboxError, say, step, stream, succeeds, wait_until
+
+ROOT = Path(__file__).resolve().parent.parent
+REPOSITORY = "octo-org/demo"
+METRICS_LOG = "/var/log/github-runner-metrics.log"
+DEFAULTS = {
+    "path": REPOSITORY,
+    "test-mode": "insecure",
+    "virtual-machines": "2",
+    "vm-cpu": "1",
+    "vm-memory": "1GiB",
+    "vm-disk": "2GiB",
+}
+
+
+class Session:
+    """The machine of a name, its unit, and the GitHub that runs beside it (a process whose address is on file)."""
+
+    def __init__(self, name: str) -> None:
+        self.machine = Machine(name)
+        self.unit = Unit(self.machine, on_event=show_event)
+        self._file = lxd_setup.state_dir() / f"github-{name}.json"
+
+    def there(self) -> "Session":
+        """This session, if its machine is up; otherwise an error that says what to do."""
+        if not self.machine.exists():
+            raise SandboxError("nothing is up: run `python3 -m sandbox up` first")
+        if not self.machine.running():
+            self.machine.start()
+        self.start_github()
+        return self
+
+    @property
+    def github(self) -> dict[str, Any]:
+        """url, token and pid of the GitHub."""
+        return dict(json.loads(self._file.read_text())) if self._file.exists() else {}
+
+    @property
+    def control(self) -> GitHubControl:
+        return GitHubControl(self.github["url"])
+
+    def start_github(self) -> None:
+        """Start it unless it runs; after a restart on the same address, with the same token."""
+        known = self.github
+        if known and _runs(known["pid"]):
+            return
+        address = lxd_setup.bridge_address()
+        port = known.get("url", "").rsplit(":", 1)[-1] or _free_port(address)
+        token = known.get("token") or f"ghp_{secrets.token_hex(18)}"
+        command = [sys.executable, "-m", "sandbox.github", "--listen", f"{address}:{port}", "--token", token]
+        command += ["--repository", REPOSITORY, "--organisation", "octo-org"]
+        with (lxd_setup.state_dir() / "github.log").open("ab") as log:
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        url = f"http://{address}:{port}"
+        self._file.touch(mode=0o600)
+        self._file.write_text(json.dumps({"url": url, "token": token, "pid": process.pid}))
+        with step(f"Starting GitHub at {url}"):
+            wait_until(lambda: _listens(address, int(port)), "GitHub's answer", timeout=20)
+
+    def stop_github(self) -> None:
+        """Stop it, if it runs, and forget it."""
+        known = self.github
+        if known and _runs(known["pid"]):
+            os.kill(known["pid"], signal.SIGTERM)
+        self._file.unlink(missing_ok=True)
+
+    def pack(self, folder: str) -> Path:
+        return pack(ROOT, Path(folder, "charm"))
+
+
+def _runs(pid: int) -> bool:
+    """Whether that process is still our GitHub."""
+    try:
+        return b"sandbox.github" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _free_port(address: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+def _listens(address: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((address, port)) == 0
+
+
+def show_event(event: dict[str, Any]) -> None:
+    """A hook that passed, or what the unit says of itself, as it happens."""
+    if event["event"] == "hook-end":
+        sign = "✓" if event["ok"] else "✗ failed:"
+        say(f"  {sign} hook {event['hook']} ({event['seconds']:.1f} s)")
+    elif event["event"] == "status":
+        say(f"    {event['status']}: {event['message']}")
+
+
+def show_status(session: Session) -> None:
+    found = session.unit.status()
+    say(f"{found['unit']}  {found['status']}  {found['message']}")
+
+
+def up(options: argparse.Namespace) -> int:
+    """Set up, start GitHub, deploy; with a unit that is there already, set the options."""
+    session = Session(options.machine)
+    lxd_setup.ensure()
+    lxd_setup.ensure_template()
+    given = dict(options.options)
+    if options.runners is not None:
+        given["virtual-machines"] = str(options.runners)
+    if session.machine.exists() and session.there().unit.deployed():
+        say(f"{session.unit.name} is up already{'; setting its options' if given else ''}")
+        if given:
+            session.unit.set_config(given)
+        show_status(session)
+        return 0
+    session.start_github()
+    if not session.machine.exists():
+        with step("Starting a Juju machine"):
+            session.machine.create()
+    own = {"token": session.github["token"], "github-url": session.github["url"]}
+    with tempfile.TemporaryDirectory() as folder:
+        charm = session.pack(folder)
+        say("Deploying github-runner")
+        session.unit.deploy(charm, {**DEFAULTS, **own, **given})
+    session.unit.integrate("cos-agent", remote_app="grafana-agent")
+    show_status(session)
+    say("\nNext: python3 -m sandbox job -- 'echo hello from $RUNNER_NAME'   or status, config, run, logs, down")
+    return 0
+
+
+def config(options: argparse.Namespace) -> int:
+    """Show all options or some, set some, or reset some."""
+    session = Session(options.machine).there()
+    if options.reset:
+        session.unit.reset_config(*options.reset.split(","))
+    values = dict(word.split("=", 1) for word in options.options if "=" in word)
+    shown = [word for word in options.options if "=" not in word]
+    if values:
+        session.unit.set_config(values)
+    if options.reset or values:
+        show_status(session)
+        return 0
+    known = session.unit.config()
+    for name in shown:
+        if name not in known:
+            raise SandboxError(f"github-runner has no option {name}")
+    if shown:
+        for name in shown:
+            say("" if known[name]["value"] is None else str(known[name]["value"]))
+        return 0
+    for name, option in sorted(known.items()):
+        value = "(hidden)" if name.endswith("token") and option["value"] else option["value"]
+        source = "user" if option["user"] else "default"
+        say(f"{name:<30} {option['type']:<8} {source:<8} {'' if value is None else value}")
+    return 0
+
+
+def run_action(options: argparse.Namespace) -> int:
+    """As `juju run`: the results, or the reason of a failure."""
+    unit = Session(options.machine).there().unit
+    task = unit.run(options.action, dict(options.parameters))
+    say(f"Running operation {task['id']} with 1 task\n  - task {task['id']} on unit-{unit.name.replace('/', '-')}\n")
+    for line in task["log"]:
+        say(str(line))
+    if task["status"] != "completed":
+        print(f"ERROR the action {options.action} failed: {task['message']}", file=sys.stderr)
+        return 1
+    _say_tree({key: value for key, value in task["results"].items() if key != "return-code"})
+    return 0
+
+
+def _say_tree(values: dict[str, Any], indent: str = "") -> None:
+    for key, value in sorted(values.items()):
+        if isinstance(value, dict):
+            say(f"{indent}{key}:")
+            _say_tree(value, indent + "  ")
+        else:
+            say(f"{indent}{key}: {json.dumps(value) if _needs_quotes(value) else value}")
+
+
+def _needs_quotes(value: object) -> bool:
+    """As YAML has it: text that would be read as a number or as nothing."""
+    text = str(value)
+    return not text or text.lower() in ("true", "false", "null") or text.replace(".", "", 1).lstrip("-").isdigit()
+
+
+def status(options: argparse.Namespace) -> int:
+    """The unit, its relations, and the runners as GitHub lists them."""
+    session = Session(options.machine).there()
+    found = session.unit.status()
+    runners = session.control.runners()
+    if options.json:
+        say(json.dumps({"unit": found, "runners": runners}, indent=2))
+        return 0
+    say(f"{'Model':<10} {'App':<15} {'Version':<10} {'Unit':<18} {'Workload':<12} {'Agent':<8} Message")
+    say(
+        f"{found['model']:<10} {found['app']:<15} {found['version']:<10} {found['unit']:<18} {found['status']:<12} "
+        f"{found['agent']:<8} {found['message']}"
+    )
+    say(f"\nMachine   {session.machine.container} at {session.machine.address()}     GitHub   {session.github['url']}")
+    say(f"\n{'Runner at GitHub':<52} {'Status':<9} {'Job':<6} Labels")
+    for runner in runners:
+        labels = ",".join(label["name"] for label in runner["labels"])
+        say(f"{runner['name']:<52} {runner['status']:<9} {'busy' if runner['busy'] else 'idle':<6} {labels}")
+    return 0
+
+
+def job(options: argparse.Namespace) -> int:
+    """Queue a job, show its log as it grows; the exit code is its conclusion's."""
+    control = Session(options.machine).there().control
+    repository = options.repo or REPOSITORY
+    if options.repo:
+        control.add_repository(options.repo)
+    labels = {"labels": options.labels.split(",")} if options.labels else {}
+    queued = control.add_job(repository, " ".join(options.command), **labels)
+    if options.no_wait:
+        say(str(queued["id"]))
+        return 0
+    say(f"Job {queued['id']} of workflow run {queued['run_id']} in {repository} waits for a runner …")
+    shown, runner = 0, None
+    while True:
+        found = control.job(queued["id"], wait=5, log_from=shown)
+        if found["runner_name"] and not runner:
+            runner = found["runner_name"]
+            say(f"It runs on {runner}")
+        for line in found["log"][shown:]:
+            say(f"  {line}")
+        shown = len(found["log"])
+        if found["status"] == "completed":
+            say(f"Conclusion: {found['conclusion']}")
+            return 0 if found["conclusion"] == "success" else 1
+
+
+def logs(options: argparse.Namespace) -> int:
+    """The metrics log, one event a line."""
+    session = Session(options.machine).there()
+    for line in session.machine.exec("sh", "-c", f"cat {METRICS_LOG} 2>/dev/null || true").splitlines():
+        if options.raw:
+            say(line)
+            continue
+        event = json.loads(line)
+        rest = {key: round(value, 2) if isinstance(value, float) else value for key, value in event.items()}
+        moment, name = rest.pop("timestamp"), rest.pop("event")
+        say(f"{moment:<15} {name:<17} {'  '.join(f'{key}={value}' for key, value in rest.items() if key != 'flavor')}")
+    return 0
+
+
+def debug_log(options: argparse.Namespace) -> int:
+    session = Session(options.machine).there()
+    lines = "+1" if options.replay else str(options.lines)
+    follow = ["-F"] if options.tail else []
+    path = f"/var/log/juju/unit-{session.unit.app}-0.log"
+    return stream("lxc", "exec", session.machine.container, "--", "tail", "-n", lines, *follow, path)
+
+
+def reboot(options: argparse.Namespace) -> int:
+    session = Session(options.machine).there()
+    session.unit.reboot(hard=options.hard)
+    show_status(session)
+    return 0
+
+
+def execute(options: argparse.Namespace) -> int:
+    session = Session(options.machine).there()
+    return stream("lxc", "exec", session.machine.container, "--", "sh", "-c", " ".join(options.command))
+
+
+def refresh(options: argparse.Namespace) -> int:
+    session = Session(options.machine).there()
+    with tempfile.TemporaryDirectory() as folder:
+        session.unit.refresh(session.pack(folder))
+    show_status(session)
+    return 0
+
+
+def resolved(options: argparse.Namespace) -> int:
+    session = Session(options.machine).there()
+    session.unit.resolved(no_retry=options.no_retry)
+    show_status(session)
+    return 0
+
+
+def integrate(options: argparse.Namespace) -> int:
+    session = Session(options.machine).there()
+    session.unit.integrate(options.endpoint, dict(options.data))
+    show_status(session)
+    return 0
+
+
+def remove_relation(options: argparse.Namespace) -> int:
+    session = Session(options.machine).there()
+    session.unit.remove_relation(options.endpoint)
+    show_status(session)
+    return 0
+
+
+def add_secret(options: argparse.Namespace) -> int:
+    unit = Session(options.machine).there().unit
+    uri = unit.add_secret(options.name, dict(options.content))
+    unit.grant_secret(options.name)
+    say(uri)
+    return 0
+
+
+def update_secret(options: argparse.Namespace) -> int:
+    session = Session(options.machine).there()
+    session.unit.update_secret(options.name, dict(options.content))
+    show_status(session)
+    return 0
+
+
+def model_config(options: argparse.Namespace) -> int:
+    unit = Session(options.machine).there().unit
+    for key, value in sorted(unit.model_config(dict(options.options)).items()):
+        say(f"{key}: {value}")
+    return 0
+
+
+def down(options: argparse.Namespace) -> int:
+    """Remove the machine and GitHub; with --all what was prepared as well."""
+    session = Session(options.machine)
+    there = succeeds("lxc", "query", "/1.0") and session.machine.exists()
+    if there:
+        with step(f"Removing the machine {session.machine.container}"):
+            session.machine.destroy()
+    session.stop_github()
+    if options.all:
+        lxd_setup.remove_all()
+    if not there and not options.all:
+        say("nothing was up")
+    return 0
