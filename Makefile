@@ -1,11 +1,11 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both install what they need (root, apt, pip).
-.PHONY: help demo test fmt lint static unit integration bench clean
+.PHONY: help demo test fmt lint static charmcraft unit integration clean
 PYTHON ?= python3
 
 help:
 	@echo "make demo         from an empty machine to a job's metrics, on a real LXD (root)"
 	@echo "make test         every quality gate: lint, types, unit and integration tests on a real LXD (root)"
-	@echo "make fmt|lint|static|unit|integration    one gate"
+	@echo "make fmt|lint|static|charmcraft|unit|integration    one gate"
 	@echo "make clean        remove what the sandbox and the gates made"
 
 demo:
@@ -14,7 +14,7 @@ demo:
 test: .venv/bin/tox
 	@.venv/bin/tox run
 
-fmt lint static unit integration: .venv/bin/tox
+fmt lint static charmcraft unit integration: .venv/bin/tox
 	@.venv/bin/tox run -e $@
 
 .venv/bin/tox:

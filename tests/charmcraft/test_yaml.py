@@ -1,0 +1,81 @@
+"""What Juju and charmcraft read is what they accept, by charmcraft's own models."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from charmcraft import parts
+from charmcraft.models.config import JujuConfig
+from charmcraft.models.metadata import CharmMetadata
+from charmcraft.models.project import CharmcraftProject
+
+# charmcraft's own dependencies warn of each other.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / name).read_text())
+    return found
+
+
+def test_charmcraft_accepts_the_project() -> None:
+    """charmcraft.yaml names the four platforms of spec 1 and parts that charmcraft knows."""
+    parts.setup_parts()
+
+    project = CharmcraftProject.from_yaml_file(ROOT / "charmcraft.yaml")
+
+    assert set(project.platforms) == {
+        f"ubuntu@{version}:{arch}" for version in ("22.04", "24.04") for arch in ("amd64", "arm64")
+    }
+
+
+def test_options_are_those_of_the_specification() -> None:
+    """Names, types and defaults are the contract with those who run the incumbent."""
+    config = JujuConfig.from_yaml_file(ROOT / "config.yaml")
+
+    assert config.options is not None
+    found = {name: (option.type, option.default) for name, option in config.options.items()}
+    assert found == {
+        "path": ("string", ""),
+        "token": ("string", ""),
+        "token-secret": ("secret", None),
+        "github-url": ("string", "https://github.com"),
+        "group": ("string", "default"),
+        "labels": ("string", ""),
+        "virtual-machines": ("int", 1),
+        "vm-cpu": ("int", 2),
+        "vm-memory": ("string", "7GiB"),
+        "vm-disk": ("string", "10GiB"),
+        "base-image": ("string", "jammy"),
+        "runner-storage": ("string", "juju-storage"),
+        "reconcile-interval": ("int", 10),
+        "denylist": ("string", ""),
+        "dockerhub-mirror": ("string", ""),
+        "experimental-use-aproxy": ("boolean", False),
+        "repo-policy-compliance-url": ("string", None),
+        "repo-policy-compliance-token": ("string", None),
+        "test-mode": ("string", None),
+    }
+
+
+def test_metadata_is_what_bundles_expect() -> None:
+    """Name, relations and storage as the incumbent's, and nothing that charmcraft.yaml would drop silently."""
+    metadata = CharmMetadata.from_yaml_file(ROOT / "metadata.yaml")
+
+    assert metadata.name == "github-runner"
+    assert load("metadata.yaml")["provides"] == {"cos-agent": {"interface": "cos_agent"}}
+    assert load("metadata.yaml")["requires"] == {"debug-ssh": {"interface": "debug-ssh"}}
+    storage = load("metadata.yaml")["storage"]["runner"]
+    assert (storage["type"], storage["location"]) == ("filesystem", "/storage/juju")
+    assert load("metadata.yaml")["assumes"] == ["juju >= 3.3"]
+    assert not {"requires", "provides", "storage"} & set(load("charmcraft.yaml"))
+
+
+def test_actions_are_the_four_and_take_nothing() -> None:
+    """The incumbent's actions, none of which takes a parameter."""
+    actions = load("actions.yaml")
+
+    assert set(actions) == {"check-runners", "reconcile-runners", "flush-runners", "update-dependencies"}
+    assert all(action["additionalProperties"] is False and action["description"] for action in actions.values())
