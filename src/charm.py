@@ -246,10 +246,11 @@ def _status_of(error: GithubRunnerError) -> ops.StatusBase:
 
 
 def _status_of_report(report: Report, test_mode: bool) -> ops.StatusBase:
-    there = len(report.idle) + len(report.busy) + len(report.other)
+    serving = len(report.idle) + len(report.busy)
+    there = serving + len(report.other)
     mode = " (test mode: containers)" if test_mode else ""
     failure = f"; {report.failures[-1]}" if report.failures else ""
-    if report.wanted and not there:
+    if report.wanted and (not there or (report.failures and not serving)):
         return ops.WaitingStatus(f"no runner of {report.wanted}{failure}{mode}")
     parts = [f"{len(report.idle)} idle", f"{len(report.busy)} busy"]
     if report.other:

@@ -44,6 +44,13 @@ def _ensure_answer(lxd: LxdClient) -> None:
         raise HostError(f"LXD {'.'.join(map(str, version))} is too old: 5.0 or newer is needed")
 
 
+def restart(lxd: LxdClient) -> None:
+    """Restart the daemon; instances go on meanwhile."""
+    # LXD has one of these names, as a package of the distribution or as a snap.
+    run(["systemctl", "try-restart", "lxd.service", "snap.lxd.daemon.service"], timeout=120, check=False)
+    wait_until(lambda: _answers(lxd), 60, "LXD's answer after its restart")
+
+
 def _answers(lxd: LxdClient) -> bool:
     try:
         lxd.server_version()

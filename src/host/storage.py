@@ -2,12 +2,14 @@
 
 import logging
 import os
+import secrets
 import shutil
 from pathlib import Path
 
 import jinja2
 
 from errors import ConfigurationError, HostError, LxdError
+from host import daemon
 from lxd import LxdClient
 from models import BaseImage, CharmState, RunnerStorage, size_in_bytes
 from system import run, write_file
@@ -17,8 +19,9 @@ logger = logging.getLogger(__name__)
 POOL = PROFILE = "runner"
 JUJU_STORAGE = Path("/storage/juju")
 MEMORY = Path("/var/lib/github-runner/memory")
-MOUNT_POINT = Path("/var/lib/github-runner/pool")
-IMAGE_NAME = "github-runner-pool.img"
+# Not there after a reboot until it is mounted: LXD must not take an empty folder for the pool.
+MOUNT_POINT = Path("/run/github-runner-pool")
+IMAGE_NAME = "github-runner-pool-{}.img"
 UNITS = Path("/etc/systemd/system")
 BASE_IMAGE_KEY = "user.github-runner.base-image"
 STORAGE_KEY = "user.github-runner.runner-storage"
@@ -48,6 +51,12 @@ def ensure(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None
 
 def _ensure_pool(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None:
     pool = lxd.find("storage-pools", POOL)
+    if pool is not None and pool["config"].get("source") == str(MOUNT_POINT):
+        mounted = _ensure_filesystem(jinja, _folder(jinja, state))
+        if mounted or pool["status"] == "Unavailable":
+            # Juju may bring its storage back after LXD has started and looked for the pool.
+            daemon.restart(lxd)
+            pool = lxd.find("storage-pools", POOL)
     if pool is not None:
         if pool["status"] == "Created":
             return
@@ -80,32 +89,38 @@ def _folder(jinja: jinja2.Environment, state: CharmState) -> Path:
             raise HostError(f"the Juju storage `runner` is not attached at {JUJU_STORAGE}")
         return JUJU_STORAGE
     size = size_in_bytes(state.resources.disk) * max(1, state.virtual_machines)
-    MEMORY.mkdir(parents=True, exist_ok=True)
     _ensure_mount(jinja, MEMORY, what="tmpfs", kind="tmpfs", options=f"size={size},mode=0700")
     return MEMORY
 
 
-def _ensure_filesystem(jinja: jinja2.Environment, folder: Path) -> None:
-    """A sparse image with btrfs on it: LXD's own loop files lie elsewhere, and btrfs takes no source on ext4."""
-    image = folder / IMAGE_NAME
-    if not image.exists():
+def _ensure_filesystem(jinja: jinja2.Environment, folder: Path) -> bool:
+    """A sparse image with btrfs on it: LXD's own loop files lie elsewhere, and btrfs takes no source on ext4.
+
+    Returns whether it had to be mounted.
+    Its name is its own: `mount` takes a loop device whose file has the same path for the same file, and machines
+    that are containers of one host share the kernel's loop devices.
+    """
+    image = next(folder.glob(IMAGE_NAME.format("*")), None)
+    if image is None:
+        image = folder / IMAGE_NAME.format(secrets.token_hex(8))
         partial = image.with_suffix(".partial")
         stat = os.statvfs(folder)
         with partial.open("wb") as file:
             file.truncate(stat.f_blocks * stat.f_frsize)
         run(["mkfs.btrfs", "-q", "-f", str(partial)])
         partial.replace(image)
-    _ensure_mount(jinja, MOUNT_POINT, what=str(image), kind="btrfs", options="loop,user_subvol_rm_allowed")
+    return _ensure_mount(jinja, MOUNT_POINT, what=str(image), kind="btrfs", options="loop,user_subvol_rm_allowed")
 
 
-def _ensure_mount(jinja: jinja2.Environment, where: Path, *, what: str, kind: str, options: str) -> None:
-    """A systemd mount unit, so that it is back before LXD starts after a reboot."""
-    where.mkdir(parents=True, exist_ok=True)
+def _ensure_mount(jinja: jinja2.Environment, where: Path, *, what: str, kind: str, options: str) -> bool:
+    """A systemd mount unit, so that it is back before LXD starts after a reboot. Whether it was not mounted."""
+    missing = not where.is_mount()
     name = run(["systemd-escape", "--path", "--suffix=mount", str(where)]).stdout.strip()
     content = jinja.get_template("mount.j2").render(where=str(where), what=what, kind=kind, options=options)
     if write_file(UNITS / name, content):
         run(["systemctl", "daemon-reload"])
     run(["systemctl", "enable", "--quiet", "--now", name])
+    return missing
 
 
 def _ensure_profile(lxd: LxdClient, state: CharmState) -> None:
