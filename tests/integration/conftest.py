@@ -80,7 +80,11 @@ class Deployment:
 
     def keep(self, number: int, **options: Any) -> list[str]:
         """Set the number of runners and wait until GitHub sees them all online; returns their names."""
-        self.unit.set_config({"virtual-machines": number, **options})
+        wanted = {"virtual-machines": number, **options}
+        known = self.unit.config()
+        if any(known[name]["value"] != value for name, value in wanted.items()) or len(self.online()) != number:
+            self.unit.set_config(wanted)
+            self.reconcile()
         return self.wait_online(number)
 
     def wait_online(self, number: int) -> list[str]:
@@ -164,7 +168,7 @@ def undeploy(deployment: Deployment) -> None:
 @pytest.fixture(scope="session")
 def session_deployment(packed: Path, hub: github.GitHub) -> Iterator[Deployment]:
     """One unit with metrics on, for all tests that leave it as they found it."""
-    found = deployed("tests", packed, hub)
+    found = deployed("tests", packed, hub, **{"virtual-machines": 1})
     found.unit.integrate("cos-agent")
     yield found
     undeploy(found)

@@ -414,11 +414,16 @@ def test_missing_image_is_named(deployment: Deployment) -> None:
         deployment.machine.exec("lxc", "delete", "--force", before[0])
         deployment.reconcile()
         status, message = deployment.status()
+        deployment.unit.set_config({"labels": "another"})
+        fetched = deployment.status()
     finally:
         deployment.machine.exec("lxc", "image", "alias", "create", "jammy", fingerprint)
 
     assert status == "waiting"
     assert "creating the instance" in message
+    assert fetched[0] == "waiting"
+    assert "the image jammy cannot be fetched" in fetched[1]
+    wait_for(lambda: before[0] not in deployment.online(), "GitHub seeing the lost one offline")
     deployment.reconcile()
     deployment.wait_online(1)
 

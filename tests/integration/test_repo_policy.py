@@ -1,0 +1,80 @@
+"""The policy service's client, over real HTTP."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+from typing import ClassVar
+
+import pytest
+
+from errors import PolicyError
+from models import RepoPolicy
+from repo_policy import RepoPolicyClient
+
+
+class Service(http.server.BaseHTTPRequestHandler):
+    """Gives the answer that the test has set to whoever has the right token."""
+
+    status, body = 200, "one-time"
+    seen: ClassVar[list[tuple[str, str]]] = []
+
+    def do_GET(self) -> None:
+        self.seen.append((self.path, self.headers.get("Authorization", "")))
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    # The model's proxies must not be asked for the operator's own service.
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setattr(Service, "seen", [])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_one_time_token_is_asked_for_with_the_services_token(service: str) -> None:
+    """GET /one-time-token with a bearer token, past any proxy."""
+    client = RepoPolicyClient(RepoPolicy(service, "charm-token"))
+
+    assert client.one_time_token() == "one-time"
+    assert client.url == service
+    assert Service.seen == [("/one-time-token", "Bearer charm-token")]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "word"),
+    [
+        (401, "no", "401"),
+        (500, "broken", "500"),
+        (200, "", "not one"),
+        (200, "a\nb", "not one"),
+        (200, "x" * 2000, "not one"),
+    ],
+)
+def test_no_token_is_a_policy_error(
+    service: str, monkeypatch: pytest.MonkeyPatch, status: int, body: str, word: str
+) -> None:
+    """Refusals, failures and what is no token end the creation of that runner with a reason without the token."""
+    monkeypatch.setattr(Service, "status", status)
+    monkeypatch.setattr(Service, "body", body)
+
+    with pytest.raises(PolicyError, match=word) as raised:
+        RepoPolicyClient(RepoPolicy(service, "charm-token")).one_time_token()
+    assert "charm-token" not in str(raised.value)
+
+
+def test_absent_service_is_a_policy_error() -> None:
+    """Nobody at the address."""
+    with pytest.raises(PolicyError, match="does not answer"):
+        RepoPolicyClient(RepoPolicy("http://127.0.0.1:9", "t")).one_time_token()
