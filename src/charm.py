@@ -24,7 +24,7 @@ from errors import (
     TokenError,
 )
 from github_client import GithubClient
-from host import application, daemon, image, logrotate, packages, storage, timer
+from host import application, daemon, firewall, image, logrotate, packages, storage, timer
 from lxd import LxdClient
 from models import CharmState, FlushMode, Identity
 from repo_policy import RepoPolicyClient
@@ -165,6 +165,7 @@ class GithubRunnerCharm(ops.CharmBase):
         self._step("Installing packages", packages.ensure)
         self._step("Setting up LXD", daemon.ensure, self._lxd, state.proxies)
         storage.check_unchanged(self._lxd, state.base_image, state.runner_storage)
+        self._step("Setting up firewall", firewall.ensure, self._lxd, state)
         self._step("Setting up storage", storage.ensure, self._lxd, self._jinja, state)
         self._step("Building runner image", image.ensure, self._lxd, state.base_image, container=state.test_mode)
         logrotate.ensure(self._jinja)

@@ -111,34 +111,8 @@ def files(
     software: tuple[Sequence[Snap], Sequence[WgetExecutable]] | None = None,
 ) -> list[InstanceFile]:
     """Everything that is written into a new instance before its set-up script runs."""
-    aproxy = config.proxies.aproxy_address
-    proxies = {} if aproxy else config.proxies.environment(config.name, ".svc")
-    wanted_snaps, wanted_executables = software or (snaps(config, arch), executables(arch))
-    values: dict[str, Any] = {
-        "proxies": proxies,
-        "dockerhub_mirror": config.dockerhub_mirror,
-        "tmate": tmate_variables(ssh_debug),
-        "folder": RUNNER_APPLICATION,
-        "pre_job_script": PRE_JOB_SCRIPT,
-        "metrics_folder": METRICS_FOLDER,
-        "pre_job_file": PRE_JOB_METRICS_FILE_NAME,
-        "post_job_file": POST_JOB_METRICS_FILE_NAME,
-        "policy_url": policy_url,
-        "policy_token_file": POLICY_TOKEN_FILE,
-        "run_folder": RUN_FOLDER,
-        "token_file": TOKEN_FILE,
-        "application_archive": APPLICATION_ARCHIVE,
-        "network_host": network_host(config),
-        "network_timeout": NETWORK_TIMEOUT,
-        "snaps": wanted_snaps,
-        "executables": wanted_executables,
-        "docker_changed": bool(config.dockerhub_mirror or proxies),
-        "aproxy_address": aproxy,
-        "url": f"{config.github_url}/{config.path.path}",
-        "labels": ",".join(config.labels),
-        "name": config.name,
-        "group": config.path.group if isinstance(config.path, GithubOrg) else None,
-    }
+    values = _values(config, ssh_debug, policy_url, software or (snaps(config, arch), executables(arch)))
+    proxies = values["proxies"]
 
     def rendered(template: str, path: PurePosixPath, mode: int = 0o644, user: int = 0) -> InstanceFile:
         return InstanceFile(path, jinja.get_template(template).render(values), mode, user)
@@ -164,6 +138,43 @@ def files(
         wanted.append(InstanceFile(PurePosixPath("/root/.docker/config.json"), client))
         wanted.append(InstanceFile(HOME / ".docker/config.json", client, user=UBUNTU))
     return wanted
+
+
+def _values(
+    config: RunnerConfig,
+    ssh_debug: SSHDebugConnection | None,
+    policy_url: str | None,
+    software: tuple[Sequence[Snap], Sequence[WgetExecutable]],
+) -> dict[str, Any]:
+    """What the templates may use."""
+    aproxy = config.proxies.aproxy_address
+    proxies = {} if aproxy else config.proxies.environment(config.name, ".svc")
+    wanted_snaps, wanted_executables = software
+    return {
+        "proxies": proxies,
+        "dockerhub_mirror": config.dockerhub_mirror,
+        "tmate": tmate_variables(ssh_debug),
+        "folder": RUNNER_APPLICATION,
+        "pre_job_script": PRE_JOB_SCRIPT,
+        "metrics_folder": METRICS_FOLDER,
+        "pre_job_file": PRE_JOB_METRICS_FILE_NAME,
+        "post_job_file": POST_JOB_METRICS_FILE_NAME,
+        "policy_url": policy_url,
+        "policy_token_file": POLICY_TOKEN_FILE,
+        "run_folder": RUN_FOLDER,
+        "token_file": TOKEN_FILE,
+        "application_archive": APPLICATION_ARCHIVE,
+        "network_host": network_host(config),
+        "network_timeout": NETWORK_TIMEOUT,
+        "snaps": wanted_snaps,
+        "executables": wanted_executables,
+        "docker_changed": bool(config.dockerhub_mirror or proxies),
+        "aproxy_address": aproxy,
+        "url": f"{config.github_url}/{config.path.path}",
+        "labels": ",".join(config.labels),
+        "name": config.name,
+        "group": config.path.group if isinstance(config.path, GithubOrg) else None,
+    }
 
 
 def tmate_variables(connection: SSHDebugConnection | None) -> dict[str, str]:

@@ -72,7 +72,7 @@ def log(unit, level, module, message):
     """One line (or more, if the message has more) in the form of `juju debug-log`."""
     if LEVELS.index(level) == 0:
         return  # Juju's default logging-config drops TRACE
-    line = f"{tag(unit)}: {time.strftime('%H:%M:%S')} {level} {module} {message}\n"
+    line = f"{tag(unit)}: {time.strftime('%H:%M:%S')} {level} {module} {message.rstrip()}\n"
     with open(f"{LOG_FOLDER}/{tag(unit)}.log", "a", encoding="utf-8", errors="replace") as file:
         file.write(line)
 

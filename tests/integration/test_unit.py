@@ -1,10 +1,13 @@
 """The charm as Juju runs it: a process per hook in a real machine, a real LXD, real HTTP."""
 
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sandbox.lxd_setup import BRIDGE
 from tests.integration.conftest import PAT, REPOSITORY, Deployment, wait_for
 
 
@@ -363,6 +366,50 @@ def test_debug_ssh_reaches_the_job(deployment: Deployment) -> None:
         "TMATE_SERVER_RSA_FINGERPRINT=SHA256:abc",
     ]
     assert len(deployment.wait_online(1)) == 1
+
+
+REACH = """
+try() { curl -s -o /dev/null -m 3 --noproxy '*' "http://$1" && echo "$2 open" || echo "$2 closed $?"; }
+try GATEWAY:8099 gateway
+try MACHINE:8099 machine
+try 198.51.100.1:8098 denied
+getent hosts NAME > /dev/null && echo dns open || echo dns closed
+ping -c 1 -W 2 MACHINE > /dev/null && echo ping open || echo ping closed
+ls /dev/lxd/sock 2>/dev/null && echo devlxd open || echo devlxd closed
+"""
+SERVE = "python3 -m http.server --directory /var/empty"
+
+
+def test_firewall_is_felt_from_inside(deployment: Deployment) -> None:
+    """A runner reaches neither the machine's ports nor the denylist nor LXD; DNS and GitHub it does."""
+    [runner] = deployment.keep(1)
+    machine, gateway = deployment.machine.address(), deployment.lxd("networks/lxdbr0")["config"]["ipv4.address"]
+    words = REACH.replace("GATEWAY", gateway.split("/")[0]).replace("MACHINE", machine).replace("NAME", f"{runner}.lxd")
+    deployment.machine.exec("sh", "-c", f"mkdir -p /var/empty; systemd-run -q --unit=web {SERVE} 8099")
+    subprocess.run(["ip", "address", "replace", "198.51.100.1/32", "dev", BRIDGE], check=True)
+    Path("/var/empty").mkdir(exist_ok=True)
+    web = subprocess.Popen([*SERVE.split(), "8098", "--bind", "198.51.100.1"], stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: "denied open" in deployment.inside(runner, words), "the way to 198.51.100.1")
+        before = deployment.inside(runner, words).splitlines()
+        deployment.unit.set_config({"denylist": "198.51.100.0/24,203.0.113.0/24"})
+        after = deployment.inside(runner, words).splitlines()
+        relation = deployment.unit.integrate(
+            "debug-ssh",
+            {"host": "198.51.100.1", "port": "22", "rsa_fingerprint": "SHA256:a", "ed25519_fingerprint": "SHA256:b"},
+        )
+        spared = deployment.inside(deployment.wait_online(1)[0], words).splitlines()
+        deployment.unit.remove_relation(relation)
+    finally:
+        web.kill()
+        web.wait()
+        subprocess.run(["ip", "address", "delete", "198.51.100.1/32", "dev", BRIDGE], check=True)
+        deployment.machine.exec("systemctl", "stop", "web")
+
+    closed = {"gateway closed 7", "machine closed 7", "ping closed", "devlxd closed"}
+    assert set(before) == {*closed, "denied open", "dns open"}
+    assert set(after) == {*closed, "denied closed 7", "dns open"}
+    assert "denied open" in spared
 
 
 HOSTILE = {
