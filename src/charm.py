@@ -24,7 +24,7 @@ from errors import (
     TokenError,
 )
 from github_client import GithubClient
-from host import application, daemon, firewall, image, logrotate, packages, storage, timer
+from host import application, daemon, firewall, image, kernel, logrotate, packages, storage, timer
 from lxd import LxdClient
 from models import CharmState, FlushMode, Identity
 from repo_policy import RepoPolicyClient
@@ -86,7 +86,7 @@ class GithubRunnerCharm(ops.CharmBase):
         self._guarded(self._set_up, self._reconcile)
 
     def _on_reconcile_runners(self, _: ReconcileRunnersEvent) -> None:
-        self._guarded(self._refresh_application, self._reconcile)
+        self._guarded(self._refresh_application, self._reconcile_or_reboot)
 
     def _on_update_status(self, _: ops.UpdateStatusEvent) -> None:
         self._guarded(self._ensure_timer)
@@ -208,6 +208,18 @@ class GithubRunnerCharm(ops.CharmBase):
         delta = manager.reconcile(state.virtual_machines, state.resources)
         self._status(_status_of_report(manager.report, state.test_mode))
         return delta
+
+    def _reconcile_or_reboot(self, state: CharmState) -> None:
+        """Reboot for a pending kernel if no job runs; otherwise, or while one does, a pass."""
+        if kernel.reboot_is_due() and not self._manager(state).any_busy():
+            manager = self._manager(state)
+            # GitHub forgets the idle runners first, so that no job goes down with the machine.
+            manager.reconcile(0, state.resources)
+            if not manager.report.busy:
+                self._status(ops.MaintenanceStatus("Rebooting for a pending update"))
+                self.unit.reboot()
+                return
+        self._reconcile(state)
 
     def _counts(self, state: CharmState) -> dict[str, object]:
         names = self._manager(state).counts()

@@ -9,7 +9,7 @@ import pytest
 
 from sandbox import github
 from sandbox.lxd_setup import bridge_address
-from tests.integration.conftest import PAT, Deployment, deployed, undeploy, wait_for
+from tests.integration.conftest import PAT, RECONCILE, Deployment, deployed, undeploy, wait_for
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def alone(packed: Path, hub: github.GitHub) -> Iterator[Deployment]:
         found.control.remove_runner(runner["id"])
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(280)
 def test_reboot_upgrade_and_removal(alone: Deployment, packed: Path) -> None:
-    """Power failure with a job running, then an upgrade with a job running, then removal: nothing is lost or left."""
+    """Power failure with a job, an upgrade with a job, a reboot for a kernel, removal: nothing is lost or left."""
     alone.keep(2)
     job = alone.job("sleep 600", status="in_progress")
     before = alone.instances()
@@ -51,6 +51,18 @@ def test_reboot_upgrade_and_removal(alone: Deployment, packed: Path) -> None:
     alone.inside(busy["runner_name"], "touch /tmp/go")
     assert alone.control.wait_job(busy["id"])["conclusion"] == "success"
 
+    alone.wait_gone(busy["runner_name"])
+    idle = alone.instances()
+    mark = alone.machine.boot_mark()
+    alone.machine.exec("touch", "/var/run/reboot-required")
+    alone.unit.exec(RECONCILE)
+    alone.machine.wait_reboot(mark)
+    alone.unit.wait_idle()
+    assert alone.status()[0] == "active"
+    assert len(alone.instances()) == 2
+    assert not set(idle) & set(alone.instances())
+
+    wait_for(lambda: set(alone.instances()) <= set(alone.online()), "the successors online")
     alone.unit.remove_application()
 
     assert alone.instances() == []

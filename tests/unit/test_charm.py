@@ -127,6 +127,26 @@ def test_timer_refreshes_the_application_and_reconciles(context: Any, world: Sur
         assert len(world.lxd.found) == 2
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_pending_reboot_waits_for_jobs(
+    context: Any, world: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    """Without a job the idle runners go first and Juju is asked for a reboot; with one it is a pass like any other."""
+    monkeypatch.setattr(charm_module.kernel, "REBOOT_REQUIRED", tmp_path)
+    with context(context.on.config_changed(), state()) as manager:
+        manager.run()
+    for instance in world.lxd.found.values():
+        instance.process = 0 if busy else 10
+    rebooted: list[bool] = []
+    monkeypatch.setattr(ops.Unit, "reboot", lambda _: rebooted.append(True))
+
+    with context(context.on.update_status(), state()) as manager:
+        manager.charm.on.reconcile_runners.emit()
+
+    assert rebooted == ([] if busy else [True])
+    assert len(world.lxd.found) == (2 if busy else 0)
+
+
 def test_update_status_makes_sure_of_the_timer(context: Any, world: Surroundings) -> None:
     """A dead timer is repaired, runners are not looked at."""
     context.run(context.on.update_status(), state(**{"reconcile-interval": 7}))
