@@ -56,14 +56,19 @@ class LxdClient:
 
     def get(self, *path: str, **params: str | int) -> Any:
         """The metadata of a GET."""
-        return self.request("GET", *path, params=params).json()["metadata"]
+        response = self.request("GET", *path, params=params)
+        with _errors(f"GET /1.0/{'/'.join(path)}"):
+            return response.json()["metadata"]
 
     def change(self, method: str, *path: str, timeout: float = OPERATION_TIMEOUT, **options: Any) -> Any:
         """A request that may become an operation: wait until it is done and return its metadata."""
-        body = self.request(method, *path, **options).json()
-        if body.get("type") != "async":
-            return body.get("metadata")
-        return self.wait(body["metadata"]["id"], f"{method} {'/'.join(path)}", timeout)
+        what = f"{method} {'/'.join(path)}"
+        response = self.request(method, *path, **options)
+        with _errors(what):
+            body = response.json()
+            if body.get("type") != "async":
+                return body.get("metadata")
+            return self.wait(body["metadata"]["id"], what, timeout)
 
     def wait(self, operation: str, what: str, timeout: float = OPERATION_TIMEOUT) -> Any:
         """Wait for an operation on the server's side; LxdError if it fails or is not over in ``timeout`` seconds."""

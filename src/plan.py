@@ -72,11 +72,13 @@ def health(view: RunnerView, now: float) -> Health:
         return Health.FORGOTTEN
     if not view.running:
         return Health.UNHEALTHY
-    if view.busy:
+    # GitHub takes minutes to notice that a runner died in its job: until then it calls it busy, and offline.
+    died = view.prepared and view.process is Process.NONE and not (view.github and view.github.online)
+    if view.busy and not died:
         return Health.BUSY
     if view.github and view.github.online:
         return Health.IDLE
-    if now - view.created_at < STARTING_LIMIT and not (view.prepared and view.process is Process.NONE):
+    if now - view.created_at < STARTING_LIMIT and not died:
         return Health.STARTING
     if view.process is Process.NONE:
         return Health.UNHEALTHY

@@ -341,8 +341,8 @@ class RunnerManager:
         self._attempt(create)
 
     def _new_name(self) -> str:
-        """``APP-UNIT-MODELHASH`` and 16 random hex digits, fewer where the name would be too long (spec 2)."""
-        digits = min(16, NAME_LIMIT - len(self._identity.prefix))
+        """``APP-UNIT-MODELHASH`` and 16 random hex digits, fewer, but 8 at least, where it would be too long."""
+        digits = max(8, min(16, NAME_LIMIT - len(self._identity.prefix)))
         return self._identity.prefix + secrets.token_hex(8)[:digits]
 
     def _issue_metrics(self, observed: dict[str, _Observed]) -> int:
