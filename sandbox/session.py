@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -228,6 +229,11 @@ def status(options: argparse.Namespace) -> int:
     return 0
 
 
+def shell_command(words: list[str]) -> str:
+    """One word is a command line itself; several are the words of one command."""
+    return words[0] if len(words) == 1 else shlex.join(words)
+
+
 def job(options: argparse.Namespace) -> int:
     """Queue a job, show its log as it grows; the exit code is its conclusion's."""
     control = Session(options.machine).there().control
@@ -235,7 +241,7 @@ def job(options: argparse.Namespace) -> int:
     if options.repo:
         control.add_repository(options.repo)
     labels = {"labels": options.labels.split(",")} if options.labels else {}
-    queued = control.add_job(repository, " ".join(options.command), **labels)
+    queued = control.add_job(repository, shell_command(options.command), **labels)
     if options.no_wait:
         say(str(queued["id"]))
         return 0
@@ -257,7 +263,10 @@ def job(options: argparse.Namespace) -> int:
 def logs(options: argparse.Namespace) -> int:
     """The metrics log, one event a line."""
     session = Session(options.machine).there()
-    for line in session.machine.exec("sh", "-c", f"cat {METRICS_LOG} 2>/dev/null || true").splitlines():
+    lines = session.machine.exec("sh", "-c", f"cat {METRICS_LOG} 2>/dev/null || true").splitlines()
+    if not lines:
+        say("no metrics yet: they are recorded from the first runner on, while cos-agent is related")
+    for line in lines:
         if options.raw:
             say(line)
             continue
@@ -285,7 +294,7 @@ def reboot(options: argparse.Namespace) -> int:
 
 def execute(options: argparse.Namespace) -> int:
     session = Session(options.machine).there()
-    return stream("lxc", "exec", session.machine.container, "--", "sh", "-c", " ".join(options.command))
+    return stream("lxc", "exec", session.machine.container, "--", "sh", "-c", shell_command(options.command))
 
 
 def refresh(options: argparse.Namespace) -> int:

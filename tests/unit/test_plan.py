@@ -412,7 +412,9 @@ def test_who_is_never_removed(quantity: int, views: list[RunnerView]) -> None:
     removed = dict(plan(quantity, *views).remove)
 
     for seen in views:
-        if seen.exists and seen.running and (seen.process is Process.WORKER or (seen.github and seen.github.busy)):
+        alive = seen.process is not Process.NONE or not seen.prepared or (seen.github and seen.github.online)
+        busy_by_github = seen.github and seen.github.busy and alive
+        if seen.exists and seen.running and (seen.process is Process.WORKER or busy_by_github):
             assert seen.name not in removed
         if not seen.exists and seen.github and seen.github.online:
             assert seen.name not in removed
