@@ -38,7 +38,7 @@ def test_host_is_set_up(deployment: Deployment) -> None:
 def test_units_of_systemd_and_logrotate_are_valid(deployment: Deployment) -> None:
     """What systemd and logrotate read on the machine is what they accept."""
     units = "ghro.reconcile-runners.service ghro.reconcile-runners.timer"
-    deployment.machine.exec("sh", "-c", f"cd /etc/systemd/system && systemd-analyze verify {units} *runner-pool.mount")
+    deployment.machine.exec("sh", "-c", f"cd /etc/systemd/system && systemd-analyze verify {units} *pool.mount")
     deployment.machine.exec("logrotate", "-d", "/etc/logrotate.d/github-runner-metrics")
     active = deployment.machine.exec("systemctl", "is-active", "ghro.reconcile-runners.timer", "logrotate.timer")
     assert active.split() == ["active", "active"]
