@@ -93,7 +93,10 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _on_stop(self, _: ops.StopEvent) -> None:
         """Whatever the options say: no timer, no runner."""
-        timer.remove()
+        try:
+            timer.remove()
+        except (GithubRunnerError, OSError) as error:
+            logger.error("The timer was not removed: %s", error)
         try:
             state = self._load()
         except GithubRunnerError as error:
@@ -102,7 +105,7 @@ class GithubRunnerCharm(ops.CharmBase):
         try:
             removed = self._manager(state).flush(FlushMode.FORCE_FLUSH)
             logger.info("%s runners were removed", removed)
-        except LxdError as error:
+        except (GithubRunnerError, OSError) as error:
             logger.error("The runners were not removed: %s", error)
 
     def _on_check_runners_action(self, event: ops.ActionEvent) -> None:
@@ -140,7 +143,7 @@ class GithubRunnerCharm(ops.CharmBase):
         before = self.unit.status
         try:
             event.set_results({key: str(value) for key, value in work(self._load()).items()})
-        except GithubRunnerError as error:
+        except (GithubRunnerError, OSError) as error:
             self._status(before if isinstance(error, ConfigurationError) else _status_of(error))
             event.fail(str(error))
 
@@ -150,7 +153,7 @@ class GithubRunnerCharm(ops.CharmBase):
             state = self._load()
             for step in steps:
                 step(state)
-        except GithubRunnerError as error:
+        except (GithubRunnerError, OSError) as error:
             log = logger.info if isinstance(error, RateLimitError) else logger.error
             log("%s", error)
             self._status(_status_of(error))
@@ -215,7 +218,7 @@ class GithubRunnerCharm(ops.CharmBase):
             manager = self._manager(state)
             # GitHub forgets the idle runners first, so that no job goes down with the machine.
             manager.reconcile(0, state.resources)
-            if not manager.report.busy:
+            if not (manager.report.busy or manager.report.idle or manager.report.other):
                 self._status(ops.MaintenanceStatus("Rebooting for a pending update"))
                 self.unit.reboot()
                 return
@@ -247,7 +250,7 @@ def _export_proxies(state: CharmState) -> None:
     os.environ.update(state.proxies.environment("localhost", "127.0.0.1"))
 
 
-def _status_of(error: GithubRunnerError) -> ops.StatusBase:
+def _status_of(error: Exception) -> ops.StatusBase:
     """Blocked is what the operator must mend; waiting what time mends (spec 1, Statuses)."""
     if isinstance(error, (ConfigurationError, TokenError)):
         return ops.BlockedStatus(str(error))

@@ -117,7 +117,8 @@ def parse_url(value: str, *schemes: str, credentials: bool = False) -> str:
         or (parts.username is not None and not credentials)
     ):
         forms = " or ".join(f"{scheme}://" for scheme in schemes)
-        raise ValueError(f"{value!r} is not {'an' if schemes == ('https',) else 'a'} {forms} URL")
+        shown = re.sub(r"(?s)^(.*?//)?.*@", r"\1…@", value)
+        raise ValueError(f"{shown!r} is not {'an' if schemes == ('https',) else 'a'} {forms} URL")
     return value
 
 

@@ -71,6 +71,10 @@ class GithubApiError(GithubClientError):
     """GitHub is unreachable or answered with something unexpected: time may mend it."""
 
 
+class TemporaryGithubError(GithubApiError):
+    """A call that may be tried again at once."""
+
+
 class RateLimitError(GithubApiError):
     """GitHub asks to come back later; ``reset`` is when, in UTC."""
 

@@ -18,7 +18,15 @@ from urllib.parse import urlsplit
 import httpx2
 import stamina
 
-from errors import GithubApiError, GithubClientError, JobNotFoundError, RateLimitError, RunnerBusyError, TokenError
+from errors import (
+    GithubApiError,
+    GithubClientError,
+    JobNotFoundError,
+    RateLimitError,
+    RunnerBusyError,
+    TemporaryGithubError,
+    TokenError,
+)
 from models import Arch, GithubPath, GithubRepo, GithubRunner, RunnerApplication, WorkflowJob
 
 if TYPE_CHECKING:
@@ -32,10 +40,6 @@ ATTEMPTS = 4
 PER_PAGE = 100
 MOST_PAGES = 1000
 DOWNLOAD_LIMIT = 1 << 30
-
-
-class TemporaryGithubError(GithubApiError):
-    """A call that may be tried again at once."""
 
 
 def api_url(github_url: str) -> str:

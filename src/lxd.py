@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT = 30.0
 OPERATION_TIMEOUT = 120.0
-EXPECTED = (200, 201, 202)
+# What is read from inside an instance, in bytes and seconds.
+FOLDER_LIMIT = 1 << 20
+READ_TIMEOUT = 10.0
 # https://documentation.ubuntu.com/lxd/latest/rest-api/#list-of-current-status-codes
 SUCCESS = 200
 
@@ -142,7 +144,8 @@ class LxdInstance:
     def __init__(self, client: LxdClient, data: Mapping[str, Any]) -> None:
         self._lxd = client
         self.name: str = data["name"]
-        self.running: bool = data["status"] == "Running"
+        # Frozen, or in error for a moment, is not stopped.
+        self.running: bool = data["status"] != "Stopped"
         self.virtual_machine: bool = data["type"] == "virtual-machine"
         self.config: dict[str, str] = dict(data["config"])
 
@@ -231,24 +234,33 @@ class LxdInstance:
 
     def pull(self, path: str, limit: int) -> bytes:
         """At most ``limit`` bytes of a regular file inside."""
-        with self._lxd.request("GET", "instances", self.name, "files", params={"path": path}, stream=True) as response:
-            kind = response.headers.get("X-LXD-type")
-            if kind != "file":
-                raise LxdError(f"{path} in {self.name} is a {kind}, not a file")
-            data = b""
-            with _errors(f"{path} in {self.name}"):
-                for chunk in response.iter_content(65536):
-                    data += chunk
-                    if len(data) >= limit:
-                        break
-            return data[:limit]
+        return self._read(path, "file", limit)
 
     def list_folder(self, path: str) -> list[str]:
         """The names in a folder inside."""
-        response = self._lxd.request("GET", "instances", self.name, "files", params={"path": path})
-        if response.headers.get("X-LXD-type") != "directory":
-            raise LxdError(f"{path} in {self.name} is not a folder")
-        return [str(name) for name in response.json()["metadata"] or []]
+        listing = self._read(path, "directory", FOLDER_LIMIT)
+        with _errors(f"{path} in {self.name}"):
+            return [str(name) for name in json.loads(listing)["metadata"] or []]
+
+    def _read(self, path: str, kind: str, limit: int) -> bytes:
+        """What a job may have made of a path: cut to a size and a time, whatever comes and however slowly."""
+        where = f"{path} in {self.name}"
+        deadline = time.monotonic() + READ_TIMEOUT
+        with (
+            self._lxd.request(
+                "GET", "instances", self.name, "files", params={"path": path}, stream=True, timeout=READ_TIMEOUT
+            ) as response,
+            _errors(where),
+        ):
+            found = response.headers.get("X-LXD-type")
+            if found != kind:
+                raise LxdError(f"{where} is a {found}, not a {kind}")
+            data = b""
+            while len(data) < limit and (chunk := response.raw.read1(min(65536, limit - len(data)))):
+                data += chunk
+                if time.monotonic() > deadline:
+                    raise LxdError(f"{where} was not read within {READ_TIMEOUT:.0f} s")
+            return data
 
     def _recorded(self, path: str | None) -> str:
         """A recorded output, which is then removed: LXD keeps it for as long as the instance lives."""
@@ -262,7 +274,7 @@ class LxdInstance:
 
     def _runs(self) -> bool:
         try:
-            return bool(self._lxd.get("instances", self.name, "state")["status"] == "Running")
+            return bool(self._lxd.get("instances", self.name, "state")["status"] != "Stopped")
         except LxdNotFoundError:
             return False
 

@@ -8,6 +8,8 @@ from models import Process, RunnerView
 
 STARTING_LIMIT = 10 * 60
 OFFLINE_LIMIT = 15 * 60
+# An instance that runs and never answers, while GitHub does not see it either: a guest that hangs.
+SILENT_LIMIT = 60 * 60
 
 
 class Health(Enum):
@@ -82,11 +84,19 @@ def health(view: RunnerView, now: float) -> Health:
         return Health.STARTING
     if view.process is Process.NONE:
         return Health.UNHEALTHY
-    if not view.github_known or view.process is Process.UNKNOWN:
+    if view.process is Process.UNKNOWN and view.github_known:
+        silent = view.offline_since is not None and now - view.offline_since >= SILENT_LIMIT
+        return Health.UNHEALTHY if silent or not view.prepared else Health.UNKNOWN
+    if not view.github_known:
         return Health.UNKNOWN
     if view.offline_since is not None and now - view.offline_since >= OFFLINE_LIMIT:
         return Health.UNHEALTHY
     return Health.GHOST
+
+
+def _is_unseen(view: RunnerView, state: Health) -> bool:
+    """Whether GitHub was asked for a runner that should be online, and does not see it."""
+    return state is Health.GHOST or (state is Health.UNKNOWN and view.github_known)
 
 
 def is_healthy(view: RunnerView) -> bool:
@@ -121,7 +131,7 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     return Plan(
         remove=tuple(removals),
         create=max(0, desired.quantity - staying),
-        note_offline=tuple(v.name for v in live if states[v.name] is Health.GHOST and v.offline_since is None),
+        note_offline=tuple(v.name for v in live if _is_unseen(v, states[v.name]) and v.offline_since is None),
         clear_offline=tuple(v.name for v in live if v.github and v.github.online and v.offline_since is not None),
         idle=tuple(view.name for view in kept_idle if view not in surplus),
         busy=tuple(view.name for view in live if states[view.name] is Health.BUSY),

@@ -211,7 +211,7 @@ class Runner:
             return None
         try:
             return shared_fs.create(self.config.name)
-        except MetricsStorageError as error:
+        except (MetricsStorageError, OSError) as error:
             logger.error("%s goes without metrics: %s", self.config.name, error)
             return None
 
@@ -275,9 +275,12 @@ class Runner:
                 write_new(Path(storage.path) / RUNNER_INSTALLED_TS_FILE_NAME, f"{time.time():.3f}".encode())
             except OSError as error:
                 logger.error("%s goes without metrics: %s", self.config.name, error)
-        self._run(instance, ["systemctl", "start", "--no-block", provision.SERVICE], 30)
         runner_id = str(self.status.runner_id) if self.status.runner_id is not None else None
         instance.set_config({f"{KEY}prepared": "true", f"{KEY}runner-id": runner_id})
+        # The last step: from here on it may have a job, which nothing that fails later may end.
+        done = instance.execute(["systemctl", "start", "--no-block", provision.SERVICE], timeout=30)
+        if done.code != 0:
+            raise LxdError(f"systemctl start ended with {done.code}")
 
     def _run(self, instance: LxdInstance, command: list[str], timeout: float, user: int = 0) -> None:
         """A step inside, before any job: output is ours and may be recorded."""
@@ -354,25 +357,26 @@ class Runner:
 
 
 def ensure_resource_profile(lxd: LxdClient, resources: VirtualMachineResources, *, container: bool) -> None:
-    """Make the profile that gives an instance its resources, unless it is there."""
-    if lxd.find("profiles", resources.profile):
-        return
+    """Make sure of the profile that gives an instance its resources."""
     root = {"type": "disk", "path": "/", "pool": RUNNER_PROFILE, "size": resources.disk}
     if not container:
-        # Lets the disk image lie on a tmpfs.
+        # Lets the disk image lie on a tmpfs. Containers refuse it.
         root["io.cache"] = "unsafe"
     profile = {
-        "name": resources.profile,
         "description": "Resources of GitHub runners",
         "config": {"limits.cpu": str(resources.cpu), "limits.memory": resources.memory, f"{KEY}resources": "true"},
         "devices": {"root": root},
     }
-    try:
-        lxd.change("POST", "profiles", json=profile)
-    except LxdError:
-        # Runners are made side by side: another one may have been faster.
-        if lxd.find("profiles", resources.profile) is None:
-            raise
+    found = lxd.find("profiles", resources.profile)
+    if found is None:
+        try:
+            lxd.change("POST", "profiles", json={"name": resources.profile, **profile})
+        except LxdError:
+            # Runners are made side by side: another one may have been faster.
+            if lxd.find("profiles", resources.profile) is None:
+                raise
+    elif found["devices"] != profile["devices"]:
+        lxd.change("PUT", "profiles", resources.profile, json=profile)
 
 
 def _registered_id(instance: LxdInstance) -> int | None:

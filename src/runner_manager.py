@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from errors import (
-    GithubApiError,
     GithubClientError,
     GithubRunnerError,
     IssueMetricEventError,
     LxdError,
     LxdNotFoundError,
     MetricsStorageError,
-    RunnerError,
+    RateLimitError,
     RunnerLogsError,
+    TemporaryGithubError,
 )
 from lxd import LxdInstance, wait_until
 from metrics.events import Reconciliation, RunnerInstalled, RunnerStart, RunnerStop, issue_event, log_is_writable
@@ -82,6 +82,8 @@ class _Observed:
     view: RunnerView
     path: GithubPath
     instance: LxdInstance | None = None
+    here: bool = True
+    """Whether it is registered at the GitHub that is asked: elsewhere its id is another runner's."""
 
 
 def fingerprint(state: CharmState, application: str) -> str:
@@ -131,11 +133,14 @@ class RunnerManager:
         stayed += self._remove_others(plan, observed)
         if len(self.report.removed) > before:
             crashed += self._issue_metrics(observed)
-        self._create(max(0, plan.create - stayed), resources)
-        self._clean_profiles(plan, quantity, resources)
-        remove_old_logs(started)
-        self._describe(plan, observed)
-        self._issue_reconciliation(plan, crashed, started)
+        try:
+            self._create(max(0, plan.create - stayed), resources)
+        finally:
+            # Also where GitHub gave no token: what was done is reported.
+            self._clean_profiles(plan, quantity, resources)
+            remove_old_logs(started)
+            self._describe(plan, observed)
+            self._issue_reconciliation(plan, crashed, started)
         return quantity - plan.healthy
 
     def flush(self, mode: FlushMode) -> int:
@@ -165,7 +170,7 @@ class RunnerManager:
             known = listed.get(path) if path is not None else None
             github = (known or {}).get(name)
             view = _view(instance, github, known is not None)
-            views[name] = _Observed(view, path or self._state.path, instance)
+            views[name] = _Observed(view, path or self._state.path, instance, here=path is not None)
         for name in here.keys() - instances.keys():
             views[name] = _Observed(RunnerView(name, exists=False, github=here[name]), self._state.path)
         return self._probe(views)
@@ -250,7 +255,7 @@ class RunnerManager:
 
     def _runner(self, item: _Observed) -> Runner:
         github = item.view.github
-        noted = item.instance.config.get(f"{KEY}runner-id") if item.instance else None
+        noted = item.instance.config.get(f"{KEY}runner-id") if item.instance and item.here else None
         status = RunnerStatus(
             runner_id=github.runner_id if github else int(noted) if noted and noted.isdecimal() else None,
             exist=item.view.exists,
@@ -435,7 +440,7 @@ class RunnerManager:
             action()
         except LxdNotFoundError:
             return True
-        except (RunnerError, GithubRunnerError) as error:
+        except (GithubRunnerError, OSError) as error:
             logger.error("%s", error)
             self.report.failures.append(str(error))
             return False
@@ -470,7 +475,7 @@ class _Jobs:
 
 
 def _is_outage(error: GithubClientError) -> bool:
-    return isinstance(error, GithubApiError)
+    return isinstance(error, (TemporaryGithubError, RateLimitError))
 
 
 def _probe_one(item: _Observed) -> Process:

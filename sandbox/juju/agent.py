@@ -87,7 +87,9 @@ def juju_exec(arguments):
             print(f"ERROR option provided but not defined: {option}", file=sys.stderr)
             return 2
     if not unit and context and arguments:
-        unit = arguments.pop(0).removeprefix("unit-").replace("-0", "/0") if arguments else ""
+        unit = arguments.pop(0)
+        if unit.startswith("unit-"):
+            unit = "/".join(unit.removeprefix("unit-").rsplit("-", 1))
     if not arguments:
         print("ERROR missing arguments", file=sys.stderr)
         return 2

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -600,9 +601,9 @@ def resolved(no_retry=False):
 
 
 def retry():
-    """Run a failed hook again because its time has come."""
+    """Run a failed hook again because its time has come; that of an earlier failure is nobody's time any more."""
     with store.Changing() as state:
-        if state["failed"] and retries(state):
+        if state["failed"] and retries(state) and time.time() >= state["failed"]["due"] - 0.5:
             state["queue"].insert(0, state["failed"]["hook"])
             state["failed"] = None
     return drain()

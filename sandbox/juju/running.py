@@ -410,15 +410,16 @@ def _after(state, hook, context):
 
 def _remember_failure(state, hook, reason):
     state["attempts"] += 1
-    state["failed"] = {"hook": hook, "reason": reason, "since": store.now()}
-    state["history"].append({"kind": "error", "status": "error", "message": f'hook failed: "{hook["name"]}"'})
-    if not retries(state):
-        return
     delay = min(LAST_RETRY, FIRST_RETRY * 2 ** (state["attempts"] - 1))
-    # --collect: a timer that is over must not stand in the way of the next one of its name.
-    timer = ("systemd-run", "--quiet", "--collect", "--unit", "juju-sandbox-retry", f"--on-active={delay}")
-    subprocess.run(("systemctl", "stop", "juju-sandbox-retry.timer"), capture_output=True)
-    subprocess.run((*timer, sys.executable, str(HERE / "agent.py"), "--inside", "retry"), capture_output=True)
+    state["failed"] = {"hook": hook, "reason": reason, "since": store.now(), "due": time.time() + delay}
+    state["history"].append({"kind": "error", "status": "error", "message": f'hook failed: "{hook["name"]}"'})
+    if retries(state):
+        # A name of its own each time: the retry that failed just now may still be running under the last one.
+        unit = f"juju-sandbox-retry-{int(time.time() * 1000)}"
+        timer = ("systemd-run", "--quiet", "--collect", "--unit", unit, "--property=KillMode=process")
+        when = (f"--on-active={delay}", "--timer-property=AccuracySec=100ms")
+        command = (sys.executable, "-E", str(HERE / "agent.py"), "--inside", "retry")
+        subprocess.run((*timer, *when, *command), capture_output=True)
 
 
 def retries(state):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import threading
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
@@ -10,6 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from errors import IssueMetricEventError
 
 METRICS_LOG_PATH = Path("/var/log/github-runner-metrics.log")
+# What must be free on the log's disk, in bytes, for it to count as writable.
+ROOM = 1 << 16
+# Runners are made side by side: a line that is taken back must not take another one with it.
+_LOCK = threading.Lock()
 
 
 class Event(BaseModel):
@@ -76,24 +81,28 @@ def issue_event(event: Event) -> None:
     data = {"event": event.name, **event.model_dump(mode="json", exclude_none=True)}
     line = (json.dumps(data, allow_nan=False) + "\n").encode()
     try:
-        handle = os.open(METRICS_LOG_PATH, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        try:
-            start = os.fstat(handle).st_size
-            if os.write(handle, line) != len(line):
-                os.ftruncate(handle, start)
-                raise OSError("the disk took a part of the line only")
-        finally:
-            os.close(handle)
+        with _LOCK:
+            _append(line)
     except OSError as error:
         raise IssueMetricEventError(f"cannot write {event.name} to {METRICS_LOG_PATH}: {error}") from error
 
 
+def _append(line: bytes) -> None:
+    handle = os.open(METRICS_LOG_PATH, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        start = os.fstat(handle).st_size
+        if os.write(handle, line) != len(line):
+            os.ftruncate(handle, start)
+            raise OSError("the disk took a part of the line only")
+    finally:
+        os.close(handle)
+
+
 def log_is_writable() -> bool:
-    """Whether the log takes a line now: tells a full disk from an event that could never be valid."""
+    """Whether the log takes lines now: tells a full disk from an event that could never be valid."""
     try:
         with METRICS_LOG_PATH.open("ab") as log:
-            os.posix_fallocate(log.fileno(), log.tell(), 1)
-            log.truncate(log.tell())
+            disk = os.fstatvfs(log.fileno())
     except OSError:
         return False
-    return True
+    return disk.f_bavail * disk.f_frsize >= ROOM

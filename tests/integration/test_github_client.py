@@ -8,8 +8,16 @@ from typing import Any
 
 import pytest
 
-from errors import GithubApiError, GithubClientError, JobNotFoundError, RateLimitError, RunnerBusyError, TokenError
-from github_client import GithubClient, TemporaryGithubError, api_url
+from errors import (
+    GithubApiError,
+    GithubClientError,
+    JobNotFoundError,
+    RateLimitError,
+    RunnerBusyError,
+    TemporaryGithubError,
+    TokenError,
+)
+from github_client import GithubClient, api_url
 from models import Arch, GithubOrg, GithubRepo, RunnerApplication
 from sandbox import github
 from sandbox.github_control import GitHubControl

@@ -173,7 +173,7 @@ def test_files_go_in_and_out(instance: LxdInstance) -> None:
     assert "file" in instance.list_folder("/root")
     with pytest.raises(LxdError, match="not a file"):
         instance.pull("/root", 4)
-    with pytest.raises(LxdError, match="not a folder"):
+    with pytest.raises(LxdError, match="not a directory"):
         instance.list_folder("/root/file")
     with pytest.raises(LxdNotFoundError):
         instance.pull("/root/nothing", 4)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import provision
-from errors import GithubApiError, JobNotFoundError, LxdError, LxdNotFoundError, RunnerBusyError
+from errors import GithubApiError, JobNotFoundError, LxdError, LxdNotFoundError, RunnerBusyError, TemporaryGithubError
 from lxd import Execution
 from metrics.storage import MetricsStorage
 from models import (
@@ -154,7 +154,9 @@ class FakeLxd:
         return [{"name": name, "used_by": [], **profile} for name, profile in self.profiles.items()]
 
     def change(self, method: str, *path: str, **options: Any) -> None:
-        if method == "POST":
+        if method == "PUT":
+            self.profiles[path[1]] = options["json"]
+        elif method == "POST":
             self.profiles[options["json"]["name"]] = options["json"]
         else:
             self.fault("delete profile", path[1])
@@ -206,7 +208,7 @@ class FakeGithub:
 
     def job(self, repository: str, run_id: str, runner_name: str) -> WorkflowJob:
         if "jobs" in self.down:
-            raise GithubApiError("GitHub does not answer")
+            raise TemporaryGithubError("GitHub does not answer")
         if runner_name not in self.jobs:
             raise JobNotFoundError(runner_name)
         return self.jobs[runner_name]

@@ -230,13 +230,19 @@ def test_log_is_writable_without_a_trace(log: Path) -> None:
     assert log.read_text() == "before\n"
 
 
-def test_log_without_room_is_not_writable(log: Path) -> None:
-    """A log that cannot grow is not writable."""
-    log.write_text("before\n")
-
-    with files_end_at(log.stat().st_size):
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs")
+def test_log_on_a_full_disk_is_not_writable(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a line may be cut there is no room, even if a byte still fits."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], check=True)
+    try:
+        monkeypatch.setattr(metrics.events, "METRICS_LOG_PATH", disk / "metrics.log")
+        assert log_is_writable()
+        (disk / "fill").write_bytes(b"x" * (200 << 10))
         assert not log_is_writable()
-    assert log.read_text() == "before\n"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_new_log_is_readable_by_the_collector(log: Path) -> None:

@@ -100,7 +100,12 @@ def plan(quantity: int, *views: RunnerView) -> Plan:
         ),
         pytest.param({"process": Process.UNKNOWN}, Health.UNKNOWN, id="process unknown"),
         pytest.param(
-            {"process": Process.UNKNOWN, "offline_since": OLD}, Health.UNKNOWN, id="process unknown, noted long ago"
+            {"process": Process.UNKNOWN, "offline_since": NOW - 59 * MINUTE}, Health.UNKNOWN, id="silent for 59 minutes"
+        ),
+        pytest.param({"process": Process.UNKNOWN, "offline_since": OLD}, Health.UNHEALTHY, id="silent for an hour"),
+        pytest.param({"process": Process.UNKNOWN, "prepared": False}, Health.UNHEALTHY, id="cut-off creation, silent"),
+        pytest.param(
+            {"process": Process.UNKNOWN, "github": OFFLINE_BUSY, "offline_since": OLD}, Health.BUSY, id="silent, busy"
         ),
         pytest.param({"exists": False, "github": OFFLINE}, Health.FORGOTTEN, id="at GitHub only"),
     ],
@@ -240,7 +245,7 @@ def test_healthy_count_is_of_what_was_found() -> None:
         pytest.param(1, [ghost("a", offline_since=OLD)], {"a": Reason.UNHEALTHY}, 1, id="long offline"),
         pytest.param(1, [ghost("a")], {}, 0, id="a new ghost stays and counts"),
         pytest.param(2, [starting("a")], {}, 1, id="a starting one counts"),
-        pytest.param(1, [unknown("a", offline_since=OLD)], {}, 0, id="an unknown one stays and counts"),
+        pytest.param(1, [unknown("a")], {}, 0, id="an unknown one stays and counts"),
         pytest.param(1, [idle("a", fingerprint="old")], {"a": Reason.OUTDATED}, 1, id="outdated idle is replaced"),
         pytest.param(1, [busy("a", fingerprint="old")], {}, 0, id="outdated busy stays and counts"),
         pytest.param(2, [busy("a", fingerprint="old")], {}, 1, id="outdated busy counts against the quantity"),
@@ -304,7 +309,7 @@ def test_surplus_is_no_more_than_needed(names: tuple[str, ...]) -> None:
         (ghost("a", github=OFFLINE), ("a",), ()),
         (ghost("a", offline_since=NOW - MINUTE), (), ()),
         (ghost("a", github_known=False), (), ()),
-        (unknown("a"), (), ()),
+        (unknown("a"), ("a",), ()),
         (starting("a"), (), ()),
         (view("a", process=Process.WORKER), (), ()),
         (idle("a"), (), ()),
@@ -317,7 +322,7 @@ def test_surplus_is_no_more_than_needed(names: tuple[str, ...]) -> None:
         "first seen, listed offline",
         "noted already: the first note counts",
         "GitHub unknown",
-        "process unknown",
+        "process unknown: it should be online all the same",
         "young",
         "job inside",
         "online",
@@ -419,7 +424,8 @@ def test_who_is_never_removed(quantity: int, views: list[RunnerView]) -> None:
         if not seen.exists and seen.github and seen.github.online:
             assert seen.name not in removed
         online = seen.github is not None and seen.github.online
-        if seen.exists and seen.running and seen.process is Process.UNKNOWN and not online:
+        silent = not seen.prepared or (seen.offline_since is not None and NOW - seen.offline_since >= 60 * MINUTE)
+        if seen.exists and seen.running and seen.process is Process.UNKNOWN and not (online or silent):
             assert seen.name not in removed
         if removed.get(seen.name) in (Reason.OUTDATED, Reason.SURPLUS):
             assert online
