@@ -209,14 +209,16 @@ def test_host_uid_follows_the_instances_map(instance: LxdInstance) -> None:
     assert instance.host_uid(1000) == 1000
 
 
-def test_resource_profile_is_made_once(client: LxdClient) -> None:
-    """Limits and disk size as spec 2 says; making it again is no error."""
+def test_resource_profile_is_what_the_instances_type_takes(client: LxdClient) -> None:
+    """Limits and disk size as spec 2 says; one made for virtual machines becomes one that containers take."""
     pool = client.find("storage-pools", "runner")
     if pool is None:
         client.change("POST", "storage-pools", json={"name": "runner", "driver": "dir", "config": {}})
     try:
-        ensure_resource_profile(client, RESOURCES, container=True)
         ensure_resource_profile(client, RESOURCES, container=False)
+        assert client.find("profiles", RESOURCES.profile)["devices"]["root"]["io.cache"] == "unsafe"
+        ensure_resource_profile(client, RESOURCES, container=True)
+        ensure_resource_profile(client, RESOURCES, container=True)
         profile = client.find("profiles", RESOURCES.profile)
         assert profile["config"]["limits.cpu"] == "1"
         assert profile["config"]["limits.memory"] == "1GiB"
