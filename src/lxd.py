@@ -100,6 +100,11 @@ class LxdClient:
         major, minor = version.split(".")[:2]
         return int(major), int(minor)
 
+    def has_extension(self, name: str) -> bool:
+        """Whether this LXD has an API extension (https://documentation.ubuntu.com/lxd/latest/api-extensions/)."""
+        with _errors("GET /1.0"):
+            return bool(self._client().has_api_extension(name))
+
     def instances(self) -> "list[LxdInstance]":
         """Every instance with its configuration and status, in one request."""
         return [LxdInstance(self, data) for data in self.get("instances", recursion=1)]

@@ -359,8 +359,8 @@ class Runner:
 def ensure_resource_profile(lxd: LxdClient, resources: VirtualMachineResources, *, container: bool) -> None:
     """Make sure of the profile that gives an instance its resources."""
     root = {"type": "disk", "path": "/", "pool": RUNNER_PROFILE, "size": resources.disk}
-    if not container:
-        # Lets the disk image lie on a tmpfs. Containers refuse it.
+    if not container and lxd.has_extension("disk_io_cache"):
+        # Lets the disk image lie on a tmpfs. Containers refuse it, and LXD 5.0 does not know it.
         root["io.cache"] = "unsafe"
     profile = {
         "description": "Resources of GitHub runners",

@@ -125,11 +125,15 @@ class FakeLxd:
         self.pre_job: list[int] = []
         self.log: list[str] = []
         self.lists = 0
+        self.missing_extensions: set[str] = set()
         self.registered: Callable[[FakeInstance], None] = lambda instance: None
 
     def fault(self, action: str, name: str) -> None:
         if self.faults.get(action, lambda _: False)(name):
             raise LxdError(f"{action} of {name} is not possible")
+
+    def has_extension(self, name: str) -> bool:
+        return name not in self.missing_extensions
 
     def instances(self) -> list[FakeInstance]:
         self.lists += 1

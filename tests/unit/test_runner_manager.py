@@ -374,6 +374,18 @@ def test_profiles_that_cannot_be_removed_do_not_fail_the_pass(world: World) -> N
     assert world.lxd.found == {}
 
 
+def test_resource_profile_follows_the_instances_type(world: World) -> None:
+    """`io.cache` is for virtual machines only, on an LXD that knows it; a profile of the other type is changed."""
+    roots = []
+    for test_mode, missing in ((False, set()), (True, set()), (False, {"disk_io_cache"})):
+        world.lxd.missing_extensions = missing
+        world.state = state(test_mode=test_mode)
+        world.reconcile(1)
+        roots.append(world.lxd.profiles[RESOURCES.profile]["devices"]["root"].get("io.cache"))
+
+    assert roots == ["unsafe", None, None]
+
+
 def job_storage(world: World, name: str, *, post: bool = True) -> None:
     folder = Path(world.storages.create(name).path)
     pre_job = {"timestamp": 20, "workflow": "w", "workflow_run_id": "5", "repository": "o/r", "event": "push"}
