@@ -214,8 +214,8 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _reconcile_or_reboot(self, state: CharmState) -> None:
         """Reboot for a pending kernel if no job runs; otherwise, or while one does, a pass."""
-        if kernel.reboot_is_due() and not self._manager(state).any_busy():
-            manager = self._manager(state)
+        manager = self._manager(state)
+        if kernel.reboot_is_due() and not manager.any_busy():
             # GitHub forgets the idle runners first, so that no job goes down with the machine.
             manager.reconcile(0, state.resources)
             if not (manager.report.busy or manager.report.idle or manager.report.other):

@@ -144,7 +144,7 @@ class LxdClient:
 
 
 class LxdInstance:
-    """One instance. Its data is what LXD said when it was listed or last refreshed."""
+    """One instance. Its data is what LXD said when it was listed."""
 
     def __init__(self, client: LxdClient, data: Mapping[str, Any]) -> None:
         self._lxd = client
@@ -153,11 +153,6 @@ class LxdInstance:
         self.running: bool = data["status"] != "Stopped"
         self.virtual_machine: bool = data["type"] == "virtual-machine"
         self.config: dict[str, str] = dict(data["config"])
-
-    def refresh(self) -> None:
-        """Look again at this instance."""
-        fresh = self._lxd.instance(self.name)
-        self.running, self.config = fresh.running, fresh.config
 
     def host_uid(self, uid: int) -> int:
         """The user on the host that the instance sees as ``uid``."""

@@ -23,11 +23,6 @@ class BaseImage(str, Enum):
     JAMMY = "jammy"
     NOBLE = "noble"
 
-    @property
-    def version(self) -> str:
-        """The release's number."""
-        return {"jammy": "22.04", "noble": "24.04"}[self.value]
-
 
 class RunnerStorage(str, Enum):
     """Where the pool ``runner`` lies."""

@@ -201,12 +201,12 @@ def test_probe_tells_job_application_and_neither(instance: LxdInstance) -> None:
     instance.execute(["systemctl", "stop", "job", "github-runner"])
 
 
-def test_host_uid_follows_the_instances_map(instance: LxdInstance) -> None:
+def test_host_uid_follows_the_instances_map(client: LxdClient, instance: LxdInstance) -> None:
     """What the instance sees as 1000 is another user on the host; unmapped it is itself."""
-    instance.refresh()
-    assert instance.host_uid(1000) >= 100000
-    instance.config.pop("volatile.idmap.current")
-    assert instance.host_uid(1000) == 1000
+    fresh = client.instance(instance.name)
+    assert fresh.host_uid(1000) >= 100000
+    fresh.config.pop("volatile.idmap.current")
+    assert fresh.host_uid(1000) == 1000
 
 
 def test_resource_profile_is_what_the_instances_type_takes(client: LxdClient) -> None:
