@@ -11,13 +11,12 @@ import os
 import platform
 import signal
 import stat
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .shell import SandboxError, apt_install, run, say, step, succeeds, wait_until
+from .shell import SandboxError, apt_install, run, say, start_daemon, step, succeeds, wait_until
 
 BRIDGE = "ghr-sandbox0"
 POOL = "ghr-sandbox"
@@ -87,9 +86,7 @@ def _ensure_daemon() -> None:
     with step("Starting LXD"):
         unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
         command = ["lxd", "--group", "root"] if unified else ["unshare", "-m", "sh", "-c", UNIFIED]
-        with (state_dir() / "lxd.log").open("ab") as log:
-            daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        (state_dir() / "lxd.pid").write_text(str(daemon.pid))
+        (state_dir() / "lxd.pid").write_text(str(start_daemon(command, state_dir() / "lxd.log")))
         wait_until(lambda: succeeds("lxc", "query", "/1.0"), "LXD's answer", timeout=60)
 
 

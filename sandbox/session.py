@@ -7,7 +7,6 @@ import secrets
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +17,7 @@ from .github_control import GitHubControl
 from .juju.unit import Unit
 from .machine import Machine
 from .pack import pack
-from .shell import SandboxError, say, step, stream, succeeds, wait_until
+from .shell import SandboxError, say, start_daemon, step, stream, succeeds, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = "octo-org/demo"
@@ -69,13 +68,10 @@ class Session:
         token = known.get("token") or f"ghp_{secrets.token_hex(18)}"
         command = [sys.executable, "-m", "sandbox.github", "--listen", f"{address}:{port}", "--token", token]
         command += ["--repository", REPOSITORY, "--organisation", "octo-org"]
-        with (lxd_setup.state_dir() / "github.log").open("ab") as log:
-            process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+        pid = start_daemon(command, lxd_setup.state_dir() / "github.log", cwd=ROOT)
         url = f"http://{address}:{port}"
         self._file.touch(mode=0o600)
-        self._file.write_text(json.dumps({"url": url, "token": token, "pid": process.pid}))
+        self._file.write_text(json.dumps({"url": url, "token": token, "pid": pid}))
         with step(f"Starting GitHub at {url}"):
             wait_until(lambda: _listens(address, int(port)), "GitHub's answer", timeout=20)
 

@@ -6,6 +6,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+
+
+# Python warns of a process that runs and that nobody remembers.
+_DAEMONS: list["subprocess.Popen[bytes]"] = []
 
 
 class SandboxError(Exception):
@@ -47,6 +52,16 @@ def succeeds(*command: str) -> bool:
 def stream(*command: str) -> int:
     """Run a program on the user's own terminal and return its exit code."""
     return subprocess.call(command)
+
+
+def start_daemon(command: Sequence[str], log: Path, cwd: Path | None = None) -> int:
+    """Start a program that outlives this one, its output appended to a file; its process id."""
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
+    _DAEMONS.append(process)
+    return process.pid
 
 
 def apt_install(programs: dict[str, str], more: Sequence[str] = ()) -> None:

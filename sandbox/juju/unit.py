@@ -15,6 +15,8 @@ AGENT_FOLDER = "/usr/local/lib/juju-sandbox"
 AGENT = f"{AGENT_FOLDER}/agent.py"
 # What goes into the machine; it imports nothing of the rest.
 AGENT_FILES = ("agent", "hooktools", "operations", "running", "store")
+# What LXD says when a command was never begun (a race of its own): it can be given again.
+NOT_STARTED = "Failed to retrieve PID of executing child process"
 INCOMING = "/var/lib/juju/sandbox/incoming"
 # -S and -I: a hook tool is started hundreds of times, and needs neither site-packages nor the user's environment.
 TOOL = f"""#!/usr/bin/python3 -SEI
@@ -225,7 +227,23 @@ class Unit:
         """Call the agent in the machine, pass its events on, and give its result."""
         inside = ("lxc", "exec", self.machine.container, "--", "python3", "-E", AGENT, operation)
         arguments = {name: value for name, value in arguments.items() if value is not None}
-        command = (*inside, json.dumps(arguments))
+        reply, errors = self._call((*inside, json.dumps(arguments)))
+        if not reply and NOT_STARTED in errors:
+            reply, errors = self._call((*inside, json.dumps(arguments)))
+        if "error" in reply:
+            raise JujuError(reply["error"])
+        if not reply and not may_vanish:
+            raise SandboxError(f"Juju's agent in {self.machine.name} failed at {operation}: {errors.strip()[-500:]}")
+        if not reply:
+            # The machine went down under it, or the agent is broken: the former shows within a moment.
+            time.sleep(0.2)
+            if "Traceback" in errors:
+                raise SandboxError(f"Juju's agent in {self.machine.name} failed at {operation}: {errors[-1500:]}")
+            return None
+        return reply["result"]
+
+    def _call(self, command: tuple[str, ...]) -> tuple[dict, str]:
+        """One call of the agent: its last word, and what it wrote to standard error."""
         reply: dict = {}
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -239,14 +257,4 @@ class Unit:
                 else:
                     reply = content
             errors = process.stderr.read()
-        if "error" in reply:
-            raise JujuError(reply["error"])
-        if not reply and not may_vanish:
-            raise SandboxError(f"Juju's agent in {self.machine.name} failed at {operation}: {errors.strip()[-500:]}")
-        if not reply:
-            # The machine went down under it, or the agent is broken: the former shows within a moment.
-            time.sleep(0.2)
-            if "Traceback" in errors:
-                raise SandboxError(f"Juju's agent in {self.machine.name} failed at {operation}: {errors[-1500:]}")
-            return None
-        return reply["result"]
+        return reply, errors
