@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-
 # Python warns of a process that runs and that nobody remembers.
 _DAEMONS: list["subprocess.Popen[bytes]"] = []
 

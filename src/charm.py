@@ -4,7 +4,8 @@
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ops
@@ -24,7 +25,7 @@ from errors import (
     TokenError,
 )
 from github_client import GithubClient
-from host import application, daemon, firewall, image, kernel, logrotate, packages, storage, timer
+from host import application, image, kernel, machine, storage, timer
 from lxd import LxdClient
 from models import CharmState, FlushMode, Identity
 from repo_policy import RepoPolicyClient
@@ -71,6 +72,7 @@ class GithubRunnerCharm(ops.CharmBase):
         observe(self.on.reconcile_runners, self._on_reconcile_runners)
         observe(self.on.update_status, self._on_update_status)
         observe(self.on.stop, self._on_stop)
+        observe(self.on.remove, self._on_remove)
         observe(self.on.check_runners_action, self._on_check_runners_action)
         observe(self.on.reconcile_runners_action, self._on_reconcile_runners_action)
         observe(self.on.flush_runners_action, self._on_flush_runners_action)
@@ -80,13 +82,13 @@ class GithubRunnerCharm(ops.CharmBase):
         self._guarded(self._set_up)
 
     def _on_upgrade_charm(self, _: ops.UpgradeCharmEvent) -> None:
-        self._guarded(self._set_up, self._reconcile)
+        self._guarded(self._take_over, self._set_up, self._reconcile)
 
     def _on_changed(self, _: ops.EventBase) -> None:
         self._guarded(self._set_up, self._reconcile)
 
     def _on_reconcile_runners(self, _: ReconcileRunnersEvent) -> None:
-        self._guarded(self._refresh_application, self._reconcile_or_reboot)
+        self._guarded(self._refresh_application, self._update_kernel, self._reconcile_or_reboot)
 
     def _on_update_status(self, _: ops.UpdateStatusEvent) -> None:
         self._guarded(self._ensure_timer)
@@ -108,11 +110,18 @@ class GithubRunnerCharm(ops.CharmBase):
         except (GithubRunnerError, OSError) as error:
             logger.error("The runners were not removed: %s", error)
 
+    def _on_remove(self, _: ops.RemoveEvent) -> None:
+        """Nothing of ours stays; each step on its own, for nobody comes back to mend it."""
+        for what in machine.tear_down(self._lxd):
+            logger.info("Removed: %s", what)
+
     def _on_check_runners_action(self, event: ops.ActionEvent) -> None:
+        """It needs to know GitHub only: a fault elsewhere does not stop it."""
+
         def work(state: CharmState) -> dict[str, object]:
             return self._counts(state)
 
-        self._action(event, work)
+        self._action(event, work, needed=("github_url", "path", "token"))
 
     def _on_reconcile_runners_action(self, event: ops.ActionEvent) -> None:
         def work(state: CharmState) -> dict[str, object]:
@@ -138,11 +147,16 @@ class GithubRunnerCharm(ops.CharmBase):
 
         self._action(event, work)
 
-    def _action(self, event: ops.ActionEvent, work: Callable[[CharmState], dict[str, object]]) -> None:
-        """Do an action's work and give its results, or fail with the reason."""
+    def _action(
+        self,
+        event: ops.ActionEvent,
+        work: Callable[[CharmState], dict[str, object]],
+        needed: tuple[str, ...] | None = None,
+    ) -> None:
+        """Do an action's work and give its results, or fail with the reason; ``needed`` are the values it uses."""
         before = self.unit.status
         try:
-            event.set_results({key: str(value) for key, value in work(self._load()).items()})
+            event.set_results({key: str(value) for key, value in work(self._load(needed)).items()})
         except (GithubRunnerError, OSError) as error:
             self._status(before if isinstance(error, ConfigurationError) else _status_of(error))
             event.fail(str(error))
@@ -158,26 +172,27 @@ class GithubRunnerCharm(ops.CharmBase):
             log("%s", error)
             self._status(_status_of(error))
 
-    def _load(self) -> CharmState:
-        state = charm_state.load(self)
+    def _load(self, needed: tuple[str, ...] | None = None) -> CharmState:
+        state = charm_state.load(self, needed)
         _export_proxies(state)
         return state
 
     def _set_up(self, state: CharmState) -> None:
-        """Everything that runners need of the machine; each step does nothing where nothing is missing."""
-        self._step("Installing packages", packages.ensure)
-        self._step("Setting up LXD", daemon.ensure, self._lxd, state.proxies)
-        storage.check_unchanged(self._lxd, state.base_image, state.runner_storage)
-        self._step("Setting up firewall", firewall.ensure, self._lxd, state)
-        self._step("Setting up storage", storage.ensure, self._lxd, self._jinja, state)
-        self._step("Building runner image", image.ensure, self._lxd, state.base_image, container=state.test_mode)
-        logrotate.ensure(self._jinja)
+        machine.set_up(self._lxd, self._jinja, state, self.unit.name, self._progress)
         self._ensure_timer(state)
         self._refresh_application(state)
 
-    def _step(self, status: str, step: Callable[..., object], *args: object, **options: object) -> None:
-        self._status(ops.MaintenanceStatus(status))
-        step(*args, **options)
+    def _take_over(self, state: CharmState) -> None:
+        """Remove what the incumbent charm left; its idle runners too, so that its pool can be made anew."""
+        machine.take_over(self._lxd)
+        if self._lxd.find("storage-pools", storage.POOL) and not storage.is_ours(self._lxd):
+            self._manager(state).reconcile(0, state.resources)
+
+    def _update_kernel(self, _: CharmState) -> None:
+        kernel.update()
+
+    def _progress(self, step: str) -> None:
+        self._status(ops.MaintenanceStatus(step))
 
     def _ensure_timer(self, state: CharmState) -> None:
         timer.ensure(self._jinja, self.unit.name, state.reconcile_interval)
@@ -200,7 +215,7 @@ class GithubRunnerCharm(ops.CharmBase):
         return changed
 
     def _reconcile(self, state: CharmState) -> int:
-        storage.check_unchanged(self._lxd, state.base_image, state.runner_storage)
+        storage.check(self._lxd, state)
         if application.current() is None:
             raise HostError("the runner application is not downloaded yet")
         return self._reconcile_runners(state)
@@ -209,8 +224,18 @@ class GithubRunnerCharm(ops.CharmBase):
         self._status(ops.MaintenanceStatus("Reconciling runners"))
         manager = self._manager(state)
         delta = manager.reconcile(state.virtual_machines, state.resources)
-        self._status(_status_of_report(manager.report, state.test_mode))
+        if manager.report.refused:
+            application.refuse()
+        self._status(_status_of_report(manager.report, state.test_mode, self._notices(state)))
         return delta
+
+    def _notices(self, state: CharmState) -> list[str]:
+        """What is not wrong yet and will be, for the end of the status line."""
+        ages = (
+            ("runner application not refreshed", application.age(time.time()), application.STALE_AFTER),
+            ("image not rebuilt", image.age(self._lxd, state.base_image.value, time.time()), image.STALE_AFTER),
+        )
+        return [f"{what} for {age / 86400:.0f} days" for what, age, limit in ages if age is not None and age > limit]
 
     def _reconcile_or_reboot(self, state: CharmState) -> None:
         """Reboot for a pending kernel if no job runs; otherwise, or while one does, a pass."""
@@ -226,13 +251,27 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _counts(self, state: CharmState) -> dict[str, object]:
         names = self._manager(state).counts()
-        return {**{key: len(value) for key, value in names.items()}, "runners": ", ".join(names["online"])}
+        details = "\n".join(names.pop("details"))
+        return {
+            **{key: len(value) for key, value in names.items()},
+            "runners": ", ".join(names["online"]),
+            "details": details,
+        }
 
     def _manager(self, state: CharmState) -> RunnerManager:
         policy = RepoPolicyClient(state.repo_policy) if state.repo_policy else None
         clients = RunnerManagerClients(self._github(state), self._jinja, self._lxd, policy)
         tarball = application.current() or Path("none")
-        return RunnerManager(self._identity(), state, clients, shared_fs, tarball, lxd_storage_path=storage.MOUNT_POINT)
+        return RunnerManager(
+            self._identity(),
+            state,
+            clients,
+            shared_fs,
+            tarball,
+            lxd_storage_path=storage.MOUNT_POINT,
+            may_create=not application.is_refused(time.time()),
+            image_age=lambda: image.age(self._lxd, state.base_image.value, time.time()),
+        )
 
     def _github(self, state: CharmState) -> GithubClient:
         return GithubClient(state.github_url, state.token)
@@ -261,10 +300,10 @@ def _status_of(error: Exception) -> ops.StatusBase:
     return ops.WaitingStatus(str(error))
 
 
-def _status_of_report(report: Report, test_mode: bool) -> ops.StatusBase:
+def _status_of_report(report: Report, test_mode: bool, notices: Sequence[str] = ()) -> ops.StatusBase:
     serving = len(report.idle) + len(report.busy)
     there = serving + len(report.other)
-    mode = " (test mode: containers)" if test_mode else ""
+    mode = "".join(f"; {notice}" for notice in notices) + (" (test mode: containers)" if test_mode else "")
     failure = f"; {report.failures[-1]}" if report.failures else ""
     if report.wanted and (not there or (report.failures and not serving)):
         return ops.WaitingStatus(f"no runner of {report.wanted}{failure}{mode}")

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from models import (
     GithubOrg,
     GithubPath,
     GithubRepo,
+    ImageSource,
     ProxyConfig,
     RepoPolicy,
     RunnerStorage,
@@ -52,8 +54,11 @@ class _Faults:
             return None
 
 
-def load(charm: ops.CharmBase) -> CharmState:
-    """Read everything the unit was given; ConfigurationError names every fault."""
+def load(charm: ops.CharmBase, needed: tuple[str, ...] | None = None) -> CharmState:
+    """Read everything the unit was given; ConfigurationError names every fault.
+
+    Where only some fields are needed, and good, the others may be at fault: they are then empty ones.
+    """
     faults = _Faults()
     config = charm.config
     values: dict[str, Any] = {
@@ -64,6 +69,7 @@ def load(charm: ops.CharmBase) -> CharmState:
         "virtual_machines": faults.read("virtual-machines", lambda: at_least(config["virtual-machines"], 0)),
         "resources": _resources(config, faults),
         "base_image": faults.read("base-image", lambda: parse_base_image(str(config["base-image"]))),
+        "image_source": faults.read("image-source", lambda: parse_image_source(str(config["image-source"]))),
         "runner_storage": faults.read("runner-storage", lambda: parse_storage(str(config["runner-storage"]))),
         "reconcile_interval": faults.read("reconcile-interval", lambda: at_least(config["reconcile-interval"], 2)),
         "denylist": faults.read("denylist", lambda: parse_denylist(str(config["denylist"]))),
@@ -75,6 +81,9 @@ def load(charm: ops.CharmBase) -> CharmState:
         "arch": faults.read("architecture", lambda: parse_arch(platform.machine())),
         "issue_metrics": bool(charm.model.relations[COS_AGENT_RELATION]),
     }
+    if needed and faults.found and all(values[name] is not None for name in needed):
+        empty = without_credentials(charm)
+        return replace(empty, **{name: values[name] for name in (*needed, "proxies", "arch") if values[name]})
     if faults.found:
         raise ConfigurationError(*faults.found)
     return CharmState(**values)
@@ -90,6 +99,7 @@ def without_credentials(charm: ops.CharmBase) -> CharmState:
         virtual_machines=0,
         resources=VirtualMachineResources(1, "1GiB", "1GiB"),
         base_image=BaseImage.JAMMY,
+        image_source=ImageSource(alias="unknown"),
         runner_storage=RunnerStorage.JUJU_STORAGE,
         reconcile_interval=10,
         denylist=(),
@@ -211,6 +221,17 @@ def parse_base_image(value: str) -> BaseImage:
     if image is None:
         raise ValueError(f"{value!r} is not one of {', '.join(IMAGES)}")
     return image
+
+
+def parse_image_source(value: str) -> ImageSource:
+    """A simplestreams server's URL, or ``local:ALIAS``."""
+    value = value.strip()
+    if value.startswith("local:"):
+        return ImageSource.parse(value)
+    try:
+        return ImageSource(server=parse_url(value, "https", "http"))
+    except ValueError as error:
+        raise ValueError(f"{error} of a simplestreams server, nor local:ALIAS") from None
 
 
 def parse_storage(value: str) -> RunnerStorage:

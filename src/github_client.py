@@ -61,6 +61,8 @@ class GithubClient:
         self._token = token
         self._deadline = deadline
         self._api: GhApi | None = None
+        self.quota_left: int | None = None
+        """What the last answer said is left of the token's requests."""
 
     def close(self) -> None:
         """Give the connection back."""
@@ -184,9 +186,14 @@ class GithubClient:
                 raise TokenError("there is no GitHub token")
             self._api = GhApi(token=self._token, gh_host=self._url, sync=True)  # type: ignore[no-untyped-call]
             # ghapi opens a connection per call and repeats failed ones by itself; here both are ours.
-            self._api.transport.client = httpx2.Client(timeout=TIMEOUT, follow_redirects=True)
+            hooks = {"response": [self._note_quota]}
+            self._api.transport.client = httpx2.Client(timeout=TIMEOUT, follow_redirects=True, event_hooks=hooks)
             self._api.transport.retries = 0
         return self._api
+
+    def _note_quota(self, response: httpx2.Response) -> None:
+        left = response.headers.get("x-ratelimit-remaining", "")
+        self.quota_left = int(left) if re.fullmatch("[0-9]{1,9}", left) else self.quota_left
 
     def _attempts(self) -> Iterator[Any]:
         return iter(

@@ -117,23 +117,25 @@ class LxdClient:
         self,
         name: str,
         *,
-        image: str,
+        source: Mapping[str, str],
         virtual_machine: bool,
         profiles: Sequence[str],
         config: Mapping[str, str],
         devices: Mapping[str, Mapping[str, str]],
+        ephemeral: bool = True,
+        timeout: float = 300,
     ) -> "LxdInstance":
-        """Make a stopped ephemeral instance from an image's alias."""
+        """Make a stopped instance; ``source`` is LXD's own (https://documentation.ubuntu.com/lxd/latest/api/)."""
         body = {
             "name": name,
-            "ephemeral": True,
+            "ephemeral": ephemeral,
             "type": "virtual-machine" if virtual_machine else "container",
-            "source": {"type": "image", "alias": image},
+            "source": dict(source),
             "profiles": list(profiles),
             "config": dict(config),
             "devices": {device: dict(value) for device, value in devices.items()},
         }
-        self.change("POST", "instances", json=body, timeout=300)
+        self.change("POST", "instances", json=body, timeout=timeout)
         return self.instance(name)
 
     def _client(self) -> pylxd.Client:

@@ -31,6 +31,28 @@ class RunnerStorage(str, Enum):
     MEMORY = "memory"
 
 
+@dataclass(frozen=True)
+class ImageSource:
+    """What the image is built from: a simplestreams server, or an image that this machine's LXD has."""
+
+    server: str | None = None
+    alias: str | None = None
+
+    def __str__(self) -> str:
+        """As the option has it."""
+        return self.server or f"local:{self.alias}"
+
+    @classmethod
+    def parse(cls, value: str) -> "ImageSource":
+        """A server's URL or ``local:ALIAS``; ValueError for an alias that LXD would not take."""
+        if not value.startswith("local:"):
+            return cls(server=value)
+        alias = value.removeprefix("local:")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", alias):
+            raise ValueError(f"{value!r} is not local:ALIAS")
+        return cls(alias=alias)
+
+
 class FlushMode(Enum):
     """What a flush does with busy runners (spec 2, Flush)."""
 
@@ -43,6 +65,8 @@ PRE_JOB_METRICS_FILE_NAME = "pre-job-metrics.json"
 POST_JOB_METRICS_FILE_NAME = "post-job-metrics.json"
 RUNNER_INSTALLED_TS_FILE_NAME = "runner-installed.timestamp"
 
+# Of an instance's name in LXD.
+NAME_LIMIT = 63
 UNITS = {"KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40, "PiB": 50, "EiB": 60}
 SIZE_PATTERN = re.compile(r"([1-9][0-9]*)(KiB|MiB|GiB|TiB|PiB|EiB)")
 
@@ -167,6 +191,7 @@ class CharmState:
     virtual_machines: int
     resources: VirtualMachineResources
     base_image: BaseImage
+    image_source: ImageSource
     runner_storage: RunnerStorage
     reconcile_interval: int
     denylist: tuple[IPv4Network, ...]
@@ -249,6 +274,17 @@ class Identity:
         """What every runner name of this unit begins with."""
         return f"{self.app_name}-{self.unit_number}-{self.model_hash}"
 
+    @property
+    def random_digits(self) -> int:
+        """How many hex digits follow the prefix: 16, fewer, but 8 at least, where LXD's limit would be passed."""
+        return max(8, min(16, NAME_LIMIT - len(self.prefix)))
+
+    def inherits(self, name: str) -> bool:
+        """Whether the incumbent charm gives such a name on this unit; not one of ours, of this model or another."""
+        suffix = name.removeprefix(f"{self.app_name}-{self.unit_number}-")
+        ours = len(self.model_hash) + self.random_digits
+        return suffix != name and re.fullmatch("[0-9a-f]+", suffix) is not None and len(suffix) != ours
+
     def owns(self, name: str) -> bool:
         """Whether a runner's or instance's whole name is one of this unit's."""
         return re.fullmatch(re.escape(self.prefix) + "[0-9a-f]+", name) is not None
@@ -289,6 +325,7 @@ class Process(Enum):
     NONE = "none"
     RUNNING = "running"
     WORKER = "worker"
+    REFUSED = "ended because GitHub calls it outdated"
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ class Desired:
 
     quantity: int
     fingerprint: str
+    may_create: bool = True
+    """False while GitHub calls the runner application outdated."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Plan:
     idle: tuple[str, ...] = ()
     busy: tuple[str, ...] = ()
     healthy: int = 0
+    refused: bool = False
+    """Whether a runner of today's ended because GitHub calls its application outdated."""
 
     def names(self, reason: Reason) -> list[str]:
         """The runners removed for one reason."""
@@ -75,14 +79,16 @@ def health(view: RunnerView, now: float) -> Health:
     if not view.running:
         return Health.UNHEALTHY
     # GitHub takes minutes to notice that a runner died in its job: until then it calls it busy, and offline.
-    died = view.prepared and view.process is Process.NONE and not (view.github and view.github.online)
+    died = (
+        view.prepared and view.process in (Process.NONE, Process.REFUSED) and not (view.github and view.github.online)
+    )
     if view.busy and not died:
         return Health.BUSY
     if view.github and view.github.online:
         return Health.IDLE
     if now - view.created_at < STARTING_LIMIT and not died:
         return Health.STARTING
-    if view.process is Process.NONE:
+    if view.process in (Process.NONE, Process.REFUSED):
         return Health.UNHEALTHY
     if view.process is Process.UNKNOWN and view.github_known:
         silent = view.offline_since is not None and now - view.offline_since >= SILENT_LIMIT
@@ -97,6 +103,12 @@ def health(view: RunnerView, now: float) -> Health:
 def _is_unseen(view: RunnerView, state: Health) -> bool:
     """Whether GitHub was asked for a runner that should be online, and does not see it."""
     return state is Health.GHOST or (state is Health.UNKNOWN and view.github_known)
+
+
+def _is_refused(view: RunnerView, desired: Desired) -> bool:
+    """Whether to believe what the instance says: GitHub lists it as idle, so that no job can have written it."""
+    listed = view.github is not None and not view.github.busy and not view.github.online
+    return listed and view.process is Process.REFUSED and view.fingerprint == desired.fingerprint
 
 
 def is_healthy(view: RunnerView) -> bool:
@@ -119,6 +131,7 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     kept_idle = [view for view in idle if view not in outdated]
     staying = len(live) - len(outdated)
     surplus = kept_idle[: max(0, staying - desired.quantity)]
+    refused = any(_is_refused(view, desired) for view in views)
 
     removals = [(view.name, Reason.UNHEALTHY) for view in views if states[view.name] is Health.UNHEALTHY]
     removals += [
@@ -130,10 +143,11 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     removals += [(view.name, Reason.SURPLUS) for view in surplus]
     return Plan(
         remove=tuple(removals),
-        create=max(0, desired.quantity - staying),
+        create=max(0, desired.quantity - staying) if desired.may_create and not refused else 0,
         note_offline=tuple(v.name for v in live if _is_unseen(v, states[v.name]) and v.offline_since is None),
         clear_offline=tuple(v.name for v in live if v.github and v.github.online and v.offline_since is not None),
         idle=tuple(view.name for view in kept_idle if view not in surplus),
         busy=tuple(view.name for view in live if states[view.name] is Health.BUSY),
         healthy=sum(1 for view in live if is_healthy(view)),
+        refused=refused,
     )

@@ -37,6 +37,9 @@ POLICY_TOKEN_FILE = RUNNER_APPLICATION / ".policy-token"
 METRICS_FOLDER = PurePosixPath("/metrics-exchange")
 RUN_FOLDER = PurePosixPath("/run/github-runner")
 TOKEN_FILE = RUN_FOLDER / "token"
+REFUSED_FILE = RUN_FOLDER / "refused"
+# How long an instance whose application is outdated waits, in seconds, for a pass to see it.
+REFUSED_WAIT = 3600
 SETUP_FOLDER = PurePosixPath("/root/github-runner")
 SETUP_SCRIPT = SETUP_FOLDER / "setup.sh"
 REGISTER_SCRIPT = RUNNER_APPLICATION / ".register.sh"
@@ -44,6 +47,18 @@ APPLICATION_ARCHIVE = PurePosixPath("/root/github-runner-application.tar.gz")
 FILES_ARCHIVE = PurePosixPath("/root/github-runner-files.tar")
 SERVICE = "github-runner.service"
 NETWORK_TIMEOUT = 60
+IMAGE_SCRIPT = PurePosixPath("/root/provision-image.sh")
+IMAGE_PROXIES = PurePosixPath("/root/github-runner-proxies")
+# Containers call it eth0, virtual machines enp5s0. The address goes by hardware, for machine ids come after it.
+IMAGE_NETWORK = """\
+network:
+  version: 2
+  ethernets:
+    all:
+      match: {name: "e*"}
+      dhcp4: true
+      dhcp-identifier: mac
+"""
 
 APROXY_ARM_REVISION = 9
 APROXY_AMD_REVISION = 8
@@ -163,6 +178,8 @@ def _values(
         "policy_token_file": POLICY_TOKEN_FILE,
         "run_folder": RUN_FOLDER,
         "token_file": TOKEN_FILE,
+        "refused_file": REFUSED_FILE,
+        "refused_wait": REFUSED_WAIT,
         "application_archive": APPLICATION_ARCHIVE,
         "network_host": network_host(config),
         "network_timeout": NETWORK_TIMEOUT,

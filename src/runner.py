@@ -78,9 +78,10 @@ SETUP_TIMEOUT = 600
 REGISTER_TIMEOUT = 120
 STOP_TIMEOUT = 60
 # Exit codes of the probe; others say nothing.
-PROBE = {0: Process.WORKER, 10: Process.RUNNING, 11: Process.NONE}
+PROBE = {0: Process.WORKER, 10: Process.RUNNING, 11: Process.NONE, 12: Process.REFUSED}
 PROBE_SCRIPT = (
     "pgrep -f 'bin/Runner[.]Worker' > /dev/null && exit 0; "
+    f"[ -e {provision.REFUSED_FILE} ] && exit 12; "
     f"systemctl --quiet is-active {provision.SERVICE} && exit 10; exit 11"
 )
 
@@ -232,7 +233,7 @@ class Runner:
             keys["security.nesting"] = "true"
         return self._clients.lxd.create_instance(
             self.config.name,
-            image=config.image,
+            source={"type": "image", "alias": config.image},
             virtual_machine=not self.config.container,
             profiles=["default", RUNNER_PROFILE, config.resources.profile],
             config=keys,

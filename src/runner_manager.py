@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +25,16 @@ from errors import (
     TemporaryGithubError,
 )
 from lxd import LxdInstance, wait_until
-from metrics.events import Reconciliation, RunnerInstalled, RunnerStart, RunnerStop, issue_event, log_is_writable
+from metrics.events import (
+    Event,
+    Reconciliation,
+    RunnerInstalled,
+    RunnerStart,
+    RunnerStop,
+    UnitHealth,
+    issue_event,
+    log_is_writable,
+)
 from metrics.github import job_metrics
 from metrics.runner import RunnerMetrics, extract, issue_events, quarantine
 from metrics.storage import StorageManager
@@ -52,7 +62,6 @@ logger = logging.getLogger(__name__)
 # Found by measurement on a copy-on-write pool: more side by side is not faster.
 WORKERS = 8
 PRE_JOB_LIMIT = 150
-NAME_LIMIT = 63
 STATE_PARTS = (
     *("github_url", "path", "labels", "base_image", "resources", "proxies", "dockerhub_mirror"),
     *("ssh_debug_connections", "repo_policy", "test_mode", "issue_metrics"),
@@ -73,6 +82,8 @@ class Report:
     created: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    refused: bool = False
+    """Whether a runner ended because GitHub calls its application outdated."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,8 @@ class RunnerManager:
         *,
         lxd_storage_path: Path = Path("/var/lib/github-runner/pool"),
         clock: Callable[[], float] = time.time,
+        may_create: bool = True,
+        image_age: Callable[[], float | None] = lambda: None,
     ) -> None:
         self.report = Report()
         self._identity = identity
@@ -115,6 +128,9 @@ class RunnerManager:
         self._application = application
         self._lxd_storage_path = lxd_storage_path
         self._clock = clock
+        self._may_create = may_create
+        self._image_age = image_age
+        self._failed_creations = 0
         self._fingerprint = fingerprint(state, application.name)
 
     def reconcile(self, quantity: int, resources: VirtualMachineResources) -> int:
@@ -125,7 +141,9 @@ class RunnerManager:
         started = self._clock()
         self.report = Report(wanted=quantity)
         observed = self.observe()
-        plan = make_plan(Desired(quantity, self._fingerprint), [item.view for item in observed.values()], started)
+        desired = Desired(quantity, self._fingerprint, self._may_create)
+        plan = make_plan(desired, [item.view for item in observed.values()], started)
+        self._note_refusal(plan, quantity)
         self._note_offline(plan, observed, started)
         stayed = self._remove_unhealthy(plan, observed)
         crashed = self._issue_metrics(observed)
@@ -160,9 +178,9 @@ class RunnerManager:
 
     def observe(self, github_needed: bool = True) -> dict[str, _Observed]:
         """This unit's runners by name: LXD asked once, GitHub once per path, and the probes that health needs."""
-        instances = {item.name: item for item in self._clients.lxd.instances() if self._identity.owns(item.name)}
+        instances = {item.name: item for item in self._clients.lxd.instances() if self._is_ours(item)}
         paths = {name: self._path_of(instance) for name, instance in instances.items()}
-        listed = self._list_github(set(paths.values()) - {None}, github_needed)
+        listed = self._list_github(set(paths.values()) - {None}, instances, github_needed)
         here = listed.get(self._state.path) or {}
         views: dict[str, _Observed] = {}
         for name, instance in instances.items():
@@ -176,19 +194,39 @@ class RunnerManager:
         return self._probe(views)
 
     def counts(self) -> dict[str, list[str]]:
-        """The names of this unit's runners that GitHub calls online and offline, and of instances it does not know."""
-        listed = self._clients.github.list_runners(self._state.path, self._identity.owns)
-        known = {runner.name for runner in listed}
-        instances = [item.name for item in self._clients.lxd.instances() if self._identity.owns(item.name)]
+        """The names of this unit's runners that GitHub calls online and offline, and of instances it does not know.
+
+        ``details`` has a line for each: name, state and age.
+        """
+        listed = {item.name: item for item in self._clients.github.list_runners(self._state.path, self._identity.owns)}
+        instances = {item.name: item for item in self._clients.lxd.instances() if self._is_ours(item)}
         return {
-            "online": sorted(runner.name for runner in listed if runner.online),
-            "offline": sorted(runner.name for runner in listed if not runner.online),
-            "unknown": sorted(set(instances) - known),
+            "online": sorted(name for name, runner in listed.items() if runner.online),
+            "offline": sorted(name for name, runner in listed.items() if not runner.online),
+            "unknown": sorted(instances.keys() - listed.keys()),
+            "details": [
+                self._detail(name, listed.get(name), instances.get(name)) for name in sorted({*listed, *instances})
+            ],
         }
+
+    def _detail(self, name: str, github: GithubRunner | None, instance: LxdInstance | None) -> str:
+        state = "not at GitHub" if github is None else "busy" if github.busy else "idle" if github.online else "offline"
+        if instance is None:
+            return f"{name}: {state}, no instance"
+        created = _number(instance.config.get(f"{KEY}created"))
+        age = f"{max(0.0, self._clock() - created) / 60:.0f} min old" if created else "age unknown"
+        outdated = "" if instance.config.get(f"{KEY}fingerprint") == self._fingerprint else ", outdated"
+        return f"{name}: {state}, {age}{outdated}{'' if instance.running else ', stopped'}"
 
     def any_busy(self) -> bool:
         """Whether a job runs, by GitHub's account or by the instance's own."""
         return any(item.view.busy or item.view.process is Process.UNKNOWN for item in self._look_inside_all())
+
+    def _is_ours(self, instance: LxdInstance) -> bool:
+        """By its name, or by the incumbent's naming and without the keys that every charm of ours gives."""
+        if self._identity.owns(instance.name):
+            return True
+        return self._identity.inherits(instance.name) and not any(key.startswith(KEY) for key in instance.config)
 
     def _look_inside_all(self) -> list[_Observed]:
         observed = self.observe()
@@ -211,13 +249,16 @@ class RunnerManager:
             return None
 
     def _list_github(
-        self, paths: Iterable[GithubPath | None], needed: bool
+        self, paths: Iterable[GithubPath | None], instances: Iterable[str], needed: bool
     ) -> dict[GithubPath, dict[str, GithubRunner]]:
         """This unit's runners by path and name; a path that is not the configured one may fail to be listed."""
         listed: dict[GithubPath, dict[str, GithubRunner]] = {}
+        known = frozenset(instances)
         for path in [self._state.path, *(path for path in paths if path and path != self._state.path)]:
             try:
-                runners = self._clients.github.list_runners(path, self._identity.owns)
+                runners = self._clients.github.list_runners(
+                    path, lambda name: name in known or self._identity.owns(name)
+                )
                 listed[path] = {runner.name: runner for runner in runners}
             except GithubClientError as error:
                 if needed and path == self._state.path:
@@ -229,6 +270,14 @@ class RunnerManager:
         names = [name for name, item in views.items() if needs_probe(item.view)]
         processes = self._side_by_side(lambda name: _probe_one(views[name]), names)
         return {**views, **{n: _probed(views[n], process) for n, process in zip(names, processes, strict=True)}}
+
+    def _note_refusal(self, plan: Plan, quantity: int) -> None:
+        self.report.refused = plan.refused
+        if (plan.refused or not self._may_create) and quantity > 0:
+            self.report.failures.append(
+                f"GitHub calls {self._application.name} outdated: no runner is created until a newer one is there, "
+                "see `juju run UNIT update-dependencies`"
+            )
 
     def _note_offline(self, plan: Plan, observed: dict[str, _Observed], now: float) -> None:
         """A ghost's first sighting lies on its instance; coming back takes the note away (spec 2, Health)."""
@@ -329,9 +378,11 @@ class RunnerManager:
             return
         token = self._clients.github.registration_token(self._state.path)
         config = CreateRunnerConfig(self._state.base_image.value, resources, self._application, token, self._state.arch)
-        self._side_by_side(lambda name: self._create_one(name, config), [self._new_name() for _ in range(number)])
+        names = [self._new_name() for _ in range(number)]
+        made = self._side_by_side(lambda name: self._create_one(name, config), names)
+        self._failed_creations = made.count(False)
 
-    def _create_one(self, name: str, config: CreateRunnerConfig) -> None:
+    def _create_one(self, name: str, config: CreateRunnerConfig) -> bool:
         runner = Runner(self._clients, self._config(name, self._state.path), RunnerStatus())
         started = self._clock()
 
@@ -343,18 +394,18 @@ class RunnerManager:
                 duration = max(0.0, now - started)
                 self._issue(RunnerInstalled(timestamp=now, flavor=self._identity.app_name, duration=duration))
 
-        self._attempt(create)
+        return self._attempt(create)
 
     def _new_name(self) -> str:
         """``APP-UNIT-MODELHASH`` and 16 random hex digits, fewer, but 8 at least, where it would be too long."""
-        digits = max(8, min(16, NAME_LIMIT - len(self._identity.prefix)))
-        return self._identity.prefix + secrets.token_hex(8)[:digits]
+        return self._identity.prefix + secrets.token_hex(8)[: self._identity.random_digits]
 
     def _issue_metrics(self, observed: dict[str, _Observed]) -> int:
         """Hand over what finished runners left; returns the starts without a stop."""
         stored = [storage.runner_name for storage in self._storages.list_all()]
         alive = {name for name, item in observed.items() if item.view.exists} - set(self.report.removed)
-        ignored = {name for name in stored if name in alive or not self._identity.owns(name)}
+        ours = {name for name in stored if self._identity.owns(name) or self._identity.inherits(name)}
+        ignored = {name for name in stored if name in alive or name not in ours}
         if not self._state.issue_metrics:
             self._drop_storages(set(stored) - ignored)
             return 0
@@ -392,8 +443,24 @@ class RunnerManager:
                 duration=max(0.0, now - started),
             )
         )
+        self._issue(
+            UnitHealth(
+                timestamp=now,
+                flavor=self._identity.app_name,
+                wanted_runners=self.report.wanted,
+                failed_creations=self._failed_creations,
+                application_age=self._application_age(now),
+                image_age=self._image_age(),
+                api_quota_left=self._clients.github.quota_left,
+            )
+        )
 
-    def _issue(self, event: RunnerInstalled | Reconciliation) -> None:
+    def _application_age(self, now: float) -> float | None:
+        with suppress(OSError):
+            return max(0.0, now - self._application.stat().st_mtime)
+        return None
+
+    def _issue(self, event: Event) -> None:
         try:
             issue_event(event)
         except IssueMetricEventError as error:

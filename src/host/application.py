@@ -10,11 +10,18 @@ from pathlib import Path
 from errors import HostError
 from github_client import GithubClient
 from models import Arch, GithubPath
+from system import write_file
 
 logger = logging.getLogger(__name__)
 
 FOLDER = Path("/var/lib/github-runner/application")
 CURRENT = "current"
+REFUSED = "refused"
+# GitHub gives no jobs to a runner more than 30 days behind
+# (https://docs.github.com/en/actions/reference/runners/self-hosted-runners#runner-software-updates-on-self-hosted-runners).
+STALE_AFTER = 14 * 86400
+# After so long a refused application is tried once more: nobody else could say that GitHub has changed its mind.
+REFUSED_FOR = 86400
 
 
 def current(folder: Path = FOLDER) -> Path | None:
@@ -25,6 +32,28 @@ def current(folder: Path = FOLDER) -> Path | None:
     return None
 
 
+def age(now: float, folder: Path = FOLDER) -> float | None:
+    """Seconds since GitHub last offered the one in use; None if there is none."""
+    using = current(folder)
+    return max(0.0, now - using.stat().st_mtime) if using else None
+
+
+def refuse(folder: Path = FOLDER) -> None:
+    """Note that GitHub calls the one in use outdated: a runner said so and ended (exit code 7, spec 2)."""
+    using = current(folder)
+    if using is not None:
+        write_file(folder / REFUSED, using.name)
+        os.utime(folder / REFUSED)
+
+
+def is_refused(now: float, folder: Path = FOLDER) -> bool:
+    """Whether that was noted of the one in use within the last day."""
+    using, note = current(folder), folder / REFUSED
+    with suppress(OSError):
+        return using is not None and note.read_text() == using.name and now - note.stat().st_mtime < REFUSED_FOR
+    return False
+
+
 def update(github: GithubClient, path: GithubPath, arch: Arch, folder: Path = FOLDER) -> bool:
     """Fetch what GitHub offers unless it is in use already; return whether that changed it.
 
@@ -33,6 +62,8 @@ def update(github: GithubClient, path: GithubPath, arch: Arch, folder: Path = FO
     offered = github.application(path, arch)
     using = current(folder)
     if using is not None and using.name == offered.filename:
+        with _host_errors():
+            os.utime(using)
         return False
     with _host_errors():
         folder.mkdir(parents=True, exist_ok=True, mode=0o755)

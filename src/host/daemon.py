@@ -12,6 +12,8 @@ from system import run
 
 OLDEST = (5, 0)
 BRIDGE = "lxdbr0"
+# What tells a bridge of our making from one that was there before.
+OURS = "GitHub runners"
 ETH0 = {
     "type": "nic",
     "network": BRIDGE,
@@ -42,6 +44,22 @@ def _ensure_answer(lxd: LxdClient) -> None:
         version = lxd.server_version()
     if version < OLDEST:
         raise HostError(f"LXD {'.'.join(map(str, version))} is too old: 5.0 or newer is needed")
+
+
+def remove(lxd: LxdClient) -> list[str]:
+    """Take the bridge away if it was made here and nothing uses it; LXD itself stays. Returns what went."""
+    bridge = lxd.find("networks", BRIDGE)
+    if bridge is None or bridge.get("description") != OURS:
+        return []
+    default = lxd.get("profiles", "default")
+    if default["devices"].get("eth0") == ETH0:
+        devices = {name: device for name, device in default["devices"].items() if name != "eth0"}
+        body = {"config": default["config"], "description": default["description"], "devices": devices}
+        lxd.change("PUT", "profiles", "default", json=body)
+    if lxd.get("networks", BRIDGE)["used_by"]:
+        return []
+    lxd.change("DELETE", "networks", BRIDGE)
+    return [f"bridge {BRIDGE}"]
 
 
 def restart(lxd: LxdClient) -> None:
@@ -90,7 +108,8 @@ def _ensure_bridge(lxd: LxdClient) -> None:
         return
     subnet = free_subnet(_used_networks(), SUBNETS)
     config = {**wanted, "ipv4.address": f"{subnet[1]}/{subnet.prefixlen}"}
-    lxd.change("POST", "networks", json={"name": BRIDGE, "type": "bridge", "config": config})
+    body = {"name": BRIDGE, "type": "bridge", "description": OURS, "config": config}
+    lxd.change("POST", "networks", json=body)
 
 
 def free_subnet(

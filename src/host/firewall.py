@@ -39,6 +39,17 @@ def ensure(lxd: LxdClient, state: CharmState) -> None:
         lxd.change("PATCH", "networks", BRIDGE, json={"config": wanted})
 
 
+def remove(lxd: LxdClient) -> list[str]:
+    """Take the ACL off the bridge and delete it; returns what went."""
+    if lxd.find("network-acls", ACL) is None:
+        return []
+    if lxd.find("networks", BRIDGE) is not None:
+        config = {"security.acls": "", "security.acls.default.egress.action": ""}
+        lxd.change("PATCH", "networks", BRIDGE, json={"config": config})
+    lxd.change("DELETE", "network-acls", ACL)
+    return [f"network ACL {ACL}"]
+
+
 def own_addresses() -> list[ipaddress.IPv4Address]:
     """Every IPv4 address of this machine but the loopback's."""
     interfaces = json.loads(run(["ip", "-json", "-4", "address", "show"]).stdout)

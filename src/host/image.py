@@ -1,38 +1,277 @@
-"""The image that runners start from: an alias named after the base image (spec 4, Image)."""
+"""The image that runners start from: built in an instance, published, and only then given its alias (spec 4, Image)."""
 
+import fcntl
+import hashlib
+import json
 import logging
+import os
+import re
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
 
+import jinja2
+
+import provision
 from errors import HostError, LxdError
-from lxd import LxdClient
-from models import BaseImage
+from lxd import LxdClient, LxdInstance, wait_until
+from models import Arch, ImageSource, ProxyConfig
+from system import run, write_file
 
 logger = logging.getLogger(__name__)
 
-SERVER = "https://cloud-images.ubuntu.com/daily"
+NAME = "ghro.build-image"
+UNITS = Path("/etc/systemd/system")
+SERVICE, TIMER = f"{NAME}.service", f"{NAME}.timer"
+SETTINGS = Path("/var/lib/github-runner/build-image.json")
+LOCK = Path("/var/lib/github-runner/build-image.lock")
+BUILDER = "github-runner-image-builder"
+ALIAS_PROPERTY = "github-runner.alias"
+INTERVAL_HOURS = 6
+# In seconds; 28 builds in a row have failed by then.
+STALE_AFTER = 7 * 86400
 DOWNLOAD_TIMEOUT = 1800
+STEP_TIMEOUT = 1800
+PUBLISH_TIMEOUT = 1800
+# What the script provision-image.sh knows, in this order; each is a line of progress.
+STEPS = ("network", "upgrade", "packages", "executables", "settings", "clean")
 
 
-def ensure(lxd: LxdClient, base_image: BaseImage, *, container: bool, server: str = SERVER) -> bool:
-    """Fetch the image from a simplestreams server unless the alias is there; whether it was fetched.
+@dataclass(frozen=True)
+class ImageBuild:
+    """What to build: from which source, under which alias, for containers or virtual machines."""
 
-    The alias is set by LXD only when the image is whole.
-    """
-    if lxd.find("images", "aliases", base_image.value):
-        return False
-    body = {
-        "source": {
-            "type": "image",
-            "mode": "pull",
-            "protocol": "simplestreams",
-            "server": server,
-            "alias": base_image.value,
-            "image_type": "container" if container else "virtual-machine",
-        },
-        "aliases": [{"name": base_image.value}],
-        "auto_update": False,
-    }
-    try:
-        lxd.change("POST", "images", json=body, timeout=DOWNLOAD_TIMEOUT)
-    except LxdError as error:
-        raise HostError(f"the image {base_image.value} cannot be fetched from {server}: {error}") from error
+    source: ImageSource
+    alias: str
+    container: bool
+    arch: Arch
+    proxies: ProxyConfig
+
+    def save(self, path: Path = SETTINGS) -> bool:
+        """Write it down for the build outside of hooks; readable by root alone, proxies may hold a password."""
+        text = json.dumps(
+            {
+                "source": str(self.source),
+                "alias": self.alias,
+                "container": self.container,
+                "arch": self.arch.value,
+                "proxies": [self.proxies.http, self.proxies.https, self.proxies.no_proxy],
+            }
+        )
+        return write_file(path, text, 0o600)
+
+    @classmethod
+    def load(cls, path: Path = SETTINGS) -> "ImageBuild":
+        """What was saved; HostError where there is nothing usable."""
+        try:
+            data = json.loads(path.read_text())
+            source, proxies = ImageSource.parse(data["source"]), ProxyConfig(*data["proxies"])
+            return cls(source, data["alias"], bool(data["container"]), Arch(data["arch"]), proxies)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HostError(f"{path} cannot be used, the charm writes it anew in its next hook: {error}") from error
+
+
+def ensure(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> bool:
+    """Build the image unless one of the right type has the alias; whether it was built."""
+    wanted = "container" if build.container else "virtual-machine"
+    with _alone(wait=True):
+        found = current(lxd, build.alias)
+        if found is not None and found["type"] == wanted:
+            return False
+        make(lxd, jinja, build, progress)
     return True
+
+
+def rebuild(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> bool:
+    """Build it anew, as the timer does; False if another build is under way."""
+    with _alone(wait=False) as free:
+        if free:
+            make(lxd, jinja, build, progress)
+        return free
+
+
+def make(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> str:
+    """Build, publish, move the alias, delete the old images; returns the new fingerprint.
+
+    HostError names the step; whatever was made is then removed, and the image of before stays in use.
+    """
+    try:
+        with _step(build, f"creating the builder from {build.source}", progress):
+            builder = _create_builder(lxd, build)
+        _provision(builder, jinja, build, progress)
+        with _step(build, "publishing", progress):
+            builder.stop()
+            fingerprint = _publish(lxd, build)
+        with _step(build, "moving the alias", progress):
+            _move_alias(lxd, build.alias, fingerprint)
+    finally:
+        with suppress(LxdError):
+            _remove_builder(lxd)
+        _remove_old(lxd, build.alias)
+    logger.info("Image %s: built, %s", build.alias, fingerprint[:12])
+    return fingerprint
+
+
+def current(lxd: LxdClient, alias: str) -> Any:
+    """The image of an alias as LXD describes it, or None."""
+    found = lxd.find("images", "aliases", alias)
+    return lxd.find("images", found["target"]) if found else None
+
+
+def age(lxd: LxdClient, alias: str, now: float) -> float | None:
+    """Seconds since an image of our making was built; None for any other."""
+    image = current(lxd, alias)
+    if image is None or ALIAS_PROPERTY not in image["properties"]:
+        return None
+    built = datetime.strptime(image["uploaded_at"][:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
+    return max(0.0, now - built.timestamp())
+
+
+def ensure_timer(jinja: jinja2.Environment, unit: str, build: ImageBuild) -> bool:
+    """Rebuild every six hours at a minute of the unit's own, so that not all units ask the server at once."""
+    changed = build.save()
+    seed = f"{unit} {socket.gethostname()}"
+    offset = int(hashlib.sha256(seed.encode()).hexdigest(), 16) % (INTERVAL_HOURS * 60)
+    values = {
+        "unit": unit,
+        "python": sys.executable,
+        "charm": str(Path(__file__).resolve().parents[2]),
+        "python_path": os.environ.get("PYTHONPATH", ""),
+        "hours": ",".join(f"{hour:02}" for hour in range(offset // 60, 24, INTERVAL_HOURS)),
+        "minute": f"{offset % 60:02}",
+    }
+    written = [write_file(UNITS / name, jinja.get_template(f"{name}.j2").render(values)) for name in (SERVICE, TIMER)]
+    if any(written):
+        run(["systemctl", "daemon-reload"])
+    if any(written) or run(["systemctl", "is-active", "--quiet", TIMER], check=False).returncode != 0:
+        run(["systemctl", "enable", "--quiet", TIMER])
+        run(["systemctl", "restart", TIMER])
+    return changed or any(written)
+
+
+def remove(lxd: LxdClient) -> list[str]:
+    """Stop the rebuilding, and remove every image of our making and the builder; returns what went."""
+    run(["systemctl", "disable", "--quiet", "--now", TIMER], check=False)
+    run(["systemctl", "stop", SERVICE], check=False, timeout=120)
+    for path in (UNITS / SERVICE, UNITS / TIMER, SETTINGS, LOCK):
+        path.unlink(missing_ok=True)
+    _remove_builder(lxd)
+    gone = [f"image {image['properties'][ALIAS_PROPERTY]}" for image in _ours(lxd)]
+    for image in _ours(lxd):
+        lxd.change("DELETE", "images", image["fingerprint"])
+    return gone
+
+
+def _create_builder(lxd: LxdClient, build: ImageBuild) -> LxdInstance:
+    _remove_builder(lxd)
+    source = {"type": "image", "alias": build.source.alias or build.alias}
+    if build.source.server:
+        source |= {"mode": "pull", "protocol": "simplestreams", "server": build.source.server}
+    builder = lxd.create_instance(
+        BUILDER,
+        source=source,
+        ephemeral=False,
+        virtual_machine=not build.container,
+        profiles=["default"],
+        config={"security.nesting": "true", "boot.autostart": "false"} if build.container else {},
+        devices={"root": {"type": "disk", "path": "/", "pool": "runner"}},
+        timeout=DOWNLOAD_TIMEOUT,
+    )
+    builder.start()
+    limit = 60 if build.container else 300
+    wait_until(lambda: builder.execute(["true"], timeout=10).code == 0, limit, "the builder's first command")
+    return builder
+
+
+def _provision(
+    builder: LxdInstance, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]
+) -> None:
+    environment = build.proxies.environment("localhost", "127.0.0.1")
+    with _step(build, "writing the script", progress):
+        proxies = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
+        script = jinja.get_template("provision-image.sh.j2").render(
+            executables=provision.executables(build.arch),
+            network=provision.IMAGE_NETWORK,
+            proxies_file=provision.IMAGE_PROXIES,
+        )
+        builder.push(str(provision.IMAGE_PROXIES), proxies.encode(), mode=0o600)
+        builder.push(str(provision.IMAGE_SCRIPT), script.encode(), mode=0o700)
+    for name in STEPS:
+        with _step(build, name, progress):
+            done = builder.execute([str(provision.IMAGE_SCRIPT), name], timeout=STEP_TIMEOUT, output=True)
+            if done.code != 0:
+                raise LxdError(f"ended with {done.code}: {(done.stderr.strip() or done.stdout.strip())[-500:]}")
+
+
+def _publish(lxd: LxdClient, build: ImageBuild) -> str:
+    body = {
+        "source": {"type": "instance", "name": BUILDER},
+        "properties": {
+            "description": f"GitHub runner {build.alias}",
+            ALIAS_PROPERTY: build.alias,
+            "github-runner.source": str(build.source),
+        },
+        # It never leaves this machine: packing it would cost minutes at each build and at each unpacking.
+        "compression_algorithm": "none",
+    }
+    return str(lxd.change("POST", "images", json=body, timeout=PUBLISH_TIMEOUT)["fingerprint"])
+
+
+def _move_alias(lxd: LxdClient, alias: str, fingerprint: str) -> None:
+    """One request: at no moment is the alias away."""
+    if lxd.find("images", "aliases", alias) is None:
+        lxd.change("POST", "images", "aliases", json={"name": alias, "target": fingerprint})
+    else:
+        lxd.change("PUT", "images", "aliases", alias, json={"target": fingerprint, "description": ""})
+
+
+def _remove_builder(lxd: LxdClient) -> None:
+    if lxd.find("instances", BUILDER) is not None:
+        builder = lxd.instance(BUILDER)
+        if builder.running:
+            builder.stop(force=True)
+        builder.delete()
+
+
+def _ours(lxd: LxdClient) -> list[Any]:
+    return [image for image in lxd.get("images", recursion=1) if ALIAS_PROPERTY in image["properties"]]
+
+
+def _remove_old(lxd: LxdClient, alias: str) -> None:
+    """Images of our making that no alias names: old ones, and what a build that was cut off had published."""
+    with suppress(LxdError):
+        for image in _ours(lxd):
+            if image["properties"][ALIAS_PROPERTY] == alias and not image["aliases"]:
+                lxd.change("DELETE", "images", image["fingerprint"])
+
+
+@contextmanager
+def _step(build: ImageBuild, what: str, progress: Callable[[str], None]) -> Iterator[None]:
+    started = time.monotonic()
+    progress(what)
+    try:
+        yield
+    except (LxdError, OSError) as error:
+        text = re.sub(r"//[^/@\s]+@", "//…@", str(error))
+        raise HostError(f"image {build.alias}: {what} failed: {text}") from error
+    logger.info("Image %s: %s done (%.1f s)", build.alias, what, time.monotonic() - started)
+
+
+@contextmanager
+def _alone(*, wait: bool) -> Iterator[bool]:
+    """Only one build at a time; yields whether it is ours."""
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with LOCK.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

@@ -18,6 +18,8 @@ def ensure(jinja: jinja2.Environment) -> bool:
     return changed
 
 
-def remove() -> None:
-    """Take the configuration away."""
+def remove() -> list[str]:
+    """Take the configuration away; returns what went."""
+    gone = [str(CONFIG)] if CONFIG.exists() else []
     CONFIG.unlink(missing_ok=True)
+    return gone

@@ -2,9 +2,12 @@
 
 import logging
 import os
+import re
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -22,9 +25,28 @@ MEMORY = Path("/var/lib/github-runner/memory")
 # Not there after a reboot until it is mounted: LXD must not take an empty folder for the pool.
 MOUNT_POINT = Path("/run/github-runner-pool")
 IMAGE_NAME = "github-runner-pool-{}.img"
+DIR_POOL = "github-runner-pool"
+# https://documentation.ubuntu.com/lxd/latest/reference/storage_btrfs/: what LXD has at the root of a pool.
+POOL_FOLDERS = (
+    *("containers", "containers-snapshots", "virtual-machines", "virtual-machines-snapshots"),
+    *("images", "custom", "custom-snapshots", "buckets"),
+)
 UNITS = Path("/etc/systemd/system")
 BASE_IMAGE_KEY = "user.github-runner.base-image"
+RESOURCES_KEY = "user.github-runner.resources"
+# The incumbent's have the same names and no key.
+RESOURCES_NAME = re.compile(r"cpu-\d+-mem-\w+-disk-\w+")
 STORAGE_KEY = "user.github-runner.runner-storage"
+
+
+def check(lxd: LxdClient, state: CharmState) -> None:
+    """ConfigurationError where the options ask for what this storage cannot be or hold; nothing is touched."""
+    check_unchanged(lxd, state.base_image, state.runner_storage)
+    needed = needed_bytes(state)
+    if state.runner_storage is RunnerStorage.MEMORY:
+        check_space(needed, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine's memory")
+    elif JUJU_STORAGE.is_dir():
+        check_space(needed, _capacity(JUJU_STORAGE), f"the storage at {JUJU_STORAGE}")
 
 
 def check_unchanged(lxd: LxdClient, base_image: BaseImage, storage: RunnerStorage) -> None:
@@ -43,6 +65,33 @@ def check_unchanged(lxd: LxdClient, base_image: BaseImage, storage: RunnerStorag
         raise ConfigurationError(*faults)
 
 
+def needed_bytes(state: CharmState) -> int:
+    """What the runners' disks take when they are full."""
+    return size_in_bytes(state.resources.disk) * state.virtual_machines
+
+
+def check_space(needed: int, available: int, where: str) -> None:
+    """ConfigurationError that names both sizes if they do not fit."""
+    if needed > available:
+        raise ConfigurationError(
+            f"virtual-machines: times vm-disk is {_size(needed)}, and {where} has {_size(available)}; "
+            "lower one of them, or deploy with a larger storage"
+        )
+
+
+def _size(size: int) -> str:
+    return f"{size / (1 << 30):.2f}GiB ({size} bytes)"
+
+
+def _capacity(folder: Path) -> int:
+    """What runners can have of a filesystem: what is free, and what the pool has already."""
+    stat = os.statvfs(folder)
+    if (folder / DIR_POOL).is_dir():
+        return stat.f_blocks * stat.f_frsize
+    taken = sum(image.stat().st_blocks * 512 for image in folder.glob(IMAGE_NAME.format("*")))
+    return stat.f_bfree * stat.f_frsize + taken
+
+
 def ensure(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None:
     """Make sure of pool and profile, on a copy-on-write filesystem where this LXD has one."""
     _ensure_pool(lxd, jinja, state)
@@ -52,27 +101,53 @@ def ensure(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None
 def _ensure_pool(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None:
     pool = lxd.find("storage-pools", POOL)
     if pool is not None and pool["config"].get("source") == str(MOUNT_POINT):
-        mounted = _ensure_filesystem(jinja, _folder(jinja, state))
+        mounted = _ensure_filesystem(jinja, _folder(jinja, state), known=True)
         if mounted or pool["status"] == "Unavailable":
             # Juju may bring its storage back after LXD has started and looked for the pool.
             daemon.restart(lxd)
             pool = lxd.find("storage-pools", POOL)
     if pool is not None:
-        if pool["status"] == "Created":
+        in_use = any("/instances/" in user for user in pool["used_by"])
+        if pool["status"] == "Created" and (in_use or _made_here(pool)):
             return
-        if pool["used_by"]:
+        if in_use:
             raise HostError(f"the storage pool {POOL} is {pool['status']} and in use: see `lxc storage show {POOL}`")
-        logger.warning("The storage pool %s is %s and unused: made anew", POOL, pool["status"])
-        lxd.change("DELETE", "storage-pools", POOL)
+        logger.warning("The storage pool %s is %s and of no use: made anew", POOL, pool["status"])
+        remove_pool(lxd)
     folder = _folder(jinja, state)
     drivers = {driver["Name"] for driver in lxd.get()["environment"]["storage_supported_drivers"]}
     if "btrfs" in drivers and shutil.which("mkfs.btrfs"):
-        _ensure_filesystem(jinja, folder)
+        _ensure_filesystem(jinja, folder, known=False)
         _create(lxd, "btrfs", MOUNT_POINT)
     else:
-        source = folder / "github-runner-pool"
+        source = folder / DIR_POOL
         source.mkdir(parents=True, exist_ok=True)
         _create(lxd, "dir", source)
+
+
+def is_ours(lxd: LxdClient) -> bool:
+    """Whether this charm made the pool, not an incumbent or an operator."""
+    return _made_here(lxd.get("storage-pools", POOL))
+
+
+def _made_here(pool: Mapping[str, Any]) -> bool:
+    source = str(pool["config"].get("source", ""))
+    return source == str(MOUNT_POINT) or source.endswith(f"/{DIR_POOL}")
+
+
+def remove_pool(lxd: LxdClient) -> None:
+    """Delete the pool with the profiles and images that hold it; LxdError where an instance still does."""
+    for profile in lxd.get("profiles", recursion=1):
+        if (
+            profile["name"] == PROFILE
+            or RESOURCES_KEY in profile["config"]
+            or RESOURCES_NAME.fullmatch(profile["name"])
+        ):
+            devices = {name: device for name, device in profile["devices"].items() if device.get("pool") != POOL}
+            if devices != profile["devices"]:
+                body = {"config": profile["config"], "description": profile["description"], "devices": devices}
+                lxd.change("PUT", "profiles", profile["name"], json=body)
+    lxd.change("DELETE", "storage-pools", POOL)
 
 
 def _create(lxd: LxdClient, driver: str, source: Path) -> None:
@@ -89,38 +164,97 @@ def _folder(jinja: jinja2.Environment, state: CharmState) -> Path:
             raise HostError(f"the Juju storage `runner` is not attached at {JUJU_STORAGE}")
         return JUJU_STORAGE
     size = size_in_bytes(state.resources.disk) * max(1, state.virtual_machines)
-    _ensure_mount(jinja, MEMORY, what="tmpfs", kind="tmpfs", options=f"size={size},mode=0700")
+    options = f"size={size},mode=0700"
+    if not _ensure_mount(jinja, MEMORY, what="tmpfs", kind="tmpfs", options=options) and _total(MEMORY) < size:
+        run(["mount", "-o", f"remount,{options}", str(MEMORY)])
     return MEMORY
 
 
-def _ensure_filesystem(jinja: jinja2.Environment, folder: Path) -> bool:
+def _total(folder: Path) -> int:
+    stat = os.statvfs(folder)
+    return stat.f_blocks * stat.f_frsize
+
+
+def _ensure_filesystem(jinja: jinja2.Environment, folder: Path, *, known: bool) -> bool:
     """A sparse image with btrfs on it: LXD's own loop files lie elsewhere, and btrfs takes no source on ext4.
 
-    Returns whether it had to be mounted.
+    ``known`` says that LXD has a pool on it already. Returns whether it had to be mounted.
     Its name is its own: `mount` takes a loop device whose file has the same path for the same file, and machines
     that are containers of one host share the kernel's loop devices.
     """
     image = next(folder.glob(IMAGE_NAME.format("*")), None)
+    fresh = image is None
     if image is None:
+        if known and folder == JUJU_STORAGE and not folder.is_mount():
+            raise HostError(f"the pool's image is gone, and no storage is mounted at {folder}")
         image = folder / IMAGE_NAME.format(secrets.token_hex(8))
         partial = image.with_suffix(".partial")
-        stat = os.statvfs(folder)
         with partial.open("wb") as file:
-            file.truncate(stat.f_blocks * stat.f_frsize)
+            file.truncate(_total(folder))
         run(["mkfs.btrfs", "-q", "-f", str(partial)])
         partial.replace(image)
-    return _ensure_mount(jinja, MOUNT_POINT, what=str(image), kind="btrfs", options="loop,user_subvol_rm_allowed")
+    mounted = _ensure_mount(jinja, MOUNT_POINT, what=str(image), kind="btrfs", options="loop,user_subvol_rm_allowed")
+    if fresh and known:
+        # A tmpfs is empty after a reboot, and LXD lays a pool out only when it makes one.
+        for name in POOL_FOLDERS:
+            (MOUNT_POINT / name).mkdir(mode=0o711, exist_ok=True)
+    elif not fresh:
+        _grow(image, _total(folder))
+    return mounted
+
+
+def _grow(image: Path, size: int) -> None:
+    """Give the pool what its storage has gained; it never shrinks, the image is sparse."""
+    if image.stat().st_size >= size:
+        return
+    os.truncate(image, size)
+    device = run(["losetup", "--noheadings", "--output", "NAME", "--associated", str(image)]).stdout.split()[0]
+    run(["losetup", "--set-capacity", device])
+    run(["btrfs", "filesystem", "resize", "max", str(MOUNT_POINT)])
 
 
 def _ensure_mount(jinja: jinja2.Environment, where: Path, *, what: str, kind: str, options: str) -> bool:
     """A systemd mount unit, so that it is back before LXD starts after a reboot. Whether it was not mounted."""
     missing = not where.is_mount()
-    name = run(["systemd-escape", "--path", "--suffix=mount", str(where)]).stdout.strip()
+    name = _mount_unit(where)
     content = jinja.get_template("mount.j2").render(where=str(where), what=what, kind=kind, options=options)
     if write_file(UNITS / name, content):
         run(["systemctl", "daemon-reload"])
-    run(["systemctl", "enable", "--quiet", "--now", name])
+    run(["systemctl", "enable", "--quiet", name])
+    if missing:
+        run(["systemctl", "restart", name])
     return missing
+
+
+def _mount_unit(where: Path) -> str:
+    return run(["systemd-escape", "--path", "--suffix=mount", str(where)]).stdout.strip()
+
+
+def remove(lxd: LxdClient) -> list[str]:
+    """Delete pool, profiles, mounts and the pool's image; returns what went. LxdError where instances hold the pool."""
+    gone = []
+    if lxd.find("storage-pools", POOL) is not None:
+        remove_pool(lxd)
+        gone.append(f"storage pool {POOL}")
+    for profile in lxd.get("profiles", recursion=1):
+        ours = profile["name"] == PROFILE or RESOURCES_KEY in profile["config"]
+        if ours and not profile["used_by"]:
+            lxd.change("DELETE", "profiles", profile["name"])
+            gone.append(f"profile {profile['name']}")
+    for where in (MOUNT_POINT, MEMORY):
+        unit = UNITS / _mount_unit(where)
+        if unit.exists():
+            run(["systemctl", "disable", "--quiet", "--now", unit.name])
+            unit.unlink()
+            gone.append(f"mount {where}")
+    for folder in (JUJU_STORAGE, MEMORY):
+        for image in [*folder.glob(IMAGE_NAME.format("*")), *folder.glob(IMAGE_NAME.format("*") + ".partial")]:
+            image.unlink()
+            gone.append(str(image))
+        if (folder / DIR_POOL).is_dir():
+            shutil.rmtree(folder / DIR_POOL)
+    run(["systemctl", "daemon-reload"])
+    return gone
 
 
 def _ensure_profile(lxd: LxdClient, state: CharmState) -> None:

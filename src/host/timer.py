@@ -32,9 +32,11 @@ def is_active() -> bool:
     return run(["systemctl", "is-active", "--quiet", TIMER], check=False).returncode == 0
 
 
-def remove() -> None:
-    """Stop the timer and remove its units; gone already counts as done."""
+def remove() -> list[str]:
+    """Stop the timer and remove its units; returns what went."""
     run(["systemctl", "disable", "--quiet", "--now", TIMER], check=False)
-    for name in (SERVICE, TIMER):
-        (UNITS / name).unlink(missing_ok=True)
+    gone = [UNITS / name for name in (SERVICE, TIMER) if (UNITS / name).exists()]
+    for path in gone:
+        path.unlink()
     run(["systemctl", "daemon-reload"])
+    return [str(path) for path in gone]

@@ -76,6 +76,21 @@ class Reconciliation(Event):
     duration: float = Field(ge=0)
 
 
+class UnitHealth(Event):
+    """What a pass knows beyond its runners.
+
+    Ages are seconds: since GitHub last called the application current, and since the image was built. The quota is
+    the token's, in requests.
+    """
+
+    flavor: str
+    wanted_runners: int
+    failed_creations: int
+    application_age: float | None = Field(default=None, ge=0)
+    image_age: float | None = Field(default=None, ge=0)
+    api_quota_left: int | None = None
+
+
 def issue_event(event: Event) -> None:
     """Append the event's line to the log, whole or not at all; IssueMetricEventError otherwise."""
     data = {"event": event.name, **event.model_dump(mode="json", exclude_none=True)}

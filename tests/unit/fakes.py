@@ -19,6 +19,7 @@ from models import (
     GithubRepo,
     GithubRunner,
     Identity,
+    ImageSource,
     ProxyConfig,
     RunnerStorage,
     VirtualMachineResources,
@@ -41,6 +42,7 @@ def state(**changes: Any) -> CharmState:
         "virtual_machines": 2,
         "resources": RESOURCES,
         "base_image": BaseImage.JAMMY,
+        "image_source": ImageSource("https://images.example"),
         "runner_storage": RunnerStorage.JUJU_STORAGE,
         "reconcile_interval": 10,
         "denylist": (),
@@ -178,6 +180,7 @@ class FakeGithub:
         self.lists: list[str] = []
         self.tokens = 0
         self.jobs: dict[str, WorkflowJob] = {}
+        self.quota_left: int | None = 4999
 
     def register(self, name: str, *, online: bool = True, busy: bool = False) -> GithubRunner:
         runner = GithubRunner(len(self.runners) + len(self.deleted) + 1, name, online, busy)

@@ -219,7 +219,9 @@ def test_check_runners_counts(context: Any, world: Surroundings) -> None:
     context.run(context.on.action("check-runners"), state())
 
     names = ", ".join(sorted(world.lxd.found))
-    assert context.action_results == {"online": "2", "offline": "0", "unknown": "0", "runners": names}
+    details = "\n".join(f"{name}: idle, 0 min old" for name in sorted(world.lxd.found))
+    counts = {"online": "2", "offline": "0", "unknown": "0"}
+    assert context.action_results == {**counts, "runners": names, "details": details}
 
 
 @pytest.mark.parametrize("action", ["reconcile-runners", "flush-runners"])

@@ -18,6 +18,7 @@ from models import (
     CharmState,
     GithubOrg,
     GithubRepo,
+    ImageSource,
     ProxyConfig,
     RepoPolicy,
     RunnerStorage,
@@ -113,6 +114,7 @@ def test_defaults() -> None:
         virtual_machines=1,
         resources=VirtualMachineResources(2, "7GiB", "10GiB"),
         base_image=BaseImage.JAMMY,
+        image_source=ImageSource("https://cloud-images.ubuntu.com/daily"),
         runner_storage=RunnerStorage.JUJU_STORAGE,
         reconcile_interval=10,
         denylist=(),
@@ -159,7 +161,7 @@ def test_option_contract(name: str, kind: str, default: object) -> None:
 
 def test_no_dead_option() -> None:
     """The options are those of the contract and no others."""
-    assert len(CONFIG["options"]) == 19
+    assert len(CONFIG["options"]) == 20
 
 
 @pytest.mark.parametrize(
@@ -653,3 +655,25 @@ def test_stop_needs_no_valid_option() -> None:
 
     assert state.virtual_machines == 0
     assert state.token == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("https://images.example/daily/", ImageSource(server="https://images.example/daily")),
+        (" local:my-base ", ImageSource(alias="my-base")),
+    ],
+)
+def test_image_source(value: str, expected: ImageSource) -> None:
+    """The image is built from a simplestreams server or from an image of the machine's own LXD."""
+    assert load({"image-source": value}).image_source == expected
+    assert ImageSource.parse(str(expected)) == expected
+
+
+@pytest.mark.parametrize("value", ["", "jammy", "local:", "local:a b", "local:../x", "ftp://images.example", "https://"])
+def test_bad_image_source(value: str) -> None:
+    """Anything else blocks, and names the option and both forms."""
+    (fault,) = faults({"image-source": value})
+
+    assert fault.startswith("image-source: ")
+    assert fault.endswith("local:ALIAS")

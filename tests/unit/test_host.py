@@ -1,9 +1,11 @@
 """Spec 4: what the host part decides and writes, without the machine: subnets, units, logrotate, the application."""
 
 import configparser
+import os
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -12,12 +14,12 @@ from typing import Any, cast
 import pytest
 
 import provision
-from errors import ConfigurationError, GithubApiError, HostError
+from errors import CommandError, ConfigurationError, GithubApiError, HostError
 from github_client import GithubClient
-from host import application, packages, storage, timer
+from host import application, image, kernel, packages, storage, timer
 from host.daemon import SUBNETS, free_subnet
 from lxd import LxdClient
-from models import Arch, BaseImage, GithubPath, GithubRepo, RunnerApplication, RunnerStorage
+from models import Arch, BaseImage, GithubPath, GithubRepo, ImageSource, ProxyConfig, RunnerApplication, RunnerStorage
 
 TEMPLATES = Path(__file__).resolve().parent.parent.parent / "templates"
 JINJA = provision.environment(TEMPLATES)
@@ -374,3 +376,106 @@ def test_application_can_be_read_by_charm_alone_or_all(tmp_path: Path) -> None:
 
     for path in (folder, folder / github.filename):
         assert path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH) == 0
+
+
+GIB = 1 << 30
+
+
+def test_space_is_enough_to_the_byte() -> None:
+    """All disks at once must fit; a byte too little blocks, and names both sizes."""
+    storage.check_space(20 * GIB, 20 * GIB, "the storage")
+
+    with pytest.raises(ConfigurationError) as caught:
+        storage.check_space(20 * GIB, 20 * GIB - 1, "the storage at /storage/juju")
+    assert "20.00GiB (21474836480 bytes)" in str(caught.value)
+    assert "/storage/juju has 20.00GiB (21474836479 bytes)" in str(caught.value)
+
+
+def test_age_of_the_application_counts_from_githubs_word(tmp_path: Path) -> None:
+    """Asked again and offered the same, it is as good as new; never offered again, it ages."""
+    github = FakeGithub("actions-runner-linux-x64-2.320.0.tar.gz")
+    assert application.age(0, tmp_path) is None
+    application.update(cast(GithubClient, github), PATH, Arch.X64, tmp_path)
+    using = application.current(tmp_path)
+    assert using is not None
+    os.utime(using, (1000, 1000))
+    assert application.age(1000 + 15 * 86400, tmp_path) == 15 * 86400
+
+    application.update(cast(GithubClient, github), PATH, Arch.X64, tmp_path)
+
+    age = application.age(time.time(), tmp_path)
+    assert age is not None
+    assert age < 60
+
+
+def test_refusal_is_of_one_application_and_one_day(tmp_path: Path) -> None:
+    """A newer application is not refused for what its predecessor was, and after a day the same is tried again."""
+    now = time.time()
+    application.refuse(tmp_path)
+    assert not application.is_refused(now, tmp_path)
+    application.update(cast(GithubClient, FakeGithub("actions-runner-linux-x64-2.320.0.tar.gz")), PATH, Arch.X64, tmp_path)
+    application.refuse(tmp_path)
+
+    assert application.is_refused(now, tmp_path)
+    assert not application.is_refused(now + 86401, tmp_path)
+    application.update(cast(GithubClient, FakeGithub("actions-runner-linux-x64-2.321.0.tar.gz")), PATH, Arch.X64, tmp_path)
+    assert not application.is_refused(now, tmp_path)
+
+
+def build(**changes: Any) -> image.ImageBuild:
+    values: dict[str, Any] = {
+        "source": ImageSource("https://images.example"),
+        "alias": "jammy",
+        "container": True,
+        "arch": Arch.ARM64,
+        "proxies": ProxyConfig("http://user:word@proxy.example:3128", None, "10.0.0.0/8"),
+    }
+    return image.ImageBuild(**{**values, **changes})
+
+
+def test_what_to_build_is_kept_for_the_timer(tmp_path: Path) -> None:
+    """The build outside of hooks reads what the last hook wrote, which root alone can read."""
+    wanted = build()
+
+    assert wanted.save(tmp_path / "build.json")
+    assert not wanted.save(tmp_path / "build.json")
+    assert image.ImageBuild.load(tmp_path / "build.json") == wanted
+    assert stat.S_IMODE((tmp_path / "build.json").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"source": "local:"}', "\xff"])
+def test_damaged_settings_are_named(tmp_path: Path, text: str) -> None:
+    """A file that was damaged is no traceback in the journal."""
+    (tmp_path / "build.json").write_text(text)
+
+    with pytest.raises(HostError, match="build.json"):
+        image.ImageBuild.load(tmp_path / "build.json")
+
+
+def test_kernels_are_updated_daily(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only what is installed is updated, once a day; a clock that was set back does not stop it for ever."""
+    ran: list[list[str]] = []
+    monkeypatch.setattr(kernel, "CHECKED", tmp_path / "checked")
+    monkeypatch.setattr(kernel, "installed_kernels", lambda: ["linux-virtual"])
+    monkeypatch.setattr(kernel, "run", lambda command, **_: ran.append(command))
+    now = time.time()
+
+    assert kernel.update(now) == ["linux-virtual"]
+    assert kernel.update(now + 3600) == []
+    assert kernel.update(now + 90000) == ["linux-virtual"]
+
+    assert [command[-1] for command in ran] == ["update", "linux-virtual"] * 2
+    assert kernel.update(now - 3600) == ["linux-virtual"]
+
+
+def test_kernel_that_cannot_be_updated_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A mirror that is down does not stop the runners of this pass."""
+
+    def fail(command: list[str], **_: Any) -> None:
+        raise CommandError("no mirror")
+
+    monkeypatch.setattr(kernel, "CHECKED", tmp_path / "checked")
+    monkeypatch.setattr(kernel, "installed_kernels", lambda: ["linux-virtual"])
+    monkeypatch.setattr(kernel, "run", fail)
+
+    assert kernel.update() == ["linux-virtual"]

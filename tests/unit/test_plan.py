@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from models import GithubRunner, Process, RunnerView
@@ -417,7 +417,8 @@ def test_who_is_never_removed(quantity: int, views: list[RunnerView]) -> None:
     removed = dict(plan(quantity, *views).remove)
 
     for seen in views:
-        alive = seen.process is not Process.NONE or not seen.prepared or (seen.github and seen.github.online)
+        ended = seen.process in (Process.NONE, Process.REFUSED)
+        alive = not ended or not seen.prepared or (seen.github and seen.github.online)
         busy_by_github = seen.github and seen.github.busy and alive
         if seen.exists and seen.running and (seen.process is Process.WORKER or busy_by_github):
             assert seen.name not in removed
@@ -453,6 +454,7 @@ def test_order_does_not_matter(quantity: int, views: list[RunnerView], data: st.
 def test_passes_converge(quantity: int, views: list[RunnerView], data: st.DataObject) -> None:
     """A pass that was carried out leaves nothing to do, and one that was cut off leaves what one more pass does."""
     first = plan(quantity, *views)
+    assume(not first.refused)
     names = [name for name, _ in first.remove]
     done = set(data.draw(st.lists(st.sampled_from(names), unique=True))) if names else set()
     # Cut off: creations come after the removals.
@@ -466,3 +468,31 @@ def test_passes_converge(quantity: int, views: list[RunnerView], data: st.DataOb
     assert not last.changes
     assert not last.note_offline
     assert not last.clear_offline
+
+
+LISTED = GithubRunner(7, "r", online=False, busy=False)
+
+
+@pytest.mark.parametrize(
+    ("seen", "refused", "create"),
+    [
+        pytest.param({"github": LISTED}, True, 0, id="listed as idle: no job can have written it"),
+        pytest.param({"github": None}, False, 2, id="not listed: it may have had its job"),
+        pytest.param({"github": replace(LISTED, busy=True)}, False, 2, id="busy: its job may have written it"),
+        pytest.param({"github": LISTED, "fingerprint": "old"}, False, 2, id="an older application"),
+        pytest.param({"github": LISTED, "process": Process.NONE}, False, 2, id="ended without a word"),
+    ],
+)
+def test_refused_application(seen: dict[str, Any], refused: bool, create: int) -> None:
+    """A runner that ended as outdated is removed; if today's application was meant and is believed, none is created."""
+    decided = plan(2, view("r", **{"process": Process.REFUSED, **seen}))
+
+    assert decided.remove == (("r", Reason.UNHEALTHY),)
+    assert (decided.refused, decided.create) == (refused, create)
+
+
+def test_nothing_is_created_while_the_application_is_refused() -> None:
+    """What was learnt in an earlier pass stops creation, and nothing else."""
+    decided = make_plan(Desired(3, TODAY, may_create=False), [idle("a"), view("b", process=Process.NONE)], NOW)
+
+    assert (decided.create, decided.idle, decided.names(Reason.UNHEALTHY)) == (0, ("a",), ["b"])

@@ -405,6 +405,8 @@ class Shell:
             "policy_url": None,
             "policy_token_file": self.folder / "policy-token",
             "token_file": self.folder / "token",
+            "refused_file": self.folder / "refused",
+            "refused_wait": 3600,
             "proxies": {},
             "url": "https://github.com/octo-org/demo",
             "labels": "runner,jammy",
@@ -645,6 +647,20 @@ def test_end_of_the_runner_application(shell: Shell, code: int, status: PostJobS
     assert (shell.post_job.status_info and shell.post_job.status_info.code) == info
     assert shell.post_job.timestamp > 1_700_000_000
     assert shell.arguments("sudo") == ["-n", "systemctl", "poweroff"]
+
+
+def test_outdated_application_waits_to_be_seen(shell: Shell) -> None:
+    """Exit code 7 leaves a note for the next pass, and power-off comes an hour later; any other code leaves none."""
+    for code, noted, waits in ((7, True, ["3600"]), (1, False, [])):
+        shell.stub("run.sh", f"exit {code}", shell.application)
+        shell.stub("sleep", "exit 0")
+        (shell.folder / "refused").unlink(missing_ok=True)
+
+        shell.run(shell.render("start.sh.j2"))
+
+        assert (shell.folder / "refused").exists() is noted
+        assert (shell.arguments("sleep") if waits else []) == waits
+        assert shell.arguments("sudo")[-3:] == ["-n", "systemctl", "poweroff"]
 
 
 @pytest.mark.parametrize("broken", ["no application", "no run.sh", "no metrics folder", "metrics cannot be written"])

@@ -1,6 +1,7 @@
 """Spec 2, One pass and Flush: the order of things, and what one runner's failure does not stop."""
 
 import json
+import os
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -408,7 +409,8 @@ def test_metrics_of_finished_runners_are_issued(world: World, tmp_path: Path) ->
     world.reconcile(1)
 
     found = events(tmp_path)
-    assert [event["event"] for event in found] == ["runner_start", "runner_stop", "runner_start", "reconciliation"]
+    jobs = ["runner_start", "runner_stop", "runner_start"]
+    assert [event["event"] for event in found] == [*jobs, "reconciliation", "unit_health"]
     assert found[0]["queue_duration"] == 7
     assert found[1]["job_conclusion"] == "success"
     assert found[3] == {
@@ -529,7 +531,14 @@ def test_counts_are_githubs_and_unknown_instances(world: World) -> None:
     online, offline, unknown = world.add("aa"), world.add("bb", online=False), world.add("cc")
     del world.github.runners[unknown]
 
-    assert world.manager().counts() == {"online": [online], "offline": [offline], "unknown": [unknown]}
+    counts = world.manager().counts()
+
+    assert counts.pop("details") == [
+        f"{online}: idle, 60 min old",
+        f"{offline}: offline, 60 min old",
+        f"{unknown}: not at GitHub, 60 min old",
+    ]
+    assert counts == {"online": [online], "offline": [offline], "unknown": [unknown]}
 
 
 @pytest.mark.parametrize(
@@ -574,3 +583,59 @@ def test_old_crash_logs_are_deleted(world: World, tmp_path: Path) -> None:
     world.reconcile(0)
 
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["young"]
+
+
+def test_refused_application_stops_creation_and_says_so(world: World, tmp_path: Path) -> None:
+    """A runner that GitHub refused as outdated is removed, none follows it, and the report says what to do."""
+    world.state = state(issue_metrics=True)
+    kept, refused = world.add("aa"), world.add("bb", online=False, process=12)
+
+    manager = world.reconcile(3)
+
+    assert manager.report.refused
+    assert list(world.lxd.found) == [kept]
+    assert refused not in world.github.runners
+    assert world.github.tokens == 0
+    assert "update-dependencies" in manager.report.failures[0]
+
+
+def incumbents(world: World, suffix: str, *, busy: bool = False) -> str:
+    name = f"{IDENTITY.app_name}-{IDENTITY.unit_number}-{suffix}"
+    instance = FakeInstance(world.lxd, name, {})
+    instance.running, instance.process = True, 0 if busy else 11
+    world.lxd.found[name] = instance
+    world.github.register(name, busy=busy)
+    return name
+
+
+def test_incumbents_runners_are_replaced(world: World) -> None:
+    """Instances of its naming without our keys: idle ones go, busy ones finish and count; a stranger's is not ours."""
+    idle, busy = incumbents(world, "a1b2c3d4e5f6"), incumbents(world, "0f0f0f0f0f0f", busy=True)
+    world.github.register("app-0-aaaaaaaaaaaa")
+
+    manager = world.reconcile(2)
+
+    assert idle not in world.lxd.found
+    assert idle not in world.github.runners
+    assert manager.report.busy == [busy]
+    assert len(manager.report.created) == 1
+    assert "app-0-aaaaaaaaaaaa" in world.github.runners
+
+
+def test_health_of_the_unit_is_an_event(world: World, tmp_path: Path) -> None:
+    """Each pass tells what an operator of dashboards misses: failed creations, ages, and the quota left."""
+    world.state = state(issue_metrics=True)
+    world.lxd.faults["start"] = lambda name: True
+    os.utime(world.application, (NOW - 60, NOW - 60))
+
+    world.reconcile(2)
+
+    assert events(tmp_path)[-1] == {
+        "event": "unit_health",
+        "timestamp": NOW,
+        "flavor": "app",
+        "wanted_runners": 2,
+        "failed_creations": 2,
+        "application_age": 60.0,
+        "api_quota_left": 4999,
+    }
