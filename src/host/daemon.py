@@ -13,7 +13,7 @@ from system import run
 OLDEST = (5, 0)
 BRIDGE = "lxdbr0"
 # What tells a bridge of our making from one that was there before.
-OURS = "GitHub runners"
+OURS = "user.github-runner.made"
 ETH0 = {
     "type": "nic",
     "network": BRIDGE,
@@ -49,7 +49,7 @@ def _ensure_answer(lxd: LxdClient) -> None:
 def remove(lxd: LxdClient) -> list[str]:
     """Take the bridge away if it was made here and nothing uses it; LXD itself stays. Returns what went."""
     bridge = lxd.find("networks", BRIDGE)
-    if bridge is None or bridge.get("description") != OURS:
+    if bridge is None or OURS not in bridge["config"]:
         return []
     default = lxd.get("profiles", "default")
     if default["devices"].get("eth0") == ETH0:
@@ -107,9 +107,8 @@ def _ensure_bridge(lxd: LxdClient) -> None:
             lxd.change("PATCH", "networks", BRIDGE, json={"config": wanted})
         return
     subnet = free_subnet(_used_networks(), SUBNETS)
-    config = {**wanted, "ipv4.address": f"{subnet[1]}/{subnet.prefixlen}"}
-    body = {"name": BRIDGE, "type": "bridge", "description": OURS, "config": config}
-    lxd.change("POST", "networks", json=body)
+    config = {**wanted, OURS: "true", "ipv4.address": f"{subnet[1]}/{subnet.prefixlen}"}
+    lxd.change("POST", "networks", json={"name": BRIDGE, "type": "bridge", "config": config})
 
 
 def free_subnet(

@@ -160,10 +160,11 @@ def remove(lxd: LxdClient) -> list[str]:
     """Stop the rebuilding, and remove every image of our making and the builder; returns what went."""
     run(["systemctl", "disable", "--quiet", "--now", TIMER], check=False)
     run(["systemctl", "stop", SERVICE], check=False, timeout=120)
-    for path in (UNITS / SERVICE, UNITS / TIMER, SETTINGS, LOCK):
-        path.unlink(missing_ok=True)
+    paths = [path for path in (UNITS / SERVICE, UNITS / TIMER, SETTINGS, LOCK) if path.exists()]
+    for path in paths:
+        path.unlink()
     _remove_builder(lxd)
-    gone = [f"image {image['properties'][ALIAS_PROPERTY]}" for image in _ours(lxd)]
+    gone = [*map(str, paths)] + [f"image {image['properties'][ALIAS_PROPERTY]}" for image in _ours(lxd)]
     for image in _ours(lxd):
         lxd.change("DELETE", "images", image["fingerprint"])
     return gone

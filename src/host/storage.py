@@ -101,11 +101,15 @@ def ensure(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None
 def _ensure_pool(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None:
     pool = lxd.find("storage-pools", POOL)
     if pool is not None and pool["config"].get("source") == str(MOUNT_POINT):
-        mounted = _ensure_filesystem(jinja, _folder(jinja, state), known=True)
+        folder = _folder(jinja, state)
+        emptied = _image(folder) is None
+        mounted = _ensure_filesystem(jinja, folder, known=True)
         if mounted or pool["status"] == "Unavailable":
             # Juju may bring its storage back after LXD has started and looked for the pool.
             daemon.restart(lxd)
             pool = lxd.find("storage-pools", POOL)
+        if emptied:
+            _forget_images(lxd)
     if pool is not None:
         in_use = any("/instances/" in user for user in pool["used_by"])
         if pool["status"] == "Created" and (in_use or _made_here(pool)):
@@ -128,6 +132,17 @@ def _ensure_pool(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -
 def is_ours(lxd: LxdClient) -> bool:
     """Whether this charm made the pool, not an incumbent or an operator."""
     return _made_here(lxd.get("storage-pools", POOL))
+
+
+def _forget_images(lxd: LxdClient) -> None:
+    """LXD unpacks an image once for a pool, and does not look whether it is still there."""
+    for volume in lxd.get("storage-pools", POOL, "volumes", recursion=1):
+        if volume["type"] == "image":
+            lxd.change("DELETE", "storage-pools", POOL, "volumes", "image", volume["name"])
+
+
+def _image(folder: Path) -> Path | None:
+    return next(folder.glob(IMAGE_NAME.format("*")), None)
 
 
 def _made_here(pool: Mapping[str, Any]) -> bool:
@@ -182,7 +197,7 @@ def _ensure_filesystem(jinja: jinja2.Environment, folder: Path, *, known: bool) 
     Its name is its own: `mount` takes a loop device whose file has the same path for the same file, and machines
     that are containers of one host share the kernel's loop devices.
     """
-    image = next(folder.glob(IMAGE_NAME.format("*")), None)
+    image = _image(folder)
     fresh = image is None
     if image is None:
         if known and folder == JUJU_STORAGE and not folder.is_mount():
@@ -246,6 +261,7 @@ def remove(lxd: LxdClient) -> list[str]:
         if unit.exists():
             run(["systemctl", "disable", "--quiet", "--now", unit.name])
             unit.unlink()
+            where.rmdir()
             gone.append(f"mount {where}")
     for folder in (JUJU_STORAGE, MEMORY):
         for image in [*folder.glob(IMAGE_NAME.format("*")), *folder.glob(IMAGE_NAME.format("*") + ".partial")]:

@@ -48,7 +48,7 @@ def instance(client: LxdClient) -> Iterator[LxdInstance]:
     client.change("POST", "profiles", json={"name": PROFILE, "devices": devices})
     made = client.create_instance(
         PROFILE,
-        image=lxd_setup.BASE_IMAGE,
+        source={"type": "image", "alias": lxd_setup.BASE_IMAGE},
         virtual_machine=False,
         profiles=[PROFILE],
         config={"user.x": "1"},
@@ -233,7 +233,7 @@ def test_virtual_machine_is_asked_for_as_one(client: LxdClient, instance: LxdIns
     with pytest.raises(LxdError) as refused:
         client.create_instance(
             "ghr-test-vm",
-            image=lxd_setup.BASE_IMAGE,
+            source={"type": "image", "alias": lxd_setup.BASE_IMAGE},
             virtual_machine=True,
             profiles=[PROFILE],
             config={},

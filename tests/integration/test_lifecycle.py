@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,8 +71,24 @@ def test_reboot_upgrade_and_removal(alone: Deployment, packed: Path) -> None:
     assert alone.storages() == []
     assert alone.resource_profiles() == []
     assert alone.registered() == []
-    timers = alone.machine.exec("systemctl", "list-units", "--all", "--no-legend", "ghro.*")
-    assert timers.strip() == ""
+    assert left_over(alone) == []
+
+
+def left_over(deployment: Deployment) -> list[str]:
+    """What a removed unit has left on its machine: LXD's things, mounts, units of systemd, files."""
+    found = [profile["name"] for profile in deployment.lxd("profiles?recursion=1") if profile["name"] != "default"]
+    found += [pool["name"] for pool in deployment.lxd("storage-pools?recursion=1")]
+    found += [network["name"] for network in deployment.lxd("networks?recursion=1") if network["managed"]]
+    found += [acl["name"] for acl in deployment.lxd("network-acls?recursion=1")]
+    found += list(deployment.lxd("profiles/default")["devices"])
+    places = "/var/lib/github-runner* /etc/systemd/system/ghro.* /etc/systemd/system/*github*.mount /var/log/github-*"
+    places += (
+        " /etc/logrotate.d/github-* /home/ubuntu/runner-fs* /run/github-* /storage/juju/* /etc/modules-load.d/git*"
+    )
+    found += deployment.machine.exec("sh", "-c", f"ls -d {places} 2>/dev/null || true").split()
+    found += deployment.machine.exec("sh", "-c", "grep -o '[^ ]*github-runner[^ ]*' /proc/mounts || true").split()
+    units = deployment.machine.exec("systemctl", "list-units", "--all", "--no-legend", "ghro.*", "*github-runner*")
+    return [*found, *units.split()]
 
 
 POLICY = """
@@ -87,14 +104,16 @@ class Service(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         allowed = self.headers["Authorization"] == "Bearer one-time-secret" and "octo-org/demo" in body
+        if self.path == "/schedule/check-run":
+            self.answer(503, "out of order")
         self.answer(200 if allowed and self.path == "/push/check-run" else 403, "fork pull requests are not allowed")
 http.server.ThreadingHTTPServer(("0.0.0.0", 8090), Service).serve_forever()
 """
 
 
-@pytest.mark.timeout(240)
-def test_memory_storage_policy_service_and_removal_while_blocked(packed: Path, hub: github.GitHub) -> None:
-    """Disks in memory, jobs allowed and refused by a policy service, and removal with invalid options and no token."""
+@pytest.mark.timeout(280)
+def test_policy_service_and_removal_while_blocked(packed: Path, hub: github.GitHub) -> None:
+    """Jobs allowed, refused, and stopped by a service in trouble; removal with invalid options and no token."""
     service = subprocess.Popen([sys.executable, "-c", POLICY])
     alone = deployed(
         "alone",
@@ -102,42 +121,192 @@ def test_memory_storage_policy_service_and_removal_while_blocked(packed: Path, h
         hub,
         **{
             "virtual-machines": 0,
-            "runner-storage": "memory",
             "repo-policy-compliance-url": f"http://{bridge_address()}:8090",
             "repo-policy-compliance-token": "charm-token",
         },
     )
+
+    def stopped(event: str) -> tuple[list[str], dict[str, Any]]:
+        alone.reconcile()
+        alone.wait_online(1)
+        job = alone.job("echo must not run", event=event)
+        assert job["conclusion"] != "success"
+        assert "must not run" not in [line.strip() for line in job["log"]]
+        alone.wait_gone(job["runner_name"])
+        alone.reconcile()
+        stop = alone.events("runner_stop")[-1]
+        assert stop["status"] == "repo-policy-check-failure"
+        return job["log"], stop["status_info"]
+
     try:
         alone.unit.integrate("cos-agent")
         alone.keep(1)
-        assert "tmpfs" in alone.machine.exec("findmnt", "-no", "FSTYPE", "/var/lib/github-runner/memory")
         allowed = alone.job("true", event="push")
         assert allowed["conclusion"] == "success"
         assert "The repository policy check has passed." in allowed["log"]
         alone.wait_gone(allowed["runner_name"])
-        alone.reconcile()
+
+        log, code = stopped("pull_request")
+        assert any("fork pull requests are not allowed" in line for line in log)
+        assert code == {"code": 403}
+        log, code = stopped("schedule")
+        assert any("service failed with HTTP 503" in line for line in log)
+        assert code == {"code": 503}
         alone.wait_online(1)
-
-        refused = alone.job("echo must not run", event="pull_request")
-
-        assert refused["conclusion"] != "success"
-        assert "must not run" not in [line.strip() for line in refused["log"]]
-        assert any("fork pull requests are not allowed" in line for line in refused["log"])
-        alone.wait_gone(refused["runner_name"])
+        service.kill()
+        service.wait()
+        job = alone.job("echo must not run", event="push")
+        assert any("could not be reached" in line for line in job["log"])
+        alone.wait_gone(job["runner_name"])
         alone.reconcile()
-        stop = alone.events("runner_stop")[-1]
-        assert (stop["status"], stop["status_info"]) == ("repo-policy-check-failure", {"code": 403})
+        assert alone.events("runner_stop")[-1]["status_info"] == {"code": 0}
+        assert "no runner of 1" in alone.status()[1]
 
         alone.unit.set_config({"labels": "b@d"})
         alone.control.remove_token(PAT)
         assert alone.status()[0] == "blocked"
         alone.unit.remove_application()
         assert alone.instances() == []
-        assert alone.mounts() == []
+        assert left_over(alone) == []
     finally:
         service.kill()
         service.wait()
         alone.control.add_token(PAT)
         undeploy(alone)
-        for runner in alone.control.runners():
-            alone.control.remove_runner(runner["id"])
+        forget_runners(alone)
+
+
+def forget_runners(deployment: Deployment) -> None:
+    for runner in deployment.control.runners():
+        deployment.control.remove_runner(runner["id"])
+
+
+@pytest.fixture
+def bare(packed: Path, hub: github.GitHub, request: pytest.FixtureRequest) -> Iterator[Deployment]:
+    """A unit without runners and metrics, with the options that the test asks for."""
+    found = deployed("alone", packed, hub, **{"virtual-machines": 0, **getattr(request, "param", {})})
+    yield found
+    undeploy(found)
+    forget_runners(found)
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("bare", [{"runner-storage": "memory"}], indirect=True)
+def test_memory_storage_comes_back_and_grows(bare: Deployment) -> None:
+    """Disks in memory are empty after a reboot: the pool is made anew under its runners, and grows with the options."""
+    bare.keep(1)
+    size = ("df", "--block-size=1", "--output=size", "/var/lib/github-runner/memory", "/run/github-runner-pool")
+    assert "tmpfs" in bare.machine.exec("findmnt", "-no", "FSTYPE", "/var/lib/github-runner/memory")
+    before, small = bare.instances(), [int(text) for text in bare.machine.exec(*size).split()[1:]]
+
+    bare.unit.reboot(hard=True)
+
+    assert bare.status()[0] == "active", bare.status()
+    wait_for(lambda: len(bare.online()) == 1 and bare.registered() == bare.online(), "one runner", 60)
+    assert bare.instances() != before
+    bare.keep(2)
+    assert [int(text) for text in bare.machine.exec(*size).split()[1:]] == [2 * one for one in small]
+    bare.unit.remove_application()
+    assert left_over(bare) == []
+
+
+INCUMBENT = """
+set -eu
+charm=/var/lib/juju/agents/unit-github-runner-0/charm
+printf '{"charm_config": {"token": "ghp_incumbent"}}' > $charm/charm_state.json
+echo "0 */6 * * * root $charm/scripts/build-lxd-image.sh" > /etc/cron.d/build-runner-image
+for unit in ghro.ensure-metrics.timer ghro.ensure-metrics.service repo-policy-compliance.service; do
+    printf '[Unit]\nDescription=incumbent\n[Service]\nExecStart=sleep 1000\n[Timer]\nOnActiveSec=1000\n' \
+        > /etc/systemd/system/$unit
+done
+mkdir -p /home/ubuntu/repo_policy_compliance_service /var/lib/incumbent-pool
+systemctl daemon-reload
+systemctl start repo-policy-compliance.service ghro.ensure-metrics.timer
+lxc profile device remove runner root
+for profile in $(lxc profile list -f csv | cut -d, -f1 | grep ^cpu- || true); do lxc profile delete $profile; done
+lxc storage delete runner
+systemctl disable --quiet --now "$(systemd-escape --path --suffix=mount /run/github-runner-pool)"
+rm -f /storage/juju/*
+lxc storage create runner dir source=/var/lib/incumbent-pool
+lxc profile device add runner root disk path=/ pool=runner
+lxc profile unset runner user.github-runner.base-image
+lxc profile unset runner user.github-runner.runner-storage
+lxc profile create cpu-9-mem-9GiB-disk-9GiB
+"""
+
+
+@pytest.mark.timeout(200)
+def test_incumbents_unit_is_taken_over(bare: Deployment, packed: Path) -> None:
+    """An upgrade of its unit: idle runners are replaced, a busy one finishes, what it left is gone."""
+    bare.machine.exec("sh", "-c", INCUMBENT)
+    idle, busy = "github-runner-0-0a1b2c3d4e5f", "github-runner-0-aaaabbbbcccc"
+    for name in (idle, busy):
+        bare.machine.exec("lxc", "launch", "jammy", name, "--ephemeral", "--profile", "default", "--profile", "runner")
+        bare.control.add_runner("octo-org/demo", name, status="online", busy=name == busy)
+    bare.unit.set_config({"virtual-machines": 2, "reconcile-interval": 11})
+    assert bare.machine.exec("lxc", "storage", "get", "runner", "source").strip() == "/var/lib/incumbent-pool"
+
+    bare.unit.refresh(packed)
+
+    assert idle not in bare.instances()
+    assert busy in bare.instances()
+    assert len(bare.instances()) == 2, bare.status()
+    there = "ls -d /var/lib/juju/agents/*/charm/charm_state.json /etc/cron.d/build-runner-image"
+    there += " /etc/systemd/system/ghro.ensure* /etc/systemd/system/repo-policy* /home/ubuntu/repo_policy*"
+    assert bare.machine.exec("sh", "-c", f"{there} 2>/dev/null || true") == ""
+    assert bare.machine.call("systemctl", "is-active", "repo-policy-compliance").stdout.strip() == "inactive"
+    assert "cpu-9-mem-9GiB-disk-9GiB" not in bare.resource_profiles()
+    assert bare.machine.call("systemctl", "is-active", "ghro.reconcile-runners.timer").stdout.strip() == "active"
+
+    bare.machine.exec("lxc", "stop", busy)
+    bare.control.remove_runner(next(item["id"] for item in bare.control.runners() if item["name"] == busy))
+    bare.unit.refresh(packed)
+    assert bare.lxd("storage-pools/runner")["driver"] == "btrfs"
+    wait_for(lambda: len(bare.online()) == 2, "two runners of ours")
+
+
+@pytest.mark.timeout(290)
+def test_image_is_built_and_used(bare: Deployment) -> None:
+    """The whole pipeline, from a local image: built outside of hooks, the alias moved, old ones gone, a job in it."""
+    build = ("systemctl", "start", "ghro.build-image.service")
+
+    def images() -> dict[str, str]:
+        found = bare.lxd("images?recursion=1")
+        return {alias["name"]: image["fingerprint"] for image in found for alias in image["aliases"]}
+
+    def count() -> int:
+        return len(bare.lxd("images?recursion=1"))
+
+    before = images()
+    bare.unit.set_config({"image-source": "local:no-such-image"})
+    assert bare.machine.call(*build).returncode != 0
+    assert "creating the builder from local:no-such-image failed" in bare.machine.exec("journalctl", "-u", build[-1])
+    bare.unit.set_config({"image-source": f"http://{bridge_address()}:9"})
+    assert bare.machine.call(*build).returncode != 0
+    assert images() == before
+    assert bare.instances() == []
+
+    bare.unit.set_config({"image-source": "local:sandbox-base"})
+    bare.machine.exec(*build)
+    first = images()
+    assert first["jammy"] not in before.values()
+    assert {**first, "jammy": before["jammy"]} == before
+    number = count()
+
+    # Killed in the middle, it leaves the image of before in use, and the next build clears up.
+    bare.unit.set_config({"image-source": "local:jammy"})
+    bare.machine.exec("systemctl", "start", "--no-block", build[-1])
+    wait_for(lambda: "github-runner-image-builder" in bare.instances(), "the builder", 30)
+    bare.machine.exec("systemctl", "kill", "--signal=KILL", build[-1])
+    assert images() == first
+    bare.machine.exec("systemctl", "reset-failed", build[-1], check=False)
+    bare.machine.exec(*build)
+    assert images()["jammy"] != first["jammy"]
+    assert (count(), bare.instances()) == (number, [])
+
+    bare.keep(1)
+    programs = "docker npm yarn pip shellcheck jq wget unzip gh yq"
+    job = bare.job(f"for program in {programs}; do command -v $program; done; id -nG")
+    assert job["conclusion"] == "success", job["log"]
+    assert any({"docker", "lxd", "adm", "microk8s"} <= set(line.split()) for line in job["log"])
+    assert bare.machine.exec("systemd-analyze", "verify", f"/etc/systemd/system/{build[-1]}") == ""

@@ -497,3 +497,68 @@ def test_timer_fires_and_replaces_a_lost_runner(deployment: Deployment) -> None:
 
     log = deployment.machine.exec("journalctl", "-q", "--no-pager", "-u", "ghro.reconcile-runners.service")
     assert "Finished" in log
+
+
+def test_too_little_space_blocks_and_names_both_sizes(deployment: Deployment) -> None:
+    """Disks that cannot fit block before anything is made, whatever fires; runners go on, less unblocks."""
+    deployment.keep(1)
+    before = deployment.instances()
+
+    deployment.unit.set_config({"vm-disk": "7TiB"})
+    deployment.reconcile()
+
+    status, message = deployment.status()
+    assert status == "blocked"
+    assert "7168.00GiB (7696581394432 bytes)" in message
+    assert "/storage/juju has " in message
+    assert deployment.instances() == before
+    assert deployment.unit.run("check-runners")["results"]["online"] == "1"
+    deployment.unit.set_config({"vm-disk": "2GiB"})
+    assert deployment.status()[0] == "active"
+
+
+def test_refused_application_ends_the_respawning(deployment: Deployment) -> None:
+    """A runner that ends as outdated stops creation with a clear status; a newer application starts it again."""
+    deployment.keep(0)
+    deployment.control.application(minimum_version="2.999.0")
+    try:
+        deployment.unit.set_config({"virtual-machines": 1})
+        (name,) = deployment.instances()
+        wait_for(
+            lambda: "yes" in deployment.inside(name, "test -e /run/github-runner/refused && echo yes || true"),
+            "the end of the runner application",
+        )
+        wait_for(lambda: deployment.online() == [], "GitHub's notice")
+
+        deployment.reconcile()
+        deployment.reconcile()
+
+        assert deployment.instances() == deployment.registered() == []
+        status, message = deployment.status()
+        assert status == "waiting"
+        assert "outdated" in message
+        assert "update-dependencies" in message
+        deployment.control.application(version="2.999.1")
+        deployment.unit.run("update-dependencies")
+        deployment.wait_online(1)
+    finally:
+        deployment.control.application(minimum_version=None, version="2.328.0")
+        deployment.unit.run("update-dependencies")
+
+
+def test_application_that_ages_is_in_the_status(deployment: Deployment) -> None:
+    """Two weeks without GitHub's word that it is current: GitHub will soon refuse it, and the status says so."""
+    deployment.keep(1)
+    using = "/var/lib/github-runner/application/current"
+    deployment.machine.exec("sh", "-c", f"touch -d '-15 days' $(readlink -f {using})")
+    deployment.control.add_fault(
+        method="GET", path="/repos/octo-org/demo/actions/runners/downloads", times=None, status=503
+    )
+
+    deployment.reconcile()
+
+    assert "runner application not refreshed for 15 days" in deployment.status()[1]
+    deployment.control.remove_faults()
+    deployment.reconcile()
+    assert "not refreshed" not in deployment.status()[1]
+    assert deployment.events("unit_health")[-1]["application_age"] < 60

@@ -670,7 +670,9 @@ def test_image_source(value: str, expected: ImageSource) -> None:
     assert ImageSource.parse(str(expected)) == expected
 
 
-@pytest.mark.parametrize("value", ["", "jammy", "local:", "local:a b", "local:../x", "ftp://images.example", "https://"])
+@pytest.mark.parametrize(
+    "value", ["", "jammy", "local:", "local:a b", "local:../x", "ftp://images.example", "https://"]
+)
 def test_bad_image_source(value: str) -> None:
     """Anything else blocks, and names the option and both forms."""
     (fault,) = faults({"image-source": value})

@@ -413,12 +413,16 @@ def test_refusal_is_of_one_application_and_one_day(tmp_path: Path) -> None:
     now = time.time()
     application.refuse(tmp_path)
     assert not application.is_refused(now, tmp_path)
-    application.update(cast(GithubClient, FakeGithub("actions-runner-linux-x64-2.320.0.tar.gz")), PATH, Arch.X64, tmp_path)
+    application.update(
+        cast(GithubClient, FakeGithub("actions-runner-linux-x64-2.320.0.tar.gz")), PATH, Arch.X64, tmp_path
+    )
     application.refuse(tmp_path)
 
     assert application.is_refused(now, tmp_path)
     assert not application.is_refused(now + 86401, tmp_path)
-    application.update(cast(GithubClient, FakeGithub("actions-runner-linux-x64-2.321.0.tar.gz")), PATH, Arch.X64, tmp_path)
+    application.update(
+        cast(GithubClient, FakeGithub("actions-runner-linux-x64-2.321.0.tar.gz")), PATH, Arch.X64, tmp_path
+    )
     assert not application.is_refused(now, tmp_path)
 
 
@@ -448,7 +452,7 @@ def test_damaged_settings_are_named(tmp_path: Path, text: str) -> None:
     """A file that was damaged is no traceback in the journal."""
     (tmp_path / "build.json").write_text(text)
 
-    with pytest.raises(HostError, match="build.json"):
+    with pytest.raises(HostError, match=r"build\.json"):
         image.ImageBuild.load(tmp_path / "build.json")
 
 

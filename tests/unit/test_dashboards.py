@@ -1,0 +1,466 @@
+"""The dashboards and alert rules that the charm ships: valid, and about fields that the events really have (spec 3)."""
+
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+import cos_agent
+from metrics import events
+from metrics.runner import PostJobStatus
+
+SHORT = "github_runner_metrics.json"
+LONG = "github_runner_metrics_long_term.json"
+FILES = [SHORT, LONG]
+TOPOLOGY = {"juju_model", "juju_model_uuid", "juju_application", "juju_unit", "juju_charm"}
+STREAM_LABELS = {"filename", *TOPOLOGY}
+SELECTOR = (
+    '{filename="/var/log/github-runner-metrics.log", juju_model=~"$juju_model", '
+    'juju_application=~"$juju_application", juju_unit=~"$juju_unit"}'
+)
+DATASOURCE = {"type": "loki", "uid": "${lokids}"}
+TOKEN = re.compile(
+    r"""(?P<string>"(?:\\.|[^"\\])*"|`[^`]*`)
+    |(?P<variable>\$\{[^}]*\}|\$\w+)
+    |(?P<name>[A-Za-z_]\w*)
+    |(?P<number>\d[\w.]*)
+    |(?P<operator>=~|!~|!=|==|>=|<=|\|=|\|~|[-+*/%^{}()\[\],|=<>])
+    |(?P<blank>\s+)""",
+    re.VERBOSE,
+)
+COMPARISONS = {"=", "!=", "==", "=~", "!~", ">", ">=", "<", "<="}
+PERCENTILES = ("quantile_over_time(0.5,", "quantile_over_time(0.9,", "quantile_over_time(0.95,", "max_over_time(")
+
+
+@dataclass
+class Pipeline:
+    """A stream selector with what follows it: the label filters after ``| json`` and the unwrapped label."""
+
+    stream: dict[str, str] = field(default_factory=dict)
+    filters: list[tuple[str, str, str]] = field(default_factory=list)
+    unwrapped: str | None = None
+
+    @property
+    def event(self) -> str:
+        [name] = [value for name, operator, value in self.filters if (name, operator) == ("event", "=")]
+        return name
+
+
+@dataclass
+class Query:
+    """The names that an expression uses: its pipelines, and the labels of each ``by (…)``."""
+
+    pipelines: list[Pipeline] = field(default_factory=list)
+    groups: list[list[str]] = field(default_factory=list)
+
+
+def tokens(expression: str) -> list[str]:
+    found, position = [], 0
+    while position < len(expression):
+        match = TOKEN.match(expression, position)
+        if not match:
+            raise ValueError(f"no token: {expression[position:]}")
+        if match.lastgroup != "blank":
+            found.append(match.group())
+        position = match.end()
+    return found
+
+
+def read(expression: str) -> Query:
+    """Take an expression apart; ValueError for any form that this reader does not know."""
+    rest, query = tokens(expression), Query()
+
+    def take(wanted: str) -> None:
+        found = rest.pop(0) if rest else "the end"
+        if found != wanted:
+            raise ValueError(f"{found} instead of {wanted} in {expression}")
+
+    def comparison() -> tuple[str, str, str]:
+        name, operator, value = rest.pop(0), rest.pop(0), rest.pop(0)
+        if operator not in COMPARISONS:
+            raise ValueError(f"{operator} is no comparison in {expression}")
+        return name, operator, value.strip('"`')
+
+    while rest:
+        token = rest.pop(0)
+        if token == "{":
+            pipeline = Pipeline()
+            query.pipelines.append(pipeline)
+            while rest[0] != "}":
+                name, operator, value = comparison()
+                pipeline.stream[name] = operator + value
+                if rest[0] == ",":
+                    rest.pop(0)
+            take("}")
+            take("|")
+            take("json")
+            while rest[0] == "|":
+                rest.pop(0)
+                if rest[0] == "unwrap":
+                    rest.pop(0)
+                    pipeline.unwrapped = rest.pop(0)
+                else:
+                    pipeline.filters.append(comparison())
+            take("[")
+        elif token == "without":
+            raise ValueError(f"without in {expression}: what is left cannot be told")
+        elif token == "by":
+            take("(")
+            end = rest.index(")")
+            query.groups.append([name for name in rest[:end] if name != ","])
+            del rest[: end + 1]
+    return query
+
+
+def labels_of(model: type[BaseModel], prefix: str = "") -> dict[str, bool]:
+    """The labels that Loki's json stage makes of a model, and whether each is a number."""
+    found: dict[str, bool] = {}
+    for name, info in model.model_fields.items():
+        union = isinstance(info.annotation, types.UnionType)
+        kinds = typing.get_args(info.annotation) if union else (info.annotation,)
+        [kind] = [kind for kind in kinds if kind is not type(None)]
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= labels_of(kind, f"{prefix}{name}_")
+        else:
+            # StrictInt and its like are Annotated.
+            plain = typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
+            found[prefix + name] = plain in (int, float)
+    return found
+
+
+EVENTS = {
+    kind.model_construct().name: labels_of(kind)
+    for kind in events.Event.__subclasses__()
+    if kind.__module__ == events.__name__
+}
+
+
+def faults(expression: str) -> list[str]:
+    """What an expression names and the lines that it selects do not have."""
+    query, found = read(expression), []
+    for pipeline in query.pipelines:
+        if pipeline.event not in EVENTS:
+            found.append(f"no event {pipeline.event}")
+            continue
+        fields = EVENTS[pipeline.event]
+        known = {*fields, "event", "__error__", *STREAM_LABELS}
+        names = {name for name, _, _ in pipeline.filters} | {name for group in query.groups for name in group}
+        found += [f"{pipeline.event} has no {name}" for name in sorted(names - known)]
+        found += [f"{name} is no stream label" for name in sorted(set(pipeline.stream) - STREAM_LABELS)]
+        if pipeline.unwrapped is not None and not fields.get(pipeline.unwrapped):
+            found.append(f"{pipeline.event} has no number {pipeline.unwrapped}")
+    return found
+
+
+def dashboard(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((cos_agent.DASHBOARDS / name).read_text())
+    return loaded
+
+
+def panels(name: str) -> list[dict[str, Any]]:
+    """The panels that show something, without the rows."""
+    return [panel for panel in dashboard(name)["panels"] if panel["type"] != "row"]
+
+
+def targets() -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    """Every query of the dashboards: where it is, its file, panel and target."""
+    return [
+        (f"{Path(name).stem}: {panel['title']} {target['refId']}", name, panel, target)
+        for name in FILES
+        for panel in panels(name)
+        for target in panel["targets"]
+    ]
+
+
+def rules() -> list[tuple[str, dict[str, Any]]]:
+    """Every alert rule with its name."""
+    documents = [yaml.safe_load(path.read_text()) for path in sorted(cos_agent.ALERT_RULES.glob("*.yaml"))]
+    return [(rule["alert"], rule) for document in documents for group in document["groups"] for rule in group["rules"]]
+
+
+def expressions() -> dict[str, str]:
+    """Every LogQL expression that the charm ships, by where it is."""
+    return {where: target["expr"] for where, _, _, target in targets()} | {name: rule["expr"] for name, rule in rules()}
+
+
+def panel_of(name: str, title: str) -> dict[str, Any]:
+    [found] = [panel for panel in panels(name) if panel["title"] == title]
+    return found
+
+
+def datasources(node: Any) -> list[Any]:
+    """Every value of a key ``datasource``, however deep."""
+    if isinstance(node, list):
+        return [found for item in node for found in datasources(item)]
+    if isinstance(node, dict):
+        own = [node["datasource"]] if "datasource" in node else []
+        return own + [found for item in node.values() for found in datasources(item)]
+    return []
+
+
+def test_titles() -> None:
+    """The charm ships two dashboards, with the titles of the contract."""
+    found = {path.name: json.loads(path.read_text())["title"] for path in cos_agent.DASHBOARDS.glob("*.json")}
+
+    assert found == {
+        SHORT: "GitHub Self-Hosted Runner Metrics",
+        LONG: "GitHub Self-Hosted Runner Metrics (Long-Term)",
+    }
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_panel_ids_are_unique(name: str) -> None:
+    """Grafana tells panels apart by their ids, rows included, and people by their titles."""
+    everything = dashboard(name)["panels"]
+
+    assert len({panel["id"] for panel in everything}) == len(everything)
+    assert len({panel["title"] for panel in everything}) == len(everything)
+    assert all(isinstance(panel["id"], int) and panel["id"] > 0 for panel in everything)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_panels_do_not_overlap(name: str) -> None:
+    """Every panel lies within the grid's 24 columns, and no two cover the same cell."""
+    placed = [(panel["title"], panel["gridPos"]) for panel in dashboard(name)["panels"]]
+
+    for title, place in placed:
+        assert place["x"] >= 0, title
+        assert place["y"] >= 0, title
+        assert place["w"] > 0, title
+        assert place["h"] > 0, title
+        assert place["x"] + place["w"] <= 24, title
+    for (one, a), (other, b) in combinations(placed, 2):
+        beside = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
+        above = a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"]
+        assert beside or above, f"{one} and {other}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rows_are_open(name: str) -> None:
+    """A row is open and holds no panels itself, so that the panels below it are the dashboard's."""
+    rows = [panel for panel in dashboard(name)["panels"] if panel["type"] == "row"]
+
+    assert rows
+    assert all(row["collapsed"] is False and row["panels"] == [] for row in rows)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_datasource_is_the_variable(name: str) -> None:
+    """Every datasource is the one that the reader chose: no other exists in their Grafana for sure."""
+    found = datasources(dashboard(name))
+
+    assert found
+    assert all(item == DATASOURCE for item in found)
+    for panel in panels(name):
+        assert panel["datasource"] == DATASOURCE, panel["title"]
+        assert all(target["datasource"] == DATASOURCE for target in panel["targets"]), panel["title"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_variables(name: str) -> None:
+    """The reader chooses the Loki, the Juju topology, where everything is the default, and the flavor."""
+    variables = {item["name"]: item for item in dashboard(name)["templating"]["list"]}
+
+    assert list(variables) == ["lokids", "juju_model", "juju_application", "juju_unit", "flavor"]
+    assert (variables["lokids"]["type"], variables["lokids"]["query"]) == ("datasource", "loki")
+    assert (variables["flavor"]["type"], variables["flavor"]["query"]) == ("textbox", ".*")
+    for label in ["juju_model", "juju_application", "juju_unit"]:
+        variable = variables[label]
+        assert variable["type"] == "query"
+        assert variable["query"]["label"] == label
+        assert variable["query"]["stream"].startswith('{filename="/var/log/github-runner-metrics.log"')
+        assert variable["includeAll"] is True
+        # Without a value of its own, All is the list of what is there: too long for a query where there are many units.
+        assert variable["allValue"] == ".*"
+        assert variable["current"]["value"] == ["$__all"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_panels_explain_themselves(name: str) -> None:
+    """Every panel says what it means in whole sentences, and in which unit it counts."""
+    for panel in panels(name):
+        assert re.fullmatch(r"[A-Z0-9].{20,}\.", panel["description"]), panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+
+
+@pytest.mark.parametrize(("where", "panel", "target"), [(item[0], item[2], item[3]) for item in targets()])
+def test_times_are_in_seconds(where: str, panel: dict[str, Any], target: dict[str, Any]) -> None:
+    """A panel has seconds as its unit exactly where the value that it reads is in seconds."""
+    unwrapped = {pipeline.unwrapped for pipeline in read(target["expr"]).pipelines}
+    seconds = {
+        "duration",
+        "queue_duration",
+        "job_duration",
+        "idle",
+        "application_age",
+        "image_age",
+        "timestamp",
+    }
+
+    assert (panel["fieldConfig"]["defaults"]["unit"] == "s") == bool(unwrapped & seconds), where
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_thresholds_rise(name: str) -> None:
+    """Thresholds begin with a colour for everything and rise from there, as Grafana takes for granted."""
+    for panel in panels(name):
+        base, *rest = [step["value"] for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"]]
+        assert base is None, panel["title"]
+        assert rest == sorted(set(rest)), panel["title"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_queries_of_a_panel_differ(name: str) -> None:
+    """The queries of one panel have names of their own, and so have their series."""
+    for panel in panels(name):
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]), panel["title"]
+        assert len({target["legendFormat"] for target in panel["targets"]}) == len(panel["targets"]), panel["title"]
+
+
+@pytest.mark.parametrize(("where", "expression"), [(item[0], item[3]["expr"]) for item in targets()])
+def test_dashboards_read_what_the_reader_chose(where: str, expression: str) -> None:
+    """Every pipeline begins with the metrics log's selector and the JSON stage, and heeds all variables."""
+    query = read(expression)
+
+    assert expression.count(SELECTOR + ' | json | event="') == len(query.pipelines) > 0, where
+    for pipeline in query.pipelines:
+        assert ("__error__", "=", "") in pipeline.filters, where
+        assert ("flavor", "=~", "$flavor") in pipeline.filters, where
+
+
+@pytest.mark.parametrize(("where", "expression"), expressions().items())
+def test_fields_exist(where: str, expression: str) -> None:
+    """Every field that an expression names is one of the event that it selects, or a label of the stream."""
+    assert not faults(expression), where
+
+
+@pytest.mark.parametrize(
+    ("stages", "found"),
+    [
+        ('| event="runner_began" [1h])', ["no event runner_began"]),
+        ('| event="runner_stop" | queue_duration > 3 [1h])', ["runner_stop has no queue_duration"]),
+        ('| event="runner_start" | unwrap duration [1h])', ["runner_start has no number duration"]),
+        ('| event="runner_start" | unwrap workflow [1h])', ["runner_start has no number workflow"]),
+        ('| event="runner_stop" | status_info > 399 [1h])', ["runner_stop has no status_info"]),
+        ('| event="reconciliation" [1h]) by (repo)', ["reconciliation has no repo"]),
+        ('| event="runner_stop" | status_info_code > 399 [1h]) by (juju_unit, flavor)', []),
+    ],
+)
+def test_check_of_fields_notices(stages: str, found: list[str]) -> None:
+    """The check of the fields notices a wrong event, filter, unwrapped label and grouping."""
+    assert faults('max_over_time({filename="x"} | json ' + stages) == found
+
+
+@pytest.mark.parametrize("expression", ['rate({a="b"} | logfmt [1h])', 'max({a="b"} | json) without (c)', "{a ? b}"])
+def test_check_of_fields_knows_its_limits(expression: str) -> None:
+    """An expression in a form that the check cannot read is a fault, so that none passes unread."""
+    with pytest.raises((ValueError, IndexError)):
+        faults(expression)
+
+
+@pytest.mark.parametrize(("where", "panel", "target"), [(item[0], item[2], item[3]) for item in targets()])
+def test_legends_name_labels_that_are_left(where: str, panel: dict[str, Any], target: dict[str, Any]) -> None:
+    """A legend names only labels that the expression's outermost grouping leaves."""
+    wanted = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+    groups = read(target["expr"]).groups
+
+    assert wanted <= set(groups[0] if groups else []), where
+
+
+@pytest.mark.parametrize(("name", "rule"), rules())
+def test_annotations_name_labels_that_are_left(name: str, rule: dict[str, Any]) -> None:
+    """An alert's text names only labels that its expression's outermost grouping leaves."""
+    text = " ".join(rule["annotations"].values())
+
+    assert set(re.findall(r"\$labels\.(\w+)", text)) <= set(read(rule["expr"]).groups[0]), name
+
+
+@pytest.mark.parametrize(("where", "expression"), expressions().items())
+def test_statuses_exist(where: str, expression: str) -> None:
+    """A status that an expression asks for is one that a runner can end with."""
+    known = {status.value for status in PostJobStatus}
+    asked = {
+        value for pipeline in read(expression).pipelines for name, _, value in pipeline.filters if name == "status"
+    }
+
+    assert asked <= known, where
+
+
+@pytest.mark.parametrize(("where", "target"), [(item[0], item[3]) for item in targets()])
+def test_windows_fit_the_kind_of_query(where: str, target: dict[str, Any]) -> None:
+    """A query for one value never counts over the interval between points, nor one for a series over all the range."""
+    forbidden = {"instant": "[$__interval]", "range": "[$__range]"}
+
+    assert forbidden[target["queryType"]] not in target["expr"], where
+
+
+@pytest.mark.parametrize(
+    ("title", "event", "value"),
+    [
+        ("Queue duration", "runner_start", "queue_duration"),
+        ("Installation duration", "runner_installed", "duration"),
+        ("Idle duration", "runner_start", "idle"),
+        ("Reconciliation duration", "reconciliation", "duration"),
+        ("Job duration", "runner_stop", "job_duration"),
+    ],
+)
+def test_percentiles(title: str, event: str, value: str) -> None:
+    """Each duration is shown by its median, its 90th and 95th percentile and the longest."""
+    found = [target["expr"] for target in panel_of(SHORT, title)["targets"]]
+
+    assert [expression.split("{")[0].strip() for expression in found] == list(PERCENTILES)
+    for expression in found:
+        [pipeline] = read(expression).pipelines
+        assert (pipeline.event, pipeline.unwrapped) == (event, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "parts"),
+    [
+        (SHORT, "Installed", ['event="runner_installed"']),
+        (SHORT, "Started", ['event="runner_start"']),
+        (SHORT, "Stopped", ['event="runner_stop"']),
+        (SHORT, "Lifecycle", ["runner_installed", "runner_start", "runner_stop", "unwrap crashed_runners"]),
+        (SHORT, "Wanted runners", ["unwrap wanted_runners"]),
+        (SHORT, "Available runners", ['event="reconciliation"', "unwrap idle_runners"]),
+        (SHORT, "Idle runners after reconciliation", ["unwrap idle_runners", "unwrap wanted_runners"]),
+        (SHORT, "Job conclusions", ["sum by (job_conclusion)", 'job_conclusion=""']),
+        (SHORT, "Jobs by repository", ["sum by (repo)"]),
+        (SHORT, "GitHub events", ["sum by (github_event)"]),
+        (SHORT, "Policy check failures", ["code >= 400", "code < 500", "code >= 500", "code == 0"]),
+        (SHORT, "Runner application age", ["unwrap application_age"]),
+        (SHORT, "Image age", ["unwrap image_age"]),
+        (SHORT, "Failed creations per unit", ["unwrap failed_creations"]),
+        (SHORT, "API quota left", ["unwrap api_quota_left"]),
+        (SHORT, "Age of the last reconciliation", ["${__to:date:seconds} -", 'event="reconciliation"']),
+        (LONG, "Jobs per day", ['event="runner_start"', "[1d]"]),
+        (LONG, "Total jobs", ['event="runner_start"', "[$__range]"]),
+        (LONG, "Unique repositories", ["count(sum by (repo)"]),
+        (LONG, "Jobs queued under 60 s", ["queue_duration < 60", "/ sum"]),
+    ],
+)
+def test_documented_panels(name: str, title: str, parts: list[str]) -> None:
+    """Every panel that the documentation promises is there and reads what it is about."""
+    text = "\n".join(target["expr"] for target in panel_of(name, title)["targets"])
+
+    assert [part for part in parts if part not in text] == []
+
+
+def test_every_number_is_shown() -> None:
+    """Whatever number an event has beside its time is read by a panel: nothing is recorded for nobody."""
+    pipelines = [pipeline for _, _, _, target in targets() for pipeline in read(target["expr"]).pipelines]
+    shown = {(item.event, item.unwrapped) for item in pipelines}
+    shown |= {(item.event, name) for item in pipelines for name, _, _ in item.filters}
+    recorded = {(event, name) for event, fields in EVENTS.items() for name, number in fields.items() if number} - {
+        (event, "timestamp") for event in EVENTS
+    }
+
+    assert recorded - shown == set()
