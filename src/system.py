@@ -28,7 +28,7 @@ def run(
             text=True,
             errors="replace",
             timeout=timeout,
-            env={**os.environ, **env} if env else None,
+            env={**_environment(), **(env or {})},
         )
     except FileNotFoundError as error:
         raise CommandError(f"{command[0]} is not installed") from error
@@ -41,6 +41,11 @@ def run(
             f"{' '.join(command)} failed ({done.returncode}): {(done.stderr or done.stdout).strip()[-500:]}"
         )
     return done
+
+
+def _environment() -> dict[str, str]:
+    """Without what the charm's dispatch sets for itself: a program in Python would import the charm's modules."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LD_LIBRARY_PATH")}
 
 
 def write_file(path: Path, content: str | bytes, mode: int = 0o644) -> bool:

@@ -40,6 +40,7 @@ STALE_AFTER = 7 * 86400
 DOWNLOAD_TIMEOUT = 1800
 STEP_TIMEOUT = 1800
 PUBLISH_TIMEOUT = 1800
+REMOVAL_TIMEOUT = 120
 # What the script provision-image.sh knows, in this order; each is a line of progress.
 STEPS = ("network", "upgrade", "packages", "executables", "settings", "clean")
 
@@ -234,11 +235,22 @@ def _move_alias(lxd: LxdClient, alias: str, fingerprint: str) -> None:
 
 
 def _remove_builder(lxd: LxdClient) -> None:
-    if lxd.find("instances", BUILDER) is not None:
-        builder = lxd.instance(BUILDER)
-        if builder.running:
-            builder.stop(force=True)
-        builder.delete()
+    """Delete it; what a build that was cut off had asked LXD for may have to come to its end first."""
+
+    def gone() -> bool:
+        try:
+            if lxd.find("instances", BUILDER) is None:
+                return True
+            builder = lxd.instance(BUILDER)
+            if builder.running:
+                builder.stop(force=True)
+            builder.delete()
+        except LxdError as error:
+            logger.info("%s", error)
+            return False
+        return True
+
+    wait_until(gone, REMOVAL_TIMEOUT, "the removal of the builder", interval=1)
 
 
 def _ours(lxd: LxdClient) -> list[Any]:

@@ -49,6 +49,7 @@ def test_options_are_those_of_the_specification() -> None:
         "vm-memory": ("string", "7GiB"),
         "vm-disk": ("string", "10GiB"),
         "base-image": ("string", "jammy"),
+        "image-source": ("string", "https://cloud-images.ubuntu.com/daily"),
         "runner-storage": ("string", "juju-storage"),
         "reconcile-interval": ("int", 10),
         "denylist": ("string", ""),

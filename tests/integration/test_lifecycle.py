@@ -105,7 +105,7 @@ class Service(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         allowed = self.headers["Authorization"] == "Bearer one-time-secret" and "octo-org/demo" in body
         if self.path == "/schedule/check-run":
-            self.answer(503, "out of order")
+            return self.answer(503, "out of order")
         self.answer(200 if allowed and self.path == "/push/check-run" else 403, "fork pull requests are not allowed")
 http.server.ThreadingHTTPServer(("0.0.0.0", 8090), Service).serve_forever()
 """
@@ -156,7 +156,7 @@ def test_policy_service_and_removal_while_blocked(packed: Path, hub: github.GitH
         service.kill()
         service.wait()
         job = alone.job("echo must not run", event="push")
-        assert any("could not be reached" in line for line in job["log"])
+        assert any("could not be reached" in line for line in job["log"]), job["log"]
         alone.wait_gone(job["runner_name"])
         alone.reconcile()
         assert alone.events("runner_stop")[-1]["status_info"] == {"code": 0}
@@ -285,6 +285,7 @@ def test_image_is_built_and_used(bare: Deployment) -> None:
     assert bare.machine.call(*build).returncode != 0
     assert images() == before
     assert bare.instances() == []
+    assert "creating the builder from http" in bare.machine.exec("journalctl", "-u", build[-1])
 
     bare.unit.set_config({"image-source": "local:sandbox-base"})
     bare.machine.exec(*build)

@@ -1,0 +1,195 @@
+"""Spec 4, Image: what a build leaves behind when it ends at any of its steps."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+import provision
+from errors import HostError, LxdError
+from host import image
+from lxd import Execution, LxdClient
+from models import Arch, ImageSource, ProxyConfig
+from tests.unit.fakes import TEMPLATES
+
+JINJA = provision.environment(TEMPLATES)
+BUILD = image.ImageBuild(ImageSource("https://images.example"), "jammy", True, Arch.X64, ProxyConfig())
+STEPS = [*image.STEPS, "create", "publish", "alias"]
+
+
+class Builder:
+    """The instance that is being made an image; a step may fail."""
+
+    def __init__(self, lxd: "ImageLxd") -> None:
+        self.lxd, self.running = lxd, False
+        self.files: dict[str, bytes] = {}
+
+    def start(self) -> None:
+        self.running = True
+
+    def stop(self, timeout: int = 60, force: bool = False) -> None:
+        self.running = False
+
+    def delete(self) -> None:
+        self.lxd.builder = None
+
+    def push(self, path: str, content: bytes, *, mode: int = 0o644, user: int = 0) -> None:
+        self.files[path] = content
+
+    def execute(self, command: list[str], **_: Any) -> Execution:
+        self.lxd.steps.append(command[-1])
+        if self.lxd.fails == command[-1]:
+            return Execution(1, "", f"{command[-1]} broke at http://user:word@proxy.example:3128")
+        return Execution(0)
+
+
+class ImageLxd:
+    """LXD with images, aliases and at most one instance."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+        self.steps: list[str] = []
+        self.images = {"old": {"github-runner.alias": "jammy"}, "theirs": {}}
+        self.aliases = {"jammy": "old", "their-image": "theirs"}
+        self.builder: Builder | None = None
+        self.created: dict[str, Any] = {}
+
+    def create_instance(self, name: str, **options: Any) -> Builder:
+        self.created = options
+        self.builder = Builder(self)
+        self._fail("create")
+        return self.builder
+
+    def instance(self, name: str) -> Builder:
+        assert self.builder is not None
+        return self.builder
+
+    def find(self, *path: str) -> Any:
+        if path[0] == "instances":
+            return {} if self.builder else None
+        if path[:2] == ("images", "aliases"):
+            target = self.aliases.get(path[2])
+            return target and {"target": target}
+        return next((found for found in self.get("images") if found["fingerprint"] == path[1]), None)
+
+    def get(self, *_: str, **__: Any) -> Any:
+        return [
+            {
+                "fingerprint": fingerprint,
+                "properties": properties,
+                "type": "container",
+                "uploaded_at": "2026-01-02T03:04:05.678901234Z",
+                "aliases": [{"name": name} for name, target in self.aliases.items() if target == fingerprint],
+            }
+            for fingerprint, properties in self.images.items()
+        ]
+
+    def change(self, method: str, *path: str, json: Any = None, timeout: float = 0) -> Any:
+        if method == "DELETE":
+            del self.images[path[1]]
+        elif path == ("images",):
+            self.images["new"] = json["properties"]
+            self._fail("publish")
+            return {"fingerprint": "new"}
+        else:
+            self._fail("alias")
+            self.aliases[path[2] if method == "PUT" else json["name"]] = json["target"]
+        return None
+
+    def _fail(self, step: str) -> None:
+        if self.fails == step:
+            raise LxdError(f"{step} is not possible")
+
+
+def make(lxd: ImageLxd, build: image.ImageBuild = BUILD, progress: Callable[[str], None] = print) -> str:
+    return image.make(cast(LxdClient, lxd), JINJA, build, progress)
+
+
+def test_build_moves_the_alias_and_deletes_the_old() -> None:
+    """Every step in its order, then the alias is the new image's and the old one is gone; others' images stay."""
+    lxd, told = ImageLxd(), []
+
+    assert make(lxd, progress=told.append) == "new"
+
+    assert [step for step in lxd.steps if step != "true"] == list(image.STEPS)
+    assert [step for step in told if step in image.STEPS] == list(image.STEPS)
+    assert lxd.aliases == {"jammy": "new", "their-image": "theirs"}
+    assert set(lxd.images) == {"new", "theirs"}
+    assert lxd.builder is None
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_build_that_dies_keeps_the_old_image(step: str) -> None:
+    """Whichever step fails is named; the old image stays in use, no builder and no half image is left."""
+    lxd = ImageLxd(fails=step)
+
+    with pytest.raises(HostError) as failed:
+        make(lxd)
+
+    assert step in str(failed.value)
+    assert "word" not in str(failed.value)
+    assert lxd.aliases["jammy"] == "old"
+    assert set(lxd.images) == {"old", "theirs"}
+    assert lxd.builder is None
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            ImageSource("https://images.example"),
+            {
+                "type": "image",
+                "alias": "jammy",
+                "mode": "pull",
+                "protocol": "simplestreams",
+                "server": "https://images.example",
+            },
+        ),
+        (ImageSource(alias="base"), {"type": "image", "alias": "base"}),
+    ],
+)
+def test_source_of_the_builder(source: ImageSource, expected: dict[str, str]) -> None:
+    """A server is asked for the release by its name, a local image is taken by its alias."""
+    lxd = ImageLxd()
+
+    make(lxd, image.ImageBuild(source, "jammy", False, Arch.X64, ProxyConfig()))
+
+    assert lxd.created["source"] == expected
+    assert lxd.created["virtual_machine"] is True
+    assert lxd.created["ephemeral"] is False
+
+
+def test_image_of_the_other_type_is_built_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After `test-mode` changed the alias names an image that no runner can be made of."""
+    monkeypatch.setattr(image, "LOCK", tmp_path / "lock")
+    lxd = ImageLxd()
+    machine = image.ImageBuild(BUILD.source, "jammy", False, Arch.X64, ProxyConfig())
+
+    assert not image.ensure(cast(LxdClient, lxd), JINJA, BUILD, print)
+    assert image.ensure(cast(LxdClient, lxd), JINJA, machine, print)
+
+
+def test_only_one_build_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The timer's build gives way to one that is under way."""
+    monkeypatch.setattr(image, "LOCK", tmp_path / "lock")
+    inner: list[bool] = []
+    lxd = ImageLxd()
+
+    def progress(step: str) -> None:
+        if step == "upgrade":
+            inner.append(image.rebuild(cast(LxdClient, ImageLxd()), JINJA, BUILD, print))
+
+    assert image.rebuild(cast(LxdClient, lxd), JINJA, BUILD, progress)
+    assert inner == [False]
+
+
+def test_age_of_an_image_of_ours() -> None:
+    """LXD's time of publication counts, and only for images of our making; a clock that was set back makes it 0."""
+    lxd = cast(LxdClient, ImageLxd())
+
+    assert image.age(lxd, "jammy", 1767323045 + 60) == 60
+    assert image.age(lxd, "jammy", 0) == 0
+    assert image.age(lxd, "their-image", 1767323045) is None
+    assert image.age(lxd, "nobodys", 1767323045) is None
