@@ -28,7 +28,7 @@ class Demo:
 
     def __init__(self, runners: int) -> None:
         self.runners = runners
-        self.started = time.monotonic()
+        self.started = self.ended = time.monotonic()
         self.machine = Machine("demo")
         self.unit = Unit(self.machine, on_event=self._show)
 
@@ -85,20 +85,24 @@ class Demo:
                 break
         say(f"  └ {found['conclusion']}, on {found['runner_name']}")
         name: str = found["runner_name"]
-        started = time.monotonic()
+        self.ended = time.monotonic()
         wait_until(lambda: name not in self._instances(), f"the end of {name}")
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - self.ended
         say(f"\n  The runner's machine powered itself off and is deleted ({seconds:.1f} s after the job):")
         say("  nothing of this job is left for the next.")
-        self._show_runners()
         return name
 
     def _replace(self, name: str) -> None:
-        self._title(
-            "The next reconcile (a systemd timer fires it; here at once) makes a successor and writes the metrics"
-        )
-        self.unit.run("reconcile-runners")
+        self._title("LXD tells of the machine's end: the charm makes a successor at once and writes the metrics")
+
+        def replaced() -> bool:
+            online = {runner["name"] for runner in self.control.runners() if runner["status"] == "online"}
+            return name not in online and len(online) == self.runners
+
+        wait_until(replaced, f"the successor of {name}")
+        say(f"  online {time.monotonic() - self.ended:.1f} s after the job's end")
         self._show_runners()
+        wait_until(lambda: "runner_stop" in self.machine.exec("cat", METRICS_LOG), "the job's metrics")
         say(f"\n  {METRICS_LOG}, which grafana-agent ships to Loki; the lines of this job:")
         for line in self.machine.exec("cat", METRICS_LOG).splitlines():
             event = json.loads(line)

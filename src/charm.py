@@ -25,7 +25,7 @@ from errors import (
     TokenError,
 )
 from github_client import GithubClient
-from host import application, image, kernel, machine, storage, timer
+from host import application, follower, image, kernel, machine, storage, timer
 from lxd import LxdClient
 from models import CharmState, FlushMode, Identity
 from repo_policy import RepoPolicyClient
@@ -82,20 +82,21 @@ class GithubRunnerCharm(ops.CharmBase):
         self._guarded(self._set_up)
 
     def _on_upgrade_charm(self, _: ops.UpgradeCharmEvent) -> None:
-        self._guarded(self._take_over, self._set_up, self._reconcile)
+        self._guarded(self._take_over, self._set_up, self._reconcile, self._ensure_follower)
 
     def _on_changed(self, _: ops.EventBase) -> None:
-        self._guarded(self._set_up, self._reconcile)
+        self._guarded(self._set_up, self._reconcile, self._ensure_follower)
 
     def _on_reconcile_runners(self, _: ReconcileRunnersEvent) -> None:
         self._guarded(self._refresh_application, self._update_kernel, self._reconcile_or_reboot)
 
     def _on_update_status(self, _: ops.UpdateStatusEvent) -> None:
-        self._guarded(self._ensure_timer)
+        self._guarded(self._ensure_timer, self._ensure_follower)
 
     def _on_stop(self, _: ops.StopEvent) -> None:
         """Whatever the options say: no timer, no runner."""
         try:
+            follower.remove()
             timer.remove()
         except (GithubRunnerError, OSError) as error:
             logger.error("The timer was not removed: %s", error)
@@ -112,7 +113,8 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _on_remove(self, _: ops.RemoveEvent) -> None:
         """Nothing of ours stays; each step on its own, for nobody comes back to mend it."""
-        for what in machine.tear_down(self._lxd):
+        identity = self._identity()
+        for what in machine.tear_down(self._lxd, lambda name: identity.owns(name) or identity.inherits(name)):
             logger.info("Removed: %s", what)
 
     def _on_check_runners_action(self, event: ops.ActionEvent) -> None:
@@ -185,6 +187,7 @@ class GithubRunnerCharm(ops.CharmBase):
     def _take_over(self, state: CharmState) -> None:
         """Remove what the incumbent charm left; its idle runners too, so that its pool can be made anew."""
         machine.take_over(self._lxd)
+        follower.restart()
         if self._lxd.find("storage-pools", storage.POOL) and not storage.is_ours(self._lxd):
             self._manager(state).reconcile(0, state.resources)
 
@@ -196,6 +199,11 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _ensure_timer(self, state: CharmState) -> None:
         timer.ensure(self._jinja, self.unit.name, state.reconcile_interval)
+
+    def _ensure_follower(self, state: CharmState) -> None:
+        """Once the runners are there: it would take a unit without runners for one that has lost them."""
+        wanted = state.virtual_machines if state.replace_on_exit else 0
+        follower.ensure(self._jinja, self.unit.name, self._identity().prefix, wanted)
 
     def _refresh_application(self, state: CharmState) -> None:
         """Update the runner application; with one at hand, GitHub's outage does not stop the rest."""

@@ -194,6 +194,7 @@ class CharmState:
     image_source: ImageSource
     runner_storage: RunnerStorage
     reconcile_interval: int
+    replace_on_exit: bool
     denylist: tuple[IPv4Network, ...]
     dockerhub_mirror: str | None
     proxies: ProxyConfig

@@ -47,7 +47,8 @@ def _ensure_answer(lxd: LxdClient) -> None:
 
 
 def remove(lxd: LxdClient) -> list[str]:
-    """Take the bridge away if it was made here and nothing uses it; LXD itself stays. Returns what went."""
+    """Take the model's proxies away, and the bridge if it was made here and nothing uses it; returns what went."""
+    _ensure_proxies(lxd, ProxyConfig())
     bridge = lxd.find("networks", BRIDGE)
     if bridge is None or OURS not in bridge["config"]:
         return []

@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 
 from errors import GithubRunnerError
-from host import application, daemon, firewall, image, incumbent, kernel, logrotate, packages, storage, timer
+from host import application, daemon, firewall, follower, image, incumbent, kernel, logrotate, packages, storage, timer
 from lxd import LxdClient
 from metrics.events import METRICS_LOG_PATH
 from metrics.storage import FILESYSTEM_BASE_PATH, FILESYSTEM_QUARANTINE_PATH
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 CHARM = Path(__file__).resolve().parents[2]
 STATE = application.FOLDER.parent
-UNITS = {timer.SERVICE, timer.TIMER, image.SERVICE, image.TIMER}
+UNITS = {timer.SERVICE, timer.TIMER, image.SERVICE, image.TIMER, follower.SERVICE}
 
 
 def image_build(state: CharmState) -> image.ImageBuild:
@@ -60,13 +60,16 @@ def take_over(lxd: LxdClient) -> list[str]:
     return incumbent.take_over(lxd, CHARM, UNITS)
 
 
-def tear_down(lxd: LxdClient) -> list[str]:
+def tear_down(lxd: LxdClient, ours: Callable[[str], bool]) -> list[str]:
     """Leave nothing of ours, once no runner is there; returns what went. What resists is logged and stays.
+
+    ``ours`` tells this unit's runners by name: applications on one machine share the quarantine.
 
     LXD and the packages stay: others may use them by now.
     """
     gone: list[str] = []
     steps: list[Callable[[], list[str]]] = [
+        follower.remove,
         timer.remove,
         partial(image.remove, lxd),
         partial(storage.remove, lxd),
@@ -74,7 +77,7 @@ def tear_down(lxd: LxdClient) -> list[str]:
         partial(daemon.remove, lxd),
         kernel.remove,
         logrotate.remove,
-        _remove_files,
+        partial(_remove_files, ours),
     ]
     for step in steps:
         try:
@@ -84,7 +87,7 @@ def tear_down(lxd: LxdClient) -> list[str]:
     return gone
 
 
-def _remove_files() -> list[str]:
+def _remove_files(ours: Callable[[str], bool]) -> list[str]:
     """The application, crash logs and the metrics log; the metrics folders where no other application's are in them."""
     gone = []
     for folder in (STATE, LOGS_PATH):
@@ -94,6 +97,10 @@ def _remove_files() -> list[str]:
     for log in METRICS_LOG_PATH.parent.glob(f"{METRICS_LOG_PATH.name}*"):
         log.unlink()
         gone.append(str(log))
+    for archive in FILESYSTEM_QUARANTINE_PATH.glob("*.tar.gz"):
+        if ours(archive.name.removesuffix(".tar.gz")):
+            archive.unlink()
+            gone.append(str(archive))
     for folder in (FILESYSTEM_BASE_PATH, FILESYSTEM_IMAGES_PATH, FILESYSTEM_QUARANTINE_PATH):
         with suppress(OSError):
             folder.rmdir()

@@ -50,6 +50,7 @@ def test_options_are_those_of_the_specification() -> None:
         "vm-disk": ("string", "10GiB"),
         "base-image": ("string", "jammy"),
         "image-source": ("string", "https://cloud-images.ubuntu.com/daily"),
+        "replace-on-exit": ("boolean", True),
         "runner-storage": ("string", "juju-storage"),
         "reconcile-interval": ("int", 10),
         "denylist": ("string", ""),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import lifecycle
 import provision
 from errors import LxdError, LxdNotFoundError
 from lxd import LxdClient, LxdInstance, wait_until
@@ -258,3 +259,26 @@ def test_stop_of_what_is_gone_is_done(client: LxdClient, instance: LxdInstance) 
     gone.delete()
     with pytest.raises(LxdNotFoundError):
         gone.set_config({"user.x": "1"})
+
+
+def test_end_of_an_instance_is_told(client: LxdClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LXD's events name it within a moment, others' instances stay unnamed, and a daemon that is away is waited for."""
+    monkeypatch.setattr(lifecycle, "RETRY_AFTER", 0.01)
+    paths = [Path("/nowhere/unix.socket")] * 2
+    ended = lifecycle.ended(
+        lambda name: name == "ghr-test-ends", 0.2, lambda: paths.pop() if paths else lifecycle.socket_path()
+    )
+
+    assert next(ended) == set()
+    for name in ("ghr-test-other", "ghr-test-ends"):
+        made = client.create_instance(
+            name,
+            source={"type": "image", "alias": lxd_setup.BASE_IMAGE},
+            virtual_machine=False,
+            profiles=[],
+            config={},
+            devices={"root": {"type": "disk", "path": "/", "pool": lxd_setup.POOL}},
+        )
+        made.delete()
+    assert next(ended) == {"ghr-test-ends"}
+    ended.close()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -311,3 +312,25 @@ def test_image_is_built_and_used(bare: Deployment) -> None:
     assert job["conclusion"] == "success", job["log"]
     assert any({"docker", "lxd", "adm", "microk8s"} <= set(line.split()) for line in job["log"])
     assert bare.machine.exec("systemd-analyze", "verify", f"/etc/systemd/system/{build[-1]}") == ""
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("bare", [{"replace-on-exit": True}], indirect=True)
+def test_ended_runners_are_replaced_at_once(bare: Deployment) -> None:
+    """Without any clock: after a job, after a burst, and after a restart of the daemon that tells of it."""
+    bare.keep(2)
+    started = time.monotonic()
+    jobs = [bare.control.add_job("octo-org/demo", "true") for _ in range(2)]
+    gone = {bare.control.wait_job(job["id"], "completed")["runner_name"] for job in jobs}
+    wait_for(lambda: len(bare.online()) == 2 and not gone & set(bare.online()), "their successors")
+    assert bare.status()[1].startswith("2 runners: 2 idle")
+    print(f"replaced within {time.monotonic() - started:.1f} s of the queueing")
+
+    bare.machine.exec("systemctl", "restart", "lxd.service")
+    follower = ("journalctl", "--no-pager", "-u", "ghro.replace-runners.service")
+    wait_for(lambda: bare.machine.exec(*follower).count("Following LXD's events") > 1, "the follower's return")
+    job = bare.job("true")
+    wait_for(lambda: len(bare.online()) == 2 and job["runner_name"] not in bare.online(), "its successor")
+
+    bare.unit.set_config({"replace-on-exit": False})
+    assert bare.machine.call("systemctl", "is-active", "ghro.replace-runners.service").stdout.strip() != "active"

@@ -45,6 +45,7 @@ def state(**changes: Any) -> CharmState:
         "image_source": ImageSource("https://images.example"),
         "runner_storage": RunnerStorage.JUJU_STORAGE,
         "reconcile_interval": 10,
+        "replace_on_exit": True,
         "denylist": (),
         "dockerhub_mirror": None,
         "proxies": ProxyConfig(),

@@ -41,6 +41,9 @@ class CharmUnderTest(charm_module.GithubRunnerCharm):
     def _ensure_timer(self, state: CharmState) -> None:
         self.world.steps.append(f"timer {state.reconcile_interval}")
 
+    def _ensure_follower(self, state: CharmState) -> None:
+        self.world.steps.append("follower")
+
     def _update_application(self, state: CharmState) -> bool:
         self.world.steps.append("application")
         if self.world.fault:
@@ -106,7 +109,7 @@ def test_changes_set_up_the_machine_and_reconcile(context: Any, world: Surroundi
     """What an event may have changed is refreshed, then the runners are brought to it."""
     out = context.run(getattr(context.on, event)(), state())
 
-    assert world.steps == ["set up"]
+    assert world.steps == ["set up", "follower"]
     assert len(world.lxd.found) == 2
     assert out.unit_status == testing.ActiveStatus("2 runners: 2 idle, 0 busy (test mode: containers)")
 
@@ -151,7 +154,7 @@ def test_update_status_makes_sure_of_the_timer(context: Any, world: Surroundings
     """A dead timer is repaired, runners are not looked at."""
     context.run(context.on.update_status(), state(**{"reconcile-interval": 7}))
 
-    assert world.steps == ["timer 7"]
+    assert world.steps == ["timer 7", "follower"]
     assert world.lxd.lists == 0
 
 

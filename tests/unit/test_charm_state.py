@@ -117,6 +117,7 @@ def test_defaults() -> None:
         image_source=ImageSource("https://cloud-images.ubuntu.com/daily"),
         runner_storage=RunnerStorage.JUJU_STORAGE,
         reconcile_interval=10,
+        replace_on_exit=True,
         denylist=(),
         dockerhub_mirror=None,
         proxies=ProxyConfig(),
@@ -161,7 +162,7 @@ def test_option_contract(name: str, kind: str, default: object) -> None:
 
 def test_no_dead_option() -> None:
     """The options are those of the contract and no others."""
-    assert len(CONFIG["options"]) == 20
+    assert len(CONFIG["options"]) == 21
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""The systemd service that replaces runners as soon as they end, beside the timer (option replace-on-exit)."""
+
+import os
+import sys
+from pathlib import Path
+
+import jinja2
+
+from system import run, write_file
+
+SERVICE = "ghro.replace-runners.service"
+UNITS = Path("/etc/systemd/system")
+CHARM = Path(__file__).resolve().parents[2]
+
+
+def ensure(jinja: jinja2.Environment, unit: str, prefix: str, wanted: int) -> bool:
+    """Render the service, enable and start it; return whether anything changed. Nobody is wanted: no service."""
+    if wanted == 0:
+        return bool(remove())
+    content = jinja.get_template(f"{SERVICE}.j2").render(
+        unit=unit,
+        prefix=prefix,
+        wanted=wanted,
+        charm=str(CHARM),
+        python=sys.executable,
+        python_path=os.environ.get("PYTHONPATH", ""),
+    )
+    changed = write_file(UNITS / SERVICE, content)
+    if changed:
+        run(["systemctl", "daemon-reload"])
+    if changed or run(["systemctl", "is-active", "--quiet", SERVICE], check=False).returncode != 0:
+        run(["systemctl", "enable", "--quiet", SERVICE])
+        run(["systemctl", "restart", SERVICE])
+        changed = True
+    return changed
+
+
+def restart() -> None:
+    """After an upgrade it must run the new code."""
+    run(["systemctl", "try-restart", SERVICE], check=False)
+
+
+def remove() -> list[str]:
+    """Stop the service and remove its unit; returns what went."""
+    path = UNITS / SERVICE
+    if not path.exists():
+        return []
+    run(["systemctl", "disable", "--quiet", "--now", SERVICE], check=False)
+    path.unlink()
+    run(["systemctl", "daemon-reload"])
+    return [str(path)]

@@ -1,0 +1,183 @@
+"""The documentation: its links, its generated pages, and that it says something of everything an operator meets."""
+
+import ast
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from metrics import events
+from tools import write_reference
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+ALL = [*PAGES, *(ROOT / name for name in ("README.md", "DESIGN.md", "CONTRIBUTING.md"))]
+GENERATED = [DOCS / "reference" / name for name in write_reference.pages()]
+FENCE = re.compile(r"^ *```(.*)$", re.MULTILINE)
+LINK = re.compile(r"!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)|^\[[^\]]+\]:\s*(\S+)|<(https?:[^>]+)>", re.MULTILINE)
+EXTERNAL = re.compile(r"[a-z][a-z0-9+.-]*:")
+
+pages = pytest.mark.parametrize("page", ALL, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def prose(page: Path) -> str:
+    """A page without its code: neither fences nor spans have links."""
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`]*`", "code", text)
+
+
+def links(page: Path) -> list[str]:
+    """The targets of all links and images of a page."""
+    return [next(filter(None, match.groups())) for match in LINK.finditer(prose(page))]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE):
+        words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        slug = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        number = 0
+        while (name := f"{slug}-{number}" if number else slug) in found:
+            number += 1
+        found.add(name)
+    return found
+
+
+def by_hand() -> str:
+    """The text of every page that is not generated."""
+    return "\n".join(page.read_text() for page in PAGES if page not in GENERATED)
+
+
+@pages
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    """The file that a link names exists, and so does the heading that its anchor names."""
+    for link in links(page):
+        if EXTERNAL.match(link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pages
+def test_external_links_are_https(page: Path) -> None:
+    """A link that leaves the repository is a well-formed https URL."""
+    for link in filter(EXTERNAL.match, links(page)):
+        parts = urlsplit(link)
+        assert parts.scheme == "https", link
+        assert re.fullmatch(r"([a-z0-9-]+\.)+[a-z]{2,}", parts.netloc), link
+
+
+@pages
+def test_code_fences_name_their_language(page: Path) -> None:
+    """Every fence that opens says what is in it, and every one is closed."""
+    marks = FENCE.findall(page.read_text())
+
+    assert len(marks) % 2 == 0
+    assert all(re.fullmatch("[a-z]+", mark) for mark in marks[::2])
+    assert not any(marks[1::2])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_have_one_title_and_lines_that_fit(page: Path) -> None:
+    """A page has one heading of the first level, and no line of more than 120 characters."""
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+    assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
+    assert [line for line in page.read_text().splitlines() if len(line) > 120] == []
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    """Who begins at docs/index.md and follows links comes to every page and picture."""
+    reached, waiting = set(), [DOCS / "index.md"]
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        if page.suffix != ".md":
+            continue
+        targets = {(page.parent / link.partition("#")[0]).resolve() for link in links(page) if not EXTERNAL.match(link)}
+        waiting += [target for target in targets - reached if target.is_relative_to(DOCS) and target.is_file()]
+
+    assert {path for path in DOCS.rglob("*") if path.is_file()} - reached == set()
+
+
+@pytest.mark.parametrize("name", write_reference.pages())
+def test_generated_pages_are_up_to_date(name: str) -> None:
+    """The pages that the code decides are what tools/write_reference.py writes today."""
+    page = DOCS / "reference" / name
+
+    assert page.read_text() == write_reference.pages()[name], "run python tools/write_reference.py"
+
+
+def test_check_tells_an_old_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--check` changes nothing and fails where a page is missing or old, writing makes it pass."""
+    monkeypatch.setattr(write_reference, "TARGET", tmp_path)
+
+    assert write_reference.main(["--check"]) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert write_reference.main([]) == 0
+    assert write_reference.main(["--check"]) == 0
+    (tmp_path / "events.md").write_text("old")
+    capsys.readouterr()
+    assert write_reference.main(["--check"]) == 1
+    assert [line.partition(" ")[0] for line in capsys.readouterr().err.splitlines()] == [str(tmp_path / "events.md")]
+
+
+OPTIONS = yaml.safe_load((ROOT / "config.yaml").read_text())["options"]
+ACTIONS = yaml.safe_load((ROOT / "actions.yaml").read_text())
+METADATA = yaml.safe_load((ROOT / "metadata.yaml").read_text())
+ALERTS = [
+    rule["alert"]
+    for path in sorted((ROOT / "src/loki_alert_rules").glob("*.yaml"))
+    for group in yaml.safe_load(path.read_text())["groups"]
+    for rule in group["rules"]
+]
+EVENTS = [
+    event.model_construct().name for event in events.Event.__subclasses__() if event.__module__ == "metrics.events"
+]
+
+
+@pytest.mark.parametrize("name", [*OPTIONS, *ACTIONS, *EVENTS, *ALERTS, *METADATA["provides"], *METADATA["requires"]])
+def test_what_an_operator_meets_is_explained(name: str) -> None:
+    """Every option, action, event, alert and relation is mentioned in a page that a person wrote."""
+    assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", by_hand())
+
+
+@pytest.mark.parametrize(("page", "names"), list(zip(GENERATED, (OPTIONS, ACTIONS, EVENTS), strict=True)))
+def test_reference_has_a_heading_for_each(page: Path, names: list[str]) -> None:
+    """Every option, action and event has a heading to link to."""
+    assert set(names) <= anchors(page)
+
+
+def strings(folder: Path) -> list[str]:
+    """Every piece of text in the code of a folder."""
+    found = []
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def messages() -> list[str]:
+    """What the page of statuses says that a unit may say: at the beginning of an item, or of a table's row."""
+    return re.findall(r"^(?:- |\| )`([^`]+)`", (DOCS / "reference/statuses.md").read_text(), re.MULTILINE)
+
+
+def test_statuses_are_those_of_the_code() -> None:
+    """Each message of the page of statuses is put together from texts that the code has."""
+    known = strings(ROOT / "src")
+    assert len(messages()) > 50
+    for message in messages():
+        pieces = (piece.strip(" ;,") for piece in re.split(r"…|: |:$| failed| for |\d+|lxdbr0", message))
+        for piece in pieces:
+            assert len(piece) < 3 or piece in OPTIONS or any(piece in text for text in known), message

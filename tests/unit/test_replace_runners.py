@@ -1,0 +1,67 @@
+"""Replacement on exit: which messages of LXD count, and when a pass is asked for."""
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+import lifecycle
+import replace_runners
+from host import timer
+
+
+def message(action: str = "instance-deleted", source: Any = "/1.0/instances/app-0-0123abcdaa") -> str:
+    return json.dumps({"type": "lifecycle", "metadata": {"action": action, "source": source}})
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        pytest.param(message(), {"app-0-0123abcdaa"}, id="deleted"),
+        pytest.param(message("instance-shutdown"), {"app-0-0123abcdaa"}, id="powered off from inside"),
+        pytest.param(
+            message(source="/1.0/instances/app-0-0123abcdaa?project=default"), {"app-0-0123abcdaa"}, id="query"
+        ),
+        pytest.param(message("instance-started"), set(), id="started"),
+        pytest.param(message(source="/1.0/instances/other-0-0123abcdaa"), set(), id="another's"),
+        pytest.param(message(source=None), set(), id="no source"),
+        pytest.param("", set(), id="nothing"),
+        pytest.param("[]", set(), id="a list"),
+        pytest.param('{"metadata": 7}', set(), id="a number"),
+        pytest.param(b"\xff", set(), id="no text"),
+    ],
+)
+def test_which_messages_say_that_a_runner_ended(text: str | bytes, names: set[str]) -> None:
+    """An instance of ours that ended counts, and no other message, whatever it holds."""
+    assert lifecycle._names(text, lambda name: name.startswith("app-0-")) == names
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "state", "starts"),
+    [
+        pytest.param(2, 2, "inactive", 0, id="replaced already"),
+        pytest.param(3, 2, "inactive", 0, id="more than wanted"),
+        pytest.param(1, 2, "inactive", 1, id="one is missing"),
+        pytest.param(1, 2, "failed", 1, id="the last pass failed"),
+        pytest.param(1, 2, "activating", 2, id="a pass runs that may have looked before"),
+    ],
+)
+def test_when_a_pass_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, there: int, wanted: int, state: str, starts: int
+) -> None:
+    """Only where runners are missing, through the timer's own service, which systemd never runs twice at once."""
+    commands: list[list[str]] = []
+    pauses: list[float] = []
+
+    def run(command: list[str], **_: Any) -> "subprocess.CompletedProcess[str]":
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout=f"{state}\n")
+
+    monkeypatch.setattr(replace_runners, "run", run)
+    monkeypatch.setattr(replace_runners.time, "sleep", pauses.append)
+
+    replace_runners.replace({"a"}, there, wanted)
+
+    assert commands.count(["systemctl", "start", timer.SERVICE]) == starts
+    assert bool(pauses) is bool(starts)
