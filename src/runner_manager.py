@@ -435,15 +435,6 @@ class RunnerManager:
             return
         now = self._clock()
         self._issue(
-            Reconciliation(
-                timestamp=now,
-                flavor=self._identity.app_name,
-                crashed_runners=crashed,
-                idle_runners=len(plan.idle) + len(self.report.created),
-                duration=max(0.0, now - started),
-            )
-        )
-        self._issue(
             UnitHealth(
                 timestamp=now,
                 flavor=self._identity.app_name,
@@ -452,6 +443,15 @@ class RunnerManager:
                 application_age=self._application_age(now),
                 image_age=self._image_age(),
                 api_quota_left=self._clients.github.quota_left,
+            )
+        )
+        self._issue(
+            Reconciliation(
+                timestamp=now,
+                flavor=self._identity.app_name,
+                crashed_runners=crashed,
+                idle_runners=len(plan.idle) + len(self.report.created),
+                duration=max(0.0, now - started),
             )
         )
 

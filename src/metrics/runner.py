@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -101,12 +101,7 @@ def extract(metrics_storage_manager: StorageManager, ignore_runners: set[str]) -
     The storage goes only when the consumer comes back for the next, so that a crash repeats an event and never
     loses one. One bad storage never stops the others.
     """
-    try:
-        storages = list(metrics_storage_manager.list_all())
-    except (MetricsStorageError, OSError) as error:
-        logger.error("Metrics storages cannot be listed: %s", error)
-        return
-    for storage in storages:
+    for storage in _listed(metrics_storage_manager):
         if storage.runner_name in ignore_runners:
             continue
         metrics = None
@@ -123,6 +118,14 @@ def extract(metrics_storage_manager: StorageManager, ignore_runners: set[str]) -
         if metrics is not None:
             yield metrics
         _remove(metrics_storage_manager, storage)
+
+
+def _listed(manager: StorageManager) -> Iterator[MetricsStorage]:
+    """One by one, for there may be thousands; a listing that fails is logged and ends there."""
+    try:
+        yield from manager.list_all()
+    except (MetricsStorageError, OSError) as error:
+        logger.error("Metrics storages cannot be listed: %s", error)
 
 
 def quarantine(metrics_storage_manager: StorageManager, runner_name: str) -> None:

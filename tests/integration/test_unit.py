@@ -469,7 +469,7 @@ def test_missing_image_is_named(deployment: Deployment) -> None:
     assert status == "waiting"
     assert "creating the instance" in message
     assert fetched[0] == "waiting"
-    assert "the image jammy cannot be fetched" in fetched[1]
+    assert "image jammy: creating the builder from https://cloud-images.ubuntu.com/daily failed" in fetched[1]
     wait_for(lambda: before[0] not in deployment.online(), "GitHub seeing the lost one offline")
     deployment.reconcile()
     deployment.wait_online(1)
@@ -495,8 +495,18 @@ def test_timer_fires_and_replaces_a_lost_runner(deployment: Deployment) -> None:
 
     wait_for(lambda: deployment.online() and deployment.online() != [name], "a successor made by the timer", 150)
 
-    log = deployment.machine.exec("journalctl", "-q", "--no-pager", "-u", "ghro.reconcile-runners.service")
-    assert "Finished" in log
+    journal = ("journalctl", "-q", "--no-pager", "-u", "ghro.reconcile-runners.service")
+    wait_for(lambda: "Finished" in deployment.machine.exec(*journal), "the service's end")
+
+
+def test_update_status_repairs_a_dead_timer(deployment: Deployment) -> None:
+    """A timer that somebody stopped runs again after the next update-status."""
+    timer = "ghro.reconcile-runners.timer"
+    deployment.machine.exec("systemctl", "stop", timer)
+
+    deployment.unit.update_status()
+
+    assert deployment.machine.call("systemctl", "is-active", timer).stdout.strip() == "active"
 
 
 def test_too_little_space_blocks_and_names_both_sizes(deployment: Deployment) -> None:

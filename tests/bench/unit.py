@@ -1,0 +1,161 @@
+"""What is measured on a deployed unit, beside raw LXD in the same machine."""
+
+import statistics
+import time
+from pathlib import Path
+
+from tests.bench.report import write
+from tests.integration.conftest import RECONCILE, Deployment, wait_for
+
+NUMBERS = (1, 4, 8, 16)
+WORKERS = (2, 4, 8)
+# Of spec and lab: its sequential creation with 60 s of sleep for each, in seconds.
+INCUMBENT_CREATE = {1: 67, 4: 260, 8: None, 16: None}
+INCUMBENT_FLUSH = 36.0
+CHARM = "/var/lib/juju/agents/unit-github-runner-0/charm"
+PROFILES = ("default", "runner", "cpu-1-mem-1GiB-disk-1GiB")
+
+
+def raw(found: Deployment, what: str, number: int, workers: int) -> float:
+    """Seconds that raw LXD takes."""
+    found.machine.push("/root/raw.py", Path(__file__).with_name("raw.py").read_text())
+    command = ("env", f"PYTHONPATH={CHARM}/venv", "python3", "/root/raw.py", what, str(number), str(workers), *PROFILES)
+    return float(found.machine.exec(*command, timeout=600))
+
+
+def clear(found: Deployment) -> None:
+    """No runner is left, as if all had ended at once."""
+    for name in found.instances():
+        found.machine.exec("lxc", "delete", "--force", name, check=False)
+    for runner in found.control.runners():
+        found.control.remove_runner(runner["id"])
+
+
+def passes(found: Deployment, number: int) -> float:
+    """Seconds from the dispatch until GitHub calls every runner online."""
+    started = time.monotonic()
+    done = found.unit.exec(RECONCILE)
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: len(found.online()) == number, f"{number} runners", 120)
+    return time.monotonic() - started
+
+
+def create(found: Deployment, repeat: int) -> None:
+    """0 → N runners through a whole dispatch, beside raw LXD with its best number of workers."""
+    rows = []
+    for number in NUMBERS:
+        found.unit.set_config({"virtual-machines": number})
+        ours, best = [], []
+        for _ in range(repeat):
+            clear(found)
+            ours.append(passes(found, number))
+            clear(found)
+            seconds = []
+            for workers in {min(workers, number) for workers in WORKERS}:
+                seconds.append(raw(found, "create", number, workers))
+                raw(found, "flush", number, 8)
+            best.append(min(seconds))
+        mine, its = statistics.median(ours), statistics.median(best)
+        rows.append(
+            {
+                "label": f"{number}: {mine / its:.2f} x raw",
+                "this charm": round(mine, 2),
+                "raw LXD": round(its, 2),
+                "incumbent (lab figure)": INCUMBENT_CREATE[number],
+            }
+        )
+    write(
+        "create", "From no runner to N online at GitHub", "s", rows, "a whole dispatch; the incumbent sleeps 60 s each"
+    )
+
+
+def flush(found: Deployment, repeat: int) -> None:
+    """16 runners to none, in the charm's own words: virtual-machines=0 after a flush."""
+    ours, best = [], []
+    for _ in range(repeat):
+        clear(found)
+        found.unit.set_config({"virtual-machines": 16})
+        found.reconcile()
+        wait_for(lambda: len(found.online()) == 16, "16 runners", 120)
+        started = time.monotonic()
+        found.unit.set_config({"virtual-machines": 0})
+        ours.append(time.monotonic() - started)
+        assert found.instances() == []
+        found.unit.set_config({"virtual-machines": 0})
+        raw(found, "create", 16, 8)
+        best.append(raw(found, "flush", 16, 8))
+    mine, its = statistics.median(ours), statistics.median(best)
+    row = {"label": f"16: {mine / its:.2f} x raw", "this charm": round(mine, 2), "raw LXD": round(its, 2)}
+    write("flush", "From 16 runners to none", "s", [{**row, "incumbent (lab figure)": INCUMBENT_FLUSH}])
+
+
+def replace(found: Deployment, repeat: int) -> None:
+    """From the end of a job to the successor of its runner, without the timer."""
+    clear(found)
+    found.unit.set_config({"virtual-machines": 2, "replace-on-exit": True})
+    wait_for(lambda: len(found.online()) == 2, "2 runners", 120)
+    ours, one = [], []
+    for _ in range(repeat):
+        job = found.control.add_job("octo-org/demo", "true")
+        name = found.control.wait_job(job["id"])["runner_name"]
+        started = time.monotonic()
+
+        def replaced(gone: str = name) -> bool:
+            online = found.online()
+            return len(online) == 2 and gone not in online
+
+        wait_for(replaced, "the successor", 60)
+        ours.append(time.monotonic() - started)
+        found.unit.wait_idle()
+    found.unit.set_config({"replace-on-exit": False})
+    for _ in range(repeat):
+        one.append(raw(found, "create", 1, 1))
+        raw(found, "flush", 1, 1)
+    mine, its = statistics.median(ours), statistics.median(one)
+    label = f"raw + {mine - its:.1f} s"
+    row = {"label": label, "this charm": round(mine, 2), "one raw creation": round(its, 2)}
+    write("replace", "From the end of a job to its runner's successor online", "s", [row])
+
+
+EMPTY = """#!/usr/bin/env python3
+import ops
+
+
+class Empty(ops.CharmBase):
+    def __init__(self, framework):
+        super().__init__(framework)
+        framework.observe(self.on.update_status, self._on_update_status)
+
+    def _on_update_status(self, _):
+        self.unit.status = ops.ActiveStatus()
+
+
+ops.main(Empty)
+"""
+
+
+def hook(found: Deployment, repeat: int) -> None:
+    """update-status with nothing to do, beside an empty ops charm; the whole process."""
+    folder = "/root/empty"
+    found.machine.push(f"{folder}/src/charm.py", EMPTY, 0o755)
+    copy = f"cp -r {CHARM}/metadata.yaml {CHARM}/config.yaml {CHARM}/actions.yaml {CHARM}/dispatch {folder}/"
+    found.machine.exec("sh", "-c", f"{copy} && ln -sfn {CHARM}/venv {folder}/venv")
+    dispatch = "JUJU_DISPATCH_PATH=hooks/update-status ./dispatch"
+    times: dict[str, list[float]] = {CHARM: [], folder: []}
+    for _ in range(5 * repeat):
+        for where, seconds in times.items():
+            command = f"cd {where} && start=$(date +%s.%N) && JUJU_CHARM_DIR={where} {dispatch} && "
+            command += 'echo "took $(echo "$(date +%s.%N) - $start" | awk "{print \\$1 - \\$3}")"'
+            done = found.unit.exec(command)
+            assert done.returncode == 0, done.stderr
+            seconds.append(float(done.stdout.split("took ")[-1]))
+    mine, its = statistics.median(times[CHARM]), statistics.median(times[folder])
+    label = f"{mine / its:.2f} x empty"
+    row = {"label": label, "this charm": round(mine, 3), "an empty ops charm": round(its, 3)}
+    write(
+        "hook",
+        "A hook that has nothing to do (update-status)",
+        "s",
+        [row],
+        "the whole process, Python's start included",
+    )

@@ -1,0 +1,249 @@
+"""A model of the reconcile: a simulated LXD and GitHub through random steps, and what must hold at each of them."""
+
+import contextlib
+import itertools
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import hypothesis
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+import provision
+import runner
+import runner_manager
+from errors import GithubRunnerError, LxdError
+from models import GithubPath, GithubRunner
+from runner import RunnerManagerClients
+from runner_manager import RunnerManager
+from tests.unit.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages, state
+
+JINJA = provision.environment(TEMPLATES)
+WORKER, RUNNING, NONE = 0, 10, 11
+MINUTE = 60.0
+OTHERS = ("app-00-0123abcdaa", "app-0-99999999aaaaaaaaaaaaaaaa", "other-0-0123abcdaa")
+
+
+class Killed(BaseException):
+    """The charm's process is killed: nothing of it may catch this."""
+
+
+def at_once(condition: Callable[[], bool], timeout: float, what: str, interval: float = 0.1) -> None:
+    """What does not hold now never will."""
+    if not condition():
+        raise LxdError(f"{what}: not within {timeout:.0f} s")
+
+
+class Hub(FakeGithub):
+    """GitHub, whose list may be late, short or empty, and which deregisters a runner with its job."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer: list[GithubRunner] | None = None
+        self.ids = itertools.count(1)
+
+    def register(self, name: str, *, online: bool = True, busy: bool = False) -> GithubRunner:
+        self.runners[name] = GithubRunner(next(self.ids), name, online, busy)
+        return self.runners[name]
+
+    def list_runners(self, path: GithubPath, wanted):  # type: ignore[no-untyped-def]
+        found = super().list_runners(path, wanted)
+        return found if self.answer is None else [item for item in self.answer if wanted(item.name)]
+
+
+class Reconciles(RuleBasedStateMachine):
+    """One unit. Names of instances that run a job are in ``jobs``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        path = Path(self.folder.name)
+        (path / "fs").mkdir()
+        self.application = path / "actions-runner-linux-x64-2.320.0.tar.gz"
+        self.application.write_bytes(b"tarball")
+        self.storages = FakeStorages(path / "fs")
+        self.lxd, self.hub = FakeLxd(), Hub()
+        self.lxd.registered = self._registered
+        self.now = 1_700_000_000.0
+        self.wanted = 2
+        self.state = state()
+        self.jobs: set[str] = set()
+        self.stuck: set[str] = set()
+        self.passed = False
+        for name in OTHERS:
+            self.hub.register(name, online=False)
+            self.lxd.found[name] = FakeInstance(self.lxd, name, {})
+        numbers = itertools.count(1)
+        clock = SimpleNamespace(time=lambda: self.now, monotonic=time.monotonic)
+        names = SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")
+        self.patches = contextlib.ExitStack()
+        # The same steps must lead to the same world: names in their order, one after the other, no waiting.
+        self.patches.enter_context(mock.patch.object(runner, "time", clock))
+        self.patches.enter_context(mock.patch.object(runner, "wait_until", at_once))
+        self.patches.enter_context(mock.patch.object(runner_manager, "secrets", names))
+        self.patches.enter_context(mock.patch.object(runner_manager, "WORKERS", 1))
+
+    def teardown(self) -> None:
+        self.patches.close()
+        self.folder.cleanup()
+
+    def _registered(self, instance: FakeInstance) -> None:
+        self.hub.register(instance.name)
+
+    def ours(self) -> list[FakeInstance]:
+        return [item for name, item in sorted(self.lxd.found.items()) if name not in OTHERS]
+
+    def alive(self) -> list[FakeInstance]:
+        return [item for item in self.ours() if item.running]
+
+    def idle(self) -> list[FakeInstance]:
+        online = {name for name, found in self.hub.runners.items() if found.online}
+        return [item for item in self.alive() if item.name in online - self.jobs and item.process == RUNNING]
+
+    @rule(minutes=st.sampled_from([1, 5, 11, 16, 61]))
+    def time_goes_by(self, minutes: int) -> None:
+        self.now += minutes * MINUTE
+        self._notice()
+
+    def _notice(self) -> None:
+        """GitHub sees within a minute that a machine is gone."""
+        alive = {item.name for item in self.alive()} | set(OTHERS)
+        for name, found in self.hub.runners.items():
+            if name not in alive:
+                self.hub.runners[name] = replace(found, online=False, busy=False)
+                self.hub.busy.discard(found.runner_id)
+
+    @precondition(lambda self: self.idle())
+    @rule(data=st.data())
+    def a_job_comes(self, data: st.DataObject) -> None:
+        """The instance knows at once; GitHub's list may still be an older one."""
+        chosen = data.draw(st.sampled_from(self.idle()))
+        chosen.process = WORKER
+        self.jobs.add(chosen.name)
+        self.hub.runners[chosen.name] = replace(self.hub.runners[chosen.name], busy=True)
+        self.hub.busy.add(self.hub.runners[chosen.name].runner_id)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), forgotten=st.booleans())
+    def a_job_ends(self, data: st.DataObject, forgotten: bool) -> None:
+        """The instance powers off and is gone; GitHub forgets it then, or a while later."""
+        name = data.draw(st.sampled_from(sorted(self.jobs)))
+        self.jobs.discard(name)
+        self.lxd.found.pop(name, None)
+        found = self.hub.runners.pop(name)
+        self.hub.busy.discard(found.runner_id)
+        if not forgotten:
+            self.hub.runners[name] = replace(found, online=False, busy=False)
+
+    @precondition(lambda self: self.idle())
+    @rule(data=st.data())
+    def an_application_dies(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.sampled_from(self.idle()))
+        chosen.process = NONE
+        self.hub.runners[chosen.name] = replace(self.hub.runners[chosen.name], online=False)
+
+    @precondition(lambda self: self.idle())
+    @rule(data=st.data())
+    def a_runner_loses_github(self, data: st.DataObject) -> None:
+        """A ghost: its process runs, GitHub lists it as offline."""
+        chosen = data.draw(st.sampled_from(self.idle()))
+        self.hub.runners[chosen.name] = replace(self.hub.runners[chosen.name], online=False)
+
+    @rule()
+    def the_host_reboots(self) -> None:
+        """Instances come back stopped; GitHub notices, and gives up their jobs."""
+        for item in self.ours():
+            item.running = False
+            self.jobs.discard(item.name)
+            if item.name in self.hub.runners:
+                found = self.hub.runners[item.name]
+                self.hub.runners[item.name] = replace(found, online=False, busy=False)
+                self.hub.busy.discard(found.runner_id)
+
+    @rule(wanted=st.integers(0, 4))
+    def the_number_changes(self, wanted: int) -> None:
+        self.wanted = wanted
+
+    @rule(label=st.sampled_from(["a", "b"]))
+    def an_option_changes(self, label: str) -> None:
+        self.state = state(labels=(label,))
+
+    @rule(answer=st.sampled_from(["empty", "old", "short", "true"]))
+    def github_answers(self, answer: str) -> None:
+        """An old list is today's, kept; a short one lacks every other runner."""
+        today = list(self.hub.runners.values())
+        self.hub.answer = {"empty": [], "old": today, "short": today[::2], "true": None}[answer]
+
+    @rule(down=st.booleans())
+    def github_is_down(self, down: bool) -> None:
+        self.hub.down = {"list", "delete"} if down else set()
+
+    @rule(kind=st.sampled_from(["create", "start", "execute", "stop", "set_config", "none"]))
+    def lxd_fails(self, kind: str) -> None:
+        self.lxd.faults = {} if kind == "none" else {kind: lambda name: name[-1:] in "13579bdf"}
+
+    @rule()
+    def a_pass(self) -> None:
+        self._pass()
+
+    @rule(after=st.integers(0, 12))
+    def a_pass_is_killed(self, after: int) -> None:
+        """At its nth change of LXD or GitHub, before or after which nothing else is done."""
+        left = [after]
+
+        def count(name: str) -> bool:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return False
+
+        before = self.lxd.faults
+        self.lxd.faults = dict.fromkeys(("create", "start", "push", "stop", "set_config"), count)
+        with contextlib.suppress(Killed):
+            self._pass()
+        self.lxd.faults = before
+
+    @rule()
+    def the_world_is_quiet(self) -> None:
+        """Nothing fails, everything is told: two passes bring what is wanted (a ghost is noted, then ended)."""
+        self.hub.answer, self.hub.down, self.lxd.faults = None, set(), {}
+        for _ in range(2):
+            self.now += 16 * MINUTE
+            self._notice()
+            self._pass()
+
+        names = {item.name for item in self.ours()}
+        assert len(names) == max(self.wanted, len(self.jobs)), (names, self.jobs, self.wanted)
+        registered = set(self.hub.runners) - set(OTHERS)
+        assert registered == names
+        assert all(self.hub.runners[name].online for name in names)
+
+    def _pass(self) -> None:
+        """One reconcile, and what must hold for it."""
+        busy = {name for name in self.jobs if name in self.lxd.found}
+        number = len(self.ours())
+        clients = RunnerManagerClients(self.hub, JINJA, self.lxd, None)  # type: ignore[arg-type]
+        manager = RunnerManager(IDENTITY, self.state, clients, self.storages, self.application, clock=lambda: self.now)
+        try:
+            manager.reconcile(self.wanted, RESOURCES)
+        except GithubRunnerError:
+            pass
+        finally:
+            assert busy <= set(self.lxd.found), f"a busy runner was killed: {busy - set(self.lxd.found)}"
+            assert len(self.ours()) <= max(self.wanted, number), "more instances than wanted"
+
+    @invariant()
+    def others_are_not_touched(self) -> None:
+        assert set(OTHERS) <= set(self.lxd.found)
+        assert set(OTHERS) <= set(self.hub.runners)
+
+
+logging.getLogger("runner").setLevel(logging.CRITICAL)
+TestReconciles = Reconciles.TestCase
+TestReconciles.settings = hypothesis.settings(max_examples=150, stateful_step_count=40, deadline=None)
