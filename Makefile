@@ -1,10 +1,14 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both install what they need (root, apt, pip).
-.PHONY: help demo test fmt lint static charmcraft unit integration clean
+.PHONY: help demo test bench bench: .venv/bin/tox
+	@.venv/bin/tox run -e bench
+
+fmt lint static charmcraft unit integration clean
 PYTHON ?= python3
 
 help:
 	@echo "make demo         from an empty machine to a job's metrics, on a real LXD (root)"
 	@echo "make test         every quality gate: lint, types, unit and integration tests on a real LXD (root)"
+	@echo "make bench        how fast it is beside raw LXD; figures and pictures to docs/benchmarks/ (root, 15 min)"
 	@echo "make fmt|lint|static|charmcraft|unit|integration    one gate"
 	@echo "make clean        remove what the sandbox and the gates made"
 

@@ -37,6 +37,8 @@ MACHINE_PACKAGES = (
     *("lxd", "lxd-client", "dnsmasq-base", "btrfs-progs", "nftables", "logrotate", "iproute2", "kmod", "cron", "gnupg"),
     *("xz-utils", "squashfs-tools", "e2fsprogs", "fdisk", "python3"),
 )
+INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
+INOTIFY_INSTANCES = 1024
 LOOP_DEVICES = 64
 LOOP_CTL_ADD = 0x4C80
 LOOP_MAJOR = 7
@@ -63,6 +65,7 @@ def ensure() -> None:
         raise SandboxError("the sandbox drives LXD and loop devices: run it as root")
     with _alone():
         _ensure_daemon()
+        _ensure_inotify()
         _ensure_bridge()
         _ensure_pool()
         _ensure_base_image()
@@ -88,6 +91,21 @@ def _ensure_daemon() -> None:
         command = ["lxd", "--group", "root"] if unified else ["unshare", "-m", "sh", "-c", UNIFIED]
         (state_dir() / "lxd.pid").write_text(str(start_daemon(command, state_dir() / "lxd.log")))
         wait_until(lambda: succeeds("lxc", "query", "/1.0"), "LXD's answer", timeout=60)
+
+
+def _ensure_inotify() -> None:
+    """Room for more than a dozen nested containers; the host's own value is kept for `down --all`."""
+    value = int(INOTIFY.read_text())
+    if value < INOTIFY_INSTANCES:
+        (state_dir() / "inotify").write_text(str(value))
+        INOTIFY.write_text(str(INOTIFY_INSTANCES))
+
+
+def _restore_inotify() -> None:
+    kept = state_dir() / "inotify"
+    if kept.exists():
+        INOTIFY.write_text(kept.read_text())
+        kept.unlink()
 
 
 def _install() -> None:
@@ -348,6 +366,7 @@ def machines() -> list[str]:
 
 def remove_all() -> None:
     """Remove machines, their template, the base image, the pool and the bridge; stop LXD if it was started here."""
+    _restore_inotify()
     if not succeeds("lxc", "query", "/1.0"):
         return
     for name in machines():

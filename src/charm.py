@@ -7,12 +7,12 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ops
 
 import charm_state
 import provision
-import shared_fs
 from cos_agent import CosAgentProvider
 from errors import (
     ConfigurationError,
@@ -24,13 +24,13 @@ from errors import (
     RateLimitError,
     TokenError,
 )
-from github_client import GithubClient
-from host import application, follower, image, kernel, machine, storage, timer
+from host import application, follower, image, kernel, storage, timer
 from lxd import LxdClient
 from models import CharmState, FlushMode, Identity
-from repo_policy import RepoPolicyClient
-from runner import RunnerManagerClients
-from runner_manager import Report, RunnerManager
+
+if TYPE_CHECKING:
+    from github_client import GithubClient
+    from runner_manager import Report, RunnerManager
 
 logger = logging.getLogger(__name__)
 # Every line is a process (juju-log): what these say of each request is not worth that.
@@ -113,6 +113,8 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _on_remove(self, _: ops.RemoveEvent) -> None:
         """Nothing of ours stays; each step on its own, for nobody comes back to mend it."""
+        from host import machine
+
         identity = self._identity()
         for what in machine.tear_down(self._lxd, lambda name: identity.owns(name) or identity.inherits(name)):
             logger.info("Removed: %s", what)
@@ -180,12 +182,16 @@ class GithubRunnerCharm(ops.CharmBase):
         return state
 
     def _set_up(self, state: CharmState) -> None:
+        from host import machine
+
         machine.set_up(self._lxd, self._jinja, state, self.unit.name, self._progress)
         self._ensure_timer(state)
         self._refresh_application(state)
 
     def _take_over(self, state: CharmState) -> None:
         """Remove what the incumbent charm left; its idle runners too, so that its pool can be made anew."""
+        from host import machine
+
         machine.take_over(self._lxd)
         follower.restart()
         if self._lxd.find("storage-pools", storage.POOL) and not storage.is_ours(self._lxd):
@@ -266,7 +272,13 @@ class GithubRunnerCharm(ops.CharmBase):
             "details": details,
         }
 
-    def _manager(self, state: CharmState) -> RunnerManager:
+    def _manager(self, state: CharmState) -> "RunnerManager":
+        # A hook that has nothing to do with runners loads none of this: imports are most of its time.
+        import shared_fs
+        from repo_policy import RepoPolicyClient
+        from runner import RunnerManagerClients
+        from runner_manager import RunnerManager
+
         policy = RepoPolicyClient(state.repo_policy) if state.repo_policy else None
         clients = RunnerManagerClients(self._github(state), self._jinja, self._lxd, policy)
         tarball = application.current() or Path("none")
@@ -281,7 +293,9 @@ class GithubRunnerCharm(ops.CharmBase):
             image_age=lambda: image.age(self._lxd, state.base_image.value, time.time()),
         )
 
-    def _github(self, state: CharmState) -> GithubClient:
+    def _github(self, state: CharmState) -> "GithubClient":
+        from github_client import GithubClient
+
         return GithubClient(state.github_url, state.token)
 
     def _identity(self) -> Identity:
@@ -308,7 +322,7 @@ def _status_of(error: Exception) -> ops.StatusBase:
     return ops.WaitingStatus(str(error))
 
 
-def _status_of_report(report: Report, test_mode: bool, notices: Sequence[str] = ()) -> ops.StatusBase:
+def _status_of_report(report: "Report", test_mode: bool, notices: Sequence[str] = ()) -> ops.StatusBase:
     serving = len(report.idle) + len(report.busy)
     there = serving + len(report.other)
     mode = "".join(f"; {notice}" for notice in notices) + (" (test mode: containers)" if test_mode else "")

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import pylxd
-import pylxd.exceptions
-import requests
-
 from errors import LxdError, LxdNotFoundError
+
+if TYPE_CHECKING:
+    # A tenth of a second that a hook without LXD need not pay: imported where they are used.
+    import pylxd
+    import requests
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class LxdClient:
         self._endpoint = endpoint
         self._local = threading.local()
 
-    def request(self, method: str, *path: str, timeout: float = REQUEST_TIMEOUT, **options: Any) -> requests.Response:
+    def request(self, method: str, *path: str, timeout: float = REQUEST_TIMEOUT, **options: Any) -> "requests.Response":
         """One call below ``/1.0``; ``options`` are those of requests. ``timeout`` in seconds."""
         with _errors(f"{method} /1.0/{'/'.join(path)}"):
             node = self._client().api
@@ -142,7 +143,9 @@ class LxdClient:
         self.change("POST", "instances", json=body, timeout=timeout)
         return self.instance(name)
 
-    def _client(self) -> pylxd.Client:
+    def _client(self) -> "pylxd.Client":
+        import pylxd
+
         client = getattr(self._local, "client", None)
         if client is None:
             client = self._local.client = pylxd.Client(endpoint=self._endpoint, timeout=REQUEST_TIMEOUT)
@@ -314,13 +317,25 @@ def _errors(what: str) -> Iterator[None]:
     """Everything that pylxd and requests raise, as this module's errors."""
     try:
         yield
-    except pylxd.exceptions.NotFound as error:
-        raise LxdNotFoundError(f"{what}: {error}") from error
-    except pylxd.exceptions.LXDAPIException as error:
-        raise _not_found_or(str(error))(f"{what}: {error}") from error
-    except pylxd.exceptions.ClientConnectionFailed as error:
-        raise LxdError(f"LXD does not answer: {error}") from error
-    except requests.RequestException as error:
-        raise LxdError(f"{what}: LXD did not answer properly: {error}") from error
-    except (KeyError, ValueError) as error:
-        raise LxdError(f"{what}: LXD's answer was not understood: {error!r}") from error
+    except LxdError:
+        raise
+    except Exception as error:
+        raise _translated(what, error) from error
+
+
+def _translated(what: str, error: Exception) -> Exception:
+    """One of this module's errors for one of pylxd's, of requests', or of an answer that is not as it should be."""
+    import pylxd.exceptions
+    import requests
+
+    if isinstance(error, pylxd.exceptions.NotFound):
+        return LxdNotFoundError(f"{what}: {error}")
+    if isinstance(error, pylxd.exceptions.LXDAPIException):
+        return _not_found_or(str(error))(f"{what}: {error}")
+    if isinstance(error, pylxd.exceptions.ClientConnectionFailed):
+        return LxdError(f"LXD does not answer: {error}")
+    if isinstance(error, requests.RequestException):
+        return LxdError(f"{what}: LXD did not answer properly: {error}")
+    if isinstance(error, (KeyError, ValueError)):
+        return LxdError(f"{what}: LXD's answer was not understood: {error!r}")
+    return error

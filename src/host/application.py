@@ -6,11 +6,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from errors import HostError
-from github_client import GithubClient
 from models import Arch, GithubPath
 from system import write_file
+
+if TYPE_CHECKING:
+    from github_client import GithubClient
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ def is_refused(now: float, folder: Path = FOLDER) -> bool:
     return False
 
 
-def update(github: GithubClient, path: GithubPath, arch: Arch, folder: Path = FOLDER) -> bool:
+def update(github: "GithubClient", path: GithubPath, arch: Arch, folder: Path = FOLDER) -> bool:
     """Fetch what GitHub offers unless it is in use already; return whether that changed it.
 
     What is in use stays until the new one is whole: nothing is lost when GitHub or the disk fails.

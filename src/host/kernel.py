@@ -1,4 +1,4 @@
-"""Kernel: the module that bridges need, daily updates, and the reboots they ask for (spec 4, Pending kernel)."""
+"""The kernel: a module and a limit, daily updates, and the reboots they ask for (spec 4, Pending kernel)."""
 
 import logging
 import time
@@ -13,6 +13,9 @@ logger = logging.getLogger(__name__)
 REBOOT_REQUIRED = Path("/var/run/reboot-required")
 MODULE = "br_netfilter"
 MODULES_FILE = Path("/etc/modules-load.d/github-runner.conf")
+SYSCTL_FILE = Path("/etc/sysctl.d/60-github-runner.conf")
+INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
+INOTIFY_INSTANCES = 1048576
 CHECKED = Path("/var/lib/github-runner/kernel-checked")
 CHECK_EVERY = 86400
 # Ubuntu's and Debian's metapackages; what the machine runs is what is installed of them.
@@ -24,6 +27,19 @@ def ensure_module() -> bool:
     changed = write_file(MODULES_FILE, f"{MODULE}\n")
     if not Path("/sys/module", MODULE).exists():
         run(["modprobe", MODULE])
+    return changed
+
+
+def ensure_inotify() -> bool:
+    """Allow more than a dozen containers: each systemd takes ten of the 128 inotify instances that a kernel allows.
+
+    https://documentation.ubuntu.com/lxd/latest/reference/server_settings/. Returns whether the file was written.
+    """
+    changed = write_file(SYSCTL_FILE, f"fs.inotify.max_user_instances = {INOTIFY_INSTANCES}\n")
+    if int(INOTIFY.read_text()) < INOTIFY_INSTANCES:
+        done = run(["sysctl", "--quiet", "--load", str(SYSCTL_FILE)], check=False)
+        if done.returncode != 0:
+            logger.info("The machine keeps its limit of inotify instances: %s", done.stderr.strip())
     return changed
 
 
@@ -57,8 +73,8 @@ def reboot_is_due() -> bool:
 
 
 def remove() -> list[str]:
-    """Take the files away; the module stays loaded until the next boot."""
-    gone = [str(MODULES_FILE)] if MODULES_FILE.exists() else []
-    for path in (MODULES_FILE, CHECKED):
+    """Take the files away; module and limit stay until the next boot. Returns what went."""
+    gone = [path for path in (MODULES_FILE, SYSCTL_FILE) if path.exists()]
+    for path in (MODULES_FILE, SYSCTL_FILE, CHECKED):
         path.unlink(missing_ok=True)
-    return gone
+    return [str(path) for path in gone]

@@ -39,7 +39,9 @@ def set_up(
     """
     progress("Installing packages")
     packages.ensure()
-    if not state.test_mode:
+    if state.test_mode:
+        kernel.ensure_inotify()
+    else:
         kernel.ensure_module()
     progress("Setting up LXD")
     daemon.ensure(lxd, state.proxies)

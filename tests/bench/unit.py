@@ -13,7 +13,8 @@ WORKERS = (2, 4, 8)
 INCUMBENT_CREATE = {1: 67, 4: 260, 8: None, 16: None}
 INCUMBENT_FLUSH = 36.0
 CHARM = "/var/lib/juju/agents/unit-github-runner-0/charm"
-PROFILES = ("default", "runner", "cpu-1-mem-1GiB-disk-1GiB")
+# The resource profile goes with the last runner that uses it.
+PROFILES = ("default", "runner")
 
 
 def raw(found: Deployment, what: str, number: int, workers: int) -> float:
@@ -56,6 +57,7 @@ def create(found: Deployment, repeat: int) -> None:
                 raw(found, "flush", number, 8)
             best.append(min(seconds))
         mine, its = statistics.median(ours), statistics.median(best)
+        print(f"  create {number}: {mine:.2f} s, raw {its:.2f} s", flush=True)
         rows.append(
             {
                 "label": f"{number}: {mine / its:.2f} x raw",

@@ -412,6 +412,19 @@ def test_firewall_is_felt_from_inside(deployment: Deployment) -> None:
     assert "denied open" in spared
 
 
+def test_runners_cannot_reach_each_other(deployment: Deployment) -> None:
+    """Two runners of one bridge are isolated from each other, while each has the way out."""
+    one, other = deployment.keep(2)
+    address = deployment.lxd(f"instances/{other}/state")["network"]["eth0"]["addresses"][0]["address"]
+
+    found = deployment.inside(
+        one, f"ping -c 1 -W 1 {address} > /dev/null && echo reached; ip route get {address}", False
+    )
+
+    assert address in found
+    assert "reached" not in found
+
+
 HOSTILE = {
     "pipe": "cd /metrics-exchange; rm -f post-job-metrics.json; mkfifo post-job-metrics.json",
     "link": "cd /metrics-exchange; rm pre-job-metrics.json; ln -s /etc/shadow pre-job-metrics.json",

@@ -87,11 +87,11 @@ def test_code_fences_name_their_language(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_have_one_title_and_lines_that_fit(page: Path) -> None:
-    """A page has one heading of the first level, and no line of more than 120 characters."""
+    """A page has one heading of the first level, and no line of more than 120 characters but rows of tables."""
     text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
     assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
-    assert [line for line in page.read_text().splitlines() if len(line) > 120] == []
+    assert [line for line in page.read_text().splitlines() if len(line) > 120 and line[0] != "|"] == []
 
 
 def test_every_page_is_reached_from_the_index() -> None:

@@ -483,3 +483,37 @@ def test_kernel_that_cannot_be_updated_waits(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(kernel, "run", fail)
 
     assert kernel.update() == ["linux-virtual"]
+
+
+def test_limit_of_inotify_instances_is_raised_where_it_is_too_low(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A kernel that allows 128 could not run a dozen containers; one that allows enough, or refuses, is left alone."""
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> "subprocess.CompletedProcess[str]":
+        ran.append(command)
+        return subprocess.CompletedProcess(command, 1, stderr="read-only file system")
+
+    monkeypatch.setattr(kernel, "SYSCTL_FILE", tmp_path / "sysctl.conf")
+    monkeypatch.setattr(kernel, "INOTIFY", tmp_path / "instances")
+    monkeypatch.setattr(kernel, "run", run)
+    kernel.INOTIFY.write_text("128\n")
+
+    assert kernel.ensure_inotify()
+    kernel.INOTIFY.write_text("1048576\n")
+    assert not kernel.ensure_inotify()
+
+    assert ran == [["sysctl", "--quiet", "--load", str(tmp_path / "sysctl.conf")]]
+
+
+def test_bridge_module_is_loaded_now_and_at_boot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """br_netfilter is asked for once where it is missing, and written down for the next boot."""
+    ran: list[list[str]] = []
+    monkeypatch.setattr(kernel, "MODULES_FILE", tmp_path / "modules.conf")
+    monkeypatch.setattr(kernel, "MODULE", "no_such_module")
+    monkeypatch.setattr(kernel, "run", lambda command, **_: ran.append(command))
+
+    assert kernel.ensure_module()
+    assert kernel.MODULES_FILE.read_text() == "no_such_module\n"
+    assert ran == [["modprobe", "no_such_module"]]

@@ -562,7 +562,7 @@ def test_setup_waits_for_the_host_as_it_is(shell: Shell, value: str) -> None:
         aproxy_address=None,
     )
 
-    done = shell.run(part(setup, "set -eu", "done"))
+    done = shell.run(part(setup, "set -eu", "}") + part(setup, "deadline=", "done"))
 
     assert (done.returncode, done.stderr) == (0, "")
     assert shell.arguments("getent") == ["ahosts", value]
