@@ -1,8 +1,5 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both install what they need (root, apt, pip).
-.PHONY: help demo test bench bench: .venv/bin/tox
-	@.venv/bin/tox run -e bench
-
-fmt lint static charmcraft unit integration clean
+.PHONY: help demo test bench fmt lint static charmcraft unit integration clean
 PYTHON ?= python3
 
 help:
@@ -17,6 +14,9 @@ demo:
 
 test: .venv/bin/tox
 	@.venv/bin/tox run
+
+bench: .venv/bin/tox
+	@.venv/bin/tox run -e bench
 
 fmt lint static charmcraft unit integration: .venv/bin/tox
 	@.venv/bin/tox run -e $@
