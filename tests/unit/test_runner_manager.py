@@ -413,7 +413,7 @@ def test_metrics_of_finished_runners_are_issued(world: World, tmp_path: Path) ->
     assert [event["event"] for event in found] == [*jobs, "unit_health", "reconciliation"]
     assert found[0]["queue_duration"] == 7
     assert found[1]["job_conclusion"] == "success"
-    assert found[3] == {
+    assert found[4] == {
         "event": "reconciliation",
         "timestamp": NOW,
         "flavor": "app",
