@@ -240,16 +240,8 @@ class GithubRunnerCharm(ops.CharmBase):
         delta = manager.reconcile(state.virtual_machines, state.resources)
         if manager.report.refused:
             application.refuse()
-        self._status(_status_of_report(manager.report, state.test_mode, self._notices(state)))
+        self._status(_status_of_report(manager.report, state.test_mode, _notices(manager.report)))
         return delta
-
-    def _notices(self, state: CharmState) -> list[str]:
-        """What is not wrong yet and will be, for the end of the status line."""
-        ages = (
-            ("runner application not refreshed", application.age(time.time()), application.STALE_AFTER),
-            ("image not rebuilt", image.age(self._lxd, state.base_image.value, time.time()), image.STALE_AFTER),
-        )
-        return [f"{what} for {age / 86400:.0f} days" for what, age, limit in ages if age is not None and age > limit]
 
     def _reconcile_or_reboot(self, state: CharmState) -> None:
         """Reboot for a pending kernel if no job runs; otherwise, or while one does, a pass."""
@@ -320,6 +312,15 @@ def _status_of(error: Exception) -> ops.StatusBase:
     if isinstance(error, GithubClientError):
         return ops.WaitingStatus(f"GitHub: {error}")
     return ops.WaitingStatus(str(error))
+
+
+def _notices(report: "Report") -> list[str]:
+    """What is not wrong yet and will be, for the end of the status line."""
+    ages = (
+        ("runner application not refreshed", application.age(time.time()), application.STALE_AFTER),
+        ("image not rebuilt", report.image_age, image.STALE_AFTER),
+    )
+    return [f"{what} for {age / 86400:.0f} days" for what, age, limit in ages if age is not None and age > limit]
 
 
 def _status_of_report(report: "Report", test_mode: bool, notices: Sequence[str] = ()) -> ops.StatusBase:

@@ -66,7 +66,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 LOGS_PATH = Path("/var/log/github-runner-logs")
-LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 LOG_SIZE_LIMIT = 1 << 20
 MOST_LOG_FILES = 20
 LOGS_TIMEOUT = 60
@@ -244,7 +243,7 @@ class Runner:
         if storage is not None:
             shared_fs.give_to(storage, instance.host_uid(provision.UBUNTU))
         instance.start()
-        wait_until(lambda: _answers(instance), AGENT_TIMEOUT[instance.virtual_machine], "the instance's first command")
+        wait_until(lambda: answers(instance), AGENT_TIMEOUT[instance.virtual_machine], "the instance's first command")
 
     def _set_up(self, instance: LxdInstance, config: CreateRunnerConfig) -> None:
         policy = self._clients.repo
@@ -390,7 +389,8 @@ def _registered_id(instance: LxdInstance) -> int | None:
         return None
 
 
-def _answers(instance: LxdInstance) -> bool:
+def answers(instance: LxdInstance) -> bool:
+    """Whether it runs commands; a virtual machine's agent takes a while, and until then LXD refuses them."""
     with suppress(LxdError):
         return instance.execute(["true"], timeout=10).code == 0
     return False

@@ -84,6 +84,8 @@ class Report:
     failures: list[str] = field(default_factory=list)
     refused: bool = False
     """Whether a runner ended because GitHub calls its application outdated."""
+    image_age: float | None = None
+    """Seconds since the image was built, where it is of our making."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ class RunnerManager:
             self._clean_profiles(plan, quantity, resources)
             remove_old_logs(started)
             self._describe(plan, observed)
+            with suppress(LxdError):
+                self.report.image_age = self._image_age()
             self._issue_reconciliation(plan, crashed, started)
         return quantity - plan.healthy
 
@@ -441,7 +445,7 @@ class RunnerManager:
                 wanted_runners=self.report.wanted,
                 failed_creations=self._failed_creations,
                 application_age=self._application_age(now),
-                image_age=self._image_age(),
+                image_age=self.report.image_age,
                 api_quota_left=self._clients.github.quota_left,
             )
         )

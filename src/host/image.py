@@ -23,6 +23,7 @@ import provision
 from errors import HostError, LxdError
 from lxd import LxdClient, LxdInstance, wait_until
 from models import Arch, ImageSource, ProxyConfig
+from runner import AGENT_TIMEOUT, answers
 from system import run, write_file
 
 logger = logging.getLogger(__name__)
@@ -187,8 +188,7 @@ def _create_builder(lxd: LxdClient, build: ImageBuild) -> LxdInstance:
         timeout=DOWNLOAD_TIMEOUT,
     )
     builder.start()
-    limit = 60 if build.container else 300
-    wait_until(lambda: builder.execute(["true"], timeout=10).code == 0, limit, "the builder's first command")
+    wait_until(lambda: answers(builder), AGENT_TIMEOUT[builder.virtual_machine], "the builder's first command")
     return builder
 
 

@@ -4,9 +4,9 @@ Its instances are the reconcile's business: they carry none of our keys, so they
 """
 
 import logging
-import re
 from pathlib import Path
 
+from host.storage import RESOURCES_KEY, RESOURCES_NAME
 from lxd import LxdClient
 from system import run
 
@@ -18,7 +18,6 @@ CRON_NAMES = ("build-runner-image", "build_vm_image", "github-runner")
 POLICY_SERVICE = "repo-policy-compliance.service"
 POLICY_FOLDERS = (Path("/home/ubuntu/repo_policy_compliance_service"), Path("/home/ubuntu/repo-policy-compliance"))
 STATE_FILE = "charm_state.json"
-RESOURCES = re.compile(r"cpu-\d+-mem-\w+-disk-\w+")
 
 
 def take_over(lxd: LxdClient, charm: Path, ours: set[str]) -> list[str]:
@@ -84,7 +83,7 @@ def _profiles(lxd: LxdClient) -> list[str]:
     """Its resource profiles that no instance uses; ours of the same name have a key."""
     gone = []
     for profile in lxd.get("profiles", recursion=1):
-        its = RESOURCES.fullmatch(profile["name"]) and not any("github-runner" in key for key in profile["config"])
+        its = RESOURCES_NAME.fullmatch(profile["name"]) and RESOURCES_KEY not in profile["config"]
         if its and not profile["used_by"]:
             lxd.change("DELETE", "profiles", profile["name"])
             gone.append(f"profile {profile['name']}")

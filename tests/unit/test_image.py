@@ -24,6 +24,8 @@ class Builder:
     def __init__(self, lxd: "ImageLxd") -> None:
         self.lxd, self.running = lxd, False
         self.files: dict[str, bytes] = {}
+        self.name, self.virtual_machine = image.BUILDER, True
+        self.booting = 2
 
     def start(self) -> None:
         self.running = True
@@ -38,6 +40,9 @@ class Builder:
         self.files[path] = content
 
     def execute(self, command: list[str], **_: Any) -> Execution:
+        if self.booting:
+            self.booting -= 1
+            raise LxdError("the agent does not run yet")
         self.lxd.steps.append(command[-1])
         if self.lxd.fails == command[-1]:
             return Execution(1, "", f"{command[-1]} broke at http://user:word@proxy.example:3128")
