@@ -38,6 +38,9 @@ class CharmUnderTest(charm_module.GithubRunnerCharm):
     def _set_up(self, state: CharmState) -> None:
         self.world.steps.append("set up")
 
+    def _take_over(self, state: CharmState) -> None:
+        self.world.steps.append("take over")
+
     def _ensure_timer(self, state: CharmState) -> None:
         self.world.steps.append(f"timer {state.reconcile_interval}")
 
@@ -109,7 +112,8 @@ def test_changes_set_up_the_machine_and_reconcile(context: Any, world: Surroundi
     """What an event may have changed is refreshed, then the runners are brought to it."""
     out = context.run(getattr(context.on, event)(), state())
 
-    assert world.steps == ["set up", "follower"]
+    taken_over = ["take over"] if event == "upgrade_charm" else []
+    assert world.steps == [*taken_over, "set up", "follower"]
     assert len(world.lxd.found) == 2
     assert out.unit_status == testing.ActiveStatus("2 runners: 2 idle, 0 busy (test mode: containers)")
 

@@ -1,0 +1,13 @@
+"""What all unit tests share."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_lxd(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No unit test reaches an LXD, whether this machine has one or not: they must pass or fail the same everywhere."""
+    folder = tmp_path_factory.mktemp("no-lxd")
+    monkeypatch.setenv("LXD_DIR", str(folder))
+    return folder
