@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,11 @@ from errors import (
 from host import application, follower, image, kernel, storage, timer
 from lxd import LxdClient
 from models import CharmState, FlushMode, Identity
+from system import are_active
 
 if TYPE_CHECKING:
+    import jinja2
+
     from github_client import GithubClient
     from runner_manager import Report, RunnerManager
 
@@ -57,7 +61,6 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def __init__(self, framework: ops.Framework) -> None:
         super().__init__(framework)
-        self._jinja = provision.environment(TEMPLATES)
         self._lxd = LxdClient()
         self._cos_agent = CosAgentProvider(self, charm_state.COS_AGENT_RELATION)
         observe = framework.observe
@@ -91,7 +94,7 @@ class GithubRunnerCharm(ops.CharmBase):
         self._guarded(self._refresh_application, self._update_kernel, self._reconcile_or_reboot)
 
     def _on_update_status(self, _: ops.UpdateStatusEvent) -> None:
-        self._guarded(self._ensure_timer, self._ensure_follower)
+        self._guarded(self._repair_units)
 
     def _on_stop(self, _: ops.StopEvent) -> None:
         """Whatever the options say: no timer, no runner."""
@@ -203,6 +206,13 @@ class GithubRunnerCharm(ops.CharmBase):
     def _progress(self, step: str) -> None:
         self._status(ops.MaintenanceStatus(step))
 
+    def _repair_units(self, state: CharmState) -> None:
+        """A look is enough where nothing died: this hook comes every few minutes."""
+        following = state.replace_on_exit and state.virtual_machines > 0
+        if not are_active(timer.TIMER, *([follower.SERVICE] if following else [])):
+            self._ensure_timer(state)
+            self._ensure_follower(state)
+
     def _ensure_timer(self, state: CharmState) -> None:
         timer.ensure(self._jinja, self.unit.name, state.reconcile_interval)
 
@@ -284,6 +294,10 @@ class GithubRunnerCharm(ops.CharmBase):
             may_create=not application.is_refused(time.time()),
             image_age=lambda: image.age(self._lxd, state.base_image.value, time.time()),
         )
+
+    @cached_property
+    def _jinja(self) -> "jinja2.Environment":
+        return provision.environment(TEMPLATES)
 
     def _github(self, state: CharmState) -> "GithubClient":
         from github_client import GithubClient

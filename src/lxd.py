@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT = 30.0
 OPERATION_TIMEOUT = 120.0
+# Until the first command runs: a virtual machine has firmware, a kernel and its agent to start.
+READY_TIMEOUT = {True: 300, False: 60}
 # What is read from inside an instance, in bytes and seconds.
 FOLDER_LIMIT = 1 << 20
 READ_TIMEOUT = 10.0
@@ -175,6 +177,15 @@ class LxdInstance:
         """Start it and wait until it runs (not until it has booted)."""
         self._lxd.change("PUT", "instances", self.name, "state", json={"action": "start", "timeout": -1})
         self.running = True
+
+    def wait_ready(self) -> None:
+        """Wait until it runs commands; a virtual machine's agent takes a while, and until then LXD refuses them."""
+        wait_until(self._answers, READY_TIMEOUT[self.virtual_machine], f"the first command in {self.name}")
+
+    def _answers(self) -> bool:
+        with suppress(LxdError):
+            return self.execute(["true"], timeout=10).code == 0
+        return False
 
     def stop(self, timeout: int = 60, force: bool = False) -> None:
         """Stop it, an ephemeral one is deleted by that; by force if it did not stop in ``timeout`` seconds."""

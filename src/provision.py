@@ -10,10 +10,8 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-import jinja2
 
 from models import (
     POST_JOB_METRICS_FILE_NAME,
@@ -25,6 +23,9 @@ from models import (
     SSHDebugConnection,
     WgetExecutable,
 )
+
+if TYPE_CHECKING:
+    import jinja2
 
 UBUNTU = 1000
 HOME = PurePosixPath("/home/ubuntu")
@@ -79,8 +80,10 @@ class InstanceFile:
     user: int = 0
 
 
-def environment(templates: Path) -> jinja2.Environment:
+def environment(templates: Path) -> "jinja2.Environment":
     """The renderer of everything in ``templates/``."""
+    import jinja2  # a tenth of a hook that renders nothing
+
     jinja = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates),
         undefined=jinja2.StrictUndefined,
@@ -116,7 +119,7 @@ def executables(arch: Arch) -> tuple[WgetExecutable, ...]:
 
 
 def files(
-    jinja: jinja2.Environment,
+    jinja: "jinja2.Environment",
     config: RunnerConfig,
     *,
     arch: Arch,

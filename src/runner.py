@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jinja2
-
 import provision
 import shared_fs
 from errors import (
@@ -27,7 +25,7 @@ from errors import (
     RunnerLogsError,
     RunnerRemoveError,
 )
-from lxd import LxdClient, LxdInstance, wait_until
+from lxd import LxdClient, LxdInstance
 from metrics.storage import MetricsStorage, write_new
 from models import (
     RUNNER_INSTALLED_TS_FILE_NAME,
@@ -44,6 +42,8 @@ from provision import APROXY_AMD_REVISION, APROXY_ARM_REVISION
 from system import write_file
 
 if TYPE_CHECKING:
+    import jinja2
+
     from github_client import GithubClient
     from repo_policy import RepoPolicyClient
 
@@ -71,8 +71,6 @@ MOST_LOG_FILES = 20
 LOGS_TIMEOUT = 60
 RUNNER_PROFILE = "runner"
 KEY = "user.github-runner."
-# A virtual machine has firmware, a kernel and its agent to start.
-AGENT_TIMEOUT = {True: 300, False: 60}
 SETUP_TIMEOUT = 600
 REGISTER_TIMEOUT = 120
 STOP_TIMEOUT = 60
@@ -90,7 +88,7 @@ class RunnerManagerClients:
     """What a runner needs of the world; ``repo`` is None where no policy service is used."""
 
     github: "GithubClient"
-    jinja: jinja2.Environment
+    jinja: "jinja2.Environment"
     lxd: LxdClient
     repo: "RepoPolicyClient | None"
 
@@ -243,7 +241,7 @@ class Runner:
         if storage is not None:
             shared_fs.give_to(storage, instance.host_uid(provision.UBUNTU))
         instance.start()
-        wait_until(lambda: answers(instance), AGENT_TIMEOUT[instance.virtual_machine], "the instance's first command")
+        instance.wait_ready()
 
     def _set_up(self, instance: LxdInstance, config: CreateRunnerConfig) -> None:
         policy = self._clients.repo
@@ -387,13 +385,6 @@ def _registered_id(instance: LxdInstance) -> int | None:
     except (LxdError, ValueError, TypeError, KeyError) as error:
         logger.warning("The id of %s is not known yet: %s", instance.name, error)
         return None
-
-
-def answers(instance: LxdInstance) -> bool:
-    """Whether it runs commands; a virtual machine's agent takes a while, and until then LXD refuses them."""
-    with suppress(LxdError):
-        return instance.execute(["true"], timeout=10).code == 0
-    return False
 
 
 @contextmanager

@@ -43,6 +43,12 @@ def run(
     return done
 
 
+def are_active(*units: str) -> bool:
+    """Whether systemd runs all of these units."""
+    states = run(["systemctl", "is-active", *units], check=False).stdout.split()
+    return states == ["active"] * len(units)
+
+
 def _environment() -> dict[str, str]:
     """Without what the charm's dispatch sets for itself: a program in Python would import the charm's modules."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LD_LIBRARY_PATH")}

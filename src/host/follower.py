@@ -3,17 +3,19 @@
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jinja2
+from system import are_active, run, write_file
 
-from system import run, write_file
+if TYPE_CHECKING:
+    import jinja2
 
 SERVICE = "ghro.replace-runners.service"
 UNITS = Path("/etc/systemd/system")
 CHARM = Path(__file__).resolve().parents[2]
 
 
-def ensure(jinja: jinja2.Environment, unit: str, prefix: str, wanted: int) -> bool:
+def ensure(jinja: "jinja2.Environment", unit: str, prefix: str, wanted: int) -> bool:
     """Render the service, enable and start it; return whether anything changed. Nobody is wanted: no service."""
     if wanted == 0:
         return bool(remove())
@@ -28,7 +30,7 @@ def ensure(jinja: jinja2.Environment, unit: str, prefix: str, wanted: int) -> bo
     changed = write_file(UNITS / SERVICE, content)
     if changed:
         run(["systemctl", "daemon-reload"])
-    if changed or run(["systemctl", "is-active", "--quiet", SERVICE], check=False).returncode != 0:
+    if changed or not are_active(SERVICE):
         run(["systemctl", "enable", "--quiet", SERVICE])
         run(["systemctl", "restart", SERVICE])
         changed = True

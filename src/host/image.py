@@ -15,16 +15,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 import provision
 from errors import HostError, LxdError
 from lxd import LxdClient, LxdInstance, wait_until
 from models import Arch, ImageSource, ProxyConfig
-from runner import AGENT_TIMEOUT, answers
-from system import run, write_file
+from system import are_active, run, write_file
+
+if TYPE_CHECKING:
+    import jinja2
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class ImageBuild:
             raise HostError(f"{path} cannot be used, the charm writes it anew in its next hook: {error}") from error
 
 
-def ensure(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> bool:
+def ensure(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progress: Callable[[str], None]) -> bool:
     """Build the image unless one of the right type has the alias; whether it was built."""
     wanted = "container" if build.container else "virtual-machine"
     with _alone(wait=True):
@@ -91,7 +91,7 @@ def ensure(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progres
     return True
 
 
-def rebuild(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> bool:
+def rebuild(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progress: Callable[[str], None]) -> bool:
     """Build it anew, as the timer does; False if another build is under way."""
     with _alone(wait=False) as free:
         if free:
@@ -99,7 +99,7 @@ def rebuild(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progre
         return free
 
 
-def make(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> str:
+def make(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progress: Callable[[str], None]) -> str:
     """Build, publish, move the alias, delete the old images; returns the new fingerprint.
 
     HostError names the step; whatever was made is then removed, and the image of before stays in use.
@@ -136,7 +136,7 @@ def age(lxd: LxdClient, alias: str, now: float) -> float | None:
     return max(0.0, now - built.timestamp())
 
 
-def ensure_timer(jinja: jinja2.Environment, unit: str, build: ImageBuild) -> bool:
+def ensure_timer(jinja: "jinja2.Environment", unit: str, build: ImageBuild) -> bool:
     """Rebuild every six hours at a minute of the unit's own, so that not all units ask the server at once."""
     changed = build.save()
     seed = f"{unit} {socket.gethostname()}"
@@ -152,7 +152,7 @@ def ensure_timer(jinja: jinja2.Environment, unit: str, build: ImageBuild) -> boo
     written = [write_file(UNITS / name, jinja.get_template(f"{name}.j2").render(values)) for name in (SERVICE, TIMER)]
     if any(written):
         run(["systemctl", "daemon-reload"])
-    if any(written) or run(["systemctl", "is-active", "--quiet", TIMER], check=False).returncode != 0:
+    if any(written) or not are_active(TIMER):
         run(["systemctl", "enable", "--quiet", TIMER])
         run(["systemctl", "restart", TIMER])
     return changed or any(written)
@@ -188,12 +188,12 @@ def _create_builder(lxd: LxdClient, build: ImageBuild) -> LxdInstance:
         timeout=DOWNLOAD_TIMEOUT,
     )
     builder.start()
-    wait_until(lambda: answers(builder), AGENT_TIMEOUT[builder.virtual_machine], "the builder's first command")
+    builder.wait_ready()
     return builder
 
 
 def _provision(
-    builder: LxdInstance, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]
+    builder: LxdInstance, jinja: "jinja2.Environment", build: ImageBuild, progress: Callable[[str], None]
 ) -> None:
     environment = build.proxies.environment("localhost", "127.0.0.1")
     with _step(build, "writing the script", progress):

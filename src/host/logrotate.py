@@ -1,19 +1,21 @@
 """Rotation of the metrics log, so that no line is ever shipped twice (spec 3, Events)."""
 
 from pathlib import Path
-
-import jinja2
+from typing import TYPE_CHECKING
 
 from metrics.events import METRICS_LOG_PATH
-from system import run, write_file
+from system import are_active, run, write_file
+
+if TYPE_CHECKING:
+    import jinja2
 
 CONFIG = Path("/etc/logrotate.d/github-runner-metrics")
 
 
-def ensure(jinja: jinja2.Environment) -> bool:
+def ensure(jinja: "jinja2.Environment") -> bool:
     """Write the configuration and start logrotate's timer; return whether it changed."""
     changed = write_file(CONFIG, jinja.get_template("logrotate.j2").render(log=str(METRICS_LOG_PATH)))
-    if changed or run(["systemctl", "is-active", "--quiet", "logrotate.timer"], check=False).returncode != 0:
+    if changed or not are_active("logrotate.timer"):
         run(["systemctl", "enable", "--quiet", "--now", "logrotate.timer"])
     return changed
 

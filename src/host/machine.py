@@ -6,8 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-
-import jinja2
+from typing import TYPE_CHECKING
 
 from errors import GithubRunnerError
 from host import application, daemon, firewall, follower, image, incumbent, kernel, logrotate, packages, storage, timer
@@ -17,6 +16,9 @@ from metrics.storage import FILESYSTEM_BASE_PATH, FILESYSTEM_QUARANTINE_PATH
 from models import CharmState
 from runner import LOGS_PATH
 from shared_fs import FILESYSTEM_IMAGES_PATH
+
+if TYPE_CHECKING:
+    import jinja2
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ def image_build(state: CharmState) -> image.ImageBuild:
 
 
 def set_up(
-    lxd: LxdClient, jinja: jinja2.Environment, state: CharmState, unit: str, progress: Callable[[str], None]
+    lxd: LxdClient, jinja: "jinja2.Environment", state: CharmState, unit: str, progress: Callable[[str], None]
 ) -> None:
     """Everything that runners need of the machine but the application; each step does nothing where nothing is missing.
 

@@ -7,15 +7,16 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 from errors import ConfigurationError, HostError, LxdError
 from host import daemon
 from lxd import LxdClient
 from models import BaseImage, CharmState, RunnerStorage, size_in_bytes
 from system import run, write_file
+
+if TYPE_CHECKING:
+    import jinja2
 
 logger = logging.getLogger(__name__)
 
@@ -92,13 +93,13 @@ def _capacity(folder: Path) -> int:
     return stat.f_bfree * stat.f_frsize + taken
 
 
-def ensure(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None:
+def ensure(lxd: LxdClient, jinja: "jinja2.Environment", state: CharmState) -> None:
     """Make sure of pool and profile, on a copy-on-write filesystem where this LXD has one."""
     _ensure_pool(lxd, jinja, state)
     _ensure_profile(lxd, state)
 
 
-def _ensure_pool(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None:
+def _ensure_pool(lxd: LxdClient, jinja: "jinja2.Environment", state: CharmState) -> None:
     pool = lxd.find("storage-pools", POOL)
     if pool is not None and pool["config"].get("source") == str(MOUNT_POINT):
         folder = _folder(jinja, state)
@@ -173,7 +174,7 @@ def _create(lxd: LxdClient, driver: str, source: Path) -> None:
         raise HostError(f"the storage pool {POOL} cannot be made on {source}: {error}") from error
 
 
-def _folder(jinja: jinja2.Environment, state: CharmState) -> Path:
+def _folder(jinja: "jinja2.Environment", state: CharmState) -> Path:
     if state.runner_storage is RunnerStorage.JUJU_STORAGE:
         if not JUJU_STORAGE.is_dir():
             raise HostError(f"the Juju storage `runner` is not attached at {JUJU_STORAGE}")
@@ -190,7 +191,7 @@ def _total(folder: Path) -> int:
     return stat.f_blocks * stat.f_frsize
 
 
-def _ensure_filesystem(jinja: jinja2.Environment, folder: Path, *, known: bool) -> bool:
+def _ensure_filesystem(jinja: "jinja2.Environment", folder: Path, *, known: bool) -> bool:
     """A sparse image with btrfs on it: LXD's own loop files lie elsewhere, and btrfs takes no source on ext4.
 
     ``known`` says that LXD has a pool on it already. Returns whether it had to be mounted.
@@ -228,7 +229,7 @@ def _grow(image: Path, size: int) -> None:
     run(["btrfs", "filesystem", "resize", "max", str(MOUNT_POINT)])
 
 
-def _ensure_mount(jinja: jinja2.Environment, where: Path, *, what: str, kind: str, options: str) -> bool:
+def _ensure_mount(jinja: "jinja2.Environment", where: Path, *, what: str, kind: str, options: str) -> bool:
     """A systemd mount unit, so that it is back before LXD starts after a reboot. Whether it was not mounted."""
     missing = not where.is_mount()
     name = _mount_unit(where)

@@ -1,17 +1,19 @@
 """The systemd timer that fires the event ``reconcile-runners`` (spec 4, Timer)."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jinja2
+from system import are_active, run, write_file
 
-from system import run, write_file
+if TYPE_CHECKING:
+    import jinja2
 
 NAME = "ghro.reconcile-runners"
 UNITS = Path("/etc/systemd/system")
 SERVICE, TIMER = f"{NAME}.service", f"{NAME}.timer"
 
 
-def ensure(jinja: jinja2.Environment, unit: str, interval: int) -> bool:
+def ensure(jinja: "jinja2.Environment", unit: str, interval: int) -> bool:
     """Render the units, enable and start the timer; return whether anything changed. ``interval`` in minutes."""
     changed = False
     for name in (SERVICE, TIMER):
@@ -19,17 +21,12 @@ def ensure(jinja: jinja2.Environment, unit: str, interval: int) -> bool:
         changed |= write_file(UNITS / name, content)
     if changed:
         run(["systemctl", "daemon-reload"])
-    if changed or not is_active():
+    if changed or not are_active(TIMER):
         run(["systemctl", "enable", "--quiet", TIMER])
         # Only a restart makes a running timer count anew by its new interval.
         run(["systemctl", "restart", TIMER])
         changed = True
     return changed
-
-
-def is_active() -> bool:
-    """Whether systemd runs the timer."""
-    return run(["systemctl", "is-active", "--quiet", TIMER], check=False).returncode == 0
 
 
 def remove() -> list[str]:

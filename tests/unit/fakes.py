@@ -76,6 +76,9 @@ class FakeInstance:
         self.lxd.fault("start", self.name)
         self.running = True
 
+    def wait_ready(self) -> None:
+        self.execute(["true"])
+
     def stop(self, timeout: int = 60, force: bool = False) -> None:
         self.lxd.fault("stop", self.name)
         self.lxd.log.append(f"stop {self.name}")

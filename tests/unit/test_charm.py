@@ -154,11 +154,34 @@ def test_pending_reboot_waits_for_jobs(
     assert len(world.lxd.found) == (2 if busy else 0)
 
 
-def test_update_status_makes_sure_of_the_timer(context: Any, world: Surroundings) -> None:
-    """A dead timer is repaired, runners are not looked at."""
-    context.run(context.on.update_status(), state(**{"reconcile-interval": 7}))
+TIMER, FOLLOWER = charm_module.timer.TIMER, charm_module.follower.SERVICE
 
-    assert world.steps == ["timer 7", "follower"]
+
+@pytest.mark.parametrize(
+    ("active", "options", "steps"),
+    [
+        ({TIMER, FOLLOWER}, {}, []),
+        ({FOLLOWER}, {}, ["timer 7", "follower"]),
+        ({TIMER}, {}, ["timer 7", "follower"]),
+        ({TIMER}, {"replace-on-exit": False}, []),
+        ({TIMER}, {"virtual-machines": 0}, []),
+    ],
+    ids=["all run", "no timer", "no follower", "no follower wanted", "no runners wanted"],
+)
+def test_update_status_makes_sure_of_timer_and_follower(
+    context: Any,
+    world: Surroundings,
+    monkeypatch: pytest.MonkeyPatch,
+    active: set[str],
+    options: dict[str, Any],
+    steps: list[str],
+) -> None:
+    """What is dead and wanted is repaired, runners are not looked at."""
+    monkeypatch.setattr(charm_module, "are_active", lambda *units: active.issuperset(units))
+
+    context.run(context.on.update_status(), state(**{"reconcile-interval": 7, **options}))
+
+    assert world.steps == steps
     assert world.lxd.lists == 0
 
 

@@ -5,7 +5,6 @@ import itertools
 import logging
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import provision
 import runner
 import runner_manager
-from errors import GithubRunnerError, LxdError
+from errors import GithubRunnerError
 from models import GithubPath, GithubRunner
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
@@ -32,12 +31,6 @@ OTHERS = ("app-00-0123abcdaa", "app-0-99999999aaaaaaaaaaaaaaaa", "other-0-0123ab
 
 class Killed(BaseException):
     """The charm's process is killed: nothing of it may catch this."""
-
-
-def at_once(condition: Callable[[], bool], timeout: float, what: str, interval: float = 0.1) -> None:
-    """What does not hold now never will."""
-    if not condition():
-        raise LxdError(f"{what}: not within {timeout:.0f} s")
 
 
 class Hub(FakeGithub):
@@ -85,7 +78,6 @@ class Reconciles(RuleBasedStateMachine):
         self.patches = contextlib.ExitStack()
         # The same steps must lead to the same world: names in their order, one after the other, no waiting.
         self.patches.enter_context(mock.patch.object(runner, "time", clock))
-        self.patches.enter_context(mock.patch.object(runner, "wait_until", at_once))
         self.patches.enter_context(mock.patch.object(runner_manager, "secrets", names))
         self.patches.enter_context(mock.patch.object(runner_manager, "WORKERS", 1))
 
