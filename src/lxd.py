@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 from errors import LxdError, LxdNotFoundError
@@ -245,8 +245,8 @@ class LxdInstance:
         texts = [self._recorded(done.get("output", {}).get(stream)) for stream in ("1", "2")] if output else ["", ""]
         return Execution(int(done.get("return", -1)), *texts)
 
-    def push(self, path: str, content: bytes, *, mode: int = 0o644, user: int = 0) -> None:
-        """Write a file inside; its folder must be there."""
+    def push(self, path: str, content: "bytes | BinaryIO", *, mode: int = 0o644, user: int = 0) -> None:
+        """Write a file inside; its folder must be there. An open file is sent as it is read, never held in memory."""
         headers = {"X-LXD-uid": str(user), "X-LXD-gid": str(user), "X-LXD-mode": f"{mode:04o}", "X-LXD-type": "file"}
         self._lxd.request(
             "POST", "instances", self.name, "files", params={"path": path}, data=content, headers=headers, timeout=300

@@ -183,7 +183,8 @@ class Runner:
             return False
         except GithubClientError as error:
             raise RunnerRemoveError(f"{self.config.name}: not removed, GitHub did not forget it: {error}") from error
-        self._delete_instance(self.instance, graceful=True)
+        # No job can have come: nothing in it is worth the time of an orderly end.
+        self._delete_instance(self.instance, graceful=False)
         return True
 
     def pull_logs(self) -> None:
@@ -257,7 +258,8 @@ class Runner:
             )
         )
         instance.push(str(provision.FILES_ARCHIVE), archive, mode=0o600)
-        instance.push(str(provision.APPLICATION_ARCHIVE), config.binary_path.read_bytes(), mode=0o600)
+        with config.binary_path.open("rb") as tarball:
+            instance.push(str(provision.APPLICATION_ARCHIVE), tarball, mode=0o600)
         unpack = f"tar -xf {provision.FILES_ARCHIVE} -C / && rm -f {provision.FILES_ARCHIVE}"
         self._run(instance, ["/bin/sh", "-c", f"{unpack} && exec {provision.SETUP_SCRIPT}"], SETUP_TIMEOUT)
 

@@ -175,7 +175,7 @@ class RunnerManager:
         if mode is FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK:
             self._wait_for_pre_job(observed.values())
         names = list(observed)
-        removed = [gone for gone in self._side_by_side(lambda name: self._remove(observed[name]), names) if gone]
+        removed = [gone for gone in self._side_by_side(lambda name: self._flush_one(observed[name]), names) if gone]
         self._issue_metrics({name: item for name, item in observed.items() if name not in self.report.removed})
         self._clean_profiles(Plan(), 0, self._state.resources)
         return len(removed)
@@ -351,6 +351,15 @@ class RunnerManager:
         if done and item.instance is not None:
             self.report.removed.append(item.view.name)
         return done and item.instance is not None
+
+    def _flush_one(self, item: _Observed) -> bool:
+        """An idle one goes at once, GitHub first; one that has a job, or that GitHub cannot be asked for, in order."""
+        if item.instance and item.view.github and item.view.github.online and not item.view.busy:
+            with suppress(GithubRunnerError):
+                if self._runner(item).remove_idle():
+                    self.report.removed.append(item.view.name)
+                    return True
+        return self._remove(item)
 
     def _needs_token(self, item: _Observed) -> bool:
         """Only a runner that registered, by what it says itself, and that GitHub's list did not show."""

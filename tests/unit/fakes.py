@@ -5,7 +5,7 @@ They replace exactly the adapters that are handed in; the integration tests use 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import provision
 from errors import GithubApiError, JobNotFoundError, LxdError, LxdNotFoundError, RunnerBusyError, TemporaryGithubError
@@ -81,7 +81,7 @@ class FakeInstance:
 
     def stop(self, timeout: int = 60, force: bool = False) -> None:
         self.lxd.fault("stop", self.name)
-        self.lxd.log.append(f"stop {self.name}")
+        self.lxd.log.append(f"{'stop by force' if force else 'stop'} {self.name}")
         self.running = False
         self.lxd.found.pop(self.name, None)
 
@@ -107,9 +107,9 @@ class FakeInstance:
             self.lxd.registered(self)
         return Execution(0)
 
-    def push(self, path: str, content: bytes, *, mode: int = 0o644, user: int = 0) -> None:
+    def push(self, path: str, content: "bytes | BinaryIO", *, mode: int = 0o644, user: int = 0) -> None:
         self.lxd.fault("push", self.name)
-        self.files[path] = content
+        self.files[path] = content if isinstance(content, bytes) else content.read()
 
     def pull(self, path: str, limit: int) -> bytes:
         if path not in self.files:

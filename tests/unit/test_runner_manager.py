@@ -495,6 +495,27 @@ def test_flush_waits_for_pre_job_scripts(world: World) -> None:
     assert world.lxd.pre_job == []
 
 
+@pytest.mark.parametrize("mode", list(FlushMode))
+@pytest.mark.parametrize(("busy", "stopped"), [(False, "stop by force"), (True, "stop")], ids=["idle", "busy"])
+def test_only_what_may_run_a_job_is_stopped_in_order(world: World, mode: FlushMode, busy: bool, stopped: str) -> None:
+    """A runner that GitHub has let go can have no job; one that runs a job may tell GitHub that it ends."""
+    name = world.add("aa", busy=busy)
+
+    world.manager().flush(mode)
+
+    assert world.lxd.log[0] == f"{stopped} {name}"
+    assert world.github.runners == {}
+
+
+def test_flush_takes_an_idle_runner_that_github_does_not_let_go(world: World) -> None:
+    """GitHub's refusal to forget it keeps it from a reconcile, not from a flush."""
+    name = world.add("aa")
+    world.github.down = {"delete"}
+
+    assert world.manager().flush(FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK) == 1
+    assert world.lxd.log[0] == f"stop {name}"
+
+
 def test_force_flush_works_without_github(world: World) -> None:
     """A dead token or no GitHub does not keep runners on a machine that is being given back."""
     world.add("aa", busy=True, runner_id="1")
