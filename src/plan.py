@@ -78,17 +78,17 @@ def health(view: RunnerView, now: float) -> Health:
         return Health.FORGOTTEN
     if not view.running:
         return Health.UNHEALTHY
-    # GitHub takes minutes to notice that a runner died in its job: until then it calls it busy, and offline.
-    died = (
-        view.prepared and view.process in (Process.NONE, Process.REFUSED) and not (view.github and view.github.online)
-    )
+    # Dead in its job, or left by a pass that was cut off: passes are one at a time, nobody is at work on it. GitHub
+    # takes minutes to notice: until then it calls a dead one busy, and offline. Another charm's tells less.
+    ended = view.process in (Process.NONE, Process.REFUSED)
+    died = ended and view.created_at > 0 and not (view.github and view.github.online)
     if view.busy and not died:
         return Health.BUSY
     if view.github and view.github.online:
         return Health.IDLE
     if now - view.created_at < STARTING_LIMIT and not died:
         return Health.STARTING
-    if view.process in (Process.NONE, Process.REFUSED):
+    if ended:
         return Health.UNHEALTHY
     if view.process is Process.UNKNOWN and view.github_known:
         silent = view.offline_since is not None and now - view.offline_since >= SILENT_LIMIT

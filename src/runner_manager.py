@@ -5,9 +5,9 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TypeVar
 from errors import (
     GithubClientError,
     GithubRunnerError,
+    HostError,
     IssueMetricEventError,
     LxdError,
     LxdNotFoundError,
@@ -56,12 +57,17 @@ from models import (
 )
 from plan import Desired, Plan, Reason, make_plan, needs_probe
 from runner import KEY, Runner, RunnerManagerClients, in_pre_job, probe, remove_old_logs
+from system import exclusive
 
 logger = logging.getLogger(__name__)
 
 # Found by measurement on a copy-on-write pool: more side by side is not faster.
 WORKERS = 8
 PRE_JOB_LIMIT = 150
+# Two passes at once would take each other's work for leftovers. Juju runs one hook at a time; a process that it has
+# given up may still be there. In seconds.
+LOCKS = Path("/run/lock")
+LOCK_TIMEOUT = 60
 STATE_PARTS = (
     *("github_url", "path", "labels", "base_image", "resources", "proxies", "dockerhub_mirror"),
     *("ssh_debug_connections", "repo_policy", "test_mode", "issue_metrics"),
@@ -138,8 +144,13 @@ class RunnerManager:
     def reconcile(self, quantity: int, resources: VirtualMachineResources) -> int:
         """One pass (spec 2). Returns quantity - healthy runners found.
 
-        One runner's failure is in ``report``; GithubClientError or LxdError is the whole pass's, nothing was done.
+        One runner's failure is in ``report``; GithubClientError, LxdError, or HostError where another process is at it,
+        is the whole pass's, nothing was done.
         """
+        with self._alone():
+            return self._reconcile(quantity, resources)
+
+    def _reconcile(self, quantity: int, resources: VirtualMachineResources) -> int:
         started = self._clock()
         self.report = Report(wanted=quantity)
         observed = self.observe()
@@ -170,6 +181,10 @@ class RunnerManager:
 
         FORCE_FLUSH works without GitHub as well; the registrations then stay until GitHub drops them.
         """
+        with self._alone():
+            return self._flush(mode)
+
+    def _flush(self, mode: FlushMode) -> int:
         self.report = Report()
         observed = self.observe(github_needed=mode is not FlushMode.FORCE_FLUSH)
         if mode is FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK:
@@ -179,6 +194,13 @@ class RunnerManager:
         self._issue_metrics({name: item for name, item in observed.items() if name not in self.report.removed})
         self._clean_profiles(Plan(), 0, self._state.resources)
         return len(removed)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with exclusive(LOCKS / f"{self._identity.prefix.rstrip('-')}.lock", LOCK_TIMEOUT) as free:
+            if not free:
+                raise HostError("another process of this unit works on the runners")
+            yield
 
     def observe(self, github_needed: bool = True) -> dict[str, _Observed]:
         """This unit's runners by name: LXD asked once, GitHub once per path, and the probes that health needs."""

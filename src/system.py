@@ -1,12 +1,15 @@
-"""Run a program, write a file: the only user of subprocess."""
+"""Run a program, write a file, keep other processes out: the only user of subprocess."""
 
 import contextlib
+import fcntl
 import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from errors import CommandError
 
@@ -47,6 +50,28 @@ def are_active(*units: str) -> bool:
     """Whether systemd runs all of these units."""
     states = run(["systemctl", "is-active", *units], check=False).stdout.split()
     return states == ["active"] * len(units)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, timeout: float) -> Iterator[bool]:
+    """Keep other processes out of what ``path`` stands for; yields False if they do not let go in ``timeout`` seconds.
+
+    The kernel takes the lock back from a process that dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + timeout
+    with path.open("a") as file:
+        while not (held := _try_lock(file)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        yield held
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _environment() -> dict[str, str]:

@@ -1,6 +1,5 @@
 """The image that runners start from: built in an instance, published, and only then given its alias (spec 4, Image)."""
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -21,7 +20,7 @@ import provision
 from errors import HostError, LxdError
 from lxd import LxdClient, LxdInstance, wait_until
 from models import Arch, ImageSource, ProxyConfig
-from system import are_active, run, write_file
+from system import are_active, exclusive, run, write_file
 
 if TYPE_CHECKING:
     import jinja2
@@ -42,6 +41,7 @@ DOWNLOAD_TIMEOUT = 1800
 STEP_TIMEOUT = 1800
 PUBLISH_TIMEOUT = 1800
 REMOVAL_TIMEOUT = 120
+BUILD_LIMIT = 2 * 3600
 # What the script provision-image.sh knows, in this order; each is a line of progress.
 STEPS = ("network", "upgrade", "packages", "executables", "settings", "clean")
 
@@ -83,7 +83,9 @@ class ImageBuild:
 def ensure(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progress: Callable[[str], None]) -> bool:
     """Build the image unless one of the right type has the alias; whether it was built."""
     wanted = "container" if build.container else "virtual-machine"
-    with _alone(wait=True):
+    with exclusive(LOCK, BUILD_LIMIT) as free:
+        if not free:
+            raise HostError(f"image {build.alias}: another build is not over within {BUILD_LIMIT // 60} minutes")
         found = current(lxd, build.alias)
         if found is not None and found["type"] == wanted:
             return False
@@ -93,7 +95,7 @@ def ensure(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progr
 
 def rebuild(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progress: Callable[[str], None]) -> bool:
     """Build it anew, as the timer does; False if another build is under way."""
-    with _alone(wait=False) as free:
+    with exclusive(LOCK, 0) as free:
         if free:
             make(lxd, jinja, build, progress)
         return free
@@ -275,16 +277,3 @@ def _step(build: ImageBuild, what: str, progress: Callable[[str], None]) -> Iter
         text = re.sub(r"//[^/@\s]+@", "//…@", str(error))
         raise HostError(f"image {build.alias}: {what} failed: {text}") from error
     logger.info("Image %s: %s done (%.1f s)", build.alias, what, time.monotonic() - started)
-
-
-@contextmanager
-def _alone(*, wait: bool) -> Iterator[bool]:
-    """Only one build at a time; yields whether it is ours."""
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with LOCK.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

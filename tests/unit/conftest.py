@@ -4,10 +4,20 @@ from pathlib import Path
 
 import pytest
 
+import runner_manager
+
 
 @pytest.fixture(autouse=True)
 def no_lxd(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No unit test reaches an LXD, whether this machine has one or not: they must pass or fail the same everywhere."""
     folder = tmp_path_factory.mktemp("no-lxd")
     monkeypatch.setenv("LXD_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the locks of passes are, out of the way of a unit on this machine."""
+    folder = tmp_path_factory.mktemp("locks")
+    monkeypatch.setattr(runner_manager, "LOCKS", folder)
     return folder

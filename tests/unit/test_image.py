@@ -11,6 +11,7 @@ from errors import HostError, LxdError
 from host import image
 from lxd import Execution, LxdClient
 from models import Arch, ImageSource, ProxyConfig
+from system import exclusive
 from tests.unit.fakes import TEMPLATES
 
 JINJA = provision.environment(TEMPLATES)
@@ -189,6 +190,15 @@ def test_only_one_build_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     assert image.rebuild(cast(LxdClient, lxd), JINJA, BUILD, progress)
     assert inner == [False]
+
+
+def test_a_hook_waits_for_a_build_with_an_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A build that never ends does not hold the hook for ever: the error says what it waited for."""
+    monkeypatch.setattr(image, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(image, "BUILD_LIMIT", 0)
+
+    with exclusive(tmp_path / "lock", 0), pytest.raises(HostError, match="another build"):
+        image.ensure(cast(LxdClient, ImageLxd()), JINJA, BUILD, print)
 
 
 def test_age_of_an_image_of_ours() -> None:

@@ -43,7 +43,7 @@ def busy(name: str, **changes: Any) -> RunnerView:
 
 
 def starting(name: str, **changes: Any) -> RunnerView:
-    return view(name, created_at=NOW - MINUTE, prepared=False, process=Process.NONE, **changes)
+    return view(name, created_at=NOW - MINUTE, prepared=False, process=Process.UNKNOWN, **changes)
 
 
 def dead(name: str, **changes: Any) -> RunnerView:
@@ -108,6 +108,11 @@ def plan(quantity: int, *views: RunnerView) -> Plan:
             {"process": Process.UNKNOWN, "github": OFFLINE_BUSY, "offline_since": OLD}, Health.BUSY, id="silent, busy"
         ),
         pytest.param({"exists": False, "github": OFFLINE}, Health.FORGOTTEN, id="at GitHub only"),
+        pytest.param(
+            {"process": Process.NONE, "github": OFFLINE_BUSY, "created_at": 0.0},
+            Health.BUSY,
+            id="another's, busy",
+        ),
     ],
 )
 def test_health(seen: dict[str, Any], expected: Health) -> None:
@@ -118,9 +123,9 @@ def test_health(seen: dict[str, Any], expected: Health) -> None:
 @pytest.mark.parametrize(
     ("age", "seen", "expected"),
     [
-        (0, {"prepared": False, "process": Process.NONE}, Health.STARTING),
-        (10 * MINUTE - 1, {"prepared": False, "process": Process.NONE}, Health.STARTING),
-        (10 * MINUTE, {"prepared": False, "process": Process.NONE}, Health.UNHEALTHY),
+        (0, {"prepared": False, "process": Process.NONE}, Health.UNHEALTHY),
+        (0, {"prepared": False, "process": Process.UNKNOWN}, Health.STARTING),
+        (10 * MINUTE, {"prepared": False, "process": Process.UNKNOWN}, Health.UNHEALTHY),
         (10 * MINUTE - 1, {"prepared": False, "process": Process.UNKNOWN}, Health.STARTING),
         (10 * MINUTE - 1, {"github": OFFLINE}, Health.STARTING),
         (10 * MINUTE, {"github": OFFLINE}, Health.GHOST),
@@ -129,9 +134,9 @@ def test_health(seen: dict[str, Any], expected: Health) -> None:
         (1, {"process": Process.WORKER, "prepared": False}, Health.BUSY),
     ],
     ids=[
-        "being set up",
-        "being set up for almost ten minutes",
-        "not ready after ten minutes",
+        "its creation was cut off",
+        "does not answer at once",
+        "does not answer after ten minutes",
         "does not answer yet",
         "not online yet",
         "not online after ten minutes",
@@ -141,7 +146,7 @@ def test_health(seen: dict[str, Any], expected: Health) -> None:
     ],
 )
 def test_young_instance(age: float, seen: dict[str, Any], expected: Health) -> None:
-    """A young instance has ten minutes to come online, unless it was prepared and its process is gone."""
+    """A young instance has ten minutes to come online, unless it answers that nothing runs in it."""
     assert health(view(created_at=NOW - age, **seen), NOW) is expected
 
 
@@ -374,7 +379,7 @@ def runner_views(draw: st.DrawFn) -> list[RunnerView]:
                 f"r{number}",
                 exists=exists,
                 running=exists and draw(st.booleans()),
-                created_at=draw(TIMES),
+                created_at=draw(TIMES | st.just(0.0)),
                 fingerprint=draw(st.sampled_from([TODAY, "old"])),
                 prepared=draw(st.booleans()),
                 offline_since=draw(st.none() | TIMES),
@@ -418,7 +423,7 @@ def test_who_is_never_removed(quantity: int, views: list[RunnerView]) -> None:
 
     for seen in views:
         ended = seen.process in (Process.NONE, Process.REFUSED)
-        alive = not ended or not seen.prepared or (seen.github and seen.github.online)
+        alive = not ended or not seen.created_at or (seen.github and seen.github.online)
         busy_by_github = seen.github and seen.github.busy and alive
         if seen.exists and seen.running and (seen.process is Process.WORKER or busy_by_github):
             assert seen.name not in removed

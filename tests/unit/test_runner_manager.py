@@ -13,10 +13,12 @@ import metrics.events
 import metrics.storage
 import provision
 import runner
-from errors import GithubApiError, LxdError
+import runner_manager
+from errors import GithubApiError, HostError, LxdError
 from models import FlushMode, GithubRepo, SSHDebugConnection, VirtualMachineResources, WorkflowJob
 from runner import KEY, RunnerManagerClients
 from runner_manager import RunnerManager, fingerprint
+from system import exclusive
 from tests.unit.fakes import (
     IDENTITY,
     REPO,
@@ -482,6 +484,21 @@ def test_storages_are_dropped_while_metrics_are_off(world: World, tmp_path: Path
 
     assert world.storages.names() == ["other-0-0123abcdaa"]
     assert events(tmp_path) == []
+
+
+def test_one_process_at_a_time(world: World, locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second process would take what the first one makes for leftovers: it waits, then says so and does nothing."""
+    monkeypatch.setattr(runner_manager, "LOCK_TIMEOUT", 0.2)
+    world.add("aa")
+
+    with exclusive(locks / f"{IDENTITY.prefix.rstrip('-')}.lock", 0):
+        for action in (lambda: world.reconcile(2), lambda: world.manager().flush(FlushMode.FORCE_FLUSH)):
+            with pytest.raises(HostError, match="another process"):
+                action()
+    assert world.lxd.log == []
+
+    world.reconcile(2)
+    assert len(world.lxd.found) == 2
 
 
 def test_flush_waits_for_pre_job_scripts(world: World) -> None:
