@@ -86,7 +86,9 @@ def health(view: RunnerView, now: float) -> Health:
         return Health.BUSY
     if view.github and view.github.online:
         return Health.IDLE
-    if now - view.created_at < STARTING_LIMIT and not died:
+    # Made in the future, or noted as unseen already: the clock was set back, and it is older than it looks.
+    young = 0 <= now - view.created_at < STARTING_LIMIT and view.offline_since is None
+    if young and not died:
         return Health.STARTING
     if ended:
         return Health.UNHEALTHY
@@ -100,9 +102,11 @@ def health(view: RunnerView, now: float) -> Health:
     return Health.GHOST
 
 
-def _is_unseen(view: RunnerView, state: Health) -> bool:
-    """Whether GitHub was asked for a runner that should be online, and does not see it."""
-    return state is Health.GHOST or (state is Health.UNKNOWN and view.github_known)
+def _is_newly_unseen(view: RunnerView, state: Health, now: float) -> bool:
+    """Whether GitHub was asked for a runner that should be online, does not see it, and no note says since when."""
+    unseen = state is Health.GHOST or (state is Health.UNKNOWN and view.github_known)
+    # A note of the future: the clock was set back.
+    return unseen and (view.offline_since is None or view.offline_since > now)
 
 
 def _is_refused(view: RunnerView, desired: Desired) -> bool:
@@ -144,7 +148,7 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     return Plan(
         remove=tuple(removals),
         create=max(0, desired.quantity - staying) if desired.may_create and not refused else 0,
-        note_offline=tuple(v.name for v in live if _is_unseen(v, states[v.name]) and v.offline_since is None),
+        note_offline=tuple(view.name for view in live if _is_newly_unseen(view, states[view.name], now)),
         clear_offline=tuple(v.name for v in live if v.github and v.github.online and v.offline_since is not None),
         idle=tuple(view.name for view in kept_idle if view not in surplus),
         busy=tuple(view.name for view in live if states[view.name] is Health.BUSY),

@@ -132,6 +132,8 @@ def test_health(seen: dict[str, Any], expected: Health) -> None:
         (10 * MINUTE - 1, {"process": Process.NONE}, Health.UNHEALTHY),
         (10 * MINUTE - 1, {"process": Process.UNKNOWN}, Health.STARTING),
         (1, {"process": Process.WORKER, "prepared": False}, Health.BUSY),
+        (-MINUTE, {"github": OFFLINE}, Health.GHOST),
+        (1, {"github": OFFLINE, "offline_since": NOW - 14 * MINUTE}, Health.GHOST),
     ],
     ids=[
         "its creation was cut off",
@@ -143,6 +145,8 @@ def test_health(seen: dict[str, Any], expected: Health) -> None:
         "prepared and its process gone",
         "prepared and does not answer",
         "has a job before its creation ended",
+        "made in the future",
+        "noted before it was made",
     ],
 )
 def test_young_instance(age: float, seen: dict[str, Any], expected: Health) -> None:
@@ -313,6 +317,7 @@ def test_surplus_is_no_more_than_needed(names: tuple[str, ...]) -> None:
         (ghost("a"), ("a",), ()),
         (ghost("a", github=OFFLINE), ("a",), ()),
         (ghost("a", offline_since=NOW - MINUTE), (), ()),
+        (ghost("a", offline_since=NOW + MINUTE), ("a",), ()),
         (ghost("a", github_known=False), (), ()),
         (unknown("a"), ("a",), ()),
         (starting("a"), (), ()),
@@ -326,6 +331,7 @@ def test_surplus_is_no_more_than_needed(names: tuple[str, ...]) -> None:
         "first seen, not listed",
         "first seen, listed offline",
         "noted already: the first note counts",
+        "noted in the future, as the clock was set back",
         "GitHub unknown",
         "process unknown: it should be online all the same",
         "young",
