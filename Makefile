@@ -1,24 +1,28 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both install what they need (root, apt, pip).
-.PHONY: help demo test bench fmt lint static charmcraft unit integration clean
+.PHONY: help demo test bench faults fmt lint static charmcraft unit integration lifecycle clean
 PYTHON ?= python3
 
 help:
 	@echo "make demo         from an empty machine to a job's metrics, on a real LXD (root)"
 	@echo "make test         every quality gate: lint, types, unit and integration tests on a real LXD (root)"
 	@echo "make bench        how fast it is beside raw LXD; figures and pictures to docs/benchmarks/ (root, 15 min)"
-	@echo "make fmt|lint|static|charmcraft|unit|integration    one gate"
+	@echo "make faults       faults at length: kills, churn, fuzzing; figures to docs/reference/ (root, two hours)"
+	@echo "make fmt|lint|static|charmcraft|unit|integration|lifecycle    one gate"
 	@echo "make clean        remove what the sandbox and the gates made"
 
 demo:
 	@$(PYTHON) -m sandbox demo
 
 test: .venv/bin/tox
-	@.venv/bin/tox run
+	@.venv/bin/tox run-parallel --parallel 2
 
 bench: .venv/bin/tox
 	@.venv/bin/tox run -e bench
 
-fmt lint static charmcraft unit integration: .venv/bin/tox
+faults: .venv/bin/tox
+	@.venv/bin/tox run -e faults
+
+fmt lint static charmcraft unit integration lifecycle: .venv/bin/tox
 	@.venv/bin/tox run -e $@
 
 .venv/bin/tox:

@@ -25,7 +25,7 @@ from errors import (
     RateLimitError,
     TokenError,
 )
-from host import application, follower, image, kernel, storage, timer
+from host import application, follower, timer
 from lxd import LxdClient
 from models import CharmState, FlushMode, Identity
 from system import are_active
@@ -193,7 +193,7 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _take_over(self, state: CharmState) -> None:
         """Remove what the incumbent charm left; its idle runners too, so that its pool can be made anew."""
-        from host import machine
+        from host import machine, storage
 
         machine.take_over(self._lxd)
         follower.restart()
@@ -201,6 +201,8 @@ class GithubRunnerCharm(ops.CharmBase):
             self._manager(state).reconcile(0, state.resources)
 
     def _update_kernel(self, _: CharmState) -> None:
+        from host import kernel
+
         kernel.update()
 
     def _progress(self, step: str) -> None:
@@ -239,6 +241,8 @@ class GithubRunnerCharm(ops.CharmBase):
         return changed
 
     def _reconcile(self, state: CharmState) -> int:
+        from host import storage
+
         storage.check(self._lxd, state)
         if application.current() is None:
             raise HostError("the runner application is not downloaded yet")
@@ -255,6 +259,8 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _reconcile_or_reboot(self, state: CharmState) -> None:
         """Reboot for a pending kernel if no job runs; otherwise, or while one does, a pass."""
+        from host import kernel
+
         manager = self._manager(state)
         if kernel.reboot_is_due() and not manager.any_busy():
             # GitHub forgets the idle runners first, so that no job goes down with the machine.
@@ -277,6 +283,7 @@ class GithubRunnerCharm(ops.CharmBase):
     def _manager(self, state: CharmState) -> "RunnerManager":
         # A hook that has nothing to do with runners loads none of this: imports are most of its time.
         import shared_fs
+        from host import image, storage
         from repo_policy import RepoPolicyClient
         from runner import RunnerManagerClients
         from runner_manager import RunnerManager
@@ -330,6 +337,8 @@ def _status_of(error: Exception) -> ops.StatusBase:
 
 def _notices(report: "Report") -> list[str]:
     """What is not wrong yet and will be, for the end of the status line."""
+    from host import image
+
     ages = (
         ("runner application not refreshed", application.age(time.time()), application.STALE_AFTER),
         ("image not rebuilt", report.image_age, image.STALE_AFTER),
@@ -349,7 +358,7 @@ def _status_of_report(report: "Report", test_mode: bool, notices: Sequence[str] 
         parts.append(f"{len(report.other)} starting or unclear")
     of = f"{there} of {report.wanted}" if there < report.wanted else f"{there}"
     noun = "runner" if of == "1" else "runners"
-    return ops.ActiveStatus(f"{of} {noun}: {', '.join(parts)}{failure if there < report.wanted else ''}{mode}")
+    return ops.ActiveStatus(f"{of} {noun}: {', '.join(parts)}{failure}{mode}")
 
 
 if __name__ == "__main__":

@@ -136,11 +136,20 @@ def hub(lxd: None) -> Iterator[github.GitHub]:
         yield served
 
 
-def deployed(name: str, packed: Path, hub: github.GitHub, **config: Any) -> Deployment:
-    """A new machine with the charm on it."""
+def deployed(
+    name: str,
+    packed: Path,
+    hub: github.GitHub,
+    *,
+    model: dict[str, str] | None = None,
+    on_machine: Callable[[Machine], object] = lambda machine: None,
+    **config: Any,
+) -> Deployment:
+    """A new machine with the charm on it; ``on_machine`` is done to it before anything is deployed."""
     machine = Machine(name)
     machine.destroy()
     machine.create()
+    on_machine(machine)
     unit = Unit(machine)
     options = {
         "path": REPOSITORY,
@@ -155,7 +164,7 @@ def deployed(name: str, packed: Path, hub: github.GitHub, **config: Any) -> Depl
         "replace-on-exit": False,
         **config,
     }
-    unit.deploy(packed, options)
+    unit.deploy(packed, options, model)
     return Deployment(machine, unit, hub)
 
 

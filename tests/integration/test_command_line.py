@@ -10,6 +10,8 @@ import pytest
 from sandbox.__main__ import build_parser
 from tests.integration.conftest import ROOT
 
+pytestmark = pytest.mark.lifecycle
+
 NAME = "cli"
 
 

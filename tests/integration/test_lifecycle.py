@@ -1,5 +1,6 @@
 """A unit's whole life: reboot with runners and jobs present, upgrade, removal. On machines of their own."""
 
+import json
 import subprocess
 import sys
 import time
@@ -12,6 +13,9 @@ import pytest
 from sandbox import github
 from sandbox.lxd_setup import bridge_address
 from tests.integration.conftest import PAT, RECONCILE, Deployment, deployed, undeploy, wait_for
+from tests.integration.watch import Watch
+
+pytestmark = pytest.mark.lifecycle
 
 
 @pytest.fixture
@@ -101,10 +105,10 @@ class Service(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text.encode())
     def do_GET(self):
-        self.answer(200, "one-time-secret")
+        self.answer(200, "one-time-secret-77aa")
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        allowed = self.headers["Authorization"] == "Bearer one-time-secret" and "octo-org/demo" in body
+        allowed = self.headers["Authorization"] == "Bearer one-time-secret-77aa" and "octo-org/demo" in body
         if self.path == "/schedule/check-run":
             return self.answer(503, "out of order")
         self.answer(200 if allowed and self.path == "/push/check-run" else 403, "fork pull requests are not allowed")
@@ -113,17 +117,26 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 8090), Service).serve_forever()
 
 
 @pytest.mark.timeout(280)
-def test_policy_service_and_removal_while_blocked(packed: Path, hub: github.GitHub) -> None:
-    """Jobs allowed, refused, and stopped by a service in trouble; removal with invalid options and no token."""
+def test_policy_service_secrets_and_removal_while_blocked(packed: Path, hub: github.GitHub) -> None:
+    """Jobs allowed, refused, and stopped by a service in trouble; removal with invalid options and no token.
+
+    In all of this life no secret is seen in a process, a log, an instance's configuration or a file.
+    """
     service = subprocess.Popen([sys.executable, "-c", POLICY])
+    watches: list[Watch] = []
     alone = deployed(
         "alone",
         packed,
         hub,
+        model={
+            "juju-http-proxy": "http://user:proxy-word-8c1f@192.0.2.1:3128",
+            "juju-no-proxy": f"{bridge_address()},127.0.0.1",
+        },
+        on_machine=lambda machine: watches.append(Watch(machine)),
         **{
             "virtual-machines": 0,
             "repo-policy-compliance-url": f"http://{bridge_address()}:8090",
-            "repo-policy-compliance-token": "charm-token",
+            "repo-policy-compliance-token": "charm-token-5d2e",
         },
     )
 
@@ -166,15 +179,31 @@ def test_policy_service_and_removal_while_blocked(packed: Path, hub: github.GitH
         alone.unit.set_config({"labels": "b@d"})
         alone.control.remove_token(PAT)
         assert alone.status()[0] == "blocked"
+        assert secrets_seen(alone, watches[0]) == {}
         alone.unit.remove_application()
         assert alone.instances() == []
         assert left_over(alone) == []
+        assert secrets_seen(alone, watches[0]) == {}
     finally:
         service.kill()
         service.wait()
         alone.control.add_token(PAT)
         undeploy(alone)
         forget_runners(alone)
+
+
+def secrets_seen(deployment: Deployment, watch: Watch) -> dict[str, list[str]]:
+    """Where each secret of the unit's life is to be seen."""
+    tokens = deployment.hub.state.runner_tokens
+    assert len(tokens) > 3
+    assert watch.command_lines() > 100
+    secrets = {"token": PAT, "policy token": "charm-token-5d2e", "one-time token": "one-time-secret-77aa"}
+    secrets |= {f"{kind} token {number}": token for number, (token, (kind, *_)) in enumerate(tokens.items())}
+    seen = {name: watch.where(secret) for name, secret in secrets.items()}
+    seen["proxy's password"] = watch.shown("proxy-word-8c1f")
+    words = json.dumps([deployment.unit.status(), deployment.unit.debug_log()])
+    seen["status or log"] = [name for name, secret in secrets.items() if secret in words]
+    return {name: places for name, places in seen.items() if places}
 
 
 def forget_runners(deployment: Deployment) -> None:
@@ -266,14 +295,20 @@ def test_incumbents_unit_is_taken_over(bare: Deployment, packed: Path) -> None:
     wait_for(lambda: len(bare.online()) == 2, "two runners of ours")
 
 
-@pytest.mark.timeout(290)
-def test_image_is_built_and_used(bare: Deployment) -> None:
-    """The whole pipeline, from a local image: built outside of hooks, the alias moved, old ones gone, a job in it."""
+@pytest.mark.timeout(590)
+def test_image_is_built_while_the_timer_fires(bare: Deployment) -> None:
+    """The whole pipeline, from a local image: built outside of hooks, the alias moved, old ones gone, a job in it.
+
+    Meanwhile the charm's own timer fires, and a lost runner has a successor without any hook of Juju's.
+    """
     build = ("systemctl", "start", "ghro.build-image.service")
 
     def images() -> dict[str, str]:
         found = bare.lxd("images?recursion=1")
         return {alias["name"]: image["fingerprint"] for image in found for alias in image["aliases"]}
+
+    def state(unit: str) -> str:
+        return bare.machine.call("systemctl", "is-active", unit).stdout.strip()
 
     def count() -> int:
         return len(bare.lxd("images?recursion=1"))
@@ -289,7 +324,14 @@ def test_image_is_built_and_used(bare: Deployment) -> None:
     assert "creating the builder from http" in bare.machine.exec("journalctl", "-u", build[-1])
 
     bare.unit.set_config({"image-source": "local:sandbox-base"})
-    bare.machine.exec(*build)
+    [name] = bare.keep(1, **{"reconcile-interval": 2})
+    bare.machine.exec("systemctl", "start", "--no-block", build[-1])
+    bare.machine.exec("lxc", "delete", "--force", name)
+    wait_for(lambda: bare.online() and bare.online() != [name], "a successor made by the timer", 180)
+    journal = ("journalctl", "-q", "--no-pager", "-u", "ghro.reconcile-runners.service")
+    wait_for(lambda: "Finished" in bare.machine.exec(*journal), "the end of the timer's service")
+    bare.keep(0, **{"reconcile-interval": 60})
+    wait_for(lambda: state(build[-1]) in ("inactive", "failed"), "the end of the build", 400)
     first = images()
     assert first["jammy"] not in before.values()
     assert {**first, "jammy": before["jammy"]} == before

@@ -500,18 +500,6 @@ def test_secrets_stay_out_of_logs_and_instances(deployment: Deployment) -> None:
     assert PAT not in deployment.inside(name, "cat /home/ubuntu/github-runner/.env /etc/environment; env")
 
 
-@pytest.mark.timeout(240)
-def test_timer_fires_and_replaces_a_lost_runner(deployment: Deployment) -> None:
-    """The charm's own systemd timer fires the event, and the lost runner has a successor without any hook of Juju's."""
-    [name] = deployment.keep(1, **{"reconcile-interval": 2})
-    deployment.machine.exec("lxc", "delete", "--force", name)
-
-    wait_for(lambda: deployment.online() and deployment.online() != [name], "a successor made by the timer", 150)
-
-    journal = ("journalctl", "-q", "--no-pager", "-u", "ghro.reconcile-runners.service")
-    wait_for(lambda: "Finished" in deployment.machine.exec(*journal), "the service's end")
-
-
 def test_update_status_repairs_a_dead_timer(deployment: Deployment) -> None:
     """A timer that somebody stopped runs again after the next update-status."""
     timer = "ghro.reconcile-runners.timer"

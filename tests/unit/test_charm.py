@@ -11,6 +11,7 @@ from ops import testing
 import charm as charm_module
 import provision
 from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenError
+from host import kernel
 from models import CharmState
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
@@ -139,7 +140,7 @@ def test_pending_reboot_waits_for_jobs(
     context: Any, world: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: bool
 ) -> None:
     """Without a job the idle runners go first and Juju is asked for a reboot; with one it is a pass like any other."""
-    monkeypatch.setattr(charm_module.kernel, "REBOOT_REQUIRED", tmp_path)
+    monkeypatch.setattr(kernel, "REBOOT_REQUIRED", tmp_path)
     with context(context.on.config_changed(), state()) as manager:
         manager.run()
     for instance in world.lxd.found.values():

@@ -1,0 +1,90 @@
+"""Faults at length: `python -m tests.faults [NAME…]`, or `make faults`. Figures go to docs/reference/reliability.json,
+and from there to the page beside it.
+
+The names: kill churn (on a real unit), mutation fuzz soak (in process).
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sandbox import github, lxd_setup
+from sandbox.pack import pack
+from tests.faults import churn, fuzz, kill, mutation, soak
+from tests.integration.conftest import PAT, REPOSITORY, ROOT, Deployment, deployed
+
+FIGURES = ROOT / "docs" / "reference" / "reliability.json"
+IN_PROCESS: dict[str, Callable[[bool], dict[str, object]]] = {
+    "mutation": mutation.run,
+    "fuzz": fuzz.run,
+    "soak": soak.run,
+}
+ON_A_UNIT: dict[str, Callable[[Deployment, bool], dict[str, object]]] = {
+    "kill": lambda found, short: kill.run(found, 6 if short else 10_000),
+    "churn": lambda found, short: churn.run(found, 1 if short else 10),
+}
+
+
+@contextmanager
+def deployment() -> Iterator[Deployment]:
+    """A unit of its own, on a machine of its own, whose GitHub notices a lost runner within a second."""
+    lxd_setup.ensure()
+    lxd_setup.ensure_template()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        github.serve(
+            lxd_setup.bridge_address(), 0, [PAT], [REPOSITORY], ["octo-org"], settings=github.Settings(grace=1)
+        ) as hub,
+    ):
+        charm = pack(ROOT, Path(folder, "charm"))
+        found = deployed("faults", charm, hub, **{"virtual-machines": kill.WANTED})
+        try:
+            found.unit.integrate("cos-agent")
+            found.keep(kill.WANTED)
+            yield found
+        finally:
+            found.machine.destroy()
+
+
+def keep(name: str, short: bool, figures: dict[str, object], seconds: float) -> None:
+    """Print the figures; those of a long form stay."""
+    figures = {**figures, "minutes": round(seconds / 60, 1), "date": time.strftime("%Y-%m-%d")}
+    print(json.dumps({name: figures}, indent=2), flush=True)
+    if not short:
+        known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+        FIGURES.write_text(json.dumps({**known, name: figures}, indent=2) + "\n")
+
+
+def main() -> None:
+    """Run the faults that are named, or all."""
+    names = [*IN_PROCESS, *ON_A_UNIT]
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all if none is given")
+    parser.add_argument(
+        "--short", action="store_true", help="a sample of each, minutes instead of hours; keeps nothing"
+    )
+    arguments = parser.parse_args()
+    wanted = arguments.names or names
+    if unknown := [name for name in wanted if name not in names]:
+        parser.error(f"no such fault: {', '.join(unknown)}; there are {', '.join(names)}")
+    logging.disable(logging.CRITICAL)
+    for name in wanted:
+        if name in IN_PROCESS:
+            started = time.monotonic()
+            keep(name, arguments.short, IN_PROCESS[name](arguments.short), time.monotonic() - started)
+    if any(name in ON_A_UNIT for name in wanted):
+        with deployment() as found:
+            for name in wanted:
+                if name in ON_A_UNIT:
+                    started = time.monotonic()
+                    keep(name, arguments.short, ON_A_UNIT[name](found, arguments.short), time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

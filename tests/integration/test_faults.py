@@ -1,0 +1,120 @@
+"""LXD and the host misbehave, and the charm is killed: short forms of what `make faults` does at length."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.faults import kill
+from tests.integration.conftest import Deployment, wait_for
+
+LOG = "/var/log/github-runner-metrics.log"
+
+
+@contextmanager
+def reconciling(deployment: Deployment) -> Iterator[None]:
+    """A pass that goes on while the block is at its mischief, and has ended after it."""
+    thread = threading.Thread(target=deployment.reconcile)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(120)
+    assert not thread.is_alive()
+
+
+def running(deployment: Deployment) -> list[str]:
+    return [item["name"] for item in deployment.lxd("instances?recursion=1") if item["status"] == "Running"]
+
+
+def empty(deployment: Deployment, number: int) -> None:
+    """No runner is there and a number is wanted: the next pass makes them."""
+    deployment.keep(number)
+    for name in deployment.instances():
+        deployment.machine.exec("lxc", "delete", "--force", name)
+    wait_for(lambda: deployment.online() == [], "GitHub noticing")
+
+
+def test_lxd_restarted_in_the_middle_of_a_creation(deployment: Deployment) -> None:
+    """The pass ends, says what went wrong, and leaves nothing that the next one does not mend."""
+    empty(deployment, 2)
+
+    with reconciling(deployment):
+        wait_for(lambda: running(deployment), "the first instance")
+        deployment.machine.exec("systemctl", "restart", "lxd.service")
+
+    assert deployment.status()[0] in ("active", "waiting")
+    deployment.reconcile()
+    deployment.wait_online(2)
+    assert deployment.status()[0] == "active"
+    assert deployment.storages() == [f"{name}.img" for name in deployment.instances()]
+
+
+def test_one_that_dies_while_it_is_set_up_costs_no_other(deployment: Deployment) -> None:
+    """Its failure is in the status with its name and step, the others are made, and it is made up for."""
+    empty(deployment, 3)
+
+    with reconciling(deployment):
+        victim = wait_for(lambda: running(deployment), "the first instance")[0]
+        deployment.machine.exec("lxc", "stop", "--force", victim)
+
+    status, message = deployment.status()
+    assert status == "active"
+    assert message.startswith("2 of 3 runners")
+    assert victim in message
+    assert len(deployment.instances()) == 2
+    deployment.reconcile()
+    assert victim not in deployment.wait_online(3)
+    assert deployment.storages() == [f"{name}.img" for name in deployment.instances()]
+
+
+def test_one_that_never_answers_is_not_taken_for_dead(deployment: Deployment) -> None:
+    """A guest that hangs keeps its place and is in the status; it goes on where it stopped."""
+    name, other = deployment.keep(2)
+    deployment.machine.exec("lxc", "pause", name)
+    try:
+        wait_for(lambda: deployment.online() == [other], "GitHub noticing")
+        deployment.reconcile()
+        assert deployment.instances() == sorted([name, other])
+        assert deployment.status()[1].startswith("2 runners: 1 idle, 0 busy, 1 starting or unclear")
+    finally:
+        deployment.machine.exec("lxc", "start", name)
+    wait_for(lambda: len(deployment.online()) == 2, "its coming back")
+    deployment.reconcile()
+    assert deployment.status() == ("active", "2 runners: 2 idle, 0 busy (test mode: containers)")
+
+
+def test_log_that_is_full_costs_no_event(deployment: Deployment) -> None:
+    """No half line and no crash: what could not be written is written when there is room again, once."""
+    deployment.keep(1)
+    before = deployment.events()
+    deployment.machine.exec("sh", "-c", "mkdir -p /mnt/full && mount -t tmpfs -o size=4k tmpfs /mnt/full")
+    deployment.machine.exec("sh", "-c", "head -c 4000 /dev/zero | tr '\\0' '\\n' > /mnt/full/log")
+    deployment.machine.exec("mount", "--bind", "/mnt/full/log", LOG)
+    try:
+        name = deployment.job("true", workflow="full log")["runner_name"]
+        deployment.wait_gone(name)
+        deployment.reconcile()
+        written = deployment.machine.exec("cat", LOG).split("\n")
+        kept = deployment.storages()
+    finally:
+        deployment.machine.exec("sh", "-c", f"umount {LOG}; umount /mnt/full")
+
+    assert all(json.loads(line) for line in written if line)
+    assert f"{name}.img" in kept
+    deployment.reconcile()
+    after = [event["event"] for event in deployment.events()[len(before) :] if event.get("workflow") == "full log"]
+    assert after == ["runner_start", "runner_stop"]
+    assert f"{name}.img" not in deployment.storages()
+
+
+@pytest.mark.timeout(300)
+def test_killed_anywhere_it_converges(deployment: Deployment) -> None:
+    """After a pass that was killed the next one brings what is wanted, leaves nothing over, and loses no event."""
+    deployment.keep(kill.WANTED)
+
+    found = kill.run(deployment, points=5)
+
+    assert found["killed"] == found["converged"] == 5, found

@@ -1,0 +1,59 @@
+"""Looks for secrets in everything that a machine shows while a unit lives on it."""
+
+from sandbox.machine import Machine
+
+SEEN = "/root/watch"
+# Every process of the machine and of its instances; the environment of those that are the machine's own.
+SAMPLER = """
+import os, pathlib, time
+seen = set()
+files = {kind: open(f"SEEN.{kind}", "ab", buffering=0) for kind in ("cmdline", "environ")}
+while True:
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        folder = pathlib.Path("/proc", pid)
+        try:
+            kinds = ("cmdline", "environ") if folder.stat().st_uid < 100000 else ("cmdline",)
+            for kind in kinds:
+                words = folder.joinpath(kind).read_bytes()
+                if (kind, words) not in seen:
+                    seen.add((kind, words))
+                    files[kind].write(words.replace(b"\\0", b" ").replace(b"\\n", b" ") + b"\\n")
+        except OSError:
+            continue
+    time.sleep(0.02)
+"""
+# Not: what stands in for Juju's controller, which is told the secrets, and the disks of instances.
+PLACES = "/etc /home /root /run /tmp /var/log /var/lib/github-runner /var/lib/juju/agents /var/lib/lxd/database"
+INSTANCES = (("lxc", "list", "--format=json"), ("lxc", "profile", "list", "--format=json"))
+
+
+class Watch:
+    """Samples a machine's processes from its start on."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        machine.push("/root/sampler.py", SAMPLER.replace("SEEN", SEEN))
+        machine.exec("systemd-run", "-q", "--unit=watch", "python3", "/root/sampler.py")
+
+    def command_lines(self) -> int:
+        """How many different ones were seen."""
+        return len(self._machine.pull(f"{SEEN}.cmdline").splitlines())
+
+    def where(self, secret: str) -> list[str]:
+        """Where a secret is or was to be seen."""
+        files = f"grep -rlaF --exclude=watch.cmdline -e {secret} {PLACES} 2> /dev/null || true"
+        return self.shown(secret) + self._machine.exec("sh", "-c", files).splitlines()
+
+    def shown(self, secret: str) -> list[str]:
+        """The same without files and environment, where what has to be configured may stand."""
+        lines = self._machine.exec("grep", "-aF", "-e", secret, f"{SEEN}.cmdline", check=False).splitlines()
+        # The stand-in for Juju's controller is told its options so.
+        found = [f"process: {line[:200]}" for line in lines if "/juju-sandbox/agent.py" not in line]
+        logs = f"{{ journalctl --no-pager -q; cat /var/log/juju/* /var/log/github-runner*; }} | grep -caF -e {secret}"
+        if self._machine.exec("sh", "-c", f"{logs} || true").strip() != "0":
+            found.append("logs")
+        return found + [" ".join(command) for command in INSTANCES if secret in self._machine.exec(*command)]
+
+    def stop(self) -> None:
+        """What was seen stays."""
+        self._machine.exec("systemctl", "stop", "watch")
