@@ -196,7 +196,8 @@ def secrets_seen(deployment: Deployment, watch: Watch) -> dict[str, list[str]]:
     """Where each secret of the unit's life is to be seen."""
     tokens = deployment.hub.state.runner_tokens
     assert len(tokens) > 3
-    assert watch.command_lines() > 100
+    assert watch.shown("bin/Runner.Listener"), "the watch sees the processes of instances"
+    assert "/root/watch.environ" in watch.where("JUJU_DISPATCH_PATH=hooks/install"), "and the charm's environment"
     secrets = {"token": PAT, "policy token": "charm-token-5d2e", "one-time token": "one-time-secret-77aa"}
     secrets |= {f"{kind} token {number}": token for number, (token, (kind, *_)) in enumerate(tokens.items())}
     seen = {name: watch.where(secret) for name, secret in secrets.items()}

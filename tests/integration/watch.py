@@ -35,25 +35,20 @@ class Watch:
         machine.push("/root/sampler.py", SAMPLER.replace("SEEN", SEEN))
         machine.exec("systemd-run", "-q", "--unit=watch", "python3", "/root/sampler.py")
 
-    def command_lines(self) -> int:
-        """How many different ones were seen."""
-        return len(self._machine.pull(f"{SEEN}.cmdline").splitlines())
-
     def where(self, secret: str) -> list[str]:
         """Where a secret is or was to be seen."""
-        files = f"grep -rlaF --exclude=watch.cmdline -e {secret} {PLACES} 2> /dev/null || true"
-        return self.shown(secret) + self._machine.exec("sh", "-c", files).splitlines()
+        files = self._lines(f"grep -rlaF --exclude=watch.cmdline -f - {PLACES} 2> /dev/null", secret)
+        return self.shown(secret) + files
 
     def shown(self, secret: str) -> list[str]:
         """The same without files and environment, where what has to be configured may stand."""
-        lines = self._machine.exec("grep", "-aF", "-e", secret, f"{SEEN}.cmdline", check=False).splitlines()
         # The stand-in for Juju's controller is told its options so.
-        found = [f"process: {line[:200]}" for line in lines if "/juju-sandbox/agent.py" not in line]
-        logs = f"{{ journalctl --no-pager -q; cat /var/log/juju/* /var/log/github-runner*; }} | grep -caF -e {secret}"
-        if self._machine.exec("sh", "-c", f"{logs} || true").strip() != "0":
-            found.append("logs")
+        seen = self._lines(f"grep -aF -f - {SEEN}.cmdline | grep -v /juju-sandbox/agent.py", secret)
+        logs = "{ journalctl --no-pager -q; cat /var/log/juju/* /var/log/github-runner*; }"
+        found = [f"process: {line[:200]}" for line in seen]
+        found += [f"log: {line[:200]}" for line in self._lines(f"{logs} | grep -aF -f /dev/fd/3", secret)]
         return found + [" ".join(command) for command in INSTANCES if secret in self._machine.exec(*command)]
 
-    def stop(self) -> None:
-        """What was seen stays."""
-        self._machine.exec("systemctl", "stop", "watch")
+    def _lines(self, command: str, secret: str) -> list[str]:
+        """The lines of a shell command that is told the secret on standard input: its arguments are watched, too."""
+        return self._machine.exec("sh", "-c", f"exec 3<&0; {{ {command}; }} || true", input=f"{secret}\n").splitlines()
