@@ -1,5 +1,4 @@
-"""Faults at length: `python -m tests.faults [NAME…]`, or `make faults`. Figures go to docs/reference/reliability.json,
-and from there to the page beside it.
+"""Faults at length: `python -m tests.faults [NAME…]`, or `make faults`. Figures go to docs/reference/reliability.md.
 
 The names: kill churn (on a real unit), mutation fuzz soak (in process).
 """
@@ -16,10 +15,10 @@ from pathlib import Path
 
 from sandbox import github, lxd_setup
 from sandbox.pack import pack
-from tests.faults import churn, fuzz, kill, mutation, soak
+from tests.faults import churn, fuzz, kill, mutation, report, soak
 from tests.integration.conftest import PAT, REPOSITORY, ROOT, Deployment, deployed
 
-FIGURES = ROOT / "docs" / "reference" / "reliability.json"
+REFERENCE = ROOT / "docs" / "reference"
 IN_PROCESS: dict[str, Callable[[bool], dict[str, object]]] = {
     "mutation": mutation.run,
     "fuzz": fuzz.run,
@@ -57,8 +56,7 @@ def keep(name: str, short: bool, figures: dict[str, object], seconds: float) -> 
     figures = {**figures, "minutes": round(seconds / 60, 1), "date": time.strftime("%Y-%m-%d")}
     print(json.dumps({name: figures}, indent=2), flush=True)
     if not short:
-        known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
-        FIGURES.write_text(json.dumps({**known, name: figures}, indent=2) + "\n")
+        report.write(name, figures, REFERENCE)
 
 
 def main() -> None:

@@ -1,0 +1,68 @@
+"""The page of figures: docs/reference/reliability.md, made of the JSON beside it."""
+
+import json
+from pathlib import Path
+
+ABOUT = {
+    "kill": (
+        "Killed anywhere",
+        "A pass that removes a dead runner, replaces an outdated one, writes the metrics of two finished jobs and "
+        "makes three runners is killed (SIGKILL) before each request to LXD and GitHub, after each answer, and before "
+        "each file and mount of the metrics. The next pass must bring the wanted number of runners, with no instance, "
+        "registration, mount, image file or profile left over, and no event missing.",
+    ),
+    "churn": (
+        "Jobs all the time",
+        "A queue of jobs that is never empty, three runners on a real LXD, replaced as they end. Each job must run "
+        "once, and its two events must be in the metrics log.",
+    ),
+    "soak": (
+        "A month in simulation",
+        "The real passes over a simulated LXD and GitHub: jobs, crashes, reboots, outages and changed options at "
+        "random, thousands of other runners in the same organisation. Memory and open files must stay level.",
+    ),
+    "fuzz": (
+        "Hostile metrics",
+        "Everything that a runner can put into its metrics folder: random bytes, broken JSON, links, pipes, sockets, "
+        "folders, huge and sparse files. Nothing is followed, nothing blocks, nothing outside is written, and no line "
+        "of a log is forged.",
+    ),
+    "mutation": (
+        "Mutations of the plan",
+        "Each rule of `src/plan.py` is broken in turn; a test must notice.",
+    ),
+}
+HEAD = """# Reliability in figures
+
+What `make faults` measured, at length; a sample of each is part of `make test`. The promises behind them are in
+[SECURITY.md](../../SECURITY.md), what an operator sees of each fault in [Failures](failures.md). This page is written
+by the run.
+"""
+
+
+def page(figures: dict[str, dict[str, object]]) -> str:
+    """The page; ``figures`` by the name of the run."""
+    return "\n".join([HEAD, *(_section(*ABOUT[name], figures[name]) for name in ABOUT if name in figures)])
+
+
+def _section(title: str, about: str, figures: dict[str, object]) -> str:
+    rows = "\n".join(
+        f"| {name} | {_words(value)} |" for name, value in figures.items() if name not in ("date", "minutes")
+    )
+    taken = f"Taken on {figures['date']} in {figures['minutes']} minutes on two cores."
+    return f"## {title}\n\n{about} {taken}\n\n| figure | value |\n| --- | ---: |\n{rows}\n"
+
+
+def _words(value: object) -> str:
+    if isinstance(value, (dict, list)):
+        return "<br>".join(map(str, value.items() if isinstance(value, dict) else value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def write(name: str, figures: dict[str, object], folder: Path) -> None:
+    """Keep the figures of a run, in JSON and on the page."""
+    source = folder / "reliability.json"
+    known = json.loads(source.read_text()) if source.exists() else {}
+    known[name] = figures
+    source.write_text(json.dumps(known, indent=2) + "\n")
+    (folder / "reliability.md").write_text(page(known))
