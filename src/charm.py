@@ -62,6 +62,7 @@ class GithubRunnerCharm(ops.CharmBase):
     def __init__(self, framework: ops.Framework) -> None:
         super().__init__(framework)
         self._lxd = LxdClient()
+        self._github_client: GithubClient | None = None
         self._cos_agent = CosAgentProvider(self, charm_state.COS_AGENT_RELATION)
         observe = framework.observe
         observe(self.on.install, self._on_install)
@@ -307,9 +308,12 @@ class GithubRunnerCharm(ops.CharmBase):
         return provision.environment(TEMPLATES)
 
     def _github(self, state: CharmState) -> "GithubClient":
-        from github_client import GithubClient
+        """One for the whole hook, and with it one connection."""
+        if self._github_client is None:
+            from github_client import GithubClient
 
-        return GithubClient(state.github_url, state.token)
+            self._github_client = GithubClient(state.github_url, state.token)
+        return self._github_client
 
     def _identity(self) -> Identity:
         number = int(self.unit.name.rsplit("/", 1)[1])

@@ -1,6 +1,6 @@
 """In the charm's own process: notes each boundary at which it can be killed, or kills it at one. Standard library only.
 
-BOUNDARY_NOTES=FILE appends a line for each; BOUNDARY_KILL=N is SIGKILL at the Nth, before what it names is done. The
+BOUNDARY_NOTES=FILE appends a line for each, with its time; BOUNDARY_KILL=N is SIGKILL at the Nth, before what it names is done. The
 moment after one boundary is the moment before the next: answers of LXD and GitHub are boundaries of their own.
 """
 
@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 WRITTEN = ("/home/ubuntu/runner-fs", "/var/log/github-runner")
@@ -31,7 +32,7 @@ class Boundaries:
     def at(self, what: str) -> None:
         number = next(self.numbers)
         if self.notes is not None:
-            os.write(self.notes, f"{number} {what}\n".encode())
+            os.write(self.notes, f"{number} {time.monotonic():.3f} {what}\n".encode())
         if number == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -48,8 +49,8 @@ class Boundaries:
             if str(arguments[0]).rsplit("/", 1)[-1] in PROGRAMS:
                 self.at(f"run {arguments[0]}")
         elif event == "http.client.send":
-            line = bytes(arguments[1])[:120].split(b"\r\n")[0] if isinstance(arguments[1], bytes) else b"(a file)"
-            self.at(f"LXD {line.decode(errors='replace')}")
+            first = arguments[1][:200].split(b"\r\n")[0] if isinstance(arguments[1], bytes) else b""
+            self.at(f"LXD {first.decode()}" if first.endswith(b" HTTP/1.1") else "LXD (a body)")
         elif event == "socket.connect":
             self.follow_github()
 
