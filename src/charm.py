@@ -234,10 +234,12 @@ class GithubRunnerCharm(ops.CharmBase):
             logger.warning("The runner application was not refreshed: %s", error)
 
     def _update_application(self, state: CharmState) -> bool:
-        self._status(ops.MaintenanceStatus("Downloading runner binary"))
-        changed = application.update(self._github(state), state.path, state.arch)
+        def downloading() -> None:
+            self._status(ops.MaintenanceStatus("Downloading runner binary"))
+
+        changed = application.update(self._github(state), state.path, state.arch, downloading=downloading)
         using = application.current()
-        if using is not None:
+        if changed and using is not None:
             self.unit.set_workload_version(using.name.removesuffix(".tar.gz").rsplit("-", 1)[-1])
         return changed
 

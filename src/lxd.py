@@ -33,7 +33,7 @@ SUCCESS = 200
 
 @dataclass(frozen=True)
 class Execution:
-    """What a command inside an instance answered; the texts are empty unless its output was asked for."""
+    """What a command inside an instance answered; the texts are empty unless it failed and its output was recorded."""
 
     code: int
     stdout: str = ""
@@ -223,7 +223,7 @@ class LxdInstance:
         environment: Mapping[str, str] | None = None,
         output: bool = False,
     ) -> Execution:
-        """Run a command to its end inside, with recorded output if asked for.
+        """Run a command to its end inside; ``output`` records what it says, which is read if it fails.
 
         Arguments and environment are seen in the host's process list: no secrets in them. Output is recorded on
         the host's disk without a limit: never ask for it where a job's code may have replaced the command.
@@ -242,8 +242,10 @@ class LxdInstance:
         path = ("instances", self.name, "exec")
         with _renamed(what):
             done = self._lxd.change("POST", *path, json=body, timeout=timeout) or {}
-        texts = [self._recorded(done.get("output", {}).get(stream)) for stream in ("1", "2")] if output else ["", ""]
-        return Execution(int(done.get("return", -1)), *texts)
+        code = int(done.get("return", -1))
+        # What went well is not worth four requests: LXD removes its record with the instance.
+        recorded = done.get("output", {}) if output and code != 0 else {}
+        return Execution(code, *(self._recorded(recorded.get(stream)) for stream in ("1", "2")))
 
     def push(self, path: str, content: "bytes | BinaryIO", *, mode: int = 0o644, user: int = 0) -> None:
         """Write a file inside; its folder must be there. An open file is sent as it is read, never held in memory."""

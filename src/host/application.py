@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,8 +57,16 @@ def is_refused(now: float, folder: Path = FOLDER) -> bool:
     return False
 
 
-def update(github: "GithubClient", path: GithubPath, arch: Arch, folder: Path = FOLDER) -> bool:
+def update(
+    github: "GithubClient",
+    path: GithubPath,
+    arch: Arch,
+    folder: Path = FOLDER,
+    downloading: Callable[[], None] = lambda: None,
+) -> bool:
     """Fetch what GitHub offers unless it is in use already; return whether that changed it.
+
+    ``downloading`` is told where there is something to fetch.
 
     What is in use stays until the new one is whole: nothing is lost when GitHub or the disk fails.
     """
@@ -68,6 +76,7 @@ def update(github: "GithubClient", path: GithubPath, arch: Arch, folder: Path = 
         with _host_errors():
             os.utime(using)
         return False
+    downloading()
     with _host_errors():
         folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         handle, name = tempfile.mkstemp(dir=folder, prefix=".download-")

@@ -541,6 +541,24 @@ def test_a_dripping_answer(server, control):
     assert time.monotonic() - started > 0.2
 
 
+@pytest.mark.parametrize(("shift", "second"), [(1, ["r4", "r5"]), (-1, ["r2", "r3", "r4"])], ids=["went", "came"])
+def test_pages_that_shift(server, control, shift, second):
+    """Pages after the first begin later, as if runners of the first had gone since, or earlier, as if some had come."""
+    control.add_runner(REPOSITORY, "r", count=6)
+    control.add_fault(path="runners", shift=shift)
+    pages = [api(server, "GET", f"{LIST}?per_page=3&page={page}")[2] for page in (1, 2)]
+    assert [runner["name"] for runner in pages[0]["runners"]] == ["r0", "r1", "r2"]
+    assert [runner["name"] for runner in pages[1]["runners"]] == second
+
+
+def test_a_wrong_content_type(server, control):
+    """The right answer comes under a wrong name."""
+    control.add_fault(path="runners", content_type="text/plain")
+    _, headers, body = api(server, "GET", LIST)
+    assert headers["Content-Type"] == "text/plain"
+    assert json.loads(body) == {"total_count": 0, "runners": []}
+
+
 @pytest.mark.parametrize("client", ["kit", "pygithub", "ghapi"])
 def test_clients_feel_an_outage(request, control, client):
     """An outage reaches each client library as an error of its own."""

@@ -96,6 +96,12 @@ def set_up(instance: LxdInstance, software: tuple[list[Snap], list[WgetExecutabl
     return "" if done.code == 0 else done.stderr
 
 
+def said(instance: LxdInstance, command: str) -> str:
+    """What a shell command prints."""
+    assert instance.execute(["sh", "-c", f"{{ {command}; }} > /tmp/said"]).code == 0
+    return instance.pull("/tmp/said", 65536).decode()
+
+
 def test_missing_executable_is_fetched_and_verified(instance: LxdInstance, web: tuple[str, Path]) -> None:
     """A tool that the image lacks is in /usr/bin with mode 755; one that is there is left alone."""
     url, folder = web
@@ -106,8 +112,7 @@ def test_missing_executable_is_fetched_and_verified(instance: LxdInstance, web: 
     (folder / "tool").unlink()
     assert set_up(instance, ([], [WgetExecutable(f"{url}/tool", "new-tool", checksum)]), ProxyConfig()) == ""
 
-    done = instance.execute(["sh", "-c", "new-tool; stat -c %a /usr/bin/new-tool"], output=True)
-    assert done.stdout == "works\n755\n"
+    assert said(instance, "new-tool; stat -c %a /usr/bin/new-tool") == "works\n755\n"
 
 
 @pytest.mark.parametrize(
@@ -131,10 +136,10 @@ def test_aproxy_is_installed_and_its_table_loaded(instance: LxdInstance) -> None
 
     assert set_up(instance, ([Snap("aproxy", "edge", 8)], []), proxies) == ""
 
-    calls = instance.execute(["cat", "/root/snap.log"], output=True).stdout.splitlines()
+    calls = said(instance, "cat /root/snap.log").splitlines()
     assert "install aproxy --channel=edge --revision=8" in calls
     assert "set aproxy proxy=proxy.example:3128 listen=:54969" in calls
-    table = instance.execute(["nft", "list", "table", "ip", "aproxy"], output=True).stdout
+    table = said(instance, "nft list table ip aproxy")
     assert "type nat hook prerouting priority dstnat" in table
     assert "type nat hook output priority -100" in table
     assert table.count("tcp dport { 80, 443 }") == 2
@@ -152,7 +157,7 @@ def test_unresolved_host_ends_with_a_reason(instance: LxdInstance, monkeypatch: 
 
 
 def test_commands_give_their_answer(instance: LxdInstance) -> None:
-    """Exit code and both outputs; none of it is kept by LXD."""
+    """Exit code, and of a failure both outputs."""
     done = instance.execute(["sh", "-c", "echo out; echo err >&2; exit 3"], output=True)
 
     assert (done.code, done.stdout, done.stderr) == (3, "out\n", "err\n")
@@ -170,7 +175,7 @@ def test_files_go_in_and_out(instance: LxdInstance) -> None:
     instance.push("/root/file", b"content", mode=0o600, user=1000)
 
     assert instance.pull("/root/file", 4) == b"cont"
-    assert instance.execute(["stat", "-c", "%u %a", "/root/file"], output=True).stdout == "1000 600\n"
+    assert said(instance, "stat -c '%u %a' /root/file") == "1000 600\n"
     assert "file" in instance.list_folder("/root")
     with pytest.raises(LxdError, match="not a file"):
         instance.pull("/root", 4)
