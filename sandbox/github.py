@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -116,8 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
             return None
         if fault.status is None and fault.body is None:
-            reply = self.server.respond(request)
+            reply = self.server.respond(replace(request, shift=fault.shift))
             reply.headers.update(fault.headers)
+            reply.content_type = fault.content_type or reply.content_type
             return reply
         kind = fault.content_type or ("text/html" if fault.body else None)
         return Answer(fault.status or 200, (fault.body or "").encode(), dict(fault.headers), kind)

@@ -116,9 +116,10 @@ def paginate(request: Request, items: list) -> tuple[list, dict[str, str]]:
         places.update(next=page + 1, last=last)
     if page > 1:
         places["first"] = 1
+    first = max(0, (page - 1) * size + request.shift) if page > 1 else 0
     url = request.root + request.path
     links = [f'<{url}?{urlencode({**request.query, "page": number})}>; rel="{name}"' for name, number in places.items()]
-    return items[(page - 1) * size : page * size], {"Link": ", ".join(links)} if links else {}
+    return items[first : first + size], {"Link": ", ".join(links)} if links else {}
 
 
 @routes.add("GET", "/?")

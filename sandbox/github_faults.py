@@ -21,6 +21,7 @@ class Fault:
     content_type: str | None = None
     cut: int | None = None  # the whole length is announced, so many bytes come
     drip: float | None = None  # seconds for each byte
+    shift: int = 0  # so many items left a list while its pages were read, or came if below 0: later pages moved
     silence: bool = False
     reset: bool = False
     seen: int = 0

@@ -22,6 +22,7 @@ class Request:
     root: str
     address: str
     closed: Callable[[], bool] = lambda: False  # whether the client has gone away
+    shift: int = 0  # how far a list's later pages have moved, see Fault
 
     @property
     def api(self) -> str:

@@ -22,7 +22,7 @@ METRICS_LOG = "/var/log/github-runner-metrics.log"
 RECONCILE = "JUJU_DISPATCH_PATH=reconcile-runners ./dispatch"
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout: float = 30) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60) -> Any:
     """Poll until the condition is truthy and return that value."""
     deadline = time.monotonic() + timeout
     while True:

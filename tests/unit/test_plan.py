@@ -1,6 +1,6 @@
 """Spec 2, Health, Removal and One pass step 5: what a pass does, as tables over the pure plan."""
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
 import pytest
@@ -14,6 +14,8 @@ NOW = 1_000_000.0
 MINUTE = 60.0
 OLD = NOW - 60 * MINUTE
 TODAY = "today"
+# Equal, and another object.
+READ = "".join(TODAY)
 ONLINE = GithubRunner(1, "r", online=True, busy=False)
 ONLINE_BUSY = GithubRunner(1, "r", online=True, busy=True)
 OFFLINE = GithubRunner(1, "r", online=False, busy=False)
@@ -103,6 +105,7 @@ def plan(quantity: int, *views: RunnerView) -> Plan:
             {"process": Process.UNKNOWN, "offline_since": NOW - 59 * MINUTE}, Health.UNKNOWN, id="silent for 59 minutes"
         ),
         pytest.param({"process": Process.UNKNOWN, "offline_since": OLD}, Health.UNHEALTHY, id="silent for an hour"),
+        pytest.param({"process": Process.UNKNOWN, "offline_since": 1.0}, Health.UNHEALTHY, id="silent for ever"),
         pytest.param({"process": Process.UNKNOWN, "prepared": False}, Health.UNHEALTHY, id="cut-off creation, silent"),
         pytest.param(
             {"process": Process.UNKNOWN, "github": OFFLINE_BUSY, "offline_since": OLD}, Health.BUSY, id="silent, busy"
@@ -112,6 +115,16 @@ def plan(quantity: int, *views: RunnerView) -> Plan:
             {"process": Process.NONE, "github": OFFLINE_BUSY, "created_at": 0.0},
             Health.BUSY,
             id="another's, busy",
+        ),
+        pytest.param(
+            {"process": Process.NONE, "github": OFFLINE_BUSY, "created_at": -1.0},
+            Health.BUSY,
+            id="made at no time, busy",
+        ),
+        pytest.param(
+            {"process": Process.NONE, "github": OFFLINE_BUSY, "created_at": 1.0},
+            Health.UNHEALTHY,
+            id="made in the first second there is, died in its job",
         ),
     ],
 )
@@ -133,6 +146,7 @@ def test_health(seen: dict[str, Any], expected: Health) -> None:
         (10 * MINUTE - 1, {"process": Process.UNKNOWN}, Health.STARTING),
         (1, {"process": Process.WORKER, "prepared": False}, Health.BUSY),
         (-MINUTE, {"github": OFFLINE}, Health.GHOST),
+        (-1, {"github": OFFLINE}, Health.GHOST),
         (1, {"github": OFFLINE, "offline_since": NOW - 14 * MINUTE}, Health.GHOST),
     ],
     ids=[
@@ -146,6 +160,7 @@ def test_health(seen: dict[str, Any], expected: Health) -> None:
         "prepared and does not answer",
         "has a job before its creation ended",
         "made in the future",
+        "made a second from now",
         "noted before it was made",
     ],
 )
@@ -249,6 +264,7 @@ def test_healthy_count_is_of_what_was_found() -> None:
         pytest.param(0, [], {}, 0, id="nothing wanted, nothing there"),
         pytest.param(2, [idle("a"), busy("b")], {}, 0, id="enough"),
         pytest.param(3, [idle("a"), busy("b")], {}, 1, id="one missing"),
+        pytest.param(4, [idle("a"), idle("b")], {}, 2, id="two missing: those that are there stay"),
         pytest.param(2, [dead("a"), idle("b")], {"a": Reason.UNHEALTHY}, 1, id="the dead one is replaced"),
         pytest.param(1, [view("a", process=Process.NONE)], {"a": Reason.UNHEALTHY}, 1, id="process gone"),
         pytest.param(1, [ghost("a", offline_since=OLD)], {"a": Reason.UNHEALTHY}, 1, id="long offline"),
@@ -256,6 +272,10 @@ def test_healthy_count_is_of_what_was_found() -> None:
         pytest.param(2, [starting("a")], {}, 1, id="a starting one counts"),
         pytest.param(1, [unknown("a")], {}, 0, id="an unknown one stays and counts"),
         pytest.param(1, [idle("a", fingerprint="old")], {"a": Reason.OUTDATED}, 1, id="outdated idle is replaced"),
+        pytest.param(
+            1, [idle("a", fingerprint="yesterday")], {"a": Reason.OUTDATED}, 1, id="outdated in any direction"
+        ),
+        pytest.param(1, [idle("a", fingerprint=READ)], {}, 0, id="today's, as LXD has it"),
         pytest.param(1, [busy("a", fingerprint="old")], {}, 0, id="outdated busy stays and counts"),
         pytest.param(2, [busy("a", fingerprint="old")], {}, 1, id="outdated busy counts against the quantity"),
         pytest.param(1, [starting("a", fingerprint="old")], {}, 0, id="outdated starting stays"),
@@ -368,6 +388,30 @@ def test_what_a_plan_says_of_the_runners_that_stay() -> None:
     assert decided.idle == ()
     assert decided.busy == ("c", "d")
     assert dict(decided.remove) == {"a": Reason.SURPLUS, "b": Reason.OUTDATED}
+
+
+def test_names_by_reason() -> None:
+    """Each reason has the names that go for it, and no others."""
+    decided = plan(1, dead("a"), forgotten("b"), idle("c", fingerprint="old"), idle("d"), idle("e"))
+
+    assert {reason: decided.names(reason) for reason in Reason} == {
+        Reason.UNHEALTHY: ["a"],
+        Reason.FORGOTTEN: ["b"],
+        Reason.OUTDATED: ["c"],
+        Reason.SURPLUS: ["d"],
+    }
+
+
+def test_nothing_seen_and_nothing_wanted() -> None:
+    """The empty plan is what a pass without runners decides."""
+    assert plan(0) == Plan()
+
+
+@pytest.mark.parametrize("value", [Desired(1, TODAY), Plan()], ids=["desired", "plan"])
+def test_what_is_decided_stays(value: Desired | Plan) -> None:
+    """Neither what is wanted nor what was decided can be changed on the way."""
+    with pytest.raises(FrozenInstanceError):
+        setattr(value, fields(value)[0].name, None)
 
 
 GITHUB = st.sampled_from([None, ONLINE, ONLINE_BUSY, OFFLINE, OFFLINE_BUSY])
@@ -491,6 +535,8 @@ LISTED = GithubRunner(7, "r", online=False, busy=False)
         pytest.param({"github": None}, False, 2, id="not listed: it may have had its job"),
         pytest.param({"github": replace(LISTED, busy=True)}, False, 2, id="busy: its job may have written it"),
         pytest.param({"github": LISTED, "fingerprint": "old"}, False, 2, id="an older application"),
+        pytest.param({"github": LISTED, "fingerprint": "yesterday"}, False, 2, id="another application"),
+        pytest.param({"github": LISTED, "fingerprint": READ}, True, 0, id="today's application, as LXD has it"),
         pytest.param({"github": LISTED, "process": Process.NONE}, False, 2, id="ended without a word"),
     ],
 )
