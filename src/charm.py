@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -188,9 +189,16 @@ class GithubRunnerCharm(ops.CharmBase):
     def _set_up(self, state: CharmState) -> None:
         from host import machine
 
+        fault: GithubRunnerError | None = None
+        try:
+            # First, so that an image that is built has it.
+            self._refresh_application(state)
+        except GithubRunnerError as error:
+            fault = error
         machine.set_up(self._lxd, self._jinja, state, self.unit.name, self._progress)
         self._ensure_timer(state)
-        self._refresh_application(state)
+        if fault is not None:
+            raise fault
 
     def _take_over(self, state: CharmState) -> None:
         """Remove what the incumbent charm left; its idle runners too, so that its pool can be made anew."""
@@ -234,6 +242,8 @@ class GithubRunnerCharm(ops.CharmBase):
             logger.warning("The runner application was not refreshed: %s", error)
 
     def _update_application(self, state: CharmState) -> bool:
+        from host import image
+
         def downloading() -> None:
             self._status(ops.MaintenanceStatus("Downloading runner binary"))
 
@@ -241,6 +251,8 @@ class GithubRunnerCharm(ops.CharmBase):
         using = application.current()
         if changed and using is not None:
             self.unit.set_workload_version(using.name.removesuffix(".tar.gz").rsplit("-", 1)[-1])
+            with suppress(LxdError):
+                image.renew(self._lxd, state.base_image.value)
         return changed
 
     def _reconcile(self, state: CharmState) -> int:
@@ -303,6 +315,7 @@ class GithubRunnerCharm(ops.CharmBase):
             lxd_storage_path=storage.MOUNT_POINT,
             may_create=not application.is_refused(time.time()),
             image_age=lambda: image.age(self._lxd, state.base_image.value, time.time()),
+            in_image=lambda: image.holds(self._lxd, state.base_image.value, tarball),
         )
 
     @cached_property

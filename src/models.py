@@ -250,6 +250,8 @@ class CreateRunnerConfig:
     binary_path: Path
     registration_token: str = field(repr=False)
     arch: Arch = Arch.X64
+    in_image: bool = False
+    """Whether the image has the runner application already."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ SETUP_FOLDER = PurePosixPath("/root/github-runner")
 SETUP_SCRIPT = SETUP_FOLDER / "setup.sh"
 REGISTER_SCRIPT = RUNNER_APPLICATION / ".register.sh"
 APPLICATION_ARCHIVE = PurePosixPath("/root/github-runner-application.tar.gz")
+# Where an image of our making has it.
+IMAGE_APPLICATION = PurePosixPath("/opt/github-runner-application")
 FILES_ARCHIVE = PurePosixPath("/root/github-runner-files.tar")
 SERVICE = "github-runner.service"
 NETWORK_TIMEOUT = 60
@@ -184,6 +186,7 @@ def _values(
         "refused_file": REFUSED_FILE,
         "refused_wait": REFUSED_WAIT,
         "application_archive": APPLICATION_ARCHIVE,
+        "image_application": IMAGE_APPLICATION,
         "network_host": network_host(config),
         "network_timeout": NETWORK_TIMEOUT,
         "snaps": wanted_snaps,

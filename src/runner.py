@@ -258,8 +258,9 @@ class Runner:
             )
         )
         instance.push(str(provision.FILES_ARCHIVE), archive, mode=0o600)
-        with config.binary_path.open("rb") as tarball:
-            instance.push(str(provision.APPLICATION_ARCHIVE), tarball, mode=0o600)
+        if not config.in_image:
+            with config.binary_path.open("rb") as tarball:
+                instance.push(str(provision.APPLICATION_ARCHIVE), tarball, mode=0o600)
         unpack = f"tar -xf {provision.FILES_ARCHIVE} -C / && rm -f {provision.FILES_ARCHIVE}"
         self._run(instance, ["/bin/sh", "-c", f"{unpack} && exec {provision.SETUP_SCRIPT}"], SETUP_TIMEOUT)
 

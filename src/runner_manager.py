@@ -127,6 +127,7 @@ class RunnerManager:
         clock: Callable[[], float] = time.time,
         may_create: bool = True,
         image_age: Callable[[], float | None] = lambda: None,
+        in_image: Callable[[], bool] = lambda: False,
     ) -> None:
         self.report = Report()
         self._identity = identity
@@ -138,6 +139,7 @@ class RunnerManager:
         self._clock = clock
         self._may_create = may_create
         self._image_age = image_age
+        self._in_image = in_image
         self._failed_creations = 0
         self._fingerprint = fingerprint(state, application.name)
 
@@ -412,7 +414,9 @@ class RunnerManager:
         if number == 0:
             return
         token = self._clients.github.registration_token(self._state.path)
-        config = CreateRunnerConfig(self._state.base_image.value, resources, self._application, token, self._state.arch)
+        config = CreateRunnerConfig(
+            self._state.base_image.value, resources, self._application, token, self._state.arch, self._in_image()
+        )
         names = [self._new_name() for _ in range(number)]
         made = self._side_by_side(lambda name: self._create_one(name, config), names)
         self._failed_creations = made.count(False)

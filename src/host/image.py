@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import provision
 from errors import HostError, LxdError
+from host import application
 from lxd import LxdClient, LxdInstance, wait_until
 from models import Arch, ImageSource, ProxyConfig
 from system import are_active, exclusive, run, write_file
@@ -34,6 +35,7 @@ SETTINGS = Path("/var/lib/github-runner/build-image.json")
 LOCK = Path("/var/lib/github-runner/build-image.lock")
 BUILDER = "github-runner-image-builder"
 ALIAS_PROPERTY = "github-runner.alias"
+APPLICATION_PROPERTY = "github-runner.application"
 INTERVAL_HOURS = 6
 # In seconds; 28 builds in a row have failed by then.
 STALE_AFTER = 7 * 86400
@@ -43,7 +45,7 @@ PUBLISH_TIMEOUT = 1800
 REMOVAL_TIMEOUT = 120
 BUILD_LIMIT = 2 * 3600
 # What the script provision-image.sh knows, in this order; each is a line of progress.
-STEPS = ("network", "upgrade", "packages", "executables", "settings", "clean")
+STEPS = ("network", "upgrade", "packages", "executables", "settings", "application", "clean")
 
 
 @dataclass(frozen=True)
@@ -104,15 +106,18 @@ def rebuild(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, prog
 def make(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progress: Callable[[str], None]) -> str:
     """Build, publish, move the alias, delete the old images; returns the new fingerprint.
 
+    With the runner application in it, if one has been downloaded.
+
     HostError names the step; whatever was made is then removed, and the image of before stays in use.
     """
+    tarball = application.current()
     try:
         with _step(build, f"creating the builder from {build.source}", progress):
             builder = _create_builder(lxd, build)
-        _provision(builder, jinja, build, progress)
+        _provision(builder, jinja, build, tarball, progress)
         with _step(build, "publishing", progress):
             builder.stop()
-            fingerprint = _publish(lxd, build)
+            fingerprint = _publish(lxd, build, tarball)
         with _step(build, "moving the alias", progress):
             _move_alias(lxd, build.alias, fingerprint)
     finally:
@@ -127,6 +132,19 @@ def current(lxd: LxdClient, alias: str) -> Any:
     """The image of an alias as LXD describes it, or None."""
     found = lxd.find("images", "aliases", alias)
     return lxd.find("images", found["target"]) if found else None
+
+
+def holds(lxd: LxdClient, alias: str, tarball: Path) -> bool:
+    """Whether a runner application is in the image of an alias."""
+    image = current(lxd, alias)
+    return image is not None and image["properties"].get(APPLICATION_PROPERTY) == tarball.name
+
+
+def renew(lxd: LxdClient, alias: str) -> None:
+    """Have an image of our making built anew now, outside of hooks; in the meantime the one that is there serves."""
+    image = current(lxd, alias)
+    if image is not None and ALIAS_PROPERTY in image["properties"]:
+        run(["systemctl", "start", "--no-block", SERVICE])
 
 
 def age(lxd: LxdClient, alias: str, now: float) -> float | None:
@@ -195,7 +213,11 @@ def _create_builder(lxd: LxdClient, build: ImageBuild) -> LxdInstance:
 
 
 def _provision(
-    builder: LxdInstance, jinja: "jinja2.Environment", build: ImageBuild, progress: Callable[[str], None]
+    builder: LxdInstance,
+    jinja: "jinja2.Environment",
+    build: ImageBuild,
+    tarball: Path | None,
+    progress: Callable[[str], None],
 ) -> None:
     environment = build.proxies.environment("localhost", "127.0.0.1")
     with _step(build, "writing the script", progress):
@@ -204,9 +226,14 @@ def _provision(
             executables=provision.executables(build.arch),
             network=provision.IMAGE_NETWORK,
             proxies_file=provision.IMAGE_PROXIES,
+            application_archive=provision.APPLICATION_ARCHIVE,
+            image_application=provision.IMAGE_APPLICATION,
         )
         builder.push(str(provision.IMAGE_PROXIES), proxies.encode(), mode=0o600)
         builder.push(str(provision.IMAGE_SCRIPT), script.encode(), mode=0o700)
+        if tarball is not None:
+            with tarball.open("rb") as file:
+                builder.push(str(provision.APPLICATION_ARCHIVE), file, mode=0o600)
     for name in STEPS:
         with _step(build, name, progress):
             done = builder.execute([str(provision.IMAGE_SCRIPT), name], timeout=STEP_TIMEOUT, output=True)
@@ -214,12 +241,13 @@ def _provision(
                 raise LxdError(f"ended with {done.code}: {(done.stderr.strip() or done.stdout.strip())[-500:]}")
 
 
-def _publish(lxd: LxdClient, build: ImageBuild) -> str:
+def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None) -> str:
     body = {
         "source": {"type": "instance", "name": BUILDER},
         "properties": {
             "description": f"GitHub runner {build.alias}",
             ALIAS_PROPERTY: build.alias,
+            APPLICATION_PROPERTY: tarball.name if tarball else "",
             "github-runner.source": str(build.source),
         },
         # It never leaves this machine: packing it would cost minutes at each build and at each unpacking.

@@ -296,11 +296,24 @@ def test_incumbents_unit_is_taken_over(bare: Deployment, packed: Path) -> None:
     wait_for(lambda: len(bare.online()) == 2, "two runners of ours")
 
 
+def hang_a_pass(deployment: Deployment) -> None:
+    """Freeze the charm's process in a pass of the timer's service, and see it ended: a minute, and half a one more."""
+    charm = "^python3 ./src/charm.py"
+
+    def signalled(name: str) -> bool:
+        return deployment.machine.call("pkill", f"-{name}", "-f", charm).returncode == 0
+
+    deployment.machine.exec("systemctl", "start", "--no-block", "ghro.reconcile-runners.service")
+    wait_for(lambda: signalled("STOP"), "the charm's process")
+    wait_for(lambda: not signalled("0"), "the end of a pass that hangs", 100)
+
+
 @pytest.mark.timeout(590)
 def test_image_is_built_while_the_timer_fires(bare: Deployment) -> None:
     """The whole pipeline, from a local image: built outside of hooks, the alias moved, old ones gone, a job in it.
 
-    Meanwhile the charm's own timer fires, and a lost runner has a successor without any hook of Juju's.
+    Meanwhile a pass that hangs is ended by its time limit, the charm's own timer fires, and a lost runner has a
+    successor without any hook of Juju's.
     """
     build = ("systemctl", "start", "ghro.build-image.service")
 
@@ -328,6 +341,7 @@ def test_image_is_built_while_the_timer_fires(bare: Deployment) -> None:
     [name] = bare.keep(1, **{"reconcile-interval": 2})
     bare.machine.exec("systemctl", "start", "--no-block", build[-1])
     bare.machine.exec("lxc", "delete", "--force", name)
+    hang_a_pass(bare)
     wait_for(lambda: bare.online() and bare.online() != [name], "a successor made by the timer", 180)
     journal = ("journalctl", "-q", "--no-pager", "-u", "ghro.reconcile-runners.service")
     wait_for(lambda: "Finished" in bare.machine.exec(*journal), "the end of the timer's service")
@@ -349,6 +363,8 @@ def test_image_is_built_while_the_timer_fires(bare: Deployment) -> None:
     assert images()["jammy"] != first["jammy"]
     assert (count(), bare.instances()) == (number, [])
 
+    [built] = [found for found in bare.lxd("images?recursion=1") if found["fingerprint"] == images()["jammy"]]
+    assert built["properties"]["github-runner.application"].startswith("actions-runner-linux-x64-")
     bare.keep(1)
     programs = "docker npm yarn pip shellcheck jq wget unzip gh yq"
     job = bare.job(f"for program in {programs}; do command -v $program; done; id -nG")

@@ -375,16 +375,26 @@ try MACHINE:8099 machine
 try 198.51.100.1:8098 denied
 getent hosts NAME > /dev/null && echo dns open || echo dns closed
 ping -c 1 -W 2 MACHINE > /dev/null && echo ping open || echo ping closed
+ping -6 -c 1 -W 2 LINKLOCAL%eth0 > /dev/null 2>&1 && echo ipv6 open || echo ipv6 closed
 ls /dev/lxd/sock 2>/dev/null && echo devlxd open || echo devlxd closed
 """
 SERVE = "python3 -m http.server --directory /var/empty"
 
 
+def ipv6_of(deployment: Deployment, interface: str) -> str:
+    found = json.loads(deployment.machine.exec("ip", "-json", "-6", "address", "show", "dev", interface))
+    return next((item["local"] for one in found for item in one["addr_info"]), "")
+
+
 def test_firewall_is_felt_from_inside(deployment: Deployment) -> None:
-    """A runner reaches neither the machine's ports nor the denylist nor LXD; DNS and GitHub it does."""
+    """A runner reaches neither the machine's ports nor the denylist, IPv6 or LXD; DNS and GitHub it does."""
     [runner] = deployment.keep(1)
     machine, gateway = deployment.machine.address(), deployment.lxd("networks/lxdbr0")["config"]["ipv4.address"]
+    # LXD takes IPv6 from its bridge; another program of the machine may bring it back.
+    deployment.machine.exec("sysctl", "-q", "net.ipv6.conf.lxdbr0.disable_ipv6=0")
+    link_local = wait_for(lambda: ipv6_of(deployment, "lxdbr0"), "the bridge's link-local address")
     words = REACH.replace("GATEWAY", gateway.split("/")[0]).replace("MACHINE", machine).replace("NAME", f"{runner}.lxd")
+    words = words.replace("LINKLOCAL", link_local)
     deployment.machine.exec("sh", "-c", f"mkdir -p /var/empty; systemd-run -q --unit=web {SERVE} 8099")
     subprocess.run(["ip", "address", "replace", "198.51.100.1/32", "dev", BRIDGE], check=True)
     Path("/var/empty").mkdir(exist_ok=True)
@@ -405,8 +415,9 @@ def test_firewall_is_felt_from_inside(deployment: Deployment) -> None:
         web.wait()
         subprocess.run(["ip", "address", "delete", "198.51.100.1/32", "dev", BRIDGE], check=True)
         deployment.machine.exec("systemctl", "stop", "web")
+        deployment.machine.exec("sysctl", "-q", "net.ipv6.conf.lxdbr0.disable_ipv6=1")
 
-    closed = {"gateway closed 7", "machine closed 7", "ping closed", "devlxd closed"}
+    closed = {"gateway closed 7", "machine closed 7", "ping closed", "ipv6 closed", "devlxd closed"}
     assert set(before) == {*closed, "denied open", "dns open"}
     assert set(after) == {*closed, "denied closed 7", "dns open"}
     assert "denied open" in spared

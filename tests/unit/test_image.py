@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import pytest
 
@@ -24,7 +24,6 @@ class Builder:
 
     def __init__(self, lxd: "ImageLxd") -> None:
         self.lxd, self.running = lxd, False
-        self.files: dict[str, bytes] = {}
         self.name, self.virtual_machine = image.BUILDER, True
         self.ready = False
 
@@ -40,8 +39,8 @@ class Builder:
     def delete(self) -> None:
         self.lxd.builder = None
 
-    def push(self, path: str, content: bytes, *, mode: int = 0o644, user: int = 0) -> None:
-        self.files[path] = content
+    def push(self, path: str, content: "bytes | BinaryIO", *, mode: int = 0o644, user: int = 0) -> None:
+        self.lxd.pushed[path] = content if isinstance(content, bytes) else content.read()
 
     def execute(self, command: list[str], **_: Any) -> Execution:
         assert self.ready, "a virtual machine's agent does not run yet"
@@ -57,6 +56,7 @@ class ImageLxd:
     def __init__(self, fails: str = "") -> None:
         self.fails = fails
         self.steps: list[str] = []
+        self.pushed: dict[str, bytes] = {}
         self.images = {"old": {"github-runner.alias": "jammy"}, "theirs": {}}
         self.aliases = {"jammy": "old", "their-image": "theirs"}
         self.builder: Builder | None = None
@@ -199,6 +199,34 @@ def test_a_hook_waits_for_a_build_with_an_end(monkeypatch: pytest.MonkeyPatch, t
 
     with exclusive(tmp_path / "lock", 0), pytest.raises(HostError, match="another build"):
         image.ensure(cast(LxdClient, ImageLxd()), JINJA, BUILD, print)
+
+
+@pytest.mark.parametrize("downloaded", [True, False])
+def test_application_goes_into_the_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, downloaded: bool) -> None:
+    """The image says which one it holds, so that a newer one is sent to runners until the next build."""
+    tarball, newer = tmp_path / "actions-runner-linux-x64-2.320.0.tar.gz", tmp_path / "newer.tar.gz"
+    tarball.write_bytes(b"tarball")
+    monkeypatch.setattr(image.application, "current", lambda: tarball if downloaded else None)
+    lxd = ImageLxd()
+
+    make(lxd)
+
+    assert (lxd.pushed.get(str(provision.APPLICATION_ARCHIVE)) == b"tarball") is downloaded
+    assert image.holds(cast(LxdClient, lxd), "jammy", tarball) is downloaded
+    assert not image.holds(cast(LxdClient, lxd), "jammy", newer)
+    assert not image.holds(cast(LxdClient, lxd), "no-such-image", tarball)
+
+
+def test_only_images_of_our_making_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer application goes into the image outside of hooks; an operator's own image is theirs."""
+    calls: list[list[str]] = []
+    monkeypatch.setattr(image, "run", calls.append)
+    lxd = cast(LxdClient, ImageLxd())
+
+    for alias in ("their-image", "no-such-image", "jammy"):
+        image.renew(lxd, alias)
+
+    assert calls == [["systemctl", "start", "--no-block", image.SERVICE]]
 
 
 def test_age_of_an_image_of_ours() -> None:

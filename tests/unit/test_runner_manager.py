@@ -105,6 +105,20 @@ def test_missing_runners_are_made_with_one_token(world: World) -> None:
     assert sorted(manager.report.created) == sorted(world.lxd.found) == sorted(manager.report.idle)
 
 
+@pytest.mark.parametrize("in_image", [False, True])
+def test_an_application_that_is_in_the_image_is_not_sent(world: World, in_image: bool) -> None:
+    """It is some 200 MB for each runner."""
+    clients = RunnerManagerClients(world.github, provision.environment(TEMPLATES), world.lxd, None)  # type: ignore[arg-type]
+    manager = RunnerManager(
+        IDENTITY, world.state, clients, world.storages, world.application, in_image=lambda: in_image
+    )
+
+    manager.reconcile(2, RESOURCES)
+
+    sent = [str(provision.APPLICATION_ARCHIVE) in instance.files for instance in world.lxd.found.values()]
+    assert sent == [not in_image] * 2
+
+
 def test_second_pass_finds_nothing_to_do(world: World) -> None:
     """Level-triggered: run it twice and the second changes nothing, with one look at LXD and one at GitHub."""
     world.reconcile(2)
