@@ -555,6 +555,7 @@ def test_setup_waits_for_the_host_as_it_is(shell: Shell, value: str) -> None:
         network_timeout=1,
         run_folder="/x",
         application_archive="/x",
+        image_application="/x",
         folder="/x",
         snaps=[],
         executables=[],
