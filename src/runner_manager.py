@@ -62,7 +62,7 @@ from system import exclusive
 
 logger = logging.getLogger(__name__)
 
-# Runners wait most of their creation. On two cores and a copy-on-write pool more than eight side by side were not faster.
+# Runners wait for most of their creation. On two cores and a copy-on-write pool more than eight were not faster.
 WORKERS = min(16, 4 * (os.cpu_count() or 1))
 PRE_JOB_LIMIT = 150
 # Two passes at once would take each other's work for leftovers. Juju runs one hook at a time; a process that it has
