@@ -94,7 +94,8 @@ def delete(runner_name: str) -> None:
         shutil.rmtree(FILESYSTEM_BASE_PATH / safe_name(runner_name))
     except FileNotFoundError:
         return
-    except OSError as error:
+    except (OSError, RecursionError) as error:
+        # A tree of folders that is deeper than Python 3.10 and 3.11 can follow.
         raise DeleteMetricsStorageError(f"cannot remove the metrics storage of {runner_name}: {error}") from error
 
 

@@ -1,7 +1,7 @@
 """In the charm's own process: notes each boundary at which it can be killed, or kills it at one. Standard library only.
 
-BOUNDARY_NOTES=FILE appends a line for each, with its time; BOUNDARY_KILL=N is SIGKILL at the Nth, before what it names is done. The
-moment after one boundary is the moment before the next: answers of LXD and GitHub are boundaries of their own.
+BOUNDARY_NOTES=FILE appends a line for each, with its time; BOUNDARY_KILL=N is SIGKILL at the Nth, before what it names
+is done. The moment after one boundary is the moment before the next: answers of LXD and GitHub are boundaries, too.
 """
 
 import http.client
