@@ -4,13 +4,29 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from sandbox import github
+from sandbox.lxd_setup import bridge_address
 from tests.faults import kill
-from tests.integration.conftest import Deployment, wait_for
+from tests.integration.conftest import PAT, REPOSITORY, Deployment, deployed, undeploy, wait_for
 
+pytestmark = pytest.mark.lifecycle
 LOG = "/var/log/github-runner-metrics.log"
+
+
+@pytest.fixture(scope="module")
+def deployment(packed: Path) -> Iterator[Deployment]:
+    """A unit whose GitHub notices a lost runner within seconds."""
+    with github.serve(
+        bridge_address(), 0, [PAT], [REPOSITORY], ["octo-org"], settings=github.Settings(grace=2.5, poll=1)
+    ) as hub:
+        found = deployed("faults", packed, hub, **{"virtual-machines": 2})
+        found.unit.integrate("cos-agent")
+        yield found
+        undeploy(found)
 
 
 @contextmanager

@@ -46,11 +46,10 @@ APPLICATION = "actions-runner-linux-x64-2.328.0.tar.gz"
 RUN = "77"
 SIDE_BY_SIDE = 80
 # More than all attempts take that fail at once, with the waits between them.
-DEADLINE = 8.0
-PASS_DEADLINE = 3.0
+DEADLINE = 10.0
+PASS_DEADLINE = 4.0
 # For the machine that runs the tests, not for the client.
-SLACK = 1.0
-
+SLACK = 2.0
 
 Case = TypeVar("Case", bound=Hashable)
 Answer = TypeVar("Answer")
@@ -409,7 +408,7 @@ class Unit:
         return name
 
     def reconcile(self, quantity: int) -> Pass:
-        """What a pass did, by its own account and by LXD's and GitHub's."""
+        """One pass, by its own account and by LXD's and GitHub's."""
         clients = RunnerManagerClients(self._client, provision.environment(TEMPLATES), self.lxd, None)  # type: ignore[arg-type]
         tarball = self._folder / APPLICATION
         manager = RunnerManager(self._identity, self._state, clients, FakeStorages(self._folder), tarball)
@@ -425,6 +424,7 @@ class Unit:
         return Pass(report, instances, there, noted)
 
     def story(self, quantity: int, **fault: Any) -> Story:
+        """A pass with a fault, then one without."""
         planted = self._control.add_fault(**fault)
         during, met = self.reconcile(quantity), seen(self._control, planted) > 0
         self._control.remove_faults(planted)
