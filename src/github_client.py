@@ -6,13 +6,18 @@ https://docs.github.com/en/rest/actions/self-hosted-runners
 import hashlib
 import json
 import logging
+import math
 import os
+import random
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -36,10 +41,14 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT = httpx2.Timeout(15, connect=5)
 CALL_DEADLINE = 45.0
+# A list of many pages and a download take their time even where all is well.
+LONG_DEADLINE = 600.0
 ATTEMPTS = 4
 PER_PAGE = 100
 MOST_PAGES = 1000
 DOWNLOAD_LIMIT = 1 << 30
+
+Answer = TypeVar("Answer")
 
 
 def api_url(github_url: str) -> str:
@@ -54,12 +63,23 @@ def api_url(github_url: str) -> str:
 
 
 class GithubClient:
-    """What this charm asks GitHub, over one connection, which is made when the first question is asked."""
+    """What this charm asks GitHub, over one connection, which is made when the first question is asked.
 
-    def __init__(self, github_url: str, token: str, *, deadline: float = CALL_DEADLINE) -> None:
+    No call lasts longer than ``deadline`` seconds with all its retries, no list or download than ``long_deadline``.
+    """
+
+    def __init__(
+        self,
+        github_url: str,
+        token: str,
+        *,
+        deadline: float = CALL_DEADLINE,
+        long_deadline: float = LONG_DEADLINE,
+    ) -> None:
         self._url = api_url(github_url)
         self._token = token
         self._deadline = deadline
+        self._long_deadline = long_deadline
         self._transport: GhSyncTransport | None = None
         self.quota_left: int | None = None
         """What the last answer said is left of the token's requests."""
@@ -123,25 +143,10 @@ class GithubClient:
 
     def download(self, application: RunnerApplication, target: Path) -> None:
         """Fetch into a new file; GithubApiError if it does not come or is not what the checksum says."""
-        for attempt in self._attempts():
-            with attempt, _translated("downloading the runner application"):
-                digest, size = hashlib.sha256(), 0
-                with (
-                    httpx2.Client(timeout=TIMEOUT, follow_redirects=True) as client,
-                    client.stream("GET", application.url) as answer,
-                    target.open("wb") as file,
-                ):
-                    answer.raise_for_status()
-                    for chunk in answer.iter_bytes(1 << 16):
-                        size += len(chunk)
-                        if size > DOWNLOAD_LIMIT:
-                            raise GithubApiError(f"{application.filename} is larger than {DOWNLOAD_LIMIT} bytes")
-                        digest.update(chunk)
-                        file.write(chunk)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if digest.hexdigest() != application.sha256:
-                    raise GithubApiError(f"the checksum of {application.filename} is wrong: not used")
+        end = time.monotonic() + self._long_deadline
+        for attempt in _attempts(end):
+            with attempt, _translated(None):
+                _within(end, lambda: _fetch(application, target, end))
 
     def job(self, repository: str, run_id: str, runner_name: str) -> WorkflowJob:
         """The job of a workflow run that a runner ran; JobNotFoundError if there is none."""
@@ -205,33 +210,84 @@ class GithubClient:
         left = response.headers.get("x-ratelimit-remaining", "")
         self.quota_left = int(left) if re.fullmatch("[0-9]{1,9}", left) else self.quota_left
 
-    def _attempts(self) -> Iterator[Any]:
-        return iter(
-            stamina.retry_context(
-                on=TemporaryGithubError, attempts=ATTEMPTS, timeout=self._deadline, wait_initial=0.5, wait_max=8
-            )
-        )
-
-    def _call(self, operation: Callable[..., Any], path: str, **parameters: Any) -> Any:
+    def _call(self, operation: Callable[..., Any], path: str, end: float = math.inf, **parameters: Any) -> Any:
         """One call with its retries; ``path`` is what GitHub must let the token see."""
-        for attempt in self._attempts():
+        self._connected()
+        end = min(end, time.monotonic() + self._deadline)
+        for attempt in _attempts(end):
             with attempt, _translated(path):
                 # Raw: ghapi would turn lists and objects into types of its own, and trust the content type.
-                response = operation(**parameters, raw_=True)
+                response = _within(end, lambda: operation(**parameters, raw_=True))
                 return response.json() if response.content else None
         raise AssertionError("unreachable")
 
     def _pages(self, operation: Callable[..., Any], key: str, path: str) -> Iterator[dict[str, Any]]:
         """The items of every page until ``total_count`` or a page that is not full."""
-        seen = 0
+        seen, end = 0, time.monotonic() + self._long_deadline
         for page in range(1, MOST_PAGES + 1):
-            answer = self._call(operation, path, per_page=PER_PAGE, page=page)
+            answer = self._call(operation, path, end, per_page=PER_PAGE, page=page)
             total, items = _field(answer, "total_count", int), _field(answer, key, list)
+            if not all(isinstance(item, dict) for item in items):
+                raise GithubApiError(f"GitHub's list of {key} holds something else")
             yield from items
             seen += len(items)
             if seen >= total or not items:
                 return
         raise GithubApiError(f"GitHub's list of {key} has no end")
+
+
+def _attempts(end: float) -> Iterator[Any]:
+    """Attempts with growing random waits between them, none of which begins after the end."""
+    waits = iter([random.uniform(0.5, 1) * 2**number for number in range(ATTEMPTS)])  # noqa: S311  # nosec B311
+
+    def again(error: Exception) -> bool | float:
+        wait = next(waits)
+        return wait if isinstance(error, TemporaryGithubError) and time.monotonic() + wait < end else False
+
+    return iter(stamina.retry_context(on=again, attempts=ATTEMPTS, timeout=None))
+
+
+def _within(end: float, action: Callable[[], Answer]) -> Answer:
+    """What the action returns, or TemporaryGithubError at the end.
+
+    A time-out of httpx2 is for one read: it does not see an answer that drips, nor a resolver that hangs. What still
+    hangs then is left to itself, and goes with this process.
+    """
+    future: futures.Future[Answer] = futures.Future()
+
+    def work() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    if not futures.wait([future], max(0.0, end - time.monotonic())).done:
+        raise TemporaryGithubError("GitHub does not answer in time")
+    return future.result()
+
+
+def _fetch(application: RunnerApplication, target: Path, end: float) -> None:
+    """Download once; nothing is written after the end, when nobody waits for it any more."""
+    digest, size = hashlib.sha256(), 0
+    with (
+        httpx2.Client(timeout=TIMEOUT, follow_redirects=True) as client,
+        client.stream("GET", application.url) as answer,
+        target.open("wb") as file,
+    ):
+        answer.raise_for_status()
+        for chunk in answer.iter_bytes(1 << 16):
+            size += len(chunk)
+            if size > DOWNLOAD_LIMIT:
+                raise GithubApiError(f"{application.filename} is larger than {DOWNLOAD_LIMIT} bytes")
+            if time.monotonic() > end:
+                raise TemporaryGithubError(f"{application.filename} does not come in time")
+            digest.update(chunk)
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    if digest.hexdigest() != application.sha256:
+        raise GithubApiError(f"the checksum of {application.filename} is wrong: not used")
 
 
 class _StatusError(GithubApiError):
@@ -243,8 +299,11 @@ class _StatusError(GithubApiError):
 
 
 @contextmanager
-def _translated(path: str) -> Iterator[None]:
-    """Whatever ghapi and httpx2 raise, as this module's errors; no text of theirs that may hold a token."""
+def _translated(path: str | None) -> Iterator[None]:
+    """Whatever ghapi and httpx2 raise, as this module's errors; no text of theirs that may hold a token.
+
+    ``path`` is what the token should see, None where it is not shown.
+    """
     try:
         yield
     except GithubClientError:
@@ -256,7 +315,7 @@ def _translated(path: str) -> Iterator[None]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TemporaryGithubError(f"GitHub's answer is not JSON ({type(error).__name__})") from None
     except OSError as error:
-        raise GithubApiError(f"{path}: {error}") from error
+        raise GithubApiError(f"{path or 'the runner application'}: {error}") from error
     except Exception as error:
         # ghapi wraps what its transport raises; the cause tells what it was.
         cause = error.__cause__ or error.__context__
@@ -268,18 +327,20 @@ def _translated(path: str) -> Iterator[None]:
         raise GithubApiError(f"GitHub's answer was not understood ({type(error).__name__})") from None
 
 
-def _status_error(response: httpx2.Response, path: str) -> GithubClientError:
+def _status_error(response: httpx2.Response, path: str | None) -> GithubClientError:
     status = response.status_code
     limited = response.headers.get("x-ratelimit-remaining") == "0" or "retry-after" in response.headers
     if status == 429 or (status == 403 and limited):
         reset = _reset(response)
         return RateLimitError(f"GitHub's rate limit is used up until {reset:%H:%M:%S} UTC", reset)
+    if status >= 500:
+        return TemporaryGithubError(f"GitHub is out of order ({status})")
+    if path is None:
+        return _StatusError(f"the runner application cannot be downloaded ({status})", status)
     if status == 401:
         return TokenError("GitHub says that the token is invalid or expired (401)")
     if status == 403:
         return TokenError(f"the token lacks permission to manage the runners of {path} (403)")
-    if status >= 500:
-        return TemporaryGithubError(f"GitHub is out of order ({status})")
     error = _StatusError(f"GitHub refused ({status})", status)
     return error if status != 404 else _NotVisibleError(path)
 
@@ -292,7 +353,7 @@ class _NotVisibleError(TokenError, _StatusError):
 
 
 def _reset(response: httpx2.Response) -> datetime:
-    """When to come back: a header of GitHub's, at least a moment and at most a day from now."""
+    """When to come back: a header of GitHub's, at least a moment (also for a NaN) and at most a day from now."""
     now = datetime.now(timezone.utc)
     seconds = 60.0
     with suppress(ValueError, OverflowError):
@@ -300,7 +361,7 @@ def _reset(response: httpx2.Response) -> datetime:
             seconds = float(response.headers["retry-after"])
         elif "x-ratelimit-reset" in response.headers:
             seconds = float(response.headers["x-ratelimit-reset"]) - now.timestamp()
-    return now + timedelta(seconds=min(max(seconds, 1.0), 86400.0))
+    return now + timedelta(seconds=min(86400.0, max(1.0, seconds)))
 
 
 def _field(item: Any, name: str, kind: type) -> Any:

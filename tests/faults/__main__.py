@@ -22,9 +22,9 @@ from tests.integration.conftest import PAT, REPOSITORY, ROOT, Deployment, deploy
 REFERENCE = ROOT / "docs" / "reference"
 # Modules beside this one, loaded when they are run: some need tools of their own.
 IN_PROCESS = ("mutation", "fuzz", "soak")
-ON_A_UNIT: dict[str, Callable[[Deployment, bool], dict[str, object]]] = {
-    "kill": lambda found, short: kill.run(found, 6 if short else 10_000),
-    "churn": lambda found, short: churn.run(found, 1 if short else 10),
+ON_A_UNIT: dict[str, Callable[[Deployment, argparse.Namespace], dict[str, object]]] = {
+    "kill": lambda found, given: kill.run(found, 6 if given.short else given.points),
+    "churn": lambda found, given: churn.run(found, 1 if given.short else 10),
 }
 
 
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument(
         "--short", action="store_true", help="a sample of each, minutes instead of hours; keeps nothing"
     )
+    parser.add_argument("--points", type=int, default=10_000, help="kill at so many boundaries (default: at all)")
     arguments = parser.parse_args()
     wanted = arguments.names or names
     if unknown := [name for name in wanted if name not in names]:
@@ -85,7 +86,7 @@ def main() -> None:
             for name in wanted:
                 if name in ON_A_UNIT:
                     started = time.monotonic()
-                    keep(name, arguments.short, ON_A_UNIT[name](found, arguments.short), time.monotonic() - started)
+                    keep(name, arguments.short, ON_A_UNIT[name](found, arguments), time.monotonic() - started)
 
 
 if __name__ == "__main__":

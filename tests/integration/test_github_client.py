@@ -271,6 +271,7 @@ def test_final_answers_are_not_asked_again(client: GithubClient, control: GitHub
         ({"retry-after": "soon"}, 60),
         ({"retry-after": "-5"}, 1),
         ({"retry-after": "1e300"}, 86400),
+        ({"retry-after": "nan"}, 1),
         ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "0"}, 1),
         ({"x-ratelimit-remaining": "0"}, 60),
     ],
