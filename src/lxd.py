@@ -24,6 +24,8 @@ REQUEST_TIMEOUT = 30.0
 OPERATION_TIMEOUT = 120.0
 # Until the first command runs: a virtual machine has firmware, a kernel and its agent to start.
 READY_TIMEOUT = {True: 300, False: 60}
+# For an operation of LXD's on an instance that somebody else has asked for.
+BUSY_TIMEOUT = 60
 # What is read from inside an instance, in bytes and seconds.
 FOLDER_LIMIT = 1 << 20
 READ_TIMEOUT = 10.0
@@ -192,7 +194,7 @@ class LxdInstance:
         for forced in (True,) if force else (False, True):
             body = {"action": "stop", "timeout": timeout, "force": forced}
             try:
-                self._lxd.change("PUT", "instances", self.name, "state", json=body, timeout=timeout + 60)
+                self._once_idle("PUT", "state", json=body, timeout=timeout + 60)
                 return
             except LxdNotFoundError:
                 return
@@ -207,7 +209,23 @@ class LxdInstance:
     def delete(self) -> None:
         """Delete it; gone already counts as done."""
         with suppress(LxdNotFoundError):
-            self._lxd.change("DELETE", "instances", self.name)
+            self._once_idle("DELETE")
+
+    def _once_idle(self, method: str, *path: str, **options: Any) -> None:
+        """A change after whatever LXD still does to it, such as what a process asked for that is dead by now."""
+
+        def done() -> bool:
+            try:
+                self._lxd.change(method, "instances", self.name, *path, **options)
+            except LxdNotFoundError:
+                raise
+            except LxdError as error:
+                if "busy running" not in str(error):
+                    raise
+                return False
+            return True
+
+        wait_until(done, BUSY_TIMEOUT, f"the end of what LXD does to {self.name}")
 
     def set_config(self, values: Mapping[str, str | None]) -> None:
         """Set keys of its configuration, None takes a key away."""

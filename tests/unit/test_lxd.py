@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import lxd
-from errors import LxdError
+from errors import LxdError, LxdNotFoundError
 from lxd import Execution, LxdClient, LxdInstance
 
 DATA = {"name": "app-0-aa", "status": "Running", "type": "virtual-machine", "config": {}}
@@ -42,3 +42,49 @@ def test_an_instance_that_never_answers_is_an_error(monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(LxdError, match="app-0-aa"):
         instance.wait_ready()
+
+
+class BusyClient(LxdClient):
+    """LXD that is at work on an instance for the first few requests."""
+
+    def __init__(self, errors: Sequence[LxdError]) -> None:
+        super().__init__()
+        self.errors = list(errors)
+        self.asked: list[str] = []
+
+    def change(self, method: str, *path: str, **_: Any) -> Any:
+        self.asked.append(" ".join((method, *path)))
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+BUSY = LxdError('Failed to create instance delete operation: Instance is busy running a "stop" operation')
+
+
+@pytest.mark.parametrize(
+    ("errors", "requests"), [([], 1), ([BUSY, BUSY], 3), ([LxdNotFoundError("Instance not found")], 1)]
+)
+def test_what_lxd_still_does_is_waited_for(errors: list[LxdError], requests: int) -> None:
+    """A pass that was killed leaves its requests with LXD: the next one finds instances that are being stopped."""
+    client = BusyClient(errors)
+
+    LxdInstance(client, DATA).delete()
+
+    assert client.asked == ["DELETE instances app-0-aa"] * requests
+
+
+def test_other_refusals_are_errors_at_once() -> None:
+    """Only what ends by itself is waited for."""
+    client = BusyClient([LxdError("no space left on device")])
+
+    with pytest.raises(LxdError, match="no space"):
+        LxdInstance(client, DATA).delete()
+    assert len(client.asked) == 1
+
+
+def test_an_instance_that_stays_busy_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait has an end."""
+    monkeypatch.setattr(lxd, "BUSY_TIMEOUT", 0)
+
+    with pytest.raises(LxdError, match="app-0-aa"):
+        LxdInstance(BusyClient([BUSY] * 9), DATA).delete()
