@@ -5,7 +5,6 @@ A module that follows ``metrics.storage.StorageManager``.
 
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,14 +17,13 @@ from errors import (
     MetricsStorageError,
 )
 from metrics.storage import FILESYSTEM_BASE_PATH, MetricsStorage, safe_name
-from system import run
+from system import run, try_lock
 
 logger = logging.getLogger(__name__)
 
 FILESYSTEM_IMAGES_PATH = Path("/home/ubuntu/runner-fs-images")
 FILESYSTEM_SIZE = 1 << 20
 MOUNT_OPTIONS = "loop,nosuid,nodev,noexec,nosymfollow"
-PARTIAL_IMAGE_AGE = 600
 
 
 def create(runner_name: str) -> MetricsStorage:
@@ -37,9 +35,11 @@ def create(runner_name: str) -> MetricsStorage:
     try:
         FILESYSTEM_IMAGES_PATH.mkdir(parents=True, exist_ok=True, mode=0o700)
         with partial.open("wb") as file:
+            # Tells other processes that its maker lives.
+            try_lock(file)
             file.truncate(FILESYSTEM_SIZE)
-        run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0", str(partial)])
-        partial.replace(image)
+            run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0", str(partial)])
+            partial.replace(image)
         storage = _mount(runner_name)
         (path / "lost+found").rmdir()
         return storage
@@ -56,7 +56,7 @@ def list_all() -> Iterator[MetricsStorage]:
         return
     for image in sorted(FILESYSTEM_IMAGES_PATH.iterdir()):
         if image.name.endswith(".partial"):
-            _remove_stale(image)
+            _remove_abandoned(image)
         elif image.suffix == ".img":
             try:
                 yield get(image.stem)
@@ -108,8 +108,8 @@ def _mount(runner_name: str) -> MetricsStorage:
     return MetricsStorage(path, runner_name)
 
 
-def _remove_stale(partial: Path) -> None:
-    """An image that was never finished; a young one may be another application's in the making."""
-    with suppress(OSError):
-        if time.time() - partial.stat().st_mtime > PARTIAL_IMAGE_AGE:
+def _remove_abandoned(partial: Path) -> None:
+    """An image that was never finished, unless it is another application's in the making."""
+    with suppress(OSError), partial.open("rb") as file:
+        if try_lock(file):
             partial.unlink()

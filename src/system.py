@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from errors import CommandError
 
@@ -61,12 +61,13 @@ def exclusive(path: Path, timeout: float) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + timeout
     with path.open("a") as file:
-        while not (held := _try_lock(file)) and time.monotonic() < deadline:
+        while not (held := try_lock(file)) and time.monotonic() < deadline:
             time.sleep(0.1)
         yield held
 
 
-def _try_lock(file: IO[str]) -> bool:
+def try_lock(file: IO[Any]) -> bool:
+    """Whether nobody else holds an open file's lock: it is then ours until the file is closed, or this process dies."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,8 +1,6 @@
 """Spec 3, Shared storage: loop mounts for real (root)."""
 
-import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 import metrics.storage
 import shared_fs
 from errors import CreateMetricsStorageError, GetMetricsStorageError, MetricsStorageError
+from system import try_lock
 
 NAME = "app-0-0123abcdaa"
 
@@ -104,16 +103,19 @@ def test_failed_creation_leaves_nothing(folders: Path, monkeypatch: pytest.Monke
     assert list((folders / "images").iterdir()) == []
 
 
-def test_unfinished_images_go_when_they_are_old(folders: Path) -> None:
-    """A creation that was cut off leaves no file for ever; one that goes on is not disturbed."""
+def test_unfinished_images_go_with_their_maker(folders: Path) -> None:
+    """A creation that was cut off leaves no file; one that goes on in another process is not disturbed."""
     (folders / "images").mkdir()
-    for name, age in (("old", 3600), ("young", 1)):
-        path = folders / "images" / f".{name}.img.partial"
-        path.touch()
-        os.utime(path, (time.time() - age,) * 2)
+    dead, alive = (folders / "images" / f".{name}.img.partial" for name in ("dead", "alive"))
+    dead.touch()
+
+    with alive.open("wb") as file:
+        assert try_lock(file)
+        assert list(shared_fs.list_all()) == []
+        assert list((folders / "images").iterdir()) == [alive]
 
     assert list(shared_fs.list_all()) == []
-    assert [path.name for path in (folders / "images").iterdir()] == [".young.img.partial"]
+    assert list((folders / "images").iterdir()) == []
 
 
 def test_nothing_is_listed_where_nothing_was_made() -> None:
