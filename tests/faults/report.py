@@ -36,7 +36,7 @@ HEAD = """# Reliability in figures
 
 What `make faults` measured, at length; a sample of each is part of `make test`. The promises behind them are in
 [SECURITY.md](../../SECURITY.md), what an operator sees of each fault in [Failures](failures.md). This page is written
-by the run.
+by the run, as are the [figures in JSON](reliability.json).
 """
 
 
