@@ -35,6 +35,8 @@ def test_reboot_upgrade_and_removal(alone: Deployment, packed: Path) -> None:
     """Power failure with a job, an upgrade with a job, a reboot for a kernel, removal: nothing is lost or left."""
     alone.keep(2)
     job = alone.job("sleep 600", status="in_progress")
+    # GitHub calls it in progress before the job-started hook has written what the events need.
+    wait_for(lambda: "pre-job" in alone.inside(job["runner_name"], "ls /metrics-exchange"), "the job's start")
     before = alone.instances()
 
     alone.unit.reboot(hard=True)

@@ -1,0 +1,140 @@
+"""Spec 2 and 3 over days of simulated passes: `make faults` runs a month of a hundred runners."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import metrics.runner
+import plan
+import runner_manager
+from metrics.events import Event
+from models import Identity, RunnerView
+from plan import Health
+from tests.faults import soak
+
+SMALL = soak.Scale(runners=4, foreign=120, ticks=soak.TICKS_A_DAY, seed=1)
+LEVELS = ("memory_growth_kib", "memory_blocks_growth", "open_files_growth")
+
+
+def test_a_day_with_jobs_and_faults() -> None:
+    """Each job is run once and its events are written once, whatever dies; memory and open files stay level."""
+    figures: dict[str, Any] = soak.soak(soak.SHORT)
+
+    assert figures["jobs_queued"] == figures["jobs_run"] + figures["jobs_cut"] > 300
+    assert figures["jobs_lost"] == figures["jobs_doubled"] == 0
+    assert figures["events_written"] == figures["events_expected"] == 2 * figures["jobs_run"] + figures["jobs_cut"]
+    assert figures["events_repeated"] == figures["events_unexpected"] == 0
+    assert all(figures[kind] for kind in ("crashes", "reboots", "reboots_in_a_pass", "outages", "option_changes"))
+    assert figures["recoveries_seen"] > 10
+    assert figures["memory_blocks_growth"] < 3000
+    assert figures["open_files_growth"] <= 0
+
+
+def test_two_hundred_runners_on_one_unit() -> None:
+    """All are made in one pass, and a flush leaves no instance, registration or storage."""
+    figures = soak.fleet(soak.FLEET)
+
+    assert figures["fleet_created"] == figures["fleet_flushed"] == 200
+    assert figures["fleet_left_over"] == 0
+
+
+def test_same_seed_makes_the_same_world() -> None:
+    """What a run finds can be found again."""
+    first, second = (soak.soak(SMALL) for _ in range(2))
+
+    assert {**first, **dict.fromkeys(LEVELS)} == {**second, **dict.fromkeys(LEVELS)}
+
+
+def test_another_seed_makes_another_world() -> None:
+    """A month may be run again with other faults."""
+    first, second = (soak.soak(replace(SMALL, seed=seed, ticks=20)) for seed in (1, 2))
+
+    assert first["jobs_queued"] != second["jobs_queued"]
+
+
+def careless(view: RunnerView, now: float) -> Health:
+    found = HEALTH(view, now)
+    return Health.UNHEALTHY if found is Health.BUSY and view.name.endswith("0") else found
+
+
+def overlooking(view: RunnerView, now: float) -> Health:
+    found = HEALTH(view, now)
+    return Health.IDLE if found is Health.UNHEALTHY else found
+
+
+def greedy(identity: Identity, name: str) -> bool:
+    return name.startswith(identity.prefix)
+
+
+def hasty(manager: Any, number: int, resources: Any) -> None:
+    CREATE(manager, number + 1, resources)
+
+
+def leaky(path: Path, limit: int) -> bytes:
+    OPEN.append(path.open("rb"))
+    return READ(path, limit)
+
+
+def twice(event: Event) -> None:
+    ISSUE(event)
+    ISSUE(event)
+
+
+HEALTH, CREATE = plan.health, runner_manager.RunnerManager._create
+READ, ISSUE = metrics.runner.read_limited, metrics.runner.issue_event
+OPEN: list[Any] = []
+
+
+@pytest.fixture
+def closed() -> Iterator[None]:
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "broken", "rule"),
+    [
+        (plan, "health", careless, "jobs_doubled"),
+        (plan, "health", overlooking, "a dead runner stays|that GitHub does not see"),
+        (plan, "OFFLINE_LIMIT", math.inf, "a runner stays that GitHub does not see"),
+        (Identity, "owns", greedy, "a foreign runner was deleted"),
+        (runner_manager.RunnerManager, "_create", hasty, "more instances than wanted"),
+        (runner_manager.RunnerManager, "_remove_idle", lambda *_: False, "an outdated runner stays|wanted are"),
+        (runner_manager, "issue_events", lambda *_: set(), "events are missing"),
+        (metrics.runner, "_runner_stop", lambda *_: None, "events are missing"),
+        (metrics.runner, "_remove", lambda *_: None, "a metrics storage is left over"),
+        (metrics.runner, "issue_event", twice, "events_repeated"),
+        (metrics.runner, "read_limited", leaky, "open_files_growth"),
+    ],
+    ids=[
+        "kills busy runners",
+        "keeps dead runners",
+        "keeps ghosts",
+        "owns by a prefix",
+        "makes too many",
+        "keeps what is outdated",
+        "issues nothing",
+        "forgets an event",
+        "keeps storages",
+        "issues twice",
+        "leaves files open",
+    ],
+)
+def test_soak_finds_what_is_broken(
+    monkeypatch: pytest.MonkeyPatch, closed: None, owner: Any, name: str, broken: Callable[..., Any], rule: str
+) -> None:
+    """Each rule would be missed if the code broke it."""
+    monkeypatch.setattr(owner, name, broken)
+
+    with pytest.raises(AssertionError, match=rule):
+        check(soak.soak(SMALL))
+
+
+def check(figures: dict[str, Any]) -> None:
+    for figure in ("jobs_lost", "jobs_doubled", "events_repeated", "events_unexpected", "open_files_growth"):
+        assert figures[figure] <= 0, figure
