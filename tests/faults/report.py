@@ -1,6 +1,7 @@
 """The page of figures: docs/reference/reliability.md, made of the JSON beside it."""
 
 import json
+import textwrap
 from pathlib import Path
 
 ABOUT = {
@@ -50,7 +51,8 @@ def _section(title: str, about: str, figures: dict[str, object]) -> str:
         f"| {name} | {_words(value)} |" for name, value in figures.items() if name not in ("date", "minutes")
     )
     taken = f"Taken on {figures['date']} in {figures['minutes']} minutes on two cores."
-    return f"## {title}\n\n{about} {taken}\n\n| figure | value |\n| --- | ---: |\n{rows}\n"
+    words = textwrap.fill(f"{about} {taken}", 120, break_on_hyphens=False)
+    return f"## {title}\n\n{words}\n\n| figure | value |\n| --- | ---: |\n{rows}\n"
 
 
 def _words(value: object) -> str:
