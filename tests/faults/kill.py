@@ -35,7 +35,7 @@ def prepare(found: Deployment, mark: str) -> None:
     found.inside(crashed, "systemctl kill --signal=KILL github-runner.service")
     [outdated] = set(names) - {finished, crashed}
     found.machine.exec("lxc", "config", "set", outdated, f"{KEY}fingerprint=another")
-    wait_for(lambda: found.online() == [outdated], "GitHub noticing")
+    wait_for(lambda: found.online() == [outdated], f"GitHub noticing {crashed}, and {outdated} alone online")
 
 
 def passes(found: Deployment, **environment: object) -> int:
