@@ -444,7 +444,10 @@ def test_hostile_metrics_cost_only_that_runners_metrics(deployment: Deployment) 
 def test_lxd_that_is_down_is_waited_for(deployment: Deployment) -> None:
     """Without LXD the unit waits and says so; the next pass finds everything as it was."""
     before = deployment.keep(1)
-    deployment.machine.exec("systemctl", "mask", "--now", "lxd.service", "lxd.socket")
+    deployment.machine.exec("systemctl", "mask", "lxd.service", "lxd.socket")
+    # The daemon alone: with its dependencies, the unit that shuts all instances down may be stopped first.
+    daemon = ("systemctl", "stop", "--job-mode=ignore-dependencies", "lxd.socket", "lxd.service")
+    deployment.machine.exec(*daemon)
     try:
         deployment.reconcile()
         assert deployment.status()[0] == "waiting"
