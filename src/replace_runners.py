@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Callable
 
 import lifecycle
 from errors import GithubRunnerError
@@ -16,8 +17,9 @@ from host import timer
 from lxd import LxdClient
 from system import run
 
-# Seconds. What ends together is one pass; a runner that ends at once is not replaced at once for ever.
-GATHER = 0.3
+# Seconds. What ends together is one pass, which looks half a second after it was asked for anyway; a runner that ends
+# at once is not replaced at once for ever.
+GATHER = 0.05
 PAUSE = 2.0
 PASS_LIMIT = 3600
 
@@ -40,22 +42,29 @@ def main() -> int:
 
     for names in lifecycle.ended(ours, GATHER):
         try:
-            replace(names, sum(map(ours, lxd.instance_names())), arguments.wanted)
+            replace(names, lambda: set(filter(ours, lxd.instance_names())), arguments.wanted)
         except GithubRunnerError as error:
             logger.warning("%s", error)
     return 0
 
 
-def replace(ended: set[str], there: int, wanted: int) -> None:
-    """One pass, unless all are there: a pass that removes runners makes the new ones itself."""
-    if there >= wanted:
-        return
-    logger.info("%s of %s runners are there%s", there, wanted, f", ended: {', '.join(sorted(ended))}" if ended else "")
-    running = run(["systemctl", "is-active", timer.SERVICE], check=False).stdout.strip() == "activating"
-    # A pass that runs already may have looked before the end: wait for it, then another one.
-    for _ in range(2 if running else 1):
+def replace(ended: set[str], there: Callable[[], set[str]], wanted: int) -> None:
+    """One pass, unless all are there without what ``ended``, which LXD may list for a moment longer.
+
+    A pass that runs already makes up for what it removes, but may have looked before the end: wait for it first.
+    """
+    if _is_passing():
         run(["systemctl", "start", timer.SERVICE], check=False, timeout=PASS_LIMIT)
+    left = len(there() - ended)
+    if left >= wanted:
+        return
+    logger.info("%s of %s runners are there%s", left, wanted, f", ended: {', '.join(sorted(ended))}" if ended else "")
+    run(["systemctl", "start", timer.SERVICE], check=False, timeout=PASS_LIMIT)
     time.sleep(PAUSE)
+
+
+def _is_passing() -> bool:
+    return run(["systemctl", "is-active", timer.SERVICE], check=False).stdout.strip() == "activating"
 
 
 if __name__ == "__main__":

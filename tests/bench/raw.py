@@ -1,9 +1,11 @@
 """Raw LXD, in the machine: only the requests without which an instance cannot be had, through pylxd.
 
 raw.py create NUMBER WORKERS PROFILES…   creates, starts, waits for the first command, prints the seconds; leaves them
+raw.py register NUMBER WORKERS PROFILES… the same and makes each a runner, with the tarball, URL and token of $RUNNER
 raw.py flush NUMBER WORKERS              stops what create made (ephemeral: that deletes them), prints the seconds
 """
 
+import os
 import sys
 import threading
 import time
@@ -36,6 +38,31 @@ def create(name: str, profiles: list[str]) -> None:
         time.sleep(0.05)
 
 
+# Only what GitHub's page for a new runner says, once there is a way to GitHub.
+REGISTER = """set -e
+tar -xzf /root/application.tar.gz -C /home/ubuntu/github-runner
+chown -R ubuntu:ubuntu /home/ubuntu/github-runner
+cd /home/ubuntu/github-runner
+until ip route get "$ADDRESS" > /dev/null 2>&1; do sleep 0.1; done
+as_ubuntu="setpriv --reuid=ubuntu --regid=ubuntu --init-groups"
+$as_ubuntu ./config.sh --ephemeral --unattended --url "$URL" --token "$TOKEN" --name "$1" > /dev/null
+setsid $as_ubuntu ./run.sh > /dev/null 2>&1 < /dev/null &
+"""
+
+
+def register(name: str, profiles: list[str]) -> None:
+    create(name, profiles)
+    tarball, url, token, address = os.environ["RUNNER"].split()
+    with open(tarball, "rb") as content:  # noqa: PTH123
+        api().instances[name].files.post(params={"path": "/root/application.tar.gz"}, data=content)
+    environment = {"URL": url, "TOKEN": token, "ADDRESS": address, "HOME": "/home/ubuntu"}
+    command = ["bash", "-c", f"mkdir -p /home/ubuntu/github-runner\n{REGISTER}", "register", name]
+    body = {"command": command, "environment": environment, "wait-for-websocket": False, "interactive": False}
+    code = wait(api().instances[name].exec.post(json=body))["metadata"]["return"]
+    if code != 0:
+        raise SystemExit(f"{name}: registration ended with {code}")
+
+
 def flush(name: str) -> None:
     wait(api().instances[name].state.put(json={"action": "stop", "force": True, "timeout": 30}))
 
@@ -45,10 +72,11 @@ def main() -> None:
     names = [f"raw-{index}" for index in range(number)]
     started = time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
-        if what == "create":
-            list(pool.map(lambda name: create(name, sys.argv[4:]), names))
-        else:
+        if what == "flush":
             list(pool.map(flush, names))
+        else:
+            make = {"create": create, "register": register}[what]
+            list(pool.map(lambda name: make(name, sys.argv[4:]), names))
     print(f"{time.monotonic() - started:.3f}")
 
 

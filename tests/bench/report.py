@@ -10,7 +10,7 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 COLOURS = ("#2b6cb0", "#a0aec0", "#dd6b20", "#805ad5")
-WIDTH, ROW, LEFT = 760, 22, 190
+WIDTH, ROW, LEFT = 760, 22, 220
 
 
 def machine() -> dict[str, Any]:

@@ -632,6 +632,8 @@ def test_aproxy_rules_are_nftables(shell: Shell) -> None:
 
 # --- start.sh ---
 
+POWER_OFF = ["-n", "systemctl", "poweroff", "--force", "--force"]
+
 
 @pytest.mark.parametrize(
     ("code", "status", "info"),
@@ -647,7 +649,7 @@ def test_end_of_the_runner_application(shell: Shell, code: int, status: PostJobS
     assert shell.post_job.status is status
     assert (shell.post_job.status_info and shell.post_job.status_info.code) == info
     assert shell.post_job.timestamp > 1_700_000_000
-    assert shell.arguments("sudo") == ["-n", "systemctl", "poweroff"]
+    assert shell.arguments("sudo") == POWER_OFF
 
 
 def test_outdated_application_waits_to_be_seen(shell: Shell) -> None:
@@ -661,7 +663,7 @@ def test_outdated_application_waits_to_be_seen(shell: Shell) -> None:
 
         assert (shell.folder / "refused").exists() is noted
         assert (shell.arguments("sleep") if waits else []) == waits
-        assert shell.arguments("sudo")[-3:] == ["-n", "systemctl", "poweroff"]
+        assert shell.arguments("sudo")[-5:] == POWER_OFF
 
 
 @pytest.mark.parametrize("broken", ["no application", "no run.sh", "no metrics folder", "metrics cannot be written"])
@@ -680,19 +682,19 @@ def test_instance_is_powered_off_whatever_happened(shell: Shell, broken: str) ->
 
     shell.run(shell.render("start.sh.j2"))
 
-    assert shell.arguments("sudo") == ["-n", "systemctl", "poweroff"]
+    assert shell.arguments("sudo") == POWER_OFF
     if broken.startswith("no ") and "metrics" not in broken:
         assert shell.post_job.status is PostJobStatus.ABNORMAL
 
 
-def test_power_off_is_forced_where_it_fails(shell: Shell) -> None:
-    """A refused power-off is repeated by force."""
+def test_power_off_is_in_order_where_it_fails_at_once(shell: Shell) -> None:
+    """An immediate power-off that is refused is repeated in order."""
     shell.stub("run.sh", "exit 0", shell.application)
-    shell.stub("sudo", '[ "$4" = --force ]')
+    shell.stub("sudo", '[ "$4" != --force ]')
 
     shell.run(shell.render("start.sh.j2"))
 
-    assert shell.arguments("sudo") == ["-n", "systemctl", "poweroff", "-n", "systemctl", "poweroff", "--force"]
+    assert shell.arguments("sudo") == [*POWER_OFF, "-n", "systemctl", "poweroff"]
 
 
 def test_refusal_is_not_overwritten(shell: Shell) -> None:
@@ -705,7 +707,7 @@ def test_refusal_is_not_overwritten(shell: Shell) -> None:
 
     assert (shell.metrics / POST_JOB_METRICS_FILE_NAME).read_text() == refusal
     assert shell.arguments("sleep") == ["10"]
-    assert shell.arguments("sudo") == ["-n", "systemctl", "poweroff"]
+    assert shell.arguments("sudo") == POWER_OFF
 
 
 def test_stopped_service_waits_for_the_runner_application(shell: Shell) -> None:
@@ -723,7 +725,7 @@ def test_stopped_service_waits_for_the_runner_application(shell: Shell) -> None:
         process.wait(timeout=30)
 
     assert shell.post_job.status is PostJobStatus.ABNORMAL
-    assert shell.arguments("sudo") == ["-n", "systemctl", "poweroff"]
+    assert shell.arguments("sudo") == POWER_OFF
 
 
 # --- pre-job.sh ---
