@@ -47,6 +47,8 @@ ATTEMPTS = 4
 PER_PAGE = 100
 MOST_PAGES = 1000
 DOWNLOAD_LIMIT = 1 << 30
+# Of one answer, in bytes: a page of 100 runners has some 100 KiB.
+ANSWER_LIMIT = 16 << 20
 
 Answer = TypeVar("Answer")
 
@@ -198,10 +200,15 @@ class GithubClient:
 
             if not self._token:
                 raise TokenError("there is no GitHub token")
-            headers = {"Accept": "application/vnd.github+json", "Authorization": f"Bearer {self._token}"}
+            headers = {
+                "Accept": "application/vnd.github+json",
+                # What is packed may unpack to any size.
+                "Accept-Encoding": "identity",
+                "Authorization": f"Bearer {self._token}",
+            }
             self._transport = GhSyncTransport(base_headers=headers)  # type: ignore[no-untyped-call]
             # ghapi opens a connection per call and repeats failed ones by itself; here both are ours.
-            hooks = {"response": [self._note_quota]}
+            hooks = {"response": [self._note_quota, _limit]}
             self._transport.client = httpx2.Client(timeout=TIMEOUT, follow_redirects=True, event_hooks=hooks)
             self._transport.retries = 0
         return self._transport
@@ -290,6 +297,31 @@ def _fetch(application: RunnerApplication, target: Path, end: float) -> None:
         raise GithubApiError(f"the checksum of {application.filename} is wrong: not used")
 
 
+class _Limited(httpx2.SyncByteStream):
+    """An answer's bytes, up to ANSWER_LIMIT."""
+
+    def __init__(self, stream: httpx2.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for chunk in self._stream:
+            size += len(chunk)
+            if size > ANSWER_LIMIT:
+                raise GithubApiError(f"GitHub's answer is larger than {ANSWER_LIMIT} bytes")
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _limit(response: httpx2.Response) -> None:
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise GithubApiError("GitHub's answer is packed, which was not asked for")
+    if isinstance(response.stream, httpx2.SyncByteStream):
+        response.stream = _Limited(response.stream)
+
+
 class _StatusError(GithubApiError):
     """An answer whose status code somebody may want to look at."""
 
@@ -319,6 +351,8 @@ def _translated(path: str | None) -> Iterator[None]:
     except Exception as error:
         # ghapi wraps what its transport raises; the cause tells what it was.
         cause = error.__cause__ or error.__context__
+        if isinstance(cause, GithubClientError):
+            raise cause from None
         response = getattr(cause, "response", None)
         if isinstance(cause, httpx2.HTTPStatusError) and response is not None:
             raise _status_error(response, path) from None

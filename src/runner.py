@@ -133,6 +133,7 @@ class Runner:
         self.status = runner_status
         self.instance = instance
         self._clients = clients
+        self._created = ""
 
     def create(self, config: CreateRunnerConfig) -> None:
         """Make the instance, set it up, register it and start the runner application in it.
@@ -220,10 +221,11 @@ class Runner:
         if storage is not None:
             path = str(provision.METRICS_FOLDER)
             devices["metrics"] = {"type": "disk", "source": str(storage.path), "path": path}
+        self._created = f"{time.time():.6f}"
         keys = {
             f"{KEY}url": self.config.github_url,
             f"{KEY}path": self.config.path.path,
-            f"{KEY}created": f"{time.time():.3f}",
+            f"{KEY}created": self._created,
             f"{KEY}fingerprint": self.config.fingerprint,
             "boot.autostart": "false",
         }
@@ -303,8 +305,7 @@ class Runner:
     def _undo(self, storage: MetricsStorage | None, registering: bool) -> None:
         """Take back what a failed creation made; what cannot be taken back now, the next pass finds."""
         with _logged("instance", self.config.name):
-            # The request may have been cut off before its answer came.
-            instance = self.instance or self._clients.lxd.instance(self.config.name)
+            instance = self.instance or self._cut_off()
             instance.stop(force=True)
             instance.delete()
         with _logged("registration", self.config.name):
@@ -314,6 +315,13 @@ class Runner:
         if storage is not None:
             with _logged("metrics storage", self.config.name):
                 shared_fs.delete(storage.runner_name)
+
+    def _cut_off(self) -> LxdInstance:
+        """What a request made whose answer never came; one that had the name before is none of ours."""
+        instance = self._clients.lxd.instance(self.config.name)
+        if instance.config.get(f"{KEY}created") != self._created:
+            raise LxdNotFoundError(f"{self.config.name} was not made here")
+        return instance
 
     def _delete_instance(self, instance: LxdInstance, graceful: bool) -> None:
         try:

@@ -32,7 +32,7 @@ def raw(found: Deployment, what: str, number: int, workers: int, **environment: 
 
 def by_hand(found: Deployment, number: int, workers: int) -> float:
     """Seconds until GitHub calls runners online that a script makes with nothing around it: no charm can be faster."""
-    api = f"{found.hub.url}/repos/{REPOSITORY}/actions/runners/registration-token"
+    api = f"{found.hub.url}/api/v3/repos/{REPOSITORY}/actions/runners/registration-token"
     request = urllib.request.Request(api, method="POST", headers={"Authorization": f"Bearer {PAT}"})
     with urllib.request.urlopen(request) as answer:
         token = json.load(answer)["token"]

@@ -102,6 +102,134 @@ def test_one_that_never_answers_is_not_taken_for_dead(deployment: Deployment) ->
     assert deployment.status() == ("active", "2 runners: 2 idle, 0 busy (test mode: containers)")
 
 
+@contextmanager
+def changed(deployment: Deployment, file: str, before: str, after: str) -> Iterator[None]:
+    """A line of the deployed charm is another one, such as a shorter time limit."""
+    path = f"{deployment.unit.charm_dir}/src/{file}"
+    content = deployment.machine.exec("cat", path)
+    assert content.count(before) == 1
+    deployment.machine.push(path, content.replace(before, after))
+    try:
+        yield
+    finally:
+        deployment.machine.push(path, content)
+
+
+def test_operation_that_never_ends_costs_no_other(deployment: Deployment) -> None:
+    """A step inside that hangs is given up at its limit and taken back; the others are made."""
+    empty(deployment, 2)
+    silence = {"method": "POST", "path": "runner-registration", "silence": True, "times": 1}
+    deployment.control.add_fault(**silence)
+    with changed(deployment, "runner.py", "REGISTER_TIMEOUT = 120", "REGISTER_TIMEOUT = 4"):
+        deployment.reconcile()
+    deployment.control.remove_faults()
+
+    status, message = deployment.status()
+    assert (status, message[:16]) == ("active", "1 of 2 runners: ")
+    assert "registering failed: register.sh in" in message
+    assert "not done within 4 s" in message
+    assert len(deployment.instances()) == 1
+    deployment.reconcile()
+    deployment.wait_online(2)
+
+
+def test_lxd_that_hangs_is_given_up(deployment: Deployment) -> None:
+    """A daemon that takes requests and never answers: the pass ends, says so, and the next one finds all as it was."""
+    before = deployment.keep(2)
+    daemon = ("systemctl", "kill", "--kill-whom=main", "lxd.service")
+    with changed(deployment, "lxd.py", "REQUEST_TIMEOUT = 30.0", "REQUEST_TIMEOUT = 2.0"):
+        deployment.machine.exec(*daemon, "--signal=STOP")
+        try:
+            deployment.reconcile()
+        finally:
+            deployment.machine.exec(*daemon, "--signal=CONT")
+    status, message = deployment.status()
+    assert (status, message[:5]) == ("waiting", "LXD: ")
+
+    deployment.reconcile()
+    assert deployment.status()[0] == "active"
+    assert deployment.wait_online(2) == before
+
+
+def test_instance_that_will_not_stop_is_forced(deployment: Deployment) -> None:
+    """One whose init hangs is flushed all the same, by force at the limit of an orderly stop, and made anew."""
+    [name] = deployment.keep(1)
+    deployment.job("sleep 300", status="in_progress")
+    init = f"lxc info {name} | awk '/^PID:/ {{ print $2 }}'"
+    deployment.machine.exec("sh", "-c", f"kill -STOP $({init})")
+    with changed(deployment, "runner.py", "STOP_TIMEOUT = 60", "STOP_TIMEOUT = 3"):
+        assert deployment.unit.run("flush-runners")["status"] == "completed"
+
+    assert name not in deployment.instances()
+    deployment.wait_online(1)
+    assert deployment.status()[0] == "active"
+
+
+def test_instance_that_cannot_be_removed_keeps_its_place(deployment: Deployment) -> None:
+    """Its name and the reason are in the status, nothing is made in its place, and it goes once it can."""
+    name, other = deployment.keep(2)
+    pool = "/var/lib/lxd/storage-pools/runner"
+    number = f"btrfs subvolume show {pool}/containers/{name} | awk '/Subvolume ID:/ {{ print $3 }}'"
+    # The default subvolume cannot be deleted.
+    deployment.machine.exec("sh", "-c", f"btrfs subvolume set-default $({number}) {pool}")
+    try:
+        deployment.machine.exec("lxc", "stop", "--force", name, check=False)
+        wait_for(lambda: deployment.online() == [other], "GitHub noticing")
+        deployment.reconcile()
+        status, message = deployment.status()
+        there = deployment.instances()
+    finally:
+        deployment.machine.exec("btrfs", "subvolume", "set-default", "5", pool)
+    assert there == sorted([name, other])
+    assert status == "active"
+    assert f"{name}: the instance cannot be removed" in message
+    deployment.reconcile()
+    assert name not in deployment.wait_online(2)
+
+
+def test_full_pool_costs_nobody_who_runs(deployment: Deployment) -> None:
+    """What cannot be made is taken back and named, runners that are there go on, and with room it is made."""
+    [before] = deployment.keep(1)
+    fill = "/run/github-runner-pool/fill"
+    # Only accounted for, not written: the disk of the machine itself stays empty.
+    sizes = "4G 1G 256M 64M 16M 4M 1M 64K 4K"
+    piece = f"fallocate -l $size $(mktemp {fill}.XXXXXX) 2> /dev/null"
+    deployment.machine.exec("sh", "-c", f"for size in {sizes}; do while {piece}; do :; done; done")
+    try:
+        deployment.unit.set_config({"virtual-machines": 2})
+        status, message = deployment.status()
+        there = deployment.instances()
+    finally:
+        deployment.machine.exec("sh", "-c", f"rm -f {fill}.*")
+    assert there == [before]
+    assert (status, message[:16]) == ("active", "1 of 2 runners: ")
+    assert "failed" in message
+    deployment.reconcile()
+    assert before in deployment.wait_online(2)
+
+
+def test_neighbours_are_left_alone(deployment: Deployment) -> None:
+    """Instances and registrations of applications whose names begin as ours or ours as theirs, and of other models."""
+    [name] = deployment.keep(1)
+    unique = name.removeprefix("github-runner-0-")
+    model = "0123abcd" + unique[8:]
+    apps = ("github-runner-0-0", "github-runner-00", "github-runner-01", "github-0", "xgithub-runner-0")
+    neighbours = [*(f"{app}-{unique}" for app in apps), f"github-runner-0-{model}"]
+    for neighbour in neighbours:
+        deployment.machine.exec("lxc", "init", "--ephemeral", "jammy", neighbour)
+        deployment.control.add_runner(REPOSITORY, neighbour)
+    try:
+        deployment.reconcile()
+        deployment.unit.set_config({"virtual-machines": 0})
+        assert deployment.instances() == sorted(neighbours)
+        assert deployment.registered() == sorted(neighbours)
+    finally:
+        for neighbour in neighbours:
+            deployment.machine.exec("lxc", "delete", "--force", neighbour)
+        for runner in deployment.control.runners():
+            deployment.control.remove_runner(runner["id"])
+
+
 def test_log_that_is_full_costs_no_event(deployment: Deployment) -> None:
     """No half line and no crash: what could not be written is written when there is room again, once."""
     deployment.keep(1)

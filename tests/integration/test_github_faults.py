@@ -31,7 +31,7 @@ from errors import (
     TemporaryGithubError,
     TokenError,
 )
-from github_client import ATTEMPTS, PER_PAGE, GithubClient
+from github_client import ANSWER_LIMIT, ATTEMPTS, PER_PAGE, GithubClient
 from models import Arch, GithubOrg, GithubPath, GithubRepo, Identity, RunnerApplication
 from runner import KEY, RunnerManagerClients
 from runner_manager import Report, RunnerManager, fingerprint
@@ -139,6 +139,8 @@ FAULTS = {
     "connection reset": Fault({"reset": True}, TemporaryGithubError, ATTEMPTS),
     "cut-off JSON": Fault({"cut": 10}, TemporaryGithubError, ATTEMPTS),
     "HTML": Fault({"status": 200, "body": "<html>Sign in</html>"}, TemporaryGithubError, ATTEMPTS),
+    "huge": Fault({"status": 200, "body": " " * (ANSWER_LIMIT + 1)}, GithubApiError),
+    "packed": Fault({"status": 200, "body": "{}", "headers": {"content-encoding": "gzip"}}, GithubApiError),
     "wrong content type": Fault({"content_type": "text/plain"}),
     EMPTY: Fault({"status": 200, "content_type": "application/json"}),
     WENT: Fault({"shift": 1}),
@@ -164,6 +166,7 @@ DIFFERENT: dict[tuple[str, str], tuple[Any, int]] = {
     ("403", "download"): (GithubApiError, 1),
     ("404", "download"): (GithubApiError, 1),
     ("HTML", "download"): (GithubApiError, 1),
+    ("packed", "download"): (TemporaryGithubError, ATTEMPTS),
     # A token that cannot see the jobs of some repository of an organisation is no fault of the unit.
     ("401", "job"): (JobNotFoundError, 1),
     ("403", "job"): (JobNotFoundError, 1),

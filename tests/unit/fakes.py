@@ -153,6 +153,8 @@ class FakeLxd:
 
     def create_instance(self, name: str, **options: Any) -> FakeInstance:
         self.fault("create", name)
+        if name in self.found:
+            raise LxdError(f"{name} exists already")
         self.log.append(f"create {name}")
         self.found[name] = FakeInstance(self, name, options["config"], options["virtual_machine"])
         return self.found[name]

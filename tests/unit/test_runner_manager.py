@@ -183,6 +183,34 @@ def test_one_failing_creation_costs_only_that_runner(
     assert IDENTITY.prefix in manager.report.failures[0]
 
 
+def test_name_that_is_taken_costs_nobody_else(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance that has the name already is not what the failed creation takes back."""
+    monkeypatch.setattr("runner_manager.secrets.token_hex", lambda _: "ab" * 8)
+
+    manager = world.reconcile(2)
+
+    assert list(world.lxd.found) == manager.report.created == [f"{IDENTITY.prefix}{'ab' * 8}"]
+    [failure] = manager.report.failures
+    assert "creating the instance failed" in failure
+    assert "exists already" in failure
+
+
+def test_request_that_was_cut_off_is_taken_back(world: World) -> None:
+    """LXD made the instance, and its answer never came: it is removed again."""
+    create = world.lxd.create_instance
+
+    def cut_off(name: str, **options: Any) -> FakeInstance:
+        create(name, **options)
+        raise LxdError("LXD did not answer")
+
+    world.lxd.create_instance = cut_off  # type: ignore[method-assign]
+
+    manager = world.reconcile(1)
+
+    assert world.lxd.found == {}
+    assert len(manager.report.failures) == 1
+
+
 def test_surplus_goes_and_busy_ones_never(world: World) -> None:
     """Down to the wanted number: GitHub forgets an idle runner first, a busy one is left alone."""
     idle, busy = world.add("aa"), world.add("bb", busy=True)
