@@ -122,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
             reply.content_type = fault.content_type or reply.content_type
             return reply
         kind = fault.content_type or ("text/html" if fault.body else None)
-        return Answer(fault.status or 200, (fault.body or "").encode(), dict(fault.headers), kind)
+        return Answer(fault.status or 200, b" " * fault.pad + (fault.body or "").encode(), dict(fault.headers), kind)
 
     def _reset(self) -> None:
         """End the connection with a TCP reset instead of a proper close."""

@@ -19,6 +19,7 @@ class Fault:
     headers: dict = field(default_factory=dict)
     body: str | None = None
     content_type: str | None = None
+    pad: int = 0  # so many blanks before the body
     cut: int | None = None  # the whole length is announced, so many bytes come
     drip: float | None = None  # seconds for each byte
     shift: int = 0  # so many items left a list while its pages were read, or came if below 0: later pages moved

@@ -126,7 +126,7 @@ def test_operation_that_never_ends_costs_no_other(deployment: Deployment) -> Non
 
     status, message = deployment.status()
     assert (status, message[:16]) == ("active", "1 of 2 runners: ")
-    assert "registering failed: register.sh in" in message
+    assert "registering failed" in message
     assert "not done within 4 s" in message
     assert len(deployment.instances()) == 1
     deployment.reconcile()
@@ -216,13 +216,13 @@ def test_neighbours_are_left_alone(deployment: Deployment) -> None:
     apps = ("github-runner-0-0", "github-runner-00", "github-runner-01", "github-0", "xgithub-runner-0")
     neighbours = [*(f"{app}-{unique}" for app in apps), f"github-runner-0-{model}"]
     for neighbour in neighbours:
-        deployment.machine.exec("lxc", "init", "--ephemeral", "jammy", neighbour)
+        deployment.machine.exec("lxc", "init", "--ephemeral", "--storage=runner", "jammy", neighbour)
         deployment.control.add_runner(REPOSITORY, neighbour)
     try:
         deployment.reconcile()
         deployment.unit.set_config({"virtual-machines": 0})
         assert deployment.instances() == sorted(neighbours)
-        assert deployment.registered() == sorted(neighbours)
+        assert sorted(runner["name"] for runner in deployment.control.runners()) == sorted(neighbours)
     finally:
         for neighbour in neighbours:
             deployment.machine.exec("lxc", "delete", "--force", neighbour)

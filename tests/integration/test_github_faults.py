@@ -139,7 +139,7 @@ FAULTS = {
     "connection reset": Fault({"reset": True}, TemporaryGithubError, ATTEMPTS),
     "cut-off JSON": Fault({"cut": 10}, TemporaryGithubError, ATTEMPTS),
     "HTML": Fault({"status": 200, "body": "<html>Sign in</html>"}, TemporaryGithubError, ATTEMPTS),
-    "huge": Fault({"status": 200, "body": " " * (ANSWER_LIMIT + 1)}, GithubApiError),
+    "huge": Fault({"status": 200, "body": "{}", "pad": ANSWER_LIMIT}, GithubApiError),
     "packed": Fault({"status": 200, "body": "{}", "headers": {"content-encoding": "gzip"}}, GithubApiError),
     "wrong content type": Fault({"content_type": "text/plain"}),
     EMPTY: Fault({"status": 200, "content_type": "application/json"}),
