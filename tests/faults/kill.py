@@ -83,7 +83,13 @@ def events(found: Deployment, mark: str) -> list[tuple[str, str, int]]:
 
 def kill_at(found: Deployment, point: int, mark: str) -> tuple[bool, list[str], int]:
     """Whether the pass was killed there, what is wrong after the next pass, and how many events were repeated."""
-    prepare(found, mark)
+    try:
+        prepare(found, mark)
+    except AssertionError as error:
+        print(f"  not prepared, once more: {error}", flush=True)
+        found.reconcile()
+        mark += " again"
+        prepare(found, mark)
     killed = passes(found, BOUNDARY_KILL=point) != 0
     found.reconcile()
     wrong = violations(found, mark)
@@ -105,7 +111,11 @@ def run(found: Deployment, points: int) -> dict[str, object]:
         tried = converged = repeated = 0
         wrong: dict[str, list[str]] = {}
         for point in spread(len(boundaries), points):
-            killed, found_wrong, again = kill_at(found, point, f"kill {point}")
+            try:
+                killed, found_wrong, again = kill_at(found, point, f"kill {point}")
+            except KeyboardInterrupt:
+                print("  interrupted: what was tried until now counts", flush=True)
+                break
             tried += killed
             converged += killed and not found_wrong
             repeated += again
