@@ -109,6 +109,11 @@ def _is_newly_unseen(view: RunnerView, state: Health, now: float) -> bool:
     return unseen and (view.offline_since is None or view.offline_since > now)
 
 
+def needs_confirmation(view: RunnerView) -> bool:
+    """Whether only GitHub's lists speak against an unhealthy runner: its application may run, and they may be odd."""
+    return view.running and view.process not in (Process.NONE, Process.REFUSED)
+
+
 def _is_refused(view: RunnerView, desired: Desired) -> bool:
     """Whether to believe what the instance says: GitHub lists it as idle, so that no job can have written it."""
     listed = view.github is not None and not view.github.busy and not view.github.online

@@ -56,7 +56,7 @@ from models import (
     parse_github_path,
     plain,
 )
-from plan import Desired, Plan, Reason, make_plan, needs_probe
+from plan import Desired, Plan, Reason, make_plan, needs_confirmation, needs_probe
 from runner import KEY, Runner, RunnerManagerClients, in_pre_job, probe, remove_old_logs
 from system import exclusive
 
@@ -318,10 +318,23 @@ class RunnerManager:
 
     def _remove_unhealthy(self, plan: Plan, observed: dict[str, _Observed]) -> int:
         """Logs first, then the runner; returns how many instances stayed."""
-        names = plan.names(Reason.UNHEALTHY)
+        unhealthy = plan.names(Reason.UNHEALTHY)
+        unseen = [name for name in unhealthy if needs_confirmation(observed[name].view)]
+        confirmed = self._side_by_side(lambda name: self._is_unseen(observed[name]), unseen)
+        stayed = {name for name, gone in zip(unseen, confirmed, strict=True) if not gone}
+        names = [name for name in unhealthy if name not in stayed]
         if self._state.issue_metrics:
             self._side_by_side(lambda name: self._pull_logs(observed[name]), names)
-        return self._side_by_side(lambda name: self._remove(observed[name]), names).count(False)
+        return len(stayed) + self._side_by_side(lambda name: self._remove(observed[name]), names).count(False)
+
+    def _is_unseen(self, item: _Observed) -> bool:
+        """Whether GitHub, asked for it alone, does not call it online either: lists that lack it may have been odd."""
+        try:
+            found = self._clients.github.find_runner(item.path, item.view.name)
+        except GithubClientError as error:
+            logger.warning("%s stays, GitHub does not say whether it is gone: %s", item.view.name, error)
+            return False
+        return not (found and found.online)
 
     def _remove_others(self, plan: Plan, observed: dict[str, _Observed]) -> int:
         """Registrations without an instance, outdated and surplus idle runners; returns how many outdated stayed."""

@@ -200,6 +200,8 @@ class FakeGithub:
         return [runner for runner in self.runners.values() if wanted(runner.name)]
 
     def find_runner(self, path: GithubPath, name: str) -> GithubRunner | None:
+        if "find" in self.down:
+            raise GithubApiError("GitHub does not answer")
         return self.runners.get(name)
 
     def registration_token(self, path: GithubPath) -> str:

@@ -20,7 +20,7 @@ import runner_manager
 from errors import GithubRunnerError
 from models import GithubPath, GithubRunner
 from runner import RunnerManagerClients
-from runner_manager import RunnerManager
+from runner_manager import RunnerManager, fingerprint
 from tests.unit.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages, state
 
 JINJA = provision.environment(TEMPLATES)
@@ -179,9 +179,17 @@ class Reconciles(RuleBasedStateMachine):
         today = list(self.hub.runners.values())
         self.hub.answer = {"empty": [], "old": today, "short": today[::2], "true": None}[answer]
 
+    @rule(answer=st.sampled_from(["empty", "short"]))
+    def github_is_odd_for_long(self, answer: str) -> None:
+        """Two odd lists, further apart than a runner may stay unseen."""
+        self.github_answers(answer)
+        for _ in range(2):
+            self.now += 16 * MINUTE
+            self._pass()
+
     @rule(down=st.booleans())
     def github_is_down(self, down: bool) -> None:
-        self.hub.down = {"list", "delete"} if down else set()
+        self.hub.down = {"list", "find", "delete"} if down else set()
 
     @rule(kind=st.sampled_from(["create", "start", "execute", "stop", "set_config", "none"]))
     def lxd_fails(self, kind: str) -> None:
@@ -227,6 +235,7 @@ class Reconciles(RuleBasedStateMachine):
         """One reconcile, and what must hold for it."""
         busy = {name for name in self.jobs if name in self.lxd.found}
         number = len(self.ours())
+        healthy = {item.name for item in self.idle() if self._is_todays(item)} if number <= self.wanted else set()
         clients = RunnerManagerClients(self.hub, JINJA, self.lxd, None)  # type: ignore[arg-type]
         manager = RunnerManager(IDENTITY, self.state, clients, self.storages, self.application, clock=lambda: self.now)
         try:
@@ -235,7 +244,11 @@ class Reconciles(RuleBasedStateMachine):
             pass
         finally:
             assert busy <= set(self.lxd.found), f"a busy runner was killed: {busy - set(self.lxd.found)}"
+            assert healthy <= set(self.lxd.found), f"healthy runners were ended: {healthy - set(self.lxd.found)}"
             assert len(self.ours()) <= max(self.wanted, number), "more instances than wanted"
+
+    def _is_todays(self, item: FakeInstance) -> bool:
+        return item.config.get(f"{runner.KEY}fingerprint") == fingerprint(self.state, self.application.name)
 
     @invariant()
     def others_are_not_touched(self) -> None:

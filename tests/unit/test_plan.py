@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from models import GithubRunner, Process, RunnerView
-from plan import Desired, Health, Plan, Reason, health, is_healthy, make_plan, needs_probe
+from plan import Desired, Health, Plan, Reason, health, is_healthy, make_plan, needs_confirmation, needs_probe
 
 NOW = 1_000_000.0
 MINUTE = 60.0
@@ -204,6 +204,22 @@ def test_ghost_is_not_healthy_for_ever(minutes: float, seen: dict[str, Any], exp
 def test_who_is_looked_into(seen: RunnerView, expected: bool) -> None:
     """An instance is entered only where GitHub does not settle it, and only if it runs."""
     assert needs_probe(seen) is expected
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (ghost("r"), True),
+        (unknown("r"), True),
+        (dead("r"), False),
+        (view(process=Process.NONE), False),
+        (view(process=Process.REFUSED), False),
+    ],
+    ids=["application runs", "does not say", "stopped", "application ended", "application refused"],
+)
+def test_whose_end_github_confirms(seen: RunnerView, expected: bool) -> None:
+    """A runner whose own account is not that it ended goes only if GitHub is asked for it once more."""
+    assert needs_confirmation(seen) is expected
 
 
 @pytest.mark.parametrize(

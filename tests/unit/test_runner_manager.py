@@ -323,6 +323,21 @@ def test_ghost_goes_after_its_time(world: World) -> None:
     assert len(world.lxd.found) == 1
 
 
+@pytest.mark.parametrize("answer", ["online", "silence"])
+def test_ghost_of_odd_lists_stays(world: World, answer: str) -> None:
+    """Lists that lack a runner end it only if GitHub, asked for it alone, does not call it online either."""
+    name = world.add("aa", offline_since=str(NOW - 1000))
+    known = world.github.runners[name]
+    world.github.list_runners = lambda path, wanted: []  # type: ignore[method-assign]
+    world.github.down = {"find"} if answer == "silence" else set()
+
+    manager = world.reconcile(1)
+
+    assert set(world.lxd.found) == {name}
+    assert world.github.runners == {name: known}
+    assert manager.report.created == []
+
+
 def test_ghost_that_github_does_not_list_deregisters_itself(world: World) -> None:
     """A runner without a known id gets a removal token and runs `config.sh remove` inside."""
     name = world.add("aa", offline_since=str(NOW - 1000))

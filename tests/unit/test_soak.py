@@ -56,9 +56,11 @@ def test_another_seed_makes_another_world() -> None:
     assert first["jobs_queued"] != second["jobs_queued"]
 
 
-def careless(view: RunnerView, now: float) -> Health:
-    found = HEALTH(view, now)
-    return Health.UNHEALTHY if found is Health.BUSY and view.name.endswith("0") else found
+def careless(manager: Any, plan: Any, observed: Any) -> int:
+    for name in plan.busy:
+        if name.endswith("0"):
+            manager._remove(observed[name])
+    return UNHEALTHY(manager, plan, observed)
 
 
 def overlooking(view: RunnerView, now: float) -> Health:
@@ -85,6 +87,7 @@ def twice(event: Event) -> None:
 
 
 HEALTH, CREATE = plan.health, runner_manager.RunnerManager._create
+UNHEALTHY = runner_manager.RunnerManager._remove_unhealthy
 READ, ISSUE = metrics.runner.read_limited, metrics.runner.issue_event
 OPEN: list[Any] = []
 
@@ -99,7 +102,7 @@ def closed() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("owner", "name", "broken", "rule"),
     [
-        (plan, "health", careless, "jobs_doubled"),
+        (runner_manager.RunnerManager, "_remove_unhealthy", careless, "jobs_doubled"),
         (plan, "health", overlooking, "a dead runner stays|that GitHub does not see"),
         (plan, "OFFLINE_LIMIT", math.inf, "a runner stays that GitHub does not see"),
         (Identity, "owns", greedy, "a foreign runner was deleted"),
