@@ -12,6 +12,13 @@ ABOUT = {
         "each file and mount of the metrics. The next pass must bring the wanted number of runners, with no instance, "
         "registration, mount, image file or profile left over, and no event missing.",
     ),
+    "combinations": (
+        "GitHub misbehaves",
+        "Each question that the charm asks GitHub, with each fault of an answer: refusals, rate limits, outages, "
+        "silence, drips, resets, half answers, other content, lists that are empty or shift while they are read, "
+        "answers without end. Each must give the right status in bounded time and with the right number of requests, and cost "
+        "no healthy runner.",
+    ),
     "churn": (
         "Jobs all the time",
         "A queue of jobs that is never empty, three runners on a real LXD, replaced as they end. Each job must run "
@@ -48,7 +55,9 @@ def page(figures: dict[str, dict[str, object]]) -> str:
 
 def _section(title: str, about: str, figures: dict[str, object]) -> str:
     rows = "\n".join(
-        f"| {name} | {_words(value)} |" for name, value in figures.items() if name not in ("date", "minutes")
+        f"| {name.replace('_', ' ')} | {_words(value)} |"
+        for name, value in figures.items()
+        if name not in ("date", "minutes")
     )
     taken = f"Taken on {figures['date']} in {figures['minutes']} minutes on two cores."
     words = textwrap.fill(f"{about} {taken}", 120, break_on_hyphens=False)

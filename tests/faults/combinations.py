@@ -1,0 +1,31 @@
+"""Every combination of a question to GitHub and a fault, over real HTTP: tests/integration/test_github_faults.py."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tests.integration import test_github_faults
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(short: bool) -> dict[str, object]:
+    """Run that file's tests, at any length the same; the names of those that failed."""
+    with tempfile.TemporaryDirectory() as name:
+        results = Path(name, "results.xml")
+        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={results}", test_github_faults.__file__]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if not results.exists():
+            raise RuntimeError(f"pytest failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        cases = ElementTree.parse(results).getroot().findall(".//testcase")
+    failed = [
+        case.attrib["name"] for case in cases if case.find("failure") is not None or case.find("error") is not None
+    ]
+    return {
+        "combinations": test_github_faults.combinations(),
+        "faults of a list in a whole pass": len(test_github_faults.LIST_FAULTS),
+        "tests": len(cases),
+        "failed": failed,
+    }
