@@ -16,8 +16,8 @@ ABOUT = {
         "GitHub misbehaves",
         "Each question that the charm asks GitHub, with each fault of an answer: refusals, rate limits, outages, "
         "silence, drips, resets, half answers, other content, lists that are empty or shift while they are read, "
-        "answers without end. Each must give the right status in bounded time and with the right number of requests, and cost "
-        "no healthy runner.",
+        "answers without end. Each must give the right status in bounded time and with the right number of requests, "
+        "and cost no healthy runner.",
     ),
     "churn": (
         "Jobs all the time",
