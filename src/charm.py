@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import ops
 
 import charm_state
-import provision
 from cos_agent import CosAgentProvider
 from errors import (
     ConfigurationError,
@@ -320,6 +319,8 @@ class GithubRunnerCharm(ops.CharmBase):
 
     @cached_property
     def _jinja(self) -> "jinja2.Environment":
+        import provision  # only where something is rendered
+
         return provision.environment(TEMPLATES)
 
     def _github(self, state: CharmState) -> "GithubClient":
