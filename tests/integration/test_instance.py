@@ -266,6 +266,23 @@ def test_stop_of_what_is_gone_is_done(client: LxdClient, instance: LxdInstance) 
         gone.set_config({"user.x": "1"})
 
 
+def test_what_runs_against_its_listing_is_deleted(client: LxdClient) -> None:
+    """A start that was asked for by a process that died comes after the list, or while it is deleted."""
+    made = client.create_instance(
+        "ghr-test-starts",
+        source={"type": "image", "alias": lxd_setup.BASE_IMAGE},
+        virtual_machine=False,
+        profiles=[],
+        config={},
+        devices={"root": {"type": "disk", "path": "/", "pool": lxd_setup.POOL}},
+    )
+    client.request("PUT", "instances", made.name, "state", json={"action": "start", "timeout": -1})
+
+    made.delete()
+
+    assert client.find("instances", made.name) is None
+
+
 def test_end_of_an_instance_is_told(client: LxdClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """LXD's events name it within a moment, others' instances stay unnamed, and a daemon that is away is waited for."""
     monkeypatch.setattr(lifecycle, "RETRY_AFTER", 0.01)

@@ -73,6 +73,15 @@ def test_what_lxd_still_does_is_waited_for(errors: list[LxdError], requests: int
     assert client.asked == ["DELETE instances app-0-aa"] * requests
 
 
+def test_what_a_killed_process_has_started_is_stopped() -> None:
+    """Listed as stopped, it runs once LXD is done with the start that was asked for."""
+    client = BusyClient([BUSY, LxdError("Instance is running")])
+
+    LxdInstance(client, DATA).delete()
+
+    assert [asked.partition(" ")[0] for asked in client.asked] == ["DELETE", "DELETE", "PUT", "DELETE"]
+
+
 def test_other_refusals_are_errors_at_once() -> None:
     """Only what ends by itself is waited for."""
     client = BusyClient([LxdError("no space left on device")])
