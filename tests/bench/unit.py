@@ -112,7 +112,7 @@ def flush(found: Deployment, repeat: int) -> None:
         best.append(raw(found, "flush", 16, 8))
     mine, none, its = (statistics.median(values) for values in (ours, bare, best))
     row = {
-        "label": f"16: {mine / its:.2f} x raw, {(mine - none) / its:.2f} x without the hook itself",
+        "label": f"16: {mine / its:.2f} x, less the hook {(mine - none) / its:.2f}",
         "this charm": round(mine, 2),
         "the same hook, no runner": round(none, 2),
         "raw LXD": round(its, 2),
