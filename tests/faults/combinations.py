@@ -7,8 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from tests.integration import test_github_faults
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.integration.conftest import ROOT
 
 
 def run(short: bool) -> dict[str, object]:

@@ -277,10 +277,12 @@ def test_what_runs_against_its_listing_is_deleted(client: LxdClient) -> None:
         devices={"root": {"type": "disk", "path": "/", "pool": lxd_setup.POOL}},
     )
     client.request("PUT", "instances", made.name, "state", json={"action": "start", "timeout": -1})
+    try:
+        made.delete()
 
-    made.delete()
-
-    assert client.find("instances", made.name) is None
+        assert client.find("instances", made.name) is None
+    finally:
+        made.stop(force=True)
 
 
 def test_end_of_an_instance_is_told(client: LxdClient, monkeypatch: pytest.MonkeyPatch) -> None:
