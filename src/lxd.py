@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
+import times
 from errors import LxdError, LxdNotFoundError
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT = 30.0
 OPERATION_TIMEOUT = 120.0
-# Until the first command runs: a virtual machine has firmware, a kernel and its agent to start.
-READY_TIMEOUT = {True: 300, False: 60}
 # For an operation of LXD's on an instance that somebody else has asked for.
 BUSY_TIMEOUT = 60
 # What is read from inside an instance, in bytes and seconds.
@@ -132,7 +131,7 @@ class LxdClient:
         config: Mapping[str, str],
         devices: Mapping[str, Mapping[str, str]],
         ephemeral: bool = True,
-        timeout: float = 300,
+        timeout: float = times.CREATE_INSTANCE,
     ) -> "LxdInstance":
         """Make a stopped instance; ``source`` is LXD's own (https://documentation.ubuntu.com/lxd/latest/api/)."""
         body = {
@@ -182,7 +181,7 @@ class LxdInstance:
 
     def wait_ready(self) -> None:
         """Wait until it runs commands; a virtual machine's agent takes a while, and until then LXD refuses them."""
-        wait_until(self._answers, READY_TIMEOUT[self.virtual_machine], f"the first command in {self.name}")
+        wait_until(self._answers, times.READY["virtual-machine" if self.virtual_machine else "container"], f"the first command in {self.name}")
 
     def _answers(self) -> bool:
         with suppress(LxdError):

@@ -4,12 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+import times
 from models import Process, RunnerView
-
-STARTING_LIMIT = 10 * 60
-OFFLINE_LIMIT = 15 * 60
-# An instance that runs and never answers, while GitHub does not see it either: a guest that hangs.
-SILENT_LIMIT = 60 * 60
 
 
 class Health(Enum):
@@ -87,17 +83,17 @@ def health(view: RunnerView, now: float) -> Health:
     if view.github and view.github.online:
         return Health.IDLE
     # Made in the future, or noted as unseen already: the clock was set back, and it is older than it looks.
-    young = 0 <= now - view.created_at < STARTING_LIMIT and view.offline_since is None
+    young = 0 <= now - view.created_at < times.STARTING and view.offline_since is None
     if young and not died:
         return Health.STARTING
     if ended:
         return Health.UNHEALTHY
     if view.process is Process.UNKNOWN and view.github_known:
-        silent = view.offline_since is not None and now - view.offline_since >= SILENT_LIMIT
+        silent = view.offline_since is not None and now - view.offline_since >= times.SILENT
         return Health.UNHEALTHY if silent or not view.prepared else Health.UNKNOWN
     if not view.github_known:
         return Health.UNKNOWN
-    if view.offline_since is not None and now - view.offline_since >= OFFLINE_LIMIT:
+    if view.offline_since is not None and now - view.offline_since >= times.OFFLINE:
         return Health.UNHEALTHY
     return Health.GHOST
 

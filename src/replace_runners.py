@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import lifecycle
+import times
 from errors import GithubRunnerError
 from host import timer
 from lxd import LxdClient
@@ -21,7 +22,6 @@ from system import run
 # at once is not replaced at once for ever.
 GATHER = 0.05
 PAUSE = 2.0
-PASS_LIMIT = 3600
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +54,12 @@ def replace(ended: set[str], there: Callable[[], set[str]], wanted: int) -> None
     A pass that runs already makes up for what it removes, but may have looked before the end: wait for it first.
     """
     if _is_passing():
-        run(["systemctl", "start", timer.SERVICE], check=False, timeout=PASS_LIMIT)
+        run(["systemctl", "start", timer.SERVICE], check=False, timeout=times.DAY)
     left = len(there() - ended)
     if left >= wanted:
         return
     logger.info("%s of %s runners are there%s", left, wanted, f", ended: {', '.join(sorted(ended))}" if ended else "")
-    run(["systemctl", "start", timer.SERVICE], check=False, timeout=PASS_LIMIT)
+    run(["systemctl", "start", timer.SERVICE], check=False, timeout=times.DAY)
     time.sleep(PAUSE)
 
 

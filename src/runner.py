@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import provision
 import shared_fs
+import times
 from errors import (
     GithubClientError,
     GithubRunnerError,
@@ -71,8 +72,6 @@ MOST_LOG_FILES = 20
 LOGS_TIMEOUT = 60
 RUNNER_PROFILE = "runner"
 KEY = "user.github-runner."
-SETUP_TIMEOUT = 600
-REGISTER_TIMEOUT = 120
 STOP_TIMEOUT = 60
 # Exit codes of the probe; others say nothing.
 PROBE = {0: Process.WORKER, 10: Process.RUNNING, 11: Process.NONE, 12: Process.REFUSED}
@@ -264,11 +263,11 @@ class Runner:
             with config.binary_path.open("rb") as tarball:
                 instance.push(str(provision.APPLICATION_ARCHIVE), tarball, mode=0o600)
         unpack = f"tar -xf {provision.FILES_ARCHIVE} -C / && rm -f {provision.FILES_ARCHIVE}"
-        self._run(instance, ["/bin/sh", "-c", f"{unpack} && exec {provision.SETUP_SCRIPT}"], SETUP_TIMEOUT)
+        self._run(instance, ["/bin/sh", "-c", f"{unpack} && exec {provision.SETUP_SCRIPT}"], times.SET_UP)
 
     def _register(self, instance: LxdInstance, token: str) -> None:
         instance.push(str(provision.TOKEN_FILE), token.encode(), mode=0o600, user=provision.UBUNTU)
-        self._run(instance, [str(provision.REGISTER_SCRIPT)], REGISTER_TIMEOUT, user=provision.UBUNTU)
+        self._run(instance, [str(provision.REGISTER_SCRIPT)], times.REGISTER, user=provision.UBUNTU)
         self.status = replace(self.status, runner_id=_registered_id(instance))
 
     def _start_application(self, instance: LxdInstance, storage: MetricsStorage | None) -> None:
@@ -281,7 +280,7 @@ class Runner:
         runner_id = str(self.status.runner_id) if self.status.runner_id is not None else None
         instance.set_config({f"{KEY}prepared": "true", f"{KEY}runner-id": runner_id})
         # The last step: from here on it may have a job, which nothing that fails later may end.
-        done = instance.execute(["systemctl", "start", "--no-block", provision.SERVICE], timeout=30)
+        done = instance.execute(["systemctl", "start", "--no-block", provision.SERVICE], timeout=times.START_AGENT)
         if done.code != 0:
             raise LxdError(f"systemctl start ended with {done.code}")
 

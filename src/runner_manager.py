@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
+import times
 from errors import (
     GithubClientError,
     GithubRunnerError,
@@ -65,10 +66,9 @@ logger = logging.getLogger(__name__)
 # Runners wait for most of their creation. On two cores and a copy-on-write pool more than eight were not faster.
 WORKERS = min(16, 4 * (os.cpu_count() or 1))
 PRE_JOB_LIMIT = 150
-# Two passes at once would take each other's work for leftovers. Juju runs one hook at a time; a process that it has
-# given up may still be there. In seconds.
+# Two reconciles at once would take each other's work for leftovers. Juju runs one hook at a time, but a process of a
+# hook that it has given up may still run.
 LOCKS = Path("/run/lock")
-LOCK_TIMEOUT = 60
 STATE_PARTS = (
     *("github_url", "path", "labels", "base_image", "resources", "proxies", "dockerhub_mirror"),
     *("ssh_debug_connections", "repo_policy", "test_mode", "issue_metrics"),
@@ -200,7 +200,7 @@ class RunnerManager:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        with exclusive(LOCKS / f"{self._identity.prefix.rstrip('-')}.lock", LOCK_TIMEOUT) as free:
+        with exclusive(LOCKS / f"{self._identity.prefix.rstrip('-')}.lock", times.LOCK) as free:
             if not free:
                 raise HostError("another process of this unit works on the runners")
             yield

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import times
 from system import are_active, run, write_file
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ def ensure(jinja: "jinja2.Environment", unit: str, interval: int) -> bool:
     """Render the units, enable and start the timer; return whether anything changed. ``interval`` in minutes."""
     changed = False
     for name in (SERVICE, TIMER):
-        content = jinja.get_template(f"{name}.j2").render(unit=unit, interval=interval)
+        content = jinja.get_template(f"{name}.j2").render(
+            unit=unit, interval=interval, limit=times.reconcile_limit(interval)
+        )
         changed |= write_file(UNITS / name, content)
     if changed:
         run(["systemctl", "daemon-reload"])

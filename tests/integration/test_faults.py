@@ -120,7 +120,7 @@ def test_operation_that_never_ends_costs_no_other(deployment: Deployment) -> Non
     empty(deployment, 2)
     silence = {"method": "POST", "path": "runner-registration", "silence": True, "times": 1}
     deployment.control.add_fault(**silence)
-    with changed(deployment, "runner.py", "REGISTER_TIMEOUT = 120", "REGISTER_TIMEOUT = 4"):
+    with changed(deployment, "times.py", "REGISTER = 2 * MINUTE", "REGISTER = 4"):
         deployment.reconcile()
     deployment.control.remove_faults()
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 import provision
+import times
 from errors import CommandError, ConfigurationError, GithubApiError, HostError
 from github_client import GithubClient
 from host import application, image, kernel, packages, storage, timer
@@ -62,7 +63,7 @@ Description=Reconcile the GitHub runners of runner/0
 [Service]
 Type=oneshot
 # juju-exec is only a client: the limit is inside, where the dispatch runs.
-ExecStart=juju-exec "runner/0" "timeout -k 30s 9m env JUJU_DISPATCH_PATH=reconcile-runners ./dispatch"
+ExecStart=juju-exec "runner/0" "timeout -k 30s 2250s env JUJU_DISPATCH_PATH=reconcile-runners ./dispatch"
 """
 TIMER_TEXT = """\
 [Unit]
@@ -85,20 +86,21 @@ def unit(name: str, **values: Any) -> str:
 @pytest.mark.parametrize(("name", "text"), [(timer.SERVICE, SERVICE_TEXT), (timer.TIMER, TIMER_TEXT)])
 def test_timer_units(name: str, text: str) -> None:
     """The units are exactly these: the limit lies inside juju-exec, and the timer starts counting by itself."""
-    assert unit(name, unit="runner/0", interval=10) == text
+    assert unit(name, unit="runner/0", interval=10, limit=2250) == text
 
 
 @pytest.mark.parametrize(
-    ("interval", "limit", "delay"), [(2, "1m", 30), (3, "2m", 45), (10, "9m", 150), (61, "60m", 915)]
+    ("interval", "limit", "delay"), [(2, "2250s", 30), (3, "2250s", 45), (10, "2250s", 150), (61, "3600s", 915)]
 )
 def test_timer_follows_the_interval(interval: int, limit: str, delay: int) -> None:
-    """The limit is a minute less than the interval, the random delay a quarter of it."""
+    """The limit is a minute less than the interval but never below one creation; the random delay is a quarter."""
     settings = configparser.ConfigParser(interpolation=None)
     settings.read_string(unit(timer.TIMER, unit="runner/0", interval=interval))
 
     assert settings["Timer"]["OnUnitInactiveSec"] == f"{interval}min"
     assert settings["Timer"]["RandomizedDelaySec"] == f"{delay}s"
-    assert f"timeout -k 30s {limit} env" in unit(timer.SERVICE, unit="runner/0", interval=interval)
+    service = unit(timer.SERVICE, unit="runner/0", interval=interval, limit=times.reconcile_limit(interval))
+    assert f"timeout -k 30s {limit} env" in service
 
 
 MOUNT_TEXT = """\
@@ -134,7 +136,7 @@ def test_systemd_accepts_the_units(name: str, tmp_path: Path) -> None:
     """systemd has nothing to say against the units."""
     for each in (timer.SERVICE, timer.TIMER):
         # The program is Juju's: not on every machine that runs tests.
-        text = unit(each, unit="runner/0", interval=10).replace("ExecStart=juju-exec", "ExecStart=/bin/true")
+        text = unit(each, unit="runner/0", interval=10, limit=2250).replace("ExecStart=juju-exec", "ExecStart=/bin/true")
         (tmp_path / each).write_text(text)
     (tmp_path / "var-lib-github\\x2drunner-pool.mount").write_text(MOUNT_TEXT)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import lxd
+import times
 from errors import LxdError, LxdNotFoundError
 from lxd import Execution, LxdClient, LxdInstance
 
@@ -37,7 +38,7 @@ def test_an_agent_that_does_not_run_yet_is_waited_for() -> None:
 
 def test_an_instance_that_never_answers_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait has an end, and its error names the instance."""
-    monkeypatch.setattr(lxd, "READY_TIMEOUT", {True: 0, False: 0})
+    monkeypatch.setattr(times, "READY", {"virtual-machine": 0, "container": 0})
     instance = BootingInstance([LxdError("the agent does not run")] * 9)
 
     with pytest.raises(LxdError, match="app-0-aa"):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import times
 from models import GithubRunner, Process, RunnerView
 from plan import Desired, Health, Plan, Reason, health, is_healthy, make_plan, needs_confirmation, needs_probe
 
@@ -138,12 +139,12 @@ def test_health(seen: dict[str, Any], expected: Health) -> None:
     [
         (0, {"prepared": False, "process": Process.NONE}, Health.UNHEALTHY),
         (0, {"prepared": False, "process": Process.UNKNOWN}, Health.STARTING),
-        (10 * MINUTE, {"prepared": False, "process": Process.UNKNOWN}, Health.UNHEALTHY),
-        (10 * MINUTE - 1, {"prepared": False, "process": Process.UNKNOWN}, Health.STARTING),
-        (10 * MINUTE - 1, {"github": OFFLINE}, Health.STARTING),
-        (10 * MINUTE, {"github": OFFLINE}, Health.GHOST),
-        (10 * MINUTE - 1, {"process": Process.NONE}, Health.UNHEALTHY),
-        (10 * MINUTE - 1, {"process": Process.UNKNOWN}, Health.STARTING),
+        (times.STARTING, {"prepared": False, "process": Process.UNKNOWN}, Health.UNHEALTHY),
+        (times.STARTING - 1, {"prepared": False, "process": Process.UNKNOWN}, Health.STARTING),
+        (times.STARTING - 1, {"github": OFFLINE}, Health.STARTING),
+        (times.STARTING, {"github": OFFLINE}, Health.GHOST),
+        (times.STARTING - 1, {"process": Process.NONE}, Health.UNHEALTHY),
+        (times.STARTING - 1, {"process": Process.UNKNOWN}, Health.STARTING),
         (1, {"process": Process.WORKER, "prepared": False}, Health.BUSY),
         (-MINUTE, {"github": OFFLINE}, Health.GHOST),
         (-1, {"github": OFFLINE}, Health.GHOST),
@@ -152,10 +153,10 @@ def test_health(seen: dict[str, Any], expected: Health) -> None:
     ids=[
         "its creation was cut off",
         "does not answer at once",
-        "does not answer after ten minutes",
+        "does not answer in time",
         "does not answer yet",
         "not online yet",
-        "not online after ten minutes",
+        "not online in time",
         "prepared and its process gone",
         "prepared and does not answer",
         "has a job before its creation ended",
@@ -165,7 +166,7 @@ def test_health(seen: dict[str, Any], expected: Health) -> None:
     ],
 )
 def test_young_instance(age: float, seen: dict[str, Any], expected: Health) -> None:
-    """A young instance has ten minutes to come online, unless it answers that nothing runs in it."""
+    """A starting instance has time to come online, unless it answers that nothing runs in it."""
     assert health(view(created_at=NOW - age, **seen), NOW) is expected
 
 
@@ -431,7 +432,7 @@ def test_what_is_decided_stays(value: Desired | Plan) -> None:
 
 
 GITHUB = st.sampled_from([None, ONLINE, ONLINE_BUSY, OFFLINE, OFFLINE_BUSY])
-TIMES = st.sampled_from([NOW, NOW - MINUTE, NOW - 10 * MINUTE, NOW - 15 * MINUTE, OLD])
+TIMES = st.sampled_from([NOW, NOW - MINUTE, NOW - times.STARTING, NOW - 15 * MINUTE, OLD])
 
 
 @st.composite

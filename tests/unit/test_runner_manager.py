@@ -14,6 +14,7 @@ import metrics.storage
 import provision
 import runner
 import runner_manager
+import times
 from errors import GithubApiError, HostError, LxdError
 from models import FlushMode, GithubRepo, SSHDebugConnection, VirtualMachineResources, WorkflowJob
 from runner import KEY, RunnerManagerClients
@@ -545,7 +546,7 @@ def test_storages_are_dropped_while_metrics_are_off(world: World, tmp_path: Path
 
 def test_one_process_at_a_time(world: World, locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second process would take what the first one makes for leftovers: it waits, then says so and does nothing."""
-    monkeypatch.setattr(runner_manager, "LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr(times, "LOCK", 0.2)
     world.add("aa")
 
     with exclusive(locks / f"{IDENTITY.prefix.rstrip('-')}.lock", 0):

@@ -11,6 +11,7 @@ import pytest
 import metrics.runner
 import plan
 import runner_manager
+import times
 from metrics.events import Event
 from models import Identity, RunnerView
 from plan import Health
@@ -104,7 +105,7 @@ def closed() -> Iterator[None]:
     [
         (runner_manager.RunnerManager, "_remove_unhealthy", careless, "jobs_doubled"),
         (plan, "health", overlooking, "a dead runner stays|that GitHub does not see"),
-        (plan, "OFFLINE_LIMIT", math.inf, "a runner stays that GitHub does not see"),
+        (times, "OFFLINE", math.inf, "a runner stays that GitHub does not see"),
         (Identity, "owns", greedy, "a foreign runner was deleted"),
         (runner_manager.RunnerManager, "_create", hasty, "more instances than wanted"),
         (runner_manager.RunnerManager, "_remove_idle", lambda *_: False, "an outdated runner stays|wanted are"),

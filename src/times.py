@@ -1,0 +1,44 @@
+"""The time limits that must agree with one another, in seconds. A limit that concerns one place only stands there.
+
+A creation within its limits is never judged stale, and a reconcile is never ended while one creation may still go on.
+"""
+
+MINUTE = 60
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+
+# One creation, step by step.
+CREATE_INSTANCE = 5 * MINUTE
+# Until an instance executes its first command: a virtual machine boots and starts its agent, a container needs seconds.
+READY = {"virtual-machine": 5 * MINUTE, "container": MINUTE}
+SET_UP = 10 * MINUTE
+REGISTER = 2 * MINUTE
+START_AGENT = 30
+# For the requests to LXD and GitHub between the steps.
+BETWEEN_STEPS = 5 * MINUTE
+CREATION = CREATE_INSTANCE + READY["virtual-machine"] + SET_UP + REGISTER + START_AGENT + BETWEEN_STEPS
+
+# How long a runner may take to come online once its creation has ended.
+COME_ONLINE = 5 * MINUTE
+# An instance below this age is still starting.
+STARTING = CREATION + COME_ONLINE
+# A runner that GitHub has not listed as online for this long is unhealthy.
+OFFLINE = 15 * MINUTE
+# The same for an instance that does not answer the health probe.
+SILENT = HOUR
+
+# How long a reconcile waits for another process that works on this unit's runners.
+LOCK = MINUTE
+# What a reconcile does besides creating: it observes, removes, repairs the machine, and waits for LXD and GitHub.
+REST_OF_RECONCILE = 10 * MINUTE
+
+# How long apt waits for another process that holds one of apt's or dpkg's locks.
+APT_LOCK = 10 * MINUTE
+# After a reboot was requested: from then on it is believed to have been lost, and the unit serves on.
+REBOOT = 10 * MINUTE
+REBOOT_AGAIN = DAY
+
+
+def reconcile_limit(interval: int) -> int:
+    """Seconds after which a reconcile is ended; ``interval`` is the option reconcile-interval, in minutes."""
+    return max((interval - 1) * MINUTE, CREATION + REST_OF_RECONCILE)

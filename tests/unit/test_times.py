@@ -1,0 +1,39 @@
+"""The table of times agrees with itself: no limit cuts into what another one allows."""
+
+import inspect
+
+import pytest
+
+import runner
+import times
+from lxd import LxdClient
+from models import Process, RunnerView
+from plan import Health, health
+
+
+@pytest.mark.parametrize("interval", [2, 3, 10, 60, 1440])
+def test_a_reconcile_may_take_as_long_as_one_creation(interval: int) -> None:
+    """Whatever reconcile-interval is, a creation within its limits is not ended with its reconcile."""
+    assert times.reconcile_limit(interval) >= times.CREATION + times.LOCK
+    assert times.reconcile_limit(interval) >= (interval - 1) * 60
+
+
+def test_a_creation_has_room_for_each_of_its_steps() -> None:
+    """The limit of a creation is the sum of its steps' limits, as the steps use them, and time between them."""
+    create = inspect.signature(LxdClient.create_instance).parameters["timeout"].default
+    steps = [create, max(times.READY.values()), times.SET_UP, times.REGISTER, times.START_AGENT]
+
+    assert sum(steps) < times.CREATION
+    source = inspect.getsource(runner)
+    assert all(f"times.{name}" in source for name in ("SET_UP", "REGISTER", "START_AGENT"))
+
+
+@pytest.mark.parametrize("process", [Process.UNKNOWN, Process.RUNNING])
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_creation_within_its_limits_is_never_judged_stale(process: Process, prepared: bool) -> None:
+    """An instance whose creation may still go on, or which has just ended it, is starting and nothing else."""
+    created = 1_000_000.0
+    view = RunnerView("r", exists=True, running=True, created_at=created, prepared=prepared, process=process)
+
+    assert health(view, created + times.CREATION + times.COME_ONLINE - 1) is Health.STARTING
+    assert health(view, created + times.STARTING) is not Health.STARTING
