@@ -181,7 +181,8 @@ class LxdInstance:
 
     def wait_ready(self) -> None:
         """Wait until it runs commands; a virtual machine's agent takes a while, and until then LXD refuses them."""
-        wait_until(self._answers, times.READY["virtual-machine" if self.virtual_machine else "container"], f"the first command in {self.name}")
+        limit = times.READY["virtual-machine" if self.virtual_machine else "container"]
+        wait_until(self._answers, limit, f"the first command in {self.name}")
 
     def _answers(self) -> bool:
         with suppress(LxdError):

@@ -336,7 +336,7 @@ class RunnerView:
     """One runner as LXD and GitHub show it in one pass. Times are UNIX seconds.
 
     ``github`` is None where GitHub does not list it, ``exists`` is False where LXD does not.
-    ``prepared`` says that its creation came to the end.
+    ``prepared`` says that its creation came to the end, ``prepared_at`` when (0 where that is not recorded).
     """
 
     name: str
@@ -345,6 +345,7 @@ class RunnerView:
     created_at: float = 0.0
     fingerprint: str = ""
     prepared: bool = False
+    prepared_at: float = 0.0
     offline_since: float | None = None
     process: Process = Process.UNKNOWN
     github: GithubRunner | None = None

@@ -83,7 +83,8 @@ def health(view: RunnerView, now: float) -> Health:
     if view.github and view.github.online:
         return Health.IDLE
     # Made in the future, or noted as unseen already: the clock was set back, and it is older than it looks.
-    young = 0 <= now - view.created_at < times.STARTING and view.offline_since is None
+    limit = times.COME_ONLINE if view.prepared else times.CREATION
+    young = 0 <= now - (view.prepared_at or view.created_at) < limit and view.offline_since is None
     if young and not died:
         return Health.STARTING
     if ended:

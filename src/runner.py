@@ -278,7 +278,7 @@ class Runner:
             except OSError as error:
                 logger.error("%s goes without metrics: %s", self.config.name, error)
         runner_id = str(self.status.runner_id) if self.status.runner_id is not None else None
-        instance.set_config({f"{KEY}prepared": "true", f"{KEY}runner-id": runner_id})
+        instance.set_config({f"{KEY}prepared": f"{time.time():.0f}", f"{KEY}runner-id": runner_id})
         # The last step: from here on it may have a job, which nothing that fails later may end.
         done = instance.execute(["systemctl", "start", "--no-block", provision.SERVICE], timeout=times.START_AGENT)
         if done.code != 0:

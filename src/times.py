@@ -18,10 +18,9 @@ START_AGENT = 30
 BETWEEN_STEPS = 5 * MINUTE
 CREATION = CREATE_INSTANCE + READY["virtual-machine"] + SET_UP + REGISTER + START_AGENT + BETWEEN_STEPS
 
-# How long a runner may take to come online once its creation has ended.
-COME_ONLINE = 5 * MINUTE
-# An instance below this age is still starting.
-STARTING = CREATION + COME_ONLINE
+# How long a runner may take to come online once its creation has ended. Until then, and during its creation, it is
+# starting.
+COME_ONLINE = 10 * MINUTE
 # A runner that GitHub has not listed as online for this long is unhealthy.
 OFFLINE = 15 * MINUTE
 # The same for an instance that does not answer the health probe.

@@ -136,7 +136,8 @@ def test_systemd_accepts_the_units(name: str, tmp_path: Path) -> None:
     """systemd has nothing to say against the units."""
     for each in (timer.SERVICE, timer.TIMER):
         # The program is Juju's: not on every machine that runs tests.
-        text = unit(each, unit="runner/0", interval=10, limit=2250).replace("ExecStart=juju-exec", "ExecStart=/bin/true")
+        text = unit(each, unit="runner/0", interval=10, limit=2250)
+        text = text.replace("ExecStart=juju-exec", "ExecStart=/bin/true")
         (tmp_path / each).write_text(text)
     (tmp_path / "var-lib-github\\x2drunner-pool.mount").write_text(MOUNT_TEXT)
 

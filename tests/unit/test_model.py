@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import provision
 import runner
 import runner_manager
+import times
 from errors import GithubRunnerError
 from models import GithubPath, GithubRunner
 from runner import RunnerManagerClients
@@ -218,8 +219,12 @@ class Reconciles(RuleBasedStateMachine):
 
     @rule()
     def the_world_is_quiet(self) -> None:
-        """Nothing fails, everything is told: two passes bring what is wanted (a ghost is noted, then ended)."""
+        """Nothing fails, everything is told: two passes bring what is wanted (a ghost is noted, then ended).
+
+        What a killed creation left, and says that it runs, is starting until no creation could still go on.
+        """
         self.hub.answer, self.hub.down, self.lxd.faults = None, set(), {}
+        self.now += times.CREATION
         for _ in range(self.quiet_passes):
             self.now += 16 * MINUTE
             self._notice()

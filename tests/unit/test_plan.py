@@ -139,13 +139,16 @@ def test_health(seen: dict[str, Any], expected: Health) -> None:
     [
         (0, {"prepared": False, "process": Process.NONE}, Health.UNHEALTHY),
         (0, {"prepared": False, "process": Process.UNKNOWN}, Health.STARTING),
-        (times.STARTING, {"prepared": False, "process": Process.UNKNOWN}, Health.UNHEALTHY),
-        (times.STARTING - 1, {"prepared": False, "process": Process.UNKNOWN}, Health.STARTING),
-        (times.STARTING - 1, {"github": OFFLINE}, Health.STARTING),
-        (times.STARTING, {"github": OFFLINE}, Health.GHOST),
-        (times.STARTING - 1, {"process": Process.NONE}, Health.UNHEALTHY),
-        (times.STARTING - 1, {"process": Process.UNKNOWN}, Health.STARTING),
+        (times.CREATION, {"prepared": False, "process": Process.UNKNOWN}, Health.UNHEALTHY),
+        (times.CREATION - 1, {"prepared": False, "process": Process.UNKNOWN}, Health.STARTING),
+        (times.COME_ONLINE - 1, {"github": OFFLINE}, Health.STARTING),
+        (times.COME_ONLINE, {"github": OFFLINE}, Health.GHOST),
+        (times.COME_ONLINE - 1, {"process": Process.NONE}, Health.UNHEALTHY),
+        (times.COME_ONLINE - 1, {"process": Process.UNKNOWN}, Health.STARTING),
         (1, {"process": Process.WORKER, "prepared": False}, Health.BUSY),
+        (times.CREATION, {"prepared_at": NOW - times.COME_ONLINE + 1}, Health.STARTING),
+        (times.CREATION, {"prepared_at": NOW - times.COME_ONLINE}, Health.GHOST),
+        (1, {"prepared_at": NOW + MINUTE}, Health.GHOST),
         (-MINUTE, {"github": OFFLINE}, Health.GHOST),
         (-1, {"github": OFFLINE}, Health.GHOST),
         (1, {"github": OFFLINE, "offline_since": NOW - 14 * MINUTE}, Health.GHOST),
@@ -160,6 +163,9 @@ def test_health(seen: dict[str, Any], expected: Health) -> None:
         "prepared and its process gone",
         "prepared and does not answer",
         "has a job before its creation ended",
+        "not online yet after a long creation",
+        "not online in time after a long creation",
+        "prepared in the future",
         "made in the future",
         "made a second from now",
         "noted before it was made",
@@ -432,7 +438,7 @@ def test_what_is_decided_stays(value: Desired | Plan) -> None:
 
 
 GITHUB = st.sampled_from([None, ONLINE, ONLINE_BUSY, OFFLINE, OFFLINE_BUSY])
-TIMES = st.sampled_from([NOW, NOW - MINUTE, NOW - times.STARTING, NOW - 15 * MINUTE, OLD])
+TIMES = st.sampled_from([NOW, NOW - MINUTE, NOW - times.COME_ONLINE, NOW - 15 * MINUTE, OLD])
 
 
 @st.composite

@@ -13,7 +13,6 @@ import metrics.events
 import metrics.storage
 import provision
 import runner
-import runner_manager
 import times
 from errors import GithubApiError, HostError, LxdError
 from models import FlushMode, GithubRepo, SSHDebugConnection, VirtualMachineResources, WorkflowJob
