@@ -1,5 +1,5 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both install what they need (root, apt, pip).
-.PHONY: help demo test bench faults fmt lint static charmcraft unit integration lifecycle clean
+.PHONY: help demo test bench faults fmt lint static charmcraft unit adapters integration lifecycle clean
 PYTHON ?= python3
 
 help:
@@ -7,7 +7,7 @@ help:
 	@echo "make test         every quality gate: lint, types, unit and integration tests on a real LXD (root)"
 	@echo "make bench        how fast it is beside raw LXD; figures and pictures to docs/benchmarks/ (root, 15 min)"
 	@echo "make faults       faults at length: kills, churn, fuzzing; figures to docs/reference/ (root, two hours)"
-	@echo "make fmt|lint|static|charmcraft|unit|integration|lifecycle    one gate"
+	@echo "make fmt|lint|static|charmcraft|unit|adapters|integration|lifecycle    one gate"
 	@echo "make clean        remove what the sandbox and the gates made"
 
 demo:
@@ -22,7 +22,7 @@ bench: .venv/bin/tox
 faults: .venv/bin/tox
 	@.venv/bin/tox run -e faults
 
-fmt lint static charmcraft unit integration lifecycle: .venv/bin/tox
+fmt lint static charmcraft unit adapters integration lifecycle: .venv/bin/tox
 	@.venv/bin/tox run -e $@
 
 .venv/bin/tox:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import provision
 from errors import GithubRunnerError
-from host import image
+from host import image, timer
 from lxd import LxdClient
+from system import run
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
@@ -19,7 +20,12 @@ def main() -> int:
     for chatty in ("urllib3", "ws4py", "pylxd"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        built = image.rebuild(LxdClient(), provision.environment(TEMPLATES), image.ImageBuild.load(), _say)
+        lxd, build = LxdClient(), image.ImageBuild.load()
+        awaited = not image.is_there(lxd, build)
+        built = image.rebuild(lxd, provision.environment(TEMPLATES), build, _say)
+        if built and awaited:
+            # Runners wait for this image: none could be made without it.
+            run(["systemctl", "start", "--no-block", timer.SERVICE])
     except (GithubRunnerError, OSError) as error:
         logging.error("%s", error)
         return 1

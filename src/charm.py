@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING
 import ops
 
 import charm_state
+import status
+import times
 from cos_agent import CosAgentProvider
 from errors import (
     ConfigurationError,
     GithubApiError,
-    GithubClientError,
     GithubRunnerError,
     HostError,
     LxdError,
     RateLimitError,
     TokenError,
 )
-from host import application, follower, timer
+from host import application, follower, markers, timer
 from lxd import LxdClient
 from models import CharmState, FlushMode, Identity
 from system import are_active
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 for chatty in ("httpx2", "httpcore2", "urllib3", "ws4py"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
 
+REBOOTING = "Rebooting for a pending update"
+NO_BINARY = Path("none")
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
 
@@ -63,6 +66,11 @@ class GithubRunnerCharm(ops.CharmBase):
         super().__init__(framework)
         self._lxd = LxdClient()
         self._github_client: GithubClient | None = None
+        self._markers = markers.Markers(self.unit.name)
+        # Why no runner may be created in this hook, whether the machine was set up in it, and what its reconcile found.
+        self._hold = ""
+        self._repaired = False
+        self._report: Report | None = None
         self._cos_agent = CosAgentProvider(self, charm_state.COS_AGENT_RELATION)
         observe = framework.observe
         observe(self.on.install, self._on_install)
@@ -75,6 +83,9 @@ class GithubRunnerCharm(ops.CharmBase):
                 observe(event, self._on_changed)
         observe(self.on.reconcile_runners, self._on_reconcile_runners)
         observe(self.on.update_status, self._on_update_status)
+        storage = self.on[charm_state.RUNNER_STORAGE]
+        observe(storage.storage_attached, self._on_storage_attached)
+        observe(storage.storage_detaching, self._on_storage_detaching)
         observe(self.on.stop, self._on_stop)
         observe(self.on.remove, self._on_remove)
         observe(self.on.check_runners_action, self._on_check_runners_action)
@@ -83,23 +94,41 @@ class GithubRunnerCharm(ops.CharmBase):
         observe(self.on.update_dependencies_action, self._on_update_dependencies_action)
 
     def _on_install(self, _: ops.InstallEvent) -> None:
-        self._guarded(self._set_up)
+        self._guarded(self._set_up, anew=True)
 
     def _on_upgrade_charm(self, _: ops.UpgradeCharmEvent) -> None:
-        self._guarded(self._take_over, self._set_up, self._reconcile, self._ensure_follower)
+        self._guarded(self._take_over, self._prepare, self._reconcile, self._ensure_follower, anew=True)
 
     def _on_changed(self, _: ops.EventBase) -> None:
-        self._guarded(self._set_up, self._reconcile, self._ensure_follower)
+        self._guarded(self._prepare, self._reconcile, self._ensure_follower, anew=True)
 
     def _on_reconcile_runners(self, _: ReconcileRunnersEvent) -> None:
-        self._guarded(self._refresh_application, self._update_kernel, self._reconcile_or_reboot)
+        self._note_attendance()
+        self._guarded(self._repair, self._update_kernel, self._reconcile_or_reboot, self._follow_repair)
 
     def _on_update_status(self, _: ops.UpdateStatusEvent) -> None:
-        self._guarded(self._repair_units)
+        self._guarded(self._resume)
+
+    def _on_storage_attached(self, _: ops.StorageAttachedEvent) -> None:
+        """The unit has its storage, whatever happened to an earlier one."""
+        with suppress(HostError):
+            self._markers.clear(markers.LEAVING)
+
+    def _on_storage_detaching(self, _: ops.StorageDetachingEvent) -> None:
+        """The first event of a unit that is removed: Juju unmounts the storage after it, so that the pool goes now."""
+        from host import machine
+
+        self._leave()
+        for what in machine.release(self._lxd, self._markers):
+            logger.info("Removed: %s", what)
 
     def _on_stop(self, _: ops.StopEvent) -> None:
-        """Whatever the options say: no timer, no runner."""
+        self._leave()
+
+    def _leave(self) -> None:
+        """Whatever the options say: no timer, no runner, and no later event that would make them anew."""
         try:
+            self._markers.note(markers.LEAVING)
             follower.remove()
             timer.remove()
         except (GithubRunnerError, OSError) as error:
@@ -116,11 +145,12 @@ class GithubRunnerCharm(ops.CharmBase):
             logger.error("The runners were not removed: %s", error)
 
     def _on_remove(self, _: ops.RemoveEvent) -> None:
-        """Nothing of ours stays; each step on its own, for nobody comes back to mend it."""
+        """Remove everything the charm created. Each step runs even if another fails: no later hook would retry it."""
         from host import machine
 
         identity = self._identity()
-        for what in machine.tear_down(self._lxd, lambda name: identity.owns(name) or identity.inherits(name)):
+        ours = lambda name: identity.owns(name) or identity.inherits(name)  # noqa: E731
+        for what in machine.tear_down(self._lxd, self._markers, ours):
             logger.info("Removed: %s", what)
 
     def _on_check_runners_action(self, event: ops.ActionEvent) -> None:
@@ -133,13 +163,18 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _on_reconcile_runners_action(self, event: ops.ActionEvent) -> None:
         def work(state: CharmState) -> dict[str, object]:
+            self._repair(state)
             delta = self._reconcile(state)
             return {**self._counts(state), "delta.virtual-machines": delta}
 
         self._action(event, work)
 
     def _on_flush_runners_action(self, event: ops.ActionEvent) -> None:
+        """Unless forced, only where new runners can be created: otherwise the unit would be left without any."""
+
         def work(state: CharmState) -> dict[str, object]:
+            if not event.params.get("force"):
+                self._check_creation(state)
             self._status(ops.MaintenanceStatus("Flushing runners"))
             self._manager(state).flush(FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK)
             delta = self._reconcile(state)
@@ -165,39 +200,97 @@ class GithubRunnerCharm(ops.CharmBase):
         before = self.unit.status
         try:
             event.set_results({key: str(value) for key, value in work(self._load(needed)).items()})
+            if self._report and self._report.failures:
+                event.fail(status.line(self._report.failures[-1]))
         except (GithubRunnerError, OSError) as error:
-            self._status(before if isinstance(error, ConfigurationError) else _status_of(error))
-            event.fail(str(error))
+            # Juju lets a charm set four statuses; a unit in error has another one.
+            kept = isinstance(error, ConfigurationError) and before.name in ("active", "blocked", "waiting")
+            self._status(before if kept else status.of_error(error))
+            event.fail(status.line(str(error)))
 
-    def _guarded(self, *steps: Callable[[CharmState], object]) -> None:
-        """Read what is wanted, do the steps, and turn what goes wrong into the unit's status."""
+    def _guarded(self, *steps: Callable[[CharmState], object], anew: bool = False) -> None:
+        """Read what is wanted, do the steps, and turn what goes wrong into the unit's status.
+
+        With ``anew`` the machine's set-up is due again, and stays due until one has come to its end.
+        """
         try:
+            if self._markers.read(markers.LEAVING) is not None:
+                return
+            if anew:
+                self._markers.clear(markers.SET_UP)
             state = self._load()
             for step in steps:
                 step(state)
         except (GithubRunnerError, OSError) as error:
             log = logger.info if isinstance(error, RateLimitError) else logger.error
             log("%s", error)
-            self._status(_status_of(error))
+            self._status(status.of_error(error))
 
     def _load(self, needed: tuple[str, ...] | None = None) -> CharmState:
         state = charm_state.load(self, needed)
         _export_proxies(state)
         return state
 
-    def _set_up(self, state: CharmState) -> None:
+    def _set_up(self, state: CharmState, build_later: bool = False) -> None:
+        """The timer first: whatever fails then, reconciles come, and complete what is missing."""
         from host import machine
 
+        self._ensure_timer(state)
         fault: GithubRunnerError | None = None
         try:
-            # First, so that an image that is built has it.
+            # Before the machine, so that an image that is built has it.
             self._refresh_application(state)
         except GithubRunnerError as error:
             fault = error
-        machine.set_up(self._lxd, self._jinja, state, self.unit.name, self._progress)
-        self._ensure_timer(state)
+        machine.set_up(self._lxd, self._jinja, state, self.unit.name, self._progress, build_later=build_later)
         if fault is not None:
             raise fault
+
+    def _prepare(self, state: CharmState, build_later: bool = False) -> None:
+        """Set the machine up. While that fails the runners are reconciled all the same, but none is created."""
+        try:
+            self._set_up(state, build_later)
+        except (ConfigurationError, TokenError):
+            raise
+        except (GithubRunnerError, OSError) as error:
+            logger.error("%s", error)
+            self._hold = status.describe(error)
+
+    def _repair(self, state: CharmState) -> None:
+        """Complete a set-up that did not come to its end, and make again what was lost since; else only look."""
+        from host import machine
+
+        if self._markers.read(markers.SET_UP) is not None:
+            lost = machine.lost(self._lxd, state)
+            if not lost:
+                self._refresh_application(state)
+                return
+            logger.warning("Lost since the set-up, and set up again: %s", ", ".join(lost))
+        self._repaired = True
+        self._prepare(state, build_later=True)
+
+    def _resume(self, state: CharmState) -> None:
+        """What update-status does: a marker and two systemd units are looked at, every few minutes."""
+        if self._markers.read(markers.SET_UP) is None:
+            self._prepare(state, build_later=True)
+            self._reconcile(state)
+            self._ensure_follower(state)
+        else:
+            self._repair_units(state)
+
+    def _follow_repair(self, state: CharmState) -> None:
+        if self._repaired:
+            self._ensure_follower(state)
+
+    def _check_creation(self, state: CharmState) -> None:
+        """Raise what would keep new runners from being created."""
+        from host import storage
+
+        storage.check(self._lxd, state)
+        self._repair(state)
+        if self._reboot_awaited() is not None:
+            raise HostError("a reboot is about to happen")
+        self._manager(state).check_creation()
 
     def _take_over(self, state: CharmState) -> None:
         """Remove what the incumbent charm left; its idle runners too, so that its pool can be made anew."""
@@ -206,7 +299,7 @@ class GithubRunnerCharm(ops.CharmBase):
         machine.take_over(self._lxd)
         follower.restart()
         if self._lxd.find("storage-pools", storage.POOL) and not storage.is_ours(self._lxd):
-            self._manager(state).reconcile(0, state.resources)
+            self._manager(state).drain()
 
     def _update_kernel(self, _: CharmState) -> None:
         from host import kernel
@@ -258,32 +351,47 @@ class GithubRunnerCharm(ops.CharmBase):
         from host import storage
 
         storage.check(self._lxd, state)
-        if application.current() is None:
-            raise HostError("the runner application is not downloaded yet")
+        if self._reboot_awaited() is not None:
+            self._status(ops.MaintenanceStatus(REBOOTING))
+            return 0
         return self._reconcile_runners(state)
 
     def _reconcile_runners(self, state: CharmState) -> int:
         self._status(ops.MaintenanceStatus("Reconciling runners"))
         manager = self._manager(state)
-        delta = manager.reconcile(state.virtual_machines, state.resources)
+        try:
+            delta = manager.reconcile(state.virtual_machines, state.resources)
+        finally:
+            self._report = manager.report
         if manager.report.refused:
             application.refuse()
-        self._status(_status_of_report(manager.report, state.test_mode, _notices(manager.report)))
+        self._status(status.of_report(manager.report, state.test_mode, self._notices(state, manager.report)))
         return delta
 
     def _reconcile_or_reboot(self, state: CharmState) -> None:
-        """Reboot for a pending kernel if no job runs; otherwise, or while one does, a pass."""
+        """Reboot for a pending kernel if no job runs; a request that came to nothing is repeated a day later."""
         from host import kernel
 
-        manager = self._manager(state)
-        if kernel.reboot_is_due() and not manager.any_busy():
-            # GitHub forgets the idle runners first, so that no job goes down with the machine.
-            manager.reconcile(0, state.resources)
-            if not (manager.report.busy or manager.report.idle or manager.report.other):
-                self._status(ops.MaintenanceStatus("Rebooting for a pending update"))
+        if kernel.reboot_is_due():
+            since = kernel.requested(self._markers, time.time())
+            if (since is None or since >= times.REBOOT_AGAIN) and self._is_drained(state):
+                kernel.note_request(self._markers, time.time())
+                self._status(ops.MaintenanceStatus(REBOOTING))
                 self.unit.reboot()
                 return
         self._reconcile(state)
+
+    def _is_drained(self, state: CharmState) -> bool:
+        """Whether no runner is left: idle ones are deregistered first, so that no job goes down with the machine."""
+        manager = self._manager(state)
+        return not manager.any_busy() and manager.drain()
+
+    def _reboot_awaited(self) -> float | None:
+        """Seconds since a reboot was requested that may still come."""
+        from host import kernel
+
+        since = kernel.requested(self._markers, time.time())
+        return since if since is not None and since < times.REBOOT else None
 
     def _counts(self, state: CharmState) -> dict[str, object]:
         names = self._manager(state).counts()
@@ -304,7 +412,7 @@ class GithubRunnerCharm(ops.CharmBase):
 
         policy = RepoPolicyClient(state.repo_policy) if state.repo_policy else None
         clients = RunnerManagerClients(self._github(state), self._jinja, self._lxd, policy)
-        tarball = application.current() or Path("none")
+        tarball = application.current() or NO_BINARY
         return RunnerManager(
             self._identity(),
             state,
@@ -312,7 +420,7 @@ class GithubRunnerCharm(ops.CharmBase):
             shared_fs,
             tarball,
             lxd_storage_path=storage.MOUNT_POINT,
-            may_create=not application.is_refused(time.time()),
+            hold=self._hold or _hold(tarball),
             image_age=lambda: image.age(self._lxd, state.base_image.value, time.time()),
             in_image=lambda: image.holds(self._lxd, state.base_image.value, tarball),
         )
@@ -335,8 +443,38 @@ class GithubRunnerCharm(ops.CharmBase):
         number = int(self.unit.name.rsplit("/", 1)[1])
         return Identity(self.app.name, number, hashlib.sha256(self.model.uuid.encode()).hexdigest()[:8])
 
-    def _status(self, status: ops.StatusBase) -> None:
-        self.unit.status = status
+    def _note_attendance(self) -> None:
+        """Record that the timer's event came, and a time without it: the controller or Juju's agent was away."""
+        now, last = time.time(), self._markers.numbers(markers.RECONCILED, 1)
+        with suppress(HostError):
+            if last and now - last[0] > max(times.UNATTENDED, 3 * 60 * int(self.config["reconcile-interval"])):
+                logger.warning("No reconcile for %.0f minutes", (now - last[0]) / 60)
+                self._markers.note(markers.UNATTENDED, f"{last[0]:.0f} {int(now)}")
+            self._markers.note(markers.RECONCILED, str(int(now)))
+
+    def _notices(self, state: CharmState, report: "Report") -> list[str]:
+        """What is not wrong yet and will be, and what was wrong for a while, for the end of the status line."""
+        from host import image, kernel, storage
+
+        now = time.time()
+        ages = (
+            ("runner application not refreshed", application.age(now), application.STALE_AFTER),
+            ("image not rebuilt", report.image_age, image.STALE_AFTER),
+        )
+        found = [f"{what} for {age / 86400:.0f} days" for what, age, limit in ages if age is not None and age > limit]
+        since = kernel.requested(self._markers, now)
+        if since is not None and kernel.reboot_is_due():
+            found.append(f"a reboot for a pending update was requested {since / 60:.0f} minutes ago and did not happen")
+        if shortage := storage.shortage(state):
+            found.append(shortage)
+        away = self._markers.numbers(markers.UNATTENDED, 2)
+        if away and 0 <= now - away[1] < times.DAY:
+            start, end = (time.strftime("%d %b %H:%M", time.gmtime(moment)) for moment in away)
+            found.append(f"no reconcile from {start} to {end} UTC")
+        return found
+
+    def _status(self, wanted: ops.StatusBase) -> None:
+        self.unit.status = status.bounded(wanted)
 
 
 def _export_proxies(state: CharmState) -> None:
@@ -344,41 +482,15 @@ def _export_proxies(state: CharmState) -> None:
     os.environ.update(state.proxies.environment("localhost", "127.0.0.1"))
 
 
-def _status_of(error: Exception) -> ops.StatusBase:
-    """Blocked is what the operator must mend; waiting what time mends (spec 1, Statuses)."""
-    if isinstance(error, (ConfigurationError, TokenError)):
-        return ops.BlockedStatus(str(error))
-    if isinstance(error, LxdError):
-        return ops.WaitingStatus(f"LXD: {error}")
-    if isinstance(error, GithubClientError):
-        return ops.WaitingStatus(f"GitHub: {error}")
-    return ops.WaitingStatus(str(error))
+def _hold(tarball: Path) -> str:
+    """Why no runner can be created with this runner binary; empty where one can."""
+    if tarball == NO_BINARY:
+        return "the runner application is not downloaded yet"
+    if application.is_refused(time.time()):
+        from runner_manager import refusal
 
-
-def _notices(report: "Report") -> list[str]:
-    """What is not wrong yet and will be, for the end of the status line."""
-    from host import image
-
-    ages = (
-        ("runner application not refreshed", application.age(time.time()), application.STALE_AFTER),
-        ("image not rebuilt", report.image_age, image.STALE_AFTER),
-    )
-    return [f"{what} for {age / 86400:.0f} days" for what, age, limit in ages if age is not None and age > limit]
-
-
-def _status_of_report(report: "Report", test_mode: bool, notices: Sequence[str] = ()) -> ops.StatusBase:
-    serving = len(report.idle) + len(report.busy)
-    there = serving + len(report.other)
-    mode = "".join(f"; {notice}" for notice in notices) + (" (test mode: containers)" if test_mode else "")
-    failure = f"; {report.failures[-1]}" if report.failures else ""
-    if report.wanted and (not there or (report.failures and not serving)):
-        return ops.WaitingStatus(f"no runner of {report.wanted}{failure}{mode}")
-    parts = [f"{len(report.idle)} idle", f"{len(report.busy)} busy"]
-    if report.other:
-        parts.append(f"{len(report.other)} starting or unclear")
-    of = f"{there} of {report.wanted}" if there < report.wanted else f"{there}"
-    noun = "runner" if of == "1" else "runners"
-    return ops.ActiveStatus(f"{of} {noun}: {', '.join(parts)}{failure}{mode}")
+        return refusal(tarball)
+    return ""
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import ops
 
-from errors import ConfigurationError
+from errors import ConfigurationError, JujuError
 from models import (
     Arch,
     BaseImage,
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 COS_AGENT_RELATION = "cos-agent"
 DEBUG_SSH_RELATION = "debug-ssh"
+RUNNER_STORAGE = "runner"
 SSH_KEYS = ("host", "port", "rsa_fingerprint", "ed25519_fingerprint")
 IMAGES = {"jammy": BaseImage.JAMMY, "22.04": BaseImage.JAMMY, "noble": BaseImage.NOBLE, "24.04": BaseImage.NOBLE}
 
@@ -44,6 +45,7 @@ class _Faults:
 
     def __init__(self) -> None:
         self.found: list[str] = []
+        self.passing: JujuError | None = None
 
     def read(self, option: str, parse: Callable[[], Any]) -> Any:
         """The parsed value, or None and a line that names the option and the fault."""
@@ -51,11 +53,13 @@ class _Faults:
             return parse()
         except ValueError as error:
             self.found.append(f"{option}: {error}")
-            return None
+        except JujuError as error:
+            self.passing = error
+        return None
 
 
 def load(charm: ops.CharmBase, needed: tuple[str, ...] | None = None) -> CharmState:
-    """Read everything the unit was given; ConfigurationError names every fault.
+    """Read everything the unit was given; ConfigurationError names every fault, JujuError is Juju's and passes.
 
     Where only some fields are needed, and good, the others may be at fault: they are then empty ones.
     """
@@ -87,6 +91,8 @@ def load(charm: ops.CharmBase, needed: tuple[str, ...] | None = None) -> CharmSt
         return replace(empty, **{name: values[name] for name in (*needed, "proxies", "arch") if values[name]})
     if faults.found:
         raise ConfigurationError(*faults.found)
+    if faults.passing:
+        raise faults.passing
     return CharmState(**values)
 
 
@@ -172,13 +178,26 @@ def _token(charm: ops.CharmBase) -> str:
         if not token:
             raise ValueError("is empty; give a GitHub personal access token, or a secret with token-secret")
         return _printable(token)
-    try:
-        content = charm.model.get_secret(id=str(secret_id)).get_content(refresh=True)
-    except (ops.SecretNotFoundError, ops.ModelError) as error:
-        raise ValueError("cannot be read; run `juju grant-secret` for this application") from error
+    content = _secret_content(charm, str(secret_id))
     if not content.get("token", "").strip():
         raise ValueError("the secret has no key `token`")
     return _printable(content["token"].strip())
+
+
+def _secret_content(charm: ops.CharmBase, secret_id: str) -> dict[str, str]:
+    """The newest revision. ValueError where the operator must act, JujuError where Juju cannot answer now."""
+    # Model.get_secret would ask for the tracked revision first, which may have been removed since.
+    secret = ops.Secret(charm.model._backend, id=secret_id)
+    try:
+        return secret.get_content(refresh=True)
+    except ops.ModelError as error:
+        # Juju's tool has no other sign of the difference than its words.
+        refused = isinstance(error, ops.SecretNotFoundError) or re.search("permission denied|not found", str(error))
+        if refused:
+            raise ValueError(
+                f"{secret_id} does not exist or cannot be read; run `juju grant-secret {secret_id} {charm.app.name}`"
+            ) from error
+        raise JujuError(f"token-secret: {secret_id} cannot be read at the moment: {error}") from error
 
 
 def _printable(token: str) -> str:

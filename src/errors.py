@@ -15,6 +15,10 @@ class ConfigurationError(GithubRunnerError):
         self.faults = faults
 
 
+class JujuError(GithubRunnerError):
+    """Juju could not answer; it may at the next event."""
+
+
 class RunnerError(GithubRunnerError):
     """One runner's failure."""
 

@@ -24,6 +24,7 @@ import httpx2
 import stamina
 
 from errors import (
+    ConfigurationError,
     GithubApiError,
     GithubClientError,
     JobNotFoundError,
@@ -110,6 +111,20 @@ class GithubClient:
     def registration_token(self, path: GithubPath) -> str:
         """A token with which runners can register for one hour."""
         return self._created_token("create_registration_token_for_{}", path)
+
+    def check_group(self, path: GithubPath) -> None:
+        """ConfigurationError if an organisation lacks the runner group; nothing where GitHub does not show groups."""
+        if isinstance(path, GithubRepo) or path.group.lower() == "default":
+            return
+        operation = self._operation("list_self_hosted_runner_groups_for_org", path)
+        try:
+            found = {str(item.get("name")).lower() for item in self._pages(operation, "runner_groups", path.path)}
+        except TokenError as error:
+            # A plan without groups, or a token that may register runners and not list groups: config.sh decides.
+            logger.info("The runner groups of %s cannot be listed: %s", path.path, error)
+            return
+        if path.group.lower() not in found:
+            raise ConfigurationError(f"group: {path.path} has no runner group {path.group!r} that GitHub shows")
 
     def remove_token(self, path: GithubPath) -> str:
         """A token with which runners can deregister themselves for one hour."""

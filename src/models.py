@@ -1,5 +1,6 @@
 """Frozen values shared by all. Nothing here does I/O."""
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -67,6 +68,7 @@ RUNNER_INSTALLED_TS_FILE_NAME = "runner-installed.timestamp"
 
 # Of an instance's name in LXD.
 NAME_LIMIT = 63
+FEWEST_DIGITS = 8
 UNITS = {"KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40, "PiB": 50, "EiB": 60}
 SIZE_PATTERN = re.compile(r"([1-9][0-9]*)(KiB|MiB|GiB|TiB|PiB|EiB)")
 
@@ -274,13 +276,21 @@ class Identity:
 
     @property
     def prefix(self) -> str:
-        """What every runner name of this unit begins with."""
-        return f"{self.app_name}-{self.unit_number}-{self.model_hash}"
+        """What every runner name of this unit begins with.
+
+        The name of an application that is too long for LXD is cut, and a hash of all of it tells it from others.
+        """
+        rest = f"-{self.unit_number}-{self.model_hash}"
+        room = NAME_LIMIT - len(rest) - FEWEST_DIGITS
+        app = self.app_name
+        if len(app) > room:
+            app = f"{app[: room - 7].rstrip('-')}-{hashlib.sha256(app.encode()).hexdigest()[:6]}"
+        return app + rest
 
     @property
     def random_digits(self) -> int:
         """How many hex digits follow the prefix: 16, fewer, but 8 at least, where LXD's limit would be passed."""
-        return max(8, min(16, NAME_LIMIT - len(self.prefix)))
+        return max(FEWEST_DIGITS, min(16, NAME_LIMIT - len(self.prefix)))
 
     def inherits(self, name: str) -> bool:
         """Whether the incumbent charm gives such a name on this unit; not one of ours, of this model or another."""

@@ -36,7 +36,7 @@ class Desired:
     quantity: int
     fingerprint: str
     may_create: bool = True
-    """False while GitHub calls the runner application outdated."""
+    """False while no runner can be made: then outdated ones stay, too."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Plan:
     healthy: int = 0
     refused: bool = False
     """Whether a runner of today's ended because GitHub calls its application outdated."""
+    postponed: tuple[str, ...] = ()
+    """Outdated idle runners that stay until a runner of today's configuration is online."""
 
     def names(self, reason: Reason) -> list[str]:
         """The runners removed for one reason."""
@@ -124,20 +126,23 @@ def is_healthy(view: RunnerView) -> bool:
 
 
 def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> Plan:
-    """Decide one pass. All live instances count against the quantity, busy ones are never surplus.
+    """Decide one reconcile. All live instances count against the quantity, busy ones are never surplus.
 
-    A forgotten registration goes only when it is offline. An outdated runner that is not idle stays: it may
-    finish its job or come online first.
+    An orphaned registration is removed only when it is offline. An outdated runner that is not idle stays: it may
+    finish its job or come online first. Today's configuration is tried with one runner before the others follow.
     """
     views = sorted(observed, key=lambda view: view.name)
     states = {view.name: health(view, now) for view in views}
     live = [view for view in views if states[view.name] not in (Health.UNHEALTHY, Health.FORGOTTEN)]
     idle = [view for view in live if states[view.name] is Health.IDLE]
     outdated = [view for view in idle if view.fingerprint != desired.fingerprint]
-    kept_idle = [view for view in idle if view not in outdated]
-    staying = len(live) - len(outdated)
-    surplus = kept_idle[: max(0, staying - desired.quantity)]
+    current = [view for view in idle if view not in outdated]
     refused = any(_is_refused(view, desired) for view in views)
+    may_create = desired.may_create and not refused
+    surplus = [*outdated, *current][: max(0, len(live) - desired.quantity)]
+    waiting = [view for view in outdated if view not in surplus]
+    replaced = waiting[: _replaceable(live, desired, may_create)]
+    staying = len(live) - len(surplus) - len(replaced)
 
     removals = [(view.name, Reason.UNHEALTHY) for view in views if states[view.name] is Health.UNHEALTHY]
     removals += [
@@ -145,15 +150,30 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
         for view in views
         if states[view.name] is Health.FORGOTTEN and view.github and not (view.github.online or view.github.busy)
     ]
-    removals += [(view.name, Reason.OUTDATED) for view in outdated]
-    removals += [(view.name, Reason.SURPLUS) for view in surplus]
+    removals += [
+        (view.name, Reason.OUTDATED if view in outdated else Reason.SURPLUS)
+        for view in idle
+        if view in replaced or view in surplus
+    ]
     return Plan(
         remove=tuple(removals),
-        create=max(0, desired.quantity - staying) if desired.may_create and not refused else 0,
+        create=max(0, desired.quantity - staying) if may_create else 0,
         note_offline=tuple(view.name for view in live if _is_newly_unseen(view, states[view.name], now)),
         clear_offline=tuple(v.name for v in live if v.github and v.github.online and v.offline_since is not None),
-        idle=tuple(view.name for view in kept_idle if view not in surplus),
+        idle=tuple(view.name for view in idle if view not in surplus and view not in replaced),
         busy=tuple(view.name for view in live if states[view.name] is Health.BUSY),
         healthy=sum(1 for view in live if is_healthy(view)),
         refused=refused,
+        postponed=tuple(view.name for view in waiting if view not in replaced) if may_create else (),
     )
+
+
+def _replaceable(live: list[RunnerView], desired: Desired, may_create: bool) -> int:
+    """How many outdated idle runners may be replaced now: all once one of today's is online, the first one before."""
+    current = [view for view in live if view.fingerprint == desired.fingerprint]
+    if not may_create:
+        return 0
+    if any(view.github is not None and view.github.online for view in current):
+        return len(live)
+    # One that is being tried already, or a place that is free for it.
+    return 0 if current or len(live) < desired.quantity else 1

@@ -57,7 +57,7 @@ from models import (
     parse_github_path,
     plain,
 )
-from plan import Desired, Plan, Reason, make_plan, needs_confirmation, needs_probe
+from plan import Desired, Health, Plan, Reason, health, make_plan, needs_confirmation, needs_probe
 from runner import KEY, Runner, RunnerManagerClients, in_pre_job, probe, remove_old_logs
 from system import exclusive
 
@@ -126,7 +126,7 @@ class RunnerManager:
         *,
         lxd_storage_path: Path = Path("/var/lib/github-runner/pool"),
         clock: Callable[[], float] = time.time,
-        may_create: bool = True,
+        hold: str = "",
         image_age: Callable[[], float | None] = lambda: None,
         in_image: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -138,7 +138,7 @@ class RunnerManager:
         self._application = application
         self._lxd_storage_path = lxd_storage_path
         self._clock = clock
-        self._may_create = may_create
+        self._hold = hold
         self._image_age = image_age
         self._in_image = in_image
         self._failed_creations = 0
@@ -157,20 +157,19 @@ class RunnerManager:
         started = self._clock()
         self.report = Report(wanted=quantity)
         observed = self.observe()
-        desired = Desired(quantity, self._fingerprint, self._may_create)
+        desired = Desired(quantity, self._fingerprint, not self._hold)
         plan = make_plan(desired, [item.view for item in observed.values()], started)
         self._note_refusal(plan, quantity)
         self._note_offline(plan, observed, started)
         stayed = self._remove_unhealthy(plan, observed)
         crashed = self._issue_metrics(observed)
         before = len(self.report.removed)
-        stayed += self._remove_others(plan, observed)
-        if len(self.report.removed) > before:
-            crashed += self._issue_metrics(observed)
         try:
-            self._create(max(0, plan.create - stayed), resources)
+            self._change(plan, observed, stayed, resources)
         finally:
             # Also where GitHub gave no token: what was done is reported.
+            if len(self.report.removed) > before:
+                crashed += self._issue_metrics(observed)
             self._clean_profiles(plan, quantity, resources)
             remove_old_logs(started)
             self._describe(plan, observed)
@@ -178,6 +177,33 @@ class RunnerManager:
                 self.report.image_age = self._image_age()
             self._issue_reconciliation(plan, crashed, started)
         return quantity - plan.healthy
+
+    def _change(
+        self, plan: Plan, observed: dict[str, _Observed], stayed: int, resources: VirtualMachineResources
+    ) -> None:
+        """Remove what is orphaned, outdated or surplus, and create what is missing; ``stayed`` could not be removed."""
+        if plan.create or plan.postponed:
+            self._check_registration()
+        stayed += self._remove_others(plan, observed)
+        self._create(max(0, plan.create - stayed), resources)
+        if plan.postponed and self._is_proven():
+            gone = self._side_by_side(lambda name: self._remove_idle(observed[name]), list(plan.postponed))
+            self._create(gone.count(True), resources)
+
+    def drain(self) -> bool:
+        """Remove the idle runners, as before a reboot; returns whether none is left that may have a job.
+
+        Not a reconcile with quantity 0: no event says that no runner is wanted.
+        """
+        with self._alone():
+            self.report = Report()
+            observed, now = self.observe(), self._clock()
+            states = {name: health(item.view, now) for name, item in observed.items()}
+            idle = [name for name, state in states.items() if state is Health.IDLE]
+            self._side_by_side(lambda name: self._remove_idle(observed[name]), idle)
+            self._issue_metrics(observed)
+            gone = {*self.report.removed, *(n for n, s in states.items() if s in (Health.UNHEALTHY, Health.FORGOTTEN))}
+            return not states.keys() - gone
 
     def flush(self, mode: FlushMode) -> int:
         """Remove every runner, busy ones too; returns how many instances went.
@@ -302,11 +328,9 @@ class RunnerManager:
 
     def _note_refusal(self, plan: Plan, quantity: int) -> None:
         self.report.refused = plan.refused
-        if (plan.refused or not self._may_create) and quantity > 0:
-            self.report.failures.append(
-                f"GitHub calls {self._application.name} outdated: no runner is created until a newer one is there, "
-                "see `juju run UNIT update-dependencies`"
-            )
+        hold = refusal(self._application) if plan.refused else self._hold
+        if hold and quantity > 0:
+            self.report.failures.append(hold)
 
     def _note_offline(self, plan: Plan, observed: dict[str, _Observed], now: float) -> None:
         """A ghost's first sighting lies on its instance; coming back takes the note away (spec 2, Health)."""
@@ -336,13 +360,43 @@ class RunnerManager:
             return False
         return not (found and found.online)
 
+    def check_creation(self) -> None:
+        """Raise what would keep a runner from being created and registered, before one is removed for it."""
+        if self._hold:
+            raise HostError(self._hold)
+        self._check_registration()
+
+    def _check_registration(self) -> None:
+        self._clients.github.check_group(self._state.path)
+        _ = self._registration_token
+
+    @cached_property
+    def _registration_token(self) -> str:
+        """Fetched once, and only if a runner is created."""
+        return self._clients.github.registration_token(self._state.path)
+
+    def _is_proven(self) -> bool:
+        """Whether a runner that was created just now comes online: only then are the other outdated ones replaced."""
+        created = list(self.report.created)
+
+        def online() -> bool:
+            found = (self._clients.github.find_runner(self._state.path, name) for name in created)
+            return any(runner is not None and runner.online for runner in found)
+
+        try:
+            if created:
+                wait_until(online, times.PROOF, f"the first of {', '.join(created)} online at GitHub", interval=1)
+        except (LxdError, GithubClientError) as error:
+            logger.warning("The other outdated runners are kept: %s", error)
+            return False
+        return bool(created)
+
     def _remove_others(self, plan: Plan, observed: dict[str, _Observed]) -> int:
-        """Registrations without an instance, outdated and surplus idle runners; returns how many outdated stayed."""
+        """Orphaned registrations, outdated and surplus idle runners; returns how many of the latter two stayed."""
         for name in plan.names(Reason.FORGOTTEN):
             self._remove(observed[name])
-        outdated = plan.names(Reason.OUTDATED)
-        gone = self._side_by_side(lambda name: self._remove_idle(observed[name]), outdated + plan.names(Reason.SURPLUS))
-        return gone[: len(outdated)].count(False)
+        names = plan.names(Reason.OUTDATED) + plan.names(Reason.SURPLUS)
+        return self._side_by_side(lambda name: self._remove_idle(observed[name]), names).count(False)
 
     def _runner(self, item: _Observed) -> Runner:
         github = item.view.github
@@ -427,13 +481,17 @@ class RunnerManager:
     def _create(self, number: int, resources: VirtualMachineResources) -> None:
         if number == 0:
             return
-        token = self._clients.github.registration_token(self._state.path)
         config = CreateRunnerConfig(
-            self._state.base_image.value, resources, self._application, token, self._state.arch, self._in_image()
+            self._state.base_image.value,
+            resources,
+            self._application,
+            self._registration_token,
+            self._state.arch,
+            self._in_image(),
         )
         names = [self._new_name() for _ in range(number)]
         made = self._side_by_side(lambda name: self._create_one(name, config), names)
-        self._failed_creations = made.count(False)
+        self._failed_creations += made.count(False)
 
     def _create_one(self, name: str, config: CreateRunnerConfig) -> bool:
         runner = Runner(self._clients, self._config(name, self._state.path), RunnerStatus())
@@ -457,6 +515,7 @@ class RunnerManager:
         """Hand over what finished runners left; returns the starts without a stop."""
         stored = [storage.runner_name for storage in self._storages.list_all()]
         alive = {name for name, item in observed.items() if item.view.exists} - set(self.report.removed)
+        alive |= set(self.report.created)
         ours = {name for name in stored if self._identity.owns(name) or self._identity.inherits(name)}
         ignored = {name for name in stored if name in alive or name not in ours}
         if not self._state.issue_metrics:
@@ -571,6 +630,14 @@ class RunnerManager:
             return [action(item) for item in items]
         with ThreadPoolExecutor(max_workers=min(WORKERS, len(items))) as pool:
             return list(pool.map(action, items))
+
+
+def refusal(application: Path) -> str:
+    """Why no runner is created while GitHub calls the runner binary's version deprecated."""
+    return (
+        f"GitHub calls {application.name} outdated: no runner is created until a newer one is there, "
+        "see `juju run UNIT update-dependencies`"
+    )
 
 
 class _Jobs:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -44,6 +45,50 @@ def run(
             f"{' '.join(command)} failed ({done.returncode}): {(done.stderr or done.stdout).strip()[-500:]}"
         )
     return done
+
+
+def run_surviving(
+    command: Sequence[str], *, timeout: float, env: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a program that must not be cut off, such as dpkg: it goes on when this process is ended, or gives it up.
+
+    In a session of its own, where no signal to this process group reaches it, and with its output in a file, where no
+    closed pipe ends it. Any exit code is returned. CommandError when it is missing or still runs after ``timeout``
+    seconds.
+    """
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        try:
+            process = subprocess.Popen(  # nosec B603
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**_environment(), **(env or {})},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise CommandError(f"{command[0]} cannot be started: {error}") from error
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            # Not this object's to wait for any more: its end would be reported as a resource that was not cleaned up.
+            process.returncode = 0
+            raise CommandError(f"{command[0]} is not done within {timeout:.0f} s and goes on") from error
+        output.seek(0)
+        return subprocess.CompletedProcess(list(command), code, output.read(), "")
+
+
+def is_mounted(folder: Path) -> bool:
+    """Whether something is mounted at a folder, be it a bind mount of the same filesystem, which `is_mount` misses.
+
+    https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split()[4])
+            if point == str(folder):
+                return True
+    return False
 
 
 def are_active(*units: str) -> bool:

@@ -26,6 +26,8 @@ OFFLINE = 15 * MINUTE
 # The same for an instance that does not answer the health probe.
 SILENT = HOUR
 
+# How long a reconcile waits for the first runner of a changed configuration to come online before it goes on without.
+PROOF = 2 * MINUTE
 # How long a reconcile waits for another process that works on this unit's runners.
 LOCK = MINUTE
 # What a reconcile does besides creating: it observes, removes, repairs the machine, and waits for LXD and GitHub.
@@ -36,6 +38,8 @@ APT_LOCK = 10 * MINUTE
 # After a reboot was requested: from then on it is believed to have been lost, and the unit serves on.
 REBOOT = 10 * MINUTE
 REBOOT_AGAIN = DAY
+# A time without any reconcile that is longer than this, and than three intervals, is reported for a day.
+UNATTENDED = 30 * MINUTE
 
 
 def reconcile_limit(interval: int) -> int:

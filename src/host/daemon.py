@@ -2,7 +2,7 @@
 
 import ipaddress
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from errors import HostError, LxdError
@@ -12,6 +12,7 @@ from system import run
 
 OLDEST = (5, 0)
 BRIDGE = "lxdbr0"
+BRIDGE_CONFIG = {"ipv6.address": "none", "ipv4.nat": "true"}
 # What tells a bridge of our making from one that was there before.
 OURS = "user.github-runner.made"
 ETH0 = {
@@ -44,6 +45,17 @@ def _ensure_answer(lxd: LxdClient) -> None:
         version = lxd.server_version()
     if version < OLDEST:
         raise HostError(f"LXD {'.'.join(map(str, version))} is too old: 5.0 or newer is needed")
+
+
+def is_intact(lxd: LxdClient, bridge: Mapping[str, Any] | None) -> bool:
+    """Whether bridge (as LXD describes it, None where it is gone) and default profile are as they were set up."""
+    if bridge is None or not bridge["managed"] or not _is_configured(bridge):
+        return False
+    return bool(lxd.get("profiles", "default")["devices"].get("eth0") == ETH0)
+
+
+def _is_configured(bridge: Mapping[str, Any]) -> bool:
+    return all(bridge["config"].get(key) == value for key, value in BRIDGE_CONFIG.items())
 
 
 def remove(lxd: LxdClient) -> list[str]:
@@ -99,16 +111,15 @@ def _ensure_proxies(lxd: LxdClient, proxies: ProxyConfig) -> None:
 
 
 def _ensure_bridge(lxd: LxdClient) -> None:
-    wanted = {"ipv6.address": "none", "ipv4.nat": "true"}
     network = lxd.find("networks", BRIDGE)
     if network is not None:
         if not network["managed"]:
             raise HostError(f"{BRIDGE} exists and is not LXD's: remove it or rename it")
-        if any(network["config"].get(key) != value for key, value in wanted.items()):
-            lxd.change("PATCH", "networks", BRIDGE, json={"config": wanted})
+        if not _is_configured(network):
+            lxd.change("PATCH", "networks", BRIDGE, json={"config": BRIDGE_CONFIG})
         return
     subnet = free_subnet(_used_networks(), SUBNETS)
-    config = {**wanted, OURS: "true", "ipv4.address": f"{subnet[1]}/{subnet.prefixlen}"}
+    config = {**BRIDGE_CONFIG, OURS: "true", "ipv4.address": f"{subnet[1]}/{subnet.prefixlen}"}
     lxd.change("POST", "networks", json={"name": BRIDGE, "type": "bridge", "config": config})
 
 

@@ -5,7 +5,8 @@ https://documentation.ubuntu.com/lxd/latest/howto/network_acls/
 
 import ipaddress
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from host.daemon import BRIDGE
@@ -15,28 +16,42 @@ from system import run
 
 ACL = "github"
 LAST_PORT = 65535
+APPLIED = {"security.acls": ACL, "security.acls.default.egress.action": "allow"}
 
 Rule = dict[str, str]
 
 
 def ensure(lxd: LxdClient, state: CharmState) -> None:
     """Bring the ACL to what the options ask for, in one update: at no moment is the bridge open."""
-    rules = egress_rules(
-        own_addresses(),
-        state.denylist,
-        [ipaddress.ip_address(connection.host) for connection in state.ssh_debug_connections],
-        state.repo_policy.url if state.repo_policy else None,
-    )
+    rules = _rules(state)
     acl = {"description": "What GitHub runners cannot reach", "egress": rules, "ingress": [], "config": {}}
     found = lxd.find("network-acls", ACL)
     if found is None:
         lxd.change("POST", "network-acls", json={"name": ACL, **acl})
     elif found["egress"] != rules or found["ingress"]:
         lxd.change("PUT", "network-acls", ACL, json=acl)
-    wanted = {"security.acls": ACL, "security.acls.default.egress.action": "allow"}
-    config = lxd.get("networks", BRIDGE)["config"]
-    if any(config.get(key) != value for key, value in wanted.items()):
-        lxd.change("PATCH", "networks", BRIDGE, json={"config": wanted})
+    if not _is_applied(lxd.get("networks", BRIDGE)):
+        lxd.change("PATCH", "networks", BRIDGE, json={"config": APPLIED})
+
+
+def is_intact(lxd: LxdClient, state: CharmState, bridge: Mapping[str, Any] | None) -> bool:
+    """Whether the ACL is what the options ask for, and the bridge (as LXD describes it) has it."""
+    found = lxd.find("network-acls", ACL)
+    intact = found is not None and found["egress"] == _rules(state) and not found["ingress"]
+    return bool(intact and bridge is not None and _is_applied(bridge))
+
+
+def _rules(state: CharmState) -> list[Rule]:
+    return egress_rules(
+        own_addresses(),
+        state.denylist,
+        [ipaddress.ip_address(connection.host) for connection in state.ssh_debug_connections],
+        state.repo_policy.url if state.repo_policy else None,
+    )
+
+
+def _is_applied(bridge: Mapping[str, Any]) -> bool:
+    return all(bridge["config"].get(key) == value for key, value in APPLIED.items())
 
 
 def remove(lxd: LxdClient) -> list[str]:

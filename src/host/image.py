@@ -33,6 +33,8 @@ UNITS = Path("/etc/systemd/system")
 SERVICE, TIMER = f"{NAME}.service", f"{NAME}.timer"
 SETTINGS = Path("/var/lib/github-runner/build-image.json")
 LOCK = Path("/var/lib/github-runner/build-image.lock")
+# Why the last build failed; removed by one that succeeds.
+FAILURE = Path("/var/lib/github-runner/build-image.failure")
 BUILDER = "github-runner-image-builder"
 ALIAS_PROPERTY = "github-runner.alias"
 APPLICATION_PROPERTY = "github-runner.application"
@@ -43,7 +45,6 @@ DOWNLOAD_TIMEOUT = 1800
 STEP_TIMEOUT = 1800
 PUBLISH_TIMEOUT = 1800
 REMOVAL_TIMEOUT = 120
-BUILD_LIMIT = 2 * 3600
 # What the script provision-image.sh knows, in this order; each is a line of progress.
 STEPS = ("network", "upgrade", "packages", "executables", "settings", "application", "clean")
 
@@ -83,16 +84,33 @@ class ImageBuild:
 
 
 def ensure(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progress: Callable[[str], None]) -> bool:
-    """Build the image unless one of the right type has the alias; whether it was built."""
-    wanted = "container" if build.container else "virtual-machine"
-    with exclusive(LOCK, BUILD_LIMIT) as free:
+    """Build the image unless it is there; whether it was built. HostError while another process builds it."""
+    if is_there(lxd, build):
+        return False
+    with exclusive(LOCK, 0) as free:
         if not free:
-            raise HostError(f"image {build.alias}: another build is not over within {BUILD_LIMIT // 60} minutes")
-        found = current(lxd, build.alias)
-        if found is not None and found["type"] == wanted:
-            return False
+            raise HostError(f"image {build.alias}: being built, see `journalctl -u {NAME}`")
         make(lxd, jinja, build, progress)
     return True
+
+
+def ensure_later(lxd: LxdClient, build: ImageBuild) -> None:
+    """Start a build outside of hooks unless the image is there; HostError until it is, with the last build's failure.
+
+    A build takes longer than a reconcile may, and Juju would wait for it. It starts a reconcile when it is done.
+    """
+    if is_there(lxd, build):
+        return
+    run(["systemctl", "start", "--no-block", SERVICE])
+    with suppress(OSError):
+        raise HostError(f"{FAILURE.read_text().strip()}; being built again")
+    raise HostError(f"image {build.alias}: being built, see `journalctl -u {NAME}`")
+
+
+def is_there(lxd: LxdClient, build: ImageBuild) -> bool:
+    """Whether an image of the right type has the alias."""
+    found = current(lxd, build.alias)
+    return found is not None and found["type"] == ("container" if build.container else "virtual-machine")
 
 
 def rebuild(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progress: Callable[[str], None]) -> bool:
@@ -120,10 +138,14 @@ def make(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progres
             fingerprint = _publish(lxd, build, tarball)
         with _step(build, "moving the alias", progress):
             _move_alias(lxd, build.alias, fingerprint)
+    except HostError as error:
+        write_file(FAILURE, f"{error}\n", 0o600)
+        raise
     finally:
         with suppress(LxdError):
             _remove_builder(lxd)
         _remove_old(lxd, build.alias)
+    FAILURE.unlink(missing_ok=True)
     logger.info("Image %s: built, %s", build.alias, fingerprint[:12])
     return fingerprint
 
@@ -182,7 +204,7 @@ def remove(lxd: LxdClient) -> list[str]:
     """Stop the rebuilding, and remove every image of our making and the builder; returns what went."""
     run(["systemctl", "disable", "--quiet", "--now", TIMER], check=False)
     run(["systemctl", "stop", SERVICE], check=False, timeout=120)
-    paths = [path for path in (UNITS / SERVICE, UNITS / TIMER, SETTINGS, LOCK) if path.exists()]
+    paths = [path for path in (UNITS / SERVICE, UNITS / TIMER, SETTINGS, LOCK, FAILURE) if path.exists()]
     for path in paths:
         path.unlink()
     _remove_builder(lxd)

@@ -1,11 +1,16 @@
 """The kernel: a module and a limit, daily updates, and the reboots they ask for (spec 4, Pending kernel)."""
 
 import logging
+import os
+import re
+import shlex
 import time
 from pathlib import Path
 
+import times
 from errors import CommandError
-from system import run, write_file
+from host.markers import REBOOT, Markers
+from system import are_active, run, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -17,9 +22,12 @@ SYSCTL_FILE = Path("/etc/sysctl.d/60-github-runner.conf")
 INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
 INOTIFY_INSTANCES = 1048576
 CHECKED = Path("/var/lib/github-runner/kernel-checked")
-CHECK_EVERY = 86400
-# Ubuntu's and Debian's metapackages; what the machine runs is what is installed of them.
-KERNELS = ("linux-generic*", "linux-virtual*", "linux-image-generic*", "linux-image-virtual*", "linux-image-amd64")
+CHECK_EVERY = times.DAY
+# Outside of hooks: a reconcile has a time limit, and dpkg must not be cut off by it.
+UPDATE_SERVICE = "github-runner-kernel-update.service"
+UPDATE_SCRIPT = Path("/var/lib/github-runner/kernel-update.sh")
+IMAGE_PACKAGE = re.compile(r"linux-image-([a-z].*)")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def ensure_module() -> bool:
@@ -44,37 +52,83 @@ def ensure_inotify() -> bool:
 
 
 def update(now: float | None = None) -> list[str]:
-    """Update the installed kernel, at most daily; the packages that were looked at. A failure waits for tomorrow."""
+    """Start an update of the installed kernels, at most daily; returns the packages. A failure waits for tomorrow."""
     now = time.time() if now is None else now
     if CHECKED.exists() and 0 <= now - CHECKED.stat().st_mtime < CHECK_EVERY:
         return []
     write_file(CHECKED, f"{now:.0f}\n")
     installed = installed_kernels()
     if installed:
+        # A file, since arguments and environment of a service can be read by every user, and a proxy has a password.
+        write_file(UPDATE_SCRIPT, _update_script(installed), 0o700)
+        command = ["systemd-run", "--quiet", "--collect", f"--unit={UPDATE_SERVICE}", "/bin/sh", str(UPDATE_SCRIPT)]
         try:
-            run(["apt-get", "-qq", "update"], timeout=300)
-            options = ["-o", "DPkg::Lock::Timeout=60", "-o", "Dpkg::Options::=--force-confold"]
-            command = ["apt-get", "-qq", "-y", *options, "install", "--only-upgrade", *installed]
-            run(command, timeout=900, env={"DEBIAN_FRONTEND": "noninteractive"})
+            run(command)
         except CommandError as error:
-            logger.warning("The kernel was not updated: %s", error)
+            logger.warning("The update of the kernel was not started: %s", error)
     return installed
 
 
+def _update_script(installed: list[str]) -> str:
+    """Waits for apt's locks; the packages' own configuration files stay as they are."""
+    names = ("http_proxy", "https_proxy", "no_proxy")
+    exports = [f"export {name}={shlex.quote(os.environ[name])}" for name in names if os.environ.get(name)]
+    apt = "apt-get -qq -y -o DPkg::Lock::Timeout=600 -o Dpkg::Options::=--force-confold"
+    return "\n".join(
+        [
+            *exports,
+            "export DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l",
+            "for _ in 1 2 3 4 5; do apt-get -qq update && break; sleep 60; done",
+            f"{apt} install --only-upgrade {shlex.join(installed)}",
+            "",
+        ]
+    )
+
+
 def installed_kernels() -> list[str]:
-    """The kernel metapackages that this machine has; none where it is a container."""
-    query = run(["dpkg-query", "--show", "--showformat", "${db:Status-Abbrev}${Package}\n", *KERNELS], check=False)
-    return sorted(line[3:].strip() for line in query.stdout.splitlines() if line.startswith("ii"))
+    """The metapackages of every kernel flavour that this machine has; none where it is a container.
+
+    `linux-image-FLAVOUR` without a version, and `linux-FLAVOUR` and `linux-headers-FLAVOUR` beside it.
+    """
+    query = run(["dpkg-query", "--show", "--showformat", "${db:Status-Abbrev}${Package}\n", "linux-*"], check=False)
+    installed = {line[3:].strip() for line in query.stdout.splitlines() if line.startswith("ii")}
+    flavours = {match[1] for match in map(IMAGE_PACKAGE.fullmatch, installed) if match}
+    flavours = {flavour for flavour in flavours if not re.match(r"unsigned-|uc-\d", flavour)}
+    wanted = {f"linux{part}{flavour}" for flavour in flavours for part in ("-", "-image-", "-headers-")}
+    return sorted(wanted & installed)
 
 
 def reboot_is_due() -> bool:
-    """Whether an installed update needs a reboot."""
-    return REBOOT_REQUIRED.exists()
+    """Whether an installed update needs a reboot, and no update is going on."""
+    return REBOOT_REQUIRED.exists() and not are_active(UPDATE_SERVICE)
+
+
+def boot_id() -> str:
+    """What tells one boot of this machine from another."""
+    return BOOT_ID.read_text().strip()
+
+
+def requested(markers: Markers, now: float) -> float | None:
+    """Seconds since a reboot was requested in this boot; None if none was, or the machine has rebooted since."""
+    moment, _, boot = (markers.read(REBOOT) or "").strip().partition(" ")
+    try:
+        age = now - float(moment)
+    except ValueError:
+        return None
+    if boot != boot_id():
+        return None
+    # A request of the future: the clock was set back, and nobody can say how long ago it was.
+    return age if age >= 0 else float(times.REBOOT)
+
+
+def note_request(markers: Markers, now: float) -> None:
+    """Record a request before it is made; HostError where that is not possible, and no reboot must be requested."""
+    markers.note(REBOOT, f"{int(now)} {boot_id()}")
 
 
 def remove() -> list[str]:
     """Take the files away; module and limit stay until the next boot. Returns what went."""
     gone = [path for path in (MODULES_FILE, SYSCTL_FILE) if path.exists()]
-    for path in (MODULES_FILE, SYSCTL_FILE, CHECKED):
+    for path in (MODULES_FILE, SYSCTL_FILE, CHECKED, UPDATE_SCRIPT):
         path.unlink(missing_ok=True)
     return [str(path) for path in gone]

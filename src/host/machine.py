@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from errors import GithubRunnerError
 from host import application, daemon, firewall, follower, image, incumbent, kernel, logrotate, packages, storage, timer
+from host.markers import SET_UP, Markers
 from lxd import LxdClient
 from metrics.events import METRICS_LOG_PATH
 from metrics.storage import FILESYSTEM_BASE_PATH, FILESYSTEM_QUARANTINE_PATH
@@ -33,14 +34,23 @@ def image_build(state: CharmState) -> image.ImageBuild:
 
 
 def set_up(
-    lxd: LxdClient, jinja: "jinja2.Environment", state: CharmState, unit: str, progress: Callable[[str], None]
+    lxd: LxdClient,
+    jinja: "jinja2.Environment",
+    state: CharmState,
+    unit: str,
+    progress: Callable[[str], None],
+    *,
+    build_later: bool = False,
 ) -> None:
-    """Everything that runners need of the machine but the application; each step does nothing where nothing is missing.
+    """Everything that runners need of the machine but the runner binary. Steps do nothing where nothing is missing.
 
-    ConfigurationError or HostError with what is wrong; ``progress`` is told the step.
+    The marker ``set-up`` is there if and only if the last set-up came to its end. ConfigurationError or HostError with
+    what is wrong; ``progress`` is told the step. With ``build_later`` a missing image is built outside of this hook.
     """
+    markers = Markers(unit)
+    markers.clear(SET_UP)
     progress("Installing packages")
-    packages.ensure()
+    packages.ensure(progress)
     if state.test_mode:
         kernel.ensure_inotify()
     else:
@@ -52,11 +62,27 @@ def set_up(
     firewall.ensure(lxd, state)
     progress("Setting up storage")
     storage.ensure(lxd, jinja, state)
-    progress("Building runner image")
-    build = image_build(state)
-    image.ensure(lxd, jinja, build, lambda step: progress(f"Building runner image: {step}"))
-    image.ensure_timer(jinja, unit, build)
     logrotate.ensure(jinja)
+    build = image_build(state)
+    image.ensure_timer(jinja, unit, build)
+    progress("Building runner image")
+    if build_later:
+        image.ensure_later(lxd, build)
+    else:
+        image.ensure(lxd, jinja, build, lambda step: progress(f"Building runner image: {step}"))
+    markers.note(SET_UP)
+
+
+def lost(lxd: LxdClient, state: CharmState) -> list[str]:
+    """What of a complete set-up is not there any more: a few requests to LXD, and nothing is changed."""
+    bridge = lxd.find("networks", daemon.BRIDGE)
+    parts = {
+        "network": daemon.is_intact(lxd, bridge),
+        "firewall": firewall.is_intact(lxd, state, bridge),
+        "storage": storage.is_intact(lxd, state),
+        "image": image.is_there(lxd, image_build(state)),
+    }
+    return [name for name, intact in parts.items() if not intact]
 
 
 def take_over(lxd: LxdClient) -> list[str]:
@@ -64,25 +90,41 @@ def take_over(lxd: LxdClient) -> list[str]:
     return incumbent.take_over(lxd, CHARM, UNITS)
 
 
-def tear_down(lxd: LxdClient, ours: Callable[[str], bool]) -> list[str]:
-    """Leave nothing of ours, once no runner is there; returns what went. What resists is logged and stays.
+def release(lxd: LxdClient, markers: Markers) -> list[str]:
+    """Remove what holds the storage, and what only runners need, once no runner is there; returns what was removed.
+
+    What another unit on this machine uses as well stays.
+    """
+    if others := markers.others():
+        logger.info("Pool, image, bridge and firewall stay, other units use them: %s", ", ".join(others))
+        return []
+    return _each(
+        partial(image.remove, lxd),
+        partial(storage.remove, lxd),
+        partial(firewall.remove, lxd),
+        partial(daemon.remove, lxd),
+    )
+
+
+def tear_down(lxd: LxdClient, markers: Markers, ours: Callable[[str], bool]) -> list[str]:
+    """Leave nothing of this unit, once no runner is there; returns what was removed. What resists is logged and stays.
 
     ``ours`` tells this unit's runners by name: applications on one machine share the quarantine.
 
     LXD and the packages stay: others may use them by now.
     """
-    gone: list[str] = []
-    steps: list[Callable[[], list[str]]] = [
-        follower.remove,
-        timer.remove,
-        partial(image.remove, lxd),
-        partial(storage.remove, lxd),
-        partial(firewall.remove, lxd),
-        partial(daemon.remove, lxd),
-        kernel.remove,
-        logrotate.remove,
-        partial(_remove_files, ours),
+    shared = bool(markers.others())
+    return [
+        *_each(follower.remove, timer.remove),
+        *release(lxd, markers),
+        *([] if shared else _each(kernel.remove, logrotate.remove)),
+        *_each(markers.remove, partial(_remove_files, ours, shared)),
     ]
+
+
+def _each(*steps: Callable[[], list[str]]) -> list[str]:
+    """What the steps removed; one that fails is logged, and does not stop the others."""
+    gone: list[str] = []
     for step in steps:
         try:
             gone += step()
@@ -91,14 +133,14 @@ def tear_down(lxd: LxdClient, ours: Callable[[str], bool]) -> list[str]:
     return gone
 
 
-def _remove_files(ours: Callable[[str], bool]) -> list[str]:
-    """The application, crash logs and the metrics log; the metrics folders where no other application's are in them."""
+def _remove_files(ours: Callable[[str], bool], shared: bool) -> list[str]:
+    """The runner binary, crash logs and the metrics log; only this unit's metrics where another unit is there."""
     gone = []
-    for folder in (STATE, LOGS_PATH):
+    for folder in () if shared else (STATE, LOGS_PATH):
         if folder.is_dir():
             shutil.rmtree(folder)
             gone.append(str(folder))
-    for log in METRICS_LOG_PATH.parent.glob(f"{METRICS_LOG_PATH.name}*"):
+    for log in () if shared else METRICS_LOG_PATH.parent.glob(f"{METRICS_LOG_PATH.name}*"):
         log.unlink()
         gone.append(str(log))
     for archive in FILESYSTEM_QUARANTINE_PATH.glob("*.tar.gz"):

@@ -1,10 +1,16 @@
-"""Programs that the charm uses and a machine may lack."""
+"""Programs that the charm uses and a machine may lack, installed with apt.
 
+Not through charmlibs-apt: it waits for no lock, and what it starts ends with the hook.
+"""
+
+import re
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
+import times
 from errors import HostError
-from system import run
+from system import run_surviving
 
 # The program that is used, and the package that has it on Ubuntu and Debian.
 PROGRAMS = {
@@ -13,21 +19,45 @@ PROGRAMS = {
     "nft": "nftables",
     "logrotate": "logrotate",
 }
+APT = ("apt-get", "-qq", "-y", "-o", "Dpkg::Options::=--force-confold")
+ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8", "NEEDRESTART_MODE": "l"}
+TIMEOUT = 900
+# What apt and dpkg say while another process works, such as the first update of a new machine.
+LOCKED = re.compile("Could not get lock|Unable to acquire|Unable to lock|lock was locked by another process")
+INTERRUPTED = re.compile("dpkg was interrupted|--configure -a")
+PAUSE = 2.0
 
 
-def ensure(programs: Mapping[str, str] = PROGRAMS) -> list[str]:
-    """Install what is missing with apt and return those packages; an interrupted dpkg is repaired once."""
+def ensure(progress: Callable[[str], None], programs: Mapping[str, str] = PROGRAMS) -> list[str]:
+    """Install what is missing and return those packages; an interrupted dpkg is repaired once.
+
+    Locks of apt and dpkg are waited for. HostError with apt's last words if it does not succeed.
+    """
     missing = sorted({package for program, package in programs.items() if shutil.which(program) is None})
     if not missing:
         return []
-    from charmlibs import apt
-
-    try:
-        apt.add_package(missing, update_cache=True)
-    except apt.Error:
-        run(["dpkg", "--configure", "-a"], timeout=600)
-        try:
-            apt.add_package(missing, update_cache=True)
-        except apt.Error as error:
-            raise HostError(f"the packages {', '.join(missing)} cannot be installed: {error}") from error
+    what = f"the packages {', '.join(missing)} cannot be installed"
+    deadline = time.monotonic() + times.APT_LOCK
+    for command in ([*APT, "update"], [*APT, "install", "--no-install-recommends", *missing]):
+        said = _run(command, deadline, progress)
+        if said and INTERRUPTED.search(said):
+            _run(["dpkg", "--configure", "-a"], deadline, progress)
+            said = _run(command, deadline, progress)
+        if said:
+            raise HostError(f"{what}: {said}")
     return missing
+
+
+def _run(command: list[str], deadline: float, progress: Callable[[str], None]) -> str:
+    """The last words of a command that failed, empty where it did not; waits for locks until ``deadline``."""
+    while True:
+        done = run_surviving(command, timeout=TIMEOUT, env=ENVIRONMENT)
+        said = done.stdout.strip()[-500:] or f"{command[0]} ended with {done.returncode}"
+        if done.returncode == 0:
+            return ""
+        if not LOCKED.search(said):
+            return said
+        if time.monotonic() > deadline:
+            return f"another process held the lock for {times.APT_LOCK // 60} minutes: {said}"
+        progress("Installing packages: waiting for another process that holds apt's lock")
+        time.sleep(PAUSE)

@@ -13,7 +13,7 @@ from errors import ConfigurationError, HostError, LxdError
 from host import daemon
 from lxd import LxdClient
 from models import BaseImage, CharmState, RunnerStorage, size_in_bytes
-from system import run, write_file
+from system import is_mounted, run, write_file
 
 if TYPE_CHECKING:
     import jinja2
@@ -41,13 +41,41 @@ STORAGE_KEY = "user.github-runner.runner-storage"
 
 
 def check(lxd: LxdClient, state: CharmState) -> None:
-    """ConfigurationError where the options ask for what this storage cannot be or hold; nothing is touched."""
+    """ConfigurationError where the options ask for what this storage cannot be or hold; nothing is touched.
+
+    HostError where Juju has not mounted the storage yet: an empty folder says nothing about it.
+    """
     check_unchanged(lxd, state.base_image, state.runner_storage)
-    needed = needed_bytes(state)
     if state.runner_storage is RunnerStorage.MEMORY:
-        check_space(needed, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine's memory")
-    elif JUJU_STORAGE.is_dir():
-        check_space(needed, _capacity(JUJU_STORAGE), f"the storage at {JUJU_STORAGE}")
+        check_space(state, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine's memory")
+        return
+    _check_mounted(lxd)
+    if JUJU_STORAGE.is_dir():
+        check_space(state, _total(JUJU_STORAGE), str(JUJU_STORAGE))
+
+
+def shortage(state: CharmState) -> str | None:
+    """A notice where the disks fit the storage, but others have taken some of it; None where they fit.
+
+    What the pool has of the filesystem already counts as free. A plain folder's share of it is not known.
+    """
+    if state.runner_storage is RunnerStorage.MEMORY or not JUJU_STORAGE.is_dir() or (JUJU_STORAGE / DIR_POOL).is_dir():
+        return None
+    stat = os.statvfs(JUJU_STORAGE)
+    pool = sum(image.stat().st_blocks * 512 for image in JUJU_STORAGE.glob(IMAGE_NAME.format("*")))
+    free, needed = stat.f_bfree * stat.f_frsize + pool, needed_bytes(state)
+    if free >= needed:
+        return None
+    return f"{JUJU_STORAGE} has {_size(free)} free of the {_size(needed)} that full runners need"
+
+
+def _check_mounted(lxd: LxdClient) -> None:
+    """After a reboot Juju may mount its storage minutes after it has run `start`."""
+    pool = lxd.find("storage-pools", POOL)
+    if pool is None or not _made_here(pool) or is_mounted(JUJU_STORAGE):
+        return
+    if _image(JUJU_STORAGE) is None and not (JUJU_STORAGE / DIR_POOL).is_dir():
+        raise HostError(f"no storage is mounted at {JUJU_STORAGE} yet: the storage pool {POOL} lies on it")
 
 
 def check_unchanged(lxd: LxdClient, base_image: BaseImage, storage: RunnerStorage) -> None:
@@ -71,26 +99,33 @@ def needed_bytes(state: CharmState) -> int:
     return size_in_bytes(state.resources.disk) * state.virtual_machines
 
 
-def check_space(needed: int, available: int, where: str) -> None:
-    """ConfigurationError that names both sizes if they do not fit."""
+def check_space(state: CharmState, available: int, where: str) -> None:
+    """ConfigurationError that names both sizes if the runners' disks do not fit; ``available`` in bytes."""
+    needed = needed_bytes(state)
     if needed > available:
         raise ConfigurationError(
-            f"virtual-machines: times vm-disk is {_size(needed)}, and {where} has {_size(available)}; "
-            "lower one of them, or deploy with a larger storage"
+            f"virtual-machines: {state.virtual_machines} × vm-disk {state.resources.disk} = {_size(needed)} exceeds "
+            f"the {_size(available)} of {where}; lower one of them, or deploy with a larger storage"
         )
 
 
 def _size(size: int) -> str:
-    return f"{size / (1 << 30):.2f}GiB ({size} bytes)"
+    """Rounded to hundredths of a GiB, down: what is reported is there."""
+    return f"{size * 100 // (1 << 30) / 100:g}GiB"
 
 
-def _capacity(folder: Path) -> int:
-    """What runners can have of a filesystem: what is free, and what the pool has already."""
-    stat = os.statvfs(folder)
-    if (folder / DIR_POOL).is_dir():
-        return stat.f_blocks * stat.f_frsize
-    taken = sum(image.stat().st_blocks * 512 for image in folder.glob(IMAGE_NAME.format("*")))
-    return stat.f_bfree * stat.f_frsize + taken
+def is_intact(lxd: LxdClient, state: CharmState) -> bool:
+    """Whether LXD has pool and profile as they were set up, and the pool's filesystem is mounted."""
+    pool = lxd.find("storage-pools", POOL)
+    if pool is None or pool["status"] != "Created":
+        return False
+    if pool["config"].get("source") == str(MOUNT_POINT) and not is_mounted(MOUNT_POINT):
+        return False
+    in_use = any("/instances/" in user for user in pool["used_by"])
+    if not (in_use or _made_here(pool)):
+        return False
+    found, profile = lxd.find("profiles", PROFILE), _profile(state)
+    return found is not None and all(found[key] == profile[key] for key in ("config", "devices"))
 
 
 def ensure(lxd: LxdClient, jinja: "jinja2.Environment", state: CharmState) -> None:
@@ -106,11 +141,11 @@ def _ensure_pool(lxd: LxdClient, jinja: "jinja2.Environment", state: CharmState)
         emptied = _image(folder) is None
         mounted = _ensure_filesystem(jinja, folder, known=True)
         if mounted or pool["status"] == "Unavailable":
-            # Juju may bring its storage back after LXD has started and looked for the pool.
-            daemon.restart(lxd)
-            pool = lxd.find("storage-pools", POOL)
+            pool = _found_again(lxd)
         if emptied:
             _forget_images(lxd)
+    elif pool is not None and pool["status"] == "Unavailable" and Path(str(pool["config"].get("source"))).is_dir():
+        pool = _found_again(lxd)
     if pool is not None:
         in_use = any("/instances/" in user for user in pool["used_by"])
         if pool["status"] == "Created" and (in_use or _made_here(pool)):
@@ -128,6 +163,12 @@ def _ensure_pool(lxd: LxdClient, jinja: "jinja2.Environment", state: CharmState)
         source = folder / DIR_POOL
         source.mkdir(parents=True, exist_ok=True)
         _create(lxd, "dir", source)
+
+
+def _found_again(lxd: LxdClient) -> Any:
+    """The pool after a restart of LXD, which looks for its pools when it starts: Juju's storage may come later."""
+    daemon.restart(lxd)
+    return lxd.find("storage-pools", POOL)
 
 
 def is_ours(lxd: LxdClient) -> bool:
@@ -201,8 +242,8 @@ def _ensure_filesystem(jinja: "jinja2.Environment", folder: Path, *, known: bool
     image = _image(folder)
     fresh = image is None
     if image is None:
-        if known and folder == JUJU_STORAGE and not folder.is_mount():
-            raise HostError(f"the pool's image is gone, and no storage is mounted at {folder}")
+        if known and folder == JUJU_STORAGE and not is_mounted(folder):
+            raise HostError(f"no storage is mounted at {folder} yet: the storage pool {POOL} lies on it")
         image = folder / IMAGE_NAME.format(secrets.token_hex(8))
         partial = image.with_suffix(".partial")
         with partial.open("wb") as file:
@@ -231,7 +272,7 @@ def _grow(image: Path, size: int) -> None:
 
 def _ensure_mount(jinja: "jinja2.Environment", where: Path, *, what: str, kind: str, options: str) -> bool:
     """A systemd mount unit, so that it is back before LXD starts after a reboot. Whether it was not mounted."""
-    missing = not where.is_mount()
+    missing = not is_mounted(where)
     name = _mount_unit(where)
     content = jinja.get_template("mount.j2").render(where=str(where), what=what, kind=kind, options=options)
     if write_file(UNITS / name, content):
@@ -274,8 +315,8 @@ def remove(lxd: LxdClient) -> list[str]:
     return gone
 
 
-def _ensure_profile(lxd: LxdClient, state: CharmState) -> None:
-    profile = {
+def _profile(state: CharmState) -> dict[str, Any]:
+    return {
         "description": "GitHub runners",
         "config": {
             "security.devlxd": "false",
@@ -284,6 +325,10 @@ def _ensure_profile(lxd: LxdClient, state: CharmState) -> None:
         },
         "devices": {"root": {"type": "disk", "path": "/", "pool": POOL}},
     }
+
+
+def _ensure_profile(lxd: LxdClient, state: CharmState) -> None:
+    profile = _profile(state)
     found = lxd.find("profiles", PROFILE)
     if found is None:
         lxd.change("POST", "profiles", json={"name": PROFILE, **profile})

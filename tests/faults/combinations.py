@@ -1,4 +1,4 @@
-"""Every combination of a question to GitHub and a fault, over real HTTP: tests/integration/test_github_faults.py."""
+"""Every combination of a question to GitHub and a fault, over real HTTP: tests/adapters/test_github_faults.py."""
 
 import subprocess
 import sys

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import runner_manager
+from host import markers
 
 
 @pytest.fixture(autouse=True)
@@ -20,4 +21,13 @@ def locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     """Where the locks of passes are, out of the way of a unit on this machine."""
     folder = tmp_path_factory.mktemp("locks")
     monkeypatch.setattr(runner_manager, "LOCKS", folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def marker_root(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where markers lie, out of the way of a unit on this machine."""
+    folder = tmp_path_factory.mktemp("markers")
+    monkeypatch.setattr(markers, "ROOT", folder)
+    monkeypatch.setattr(markers, "AGENTS", folder / "agents")
     return folder

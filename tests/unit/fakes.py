@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import provision
-from errors import GithubApiError, JobNotFoundError, LxdError, LxdNotFoundError, RunnerBusyError, TemporaryGithubError
+from errors import (
+    ConfigurationError,
+    GithubApiError,
+    JobNotFoundError,
+    LxdError,
+    LxdNotFoundError,
+    RunnerBusyError,
+    TemporaryGithubError,
+)
 from lxd import Execution
 from metrics.storage import MetricsStorage
 from models import (
@@ -203,6 +211,10 @@ class FakeGithub:
         if "find" in self.down:
             raise GithubApiError("GitHub does not answer")
         return self.runners.get(name)
+
+    def check_group(self, path: GithubPath) -> None:
+        if "group" in self.down:
+            raise ConfigurationError("group: there is no such group")
 
     def registration_token(self, path: GithubPath) -> str:
         self.tokens += 1

@@ -1,5 +1,7 @@
 """Spec 1: events, actions and statuses, in process; what the machine needs is tested on the machine."""
 
+import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from ops import testing
 import charm as charm_module
 import provision
 from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenError
-from host import kernel
+from host import kernel, machine, markers, storage
 from models import CharmState
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
@@ -28,16 +30,27 @@ class Surroundings:
     storages: FakeStorages
     application: Path
     fault: Exception | None = None
+    set_up_fault: Exception | None = None
+    lost: tuple[str, ...] = ()
     steps: list[str]
+
+    def set_up(self, *_: Any, build_later: bool, **__: Any) -> None:
+        found = markers.Markers("github-runner/0")
+        found.clear(markers.SET_UP)
+        self.steps.append("set up, build later" if build_later else "set up")
+        if self.set_up_fault:
+            raise self.set_up_fault
+        found.note(markers.SET_UP)
+
+    def check(self, *_: Any) -> None:
+        if self.fault:
+            raise self.fault
 
 
 class CharmUnderTest(charm_module.GithubRunnerCharm):
     """The charm with its surroundings handed in."""
 
     world = Surroundings()
-
-    def _set_up(self, state: CharmState) -> None:
-        self.world.steps.append("set up")
 
     def _take_over(self, state: CharmState) -> None:
         self.world.steps.append("take over")
@@ -50,28 +63,33 @@ class CharmUnderTest(charm_module.GithubRunnerCharm):
 
     def _update_application(self, state: CharmState) -> bool:
         self.world.steps.append("application")
-        if self.world.fault:
-            raise self.world.fault
         return True
 
     def _manager(self, state: CharmState) -> RunnerManager:
         clients = RunnerManagerClients(self.world.github, self._jinja, self.world.lxd, None)  # type: ignore[arg-type]
-        return RunnerManager(self._identity(), state, clients, self.world.storages, self.world.application)
-
-    def _reconcile(self, state: CharmState) -> int:
-        if self.world.fault:
-            raise self.world.fault
-        return self._reconcile_runners(state)
+        return RunnerManager(
+            self._identity(), state, clients, self.world.storages, self.world.application, hold=self._hold
+        )
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Surroundings:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     found = CharmUnderTest.world = Surroundings()
     (tmp_path / "fs").mkdir()
     found.lxd, found.github, found.storages = FakeLxd(), FakeGithub(), FakeStorages(tmp_path / "fs")
     found.application = tmp_path / "actions-runner-linux-x64-2.320.0.tar.gz"
     found.application.write_bytes(b"tarball")
     found.steps = []
+    monkeypatch.setattr(machine, "set_up", found.set_up)
+    monkeypatch.setattr(machine, "lost", lambda *_: list(found.lost))
+    monkeypatch.setattr(machine, "release", lambda *_: found.steps.append("release") or [])
+    monkeypatch.setattr(storage, "check", found.check)
+    monkeypatch.setattr(storage, "shortage", lambda *_: None)
+    monkeypatch.setattr(kernel, "REBOOT_REQUIRED", tmp_path / "reboot-required")
+    monkeypatch.setattr(kernel, "are_active", lambda *_: False)
+    monkeypatch.setattr(kernel, "update", list)
+    for module, name in ((charm_module.follower, "follower"), (charm_module.timer, "timer")):
+        monkeypatch.setattr(module, "remove", lambda name=name: found.steps.append(f"no {name}") or [])
 
     def registered(instance: FakeInstance) -> None:
         found.github.register(instance.name)
@@ -94,8 +112,23 @@ def context() -> "testing.Context[CharmUnderTest]":
 MODEL = testing.Model("ci", uuid="6ae9bb4a-9b0e-4b5c-8a0e-000000000001")
 
 
+UNIT = "github-runner/0"
+
+
 def state(**config: Any) -> testing.State:
     return testing.State(config={**CONFIG, **config}, model=MODEL)
+
+
+def noted(name: str, text: str = "") -> None:
+    markers.Markers(UNIT).note(name, text)
+
+
+def tick(context: Any, **config: Any) -> ops.StatusBase:
+    """The timer's event; returns the unit's status after it."""
+    with context(context.on.leader_elected(), state(**config)) as manager:
+        manager.charm.on.reconcile_runners.emit()
+        found: ops.StatusBase = manager.charm.unit.status
+    return found
 
 
 def test_invalid_options_block_and_nothing_is_touched(context: Any, world: Surroundings) -> None:
@@ -114,7 +147,7 @@ def test_changes_set_up_the_machine_and_reconcile(context: Any, world: Surroundi
     out = context.run(getattr(context.on, event)(), state())
 
     taken_over = ["take over"] if event == "upgrade_charm" else []
-    assert world.steps == [*taken_over, "set up", "follower"]
+    assert world.steps == [*taken_over, "timer 10", "application", "set up", "follower"]
     assert len(world.lxd.found) == 2
     assert out.unit_status == testing.ActiveStatus("2 runners: 2 idle, 0 busy (test mode: containers)")
 
@@ -123,36 +156,213 @@ def test_install_makes_no_runner(context: Any, world: Surroundings) -> None:
     """Runners come with `config-changed` and `start`."""
     context.run(context.on.install(), state())
 
-    assert world.steps == ["set up"]
+    assert world.steps == ["timer 10", "application", "set up"]
     assert world.lxd.found == {}
 
 
 def test_timer_refreshes_the_application_and_reconciles(context: Any, world: Surroundings) -> None:
     """The custom event is the timer's."""
-    with context(context.on.update_status(), state()) as manager:
-        manager.charm.on.reconcile_runners.emit()
-        assert world.steps == ["application"]
-        assert len(world.lxd.found) == 2
+    noted(markers.SET_UP)
+    tick(context)
+
+    assert world.steps == ["application"]
+    assert len(world.lxd.found) == 2
+
+
+@pytest.fixture
+def reboots(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Requests for a reboot, which a package has asked for; the machine is set up."""
+    found: list[bool] = []
+    kernel.REBOOT_REQUIRED.touch()
+    monkeypatch.setattr(ops.Unit, "reboot", lambda _: found.append(True))
+    noted(markers.SET_UP)
+    return found
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_pending_reboot_waits_for_jobs(
-    context: Any, world: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: bool
-) -> None:
+def test_pending_reboot_waits_for_jobs(context: Any, world: Surroundings, reboots: list[bool], busy: bool) -> None:
     """Without a job the idle runners go first and Juju is asked for a reboot; with one it is a pass like any other."""
-    monkeypatch.setattr(kernel, "REBOOT_REQUIRED", tmp_path)
-    with context(context.on.config_changed(), state()) as manager:
-        manager.run()
+    context.run(context.on.config_changed(), state())
     for instance in world.lxd.found.values():
         instance.process = 0 if busy else 10
-    rebooted: list[bool] = []
-    monkeypatch.setattr(ops.Unit, "reboot", lambda _: rebooted.append(True))
 
-    with context(context.on.update_status(), state()) as manager:
-        manager.charm.on.reconcile_runners.emit()
+    status = tick(context)
 
-    assert rebooted == ([] if busy else [True])
+    assert reboots == ([] if busy else [True])
     assert len(world.lxd.found) == (2 if busy else 0)
+    assert (status.name == "maintenance") is not busy
+
+
+def at(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Move the charm's clock."""
+    now = time.time() + seconds
+    monkeypatch.setattr(charm_module.time, "time", lambda: now)
+
+
+def test_a_reboot_that_never_comes_does_not_stop_the_unit(
+    context: Any, world: Surroundings, reboots: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten minutes without runners, then the unit serves on and says so, and asks again after a day."""
+    tick(context)
+    for _ in range(2):
+        at(295, monkeypatch)
+        assert tick(context).message == charm_module.REBOOTING
+    assert (reboots, world.lxd.found) == ([True], {})
+
+    at(301, monkeypatch)
+    status = tick(context)
+    assert (status.name, len(world.lxd.found)) == ("active", 2)
+    assert "a reboot for a pending update was requested 15 minutes ago and did not happen" in status.message
+
+    at(86400, monkeypatch)
+    tick(context)
+    assert reboots == [True, True]
+
+
+def test_after_a_reboot_none_is_awaited(
+    context: Any, world: Surroundings, reboots: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request of an earlier boot counts for nothing, also where another update asks for the next reboot."""
+    noted(markers.REBOOT, f"{time.time():.0f} an-earlier-boot")
+    kernel.REBOOT_REQUIRED.unlink()
+    assert tick(context).name == "active"
+
+    kernel.REBOOT_REQUIRED.touch()
+    tick(context)
+    assert reboots == [True]
+
+
+def test_no_reboot_without_a_record_of_it(
+    context: Any, world: Surroundings, reboots: list[bool], marker_root: Path
+) -> None:
+    """Where the request cannot be recorded none is made: it would be repeated for ever."""
+    kernel_marker = marker_root / "unit-github-runner-0" / markers.REBOOT
+    kernel_marker.mkdir(parents=True)
+
+    assert tick(context).name == "waiting"
+    assert reboots == []
+
+
+def test_a_set_up_that_failed_is_completed_by_the_next_reconcile(context: Any, world: Surroundings) -> None:
+    """Without an operator's event: no runner is created before, all of them after, and the build is not waited for."""
+    world.set_up_fault = HostError("apt is locked")
+    out = context.run(context.on.config_changed(), state())
+    assert (out.unit_status.name, out.unit_status.message) == (
+        "waiting",
+        "no runner of 2; apt is locked (test mode: containers)",
+    )
+    world.steps.clear()
+
+    tick(context)
+    assert (world.steps, world.lxd.found) == (
+        ["timer 10", "application", "set up, build later", "follower"],
+        {},
+    )
+
+    world.set_up_fault = None
+    assert tick(context).name == "active"
+    assert len(world.lxd.found) == 2
+
+
+def test_runners_are_looked_after_while_the_set_up_fails(context: Any, world: Surroundings) -> None:
+    """What serves goes on serving, what is dead is removed, and the status has the reason that none is created."""
+    context.run(context.on.config_changed(), state())
+    dead = next(iter(world.lxd.found.values()))
+    dead.running = False
+    world.github.runners.pop(dead.name)
+    world.lost, world.set_up_fault = ("image",), HostError("image jammy: being built")
+
+    status = tick(context, labels="changed")
+
+    assert len(world.lxd.found) == 1
+    assert status.name == "active"
+    assert status.message == "1 of 2 runners: 1 idle, 0 busy; image jammy: being built (test mode: containers)"
+
+
+def test_update_status_completes_a_set_up(context: Any, world: Surroundings) -> None:
+    """Where no timer was ever started, as before the grant of a secret, update-status is the only event that comes."""
+    context.run(context.on.config_changed(), state(token=""))
+    assert world.steps == []
+
+    out = context.run(context.on.update_status(), state())
+
+    assert world.steps == ["timer 10", "application", "set up, build later", "follower"]
+    assert (out.unit_status.name, len(world.lxd.found)) == ("active", 2)
+
+
+def test_options_that_change_while_others_are_invalid_are_set_up_later(context: Any, world: Surroundings) -> None:
+    """An event that cannot be handled leaves the set-up due, whichever event comes next."""
+    context.run(context.on.config_changed(), state())
+    context.run(context.on.config_changed(), state(denylist="10.0.0.0/8", labels=","))
+    context.run(context.on.config_changed(), state(denylist="192.0.2.0/24", path=""))
+    world.steps.clear()
+
+    tick(context, denylist="192.0.2.0/24")
+
+    assert "set up, build later" in world.steps
+
+
+def test_what_was_lost_is_made_again(context: Any, world: Surroundings) -> None:
+    """A reconcile looks whether the machine is still as it was set up."""
+    noted(markers.SET_UP)
+    world.lost = ("firewall",)
+
+    tick(context)
+
+    assert world.steps == ["timer 10", "application", "set up, build later", "follower"]
+
+
+def test_a_time_without_reconciles_is_in_the_status(
+    context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the controller was away the status says from when to when, for a day."""
+    assert "no reconcile" not in tick(context).message
+    at(29 * 60, monkeypatch)
+    assert "no reconcile" not in tick(context).message
+    at(31 * 60, monkeypatch)
+
+    assert "no reconcile from " in tick(context).message
+    at(23 * 3600, monkeypatch)
+    # This time is one more: what counts is the last.
+    assert "no reconcile from " in tick(context).message
+    for _ in range(60):
+        at(25 * 60, monkeypatch)
+        status = tick(context)
+    assert "no reconcile" not in status.message
+
+
+@pytest.mark.parametrize("event", ["relation_broken", "config_changed", "update_status", "reconcile_runners"])
+def test_a_unit_without_storage_makes_nothing_any_more(context: Any, world: Surroundings, event: str) -> None:
+    """Juju detaches the storage of a dying unit first: runners and pool go then, and no later event makes them anew."""
+    context.run(context.on.config_changed(), state())
+    assert len(world.lxd.found) == 2
+    world.steps.clear()
+    attached = testing.Storage("runner")
+    context.run(context.on.storage_detaching(attached), replace(state(), storages={attached}))
+    assert world.lxd.found == {}
+    assert world.steps == ["no follower", "no timer", "release"]
+
+    if event == "reconcile_runners":
+        tick(context)
+    elif event == "relation_broken":
+        relation = testing.Relation("debug-ssh")
+        context.run(context.on.relation_broken(relation), replace(state(), relations={relation}))
+    else:
+        context.run(getattr(context.on, event)(), state())
+
+    assert world.lxd.found == {}
+    assert world.steps == ["no follower", "no timer", "release"]
+
+
+def test_storage_that_comes_back_brings_the_unit_back(context: Any, world: Surroundings) -> None:
+    """Storage that is attached again ends what its detaching began."""
+    attached = testing.Storage("runner")
+    context.run(context.on.storage_detaching(attached), replace(state(), storages={attached}))
+    context.run(context.on.storage_attached(attached), replace(state(), storages={attached}))
+
+    context.run(context.on.config_changed(), state())
+
+    assert len(world.lxd.found) == 2
 
 
 TIMER, FOLLOWER = charm_module.timer.TIMER, charm_module.follower.SERVICE
@@ -179,6 +389,7 @@ def test_update_status_makes_sure_of_timer_and_follower(
 ) -> None:
     """What is dead and wanted is repaired, runners are not looked at."""
     monkeypatch.setattr(charm_module, "are_active", lambda *units: active.issuperset(units))
+    noted(markers.SET_UP)
 
     context.run(context.on.update_status(), state(**{"reconcile-interval": 7, **options}))
 
@@ -192,7 +403,7 @@ FAULTS = [
     (RateLimitError("rate limit until 12:30:00 UTC", RESET), testing.WaitingStatus, "12:30:00"),
     (GithubApiError("GitHub does not answer"), testing.WaitingStatus, "does not answer"),
     (LxdError("LXD does not answer"), testing.WaitingStatus, "LXD"),
-    (HostError("the runner application is not downloaded yet"), testing.WaitingStatus, "not downloaded"),
+    (HostError("no storage is mounted"), testing.WaitingStatus, "no storage"),
 ]
 
 
@@ -298,6 +509,81 @@ def test_action_on_a_blocked_unit_fails_and_leaves_it(context: Any, world: Surro
     with pytest.raises(testing.ActionFailed, match="path") as failed:
         context.run(context.on.action("check-runners"), blocked)
     assert failed.value.state.unit_status == testing.BlockedStatus("path: is empty")
+
+
+STATUSES = [
+    testing.ErrorStatus("hook failed"),
+    testing.UnknownStatus(),
+    testing.ActiveStatus(),
+    testing.MaintenanceStatus("Reconciling runners"),
+]
+
+
+@pytest.mark.parametrize("before", STATUSES, ids=lambda status: status.name)
+@pytest.mark.parametrize("action", ["check-runners", "reconcile-runners", "flush-runners", "update-dependencies"])
+def test_actions_give_their_reason_in_any_status(
+    context: Any, world: Surroundings, before: ops.StatusBase, action: str
+) -> None:
+    """Juju runs actions on a unit in error, too: the action fails with the reason, not with a traceback."""
+    given = testing.State(config={**CONFIG, "path": ""}, model=MODEL, unit_status=before)
+
+    with pytest.raises(testing.ActionFailed, match="path: is empty"):
+        context.run(context.on.action(action), given)
+
+
+def kept(world: Surroundings, context: Any, **params: Any) -> bool:
+    """Whether a flush that fails leaves the runners that are there."""
+    before = set(world.lxd.found)
+    with pytest.raises(testing.ActionFailed):
+        context.run(context.on.action("flush-runners", params=params), state())
+    return before <= set(world.lxd.found)
+
+
+@pytest.mark.parametrize("fault", ["set-up", "storage", "group", "reboot"])
+def test_flush_that_could_not_create_keeps_the_runners(context: Any, world: Surroundings, fault: str) -> None:
+    """Everything that new runners need is checked before one is removed."""
+    context.run(context.on.config_changed(), state())
+    if fault == "set-up":
+        world.lost, world.set_up_fault = ("image",), HostError("no image")
+    elif fault == "storage":
+        world.fault = HostError("no storage is mounted")
+    elif fault == "group":
+        world.github.down = {"group"}
+    else:
+        kernel.note_request(markers.Markers(UNIT), time.time())
+
+    assert kept(world, context)
+    assert len(world.lxd.found) == 2
+
+
+def test_forced_flush_removes_all_the_same(context: Any, world: Surroundings) -> None:
+    """`force=true` is for runners that must go whatever comes after them; the action fails with what does."""
+    context.run(context.on.config_changed(), state())
+    world.github.down = {"group"}
+
+    assert not kept(world, context, force=True)
+    assert world.lxd.found == {}
+
+
+def test_reconcile_action_fails_with_what_could_not_be_created(context: Any, world: Surroundings) -> None:
+    """The counts are there, and the reason: an action that completed would say that all is well."""
+    world.lxd.faults = {"start": lambda _: True}
+
+    with pytest.raises(testing.ActionFailed, match="starting the instance"):
+        context.run(context.on.action("reconcile-runners"), state())
+    assert context.action_results["delta.virtual-machines"] == "2"
+
+
+def test_a_runner_group_that_does_not_exist_costs_no_runner(context: Any, world: Surroundings) -> None:
+    """A configuration that GitHub cannot serve blocks, with the runners of before in their places."""
+    context.run(context.on.config_changed(), state())
+    before = set(world.lxd.found)
+    world.github.down = {"group"}
+
+    out = context.run(context.on.config_changed(), state(labels="another"))
+
+    assert isinstance(out.unit_status, testing.BlockedStatus)
+    assert set(world.lxd.found) == before
 
 
 def test_templates_are_the_projects(context: Any, world: Surroundings) -> None:

@@ -11,7 +11,7 @@ import yaml
 from ops import testing
 
 import charm_state
-from errors import ConfigurationError
+from errors import ConfigurationError, JujuError
 from models import (
     Arch,
     BaseImage,
@@ -45,7 +45,7 @@ class LoadingCharm(ops.CharmBase):
     """Reads its state when the options or the relations change, and keeps what came of it."""
 
     state: CharmState | None = None
-    error: ConfigurationError | None = None
+    error: Any = None
 
     def __init__(self, framework: ops.Framework) -> None:
         super().__init__(framework)
@@ -55,7 +55,7 @@ class LoadingCharm(ops.CharmBase):
     def _load(self, _: ops.EventBase) -> None:
         try:
             self.state = charm_state.load(self)
-        except ConfigurationError as error:
+        except (ConfigurationError, JujuError) as error:
             self.error = error
 
 
@@ -443,7 +443,50 @@ def test_token_secret_not_granted() -> None:
     line = fault({"token-secret": "secret:d0000000000000000000"})
 
     assert line.startswith("token-secret: ")
-    assert "juju grant-secret" in line
+    assert "juju grant-secret secret:d0000000000000000000 " in line
+
+
+SECRET = testing.Secret({"token": "ghp_secret"})
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("ERROR permission denied", True),
+        ('ERROR secret "d0000000000000000000" not found', True),
+        ("ERROR connection is shut down", False),
+        ("ERROR Vault is sealed", False),
+        ("ERROR cannot access backend: context deadline exceeded", False),
+    ],
+)
+def test_a_secret_that_juju_cannot_give_now_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, words: str, refused: bool
+) -> None:
+    """Only what the operator can change blocks, with the command to run."""
+
+    def get(*_: Any, **__: Any) -> dict[str, str]:
+        raise ops.ModelError(words)
+
+    monkeypatch.setattr("scenario.mocking._MockModelBackend.secret_get", get)
+
+    charm = run({"token-secret": SECRET.id}, secrets=(SECRET,))
+
+    assert isinstance(charm.error, ConfigurationError if refused else JujuError)
+    assert ("juju grant-secret" in str(charm.error)) is refused
+
+
+def test_only_the_newest_revision_of_a_secret_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The revision that was read before may have been removed: it is not asked for."""
+    asked: list[dict[str, Any]] = []
+
+    def get(_: Any, **options: Any) -> dict[str, str]:
+        asked.append(options)
+        return {"token": "ghp_new"}
+
+    monkeypatch.setattr("scenario.mocking._MockModelBackend.secret_get", get)
+
+    assert load({"token-secret": SECRET.id}, secrets=(SECRET,)).token == "ghp_new"
+    assert [options["refresh"] for options in asked] == [True]
 
 
 def test_debug_ssh_units_become_connections() -> None:

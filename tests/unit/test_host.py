@@ -2,6 +2,7 @@
 
 import configparser
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -20,7 +21,19 @@ from github_client import GithubClient
 from host import application, image, kernel, packages, storage, timer
 from host.daemon import SUBNETS, free_subnet
 from lxd import LxdClient
-from models import Arch, BaseImage, GithubPath, GithubRepo, ImageSource, ProxyConfig, RunnerApplication, RunnerStorage
+from models import (
+    Arch,
+    BaseImage,
+    CharmState,
+    GithubPath,
+    GithubRepo,
+    ImageSource,
+    ProxyConfig,
+    RunnerApplication,
+    RunnerStorage,
+    VirtualMachineResources,
+)
+from tests.unit.fakes import state
 
 TEMPLATES = Path(__file__).resolve().parent.parent.parent / "templates"
 JINJA = provision.environment(TEMPLATES)
@@ -328,7 +341,7 @@ def test_lost_application_is_fetched_again(tmp_path: Path) -> None:
 
 def test_nothing_missing_nothing_installed() -> None:
     """Where every program is there apt is not asked, and nothing counts as installed."""
-    assert packages.ensure({"sh": "dash", "ls": "coreutils"}) == []
+    assert packages.ensure(print, {"sh": "dash", "ls": "coreutils"}) == []
 
 
 class FakeLxd:
@@ -386,12 +399,91 @@ GIB = 1 << 30
 
 def test_space_is_enough_to_the_byte() -> None:
     """All disks at once must fit; a byte too little blocks, and names both sizes."""
-    storage.check_space(20 * GIB, 20 * GIB, "the storage")
+    wanted = state(virtual_machines=4, resources=VirtualMachineResources(1, "1GiB", "5GiB"))
+    storage.check_space(wanted, 20 * GIB, "/storage/juju")
 
     with pytest.raises(ConfigurationError) as caught:
-        storage.check_space(20 * GIB, 20 * GIB - 1, "the storage at /storage/juju")
-    assert "20.00GiB (21474836480 bytes)" in str(caught.value)
-    assert "/storage/juju has 20.00GiB (21474836479 bytes)" in str(caught.value)
+        storage.check_space(wanted, 20 * GIB - 1, "/storage/juju")
+    assert "virtual-machines: 4 × vm-disk 5GiB = 20GiB exceeds the 19.99GiB of /storage/juju" in str(caught.value)
+
+
+class PoolLxd:
+    """An LXD with the profile of no deployment and the pool that a test gives it."""
+
+    def __init__(self, pool: dict[str, Any] | None) -> None:
+        self.pool = pool
+
+    def find(self, *path: str) -> dict[str, Any] | None:
+        return self.pool if path[0] == "storage-pools" else None
+
+
+@pytest.fixture
+def juju_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in the place of /storage/juju, on a filesystem of 100 GiB of which others use 40."""
+    folder = tmp_path / "juju"
+    folder.mkdir()
+    used = os.statvfs(folder)
+    blocks = (100 * GIB // used.f_frsize, 60 * GIB // used.f_frsize)
+    size = os.statvfs_result((used.f_bsize, used.f_frsize, *blocks, blocks[1], 0, 0, 0, 0, 255))
+    monkeypatch.setattr(storage.os, "statvfs", lambda _: size)
+    monkeypatch.setattr(storage, "JUJU_STORAGE", folder)
+    return folder
+
+
+def wanting(number: int, where: RunnerStorage = RunnerStorage.JUJU_STORAGE) -> CharmState:
+    """A state for a number of runners with disks of 10 GiB."""
+    resources = VirtualMachineResources(1, "1GiB", "10GiB")
+    return state(virtual_machines=number, resources=resources, runner_storage=where)
+
+
+def test_storage_that_is_large_enough_in_total_is_enough(juju_storage: Path) -> None:
+    """What others use of it is a notice and blocks nothing, as with the previous charm."""
+    lxd = cast(LxdClient, PoolLxd(None))
+
+    storage.check(lxd, wanting(10))
+    with pytest.raises(ConfigurationError, match=r"11 × vm-disk 10GiB = 110GiB exceeds the 100GiB of .*/juju"):
+        storage.check(lxd, wanting(11))
+    assert storage.shortage(wanting(6)) is None
+    assert storage.shortage(wanting(7)) == f"{juju_storage} has 60GiB free of the 70GiB that full runners need"
+    (juju_storage / "github-runner-pool").mkdir()
+    assert storage.shortage(wanting(7)) is None
+
+
+def test_memory_is_never_more_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disks in memory must fit into the machine's memory; the message names both sizes."""
+    monkeypatch.setattr(storage.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 15 * GIB // 4096)
+    lxd = cast(LxdClient, PoolLxd(None))
+
+    storage.check(lxd, wanting(1, RunnerStorage.MEMORY))
+    with pytest.raises(
+        ConfigurationError, match="2 × vm-disk 10GiB = 20GiB exceeds the 15GiB of this machine's memory"
+    ):
+        storage.check(lxd, wanting(2, RunnerStorage.MEMORY))
+
+
+@pytest.mark.parametrize("source", ["/run/github-runner-pool", "/storage/juju/github-runner-pool"])
+def test_storage_that_is_not_mounted_yet_is_waited_for(
+    juju_storage: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """An empty folder in the storage's place says nothing of its size, and no pool is made in it."""
+    lxd = cast(LxdClient, PoolLxd({"config": {"source": source}, "status": "Unavailable", "used_by": []}))
+
+    with pytest.raises(HostError, match="no storage is mounted at"):
+        storage.check(lxd, wanting(1))
+
+    monkeypatch.setattr(storage, "is_mounted", lambda folder: folder == juju_storage)
+    storage.check(lxd, wanting(1))
+
+
+@pytest.mark.parametrize("left", ["github-runner-pool-0a1b.img", "github-runner-pool"])
+def test_storage_without_a_mount_of_its_own_is_known_by_the_pool(juju_storage: Path, left: str) -> None:
+    """Where Juju cannot mount, in an unprivileged container, the storage is a plain folder, with the pool in it."""
+    lxd = cast(
+        LxdClient, PoolLxd({"config": {"source": "/run/github-runner-pool"}, "status": "Created", "used_by": []})
+    )
+    (juju_storage / left).mkdir()
+
+    storage.check(lxd, wanting(1))
 
 
 def test_age_of_the_application_counts_from_githubs_word(tmp_path: Path) -> None:
@@ -459,33 +551,146 @@ def test_damaged_settings_are_named(tmp_path: Path, text: str) -> None:
         image.ImageBuild.load(tmp_path / "build.json")
 
 
-def test_kernels_are_updated_daily(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Only what is installed is updated, once a day; a clock that was set back does not stop it for ever."""
+@pytest.fixture
+def updates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
+    """The programs that an update of the kernel starts."""
     ran: list[list[str]] = []
     monkeypatch.setattr(kernel, "CHECKED", tmp_path / "checked")
+    monkeypatch.setattr(kernel, "UPDATE_SCRIPT", tmp_path / "update.sh")
     monkeypatch.setattr(kernel, "installed_kernels", lambda: ["linux-virtual"])
     monkeypatch.setattr(kernel, "run", lambda command, **_: ran.append(command))
+    return ran
+
+
+def test_kernels_are_updated_daily(updates: list[list[str]]) -> None:
+    """Only what is installed is updated, once a day; a clock that was set back does not stop it for ever."""
     now = time.time()
 
     assert kernel.update(now) == ["linux-virtual"]
     assert kernel.update(now + 3600) == []
     assert kernel.update(now + 90000) == ["linux-virtual"]
-
-    assert [command[-1] for command in ran] == ["update", "linux-virtual"] * 2
+    assert len(updates) == 2
     assert kernel.update(now - 3600) == ["linux-virtual"]
 
 
-def test_kernel_that_cannot_be_updated_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A mirror that is down does not stop the runners of this pass."""
+def test_the_update_runs_in_a_service_of_its_own(updates: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reconcile's time limit cannot reach apt; a proxy's password stands in a file that root alone can read."""
+    monkeypatch.setenv("http_proxy", "http://user:it's-secret@proxy.example:3128")
+
+    kernel.update()
+
+    [command] = updates
+    assert command[:2] == ["systemd-run", "--quiet"]
+    assert command[-2:] == ["/bin/sh", str(kernel.UPDATE_SCRIPT)]
+    assert stat.S_IMODE(kernel.UPDATE_SCRIPT.stat().st_mode) == 0o700
+    stub = 'apt-get() { echo "$http_proxy $DEBIAN_FRONTEND $*"; }\n'
+    script = stub + kernel.UPDATE_SCRIPT.read_text()
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    update, install = done.stdout.splitlines()
+    assert update == "http://user:it's-secret@proxy.example:3128 noninteractive -qq update"
+    assert install.endswith("-o Dpkg::Options::=--force-confold install --only-upgrade linux-virtual")
+
+
+def test_kernel_that_cannot_be_updated_waits(updates: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update that cannot be started does not stop the runners of this reconcile."""
 
     def fail(command: list[str], **_: Any) -> None:
-        raise CommandError("no mirror")
+        raise CommandError("Unit github-runner-kernel-update.service already exists")
 
-    monkeypatch.setattr(kernel, "CHECKED", tmp_path / "checked")
-    monkeypatch.setattr(kernel, "installed_kernels", lambda: ["linux-virtual"])
     monkeypatch.setattr(kernel, "run", fail)
 
     assert kernel.update() == ["linux-virtual"]
+
+
+@pytest.mark.parametrize("updating", [False, True])
+def test_no_reboot_while_packages_are_being_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, updating: bool
+) -> None:
+    """A kernel asks for its reboot before dpkg has ended: the machine goes down after it."""
+    monkeypatch.setattr(kernel, "REBOOT_REQUIRED", tmp_path)
+    monkeypatch.setattr(kernel, "are_active", lambda unit: updating)
+
+    assert kernel.reboot_is_due() is not updating
+
+
+KERNELS = {
+    "generic": "linux-generic linux-image-generic linux-headers-generic linux-image-5.15.0-1-generic",
+    "aws": "linux-aws linux-image-aws linux-headers-aws linux-headers-5.15.0-1073-aws linux-base linux-libc-dev",
+    "hwe": "linux-generic-hwe-22.04 linux-image-generic-hwe-22.04",
+    "lts": "linux-azure-lts-22.04 linux-image-azure-lts-22.04 linux-tools-common linux-firmware",
+    "image only": "linux-image-virtual",
+    "debian": "linux-image-amd64 linux-image-cloud-amd64",
+}
+
+
+@pytest.mark.parametrize("flavour", [*KERNELS, "none"])
+def test_every_flavour_of_kernel_is_updated(monkeypatch: pytest.MonkeyPatch, flavour: str) -> None:
+    """The metapackages of whatever kernel the machine has; no version of one, and none that was removed."""
+    names = KERNELS.get(flavour, "linux-base linux-libc-dev linux-image-6.1.0-1-amd64").split()
+    lines = "".join(f"ii {name}\n" for name in names) + "rc linux-image-oracle\n"
+    done = subprocess.CompletedProcess([], 0, stdout=lines)
+    monkeypatch.setattr(kernel, "run", lambda *_, **__: done)
+    known = ("linux-base", "linux-libc-dev", "linux-tools-common", "linux-firmware")
+
+    expected = sorted(name for name in names if not re.search(r"-\d+\.\d+\.\d", name) and name not in known)
+    assert kernel.installed_kernels() == expected
+
+
+LOCKED = "E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 1234 (unattended-upgr)"
+
+
+class FakeApt:
+    """Apt and dpkg, with what the first calls of each command say before they succeed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **said: list[str]) -> None:
+        self.said, self.ran, self.progress = said, [], []
+        monkeypatch.setattr(packages, "run_surviving", self.run)
+        monkeypatch.setattr(packages.time, "sleep", lambda _: None)
+
+    def run(self, command: list[str], **_: Any) -> "subprocess.CompletedProcess[str]":
+        name = next(word for word in ("update", "install", "--configure") if word in command)
+        self.ran.append(name)
+        said = self.said.get(name.strip("-"), [])
+        return subprocess.CompletedProcess(command, 100 if said else 0, stdout=said.pop(0) if said else "")
+
+    def ensure(self) -> list[str]:
+        return packages.ensure(self.progress.append, {"no-such-program": "package"})
+
+
+@pytest.mark.parametrize("command", ["update", "install"])
+def test_locks_of_apt_are_waited_for(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """A machine that has just started updates itself: its locks are waited for, and the status says so."""
+    apt = FakeApt(monkeypatch, **{command: [LOCKED, LOCKED]})
+
+    assert apt.ensure() == ["package"]
+    assert apt.ran.count(command) == 3
+    assert apt.progress == ["Installing packages: waiting for another process that holds apt's lock"] * 2
+
+
+def test_locks_of_apt_are_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that is never released is an error that names who holds it."""
+    monkeypatch.setattr(times, "APT_LOCK", -1)
+    apt = FakeApt(monkeypatch, update=[LOCKED])
+
+    with pytest.raises(HostError, match=r"the packages package cannot be installed: .*held by process 1234"):
+        apt.ensure()
+
+
+def test_an_interrupted_dpkg_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a power failure left half installed is configured first."""
+    words = "E: dpkg was interrupted, you must manually run 'dpkg --configure -a' to correct the problem."
+    apt = FakeApt(monkeypatch, install=[words])
+
+    assert apt.ensure() == ["package"]
+    assert apt.ran == ["update", "install", "--configure", "install"]
+
+
+def test_packages_that_cannot_be_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apt's last words are in the error."""
+    apt = FakeApt(monkeypatch, install=["E: Unable to locate package package"])
+
+    with pytest.raises(HostError, match="the packages package cannot be installed: E: Unable to locate"):
+        apt.ensure()
 
 
 def test_limit_of_inotify_instances_is_raised_where_it_is_too_low(

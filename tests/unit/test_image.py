@@ -192,13 +192,46 @@ def test_only_one_build_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert inner == [False]
 
 
-def test_a_hook_waits_for_a_build_with_an_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A build that never ends does not hold the hook for ever: the error says what it waited for."""
+def test_a_hook_does_not_wait_for_another_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """While a build goes on outside of hooks a hook ends and says so: Juju has other things to do."""
     monkeypatch.setattr(image, "LOCK", tmp_path / "lock")
-    monkeypatch.setattr(image, "BUILD_LIMIT", 0)
+    lxd = ImageLxd()
+    lxd.aliases.clear()
 
-    with exclusive(tmp_path / "lock", 0), pytest.raises(HostError, match="another build"):
-        image.ensure(cast(LxdClient, ImageLxd()), JINJA, BUILD, print)
+    with exclusive(tmp_path / "lock", 0), pytest.raises(HostError, match="image jammy: being built"):
+        image.ensure(cast(LxdClient, lxd), JINJA, BUILD, print)
+
+
+def test_a_missing_image_is_built_outside_of_the_reconcile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A build is started and not waited for, and why the last one failed is not forgotten meanwhile."""
+    ran: list[list[str]] = []
+    monkeypatch.setattr(image, "FAILURE", tmp_path / "failure")
+    monkeypatch.setattr(image, "run", ran.append)
+    lxd = ImageLxd()
+    lxd.aliases.clear()
+
+    with pytest.raises(HostError, match="image jammy: being built"):
+        image.ensure_later(cast(LxdClient, lxd), BUILD)
+    image.FAILURE.write_text("image jammy: network failed: no IPv4 route\n")
+    with pytest.raises(HostError, match="network failed: no IPv4 route; being built again"):
+        image.ensure_later(cast(LxdClient, lxd), BUILD)
+    lxd.aliases["jammy"] = "theirs"
+    image.ensure_later(cast(LxdClient, lxd), BUILD)
+
+    assert ran == [["systemctl", "start", "--no-block", "ghro.build-image.service"]] * 2
+
+
+def test_the_reason_of_a_failed_build_is_kept_until_one_succeeds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a build outside of hooks met is shown by the next reconcile."""
+    monkeypatch.setattr(image, "FAILURE", tmp_path / "failure")
+
+    with pytest.raises(HostError):
+        make(ImageLxd("packages"))
+    assert "packages failed" in image.FAILURE.read_text()
+    make(ImageLxd())
+    assert not image.FAILURE.exists()
 
 
 @pytest.mark.parametrize("downloaded", [True, False])

@@ -1,6 +1,7 @@
 """The frozen values: sizes, names and ownership, paths, proxies."""
 
 import dataclasses
+import re
 from enum import Enum
 
 import pytest
@@ -100,6 +101,32 @@ def test_what_is_no_path(path: str) -> None:
 def test_prefix() -> None:
     """A runner's name begins with application, unit and the model's hash."""
     assert Identity("runner", 1, HASH).prefix == f"runner-1-{HASH}"
+
+
+NAMES = ["a", "github-runner", "a" * 45, "a" * 46, "a" * 44 + "-b", "a" * 62, "a" * 200]
+
+
+@pytest.mark.parametrize("unit", [0, 9, 10, 12345])
+@pytest.mark.parametrize("app", NAMES, ids=len)
+def test_any_application_name_gives_names_that_lxd_takes(app: str, unit: int) -> None:
+    """At most 63 characters, letters, digits and single hyphens, the first one a letter, and owned by their unit."""
+    identity = Identity(app, unit, HASH)
+
+    name = identity.prefix + "0123456789abcdef"[: identity.random_digits]
+
+    assert re.fullmatch(r"[a-z][a-z0-9-]*[a-z0-9]", name)
+    assert len(name) <= 63
+    assert identity.random_digits >= 8
+    assert identity.owns(name)
+    assert app not in NAMES[:2] or name.startswith(f"{app}-{unit}-{HASH}")
+
+
+def test_long_application_names_are_told_apart() -> None:
+    """Two applications whose names begin alike have runners that neither takes for its own."""
+    one, other = Identity("a" * 60 + "-one", 1, HASH), Identity("a" * 60 + "-two", 1, HASH)
+
+    assert one.prefix != other.prefix
+    assert not other.owns(one.prefix + "0" * one.random_digits)
 
 
 @pytest.mark.parametrize(

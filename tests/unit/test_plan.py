@@ -530,7 +530,10 @@ def test_order_does_not_matter(quantity: int, views: list[RunnerView], data: st.
 
 @given(quantity=st.integers(0, 6), views=runner_views(), data=st.data())
 def test_passes_converge(quantity: int, views: list[RunnerView], data: st.DataObject) -> None:
-    """A pass that was carried out leaves nothing to do, and one that was cut off leaves what one more pass does."""
+    """A reconcile that was carried out leaves nothing to do, one that was cut off leaves what one more does.
+
+    One more each where outdated runners wait until today's configuration has proven itself.
+    """
     first = plan(quantity, *views)
     assume(not first.refused)
     names = [name for name, _ in first.remove]
@@ -539,9 +542,13 @@ def test_passes_converge(quantity: int, views: list[RunnerView], data: st.DataOb
     seen = after(views, replace(first, create=0) if done != set(names) else first, done)
 
     second = plan(quantity, *seen)
-    last = plan(quantity, *after(seen, second, {name for name, _ in second.remove}))
+    seen = after(seen, second, {name for name, _ in second.remove})
+    if first.postponed or second.postponed:
+        third = plan(quantity, *seen)
+        seen = after(seen, third, {name for name, _ in third.remove})
+    last = plan(quantity, *seen)
 
-    if done == set(names):
+    if done == set(names) and not first.postponed:
         assert not second.changes
     assert not last.changes
     assert not last.note_offline
@@ -569,6 +576,48 @@ def test_refused_application(seen: dict[str, Any], refused: bool, create: int) -
 
     assert decided.remove == (("r", Reason.UNHEALTHY),)
     assert (decided.refused, decided.create) == (refused, create)
+
+
+TRIED = [
+    pytest.param(2, [idle("a", fingerprint="old"), idle("b", fingerprint="old")], ["a"], 1, ["b"], id="one is tried"),
+    pytest.param(
+        3, [idle("a", fingerprint="old"), idle("b", fingerprint="old")], [], 1, ["a", "b"], id="a free place is used"
+    ),
+    pytest.param(
+        2, [starting("a"), idle("b", fingerprint="old")], [], 0, ["b"], id="one that is being tried is waited for"
+    ),
+    pytest.param(2, [ghost("a"), idle("b", fingerprint="old")], [], 0, ["b"], id="one that never came online"),
+    pytest.param(
+        3,
+        [idle("a"), idle("b", fingerprint="old"), idle("c", fingerprint="old")],
+        ["b", "c"],
+        2,
+        [],
+        id="all once one is online",
+    ),
+    pytest.param(2, [busy("a"), idle("b", fingerprint="old")], ["b"], 1, [], id="one that has a job was online, too"),
+    pytest.param(
+        1, [idle("a", fingerprint="old"), idle("b", fingerprint="old")], ["a", "b"], 1, [], id="fewer are wanted"
+    ),
+]
+
+
+@pytest.mark.parametrize(("quantity", "views", "removed", "created", "postponed"), TRIED)
+def test_a_changed_configuration_is_tried_with_one_runner(
+    quantity: int, views: list[RunnerView], removed: list[str], created: int, postponed: list[str]
+) -> None:
+    """One outdated idle runner is replaced, or none where a place is free; the others follow once it is online."""
+    decided = plan(quantity, *views)
+
+    assert (decided.names(Reason.OUTDATED), decided.create, list(decided.postponed)) == (removed, created, postponed)
+    assert set(postponed) <= set(decided.idle)
+
+
+def test_outdated_runners_stay_while_none_can_be_created() -> None:
+    """A unit that cannot create runners keeps the outdated ones that serve."""
+    decided = make_plan(Desired(1, TODAY, may_create=False), [idle("a", fingerprint="old")], NOW)
+
+    assert (decided.remove, decided.create, decided.idle, decided.postponed) == ((), 0, ("a",), ())
 
 
 def test_nothing_is_created_while_the_application_is_refused() -> None:

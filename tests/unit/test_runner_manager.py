@@ -14,7 +14,7 @@ import metrics.storage
 import provision
 import runner
 import times
-from errors import GithubApiError, HostError, LxdError
+from errors import ConfigurationError, GithubApiError, HostError, LxdError
 from models import FlushMode, GithubRepo, SSHDebugConnection, VirtualMachineResources, WorkflowJob
 from runner import KEY, RunnerManagerClients
 from runner_manager import RunnerManager, fingerprint
@@ -734,3 +734,91 @@ def test_health_of_the_unit_is_an_event(world: World, tmp_path: Path) -> None:
         "application_age": 60.0,
         "api_quota_left": 4999,
     }
+
+
+def online_by_and_by(world: World, online: bool) -> None:
+    """Let registrations come online, or never."""
+    world.lxd.registered = lambda instance: world.github.register(instance.name, online=online)
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_a_changed_configuration_is_tried_with_one_runner(
+    world: World, monkeypatch: pytest.MonkeyPatch, online: bool
+) -> None:
+    """The others are replaced in the same reconcile once the first successor is online, and stay where it is not."""
+    monkeypatch.setattr(times, "PROOF", 0)
+    before = {world.add(f"{number:016x}") for number in range(3)}
+    world.state = state(labels=("changed",))
+    online_by_and_by(world, online)
+
+    world.reconcile(3)
+
+    assert len(world.lxd.found) == 3
+    assert len(before & set(world.lxd.found)) == (0 if online else 2)
+
+
+def test_one_failure_of_a_changed_configuration_costs_one_runner(world: World) -> None:
+    """A configuration with which no runner can be created never takes the second one's place."""
+    before = {world.add(f"{number:016x}") for number in range(3)}
+    world.state = state(labels=("changed",))
+    world.lxd.faults = {"start": lambda _: True}
+
+    for _ in range(4):
+        world.reconcile(3)
+
+    assert len(before & set(world.lxd.found)) == 2
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_what_github_refuses_beforehand_costs_no_runner(world: World, number: int) -> None:
+    """A runner group that does not exist is found before the first runner is removed."""
+    before = {world.add(f"{number:016x}") for number in range(number)}
+    world.state = state(labels=("changed",))
+    world.github.down = {"group"}
+
+    with pytest.raises(ConfigurationError, match="group"):
+        world.reconcile(number)
+
+    assert set(world.lxd.found) == before
+
+
+def test_nothing_is_checked_where_nothing_changes(world: World) -> None:
+    """A steady reconcile asks GitHub for the list and for nothing else."""
+    world.add("0" * 16)
+    world.github.down = {"group"}
+
+    world.reconcile(1)
+
+    assert world.github.tokens == 0
+
+
+def test_a_hold_keeps_what_is_there(world: World) -> None:
+    """While none can be created, for whatever reason, outdated runners serve on, and the reason is reported."""
+    outdated = world.add("0" * 16, fingerprint="old")
+    dead = world.add("1" * 16, online=False, process=11)
+    clients = RunnerManagerClients(world.github, provision.environment(TEMPLATES), world.lxd, None)  # type: ignore[arg-type]
+    manager = RunnerManager(
+        IDENTITY, world.state, clients, world.storages, world.application, clock=lambda: NOW, hold="no image"
+    )
+
+    manager.reconcile(2, RESOURCES)
+
+    assert set(world.lxd.found) == {outdated}
+    assert dead not in world.lxd.found
+    assert manager.report.failures == ["no image"]
+    with pytest.raises(HostError, match="no image"):
+        manager.check_creation()
+
+
+def test_drain_removes_idle_runners_only(world: World, tmp_path: Path) -> None:
+    """Before a reboot nobody with a job is touched, and no event says that no runners are wanted."""
+    world.state = state(issue_metrics=True)
+    idle, busy = world.add("0" * 16), world.add("1" * 16, busy=True)
+    manager = world.manager()
+
+    assert not manager.drain()
+    assert (idle in world.lxd.found, busy in world.lxd.found) == (False, True)
+    world.lxd.found[busy].process = 11
+    world.github.runners.pop(busy)
+    assert manager.drain()
+    assert [event["event"] for event in events(tmp_path)] == []

@@ -1,14 +1,19 @@
 """The adapter to programs and files of the machine."""
 
 import os
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from errors import CommandError
-from system import run, write_file
+from system import is_mounted, run, run_surviving, write_file
+
+SRC = Path(__file__).resolve().parents[2] / "src"
 
 
 def test_run_gives_output_and_code() -> None:
@@ -178,3 +183,59 @@ def test_link_is_replaced_not_followed(tmp_path: Path) -> None:
     assert write_file(tmp_path / "file", "new") is True
     assert (tmp_path / "other").read_text() == "other"
     assert not (tmp_path / "file").is_symlink()
+
+
+def test_a_program_that_survives_gives_code_and_output() -> None:
+    """Both streams in one text, and any exit code."""
+    done = run_surviving(["sh", "-c", "echo out; echo err >&2; exit 3"], timeout=10)
+
+    assert (done.returncode, done.stdout) == (3, "out\nerr\n")
+
+
+def test_a_program_that_survives_is_not_ended_by_its_time_limit(tmp_path: Path) -> None:
+    """It is given up and goes on: dpkg must not be cut off."""
+    go, done = tmp_path / "go", tmp_path / "done"
+
+    with pytest.raises(CommandError, match="sh is not done within 0 s and goes on"):
+        run_surviving(["sh", "-c", f"until [ -e {go} ]; do sleep 0.05; done; echo said; touch {done}"], timeout=0.1)
+
+    go.touch()
+    wait_for(done.exists)
+
+
+def test_a_program_that_survives_outlives_its_callers_group(tmp_path: Path) -> None:
+    """The time limit of a reconcile ends a whole process group: what must survive is in another session."""
+    started, go, done = tmp_path / "started", tmp_path / "go", tmp_path / "done"
+    script = f"touch {started}; until [ -e {go} ]; do sleep 0.05; done; echo said; touch {done}"
+    source = f"import system; system.run_surviving(['sh', '-c', {script!r}], timeout=60)"
+    caller = subprocess.Popen([sys.executable, "-c", source], start_new_session=True, cwd=SRC)
+    wait_for(started.exists)
+
+    os.killpg(caller.pid, signal.SIGKILL)
+    caller.wait()
+
+    go.touch()
+    wait_for(done.exists)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_bind_mount_of_the_same_filesystem_is_a_mount(tmp_path: Path) -> None:
+    """As Juju's rootfs storage is, which looks like any folder; the name may need escaping."""
+    source, target = tmp_path / "source", tmp_path / "with blank"
+    source.mkdir()
+    target.mkdir()
+    if subprocess.run(["mount", "--bind", str(source), str(target)], capture_output=True).returncode != 0:
+        pytest.skip("this machine does not allow bind mounts")
+    try:
+        assert is_mounted(target)
+        assert not is_mounted(source)
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+    assert not is_mounted(target)

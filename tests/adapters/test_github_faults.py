@@ -21,7 +21,7 @@ import errors
 import provision
 import runner
 import runner_manager
-from charm import _status_of
+import status
 from errors import (
     GithubApiError,
     GithubClientError,
@@ -314,10 +314,10 @@ def test_calls_are_counted(outcomes: dict[tuple[str, str], Outcome], fault: str,
 def test_status_says_who_must_mend_it(outcomes: dict[tuple[str, str], Outcome], fault: str, endpoint: str) -> None:
     """Blocked for what the operator must mend, waiting for what time mends, and the token in no text."""
     error = outcomes[fault, endpoint].result
-    status = _status_of(error)
+    shown = status.of_error(error)
     blocking = expected(fault, endpoint)[0] is TokenError
-    assert isinstance(status, ops.BlockedStatus if blocking else ops.WaitingStatus)
-    assert TOKEN not in status.message + "".join(traceback.format_exception(error))
+    assert isinstance(shown, ops.BlockedStatus if blocking else ops.WaitingStatus)
+    assert TOKEN not in shown.message + "".join(traceback.format_exception(error))
 
 
 @pytest.mark.parametrize("endpoint", [name for name, endpoint in ENDPOINTS.items() if endpoint.empty is not None])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from errors import (
+    ConfigurationError,
     GithubApiError,
     GithubClientError,
     JobNotFoundError,
@@ -314,3 +315,35 @@ def test_one_connection_serves_a_pass(hub: github.GitHub, client: GithubClient, 
     client.application(REPO, Arch.X64)
 
     assert len(hub._server.connections) == 1
+
+
+def test_a_runner_group_is_found_by_name_on_any_page(client: GithubClient, control: GitHubControl) -> None:
+    """Runners can only join a group that the organisation has; every page is read, and case does not matter."""
+    control.add_organisation(ORG.org, [f"group {number}" for number in range(130)])
+
+    client.check_group(GithubOrg(ORG.org, "group 129"))
+    client.check_group(GithubOrg(ORG.org, "Group 7"))
+    with pytest.raises(ConfigurationError, match="group: octo-org has no runner group 'nobody'"):
+        client.check_group(GithubOrg(ORG.org, "nobody"))
+
+
+@pytest.mark.parametrize("path", [REPO, ORG, GithubOrg(ORG.org, "Default")])
+def test_where_there_is_no_group_to_look_for_none_is(
+    client: GithubClient, control: GitHubControl, path: GithubOrg | GithubRepo
+) -> None:
+    """A repository has none, and every organisation has the default one: GitHub is not asked."""
+    last = control.requests()[-1]["n"] if control.requests() else 0
+
+    client.check_group(path)
+
+    assert [call["path"] for call in control.requests(last) if "runner-groups" in call["path"]] == []
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_groups_that_are_not_shown_are_left_to_the_registration(
+    client: GithubClient, control: GitHubControl, status: int
+) -> None:
+    """A plan without groups, or a token that cannot list them, is no reason to block."""
+    control.add_fault(method="GET", path="runner-groups", times=None, status=status)
+
+    client.check_group(GithubOrg(ORG.org, "builders"))

@@ -1,0 +1,78 @@
+"""What a unit notes about its machine: one folder of small files for each unit.
+
+Any of them may be deleted at any time without harm. What exists of runners is recorded in LXD and at GitHub instead.
+"""
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from errors import HostError
+from system import write_file
+
+ROOT = Path("/var/lib/github-runner")
+# As Juju names a unit's folder among its agents.
+PREFIX = "unit-"
+AGENTS = Path("/var/lib/juju/agents")
+
+# The machine was set up completely, and nothing has asked for a new set-up since.
+SET_UP = "set-up"
+# The unit's storage goes, and the unit with it: nothing may be made any more.
+LEAVING = "leaving"
+# When a reboot was requested, and in which boot: `SECONDS BOOT_ID`.
+REBOOT = "reboot-requested"
+# When the last reconcile ended, in UNIX seconds.
+RECONCILED = "reconciled"
+# A time without any reconcile: `FROM TO` in UNIX seconds.
+UNATTENDED = "unattended"
+
+
+class Markers:
+    """The markers of one unit, such as ``github-runner/0``."""
+
+    def __init__(self, unit: str, root: Path | None = None) -> None:
+        self._root = root = root or ROOT
+        self._folder = root / f"{PREFIX}{unit.replace('/', '-')}"
+
+    def read(self, name: str) -> str | None:
+        """What a marker holds; None where it is not there or cannot be read."""
+        with suppress(OSError, UnicodeDecodeError):
+            return (self._folder / name).read_text()
+        return None
+
+    def numbers(self, name: str, count: int) -> list[float] | None:
+        """The first numbers that a marker holds; None where there are not so many."""
+        words = (self.read(name) or "").split()[:count]
+        with suppress(ValueError):
+            return [float(word) for word in words] if len(words) == count else None
+        return None
+
+    def note(self, name: str, text: str = "") -> None:
+        """Write a marker; HostError where that is not possible."""
+        try:
+            write_file(self._folder / name, f"{text}\n", 0o600)
+        except OSError as error:
+            raise HostError(f"{self._folder / name} cannot be written: {error}") from error
+
+    def clear(self, *names: str) -> None:
+        """Remove markers; HostError where one stays."""
+        for name in names:
+            try:
+                (self._folder / name).unlink(missing_ok=True)
+            except OSError as error:
+                raise HostError(f"{self._folder / name} cannot be removed: {error}") from error
+
+    def others(self) -> list[str]:
+        """The other units of this charm on this machine, such as ``unit-github-runner-1``.
+
+        A unit that was removed by force leaves its folder; Juju has removed its agent.
+        """
+        found = (path.name for path in self._root.glob(f"{PREFIX}*") if path != self._folder)
+        return sorted(name for name in found if (AGENTS / name).is_dir())
+
+    def remove(self) -> list[str]:
+        """Remove this unit's folder; returns what was removed."""
+        if not self._folder.is_dir():
+            return []
+        shutil.rmtree(self._folder)
+        return [str(self._folder)]

@@ -1,0 +1,89 @@
+"""Errors and reports as the unit's status: one printable line of bounded length, whatever a program or server said."""
+
+import unicodedata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import ops
+
+from errors import ConfigurationError, GithubClientError, LxdError, TokenError
+
+if TYPE_CHECKING:
+    from runner_manager import Report
+
+LIMIT = 200
+CUT = " … "
+
+
+def line(text: str) -> str:
+    """Text on one line, without control characters and the marks that programs decorate their output with."""
+    return " ".join("".join(char if _is_plain(char) else " " for char in text).split())
+
+
+def _is_plain(char: str) -> bool:
+    """Letters, digits and punctuation of any script; of the symbols, ASCII's and the multiplication sign."""
+    return char.isprintable() and (char.isascii() or char == "×" or unicodedata.category(char) not in ("Sm", "So"))
+
+
+def fit(text: str, limit: int = LIMIT) -> str:
+    """One line of at most ``limit`` characters; a longer one lacks its middle, since its end often has the reason."""
+    text = line(text)
+    if len(text) <= limit:
+        return text
+    end = (limit - len(CUT)) * 2 // 5
+    return text[: limit - len(CUT) - end].rstrip() + CUT + text[-end:].lstrip()
+
+
+def bounded(status: ops.StatusBase) -> ops.StatusBase:
+    """The same status with a message that fits."""
+    return type(status)(fit(status.message))
+
+
+def describe(error: Exception) -> str:
+    """What failed, named by its side where it is not this machine."""
+    if isinstance(error, ConfigurationError):
+        return _describe_options(error)
+    if isinstance(error, LxdError):
+        return f"LXD: {error}"
+    if isinstance(error, GithubClientError) and not isinstance(error, TokenError):
+        return f"GitHub: {error}"
+    return str(error)
+
+
+def _describe_options(error: ConfigurationError) -> str:
+    """Every invalid option with its reason; where that is too long every option's name, and the log has the reasons."""
+    if len(line(str(error))) <= LIMIT or len(error.faults) < 2:
+        return str(error)
+    names = ", ".join(fault.split(":")[0] for fault in error.faults)
+    head = f"{len(error.faults)} invalid values, see `juju debug-log`: {names}"
+    room = LIMIT - len(line(head)) - 2
+    return f"{head}; {fit(error.faults[0], room)}" if room > LIMIT // 4 else head
+
+
+def of_error(error: Exception) -> ops.StatusBase:
+    """Blocked where the operator must act, waiting where it resolves by itself."""
+    if isinstance(error, (ConfigurationError, TokenError)):
+        return ops.BlockedStatus(describe(error))
+    return ops.WaitingStatus(describe(error))
+
+
+def of_report(report: "Report", test_mode: bool, notices: Sequence[str] = ()) -> ops.StatusBase:
+    """What runs, the last failure, and the notices; the failure is shortened where not all of it fits."""
+    serving = len(report.idle) + len(report.busy)
+    there = serving + len(report.other)
+    tail = "".join(f"; {notice}" for notice in notices) + (" (test mode: containers)" if test_mode else "")
+    if report.wanted and (not there or (report.failures and not serving)):
+        return ops.WaitingStatus(_joined(f"no runner of {report.wanted}", report.failures, tail))
+    parts = [f"{len(report.idle)} idle", f"{len(report.busy)} busy"]
+    if report.other:
+        parts.append(f"{len(report.other)} starting or unclear")
+    of = f"{there} of {report.wanted}" if there < report.wanted else f"{there}"
+    noun = "runner" if of == "1" else "runners"
+    return ops.ActiveStatus(_joined(f"{of} {noun}: {', '.join(parts)}", report.failures, tail))
+
+
+def _joined(head: str, failures: Sequence[str], tail: str) -> str:
+    if not failures:
+        return head + tail
+    room = max(LIMIT // 3, LIMIT - len(line(head + tail)) - 2)
+    return f"{head}; {fit(failures[-1], room)}{tail}"
