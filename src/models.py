@@ -123,9 +123,13 @@ GithubPath = GithubRepo | GithubOrg
 
 
 def parse_github_path(path: str, group: str = "default") -> GithubPath:
-    """Read ``owner/repo`` or ``org``; ValueError for anything else."""
-    parts = path.split("/")
-    if len(parts) > 2 or not all(re.fullmatch(r"[A-Za-z0-9._-]+", part) and part not in (".", "..") for part in parts):
+    """Read ``owner/repo`` or ``org``; ValueError for anything else.
+
+    Surplus slashes are ignored, but an organisation is written without any: ``org/`` may be an incomplete repository.
+    """
+    parts = [part for part in path.split("/") if part]
+    valid = all(re.fullmatch(r"[A-Za-z0-9._-]+", part) and part not in (".", "..") for part in parts)
+    if not valid or len(parts) != (2 if "/" in path else 1):
         raise ValueError(f"{path!r} is neither owner/repo nor org")
     return GithubRepo(*parts) if len(parts) == 2 else GithubOrg(path, group)
 
@@ -196,7 +200,7 @@ class CharmState:
     reconcile_interval: int
     replace_on_exit: bool
     denylist: tuple[IPv4Network, ...]
-    dockerhub_mirror: str | None
+    dockerhub_mirror: str | None = field(repr=False)
     proxies: ProxyConfig
     repo_policy: RepoPolicy | None
     test_mode: bool
@@ -234,7 +238,7 @@ class RunnerConfig:
     name: str
     path: GithubPath
     proxies: ProxyConfig
-    dockerhub_mirror: str | None = None
+    dockerhub_mirror: str | None = field(default=None, repr=False)
     ssh_debug_connections: tuple[SSHDebugConnection, ...] | None = None
     github_url: str = "https://github.com"
     container: bool = False

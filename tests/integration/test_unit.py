@@ -199,7 +199,7 @@ def test_wrong_checksum_keeps_the_old_application(deployment: Deployment) -> Non
     ("options", "words"),
     [
         ({"path": "a/b/c"}, ["path", "owner/repo"]),
-        ({"labels": "good,b@d,w rse"}, ["labels", "b@d", "w rse"]),
+        ({"labels": "good,b\td,w\nrse"}, ["labels", "b\\td", "w\\nrse"]),
         ({"vm-memory": "7GB", "vm-cpu": 0, "denylist": "10.0.0.1/8"}, ["vm-memory", "vm-cpu", "denylist"]),
         ({"base-image": "noble"}, ["base-image", "jammy"]),
         ({"runner-storage": "memory"}, ["runner-storage", "juju-storage"]),

@@ -80,16 +80,39 @@ def test_name_of_resource_profile() -> None:
         ("octo-org/demo", GithubRepo("octo-org", "demo")),
         ("octo_org/.github", GithubRepo("octo_org", ".github")),
     ],
+        ("octo-org/demo/", GithubRepo("octo-org", "demo")),
+        ("/octo-org/demo", GithubRepo("octo-org", "demo")),
+        ("//octo-org//demo//", GithubRepo("octo-org", "demo")),
 )
 def test_paths(path: str, expected: GithubPath) -> None:
-    """One part is an organisation with its group, two are a repository, and the path reads as it was given."""
+    """One segment is an organisation with its group, two are a repository; surplus slashes are dropped."""
     assert parse_github_path(path, "big") == expected
     assert expected.path == path
 
 
 @pytest.mark.parametrize(
     "path",
-    ["", "/", "a/", "/b", "a/b/c", "a//b", "a/..", "./b", "..", "a b", "a/b?c", "a/b\n", "ä/b", "https://x", "a%2f"],
+    [
+        "",
+        "/",
+        "//",
+        "a/",
+        "/b",
+        "a//",
+        "a/b/c",
+        "/a/b/c/",
+        "a//b//c",
+        "a/..",
+        "./b",
+        "/./a/b",
+        "..",
+        "a b",
+        "a/b?c",
+        "a/b\n",
+        "ä/b",
+        "https://x",
+        "a%2f",
+    ],
 )
 def test_what_is_no_path(path: str) -> None:
     """A path that could lead elsewhere in GitHub's API is refused."""
