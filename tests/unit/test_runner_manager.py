@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import socket
 from dataclasses import replace
@@ -746,7 +747,8 @@ def test_crash_logs_that_cannot_be_removed_do_not_stop_a_reconcile(
 
     monkeypatch.setattr(os, "unlink", held)
 
-    world.reconcile(0)
+    with caplog.at_level(logging.WARNING, logger="runner"):
+        world.reconcile(0)
 
     assert [str(path.relative_to(first)) for path in first.rglob("*")] == ["_diag", "_diag/held"]
     assert not second.exists()
@@ -770,7 +772,8 @@ def test_removing_old_crash_logs_never_raises(
 
     monkeypatch.setattr(runner.shutil, "rmtree", broken)
 
-    runner.remove_old_logs(LATER)
+    with caplog.at_level(logging.WARNING, logger="runner"):
+        runner.remove_old_logs(LATER)
 
     assert f"{tmp_path}/logs/old cannot be removed: " in caplog.text
 
@@ -781,7 +784,8 @@ def test_crash_logs_that_cannot_be_listed_do_not_raise(
     """A file in the place of the folder of logs is logged, and nothing is raised."""
     (tmp_path / "logs").write_text("in the way")
 
-    runner.remove_old_logs(LATER)
+    with caplog.at_level(logging.WARNING, logger="runner"):
+        runner.remove_old_logs(LATER)
 
     assert "Crash logs cannot be listed" in caplog.text
 
@@ -797,7 +801,8 @@ def test_names_of_crash_logs_stay_in_their_line_of_the_log(
 
     monkeypatch.setattr(os, "unlink", held)
 
-    runner.remove_old_logs(LATER)
+    with caplog.at_level(logging.WARNING, logger="runner"):
+        runner.remove_old_logs(LATER)
 
     assert "a\\nb' cannot be removed" in caplog.text
     assert not any("\n" in record.getMessage() for record in caplog.records)
