@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import Enum
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 
@@ -79,9 +79,8 @@ def size_in_bytes(size: str) -> int:
     return int(match[1]) << UNITS[match[2]]
 
 
-@dataclass(frozen=True)
-class VirtualMachineResources:
-    """What one runner's instance may use: CPUs, and sizes such as ``7GiB``."""
+class VirtualMachineResources(NamedTuple):
+    """Limits of one runner's instance: number of CPUs, and sizes such as ``7GiB``."""
 
     cpu: int
     memory: str
@@ -209,8 +208,7 @@ class CharmState:
     issue_metrics: bool
 
 
-@dataclass(frozen=True)
-class Snap:
+class Snap(NamedTuple):
     """A snap that a runner needs; without a revision the channel's newest."""
 
     name: str
@@ -218,18 +216,29 @@ class Snap:
     revision: int | None = None
 
 
-@dataclass(frozen=True)
-class WgetExecutable:
-    """A single executable that is fetched into ``/usr/bin/CMD`` where the image lacks it, and verified."""
-
+class _UrlAndCommand(NamedTuple):
     url: str
     cmd: str
-    sha256: str | None = None
 
 
-@dataclass(frozen=True)
+class WgetExecutable(_UrlAndCommand):
+    """A single executable that is downloaded to ``/usr/bin/CMD`` if the image does not have it.
+
+    It unpacks to URL and command. The checksum is an attribute beside them.
+    """
+
+    sha256: str | None
+
+    def __new__(cls, url: str, cmd: str, sha256: str | None = None) -> "WgetExecutable":
+        """With a checksum the download is verified."""
+        executable = super().__new__(cls, url, cmd)
+        executable.sha256 = sha256
+        return executable
+
+
+@dataclass
 class RunnerConfig:
-    """What one runner is to be. ``labels`` are all but those that GitHub adds itself."""
+    """Configuration of one runner. ``labels`` does not contain the labels that GitHub adds by itself."""
 
     app_name: str
     issue_metrics: bool
@@ -258,9 +267,9 @@ class CreateRunnerConfig:
     """Whether the image has the runner application already."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunnerStatus:
-    """What is known of a runner: its id at GitHub, whether it exists, is online, runs a job."""
+    """Status of a runner: its id at GitHub, whether its instance exists, whether it is online and runs a job."""
 
     runner_id: int | None = None
     exist: bool = False
@@ -364,8 +373,10 @@ def plain(value: Any) -> Any:
     """A value of this module as JSON can hold it, for fingerprints."""
     if isinstance(value, Enum):
         return value.value
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    # A NamedTuple is converted by its fields, too: a list of its values would lose which value is which.
+    names = getattr(value, "__dataclass_fields__", None) or getattr(value, "_fields", None)
+    if names:
+        return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
     return value
