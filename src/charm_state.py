@@ -37,6 +37,10 @@ COS_AGENT_RELATION = "cos-agent"
 DEBUG_SSH_RELATION = "debug-ssh"
 RUNNER_STORAGE = "runner"
 SSH_KEYS = ("host", "port", "rsa_fingerprint", "ed25519_fingerprint")
+LABEL_LIMIT = 256
+GROUP_LIMIT = 256
+# Of a rejected value in a message, in characters.
+SHOWN_LIMIT = 40
 IMAGES = {"jammy": BaseImage.JAMMY, "22.04": BaseImage.JAMMY, "noble": BaseImage.NOBLE, "24.04": BaseImage.NOBLE}
 
 
@@ -141,25 +145,43 @@ def parse_url(value: str, *schemes: str, credentials: bool = False) -> str:
 
 
 def parse_github_url(value: str) -> str:
-    """The address of a GitHub."""
+    """The address of a GitHub: scheme and host, without a path."""
     try:
-        return parse_url(value, "http", "https")
+        url = parse_url(value, "http", "https")
     except ValueError as error:
         raise ValueError(f"{error} of a GitHub, such as https://github.com") from None
+    parts = urlsplit(url)
+    # These hosts belong to github.com or to SUB.ghe.com. Runners do not register at them.
+    host = re.sub(r"^(api|www)\.(?=github\.com(:|$)|[^.]+\.ghe\.com(:|$))", "", parts.netloc.lower())
+    if parts.path or host != parts.netloc.lower():
+        raise ValueError(
+            f"{url!r} is not the address of a GitHub; use {parts.scheme}://{host} and set the owner in path"
+        )
+    return url
 
 
 def parse_path(path: str) -> GithubPath:
-    """``owner/repo`` or ``org``."""
-    if not path.strip():
+    """``owner/repo`` or ``org``; surplus slashes around the owner and the repository are ignored."""
+    if not path.strip(" /"):
         raise ValueError("is empty; give owner/repo or org")
     return parse_github_path(path.strip())
 
 
 def parse_group(group: str) -> str:
-    """A runner group's name."""
-    if not re.fullmatch(r"[^\x00-\x1f\x7f'\"$`\\]{1,256}", group.strip()):
-        raise ValueError(f"{group!r} is not a runner group's name; no quotes, $, \\ or control characters")
-    return group.strip()
+    """A runner group's name. It is quoted where it is used, so that any printable character is accepted."""
+    name = group.strip()
+    # config.sh would take a name with a leading hyphen for one of its own options.
+    if not name.isprintable() or not 1 <= len(name) <= GROUP_LIMIT or name.startswith("-"):
+        raise ValueError(
+            f"{_shortened(name)} is not a runner group's name; use 1 to {GROUP_LIMIT} printable characters, "
+            "the first of which is not -"
+        )
+    return name
+
+
+def _shortened(text: str) -> str:
+    """A rejected value for a message, of bounded length."""
+    return repr(text if len(text) <= SHOWN_LIMIT else f"{text[:SHOWN_LIMIT]}…")
 
 
 def _path(config: Mapping[str, Any], faults: _Faults) -> GithubPath | None:
@@ -207,11 +229,17 @@ def _printable(token: str) -> str:
 
 
 def parse_labels(value: str) -> tuple[str, ...]:
-    """Labels of a comma list; every bad one is named."""
+    """Labels of a comma list: whatever GitHub accepts. The message names every bad one.
+
+    config.sh splits the list at commas and limits each label to 256 UTF-16 code units
+    (https://github.com/actions/runner/blob/main/src/Runner.Listener/Configuration/Validators.cs).
+    """
     labels = [label.strip() for label in value.split(",") if label.strip()]
-    bad = [label for label in labels if not re.fullmatch(r"[\w-]{1,256}", label, re.ASCII)]
+    bad = [label for label in labels if not label.isprintable() or len(label.encode("utf-16-le")) > 2 * LABEL_LIMIT]
     if bad:
-        raise ValueError(f"{', '.join(map(repr, bad))} not allowed; use letters, digits, _ and - only")
+        raise ValueError(
+            f"{', '.join(map(_shortened, bad))} not allowed; use printable characters, {LABEL_LIMIT} at most in a label"
+        )
     return tuple(dict.fromkeys(labels))
 
 
@@ -277,8 +305,11 @@ def parse_denylist(value: str) -> tuple[ipaddress.IPv4Network, ...]:
 
 
 def parse_mirror(value: str) -> str | None:
-    """An https URL, or None where nothing is given."""
-    return parse_url(value, "https") if value.strip() else None
+    """An https URL, or None if the option is empty. It may have credentials, and keeps a trailing slash."""
+    if not value.strip():
+        return None
+    parse_url(value, "https", credentials=True)
+    return value.strip()
 
 
 def _proxies(environment: Mapping[str, str], use_aproxy: bool, faults: _Faults) -> ProxyConfig:

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import Enum
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 
@@ -81,9 +81,8 @@ def size_in_bytes(size: str) -> int:
     return int(match[1]) << UNITS[match[2]]
 
 
-@dataclass(frozen=True)
-class VirtualMachineResources:
-    """What one runner's instance may use: CPUs, and sizes such as ``7GiB``."""
+class VirtualMachineResources(NamedTuple):
+    """Limits of one runner's instance: number of CPUs, and sizes such as ``7GiB``."""
 
     cpu: int
     memory: str
@@ -125,9 +124,13 @@ GithubPath = GithubRepo | GithubOrg
 
 
 def parse_github_path(path: str, group: str = "default") -> GithubPath:
-    """Read ``owner/repo`` or ``org``; ValueError for anything else."""
-    parts = path.split("/")
-    if len(parts) > 2 or not all(re.fullmatch(r"[A-Za-z0-9._-]+", part) and part not in (".", "..") for part in parts):
+    """Read ``owner/repo`` or ``org``; ValueError for anything else.
+
+    Surplus slashes are ignored, but an organisation is written without any: ``org/`` may be an incomplete repository.
+    """
+    parts = [part for part in path.split("/") if part]
+    valid = all(re.fullmatch(r"[A-Za-z0-9._-]+", part) and part not in (".", "..") for part in parts)
+    if not valid or len(parts) != (2 if "/" in path else 1):
         raise ValueError(f"{path!r} is neither owner/repo nor org")
     return GithubRepo(*parts) if len(parts) == 2 else GithubOrg(path, group)
 
@@ -198,7 +201,7 @@ class CharmState:
     reconcile_interval: int
     replace_on_exit: bool
     denylist: tuple[IPv4Network, ...]
-    dockerhub_mirror: str | None
+    dockerhub_mirror: str | None = field(repr=False)
     proxies: ProxyConfig
     repo_policy: RepoPolicy | None
     test_mode: bool
@@ -207,8 +210,7 @@ class CharmState:
     issue_metrics: bool
 
 
-@dataclass(frozen=True)
-class Snap:
+class Snap(NamedTuple):
     """A snap that a runner needs; without a revision the channel's newest."""
 
     name: str
@@ -216,18 +218,29 @@ class Snap:
     revision: int | None = None
 
 
-@dataclass(frozen=True)
-class WgetExecutable:
-    """A single executable that is fetched into ``/usr/bin/CMD`` where the image lacks it, and verified."""
-
+class _UrlAndCommand(NamedTuple):
     url: str
     cmd: str
-    sha256: str | None = None
 
 
-@dataclass(frozen=True)
+class WgetExecutable(_UrlAndCommand):
+    """A single executable that is downloaded to ``/usr/bin/CMD`` if the image does not have it.
+
+    It unpacks to URL and command. The checksum is an attribute beside them.
+    """
+
+    sha256: str | None
+
+    def __new__(cls, url: str, cmd: str, sha256: str | None = None) -> "WgetExecutable":
+        """With a checksum the download is verified."""
+        executable = super().__new__(cls, url, cmd)
+        executable.sha256 = sha256
+        return executable
+
+
+@dataclass
 class RunnerConfig:
-    """What one runner is to be. ``labels`` are all but those that GitHub adds itself."""
+    """Configuration of one runner. ``labels`` does not contain the labels that GitHub adds by itself."""
 
     app_name: str
     issue_metrics: bool
@@ -236,7 +249,7 @@ class RunnerConfig:
     name: str
     path: GithubPath
     proxies: ProxyConfig
-    dockerhub_mirror: str | None = None
+    dockerhub_mirror: str | None = field(default=None, repr=False)
     ssh_debug_connections: tuple[SSHDebugConnection, ...] | None = None
     github_url: str = "https://github.com"
     container: bool = False
@@ -256,9 +269,9 @@ class CreateRunnerConfig:
     """Whether the image has the runner application already."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunnerStatus:
-    """What is known of a runner: its id at GitHub, whether it exists, is online, runs a job."""
+    """Status of a runner: its id at GitHub, whether its instance exists, whether it is online and runs a job."""
 
     runner_id: int | None = None
     exist: bool = False
@@ -371,8 +384,10 @@ def plain(value: Any) -> Any:
     """A value of this module as JSON can hold it, for fingerprints."""
     if isinstance(value, Enum):
         return value.value
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    # A NamedTuple is converted by its fields, too: a list of its values would lose which value is which.
+    names = getattr(value, "__dataclass_fields__", None) or getattr(value, "_fields", None)
+    if names:
+        return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
     return value

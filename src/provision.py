@@ -5,6 +5,7 @@ Values from options, relations and the API reach scripts only through the filter
 
 import io
 import json
+import re
 import shlex
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -94,6 +95,7 @@ def environment(templates: Path) -> "jinja2.Environment":
     )
     jinja.filters["sh"] = lambda value: shlex.quote(str(value))
     jinja.filters["systemd"] = quote_systemd
+    jinja.filters["without_user"] = without_user
     return jinja
 
 
@@ -105,6 +107,11 @@ def quote_systemd(value: object) -> str:
     for char, escaped in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%")):
         text = text.replace(char, escaped)
     return f'"{text}"'
+
+
+def without_user(url: str) -> str:
+    """A URL without user and password, otherwise as it is."""
+    return re.sub(r"^([^:/]+://)[^/]*@", r"\1", url)
 
 
 def snaps(config: RunnerConfig, arch: Arch) -> tuple[Snap, ...]:
@@ -149,7 +156,8 @@ def files(
     if policy_url:
         wanted.append(InstanceFile(POLICY_TOKEN_FILE, policy_token, 0o600, UBUNTU))
     if config.dockerhub_mirror:
-        mirror = json.dumps({"registry-mirrors": [config.dockerhub_mirror]}) + "\n"
+        # dockerd does not start with credentials in the URL of a mirror.
+        mirror = json.dumps({"registry-mirrors": [without_user(config.dockerhub_mirror)]}) + "\n"
         wanted.append(InstanceFile(PurePosixPath("/etc/docker/daemon.json"), mirror))
     if proxies:
         unit = PurePosixPath("/etc/systemd/system/docker.service.d/http-proxy.conf")

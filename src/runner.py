@@ -5,12 +5,14 @@ import logging
 import os
 import random
 import re
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import provision
 import shared_fs
@@ -67,6 +69,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 LOGS_PATH = Path("/var/log/github-runner-logs")
+# The runner agent's own folder of logs.
+DIAG = "_diag"
 LOG_SIZE_LIMIT = 1 << 20
 MOST_LOG_FILES = 20
 LOGS_TIMEOUT = 60
@@ -115,11 +119,12 @@ def in_pre_job(instance: LxdInstance) -> bool:
 class Runner:
     """One runner. Everything it does is safe to repeat, and leaves nothing behind when it fails."""
 
-    runner_application = provision.RUNNER_APPLICATION
-    env_file = provision.ENV_FILE
-    config_script = provision.CONFIG_SCRIPT
-    runner_script = provision.RUNNER_SCRIPT
-    pre_job_script = provision.PRE_JOB_SCRIPT
+    # Paths inside the instance.
+    runner_application = Path(provision.RUNNER_APPLICATION)
+    env_file = Path(provision.ENV_FILE)
+    config_script = Path(provision.CONFIG_SCRIPT)
+    runner_script = Path(provision.RUNNER_SCRIPT)
+    pre_job_script = Path(provision.PRE_JOB_SCRIPT)
 
     def __init__(
         self,
@@ -188,15 +193,20 @@ class Runner:
         return True
 
     def pull_logs(self) -> None:
-        """Copy the runner application's and the system's logs to the host, each cut to a bounded size."""
+        """Copy the logs of the runner agent and of the system to the host, each cut to a bounded size.
+
+        The agent's logs are written to ``NAME/_diag/``, the system's to ``NAME/``.
+        """
         if self.instance is None:
             raise RunnerLogsError(f"{self.config.name} has no instance to pull logs from")
-        folder = LOGS_PATH / self.config.name
+        target = LOGS_PATH / self.config.name
+        diag = self.runner_application / DIAG
         deadline = time.monotonic() + LOGS_TIMEOUT
         pulled = 0
         for path in self._log_files(self.instance):
             if time.monotonic() > deadline:
                 break
+            folder = target / DIAG if path.parent == diag else target
             try:
                 write_file(folder / path.name, self.instance.pull(str(path), LOG_SIZE_LIMIT), 0o640)
                 pulled += 1
@@ -349,7 +359,7 @@ class Runner:
 
     def _log_files(self, instance: LxdInstance) -> list[Path]:
         """Paths inside. Names come from inside: only plain ones, and not too many."""
-        folder = Path(provision.RUNNER_APPLICATION / "_diag")
+        folder = self.runner_application / DIAG
         found: list[Path] = []
         with suppress(LxdError):
             names = [
@@ -409,10 +419,35 @@ def _logged(what: str, name: str) -> Iterator[None]:
 
 
 def remove_old_logs(now: float, keep_days: int = 7) -> None:
-    """Delete the crash logs of runners that were pulled more than ``keep_days`` ago (spec 2, Health)."""
-    with suppress(FileNotFoundError):
-        for folder in LOGS_PATH.iterdir():
-            if folder.is_dir() and now - folder.stat().st_mtime > keep_days * 86400:
-                for file in folder.iterdir():
-                    file.unlink()
-                os.rmdir(folder)  # noqa: PTH106
+    """Delete the folders of crash logs that were pulled more than ``keep_days`` ago.
+
+    What cannot be deleted is logged: a reconcile must not fail because of old logs.
+    """
+    try:
+        with os.scandir(LOGS_PATH) as entries:
+            folders = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        logger.warning("Crash logs cannot be listed: %s", error)
+        return
+    for folder in folders:
+        try:
+            if now - folder.stat().st_mtime > keep_days * 86400:
+                _remove_tree(folder)
+        except (OSError, RecursionError) as error:
+            logger.warning("Crash logs in %s cannot be removed: %s", folder, error)
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder with everything in it. What cannot be removed is logged, and the rest is removed."""
+
+    def log(_: object, path: str, error: Any) -> None:
+        reason = error[1] if isinstance(error, tuple) else error
+        if not isinstance(reason, FileNotFoundError):
+            # The previous charm kept names that come from inside a runner.
+            logger.warning("%r cannot be removed: %s", path, reason)
+
+    # Python 3.12 deprecates onerror, which earlier versions need.
+    handler: dict[str, Any] = {"onexc" if sys.version_info >= (3, 12) else "onerror": log}
+    shutil.rmtree(str(folder), **handler)

@@ -129,6 +129,8 @@ def events_page() -> Iterator[str]:
         yield "| `event` | string | always |"
         schema = event.model_json_schema()
         for name, field in schema["properties"].items():
+            if name == "event":
+                continue
             present = "always" if name in schema["required"] else "if there is a value"
             yield f"| `{name}` | {kind(field, schema.get('$defs', {}))} | {present} |"
         yield ""

@@ -5,8 +5,9 @@ import os
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from errors import IssueMetricEventError
 
@@ -18,16 +19,29 @@ _LOCK = threading.Lock()
 
 
 class Event(BaseModel):
-    """What every event has; ``timestamp`` is UNIX seconds, durations are seconds."""
+    """Fields of every event; ``timestamp`` is UNIX seconds, durations are seconds.
+
+    ``event`` is the class's name in snake case, unless another name is given.
+    """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     timestamp: float = Field(ge=0)
+    event: str = Field(default="", min_length=1)
 
     @property
     def name(self) -> str:
         """The class's name in snake case."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+        return _snake_case(type(self).__name__)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_name(cls, values: Any) -> Any:
+        return {"event": _snake_case(cls.__name__), **values} if isinstance(values, dict) else values
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 class RunnerInstalled(Event):
@@ -51,7 +65,7 @@ class RunnerStart(Event):
 class CodeInformation(BaseModel):
     """The HTTP code with which a policy check ended a job."""
 
-    code: StrictInt
+    code: int
 
 
 class RunnerStop(Event):
@@ -93,13 +107,13 @@ class UnitHealth(Event):
 
 def issue_event(event: Event) -> None:
     """Append the event's line to the log, whole or not at all; IssueMetricEventError otherwise."""
-    data = {"event": event.name, **event.model_dump(mode="json", exclude_none=True)}
+    data = {"event": event.event, **event.model_dump(mode="json", exclude_none=True)}
     line = (json.dumps(data, allow_nan=False) + "\n").encode()
     try:
         with _LOCK:
             _append(line)
     except OSError as error:
-        raise IssueMetricEventError(f"cannot write {event.name} to {METRICS_LOG_PATH}: {error}") from error
+        raise IssueMetricEventError(f"cannot write {event.event} to {METRICS_LOG_PATH}: {error}") from error
 
 
 def _append(line: bytes) -> None:

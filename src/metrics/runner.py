@@ -13,10 +13,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from errors import CorruptMetricDataError, IssueMetricEventError, MetricsStorageError
-from metrics.events import CodeInformation, Event, RunnerStart, RunnerStop, issue_event
+from metrics import events
+from metrics.events import CodeInformation, Event, RunnerStart, RunnerStop
 from metrics.storage import (
     FILE_SIZE_BYTES_LIMIT,
     MetricsStorage,
@@ -51,19 +52,21 @@ TIMESTAMP = re.compile(rb"\s*[0-9]{1,12}(\.[0-9]{1,30})?\s*")
 REPOSITORY = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}/(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,100}\Z"
 
 Model = TypeVar("Model", bound=BaseModel)
-Timestamp = Annotated[float, Field(strict=True, ge=0, lt=LATEST_TIMESTAMP, allow_inf_nan=False)]
+Timestamp = Annotated[float, Field(ge=0, lt=LATEST_TIMESTAMP, allow_inf_nan=False)]
 
 
+# The three models convert values of Python callers (a run id may be a number) and check what is assigned to a field.
+# Files from inside a runner are read by `_parse`, which converts nothing.
 class PreJobMetrics(BaseModel):
-    """What the pre-job script wrote when the job began."""
+    """Contents of the file that the pre-job script writes when a job begins."""
 
-    model_config = ConfigDict(frozen=True, regex_engine="python-re")
+    model_config = ConfigDict(validate_assignment=True, coerce_numbers_to_str=True, regex_engine="python-re")
 
     timestamp: Timestamp
-    workflow: StrictStr
-    workflow_run_id: StrictStr
-    repository: Annotated[str, StringConstraints(strict=True, pattern=REPOSITORY)]
-    event: StrictStr
+    workflow: str
+    workflow_run_id: str
+    repository: Annotated[str, StringConstraints(pattern=REPOSITORY)]
+    event: str
 
 
 class PostJobStatus(str, Enum):
@@ -75,9 +78,9 @@ class PostJobStatus(str, Enum):
 
 
 class PostJobMetrics(BaseModel):
-    """What was written when the job was over."""
+    """Contents of the file that is written when a job has ended."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(validate_assignment=True)
 
     timestamp: Timestamp
     status: PostJobStatus
@@ -85,9 +88,9 @@ class PostJobMetrics(BaseModel):
 
 
 class RunnerMetrics(BaseModel):
-    """All that is known of one runner's job."""
+    """Metrics of one runner and its job."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(validate_assignment=True)
 
     installed_timestamp: Timestamp
     pre_job: PreJobMetrics
@@ -203,7 +206,8 @@ def _parse(path: Path, model: type[Model]) -> Model | None:
     if not isinstance(value, dict):
         raise CorruptMetricDataError(f"{path.name} is not a JSON object")
     try:
-        return model.model_validate(value)
+        # Strict, and from the value that was checked: two parsers may differ about the same bytes.
+        return model.model_validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         raise CorruptMetricDataError(_first_fault(path.name, error)) from None
 
@@ -248,7 +252,7 @@ def issue_events(runner_metrics: RunnerMetrics, flavor: str, job_metrics: Github
         try:
             event = build(runner_metrics, flavor, job_metrics)
             if event is not None:
-                issue_event(event)
+                events.issue_event(event)
                 issued.add(type(event))
         except ValidationError as error:
             logger.error(

@@ -128,25 +128,28 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 def move_to_quarantine(storage_manager: StorageManager, runner_name: str) -> None:
-    """Archive the three metric files, cut to the limit, then delete the storage."""
-    storage = storage_manager.get(runner_name)
-    target = FILESYSTEM_QUARANTINE_PATH / f"{safe_name(runner_name)}.tar.gz"
+    """Archive the three metric files as ``NAME/FILE``, each cut to the limit, then delete the storage.
+
+    QuarantineMetricsStorageError for every failure. The storage is deleted only when its archive is complete.
+    """
     try:
+        storage = storage_manager.get(runner_name)
+        target = FILESYSTEM_QUARANTINE_PATH / f"{safe_name(runner_name)}.tar.gz"
         FILESYSTEM_QUARANTINE_PATH.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial = target.with_suffix(".partial")
         with tarfile.open(partial, "w:gz") as archive:
             for name in FILE_NAMES:
-                _archive(archive, Path(storage.path), name)
+                _archive(archive, Path(storage.path), name, f"{runner_name}/{name}")
         partial.replace(target)
-    except OSError as error:
+    except (MetricsStorageError, OSError, tarfile.TarError) as error:
         raise QuarantineMetricsStorageError(f"cannot archive the metrics of {runner_name}: {error}") from error
     try:
         storage_manager.delete(runner_name)
-    except DeleteMetricsStorageError as error:
+    except (MetricsStorageError, OSError) as error:
         raise QuarantineMetricsStorageError(f"archived, but: {error}") from error
 
 
-def _archive(archive: tarfile.TarFile, folder: Path, name: str) -> None:
+def _archive(archive: tarfile.TarFile, folder: Path, name: str, member: str) -> None:
     try:
         content = read_limited(folder / name, FILE_SIZE_BYTES_LIMIT)
     except FileNotFoundError:
@@ -154,6 +157,6 @@ def _archive(archive: tarfile.TarFile, folder: Path, name: str) -> None:
     except OSError as error:
         logger.warning("%s is left out of the quarantine: %s", folder / name, error)
         return
-    entry = tarfile.TarInfo(name)
+    entry = tarfile.TarInfo(member)
     entry.size = len(content)
     archive.addfile(entry, io.BytesIO(content))

@@ -1,10 +1,9 @@
 """What GitHub adds to a runner's metrics."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class GithubJobMetrics:
+class GithubJobMetrics(NamedTuple):
     """``queue_duration`` in seconds; ``conclusion`` as GitHub gives it, None while there is none."""
 
     queue_duration: float

@@ -258,7 +258,9 @@ def _check_archives(folder: Path, case: Case) -> None:
         with tarfile.open(path) as archive:
             for entry in archive:
                 file = archive.extractfile(entry)
-                made = case[os.fsencode(entry.name)]
+                folder_name, _, name = entry.name.partition("/")
+                assert folder_name == RUNNER, f"{entry.name} is not below the runner's name"
+                made = case[os.fsencode(name)]
                 assert file is not None, f"{entry.name} is not archived as a file"
                 assert made.kind == "file", f"a {made.kind} was archived"
                 expected = made.content[:FILE_SIZE_BYTES_LIMIT].ljust(min(made.size, FILE_SIZE_BYTES_LIMIT), b"\0")

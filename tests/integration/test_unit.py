@@ -103,9 +103,9 @@ def test_crashed_runner_leaves_its_logs_and_is_replaced(deployment: Deployment) 
 
     [successor] = deployment.wait_online(1)
     assert successor != name
-    logs = deployment.machine.exec("ls", f"/var/log/github-runner-logs/{name}").split()
-    assert "github-runner-journal.log" in logs
-    assert any(log.startswith("Runner_") for log in logs)
+    folder = f"/var/log/github-runner-logs/{name}"
+    assert "github-runner-journal.log" in deployment.machine.exec("ls", folder).split()
+    assert any(log.startswith("Runner_") for log in deployment.machine.exec("ls", f"{folder}/_diag").split())
 
 
 def test_runner_that_crashes_in_a_job_is_counted(deployment: Deployment) -> None:
@@ -199,7 +199,7 @@ def test_wrong_checksum_keeps_the_old_application(deployment: Deployment) -> Non
     ("options", "words"),
     [
         ({"path": "a/b/c"}, ["path", "owner/repo"]),
-        ({"labels": "good,b@d,w rse"}, ["labels", "b@d", "w rse"]),
+        ({"labels": "good,b\td,w\nrse"}, ["labels", "b\\td", "w\\nrse"]),
         ({"vm-memory": "7GB", "vm-cpu": 0, "denylist": "10.0.0.1/8"}, ["vm-memory", "vm-cpu", "denylist"]),
         ({"base-image": "noble"}, ["base-image", "jammy"]),
         ({"runner-storage": "memory"}, ["runner-storage", "juju-storage"]),

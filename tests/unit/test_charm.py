@@ -133,7 +133,7 @@ def tick(context: Any, **config: Any) -> ops.StatusBase:
 
 def test_invalid_options_block_and_nothing_is_touched(context: Any, world: Surroundings) -> None:
     """Every fault is named in one line, and neither the machine nor a runner is looked at."""
-    out = context.run(context.on.config_changed(), state(path="", labels="a b", **{"vm-cpu": 0}))
+    out = context.run(context.on.config_changed(), state(path="", labels="a\tb", **{"vm-cpu": 0}))
 
     assert isinstance(out.unit_status, testing.BlockedStatus)
     assert all(option in out.unit_status.message for option in ("path", "labels", "vm-cpu"))

@@ -172,11 +172,23 @@ def test_no_dead_option() -> None:
         ({"path": "octo-org", "group": "big machines"}, "path", GithubOrg("octo-org", "big machines")),
         ({"group": "big machines"}, "path", GithubRepo("octo-org", "demo")),
         ({"path": "octo-org/demo.js_2"}, "path", GithubRepo("octo-org", "demo.js_2")),
+        ({"path": "octo-org/demo/"}, "path", GithubRepo("octo-org", "demo")),
+        ({"path": "/octo-org/demo"}, "path", GithubRepo("octo-org", "demo")),
+        ({"path": " //octo-org//demo// "}, "path", GithubRepo("octo-org", "demo")),
+        ({"path": "octo-org", "group": 'it\'s "big" $HOME\\x'}, "path", GithubOrg("octo-org", 'it\'s "big" $HOME\\x')),
+        ({"path": "octo-org", "group": " größe; rm -rf "}, "path", GithubOrg("octo-org", "größe; rm -rf")),
+        ({"path": "octo-org", "group": "x" * 256}, "path", GithubOrg("octo-org", "x" * 256)),
         ({"token": " ghp_x\n"}, "token", "ghp_x"),
         ({"labels": "gpu,big_one,x-1"}, "labels", ("gpu", "big_one", "x-1")),
         ({"labels": " gpu , ,, big ,"}, "labels", ("gpu", "big")),
         ({"labels": "gpu,big,gpu"}, "labels", ("gpu", "big")),
         ({"labels": " "}, "labels", ()),
+        ({"labels": "ubuntu-22.04,gpu:a100"}, "labels", ("ubuntu-22.04", "gpu:a100")),
+        ({"labels": "größe,ラベル,метка,٣"}, "labels", ("größe", "ラベル", "метка", "٣")),
+        ({"labels": "c++,b@d,a/b,#1,full build"}, "labels", ("c++", "b@d", "a/b", "#1", "full build")),
+        ({"labels": "a'b,a$(reboot)b,a\\b"}, "labels", ("a'b", "a$(reboot)b", "a\\b")),
+        ({"labels": "x" * 256}, "labels", ("x" * 256,)),
+        ({"labels": "\U0001f980" * 128}, "labels", ("\U0001f980" * 128,)),
         ({"virtual-machines": 0}, "virtual_machines", 0),
         ({"virtual-machines": 50}, "virtual_machines", 50),
         ({"vm-cpu": 1}, "resources", VirtualMachineResources(1, "7GiB", "10GiB")),
@@ -197,6 +209,9 @@ def test_no_dead_option() -> None:
             (IPv4Network("10.0.0.0/8"), IPv4Network("192.168.1.0/24")),
         ),
         ({"dockerhub-mirror": "https://mirror.example:5000"}, "dockerhub_mirror", "https://mirror.example:5000"),
+        ({"dockerhub-mirror": " https://mirror.example/ "}, "dockerhub_mirror", "https://mirror.example/"),
+        ({"dockerhub-mirror": "https://mirror/v2/"}, "dockerhub_mirror", "https://mirror/v2/"),
+        ({"dockerhub-mirror": "https://u:p%40w@mirror:5000"}, "dockerhub_mirror", "https://u:p%40w@mirror:5000"),
         ({"test-mode": "insecure"}, "test_mode", True),
         ({"github-url": "https://octo.ghe.com/"}, "github_url", "https://octo.ghe.com"),
         ({"github-url": "http://10.0.0.1:8080"}, "github_url", "http://10.0.0.1:8080"),
@@ -215,13 +230,21 @@ def test_right_values(config: dict[str, Any], field: str, expected: object) -> N
         pytest.param("path", "a/b/c", "owner/repo", id="path with two slashes"),
         pytest.param("path", "/demo", "owner/repo", id="path without an owner"),
         pytest.param("path", "octo/", "owner/repo", id="path without a repository"),
+        pytest.param("path", "/", "owner/repo or org", id="path of a slash"),
+        pytest.param("path", "//a/b//c", "owner/repo", id="path of three segments"),
         pytest.param("path", "octo/..", "owner/repo", id="path that climbs"),
+        pytest.param("path", "/./octo/", "owner/repo", id="path that stays"),
         pytest.param("path", "https://github.com/octo", "owner/repo", id="path as URL"),
         pytest.param("path", "octo org", "owner/repo", id="path with a blank"),
         pytest.param("token", "", "personal access token", id="token empty"),
         pytest.param("token", " ", "personal access token", id="token blank"),
-        pytest.param("labels", "good,b@d", "letters, digits, _ and -", id="label with @"),
-        pytest.param("labels", "größe", "letters, digits, _ and -", id="label beyond ASCII"),
+        pytest.param("labels", "good,b\td", "printable characters", id="label with a tab"),
+        pytest.param("labels", "good,b\x7fd", "printable characters", id="label with DEL"),
+        pytest.param("labels", "b\u202ed", "printable characters", id="label that changes the direction of text"),
+        pytest.param("labels", "b\xa0d", "printable characters", id="label with a blank beyond ASCII"),
+        pytest.param("labels", "b\u2028d", "printable characters", id="label of two lines"),
+        pytest.param("labels", "x" * 257, "256 at most", id="label of 257 characters"),
+        pytest.param("labels", "\U0001f980" * 129, "256 at most", id="label of 258 UTF-16 code units"),
         pytest.param("virtual-machines", -1, "0 or more", id="virtual-machines"),
         pytest.param("vm-cpu", 0, "1 or more", id="vm-cpu"),
         pytest.param("vm-memory", "7GB", "GiB", id="vm-memory decimal unit"),
@@ -254,6 +277,25 @@ def test_right_values(config: dict[str, Any], field: str, expected: object) -> N
         pytest.param("github-url", "https://github.com?x=1", "https://github.com", id="github-url with a query"),
         pytest.param("github-url", "https://u:p@github.com", "https://github.com", id="github-url with a user"),
         pytest.param("github-url", "https://github.com:99999", "https://github.com", id="github-url with a bad port"),
+        pytest.param("github-url", "api.github.com", "https://github.com", id="github-url of the API without a scheme"),
+        pytest.param("github-url", "https://api.github.com", "use https://github.com and", id="github-url of the API"),
+        pytest.param("github-url", "https://www.github.com/", "use https://github.com and", id="github-url with www"),
+        pytest.param("github-url", "https://github.com/octo", "use https://github.com and", id="github-url of an org"),
+        pytest.param(
+            "github-url",
+            "https://github.com/enterprises/x",
+            "use https://github.com and",
+            id="github-url of an enterprise",
+        ),
+        pytest.param(
+            "github-url",
+            "https://ghes.example/api/v3/",
+            "use https://ghes.example and",
+            id="github-url of a server's API",
+        ),
+        pytest.param(
+            "github-url", "https://api.octo.ghe.com", "use https://octo.ghe.com and", id="github-url of a tenant's API"
+        ),
     ],
 )
 def test_wrong_values(option: str, value: Any, form: str) -> None:
@@ -286,10 +328,20 @@ def test_port_of_an_address(option: str, port: str) -> None:
 
 def test_every_bad_label_is_named() -> None:
     """The error names every bad label and no good one."""
-    line = fault({"labels": "good, b@d,also-good,wörse,a b"})
+    line = fault({"labels": "good, b\td,also-good,a\x00b,größe, a\nb "})
 
-    assert "'b@d', 'wörse', 'a b'" in line
+    assert "'b\\td', 'a\\x00b', 'a\\nb'" in line
     assert "good" not in line
+    assert "größe" not in line
+
+
+@pytest.mark.parametrize("option", ["labels", "group"])
+def test_long_bad_value_is_shortened(option: str) -> None:
+    """The error names a rejected value with its beginning, so that the status stays readable."""
+    line = fault({"path": "octo-org", option: "begin" + "x" * 10_000})
+
+    assert "'begin" in line
+    assert len(line) < 250
 
 
 def test_every_bad_network_is_named() -> None:
@@ -307,7 +359,7 @@ def test_several_faults_are_all_named() -> None:
         "github-url": "x",
         "path": "a/b/c",
         "token": "",
-        "labels": "b@d",
+        "labels": "b\td",
         "virtual-machines": -1,
         "vm-cpu": 0,
         "vm-memory": "1",
@@ -331,7 +383,7 @@ def test_several_faults_are_all_named() -> None:
 @pytest.mark.parametrize("path", ["octo-org", ""], ids=["path right", "path wrong, too"])
 def test_bad_group_is_named_as_group(path: str) -> None:
     """The fault of the runner group is reported under the option it is in."""
-    assert "group" in {line.split(":")[0] for line in faults({"path": path, "group": "a`b"})}
+    assert "group" in {line.split(":")[0] for line in faults({"path": path, "group": "a\tb"})}
 
 
 def test_group_of_a_repository_does_not_count() -> None:
@@ -361,22 +413,39 @@ def test_hostile_values_are_refused(option: str, value: str) -> None:
     """What a shell, a unit file or an environment file could misread is refused."""
     if option in ("dockerhub-mirror", "github-url", "repo-policy-compliance-url"):
         value = f"https://host/{value}"
-    if option == "token" and value not in ("a\nb", "a\x00b"):
-        # A credential is never part of a script; what is printable may stand in a header.
-        assert load({option: value}).token == value
+    if option in ("token", "labels") and value not in ("a\nb", "a\x00b"):
+        # A credential is never part of a script, and labels are quoted wherever they are used.
+        assert getattr(load({option: value}), option) == (value if option == "token" else (value,))
         return
     extra = {"repo-policy-compliance-token": "t"} if option == "repo-policy-compliance-url" else {}
 
     assert fault({option: value, **extra}).startswith(f"{option}: ")
 
 
-@pytest.mark.parametrize("value", HOSTILE)
-def test_hostile_group_is_refused(value: str) -> None:
-    """A runner group goes into a command, so that nothing a shell could misread is taken."""
-    assert faults({"path": "octo-org", "group": value})
+@pytest.mark.parametrize("value", ["a\nb", "a\x00b", "a\x1b[0mb", "", " ", "x" * 257, "-x", "--replace"])
+def test_bad_group_is_refused(value: str) -> None:
+    """A runner group's name is printable and bounded, and config.sh cannot take it for an option of its own."""
+    line = fault({"path": "octo-org", "group": value})
+
+    assert line.startswith("group: ")
+    assert "1 to 256 printable characters" in line
 
 
-@pytest.mark.parametrize("option", ["path", "labels", "vm-memory", "base-image", "runner-storage", "denylist"])
+@pytest.mark.parametrize("value", ["http://u:hidden@mirror", "https://u:hidden@mirror:99999", "https://u:hidden@"])
+def test_fault_of_a_mirror_keeps_its_password(value: str) -> None:
+    """The password of a mirror's URL that is refused is not repeated in the message."""
+    line = fault({"dockerhub-mirror": value})
+
+    assert line.startswith("dockerhub-mirror: ")
+    assert "hidden" not in line
+
+
+def test_state_keeps_the_password_of_a_mirror() -> None:
+    """The password of a mirror's URL is not in the text of a state, which may be logged."""
+    assert "hidden" not in repr(load({"dockerhub-mirror": "https://u:hidden@mirror"}))
+
+
+@pytest.mark.parametrize("option", ["path", "vm-memory", "base-image", "runner-storage", "denylist"])
 def test_template_marks_are_refused(option: str) -> None:
     """A value cannot look like a template."""
     assert fault({option: "{{ 7 * 7 }}"}).startswith(f"{option}: ")

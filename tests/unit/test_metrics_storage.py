@@ -188,8 +188,8 @@ def test_quarantine_holds_the_three_files_cut_to_the_limit(tmp_path: Path) -> No
     storage.move_to_quarantine(MANAGER, "r")
 
     assert quarantined(tmp_path, "r") == {
-        "runner-installed.timestamp": b"1.5",
-        "pre-job-metrics.json": b"x" * FILE_SIZE_BYTES_LIMIT,
+        "r/runner-installed.timestamp": b"1.5",
+        "r/pre-job-metrics.json": b"x" * FILE_SIZE_BYTES_LIMIT,
     }
     assert names() == []
     assert [path.name for path in (tmp_path / "quarantine").iterdir()] == ["r.tar.gz"]
@@ -205,7 +205,7 @@ def test_quarantine_is_for_root_alone(tmp_path: Path) -> None:
 
 def test_quarantine_of_nothing() -> None:
     """A storage that is not there cannot be archived."""
-    with pytest.raises(GetMetricsStorageError):
+    with pytest.raises(QuarantineMetricsStorageError, match="nobody"):
         storage.move_to_quarantine(MANAGER, "nobody")
 
 

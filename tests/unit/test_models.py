@@ -18,6 +18,7 @@ from models import (
     RepoPolicy,
     RunnerConfig,
     RunnerStatus,
+    Snap,
     VirtualMachineResources,
     parse_github_path,
     plain,
@@ -80,17 +81,40 @@ def test_name_of_resource_profile() -> None:
         ("octo-org", GithubOrg("octo-org", "big")),
         ("octo-org/demo", GithubRepo("octo-org", "demo")),
         ("octo_org/.github", GithubRepo("octo_org", ".github")),
+        ("octo-org/demo/", GithubRepo("octo-org", "demo")),
+        ("/octo-org/demo", GithubRepo("octo-org", "demo")),
+        ("//octo-org//demo//", GithubRepo("octo-org", "demo")),
     ],
 )
 def test_paths(path: str, expected: GithubPath) -> None:
-    """One part is an organisation with its group, two are a repository, and the path reads as it was given."""
+    """One segment is an organisation with its group, two are a repository; surplus slashes are dropped."""
     assert parse_github_path(path, "big") == expected
-    assert expected.path == path
+    assert expected.path == "/".join(filter(None, path.split("/")))
 
 
 @pytest.mark.parametrize(
     "path",
-    ["", "/", "a/", "/b", "a/b/c", "a//b", "a/..", "./b", "..", "a b", "a/b?c", "a/b\n", "ä/b", "https://x", "a%2f"],
+    [
+        "",
+        "/",
+        "//",
+        "a/",
+        "/b",
+        "a//",
+        "a/b/c",
+        "/a/b/c/",
+        "a//b//c",
+        "a/..",
+        "./b",
+        "/./a/b",
+        "..",
+        "a b",
+        "a/b?c",
+        "a/b\n",
+        "ä/b",
+        "https://x",
+        "a%2f",
+    ],
 )
 def test_what_is_no_path(path: str) -> None:
     """A path that could lead elsewhere in GitHub's API is refused."""
@@ -251,7 +275,6 @@ def test_secrets_are_not_in_texts() -> None:
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        (VirtualMachineResources, ["cpu", "memory", "disk"]),
         (CreateRunnerConfig, ["image", "resources", "binary_path", "registration_token", "arch"]),
         (
             RunnerConfig,
@@ -276,7 +299,7 @@ def test_fixed_fields(kind: type, names: list[str]) -> None:
     assert [field.name for field in dataclasses.fields(kind)][: len(names)] == names
 
 
-@pytest.mark.parametrize("kind", [CharmState, RunnerConfig, VirtualMachineResources, Identity, ProxyConfig])
+@pytest.mark.parametrize("kind", [CharmState, CreateRunnerConfig, Identity, ProxyConfig])
 def test_values_are_frozen(kind: type) -> None:
     """What was read once cannot change on the way down."""
     assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
@@ -294,6 +317,8 @@ class Colour(Enum):
         (GithubRepo("o", "r"), {"owner": "o", "repo": "r"}),
         ((1, ("a",), [None]), [1, ["a"], [None]]),
         ((GithubRepo("o", "r"), Colour.RED), [{"owner": "o", "repo": "r"}, "red"]),
+        (VirtualMachineResources(2, "7GiB", "10GiB"), {"cpu": 2, "memory": "7GiB", "disk": "10GiB"}),
+        (Snap("a", "edge"), {"name": "a", "channel": "edge", "revision": None}),
     ],
 )
 def test_plain_values(value: object, expected: object) -> None:

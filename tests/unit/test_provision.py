@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import provision
+from charm_state import parse_group, parse_labels, parse_mirror
 from metrics.runner import (
     FILE_SIZE_BYTES_LIMIT,
     POST_JOB_METRICS_FILE_NAME,
@@ -418,11 +419,11 @@ class Shell:
 
     @property
     def post_job(self) -> PostJobMetrics:
-        return PostJobMetrics.model_validate_json((self.metrics / POST_JOB_METRICS_FILE_NAME).read_bytes())
+        return PostJobMetrics.model_validate_json((self.metrics / POST_JOB_METRICS_FILE_NAME).read_bytes(), strict=True)
 
     @property
     def pre_job(self) -> PreJobMetrics:
-        return PreJobMetrics.model_validate_json((self.metrics / PRE_JOB_METRICS_FILE_NAME).read_bytes())
+        return PreJobMetrics.model_validate_json((self.metrics / PRE_JOB_METRICS_FILE_NAME).read_bytes(), strict=True)
 
 
 @pytest.fixture
@@ -494,6 +495,64 @@ def test_registration_gets_values_as_they_are(shell: Shell, value: str) -> None:
     ]
     assert not (shell.application / "canary").exists()
     assert not (shell.folder / "canary").exists()
+
+
+ACCEPTED = [
+    "ubuntu-22.04",
+    "gpu:a100",
+    "größe ラベル",
+    'it\'s "big"',
+    "$HOME ${HOME} $(touch canary) `touch canary`",
+    "a\\b\\",
+    "a;b&c|d>e<f",
+    "* ~ ? [a] {a} !x #y",
+    "{{ 7 * 7 }}{% raw %}",
+]
+
+
+@pytest.mark.parametrize("value", ACCEPTED)
+def test_accepted_labels_and_groups_reach_config_sh(value: str, tmp_path: Path) -> None:
+    """Bash gives config.sh every label and group that the options accept exactly as it was written."""
+    config = replace(
+        PLAIN,
+        labels=("runner", *parse_labels(value)),
+        path=GithubOrg("octo-org", parse_group(value)),
+    )
+    command = (content(f"{APPLICATION}/.register.sh", config) or "").rstrip().splitlines()[-1]
+    script = command.replace("exec ./config.sh", "printf '%s\\0'", 1)
+
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    arguments = done.stdout.split("\0")
+    assert arguments[arguments.index("--labels") + 1] == f"runner,{value}"
+    assert arguments[arguments.index("--runnergroup") + 1] == value
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("mirror", "daemon"),
+    [
+        ("https://mirror.example/", "https://mirror.example/"),
+        ("https://mirror.example:5000/v2/", "https://mirror.example:5000/v2/"),
+        ("https://user:p%40ss@mirror.example/", "https://mirror.example/"),
+        ("https://user@mirror.example/a@b", "https://mirror.example/a@b"),
+        ("https://us@er:p@ss@[::1]:5000", "https://[::1]:5000"),
+    ],
+)
+def test_mirror_with_credentials(shell: Shell, mirror: str, daemon: str) -> None:
+    """Jobs get the mirror's URL as it was given. Its credentials are neither in Docker's file nor in a job's log."""
+    config = replace(PLAIN, dockerhub_mirror=parse_mirror(mirror))
+    found = {path: file.content for path, file in rendered(config).items()}
+    environment = found[f"{APPLICATION}/.env"].splitlines()
+    pre_job = found[f"{APPLICATION}/pre-job.sh"].replace("/metrics-exchange", str(shell.metrics))
+
+    assert f"DOCKERHUB_MIRROR={mirror}" in environment
+    assert f"CONTAINER_REGISTRY_URL={mirror}" in environment
+    assert json.loads(found[DAEMON]) == {"registry-mirrors": [daemon]}
+    assert shell.run(pre_job, **JOB).stdout == f"A Docker Hub mirror is used: {daemon}\n"
+    if daemon != mirror:
+        assert [path for path, text in found.items() if mirror in text] == [f"{APPLICATION}/.env"]
+        assert mirror not in repr(config)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """Spec 2, One pass and Flush: the order of things, and what one runner's failure does not stop."""
 
+import errno
 import json
+import logging
 import os
+import socket
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -32,6 +35,8 @@ from tests.unit.fakes import (
 )
 
 NOW = 1_700_000_000.0
+# All files of a test are older than the time for which crash logs are kept.
+LATER = 4_000_000_000.0
 APPLICATION = "actions-runner-linux-x64-2.320.0.tar.gz"
 
 
@@ -281,8 +286,12 @@ def test_crashed_runner_is_removed_with_its_logs(world: World, tmp_path: Path) -
     world.reconcile(0)
 
     folder = tmp_path / "logs" / name
-    assert sorted(path.name for path in folder.iterdir()) == ["Runner_1.log", "syslog"]
-    assert (folder / "Runner_1.log").stat().st_size == 1 << 20
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == [
+        "_diag",
+        "_diag/Runner_1.log",
+        "syslog",
+    ]
+    assert (folder / "_diag/Runner_1.log").stat().st_size == 1 << 20
     assert world.lxd.found == {}
     assert world.github.runners == {}
 
@@ -671,13 +680,134 @@ def test_old_crash_logs_are_deleted(world: World, tmp_path: Path) -> None:
         (tmp_path / "logs" / name / "syslog").touch()
     world.now = (tmp_path / "logs" / "old").stat().st_mtime + 7 * 86400 + 60
     (tmp_path / "logs" / "young" / "more").touch()
-    import os
-
     os.utime(tmp_path / "logs" / "young", (world.now, world.now))
 
     world.reconcile(0)
 
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["young"]
+
+
+def old_logs(tmp_path: Path, name: str = "old") -> Path:
+    """A folder of a runner's crash logs."""
+    folder = tmp_path / "logs" / name
+    (folder / "_diag").mkdir(parents=True)
+    (folder / "_diag" / "Runner_1.log").write_text("x")
+    (folder / "syslog").write_text("x")
+    return folder
+
+
+def test_old_crash_logs_are_deleted_with_their_folders(world: World, tmp_path: Path) -> None:
+    """Nested folders, links and special files in old crash logs are removed; a link is not followed."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("kept")
+    folder = old_logs(tmp_path)
+    (folder / "_diag" / "pages" / "deep").mkdir(parents=True)
+    (folder / "_diag" / "to-folder").symlink_to(outside)
+    (folder / "to-file").symlink_to(outside / "file")
+    (folder / "dangling").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / "socket"))
+
+    runner.remove_old_logs(LATER)
+
+    assert list((tmp_path / "logs").iterdir()) == []
+    assert (outside / "file").read_text() == "kept"
+
+
+def test_only_folders_of_crash_logs_are_deleted(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A link in the place of a folder is not followed, a file beside the folders is left alone; neither is logged."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "file").write_text("kept")
+    old_logs(tmp_path)
+    (tmp_path / "logs" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "logs" / "note").write_text("x")
+
+    with caplog.at_level(logging.WARNING, logger="runner"):
+        runner.remove_old_logs(LATER)
+
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["link", "note"]
+    assert caplog.records == []
+    assert (tmp_path / "outside" / "file").read_text() == "kept"
+
+
+def test_crash_logs_that_cannot_be_removed_do_not_stop_a_reconcile(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What cannot be removed is logged, the rest is removed, and the reconcile is reported as ever."""
+    world.state = state(issue_metrics=True)
+    world.now = LATER
+    first, second = old_logs(tmp_path, "a"), old_logs(tmp_path, "b")
+    (first / "_diag" / "held").write_text("x")
+    unlink = os.unlink
+
+    def held(path: Any, *arguments: Any, **options: Any) -> None:
+        if os.fspath(path) == "held":
+            raise PermissionError(errno.EPERM, "Operation not permitted", path)
+        unlink(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "unlink", held)
+
+    with caplog.at_level(logging.WARNING, logger="runner"):
+        world.reconcile(0)
+
+    assert [str(path.relative_to(first)) for path in first.rglob("*")] == ["_diag", "_diag/held"]
+    assert not second.exists()
+    assert "a/_diag/held' cannot be removed" in caplog.text
+    assert {event["event"] for event in events(tmp_path)} == {"reconciliation", "unit_health"}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), RecursionError("too deep")])
+def test_removing_old_crash_logs_never_raises(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    """Whatever the removal of one folder raises is logged with the folder's name."""
+    old_logs(tmp_path)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(runner.shutil, "rmtree", broken)
+
+    with caplog.at_level(logging.WARNING, logger="runner"):
+        runner.remove_old_logs(LATER)
+
+    assert f"{tmp_path}/logs/old cannot be removed: " in caplog.text
+
+
+def test_crash_logs_that_cannot_be_listed_do_not_raise(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file in the place of the folder of logs is logged, and nothing is raised."""
+    (tmp_path / "logs").write_text("in the way")
+
+    with caplog.at_level(logging.WARNING, logger="runner"):
+        runner.remove_old_logs(LATER)
+
+    assert "Crash logs cannot be listed" in caplog.text
+
+
+def test_names_of_crash_logs_stay_in_their_line_of_the_log(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file name that a job chose cannot add a line to the log."""
+    (old_logs(tmp_path) / "a\nb").write_text("x")
+
+    def held(path: Any, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", path)
+
+    monkeypatch.setattr(os, "unlink", held)
+
+    with caplog.at_level(logging.WARNING, logger="runner"):
+        runner.remove_old_logs(LATER)
+
+    assert "a\\nb' cannot be removed" in caplog.text
+    assert not any("\n" in record.getMessage() for record in caplog.records)
 
 
 def test_refused_application_stops_creation_and_says_so(world: World, tmp_path: Path) -> None:

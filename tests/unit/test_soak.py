@@ -89,7 +89,7 @@ def twice(event: Event) -> None:
 
 HEALTH, CREATE = plan.health, runner_manager.RunnerManager._create
 UNHEALTHY = runner_manager.RunnerManager._remove_unhealthy
-READ, ISSUE = metrics.runner.read_limited, metrics.runner.issue_event
+READ, ISSUE = metrics.runner.read_limited, metrics.events.issue_event
 OPEN: list[Any] = []
 
 
@@ -112,7 +112,7 @@ def closed() -> Iterator[None]:
         (runner_manager, "issue_events", lambda *_: set(), "events are missing"),
         (metrics.runner, "_runner_stop", lambda *_: None, "events are missing"),
         (metrics.runner, "_remove", lambda *_: None, "a metrics storage is left over"),
-        (metrics.runner, "issue_event", twice, "events_repeated"),
+        (metrics.events, "issue_event", twice, "events_repeated"),
         (metrics.runner, "read_limited", leaky, "open_files_growth"),
     ],
     ids=[
