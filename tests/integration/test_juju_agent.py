@@ -474,6 +474,7 @@ def test_a_hook_that_lost_power_runs_again(unit: Unit) -> None:
 
 def test_a_further_unit_follows_the_first(unit: Unit, second: Unit, tiny: Path) -> None:
     """It is of the same model, has its application's options, secrets and relations, and is not the leader."""
+    unit.set_config({"text": "common"})
     relation = unit.integrate("site", {"key": "value"})
     uri = unit.add_secret("shared", {"key": "value"})
     unit.grant_secret("shared")
@@ -482,7 +483,7 @@ def test_a_further_unit_follows_the_first(unit: Unit, second: Unit, tiny: Path) 
 
     assert (found["unit"], found["message"]) == ("tiny/1", "after site-relation-changed")
     assert "leader-elected" not in ends(second)
-    assert second.config()["text"]["value"] == unit.config()["text"]["value"] != "a"
+    assert second.config()["text"]["value"] == "common"
     assert second.relation_data(relation)["units"] == {"remote-site/0": {"key": "value"}}
     assert second.exec(f"secret-get {uri}").returncode == 0
     for one, leads in ((unit, "True"), (second, "False")):
