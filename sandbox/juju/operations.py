@@ -52,16 +52,38 @@ def deploy(app, number=0, config=None, model_config=None, model_uuid="", juju_ve
     """Deploy the charm that lies in FOLDER/incoming, and run its first hooks; shared: what the application has."""
     if store.read():
         raise JujuError(f'cannot add application "{app}": application already exists')
-    unit = f"{app}/{number}"
     charm = read_charm(INCOMING, 0)
-    values = parse_config(charm["config"], app, config or {})
     state = {
+        **_first_state(app, number),
         "model": {"name": "sandbox", "uuid": model_uuid or str(uuid.uuid4()), "config": {}},
         "juju_version": juju_version,
-        "app": app,
-        "unit": unit,
         "charm": charm,
-        "config": values,
+        "config": parse_config(charm["config"], app, config or {}),
+    }
+    for name, record in charm["storage"].items():
+        location = record.get("location") or f"/var/lib/juju/storage/{name}/0"
+        state["storage"][f"{name}/0"] = {"kind": record["type"], "location": location, "attached": True}
+        queue(state, f"{name}-storage-attached", storage_id=f"{name}/0")
+    queue(state, "install")
+    _share(state, shared or {})
+    for hook in (*(["leader-elected"] if number == 0 else []), "config-changed", "start"):
+        queue(state, hook)
+    for relation, record in state["relations"].items():
+        for remote, data in record["units"].items():
+            _join(state, relation, remote, data)
+    set_up_unit(state)
+    store.replace(store.STATE, state)
+    if model_config:
+        set_model_config(model_config)
+    write_timer()
+    return drain()
+
+
+def _first_state(app, number):
+    """What the agent knows of a unit that has run nothing yet, short of what it is deployed with."""
+    return {
+        "app": app,
+        "unit": f"{app}/{number}",
         "config_seen": "",
         "relations": {},
         "next_relation": 0,
@@ -94,23 +116,6 @@ def deploy(app, number=0, config=None, model_config=None, model_uuid="", juju_ve
         "app_status": {"status": "unknown", "message": "", "since": store.now(), "data": {}},
         "unit_status": {"status": "waiting", "message": "agent initialising", "since": store.now(), "data": {}},
     }
-    for name, record in charm["storage"].items():
-        location = record.get("location") or f"/var/lib/juju/storage/{name}/0"
-        state["storage"][f"{name}/0"] = {"kind": record["type"], "location": location, "attached": True}
-        queue(state, f"{name}-storage-attached", storage_id=f"{name}/0")
-    queue(state, "install")
-    _share(state, shared or {})
-    for hook in (*(["leader-elected"] if number == 0 else []), "config-changed", "start"):
-        queue(state, hook)
-    for relation, record in state["relations"].items():
-        for remote, data in record["units"].items():
-            _join(state, relation, remote, data)
-    set_up_unit(state)
-    store.replace(store.STATE, state)
-    if model_config:
-        set_model_config(model_config)
-    write_timer()
-    return drain()
 
 
 def _share(state, shared):

@@ -80,7 +80,6 @@ def environment(state, context):
     """Exactly what Juju sets: nothing of the caller's own environment, and no HOME."""
     unit, model = state["unit"], {**MODEL_DEFAULTS, **state["model"]["config"]}
     folder = str(charm_dir(state))
-    version = state.get("juju_version", JUJU_VERSION)
     variables = {
         "APT_LISTCHANGES_FRONTEND": "none",
         "CHARM_DIR": folder,
@@ -102,19 +101,24 @@ def environment(state, context):
         "JUJU_MODEL_UUID": state["model"]["uuid"],
         "JUJU_PRINCIPAL_UNIT": "",
         "JUJU_UNIT_NAME": unit,
-        "JUJU_VERSION": version,
+        **_version_variables(state.get("juju_version", JUJU_VERSION)),
         "LANG": "C.UTF-8",
         "PATH": f"{TOOLS}/{store.tag(unit)}:{SYSTEM_PATH}",
         "TERM": "tmux-256color",
     }
-    traces = ("HTTP", "GRPC", "CA_CERT")
-    newer = {f"JUJU_CHARM_TRACE_CONFIG_{name}": "" for name in traces}
-    variables.update({"JUJU_SLA": "unsupported"} if version.startswith("3.") else newer)
     for name in ("http", "https"):
         if model[f"{name}-proxy"]:
             variables[f"{name}_proxy"] = variables[f"{name.upper()}_PROXY"] = model[f"{name}-proxy"]
             variables["no_proxy"] = variables["NO_PROXY"] = model["no-proxy"]
     return {**variables, **_special_variables(state, context)}
+
+
+def _version_variables(version):
+    """What only some versions of Juju set; there is always a value or an empty one."""
+    if version.startswith("3."):
+        return {"JUJU_VERSION": version, "JUJU_SLA": "unsupported"}
+    traces = {f"JUJU_CHARM_TRACE_CONFIG_{name}": "" for name in ("HTTP", "GRPC", "CA_CERT")}
+    return {"JUJU_VERSION": version, **traces}
 
 
 def _special_variables(state, context):
