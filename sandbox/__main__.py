@@ -46,11 +46,15 @@ def build_parser() -> argparse.ArgumentParser:
     debug_log.add_argument("-f", "--tail", action="store_true", help="go on with what comes")
     debug_log.add_argument("-n", "--lines", type=int, default=40, help="how many lines (default: 40)")
     debug_log.add_argument("--replay", action="store_true", help="from the beginning")
-    reboot = add("reboot", session.reboot, "reboot the machine and wait for the hooks that follow", "reboot --hard")
+    reboot = add("reboot", session.reboot, "reboot a machine and wait for the hooks that follow", "reboot --hard")
     reboot.add_argument("--hard", action="store_true", help="as if the power had failed")
     shell = add("exec", session.execute, "run a shell command as root in the machine", "exec -- lxc list")
     shell.add_argument("command", nargs="+")
-    down = add("down", session.down, "remove the machine and stop its GitHub", "down --all")
+    lost = add("agent-down", session.agent_down, "let no hook run and juju-exec fail, until agent-up", "agent-down")
+    back = add("agent-up", session.agent_up, "run what has become due meanwhile", "agent-up")
+    for one_unit in (logs, debug_log, reboot, shell, lost, back):
+        _add_unit_option(one_unit)
+    down = add("down", session.down, "remove all machines and stop their GitHub", "down --all")
     down.add_argument("--all", action="store_true", help="the prepared images and the LXD set-up as well")
     told = add("demo", lambda options: demo.main([f"--runners={options.runners}"]), "tell the whole story once", "demo")
     told.add_argument("--runners", type=int, default=2, help="how many runners the unit keeps (default: 2)")
@@ -69,7 +73,8 @@ def _add_unit_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     run = _command(commands, "run", session.run_action, "run an action of the charm", "run check-runners")
     run.add_argument("action")
     run.add_argument("parameters", nargs="*", type=_pair, metavar="KEY=VALUE")
-    status = _command(commands, "status", session.status, "show the unit and the runners that GitHub lists", "status")
+    _add_unit_option(run)
+    status = _command(commands, "status", session.status, "show the units and the runners that GitHub lists", "status")
     status.add_argument("--json", action="store_true", help="for programs")
     job = _command(commands, "job", session.job, "queue a job and show its log", "job -- 'echo hello; nproc'")
     job.add_argument("--repo", metavar="OWNER/REPO", help="in which repository (default: octo-org/demo)")
@@ -79,6 +84,15 @@ def _add_unit_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     _command(commands, "refresh", session.refresh, "replace the charm by today's source (upgrade-charm)", "refresh")
     resolved = _command(commands, "resolved", session.resolved, "run a failed hook again", "resolved")
     resolved.add_argument("--no-retry", action="store_true", help="go on as if it had succeeded")
+    _add_unit_option(resolved)
+    text = "add a unit with the same options, secrets and relations, on a machine of its own"
+    _command(commands, "add-unit", session.add_unit, text, "add-unit")
+    gone = _command(commands, "remove-unit", session.remove_unit, "remove a unit and its machine", "remove-unit 1")
+    gone.add_argument("number", type=int, help="of the unit: the first one that was added is 1")
+
+
+def _add_unit_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--unit", type=int, default=0, metavar="N", help="of unit github-runner/N (default: 0)")
 
 
 def _add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

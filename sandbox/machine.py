@@ -11,6 +11,21 @@ from .shell import SandboxError, run, succeeds, wait_until
 COVERAGE_FOLDER = "/var/lib/juju/coverage"
 
 
+APT_LOCKS = (
+    *("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock"),
+    *("/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"),
+)
+# apt's locks are POSIX record locks, which flock(1) does not set.
+HOLD_APT_LOCKS = f"""
+import fcntl, pathlib, sys, time
+held = [open(path, "w") for path in {APT_LOCKS}]
+for file in held:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+pathlib.Path("/run/apt-locks-held").touch()
+time.sleep(float(sys.argv[1]))
+"""
+
+
 class Machine:
     """One machine; several of different names can run side by side."""
 
@@ -133,6 +148,19 @@ class Machine:
         """Wait until the machine has rebooted since `before` (a boot_mark) and is up again."""
         wait_until(lambda: self._state()["pid"] not in (0, before), f"the reboot of {self.name}", timeout)
         self.wait_ready(timeout)
+
+    def hold_apt_locks(self, seconds: float) -> None:
+        """Hold apt's and dpkg's locks, as apt-daily and unattended-upgrades do in a machine's first minutes."""
+        self.release_apt_locks()
+        holder = ("systemd-run", "--quiet", "--collect", "--unit=apt-locks", "python3", "-c", HOLD_APT_LOCKS)
+        self.exec(*holder, str(seconds))
+        held = ("test", "-e", "/run/apt-locks-held")
+        wait_until(lambda: self.call(*held).returncode == 0, f"apt's locks in {self.name}")
+
+    def release_apt_locks(self) -> None:
+        """Let them go before their time."""
+        self.call("systemctl", "stop", "apt-locks")
+        self.exec("rm", "-f", "/run/apt-locks-held")
 
     def destroy(self) -> None:
         """Remove the machine and everything in it; harmless if it is gone."""

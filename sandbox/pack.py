@@ -14,11 +14,21 @@ from .shell import SandboxError, apt_install, run, step, succeeds
 
 # The Python of the machine's Debian release, whatever this program itself runs on.
 PYTHON = "3.11"
+SITE_PACKAGES = Path("venv", "lib", f"python{PYTHON}", "site-packages")
+# charmcraft packs no interpreter: dispatch links the machine's, which finds its packages by this file.
+VENV_CONFIG = f"home = /usr/bin\nimplementation = CPython\nversion_info = {PYTHON}\n"
+VENV_CONFIG += "include-system-site-packages = false\n"
+# To the same effect as what charmcraft 4 writes: the same interpreter, variables and command line.
 DISPATCH = """#!/bin/sh
-# The same as charmcraft's: dependencies first, then the charm.
-
-JUJU_DISPATCH_PATH="${JUJU_DISPATCH_PATH:-$0}" PYTHONPATH=lib:venv \\
-  exec ./src/charm.py
+charm="$(dirname "$(realpath "$0")")"
+python="$charm/venv/bin/python"
+if [ ! -e "$python" ]; then
+    mkdir -p "$charm/venv/bin"
+    ln -s "$(which python3)" "$python"
+fi
+export PYTHONPATH="$charm/lib:$charm/src"
+export LD_LIBRARY_PATH="$charm/usr/lib:$charm/lib:$charm/usr/lib/$(uname -m)-linux-gnu"
+exec "$python" "$charm/src/charm.py"
 """
 COVERAGE_START = f"""import os
 
@@ -59,7 +69,9 @@ def pack(source: Path, destination: Path, coverage: bool = False) -> Path:
     cached = _dependencies_folder([*requirements, "coverage"] if coverage else requirements, constraints(source))
     run("cp", "-a", "--reflink=auto", f"{cached}/.", str(destination / "venv"))
     if coverage:
-        (destination / "venv" / "sitecustomize.py").write_text(COVERAGE_START)
+        # Python's own site-packages come after Debian's sitecustomize, PYTHONPATH before it.
+        (destination / "lib").mkdir(exist_ok=True)
+        (destination / "lib" / "sitecustomize.py").write_text(COVERAGE_START)
         (destination / "coverage.ini").write_text(COVERAGE_CONFIG)
     return destination
 
@@ -92,8 +104,8 @@ def constraints(source: Path) -> list[str]:
 
 
 def _dependencies_folder(requirements: list[str], exact: list[str]) -> Path:
-    """The folder with these packages for the machine's Python, made once."""
-    name = hashlib.sha256("\n".join([PYTHON, *sorted(requirements), "", *exact]).encode()).hexdigest()[:16]
+    """The environment with these packages for the machine's Python, made once."""
+    name = hashlib.sha256("\n".join([VENV_CONFIG, *sorted(requirements), "", *exact]).encode()).hexdigest()[:16]
     folder = state_dir() / "dependencies" / name
     if folder.is_dir():
         return folder
@@ -101,7 +113,8 @@ def _dependencies_folder(requirements: list[str], exact: list[str]) -> Path:
     fresh = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder.parent))
     try:
         with step("Fetching the charm's dependencies"):
-            _install(requirements, exact, fresh)
+            _install(requirements, exact, fresh / SITE_PACKAGES.relative_to("venv"))
+            (fresh / "pyvenv.cfg").write_text(VENV_CONFIG)
             _compile(fresh)
         fresh.chmod(0o755)
         # Somebody else may have been faster with the same packages; theirs are as good.
@@ -117,7 +130,8 @@ def _install(requirements: list[str], exact: list[str], target: Path) -> None:
     if not succeeds(*pip, "--version"):
         apt_install({"pip3": "python3-pip"})
         pip = ["pip3"]
-    versions = target.parent / f"{target.name}.constraints"
+    target.mkdir(parents=True)
+    versions = target.with_suffix(".constraints")
     versions.write_text("\n".join(exact))
     wanted = ("--python-version", PYTHON, "--implementation", "cp", "--only-binary=:all:", "--no-compile")
     quiet = ("--quiet", "--disable-pip-version-check", "--constraint", str(versions), "--target", str(target))

@@ -33,21 +33,39 @@ DEFAULTS = {
 
 
 class Session:
-    """The machine of a name, its unit, and the GitHub that runs beside it (a process whose address is on file)."""
+    """The machine of a name, its unit, and the GitHub that runs beside it (a process whose address is on file).
+
+    Further units of the application are on machines of their own, NAME-1, NAME-2, …
+    """
 
     def __init__(self, name: str) -> None:
-        self.machine = Machine(name)
-        self.unit = Unit(self.machine, on_event=show_event)
+        self.unit = unit_of(name, 0)
+        self.machine = self.unit.machine
         self._file = lxd_setup.state_dir() / f"github-{name}.json"
 
     def there(self) -> "Session":
         """This session, if its machine is up; otherwise an error that says what to do."""
         if not self.machine.exists():
             raise SandboxError("nothing is up: run `python3 -m sandbox up` first")
-        if not self.machine.running():
-            self.machine.start()
         self.start_github()
+        for unit in self.units():
+            if not unit.machine.running():
+                unit.machine.start()
         return self
+
+    def units(self) -> list[Unit]:
+        """All units, the first one first."""
+        prefix = f"{self.machine.container}-"
+        words = [name.removeprefix(prefix) for name in lxd_setup.machines() if name.startswith(prefix)]
+        numbers = sorted(int(word) for word in words if word.isdigit())
+        return [self.unit, *(unit_of(self.machine.name, number) for number in numbers)]
+
+    def chosen(self, number: int) -> Unit:
+        """The unit of a number."""
+        for unit in self.there().units():
+            if unit.number == number:
+                return unit
+        raise SandboxError(f'unit "{self.unit.app}/{number}" not found')
 
     @property
     def github(self) -> dict[str, Any]:
@@ -86,6 +104,11 @@ class Session:
         return pack(ROOT, Path(folder, "charm"))
 
 
+def unit_of(name: str, number: int) -> Unit:
+    """A unit of the session of this name; only the first one's machine bears the name itself."""
+    return Unit(Machine(f"{name}-{number}" if number else name), number=number, on_event=show_event)
+
+
 def _runs(pid: int) -> bool:
     """Whether that process is still our GitHub."""
     try:
@@ -115,8 +138,9 @@ def show_event(event: dict[str, Any]) -> None:
 
 
 def show_status(session: Session) -> None:
-    found = session.unit.status()
-    say(f"{found['unit']}  {found['status']}  {found['message']}")
+    for unit in session.units():
+        found = unit.status()
+        say(f"{found['unit']}  {found['status']}  {found['message']}")
 
 
 def up(options: argparse.Namespace) -> int:
@@ -129,8 +153,8 @@ def up(options: argparse.Namespace) -> int:
         given["virtual-machines"] = str(options.runners)
     if session.machine.exists() and session.there().unit.deployed():
         say(f"{session.unit.name} is up already{'; setting its options' if given else ''}")
-        if given:
-            session.unit.set_config(given)
+        for unit in session.units() if given else ():
+            unit.set_config(given)
         show_status(session)
         return 0
     session.start_github()
@@ -148,19 +172,47 @@ def up(options: argparse.Namespace) -> int:
     return 0
 
 
+def add_unit(options: argparse.Namespace) -> int:
+    """One more unit, with a number that none has, on a machine of its own."""
+    session = Session(options.machine).there()
+    unit = unit_of(options.machine, session.units()[-1].number + 1)
+    with step(f"Starting a Juju machine for {unit.name}"):
+        unit.machine.create()
+    with tempfile.TemporaryDirectory() as folder:
+        unit.deploy_beside(session.unit, session.pack(folder))
+    show_status(session)
+    return 0
+
+
+def remove_unit(options: argparse.Namespace) -> int:
+    """Remove one that was added; the first one goes with `down`."""
+    session = Session(options.machine)
+    if options.number == 0:
+        raise SandboxError(f"{session.unit.name} is the sandbox's own: `python3 -m sandbox down` removes it")
+    unit = session.chosen(options.number)
+    unit.remove_application()
+    unit.machine.destroy()
+    show_status(session)
+    return 0
+
+
 def config(options: argparse.Namespace) -> int:
     """Show all options or some, set some, or reset some."""
     session = Session(options.machine).there()
-    if options.reset:
-        session.unit.reset_config(*options.reset.split(","))
     values = dict(word.split("=", 1) for word in options.options if "=" in word)
     shown = [word for word in options.options if "=" not in word]
-    if values:
-        session.unit.set_config(values)
-    if options.reset or values:
-        show_status(session)
-        return 0
-    known = session.unit.config()
+    if not options.reset and not values:
+        return _show_config(session.unit.config(), shown)
+    for unit in session.units():
+        if options.reset:
+            unit.reset_config(*options.reset.split(","))
+        if values:
+            unit.set_config(values)
+    show_status(session)
+    return 0
+
+
+def _show_config(known: dict[str, dict[str, Any]], shown: list[str]) -> int:
     for name in shown:
         if name not in known:
             raise SandboxError(f"github-runner has no option {name}")
@@ -177,7 +229,7 @@ def config(options: argparse.Namespace) -> int:
 
 def run_action(options: argparse.Namespace) -> int:
     """As `juju run`: the results, or the reason of a failure."""
-    unit = Session(options.machine).there().unit
+    unit = Session(options.machine).chosen(options.unit)
     task = unit.run(options.action, dict(options.parameters))
     say(f"Running operation {task['id']} with 1 task\n  - task {task['id']} on unit-{unit.name.replace('/', '-')}\n")
     for line in task["log"]:
@@ -205,19 +257,22 @@ def _needs_quotes(value: object) -> bool:
 
 
 def status(options: argparse.Namespace) -> int:
-    """The unit, its relations, and the runners as GitHub lists them."""
+    """The units, and the runners as GitHub lists them."""
     session = Session(options.machine).there()
-    found = session.unit.status()
+    units = session.units()
+    all_found = [unit.status() for unit in units]
     runners = session.control.runners()
     if options.json:
-        say(json.dumps({"unit": found, "runners": runners}, indent=2))
+        say(json.dumps({"unit": all_found[0], "units": all_found, "runners": runners}, indent=2))
         return 0
     say(f"{'Model':<10} {'App':<15} {'Version':<10} {'Unit':<18} {'Workload':<12} {'Agent':<8} Message")
-    say(
-        f"{found['model']:<10} {found['app']:<15} {found['version']:<10} {found['unit']:<18} {found['status']:<12} "
-        f"{found['agent']:<8} {found['message']}"
-    )
-    say(f"\nMachine   {session.machine.container} at {session.machine.address()}     GitHub   {session.github['url']}")
+    for found in all_found:
+        say(
+            f"{found['model']:<10} {found['app']:<15} {found['version']:<10} {found['unit']:<18} "
+            f"{found['status']:<12} {found['agent']:<8} {found['message']}"
+        )
+    machines = ", ".join(f"{unit.machine.container} at {unit.machine.address()}" for unit in units)
+    say(f"\nMachine   {machines}     GitHub   {session.github['url']}")
     say(f"\n{'Runner at GitHub':<52} {'Status':<9} {'Job':<6} Labels")
     for runner in runners:
         labels = ",".join(label["name"] for label in runner["labels"])
@@ -258,8 +313,8 @@ def job(options: argparse.Namespace) -> int:
 
 def logs(options: argparse.Namespace) -> int:
     """The metrics log, one event a line."""
-    session = Session(options.machine).there()
-    lines = session.machine.exec("sh", "-c", f"cat {METRICS_LOG} 2>/dev/null || true").splitlines()
+    machine = Session(options.machine).chosen(options.unit).machine
+    lines = machine.exec("sh", "-c", f"cat {METRICS_LOG} 2>/dev/null || true").splitlines()
     if not lines:
         say("no metrics yet: they are recorded from the first runner on, while cos-agent is related")
     for line in lines:
@@ -274,83 +329,102 @@ def logs(options: argparse.Namespace) -> int:
 
 
 def debug_log(options: argparse.Namespace) -> int:
-    session = Session(options.machine).there()
+    unit = Session(options.machine).chosen(options.unit)
     lines = "+1" if options.replay else str(options.lines)
     follow = ["-F"] if options.tail else []
-    path = f"/var/log/juju/unit-{session.unit.app}-0.log"
-    return stream("lxc", "exec", session.machine.container, "--", "tail", "-n", lines, *follow, path)
+    return stream("lxc", "exec", unit.machine.container, "--", "tail", "-n", lines, *follow, unit.log_file)
 
 
 def reboot(options: argparse.Namespace) -> int:
-    session = Session(options.machine).there()
-    session.unit.reboot(hard=options.hard)
+    session = Session(options.machine)
+    session.chosen(options.unit).reboot(hard=options.hard)
     show_status(session)
     return 0
 
 
 def execute(options: argparse.Namespace) -> int:
-    session = Session(options.machine).there()
-    return stream("lxc", "exec", session.machine.container, "--", "sh", "-c", shell_command(options.command))
+    machine = Session(options.machine).chosen(options.unit).machine
+    return stream("lxc", "exec", machine.container, "--", "sh", "-c", shell_command(options.command))
+
+
+def agent_down(options: argparse.Namespace) -> int:
+    session = Session(options.machine)
+    session.chosen(options.unit).agent_down()
+    say("The agent is down: no hooks run, and juju-exec fails, until `python3 -m sandbox agent-up`")
+    return 0
+
+
+def agent_up(options: argparse.Namespace) -> int:
+    session = Session(options.machine)
+    session.chosen(options.unit).agent_up()
+    show_status(session)
+    return 0
 
 
 def refresh(options: argparse.Namespace) -> int:
     session = Session(options.machine).there()
     with tempfile.TemporaryDirectory() as folder:
-        session.unit.refresh(session.pack(folder))
+        charm = session.pack(folder)
+        for unit in session.units():
+            unit.refresh(charm)
     show_status(session)
     return 0
 
 
 def resolved(options: argparse.Namespace) -> int:
-    session = Session(options.machine).there()
-    session.unit.resolved(no_retry=options.no_retry)
+    session = Session(options.machine)
+    session.chosen(options.unit).resolved(no_retry=options.no_retry)
     show_status(session)
     return 0
 
 
 def integrate(options: argparse.Namespace) -> int:
     session = Session(options.machine).there()
-    session.unit.integrate(options.endpoint, dict(options.data))
+    for unit in session.units():
+        unit.integrate(options.endpoint, dict(options.data))
     show_status(session)
     return 0
 
 
 def remove_relation(options: argparse.Namespace) -> int:
     session = Session(options.machine).there()
-    session.unit.remove_relation(options.endpoint)
+    for unit in session.units():
+        unit.remove_relation(options.endpoint)
     show_status(session)
     return 0
 
 
 def add_secret(options: argparse.Namespace) -> int:
-    unit = Session(options.machine).there().unit
-    uri = unit.add_secret(options.name, dict(options.content))
-    unit.grant_secret(options.name)
-    say(uri)
+    uri = None
+    for unit in Session(options.machine).there().units():
+        uri = unit.add_secret(options.name, dict(options.content), uri)
+        unit.grant_secret(options.name)
+    say(str(uri))
     return 0
 
 
 def update_secret(options: argparse.Namespace) -> int:
     session = Session(options.machine).there()
-    session.unit.update_secret(options.name, dict(options.content))
+    for unit in session.units():
+        unit.update_secret(options.name, dict(options.content))
     show_status(session)
     return 0
 
 
 def model_config(options: argparse.Namespace) -> int:
-    unit = Session(options.machine).there().unit
-    for key, value in sorted(unit.model_config(dict(options.options)).items()):
+    values = [unit.model_config(dict(options.options)) for unit in Session(options.machine).there().units()]
+    for key, value in sorted(values[0].items()):
         say(f"{key}: {value}")
     return 0
 
 
 def down(options: argparse.Namespace) -> int:
-    """Remove the machine and GitHub; with --all what was prepared as well."""
+    """Remove the machines and GitHub; with --all what was prepared as well."""
     session = Session(options.machine)
     there = succeeds("lxc", "query", "/1.0") and session.machine.exists()
-    if there:
-        with step(f"Removing the machine {session.machine.container}"):
-            session.machine.destroy()
+    for unit in session.units() if there else ():
+        with step(f"Removing the machine {unit.machine.container}"):
+            unit.machine.destroy()
     session.stop_github()
     if options.all:
         lxd_setup.remove_all()

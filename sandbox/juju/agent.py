@@ -35,7 +35,9 @@ def in_unit(name, arguments):
     """Do an operation in a systemd unit of its own and give what it printed; our own death does not end it."""
     command = ("systemd-run", "--pipe", "--wait", "--collect", "--quiet", "--property=KillMode=process")
     described = ("--description", f"Juju: {name}", sys.executable, str(HERE / "agent.py"), "--inside", name)
-    done = subprocess.run((*command, *described, json.dumps(arguments)), stdout=subprocess.PIPE, text=True)
+    # Not as words of the command: systemd would expand what looks like a variable in them.
+    given = json.dumps(arguments)
+    done = subprocess.run((*command, *described), input=given, stdout=subprocess.PIPE, text=True)
     return done.returncode, done.stdout
 
 
@@ -109,7 +111,7 @@ def main(arguments):
         return juju_exec(arguments[1:])
     inside = arguments[0] == "--inside"
     name, *rest = arguments[1:] if inside else arguments
-    given = json.loads(rest[0]) if rest else {}
+    given = json.loads(sys.stdin.read() or "{}") if inside else json.loads(rest[0]) if rest else {}
     return answer(name, given) if inside else outside(name, given)
 
 

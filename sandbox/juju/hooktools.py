@@ -17,6 +17,7 @@ import store
 RESULT_KEY = re.compile(r"^[a-z0-9](([a-z0-9-.]+)?[a-z0-9])?$")
 RESERVED_RESULTS = ("stdout", "stdout-encoding", "stderr", "stderr-encoding", "return-code")
 SETTABLE_STATUSES = ("maintenance", "blocked", "waiting", "active")
+NO_ADDRESS = "127.0.0.1"
 SECRET_ID = re.compile(r"^(?:secret:(?://[^/]+/)?)?([0-9a-v]{20})$")
 
 
@@ -112,7 +113,12 @@ def config_get(call):
 
 def is_leader(call):
     options, _ = call.parse(("format", "output"), (), FORMAT)
-    _show(True, options)
+    _show(_leads(call.state), options)
+
+
+def _leads(state):
+    """The first unit leads its application."""
+    return state["unit"].endswith("/0")
 
 
 def juju_log(call):
@@ -135,6 +141,8 @@ def status_set(call):
     if not words:
         raise ToolError("invalid args, require <status> [message]")
     status, message = words[0], " ".join(words[1:])
+    if options.get("application") and not _leads(call.state):
+        raise ToolError("setting application status: this unit is not the leader")
     if status not in SETTABLE_STATUSES:
         raise ToolError(f'invalid status "{status}", expected one of [{" ".join(SETTABLE_STATUSES)}]')
     record = {"status": status, "message": message, "since": store.now(), "data": {}}
@@ -152,7 +160,13 @@ def status_set(call):
 def status_get(call):
     options, _ = call.parse(("format", "output"), ("include-data", "application"), FORMAT)
     unit = _status(call.state["unit_status"])
+    if call.state.get("failed"):
+        # Juju hides the charm's own status while the unit is in error.
+        hook = call.state["failed"]["hook"]["name"]
+        unit = {"message": f'hook failed: "{hook}"', "status": "error", "status-data": {"hook": hook}}
     if options.get("application"):
+        if not _leads(call.state):
+            raise ToolError("finding application status: this unit is not the leader")
         units = {call.state["unit"]: unit}
         return _show({"application-status": {**_status(call.state["app_status"]), "units": units}}, options)
     if options.get("include-data") or options.get("format") == "json":
@@ -219,6 +233,8 @@ def _key(state, record):
 def relation_set(call):
     options, words = call.parse(("format", "r", "file"), ("app",), {"relation": "r"})
     number, _ = call.relation(options)
+    if options.get("app") and not _leads(call.state):
+        raise ToolError("cannot write relation settings: permission denied")
     values = {}
     if "file" in options:
         values.update(_document(options["file"]))
@@ -492,7 +508,7 @@ def unit_address():
             probe.connect(("192.0.2.1", 9))  # nothing is sent: this only asks the kernel for the route
             return probe.getsockname()[0]
         except OSError:
-            return "127.0.0.1"
+            return NO_ADDRESS
 
 
 def goal_state(call):
@@ -617,8 +633,11 @@ def main(name, arguments):
         print(f'ERROR bad request: bad context: unknown context "{context_id}"', file=sys.stderr)
         return 1
     context["tool"] = name
+    state = store.read()
     try:
-        TOOLS[name](Call(arguments, context, store.read()))
+        if name in state.get("tool_faults", {}):
+            raise ToolError(state["tool_faults"][name])
+        TOOLS[name](Call(arguments, context, state))
     except ToolError as error:
         print(f"ERROR {error}", file=sys.stderr)
         return 1

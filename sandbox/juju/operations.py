@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,27 +12,34 @@ import uuid
 from pathlib import Path
 
 import hooktools
+import storage
 import store
 from running import (
     HERE,
+    JUJU_VERSION,
     MODEL_DEFAULTS,
     SYSTEM_PATH,
     TOOLS,
     JujuError,
-    boot_mark,
     charm_dir,
     close_context,
-    config_hash,
-    drain,
     machine_lock,
-    mount_storage,
     new_secret,
     open_context,
+    run_in_context,
+)
+from uniter import (
+    AGENT_DOWN,
+    boot_mark,
+    drain,
+    ingress,
+    note_config_seen,
     queue,
+    queue_config_changed,
     reboot,
     recover,
+    refuse_while_down,
     retries,
-    run_in_context,
     summary,
 )
 
@@ -40,19 +48,42 @@ INCOMING = Path(store.FOLDER, "incoming")
 MANIFEST = Path(store.FOLDER, "manifest.json")
 
 
-def deploy(app, config=None, model_config=None, model="sandbox"):
-    """Deploy the charm that lies in FOLDER/incoming, and run its first hooks."""
+def deploy(app, number=0, config=None, model_config=None, model_uuid="", juju_version=JUJU_VERSION, shared=None):
+    """Deploy the charm that lies in FOLDER/incoming, and run its first hooks; shared: what the application has."""
     if store.read():
         raise JujuError(f'cannot add application "{app}": application already exists')
-    unit = f"{app}/0"
     charm = read_charm(INCOMING, 0)
-    values = parse_config(charm["config"], app, config or {})
     state = {
-        "model": {"name": model, "uuid": str(uuid.uuid4()), "config": {}},
-        "app": app,
-        "unit": unit,
+        **_first_state(app, number),
+        "model": {"name": "sandbox", "uuid": model_uuid or str(uuid.uuid4()), "config": {}},
+        "juju_version": juju_version,
         "charm": charm,
-        "config": values,
+        "config": parse_config(charm["config"], app, config or {}),
+    }
+    for name, record in charm["storage"].items():
+        location = record.get("location") or f"/var/lib/juju/storage/{name}/0"
+        state["storage"][f"{name}/0"] = {"kind": record["type"], "location": location, "attached": True}
+        queue(state, f"{name}-storage-attached", storage_id=f"{name}/0")
+    queue(state, "install")
+    _share(state, shared or {})
+    for hook in (*(["leader-elected"] if number == 0 else []), "config-changed", "start"):
+        queue(state, hook)
+    for relation, record in state["relations"].items():
+        for remote, data in record["units"].items():
+            _join(state, relation, remote, data)
+    set_up_unit(state)
+    store.replace(store.STATE, state)
+    if model_config:
+        set_model_config(model_config)
+    write_timer()
+    return drain()
+
+
+def _first_state(app, number):
+    """What the agent knows of a unit that has run nothing yet, short of what it is deployed with."""
+    return {
+        "app": app,
+        "unit": f"{app}/{number}",
         "config_seen": "",
         "relations": {},
         "next_relation": 0,
@@ -68,8 +99,13 @@ def deploy(app, config=None, model_config=None, model="sandbox"):
         "current": None,
         "failed": None,
         "attempts": 0,
-        "requeue": False,
         "rebooting": False,
+        "reboot_mode": "normal",
+        "reboot_delay": 0,
+        "late_storage": 0,
+        "agent_down": "",
+        "tool_faults": {},
+        "address_seen": "",
         "boot": boot_mark(),
         "installed": False,
         "started": False,
@@ -80,18 +116,17 @@ def deploy(app, config=None, model_config=None, model="sandbox"):
         "app_status": {"status": "unknown", "message": "", "since": store.now(), "data": {}},
         "unit_status": {"status": "waiting", "message": "agent initialising", "since": store.now(), "data": {}},
     }
-    for name, record in charm["storage"].items():
-        location = record.get("location") or f"/var/lib/juju/storage/{name}/0"
-        state["storage"][f"{name}/0"] = {"kind": record["type"], "location": location, "attached": True}
-        queue(state, f"{name}-storage-attached", storage_id=f"{name}/0")
-    for hook in ("install", "leader-elected", "config-changed", "start"):
-        queue(state, hook)
-    set_up_unit(state)
-    store.replace(store.STATE, state)
-    if model_config:
-        set_model_config(model_config)
-    write_timer()
-    return drain()
+
+
+def _share(state, shared):
+    """What a further unit finds: its application's secrets and relations, of which it has read and written nothing."""
+    secrets = shared.get("secrets", {})
+    state["secrets"] = {identity: {**record, "tracked": {}, "labels": {}} for identity, record in secrets.items()}
+    state["next_relation"] = shared.get("next_relation", 0)
+    for number, record in shared.get("relations", {}).items():
+        state["relations"][number] = {**record, "local_unit": ingress()}
+        about = {"relation_id": number, "remote_app": record["remote_app"]}
+        queue(state, f"{record['endpoint']}-relation-created", **about)
 
 
 def read_charm(folder, revision):
@@ -102,7 +137,8 @@ def read_charm(folder, revision):
         "files = [folder / (name + '.yaml') for name in names];"
         "print(json.dumps([yaml.safe_load(f.read_text()) if f.exists() else {} for f in files]))"
     )
-    variables = {"PYTHONPATH": str(folder / "venv"), "PATH": SYSTEM_PATH}
+    packages = next((folder / "venv/lib").glob("python3*/site-packages"), folder)
+    variables = {"PYTHONPATH": str(packages), "PATH": SYSTEM_PATH}
     command = ("python3", "-c", script, str(folder))
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     if done.returncode != 0:
@@ -136,7 +172,7 @@ def set_up_unit(state):
     for name in hooktools.TOOLS:
         (tools / name).unlink(missing_ok=True)
         (tools / name).symlink_to(HERE / "tool")
-    mount_storage(state)
+    storage.mount(state)
 
 
 def install_charm(state):
@@ -212,7 +248,7 @@ def get_config():
 def set_config(values):
     with store.Changing() as state:
         state["config"].update(parse_config(state["charm"]["config"], state["app"], values))
-        _queue_config_changed(state)
+        queue_config_changed(state)
     return drain()
 
 
@@ -222,17 +258,8 @@ def reset_config(names):
             if name not in state["charm"]["config"]:
                 raise JujuError(f'parsing settings for application: unknown option "{name}"')
             state["config"].pop(name, None)
-        _queue_config_changed(state)
+        queue_config_changed(state)
     return drain()
-
-
-def _queue_config_changed(state):
-    """Juju compares with what the last config-changed saw: a value set to what it was fires no hook."""
-    due = {"name": "config-changed"}
-    if config_hash(store.effective_config(state)) != state["config_seen"]:
-        queue(state, "config-changed")
-    elif due in state["queue"]:
-        state["queue"].remove(due)
 
 
 def get_model_config():
@@ -296,6 +323,8 @@ def update_status():
 def run_action(name, params=None):
     """Run an action; gives its task: id, status, message, results and log."""
     state = store.read()
+    if state["agent_down"]:
+        raise JujuError(f"timed out waiting for results from: unit {state['unit']}")
     spec = state["charm"]["actions"].get(name)
     if spec is None:
         raise JujuError(f'action "{name}" not defined on unit "{state["unit"]}"')
@@ -321,7 +350,8 @@ def run_action(name, params=None):
     results = {**buffer["results"], "return-code": code}
     results.update({key: text for key, text in (("stdout", stdout), ("stderr", stderr)) if text})
     failed = code != 0 or buffer["failed"]
-    message = buffer["message"] if buffer["failed"] else f"exit status {code}" if code else ""
+    ended = f"exit status {code}" if code > 0 else "terminated" if code else ""
+    message = buffer["message"] if buffer["failed"] else ended
     _mark_task(task, status="failed" if failed else "completed", message=message, results=results)
     with contextlib.suppress(JujuError):
         drain()
@@ -365,20 +395,24 @@ def run_commands(command, unit=None, context=True):
     state = store.read()
     if not state or (unit and unit != state["unit"]):
         raise JujuError(f'unit "{unit}" not found on this machine')
+    refuse_while_down()
     with machine_lock("juju-exec"):
+        refuse_while_down(waited=True)
         recover()
         state = store.read()
-        shell = ["/bin/bash", "-c", command]
+        # As Juju does it: the shell reads the command, and so does what the command starts and lets read.
+        shell = ["/bin/bash", "-s"]
         if not context:
-            done = subprocess.run(shell, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd="/root")
+            done = subprocess.run(shell, capture_output=True, text=True, input=command, cwd="/root")
             return {"code": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
         held = open_context(state, "command", "run-commands")
-        code, stdout, stderr = run_in_context(state, held, shell, keep_output=True)
-        buffer = close_context(held, code == 0)["buffer"]
+        code, stdout, stderr = run_in_context(state, held, shell, keep_output=True, script=command)
+        # A command that fails is no failure of Juju's: what it wrote counts, unless a signal ended the shell.
+        buffer = close_context(held, code >= 0)["buffer"]
         if buffer["reboot"]:
-            with store.Changing() as changing:
-                changing["rebooting"] = True
             reboot()
+    if code < 0:
+        raise JujuError(f"signal: {signal.strsignal(-code).lower()}")
     return {"code": code, "stdout": stdout, "stderr": stderr}
 
 
@@ -400,7 +434,7 @@ def integrate(endpoint, remote_app="", data=None, app_data=None):
             "remote_app": remote,
             "units": {},
             "remote_app_data": dict(app_data or {}),
-            "local_unit": _ingress(),
+            "local_unit": ingress(),
             "local_app": {},
         }
         queue(state, f"{endpoint}-relation-created", relation_id=number, remote_app=remote)
@@ -409,12 +443,6 @@ def integrate(endpoint, remote_app="", data=None, app_data=None):
             queue(state, f"{endpoint}-relation-changed", relation_id=number, remote_app=remote)
     drain()
     return number
-
-
-def _ingress():
-    """What Juju itself writes into a unit's databag."""
-    address = hooktools.unit_address()
-    return {"egress-subnets": f"{address}/32", "ingress-address": address, "private-address": address}
 
 
 def _join(state, number, unit, data):
@@ -503,12 +531,12 @@ def find_secret(state, name):
     raise JujuError(f'secret "{name}" not found')
 
 
-def add_secret(name, content):
-    """A user's secret; gives its URI."""
+def add_secret(name, content, identity=None):
+    """A user's secret; gives its URI. A further unit is given the identity that the secret has already."""
     with store.Changing() as state:
         if any(record["name"] == name for record in state["secrets"].values()):
             raise JujuError(f'secret with name "{name}" already exists')
-        identity = os.urandom(15).hex()[:20]
+        identity = (identity or os.urandom(15).hex()[:20]).removeprefix("secret:")
         state["secrets"][identity] = new_secret("model", name, _secret_content(content))
     return f"secret:{identity}"
 
@@ -566,21 +594,23 @@ def refresh():
             state["config"] = {name: value for name, value in state["config"].items() if name in kept}
             install_charm(state)
             if state["installed"]:
+                state["config_seen"] = ""
                 state["queue"] = [{"name": "upgrade-charm"}, {"name": "config-changed"}, *state["queue"]]
                 # In error an upgrade waits for the failed hook, as without `juju refresh --force-units`.
     return drain()
 
 
 def remove_application():
-    """The unit's end: relations break, then stop, storage goes, remove."""
+    """The unit's end, in Juju's order: its storage is detached, its relations break, then stop and remove."""
     with store.Changing() as state:
         state["life"] = "dying"
         state["queue"] = []
+        for name, record in state["storage"].items():
+            if record["attached"]:
+                queue(state, f"{name.split('/')[0]}-storage-detaching", storage_id=name)
         for number in list(state["relations"]):
             _break(state, number)
         queue(state, "stop")
-        for name in state["storage"]:
-            queue(state, f"{name.split('/')[0]}-storage-detaching", storage_id=name)
         queue(state, "remove")
     return drain()
 
@@ -597,6 +627,8 @@ def resolved(no_retry=False):
         elif failed["hook"]["name"] in ("install", "start"):
             state["installed"] = True
             state["started"] = state["started"] or failed["hook"]["name"] == "start"
+        elif failed["hook"]["name"] == "config-changed":
+            note_config_seen(state, store.effective_config(state))
     return drain()
 
 
@@ -609,14 +641,59 @@ def retry():
     return drain()
 
 
+def agent_down(how="refused"):
+    """The agent goes down, or loses its controller, after what it runs just now: no hooks, and juju-exec fails."""
+    if how not in AGENT_DOWN:
+        raise JujuError(f"{how}: one of {', '.join(AGENT_DOWN)}")
+    with machine_lock("agent-down"), store.Changing() as state:
+        state["agent_down"] = how
+
+
+def agent_up():
+    """It is back, and runs what has become due."""
+    with store.Changing() as state:
+        state["agent_down"] = ""
+    return drain()
+
+
+def set_reboot_mode(mode="normal", seconds=0):
+    """What becomes of a charm's wish to reboot: normal is at once, delayed is after seconds, lost is never."""
+    if mode not in ("normal", "delayed", "lost"):
+        raise JujuError(f"{mode}: one of normal, delayed, lost")
+    with store.Changing() as state:
+        state["reboot_mode"], state["reboot_delay"] = mode, seconds if mode == "delayed" else 0
+
+
+def fail_tool(name, text=""):
+    """From now on a hook tool exits with 1 and this text after ERROR; without text it works again."""
+    with store.Changing() as state:
+        state["tool_faults"].pop(name, None)
+        if text:
+            state["tool_faults"][name] = text
+
+
+def late_storage(seconds):
+    """At the next boot storage is mounted so many seconds after the first hook may run."""
+    with store.Changing() as state:
+        state["late_storage"] = seconds
+
+
+def mount_storage():
+    """Mount what is attached."""
+    storage.mount(store.read())
+
+
 def get_state():
     return store.read()
 
 
 QUESTIONS = (summary, get_config, get_model_config, relation_data, get_state)
-SETTINGS = (set_model_config, add_secret, grant_secret, revoke_secret, remove_secret)
+SETTINGS = (
+    *(set_model_config, add_secret, grant_secret, revoke_secret, remove_secret),
+    *(agent_down, set_reboot_mode, late_storage, mount_storage, fail_tool),
+)
 WORK = (
     *(deploy, set_config, reset_config, update_status, run_action, run_commands, integrate, join_unit, drain, retry),
-    *(set_relation_data, depart_unit, remove_relation, update_secret, refresh, remove_application, resolved),
+    *(set_relation_data, depart_unit, remove_relation, update_secret, refresh, remove_application, resolved, agent_up),
 )
 OPERATIONS = {function.__name__.replace("_", "-"): function for function in (*QUESTIONS, *SETTINGS, *WORK)}

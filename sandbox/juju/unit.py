@@ -14,7 +14,7 @@ from ..shell import SandboxError, wait_until
 AGENT_FOLDER = "/usr/local/lib/juju-sandbox"
 AGENT = f"{AGENT_FOLDER}/agent.py"
 # What goes into the machine; it imports nothing of the rest.
-AGENT_FILES = ("agent", "hooktools", "operations", "running", "store")
+AGENT_FILES = ("agent", "hooktools", "operations", "running", "storage", "store", "uniter")
 # What LXD says when a command was never begun (a race of its own): it can be given again.
 NOT_STARTED = "Failed to retrieve PID of executing child process"
 INCOMING = "/var/lib/juju/sandbox/incoming"
@@ -49,23 +49,45 @@ class JujuError(SandboxError):
 
 
 class Unit:
-    """The one unit of a machine. Methods that make hooks run return when they have run, with the unit's status."""
+    """A unit, the only one of its machine. Methods that make hooks run return its status when they have run."""
 
-    def __init__(self, machine: Machine, app: str = "github-runner", on_event: Callable[[dict], None] | None = None):
+    def __init__(
+        self,
+        machine: Machine,
+        app: str = "github-runner",
+        on_event: Callable[[dict], None] | None = None,
+        number: int = 0,
+    ):
         self.machine = machine
         self.app = app
-        self.name = f"{app}/0"
+        self.number = number
+        self.name = f"{app}/{number}"
         self.on_event = on_event or (lambda event: None)
 
     @property
     def charm_dir(self) -> str:
-        return f"/var/lib/juju/agents/unit-{self.app}-0/charm"
+        return f"/var/lib/juju/agents/unit-{self.app}-{self.number}/charm"
+
+    @property
+    def log_file(self) -> str:
+        return f"/var/log/juju/unit-{self.app}-{self.number}.log"
 
     # Alphabetical, so that nobody has to think where a new one goes.
 
-    def add_secret(self, name: str, content: dict[str, str]) -> str:
-        """Add a user secret; gives its URI (secret:ID). Grant it before the charm can read it."""
-        return str(self._agent("add-secret", name=name, content=content))
+    def add_secret(self, name: str, content: dict[str, str], uri: str | None = None) -> str:
+        """Add a user secret; gives its URI (secret:ID). Grant it before the charm can read it.
+
+        A further unit of an application is told the URI that the first one's agent gave.
+        """
+        return str(self._agent("add-secret", name=name, content=content, identity=uri))
+
+    def agent_down(self, how: str = "refused") -> None:
+        """Let the agent be down until agent_up: no hooks, juju-exec exits with 1 (refused, unregistered, aborted)."""
+        self._agent("agent-down", how=how)
+
+    def agent_up(self) -> dict:
+        """Let the agent be back, and run what has become due."""
+        return self._work("agent-up")
 
     def config(self) -> dict[str, dict]:
         """All options: type, default, description, value, and whether the user set it (user)."""
@@ -73,17 +95,35 @@ class Unit:
 
     def debug_log(self) -> str:
         """The whole log of the unit."""
-        return self.machine.exec("cat", f"/var/log/juju/unit-{self.app}-0.log", check=False)
+        return self.machine.exec("cat", self.log_file, check=False)
 
     def depart_unit(self, relation: str, unit: str) -> dict:
         """Let a remote unit leave a relation (its id or endpoint)."""
         return self._work("depart-unit", relation=relation, unit=unit)
 
-    def deploy(self, charm: Path, config: dict | None = None, model_config: dict[str, str] | None = None) -> dict:
-        """Install the agent and deploy a packed charm."""
+    def deploy(
+        self,
+        charm: Path,
+        config: dict | None = None,
+        model_config: dict[str, str] | None = None,
+        model_uuid: str = "",
+        juju_version: str = "3.6.8",
+    ) -> dict:
+        """Install the agent and deploy a packed charm, into a new model unless the UUID of one is given."""
         self.install_agent()
         self.send_charm(charm)
-        return self._work("deploy", app=self.app, config=config or {}, model_config=model_config or {})
+        about = {"app": self.app, "number": self.number, "model_uuid": model_uuid, "juju_version": juju_version}
+        return self._work("deploy", **about, config=config or {}, model_config=model_config or {})
+
+    def deploy_beside(self, first: "Unit", charm: Path) -> dict:
+        """Deploy as a further unit of first's application: same model, options, secrets and relations."""
+        self.install_agent()
+        self.send_charm(charm)
+        found = first.state()
+        model = {"model_uuid": found["model"]["uuid"], "model_config": found["model"]["config"]}
+        shared = {key: found[key] for key in ("secrets", "relations", "next_relation")}
+        about = {"app": self.app, "number": self.number, "juju_version": found["juju_version"]}
+        return self._work("deploy", **about, **model, config=found["config"], shared=shared)
 
     def deployed(self) -> bool:
         return self.machine.call("test", "-e", "/var/lib/juju/sandbox/state.json").returncode == 0
@@ -91,6 +131,13 @@ class Unit:
     def exec(self, command: str, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
         """Run a shell command with juju-exec, in a hook's context."""
         return self.machine.call("juju-exec", self.name, command, timeout=timeout)
+
+    def fail_tool(self, name: str, text: str = "") -> None:
+        """Let a hook tool exit with 1 and "ERROR text" from now on; without text it works again.
+
+        So secret-get fails with "cannot access secret: connection is shut down" while the controller is lost.
+        """
+        self._agent("fail-tool", name=name, text=text)
 
     def grant_secret(self, name: str) -> None:
         self._agent("grant-secret", name=name)
@@ -127,6 +174,10 @@ class Unit:
         """Let one more remote unit join a relation (its id or endpoint)."""
         return self._work("join-unit", relation=relation, unit=unit, data=data or {})
 
+    def late_storage(self, seconds: float) -> None:
+        """At the next boot let storage be mounted so many seconds after `start` may run, with no hook for it."""
+        self._agent("late-storage", seconds=seconds)
+
     def model_config(self, values: dict[str, str] | None = None) -> dict[str, str]:
         """Set model configuration, if any is given, and give all of it. No hook fires for it."""
         return dict(self._agent("set-model-config", values=values) if values else self._agent("get-model-config"))
@@ -135,6 +186,10 @@ class Unit:
         """Reboot the machine and wait until the hooks that follow have run."""
         self.machine.reboot(hard=hard)
         return self.wait_idle(timeout)
+
+    def reboot_mode(self, mode: str, seconds: float = 0) -> None:
+        """What becomes of a charm's wish to reboot: "normal" (at once), "delayed" (by seconds) or "lost"."""
+        self._agent("set-reboot-mode", mode=mode, seconds=seconds)
 
     def refresh(self, charm: Path) -> dict:
         """Replace the charm by another packed one."""
@@ -146,7 +201,7 @@ class Unit:
         return dict(self._agent("relation-data", relation=relation))
 
     def remove_application(self) -> dict:
-        """Break relations, then run stop, storage-detaching and remove."""
+        """Remove the unit, as its application goes: detach storage, break relations, then run stop and remove."""
         return self._work("remove-application")
 
     def remove_relation(self, relation: str) -> dict:
@@ -199,7 +254,10 @@ class Unit:
         return self._work("update-status")
 
     def wait_idle(self, timeout: float = 300) -> dict:
-        """Wait until no hook runs or is due (a failed one excepted) and the last reboot has been dealt with."""
+        """Wait until no hook runs or is due (a failed one excepted) and the last reboot has been dealt with.
+
+        While the agent is down nothing runs: then it is enough that the machine is up.
+        """
         latest: dict = {}
 
         def idle() -> bool:
@@ -208,6 +266,8 @@ class Unit:
                 latest = self.status()
             except SandboxError:
                 return False  # the machine is going down or coming up
+            if latest["agent"] == "lost":
+                return True
             waits = latest["queue"] and not latest["failed"]
             return bool(latest["booted"] and latest["agent"] == "idle" and not waits)
 

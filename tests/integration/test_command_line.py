@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from sandbox.__main__ import build_parser
-from tests.integration.conftest import ROOT
+from tests.integration.conftest import ROOT, wait_for
 
 pytestmark = pytest.mark.lifecycle
 
@@ -31,7 +31,10 @@ def up(lxd: None) -> Iterator[str]:
     assert sandbox("status").returncode == 1
 
 
-COMMANDS = "up config run status job logs debug-log integrate remove-relation add-secret model-config refresh down demo"
+COMMANDS = (
+    "up config run status job logs debug-log integrate remove-relation add-secret model-config refresh add-unit "
+    "remove-unit agent-down agent-up down demo"
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS.split())
@@ -97,6 +100,32 @@ def test_config_and_actions_speak_jujus_language(up: str) -> None:
     assert len(status["runners"]) == 1
     assert "github-runner/0" in sandbox("status").stdout
     assert "juju.worker.uniter" in sandbox("debug-log", "-n", "20").stdout
+
+
+def test_units_share_all_but_their_machines(up: str) -> None:
+    """A further unit has runners of its own and hears of options, and removing it leaves the first one's alone."""
+
+    def runners(number: int, label: str = "self-hosted") -> list[str]:
+        found = json.loads(sandbox("status", "--json").stdout)["runners"]
+        mine = [item for item in found if item["name"].startswith(f"github-runner-{number}-")]
+        return [item["name"] for item in mine if label in [one["name"] for one in item["labels"]]]
+
+    sandbox("config", "labels=fast")
+    added = sandbox("add-unit")
+    assert added.returncode == 0, added.stderr
+    assert "github-runner/1  active  1 runner" in added.stdout
+    wait_for(lambda: runners(0, "fast") and runners(1, "fast"), "a runner of each unit")
+    sandbox("config", "labels=shared")
+    first = wait_for(lambda: runners(1, "shared") and runners(0, "shared"), "new runners of both")
+    assert 'online: "1"' in sandbox("run", "check-runners", "--unit", "1").stdout
+    assert "github-runner/1" in sandbox("status").stdout
+
+    removed = sandbox("remove-unit", "1")
+
+    assert removed.returncode == 0, removed.stderr
+    assert (runners(0, "shared"), runners(1)) == (first, [])
+    assert "github-runner/1" not in sandbox("status").stdout
+    assert sandbox("remove-unit", "1").stderr == 'ERROR unit "github-runner/1" not found\n'
 
 
 @pytest.mark.timeout(280)
