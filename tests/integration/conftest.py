@@ -48,7 +48,9 @@ class Deployment:
         return sorted(item["name"] for item in self.lxd("instances?recursion=1"))
 
     def registered(self) -> list[str]:
-        return sorted(runner["name"] for runner in self.control.runners() if runner["name"].startswith(self.unit.app))
+        return sorted(
+            runner["name"] for runner in self.control.runners() if runner["name"].startswith(self.unit.app[:20])
+        )
 
     def online(self) -> list[str]:
         runners = self.control.runners()
@@ -143,6 +145,7 @@ def deployed(
     *,
     model: dict[str, str] | None = None,
     on_machine: Callable[[Machine], object] = lambda machine: None,
+    app: str = "github-runner",
     **config: Any,
 ) -> Deployment:
     """A new machine with the charm on it; ``on_machine`` is done to it before anything is deployed."""
@@ -150,7 +153,7 @@ def deployed(
     machine.destroy()
     machine.create()
     on_machine(machine)
-    unit = Unit(machine)
+    unit = Unit(machine, app)
     options = {
         "path": REPOSITORY,
         "token": PAT,

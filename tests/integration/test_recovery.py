@@ -213,13 +213,18 @@ def test_reboots_that_are_lost_or_late_and_an_agent_that_is_away(recovery: Fixtu
 
 @pytest.mark.timeout(200)
 def test_removal_with_a_pool_of_plain_folders(recovery: Fixture) -> None:
-    """Without btrfs nothing holds the storage: Juju unmounts it after its detaching, and nothing is left on it."""
+    """Without btrfs nothing holds the storage: Juju unmounts it after its detaching, and nothing is left on it.
+
+    The application has the longest name that Juju's own file names allow: its runners' names are cut.
+    """
 
     def without_btrfs(machine: Machine) -> None:
         machine.exec("sh", "-c", "rm $(command -v mkfs.btrfs)")
 
-    unit = recovery.deploy(on_machine=without_btrfs, **{"virtual-machines": 1})
-    unit.wait_online(1)
+    unit = recovery.deploy(on_machine=without_btrfs, app="a-very-" + "long-" * 12 + "name", **{"virtual-machines": 1})
+    [name] = unit.wait_online(1)
+    assert len(name) <= 63
+    assert unit.unit.run("check-runners")["results"]["runners"] == name
     assert unit.lxd("storage-pools/runner")["driver"] == "dir"
     unit.unit.integrate("debug-ssh", {"host": "192.0.2.10"})
 
