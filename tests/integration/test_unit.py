@@ -461,27 +461,33 @@ def test_lxd_that_is_down_is_waited_for(deployment: Deployment) -> None:
 
 
 def test_missing_image_is_named(deployment: Deployment) -> None:
-    """A runner that cannot be made is reported with its step; running ones stay."""
-    before = deployment.keep(1)
+    """Without an image no runner is created, it is built outside of hooks, and the status says how that went."""
+    [lost, other] = deployment.keep(2)
     fingerprint = deployment.lxd("images/aliases/jammy")["target"]
     deployment.machine.exec("lxc", "image", "alias", "delete", "jammy")
+    build = "ghro.build-image.service"
     try:
-        # A pass alone: `config-changed` would make sure of the image.
-        deployment.machine.exec("lxc", "delete", "--force", before[0])
+        deployment.machine.exec("lxc", "delete", "--force", lost)
         deployment.reconcile()
-        status, message = deployment.status()
+        first = deployment.status()
+        wait_for(lambda: "failed" in deployment.machine.call("systemctl", "is-active", build).stdout, "the build's end")
         deployment.unit.set_config({"labels": "another"})
-        fetched = deployment.status()
+        second = deployment.status()
+        there = deployment.instances()
     finally:
         deployment.machine.exec("lxc", "image", "alias", "create", "jammy", fingerprint)
 
-    assert status == "waiting"
-    assert "creating the instance" in message
-    assert fetched[0] == "waiting"
-    assert "image jammy: creating the builder from https://cloud-images.ubuntu.com/daily failed" in fetched[1]
-    wait_for(lambda: before[0] not in deployment.online(), "GitHub seeing the lost one offline")
+    assert first == (
+        "active",
+        "1 of 2 runners: 1 idle, 0 busy; image jammy: being built, see `journalctl -u ghro.build-image` "
+        "(test mode: containers)",
+    )
+    assert second[0] == "active"
+    assert "image jammy: creating the builder from https://cloud-images.ubuntu.com/daily failed" in second[1]
+    assert there == [other]
+    wait_for(lambda: lost not in deployment.online(), "GitHub seeing the lost one offline")
     deployment.reconcile()
-    deployment.wait_online(1)
+    deployment.wait_online(2)
 
 
 def test_secrets_stay_out_of_logs_and_instances(deployment: Deployment) -> None:
