@@ -485,9 +485,7 @@ class RunnerManager:
             except MetricsStorageError as error:
                 logger.warning("%s", error)
 
-    def _issue_reconciliation(
-        self, plan: Plan, observed: dict[str, _Observed], crashed: int, started: float
-    ) -> None:
+    def _issue_reconciliation(self, plan: Plan, observed: dict[str, _Observed], crashed: int, started: float) -> None:
         if not self._state.issue_metrics:
             return
         now = self._clock()

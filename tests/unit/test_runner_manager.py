@@ -742,7 +742,7 @@ def test_health_of_the_unit_is_an_event(world: World, tmp_path: Path) -> None:
 
 
 def test_reconciliation_counts_runners_by_what_they_do(world: World, tmp_path: Path) -> None:
-    """A healthy runner that GitHub does not list counts as idle; one that runs a job is active, one that ended neither."""
+    """A healthy runner that GitHub does not list is idle, one with a job is active, one that ended is neither."""
     world.state = state(issue_metrics=True)
     world.add("aaaaaaaaaaaa")
     del world.github.runners[world.add("bbbbbbbbbbbb")]
