@@ -67,7 +67,7 @@ class Demo:
         self.machine.create()
         with tempfile.TemporaryDirectory() as folder:
             self.unit.deploy(pack(ROOT, Path(folder, "charm")), options)
-        self._title("juju integrate github-runner:cos-agent opentelemetry-collector   (from now on metrics are recorded)")
+        self._title("juju integrate github-runner:cos-agent opentelemetry-collector (metrics are recorded from now on)")
         self.unit.integrate("cos-agent")
         self._show_runners()
 
