@@ -67,7 +67,7 @@ class Demo:
         self.machine.create()
         with tempfile.TemporaryDirectory() as folder:
             self.unit.deploy(pack(ROOT, Path(folder, "charm")), options)
-        self._title("juju integrate github-runner:cos-agent grafana-agent   (from now on metrics are recorded)")
+        self._title("juju integrate github-runner:cos-agent opentelemetry-collector (metrics are recorded from now on)")
         self.unit.integrate("cos-agent")
         self._show_runners()
 
@@ -103,7 +103,7 @@ class Demo:
         say(f"  online {time.monotonic() - self.ended:.1f} s after the job's end")
         self._show_runners()
         wait_until(lambda: "runner_stop" in self.machine.exec("cat", METRICS_LOG), "the job's metrics")
-        say(f"\n  {METRICS_LOG}, which grafana-agent ships to Loki; the lines of this job:")
+        say(f"\n  {METRICS_LOG}, which the collector ships to Loki; the lines of this job:")
         for line in self.machine.exec("cat", METRICS_LOG).splitlines():
             event = json.loads(line)
             if event["event"] in ("runner_start", "runner_stop"):

@@ -166,7 +166,7 @@ def up(options: argparse.Namespace) -> int:
         charm = session.pack(folder)
         say("Deploying github-runner")
         session.unit.deploy(charm, {**DEFAULTS, **own, **given})
-    session.unit.integrate("cos-agent", remote_app="grafana-agent")
+    session.unit.integrate("cos-agent", remote_app="opentelemetry-collector")
     show_status(session)
     say("\nNext: python3 -m sandbox job -- 'echo hello from $RUNNER_NAME'   or status, config, run, logs, down")
     return 0

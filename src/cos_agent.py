@@ -1,4 +1,4 @@
-"""The cos-agent relation: alert rules and dashboards for the observability stack (spec 1, cos-agent relation)."""
+"""The cos-agent relation: alert rules and dashboards for the observability stack."""
 
 import json
 from pathlib import Path
@@ -37,13 +37,9 @@ class CosAgentProvider(ops.Object):
 
 def databag(charm: ops.CharmBase) -> str:
     """The JSON document of the unit's databag."""
-    from cosl import AlertRules, JujuTopology
-
-    rules = AlertRules(query_type="logql", topology=JujuTopology.from_charm(charm))
-    rules.add_path(ALERT_RULES)
     document: dict[str, Any] = {
         "metrics_alert_rules": {},
-        "log_alert_rules": rules.as_dict(),
+        "log_alert_rules": _alert_rules(charm),
         "dashboards": [_dashboard(path, charm.meta.name) for path in sorted(DASHBOARDS.glob("*.json"))],
         "metrics_scrape_jobs": [],
         "log_slots": [],
@@ -53,11 +49,33 @@ def databag(charm: ops.CharmBase) -> str:
     return json.dumps(document, sort_keys=True)
 
 
+def _alert_rules(charm: ops.CharmBase) -> dict[str, Any]:
+    """The alert rules, limited to the events of this application, without Juju's labels.
+
+    The collector labels the lines of /var/log with its own application, and it adds the labels of a rule to the rule's
+    expression. A rule with the labels of this application would therefore match no line
+    (https://github.com/canonical/loki-k8s-operator/issues/647). The collector adds its own labels to rules that have
+    none. The topology makes the names of the groups unique: Loki refuses two groups of one name.
+    """
+    from cosl import AlertRules, JujuTopology
+
+    rules = AlertRules(query_type="logql", topology=JujuTopology.from_charm(charm))
+    rules.add_path(ALERT_RULES)
+    document: dict[str, Any] = rules.as_dict()
+    for group in document["groups"]:
+        for rule in group["rules"]:
+            rule["labels"] = {key: value for key, value in rule["labels"].items() if not key.startswith("juju_")}
+            # Two applications on one machine or collector have the same labels there: only the event tells them apart.
+            rule["expr"] = rule["expr"].replace("| json", f'| json | flavor="{charm.app.name}"')
+    return document
+
+
 def _dashboard(path: Path, charm_name: str) -> str:
     from cosl import DashboardPath40UID, LZMABase64
 
     dashboard = json.loads(path.read_text())
-    dashboard["uid"] = DashboardPath40UID.generate(charm_name, str(path.relative_to(HERE.parent)))
+    # A dashboard with a uid of its own keeps it, because links to it have it.
+    dashboard.setdefault("uid", DashboardPath40UID.generate(charm_name, str(path.relative_to(HERE.parent))))
     tag = f"charm: {charm_name}"
     dashboard["tags"] = [*(item for item in dashboard.get("tags", []) if item != tag), tag]
     return LZMABase64.compress(json.dumps(dashboard, sort_keys=True))

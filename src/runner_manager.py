@@ -37,6 +37,7 @@ from metrics.events import (
     UnitHealth,
     issue_event,
     log_is_writable,
+    written_by,
 )
 from metrics.github import job_metrics
 from metrics.runner import RunnerMetrics, extract, issue_events, quarantine
@@ -57,7 +58,7 @@ from models import (
     parse_github_path,
     plain,
 )
-from plan import Desired, Health, Plan, Reason, health, make_plan, needs_confirmation, needs_probe
+from plan import Desired, Health, Plan, Reason, health, is_healthy, make_plan, needs_confirmation, needs_probe
 from runner import KEY, Runner, RunnerManagerClients, in_pre_job, probe, remove_old_logs
 from system import exclusive
 
@@ -175,7 +176,7 @@ class RunnerManager:
             self._describe(plan, observed)
             with suppress(LxdError):
                 self.report.image_age = self._image_age()
-            self._issue_reconciliation(plan, crashed, started)
+            self._issue_reconciliation(plan, observed, crashed, started)
         return quantity - plan.healthy
 
     def _change(
@@ -229,7 +230,8 @@ class RunnerManager:
         with exclusive(LOCKS / f"{self._identity.prefix.rstrip('-')}.lock", times.LOCK) as free:
             if not free:
                 raise HostError("another process of this unit works on the runners")
-            yield
+            with written_by(f"{self._identity.app_name}/{self._identity.unit_number}"):
+                yield
 
     def observe(self, github_needed: bool = True) -> dict[str, _Observed]:
         """This unit's runners by name: LXD asked once, GitHub once per path, and the probes that health needs."""
@@ -542,7 +544,7 @@ class RunnerManager:
             except MetricsStorageError as error:
                 logger.warning("%s", error)
 
-    def _issue_reconciliation(self, plan: Plan, crashed: int, started: float) -> None:
+    def _issue_reconciliation(self, plan: Plan, observed: dict[str, _Observed], crashed: int, started: float) -> None:
         if not self._state.issue_metrics:
             return
         now = self._clock()
@@ -562,10 +564,17 @@ class RunnerManager:
                 timestamp=now,
                 flavor=self._identity.app_name,
                 crashed_runners=crashed,
-                idle_runners=len(plan.idle) + len(self.report.created),
+                idle_runners=self._idle_runners(plan, observed),
+                active_runners=len(self.report.busy),
+                expected_runners=self.report.wanted,
                 duration=max(0.0, now - started),
             )
         )
+
+    def _idle_runners(self, plan: Plan, observed: dict[str, _Observed]) -> int:
+        """Healthy runners without a job; GitHub's list may lack a runner for some minutes although it is ready."""
+        healthy = {name for name, item in observed.items() if is_healthy(item.view)}
+        return len(healthy - {*plan.busy, *dict(plan.remove)}) + len(self.report.created)
 
     def _application_age(self, now: float) -> float | None:
         with suppress(OSError):

@@ -46,19 +46,20 @@ class Day:
     """All that the pictures are about."""
 
     jobs: list[Job]
-    passes: list[tuple[float, int]]
+    reconciles: list[tuple[float, int, int]]
+    """When, and how many idle and active runners."""
 
 
 def simulate() -> Day:
-    """A pool of runners, each good for one job, that a pass fills up every ten minutes or so."""
+    """A pool of runners, each good for one job, that a reconcile fills up about every ten minutes."""
     dice = random.Random(12)
     free: list[float] = []
     busy: list[float] = []
     waiting: list[float] = []
     jobs: list[Job] = []
-    passes: list[tuple[float, int]] = []
+    reconciles: list[tuple[float, int, int]] = []
     # Six hours before the day that is shown let the pool settle.
-    now, end, next_pass = -DAY / 4, DAY, -DAY / 4
+    now, end, next_reconcile = -DAY / 4, DAY, -DAY / 4
     while now < end:
         load = (
             3 + 27 * math.exp(-(((now / HOUR - 10.5) / 1.9) ** 2)) + 34 * math.exp(-(((now / HOUR - 15.2) / 1.6) ** 2))
@@ -72,13 +73,13 @@ def simulate() -> Day:
             jobs.append(Job(waiting.pop(0), now, now + duration, conclusion))
             busy.append(now + duration)
         busy = [when for when in busy if when > now]
-        if now >= next_pass:
+        if now >= next_reconcile:
             missing = WANTED - len(free) - len(busy)
             free += [now + dice.uniform(70, 130) for _ in range(missing)]
-            passes.append((now, len(free)))
-            next_pass = now + 10 * MINUTE + dice.uniform(0, 2.5 * MINUTE)
+            reconciles.append((now, len(free), len(busy)))
+            next_reconcile = now + 10 * MINUTE + dice.uniform(0, 2.5 * MINUTE)
         now += 10
-    return Day([job for job in jobs if job.started >= 0], [item for item in passes if item[0] >= 0])
+    return Day([job for job in jobs if job.started >= 0], [item for item in reconciles if item[0] >= 0])
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -165,7 +166,7 @@ class Frame:
 
 def conclusions(day: Day, place: tuple[float, float, float, float]) -> list[str]:
     """Jobs per half hour, by how they ended."""
-    frame = Frame(place, "Job conclusions")
+    frame = Frame(place, "Job Conclusion")
     counts = {
         begin: [
             sum(begin <= job.ended < begin + BIN and job.conclusion == name for job in day.jobs) for name in CONCLUSIONS
@@ -185,12 +186,13 @@ def conclusions(day: Day, place: tuple[float, float, float, float]) -> list[str]
 
 
 def idle(day: Day, place: tuple[float, float, float, float]) -> list[str]:
-    """Idle runners after each pass."""
-    frame = Frame(place, "Idle runners after reconciliation")
+    """Runners after each reconcile."""
+    frame = Frame(place, "Idle Runners after Reconciliation")
     frame.axes(range(0, WANTED + 3, 2))
     frame.line([(0, WANTED), (DAY, WANTED)], FAINT, dash="8 6")
-    frame.line(day.passes, BLUE, steps=True)
-    frame.legend({"big-runners idle": BLUE, "big-runners wanted": FAINT})
+    frame.line([(when, active) for when, _, active in day.reconciles], ORANGE, steps=True)
+    frame.line([(when, free) for when, free, _ in day.reconciles], BLUE, steps=True)
+    frame.legend({"Idle": BLUE, "Active": ORANGE, "Expected": FAINT})
     return frame.parts
 
 
@@ -201,14 +203,14 @@ def durations(
     frame = Frame(place, title)
     frame.axes(ticks, in_seconds=True)
     # Longest first, so that the others are drawn over it.
-    for share, colour in [(1, PURPLE), (0.95, ORANGE), (0.9, YELLOW), (0.5, GREEN)]:
+    for share, colour in [(1, PURPLE), (0.99, ORANGE), (0.95, YELLOW), (0.5, GREEN)]:
         points = []
         for hour in range(24):
             values = [getattr(job, name) for job in day.jobs if hour * HOUR <= job.started < (hour + 1) * HOUR]
             if values:
                 points.append(((hour + 1) * HOUR, percentile(values, share)))
         frame.line(points, colour)
-    frame.legend({"50 %": GREEN, "90 %": YELLOW, "95 %": ORANGE, "longest": PURPLE})
+    frame.legend({"50%": GREEN, "95%": YELLOW, "99%": ORANGE, "Max": PURPLE})
     return frame.parts
 
 
@@ -230,7 +232,7 @@ def draw(day: Day) -> str:
     ended = [job for job in day.jobs if job.ended < DAY]
     tiles = [
         ("Wanted runners", f"{WANTED}", TEXT),
-        ("Available runners", f"{day.passes[-1][1]}", GREEN),
+        ("Available runners (total)", f"{day.reconciles[-1][1]}", GREEN),
         ("Started", f"{len(day.jobs)}", TEXT),
         ("Stopped", f"{len(ended)}", TEXT),
     ]
@@ -245,9 +247,13 @@ def draw(day: Day) -> str:
     places = [(x, y, half, high) for y in (first, first + high + GAP) for x in (GAP, 2 * GAP + half)]
     parts += conclusions(day, places[0])
     parts += idle(day, places[1])
-    parts += durations(day, places[2], "Queue duration", "queued", ticks_for(queued, 2 * MINUTE))
+    parts += durations(day, places[2], "Job Queue Duration (Percentile)", "queued", ticks_for(queued, 2 * MINUTE))
     parts += durations(
-        day, places[3], "Job duration", "duration", ticks_for([job.duration for job in day.jobs], 10 * MINUTE)
+        day,
+        places[3],
+        "Job Duration (Percentile)",
+        "duration",
+        ticks_for([job.duration for job in day.jobs], 10 * MINUTE),
     )
     return "\n".join(
         [

@@ -116,8 +116,8 @@ def events_page() -> Iterator[str]:
     yield from paragraph(
         f"While the relation `cos-agent` exists, each event is one JSON object on a line of its own in "
         f"`{events.METRICS_LOG_PATH}`. Keys without a value are left out. `event` is the event's name, `flavor` the "
-        "application's, `timestamp` UNIX time. Durations and ages are seconds. What they are good for is in "
-        "[Observe](../how-to/observe.md)."
+        "application's, `unit` the unit's name (for example `github-runner/0`), `timestamp` UNIX time. Durations and "
+        "ages are seconds. [Observe](../how-to/observe.md) says what the events are used for."
     )
     for event in events.Event.__subclasses__():
         if event.__module__ != events.__name__:
@@ -127,6 +127,7 @@ def events_page() -> Iterator[str]:
         yield from paragraph((inspect.getdoc(event) or "").replace("``", "`"))
         yield from ("| field | type | present |", "| --- | --- | --- |")
         yield "| `event` | string | always |"
+        yield "| `unit` | string | always |"
         schema = event.model_json_schema()
         for name, field in schema["properties"].items():
             if name == "event":

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ METRICS_LOG_PATH = Path("/var/log/github-runner-metrics.log")
 ROOM = 1 << 16
 # Runners are made side by side: a line that is taken back must not take another one with it.
 _LOCK = threading.Lock()
+# The unit whose events are written. A module variable and not a context variable: events are written from the threads
+# of a pool, too.
+_unit: str | None = None
 
 
 class Event(BaseModel):
@@ -82,11 +87,18 @@ class RunnerStop(Event):
 
 
 class Reconciliation(Event):
-    """One pass: ``crashed_runners`` are starts without a stop issued in it."""
+    """One reconcile.
+
+    ``crashed_runners`` counts the runners that started a job and left no result. ``idle_runners`` counts the healthy
+    runners without a job, also those that GitHub does not list at the moment. ``active_runners`` run a job.
+    ``expected_runners`` is the configured number.
+    """
 
     flavor: str
     crashed_runners: int
     idle_runners: int
+    active_runners: int | None = None
+    expected_runners: int | None = None
     duration: float = Field(ge=0)
 
 
@@ -105,9 +117,22 @@ class UnitHealth(Event):
     api_quota_left: int | None = None
 
 
+@contextmanager
+def written_by(unit: str) -> Iterator[None]:
+    """Add the field ``unit`` to every event that is issued in this context."""
+    global _unit
+    before, _unit = _unit, unit
+    try:
+        yield
+    finally:
+        _unit = before
+
+
 def issue_event(event: Event) -> None:
     """Append the event's line to the log, whole or not at all; IssueMetricEventError otherwise."""
     data = {"event": event.event, **event.model_dump(mode="json", exclude_none=True)}
+    if _unit is not None:
+        data["unit"] = _unit
     line = (json.dumps(data, allow_nan=False) + "\n").encode()
     try:
         with _LOCK:

@@ -241,7 +241,8 @@ def _event(line: str) -> dict[str, Any]:
         kind.model_validate(found)
     except (ValueError, TypeError, KeyError) as error:
         raise AssertionError(f"a line of the log is no event: {line!r}: {error!r}") from error
-    assert found.keys() <= {"event", *kind.model_fields}, f"not of {kind.__name__}: {line}"
+    assert found.keys() <= {"event", "unit", *kind.model_fields}, f"not of {kind.__name__}: {line}"
+    assert found["unit"] == f"{IDENTITY.app_name}/{IDENTITY.unit_number}", f"of another unit: {line}"
     return found
 
 

@@ -1,10 +1,13 @@
-// Reads a JSON list of LogQL expressions on standard input. Prints a JSON list with null for each that follows
-// Grafana's grammar, and for each other one where and at what the parser stumbled.
+// Reads a JSON list of LogQL expressions on standard input. Prints a JSON list with one object for each expression:
+// "fault" is null where the expression follows Grafana's grammar, else where and at what the parser stumbled; "tree" is
+// the syntax tree, a node being [name, from, to, children].
 import { readFileSync } from "node:fs";
 import { parser } from "@grafana/lezer-logql";
 
-function fault(expression) {
+function parse(expression) {
   const found = [];
+  const root = ["", 0, expression.length, []];
+  const path = [root];
   parser.parse(expression).iterate({
     enter(node) {
       if (node.type.isError) {
@@ -12,9 +15,15 @@ function fault(expression) {
         const text = expression.slice(node.from, node.to);
         found.push(text ? `unexpected ${JSON.stringify(text)} at ${node.from}` : `incomplete at ${node.from}`);
       }
+      const item = [node.name, node.from, node.to, []];
+      path.at(-1)[3].push(item);
+      path.push(item);
+    },
+    leave() {
+      path.pop();
     },
   });
-  return found.length ? found.join("; ") : null;
+  return { fault: found.length ? found.join("; ") : null, tree: root[3][0] };
 }
 
-process.stdout.write(JSON.stringify(JSON.parse(readFileSync(0, "utf8")).map(fault)));
+process.stdout.write(JSON.stringify(JSON.parse(readFileSync(0, "utf8")).map(parse)));

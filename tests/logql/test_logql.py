@@ -2,13 +2,11 @@
 
 import json
 import re
-import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.logql.grammar import Grammar
 from tests.unit.test_dashboards import expressions
 
 HERE = Path(__file__).resolve().parent
@@ -19,13 +17,14 @@ VALUES = {
     "$__range": "24h",
     "${__to:date:seconds}": "1718000000",
     "$juju_model": "ci|staging",
+    "$juju_model_uuid": ".*",
     "$juju_application": ".*",
     "$juju_unit": "big-runners/0",
     "$flavor": ".*",
+    "$unit": "big-runners/.*",
+    "$repository": "my-org/.*",
 }
 VARIABLE = re.compile(r"\$\{[^}]*\}|\$\w+")
-
-Parse = Callable[[list[str]], list[str | None]]
 
 
 def filled_in(expression: str) -> str:
@@ -33,38 +32,10 @@ def filled_in(expression: str) -> str:
     return VARIABLE.sub(lambda match: VALUES[match.group()], expression)
 
 
-@pytest.fixture(scope="session")
-def parse(tmp_path_factory: pytest.TempPathFactory) -> Parse:
-    """A function that gives what is wrong with each expression, or None."""
-    folder = tmp_path_factory.mktemp("logql")
-    # Installed elsewhere: the tree of the sources stays as it is.
-    for name in ["package.json", "package-lock.json", "parse.mjs"]:
-        shutil.copy(HERE / name, folder)
-    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-    def run(items: list[str]) -> list[str | None]:
-        answer = subprocess.run(
-            ["node", "parse.mjs"],
-            cwd=folder,
-            input=json.dumps(items),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        found: list[str | None] = json.loads(answer.stdout)
-        assert len(found) == len(items)
-        return found
-
-    return run
-
-
-def test_expressions_parse(parse: Parse) -> None:
+def test_expressions_parse(grammar: Grammar) -> None:
     """Every expression of the dashboards and of the alert rules follows the grammar."""
     shipped = expressions()
-    found = parse([filled_in(expression) for expression in shipped.values()])
+    found = grammar.faults([filled_in(expression) for expression in shipped.values()])
 
     assert len(shipped) > 50
     assert {where: fault for where, fault in zip(shipped, found, strict=True) if fault} == {}
@@ -82,10 +53,10 @@ def test_expressions_parse(parse: Parse) -> None:
     ],
     ids=["bracket", "no pipe", "variable", "brace", "grouping", "empty"],
 )
-def test_broken_expression_is_noticed(parse: Parse, broken: str) -> None:
+def test_broken_expression_is_noticed(grammar: Grammar, broken: str) -> None:
     """A broken expression is noticed, and the sound ones around it are not blamed."""
     sound = 'sum(count_over_time({filename="x"} | json [5m]))'
-    first, found, last = parse([sound, broken, sound])
+    first, found, last = grammar.faults([sound, broken, sound])
 
     assert (first, last) == (None, None)
     assert found

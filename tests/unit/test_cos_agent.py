@@ -1,4 +1,4 @@
-"""Spec 1, cos-agent relation: what the collector finds in the unit's databag, and when it is written."""
+"""The cos-agent relation: what the collector finds in the unit's databag, and when it is written."""
 
 import json
 from pathlib import Path
@@ -27,21 +27,23 @@ class CollectedCharm(ops.CharmBase):
         self.provider = CosAgentProvider(self, "cos-agent")
 
 
-def context() -> "testing.Context[CollectedCharm]":
-    return testing.Context(CollectedCharm, meta=META, app_name="big-runners", unit_id=3)
+def context(application: str = "big-runners") -> "testing.Context[CollectedCharm]":
+    return testing.Context(CollectedCharm, meta=META, app_name=application, unit_id=3)
 
 
-def written(event: str, relation: testing.Relation, **state: Any) -> dict[str, str]:
+def written(event: str, relation: testing.Relation, application: str = "big-runners", **state: Any) -> dict[str, str]:
     """The unit's databag after an event."""
-    ctx = context()
+    ctx = context(application)
     maker = getattr(ctx.on, event)
     fired = maker() if event == "upgrade_charm" else maker(relation)
     out = ctx.run(fired, testing.State(relations=[relation], model=MODEL, **state))
     return dict(out.get_relation(relation.id).local_unit_data)
 
 
-def document() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(written("relation_joined", testing.Relation("cos-agent"))["config"])
+def document(application: str = "big-runners") -> dict[str, Any]:
+    """The document that a unit of an application writes."""
+    text = written("relation_joined", testing.Relation("cos-agent"), application)["config"]
+    loaded: dict[str, Any] = json.loads(text)
     return loaded
 
 
@@ -125,43 +127,75 @@ def test_content_is_the_same_each_time() -> None:
     assert again.get_relation(relation.id).local_unit_data == out.get_relation(relation.id).local_unit_data
 
 
-def test_rules_carry_the_topology() -> None:
-    """Every rule says which model, application and charm it belongs to, and asks for their lines only."""
-    groups = document()["log_alert_rules"]["groups"]
-    rules = [rule for group in groups for rule in group["rules"]]
+def wire_rules(application: str = "big-runners") -> list[dict[str, Any]]:
+    """The alert rules in the databag of a unit."""
+    return [rule for group in document(application)["log_alert_rules"]["groups"] for rule in group["rules"]]
+
+
+def test_rules_have_no_label_of_juju() -> None:
+    """No rule has a label of Juju: the collectors would add it to the expression, and no line has it."""
+    rules = wire_rules()
 
     assert len(rules) == len(shipped_rules())
-    for rule in rules:
-        assert rule["labels"]["juju_application"] == "big-runners"
-        assert rule["labels"]["juju_charm"] == "github-runner"
-        assert rule["labels"]["juju_model"] == MODEL.name
-        assert rule["labels"]["juju_model_uuid"] == MODEL.uuid
-        assert "severity" in rule["labels"]
-    assert all("big_runners" in group["name"] or "big-runners" in group["name"] for group in groups)
+    assert [rule["labels"] for rule in rules if set(rule["labels"]) != {"severity"}] == []
+    assert [rule["alert"] for rule in rules if "juju_" in rule["expr"]] == []
+
+
+def test_rules_read_the_events_of_their_application() -> None:
+    """Every selector of a rule is limited to the flavor of the application, and the rest is as it is shipped."""
+    shipped = {rule["alert"]: rule for rule in shipped_rules()}
+
+    for rule in wire_rules("other-runners"):
+        narrowed = f'{LOG} | json | flavor="other-runners" | event='
+        assert rule["expr"].count(narrowed) == rule["expr"].count("{filename") > 0, rule["alert"]
+        assert rule["expr"].replace('| flavor="other-runners" ', "") == shipped[rule["alert"]]["expr"]
+        assert rule | {"expr": ""} == shipped[rule["alert"]] | {"expr": ""}
+
+
+def test_groups_of_applications_have_different_names() -> None:
+    """The groups of two applications have different names: Loki refuses two groups of one name in a file."""
+    names = [
+        group["name"]
+        for application in ("big-runners", "small-runners")
+        for group in document(application)["log_alert_rules"]["groups"]
+    ]
+
+    assert len(set(names)) == len(names) == 6
 
 
 def test_rules_read_the_metrics_log() -> None:
-    """All rules read the metrics log as JSON lines, and both kinds, capacity and failure, are there."""
-    assert {path.stem for path in cos_agent.ALERT_RULES.glob("*.yaml")} == {"capacity", "failure"}
+    """All rules read the metrics log as JSON lines."""
+    assert {path.stem for path in cos_agent.ALERT_RULES.glob("*.yaml")} == {"capacity", "failure", "health"}
     for rule in shipped_rules():
-        assert f"{LOG} | json" in rule["expr"], rule["alert"]
+        assert rule["expr"].count(f"{LOG} | json | event=") == rule["expr"].count("{") > 0, rule["alert"]
 
 
 @pytest.mark.parametrize(
-    "parts",
+    ("name", "wait", "parts"),
     [
-        ("runner_start", "queue_duration [1h]", "> 1800"),
-        ("reconciliation", "idle_runners [2h]", "< 1"),
-        ("runner_start", "unwrap idle [", "< 300"),
-        ("reconciliation", "crashed_runners [", "> 0"),
-        ("repo-policy-check-failure", "status_info_code >= 400", "status_info_code < 500", "> 0.5"),
-        ("repo-policy-check-failure", "status_info_code >= 500", "> 0"),
+        ("Job Queue duration too high", "1h", ("quantile_over_time(0.5", "queue_duration [1h]", "by (flavor) > 1800")),
+        ("No idle runners", "2h", ("sum by (flavor)", "last_over_time", "idle_runners [1h]", "== 0")),
+        ("Short idle time", "2h", ("avg_over_time", "unwrap idle [1h]", "by (flavor) < 300")),
+        ("Crashed runner", "0s", ("sum_over_time", "unwrap crashed_runners [1h]", "unit)", "> 0")),
+        ("Repo-policy check failures", "3h", ("code >= 400", "code < 500 [10m]", "> 0.5")),
+        ("Repo-policy server error", "0s", ("unit, repo, http_code", "code >= 500", "[1h]", "> 0")),
     ],
-    ids=["queue time", "none idle", "idle time", "crashed", "refusals", "service failing"],
 )
-def test_rules_of_the_contract(parts: tuple[str, ...]) -> None:
-    """There is exactly one alert for each of the six conditions, with its limit."""
-    assert len([rule for rule in shipped_rules() if all(part in rule["expr"] for part in parts)]) == 1
+def test_rules_of_the_previous_charm(name: str, wait: str, parts: tuple[str, ...]) -> None:
+    """The six rules of the previous charm keep their name, severity, duration, window and limit."""
+    [rule] = [rule for rule in wire_rules() if rule["alert"] == name]
+
+    assert (rule["for"], rule["labels"]) == (wait, {"severity": "high"})
+    assert [part for part in parts if part not in rule["expr"]] == []
+
+
+def test_rules_of_this_charm() -> None:
+    """The other rules have a prefix, so that they cannot be taken for rules of another charm."""
+    others = [rule for rule in shipped_rules() if rule["labels"]["severity"] != "high"]
+
+    assert len(others) == len(shipped_rules()) - 6
+    assert all(rule["alert"].startswith("GithubRunner") for rule in others)
+    assert {rule["labels"]["severity"] for rule in others} == {"warning"}
 
 
 @pytest.fixture
@@ -169,7 +203,7 @@ def one_dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     """A charm folder whose one dashboard has a tag already."""
     folder = tmp_path / "src/grafana_dashboards"
     folder.mkdir(parents=True)
-    dashboard = {"title": "Ünïcode", "uid": "old", "tags": ["ci", "charm: github-runner"], "panels": [{"id": 1}]}
+    dashboard = {"title": "Ünïcode", "tags": ["ci", "charm: github-runner"], "panels": [{"id": 1}]}
     (folder / "metrics.json").write_text(json.dumps(dashboard))
     (folder / "README.md").write_text("no dashboard")
     monkeypatch.setattr(cos_agent, "HERE", tmp_path / "src")
@@ -182,10 +216,25 @@ def test_dashboard_on_the_wire(one_dashboard: dict[str, Any]) -> None:
     [text] = document()["dashboards"]
     found = json.loads(LZMABase64.decompress(text))
 
+    assert "uid" not in one_dashboard
     assert found == {
         **one_dashboard,
         "uid": DashboardPath40UID.generate("github-runner", "src/grafana_dashboards/metrics.json"),
         "tags": ["ci", "charm: github-runner"],
+    }
+
+
+def test_uids_of_dashboards() -> None:
+    """The long-term dashboard keeps its uid, because links have it; the other one has a generated uid."""
+    found = {
+        item["title"]: item["uid"] for item in map(json.loads, map(LZMABase64.decompress, document()["dashboards"]))
+    }
+
+    assert found == {
+        "GitHub Self-Hosted Runner Metrics": DashboardPath40UID.generate(
+            "github-runner", "src/grafana_dashboards/github_runner_metrics.json"
+        ),
+        "GitHub Self-Hosted Runner Metrics (Long-Term)": "5da1c1eea77432e7",
     }
 
 

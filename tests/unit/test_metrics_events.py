@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from metrics.events import (
     RunnerStop,
     issue_event,
     log_is_writable,
+    written_by,
 )
 
 START = RunnerStart(
@@ -135,8 +137,29 @@ def test_place_of_the_log() -> None:
                 "duration": 2.0,
             },
         ),
+        (
+            Reconciliation(
+                timestamp=1,
+                flavor="f",
+                crashed_runners=0,
+                idle_runners=3,
+                active_runners=0,
+                expected_runners=4,
+                duration=2,
+            ),
+            {
+                "event": "reconciliation",
+                "timestamp": 1.0,
+                "flavor": "f",
+                "crashed_runners": 0,
+                "idle_runners": 3,
+                "active_runners": 0,
+                "expected_runners": 4,
+                "duration": 2.0,
+            },
+        ),
     ],
-    ids=["installed", "start", "start, bare", "stop", "stop, bare", "reconciliation"],
+    ids=["installed", "start", "start, bare", "stop", "stop, bare", "reconciliation, bare", "reconciliation"],
 )
 def test_lines(log: Path, event: Event, line: dict[str, object]) -> None:
     """An event is one line of JSON with its name in snake case, without keys that have no value, zeroes kept."""
@@ -145,6 +168,35 @@ def test_lines(log: Path, event: Event, line: dict[str, object]) -> None:
     assert log.read_bytes().count(b"\n") == 1
     assert log.read_bytes().endswith(b"\n")
     assert json.loads(log.read_text()) == line
+
+
+def test_unit_is_in_every_event_of_the_context(log: Path) -> None:
+    """An event that is issued in the context of a unit has the field unit; without a context it has none."""
+    issue_event(START)
+    with written_by("runner/3"):
+        issue_event(START)
+    issue_event(START)
+
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line.get("unit") for line in lines] == [None, "runner/3", None]
+    assert lines[1] == {**lines[0], "unit": "runner/3"}
+
+
+def test_unit_is_in_events_of_threads(log: Path) -> None:
+    """Events from the threads of a context have the field unit: runners are created side by side."""
+    with written_by("runner/3"), ThreadPoolExecutor(2) as pool:
+        list(pool.map(issue_event, [START, START]))
+
+    assert [json.loads(line)["unit"] for line in log.read_text().splitlines()] == ["runner/3"] * 2
+
+
+def test_context_ends_with_an_error(log: Path) -> None:
+    """A context that ends with an error does not leave its unit behind."""
+    with pytest.raises(KeyError), written_by("runner/3"):
+        raise KeyError
+    issue_event(START)
+
+    assert "unit" not in json.loads(log.read_text())
 
 
 def test_lines_are_appended(log: Path) -> None:

@@ -487,8 +487,12 @@ def test_metrics_of_finished_runners_are_issued(world: World, tmp_path: Path) ->
         "flavor": "app",
         "crashed_runners": 1,
         "idle_runners": 1,
+        "active_runners": 0,
+        "expected_runners": 1,
         "duration": 0,
+        "unit": "app/0",
     }
+    assert {event["unit"] for event in found} == {"app/0"}
     assert world.storages.names() == [alive, "other-0-0123abcdaa"]
 
 
@@ -863,6 +867,7 @@ def test_health_of_the_unit_is_an_event(world: World, tmp_path: Path) -> None:
         "failed_creations": 2,
         "application_age": 60.0,
         "api_quota_left": 4999,
+        "unit": "app/0",
     }
 
 
@@ -952,3 +957,33 @@ def test_drain_removes_idle_runners_only(world: World, tmp_path: Path) -> None:
     world.github.runners.pop(busy)
     assert manager.drain()
     assert [event["event"] for event in events(tmp_path)] == []
+
+
+def test_reconciliation_counts_runners_by_what_they_do(world: World, tmp_path: Path) -> None:
+    """A healthy runner that GitHub does not list is idle, one with a job is active, one that ended is neither."""
+    world.state = state(issue_metrics=True)
+    world.add("aaaaaaaaaaaa")
+    del world.github.runners[world.add("bbbbbbbbbbbb")]
+    world.add("cccccccccccc", busy=True)
+    del world.github.runners[world.add("dddddddddddd", process=0)]
+    world.add("eeeeeeeeeeee", online=False, process=11)
+
+    world.reconcile(5)
+
+    found = events(tmp_path)[-1]
+    created = len([event for event in events(tmp_path) if event["event"] == "runner_installed"])
+    assert created == 1
+    assert found["idle_runners"] == 2 + created
+    assert found["active_runners"] == 2
+    assert found["expected_runners"] == 5
+
+
+def test_installed_runners_name_the_unit(world: World, tmp_path: Path) -> None:
+    """Events that are written by parallel creations name the unit, too."""
+    world.state = state(issue_metrics=True)
+
+    world.reconcile(3)
+
+    found = events(tmp_path)
+    assert [event["event"] for event in found].count("runner_installed") == 3
+    assert {event["unit"] for event in found} == {"app/0"}

@@ -1,0 +1,395 @@
+"""What Loki computes: the part of LogQL that the alert rules and dashboards use, and the ruler.
+
+Loki's rules that are easy to get wrong: https://grafana.com/docs/loki/latest/query/. Anything that this module does not
+know is an error, so that no expression is evaluated in part only.
+"""
+
+import json
+import math
+import operator
+import re
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from tests.logql.grammar import Grammar, Node
+
+Labels = frozenset[tuple[str, str]]
+Vector = dict[Labels, float]
+Value = Vector | float
+ERROR = "__error__"
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+MATCHERS: dict[str, Callable[[str, str], bool]] = {
+    "Eq": lambda value, wanted: value == wanted,
+    "Neq": lambda value, wanted: value != wanted,
+    "Re": lambda value, wanted: re.fullmatch(wanted, value, re.DOTALL) is not None,
+    "Nre": lambda value, wanted: re.fullmatch(wanted, value, re.DOTALL) is None,
+}
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "Eql": operator.eq,
+    "Neq": operator.ne,
+    "Gtr": operator.gt,
+    "Gte": operator.ge,
+    "Lss": operator.lt,
+    "Lte": operator.le,
+}
+ARITHMETIC: dict[str, Callable[[float, float], float]] = {
+    "Add": operator.add,
+    "Sub": operator.sub,
+    "Mul": operator.mul,
+    "Div": lambda left, right: left / right if right else math.nan,
+}
+SETS = ("Or", "And", "Unless")
+# The operations that bind closest come first, each is taken from left to right.
+PRECEDENCE = (("Mul", "Div"), ("Add", "Sub"), tuple(COMPARISONS), ("And", "Unless"), ("Or",))
+AGGREGATIONS: dict[str, Callable[[list[float]], float]] = {
+    "sum": sum,
+    "count": len,
+    "min": min,
+    "max": max,
+    "avg": lambda values: sum(values) / len(values),
+}
+# Of the samples of one series, ordered by time.
+OVER_TIME: dict[str, Callable[[list[float]], float]] = {
+    "count_over_time": len,
+    "sum_over_time": sum,
+    "avg_over_time": lambda values: sum(values) / len(values),
+    "min_over_time": min,
+    "max_over_time": max,
+    "last_over_time": lambda values: values[-1],
+}
+# Loki refuses a grouping after these.
+UNGROUPED = {"count_over_time", "sum_over_time"}
+
+
+class QueryError(Exception):
+    """Loki answers such a query with an error."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a stream, and when it was stored."""
+
+    time: float
+    labels: Labels
+    text: str
+
+
+@dataclass(frozen=True)
+class Alert:
+    """An alert that fires: the labels of its series and its rule, and its text."""
+
+    name: str
+    labels: Labels
+    text: str
+
+    def __getitem__(self, label: str) -> str:
+        return dict(self.labels)[label]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    time: float
+    labels: Labels
+    value: float
+    error: str
+
+
+class Loki:
+    """Evaluates expressions on stored lines."""
+
+    def __init__(self, grammar: Grammar, lines: Iterable[Line]) -> None:
+        self.grammar = grammar
+        self._lines = sorted(lines, key=lambda line: line.time)
+        self._ranges: dict[int, tuple[list[float], list[_Sample]]] = {}
+
+    def at(self, expression: str, time: float) -> Value:
+        """The value of an expression at a moment, in UNIX seconds."""
+        return self._expression(self.grammar.tree(expression), time)
+
+    def alerts(self, rule: dict[str, Any], start: float, end: float, step: float = 300) -> set[Alert]:
+        """What fires of a rule at some moment when the ruler evaluates it every ``step`` seconds."""
+        since: dict[Labels, float] = {}
+        fired = set()
+        time = start
+        while time <= end:
+            active = self.at(rule["expr"], time)
+            assert isinstance(active, dict), f"{rule['alert']} is no vector"
+            since = {labels: since.get(labels, time) for labels in active}
+            fired |= {_alert(rule, labels) for labels, first in since.items() if time - first >= seconds(rule["for"])}
+            time += step
+        return fired
+
+    def _expression(self, node: Node, time: float) -> Value:
+        if node.name in ("LogQL", "Expr", "MetricExpr"):
+            return self._expression(node.one("Expr", *METRICS), time)
+        return METRICS[node.name](self, node, time)
+
+    def _binary(self, node: Node, time: float) -> Value:
+        """A chain of operations, by the precedence of Loki: the tree follows the one of the editor, which has none."""
+        operands, operators = _chain(node)
+        values = [self._expression(operand, time) for operand in operands]
+        for names in PRECEDENCE:
+            while place := [index for index, name in enumerate(operators) if name in names]:
+                first = place[0]
+                values[first : first + 2] = [_operate(operators.pop(first), *values[first : first + 2])]
+        [value] = values
+        return value
+
+    def _literal(self, node: Node, _: float) -> Value:
+        return float(node.text)
+
+    def _vector(self, node: Node, _: float) -> Value:
+        return {frozenset(): float(node.one("Number").text)}
+
+    def _aggregation(self, node: Node, time: float) -> Value:
+        value = self._expression(node.one("MetricExpr"), time)
+        assert isinstance(value, dict)
+        name, names = node.one("VectorOp").text, _grouping(node) or set()
+        if name == "topk":
+            assert not names, "topk by labels is not known"
+            best = sorted(value.items(), key=lambda item: item[1], reverse=True)
+            return dict(best[: int(node.one("Number").text)])
+        groups: dict[Labels, list[float]] = defaultdict(list)
+        for labels, number in value.items():
+            groups[_only(labels, names)].append(number)
+        return {labels: float(AGGREGATIONS[name](numbers)) for labels, numbers in groups.items()}
+
+    def _over_time(self, node: Node, time: float) -> Value:
+        name, names = node.one("RangeOp").text, _grouping(node)
+        if names is not None and name in UNGROUPED:
+            raise QueryError(f"grouping is not allowed for {name}")
+        content = node.one("LogRangeExpr")
+        times, samples = self._samples(content, names)
+        width = seconds(content.one("Range").one("Duration").text)
+        series: dict[Labels, list[float]] = defaultdict(list)
+        # The window is open at its start and closed at its end.
+        for sample in samples[bisect_right(times, time - width) : bisect_right(times, time)]:
+            if sample.error:
+                raise QueryError(f"{sample.error} in {node.text}")
+            series[sample.labels].append(sample.value)
+        if name == "quantile_over_time":
+            share = float(node.one("Number").text)
+            return {labels: quantile(share, values) for labels, values in series.items()}
+        return {labels: float(OVER_TIME[name](values)) for labels, values in series.items()}
+
+    def _samples(self, content: Node, names: set[str] | None) -> tuple[list[float], list[_Sample]]:
+        """Every line that passes the selector and the pipeline, with the labels of a grouping, or all of them.
+
+        Computed once, because rules are evaluated often.
+        """
+        if id(content) not in self._ranges:
+            parts = content.all("PipelineExpr")
+            stages = [child for part in parts for child in part.walk() if child.name == "PipelineStage"]
+            selector, unwrap = content.one("Selector"), content.all("UnwrapExpr")
+            streams = {labels for labels in {line.labels for line in self._lines} if _selects(selector, labels)}
+            selected = [line for line in self._lines if line.labels in streams]
+            found = [sample for line in selected if (sample := _sample(line, stages, unwrap, names))]
+            self._ranges[id(content)] = [sample.time for sample in found], found
+        return self._ranges[id(content)]
+
+
+METRICS: dict[str, Callable[[Loki, Node, float], Value]] = {
+    "MetricExpr": Loki._expression,
+    "BinOpExpr": Loki._binary,
+    "LiteralExpr": Loki._literal,
+    "VectorExpr": Loki._vector,
+    "VectorAggregationExpr": Loki._aggregation,
+    "RangeAggregationExpr": Loki._over_time,
+}
+
+
+def seconds(duration: str) -> float:
+    """A duration such as 10m."""
+    number, unit = duration[:-1], duration[-1]
+    return float(number) * UNITS[unit]
+
+
+def quantile(share: float, values: list[float]) -> float:
+    """Between two neighbours in proportion."""
+    ordered = sorted(values)
+    rank = share * (len(ordered) - 1)
+    low = math.floor(rank)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
+
+
+def _alert(rule: dict[str, Any], labels: Labels) -> Alert:
+    def value(match: re.Match[str]) -> str:
+        return dict(labels).get(match[1], "")
+
+    text = " ".join(rule["annotations"].values())
+    return Alert(
+        rule["alert"],
+        frozenset({**dict(labels), **rule["labels"]}.items()),
+        re.sub(r"\{\{ \$labels\.(\w+) \}\}", value, text),
+    )
+
+
+def _only(labels: Labels, names: Iterable[str]) -> Labels:
+    """The labels of a grouping; one that a series does not have is left out."""
+    return frozenset((name, value) for name, value in labels if name in names and value)
+
+
+def _grouping(node: Node) -> set[str] | None:
+    found = node.all("Grouping")
+    if not found:
+        return None
+    assert found[0].all("By"), f"{found[0].text} is not known"
+    return {item.text for item in found[0].walk() if item.name == "Identifier"}
+
+
+def _chain(node: Node) -> tuple[list[Node], list[str]]:
+    """The operands and operators of a chain of operations; what is in brackets is one operand."""
+    left, operation, modifier, right = node.children
+    if modifier.text:
+        raise QueryError(f"{modifier.text} is not known")
+    operands: list[Node] = []
+    operators: list[str] = []
+    for side in (left, right):
+        [inner] = side.one("MetricExpr").children[:1]
+        more, between = _chain(inner) if inner.name == "BinOpExpr" else ([side], [])
+        operands += more
+        operators += between if side is left else [operation.name, *between]
+    return operands, operators
+
+
+def _operate(name: str, left: Value, right: Value) -> Value:
+    if name in SETS:
+        return _set_operation(name, left, right)
+    if isinstance(left, float) and isinstance(right, float):
+        return float(ARITHMETIC[name](left, right))
+    return _apply(name, left, right)
+
+
+def _set_operation(name: str, left: Value, right: Value) -> Vector:
+    assert isinstance(left, dict)
+    assert isinstance(right, dict)
+    if name == "Or":
+        return {**right, **left}
+    return {labels: value for labels, value in left.items() if (labels in right) is (name == "And")}
+
+
+def _apply(name: str, left: Value, right: Value) -> Vector:
+    """An operation on at least one vector; of two vectors the series with equal labels belong together."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        pairs = {labels: (left[labels], right[labels]) for labels in left.keys() & right.keys()}
+    elif isinstance(left, dict):
+        assert isinstance(right, float)
+        pairs = {labels: (value, right) for labels, value in left.items()}
+    else:
+        assert isinstance(right, dict)
+        pairs = {labels: (left, value) for labels, value in right.items()}
+    if name in COMPARISONS:
+        assert isinstance(left, dict), "a comparison with a scalar on its left is not known"
+        return {labels: left[labels] for labels, pair in pairs.items() if COMPARISONS[name](*pair)}
+    return {labels: ARITHMETIC[name](*pair) for labels, pair in pairs.items()}
+
+
+@cache
+def _string(text: str) -> str:
+    value = json.loads(text)
+    assert isinstance(value, str)
+    return value
+
+
+def _selects(selector: Node, labels: Labels) -> bool:
+    """Whether a stream matches; a label that it does not have is empty."""
+    return all(_matches(node, dict(labels)) for node in selector.walk() if node.name == "Matcher")
+
+
+def _matches(matcher: Node, labels: dict[str, str]) -> bool:
+    name, comparison, wanted = matcher.children
+    return MATCHERS[comparison.name](labels.get(name.text, ""), _string(wanted.text))
+
+
+def _sample(line: Line, stages: list[Node], unwrap: list[Node], names: set[str] | None) -> _Sample | None:
+    labels = dict(line.labels)
+    for stage in stages:
+        if not _stage(stage.children[-1], labels, line.text):
+            return None
+    value: float | None = 1
+    if unwrap:
+        # A line without the label is no error, and gives no sample.
+        text = labels.pop(unwrap[0].one("Identifier").text, "")
+        if not text:
+            return None
+        value = _number(text)
+    error = labels.get(ERROR, "") if value is not None else "SampleExtractionErr"
+    kept = labels if names is None else {name: labels[name] for name in names if labels.get(name)}
+    return _Sample(line.time, frozenset(kept.items()), value or 0, error)
+
+
+def _stage(node: Node, labels: dict[str, str], text: str) -> bool:
+    """Change the labels of a line; whether the line passes."""
+    if node.name == "LabelParser" and node.text == "json":
+        _extract(labels, text)
+        return True
+    if node.name == "LabelFormatExpr":
+        for renaming in (item for item in node.walk() if item.name == "LabelFormatMatcher"):
+            new, _, old = renaming.children
+            assert old.name == "Identifier", "templates are not known"
+            if old.text in labels:
+                labels[new.text] = labels.pop(old.text)
+        return True
+    if node.name != "LabelFilter":
+        raise QueryError(f"{node.text} is not known")
+    [content] = node.children
+    return _matches(content, labels) if content.name == "Matcher" else _compares(content, labels)
+
+
+def _compares(node: Node, labels: dict[str, str]) -> bool:
+    """A filter by number: a line without the label does not pass, one whose label is no number becomes an error."""
+    assert node.name == "NumberFilter", f"{node.text} is not known"
+    name, comparison, wanted = node.children
+    if ERROR in labels:
+        return True
+    if name.text not in labels:
+        return False
+    value = _number(labels[name.text])
+    if value is None:
+        labels[ERROR] = "LabelFilterErr"
+        return True
+    return COMPARISONS[comparison.name](value, float(wanted.text))
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _extract(labels: dict[str, str], text: str) -> None:
+    """The stage json: a field that has the name of a label of the stream gets a suffix."""
+    stream = set(labels)
+    found = _fields(text)
+    if found is None:
+        labels[ERROR] = "JSONParserErr"
+        return
+    for name, value in found:
+        labels[f"{name}_extracted" if name in stream else name] = value
+
+
+@cache
+def _fields(text: str) -> tuple[tuple[str, str], ...] | None:
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return None
+    return tuple(_flat(data)) if isinstance(data, dict) else None
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested fields are joined by an underscore, lists are left out."""
+    found = []
+    for key, value in data.items():
+        name = re.sub(r"\W", "_", prefix + key)
+        if isinstance(value, dict):
+            found += _flat(value, f"{name}_")
+        elif not isinstance(value, list):
+            found.append((name, value if isinstance(value, str) else json.dumps(value)))
+    return found
