@@ -224,7 +224,9 @@ class GithubRunnerCharm(ops.CharmBase):
         except (GithubRunnerError, OSError) as error:
             log = logger.info if isinstance(error, RateLimitError) else logger.error
             log("%s", error)
-            self._status(status.of_error(error))
+            found = status.of_error(error)
+            # Where the set-up failed before, what follows from that says less.
+            self._status(ops.WaitingStatus(self._hold) if self._hold and found.name == "waiting" else found)
 
     def _load(self, needed: tuple[str, ...] | None = None) -> CharmState:
         state = charm_state.load(self, needed)

@@ -264,6 +264,15 @@ def test_a_set_up_that_failed_is_completed_by_the_next_reconcile(context: Any, w
     assert len(world.lxd.found) == 2
 
 
+def test_the_first_failure_is_the_one_that_is_shown(context: Any, world: Surroundings) -> None:
+    """A set-up that did not get as far as LXD is the reason, not that LXD does not answer then."""
+    world.set_up_fault, world.fault = HostError("the packages cannot be installed"), LxdError("LXD does not answer")
+
+    out = context.run(context.on.config_changed(), state())
+
+    assert (out.unit_status.name, out.unit_status.message) == ("waiting", "the packages cannot be installed")
+
+
 def test_runners_are_looked_after_while_the_set_up_fails(context: Any, world: Surroundings) -> None:
     """What serves goes on serving, what is dead is removed, and the status has the reason that none is created."""
     context.run(context.on.config_changed(), state())
