@@ -20,6 +20,7 @@ from cos_agent import CosAgentProvider
 from errors import (
     ConfigurationError,
     GithubApiError,
+    GithubClientError,
     GithubRunnerError,
     HostError,
     LxdError,
@@ -129,8 +130,8 @@ class GithubRunnerCharm(ops.CharmBase):
         """Whatever the options say: no timer, no runner, and no later event that would make them anew."""
         try:
             self._markers.note(markers.LEAVING)
-            follower.remove()
-            timer.remove()
+            for what in [*follower.remove(), *timer.remove()]:
+                logger.info("Removed: %s", what)
         except (GithubRunnerError, OSError) as error:
             logger.error("The timer was not removed: %s", error)
         try:
@@ -173,10 +174,11 @@ class GithubRunnerCharm(ops.CharmBase):
         """Unless forced, only where new runners can be created: otherwise the unit would be left without any."""
 
         def work(state: CharmState) -> dict[str, object]:
-            if not event.params.get("force"):
+            force = bool(event.params.get("force"))
+            if not force:
                 self._check_creation(state)
             self._status(ops.MaintenanceStatus("Flushing runners"))
-            self._manager(state).flush(FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK)
+            self._flush(state, force)
             delta = self._reconcile(state)
             return {**self._counts(state), "delta.virtual-machines": delta}
 
@@ -283,6 +285,15 @@ class GithubRunnerCharm(ops.CharmBase):
     def _follow_repair(self, state: CharmState) -> None:
         if self._repaired:
             self._ensure_follower(state)
+
+    def _flush(self, state: CharmState, force: bool) -> None:
+        try:
+            self._manager(state).flush(FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK)
+        except GithubClientError as error:
+            if not force:
+                raise
+            logger.warning("The runners are removed without GitHub: %s", error)
+            self._manager(state).flush(FlushMode.FORCE_FLUSH)
 
     def _check_creation(self, state: CharmState) -> None:
         """Raise what would keep new runners from being created."""

@@ -47,9 +47,12 @@ def _ensure_answer(lxd: LxdClient) -> None:
         raise HostError(f"LXD {'.'.join(map(str, version))} is too old: 5.0 or newer is needed")
 
 
-def is_intact(lxd: LxdClient, bridge: Mapping[str, Any] | None) -> bool:
-    """Whether bridge (as LXD describes it, None where it is gone) and default profile are as they were set up."""
-    if bridge is None or not bridge["managed"] or not _is_configured(bridge):
+def is_intact(lxd: LxdClient, proxies: ProxyConfig, bridge: Mapping[str, Any] | None) -> bool:
+    """Whether LXD's proxies, the bridge (as LXD describes it, None where it is gone) and the default profile are right.
+
+    Juju fires no event when the model's proxies change.
+    """
+    if bridge is None or not bridge["managed"] or not _is_configured(bridge) or not _has_proxies(lxd, proxies):
         return False
     return bool(lxd.get("profiles", "default")["devices"].get("eth0") == ETH0)
 
@@ -100,14 +103,21 @@ def _install() -> None:
 
 
 def _ensure_proxies(lxd: LxdClient, proxies: ProxyConfig) -> None:
-    values = {
+    if not _has_proxies(lxd, proxies):
+        lxd.change("PATCH", json={"config": _proxy_config(proxies)})
+
+
+def _has_proxies(lxd: LxdClient, proxies: ProxyConfig) -> bool:
+    config = lxd.get()["config"]
+    return all(str(config.get(key, "")) == value for key, value in _proxy_config(proxies).items())
+
+
+def _proxy_config(proxies: ProxyConfig) -> dict[str, str]:
+    return {
         "core.proxy_http": proxies.http or "",
         "core.proxy_https": proxies.https or "",
         "core.proxy_ignore_hosts": (proxies.no_proxy or "") if proxies else "",
     }
-    config = lxd.get()["config"]
-    if any(str(config.get(key, "")) != value for key, value in values.items()):
-        lxd.change("PATCH", json={"config": values})
 
 
 def _ensure_bridge(lxd: LxdClient) -> None:

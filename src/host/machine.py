@@ -77,7 +77,7 @@ def lost(lxd: LxdClient, state: CharmState) -> list[str]:
     """What of a complete set-up is not there any more: a few requests to LXD, and nothing is changed."""
     bridge = lxd.find("networks", daemon.BRIDGE)
     parts = {
-        "network": daemon.is_intact(lxd, bridge),
+        "network": daemon.is_intact(lxd, state.proxies, bridge),
         "firewall": firewall.is_intact(lxd, state, bridge),
         "storage": storage.is_intact(lxd, state),
         "image": image.is_there(lxd, image_build(state)),

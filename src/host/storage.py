@@ -311,6 +311,7 @@ def remove(lxd: LxdClient) -> list[str]:
             gone.append(str(image))
         if (folder / DIR_POOL).is_dir():
             shutil.rmtree(folder / DIR_POOL)
+            gone.append(str(folder / DIR_POOL))
     run(["systemctl", "daemon-reload"])
     return gone
 

@@ -565,10 +565,11 @@ def test_flush_that_could_not_create_keeps_the_runners(context: Any, world: Surr
     assert len(world.lxd.found) == 2
 
 
-def test_forced_flush_removes_all_the_same(context: Any, world: Surroundings) -> None:
+@pytest.mark.parametrize("down", [{"group"}, {"list", "delete"}], ids=["no such group", "no GitHub"])
+def test_forced_flush_removes_all_the_same(context: Any, world: Surroundings, down: set[str]) -> None:
     """`force=true` is for runners that must go whatever comes after them; the action fails with what does."""
     context.run(context.on.config_changed(), state())
-    world.github.down = {"group"}
+    world.github.down = down
 
     assert not kept(world, context, force=True)
     assert world.lxd.found == {}
