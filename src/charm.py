@@ -95,6 +95,8 @@ class GithubRunnerCharm(ops.CharmBase):
         observe(self.on.update_dependencies_action, self._on_update_dependencies_action)
 
     def _on_install(self, _: ops.InstallEvent) -> None:
+        with suppress(HostError):
+            self._markers.note(markers.NO_POLICY)
         self._guarded(self._set_up, anew=True)
 
     def _on_upgrade_charm(self, _: ops.UpgradeCharmEvent) -> None:
@@ -164,6 +166,8 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _on_reconcile_runners_action(self, event: ops.ActionEvent) -> None:
         def work(state: CharmState) -> dict[str, object]:
+            if event.params.get("acknowledge-no-policy"):
+                self._markers.note(markers.NO_POLICY)
             self._repair(state)
             delta = self._reconcile(state)
             return {**self._counts(state), "delta.virtual-machines": delta}
@@ -478,6 +482,8 @@ class GithubRunnerCharm(ops.CharmBase):
         since = kernel.requested(self._markers, now)
         if since is not None and kernel.reboot_is_due():
             found.append(f"a reboot for a pending update was requested {since / 60:.0f} minutes ago and did not happen")
+        if state.repo_policy is None and self._markers.read(markers.NO_POLICY) is None:
+            found.append("no repository policy check since the upgrade: see acknowledge-no-policy of reconcile-runners")
         if shortage := storage.shortage(state):
             found.append(shortage)
         away = self._markers.numbers(markers.UNATTENDED, 2)

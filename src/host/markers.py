@@ -23,6 +23,9 @@ LEAVING = "leaving"
 REBOOT = "reboot-requested"
 # When the last reconcile ended, in UNIX seconds.
 RECONCILED = "reconciled"
+# The operator knows that no repository policy check is made: noted at installation, and by an action after an upgrade
+# from the previous charm, which always made one. Without it the status says so.
+NO_POLICY = "no-policy-acknowledged"
 # A time without any reconcile: `FROM TO` in UNIX seconds.
 UNATTENDED = "unattended"
 

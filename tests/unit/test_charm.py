@@ -95,6 +95,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
         found.github.register(instance.name)
 
     found.lxd.registered = registered
+    markers.Markers("github-runner/0").note(markers.NO_POLICY)
     return found
 
 
@@ -594,6 +595,34 @@ def test_a_runner_group_that_does_not_exist_costs_no_runner(context: Any, world:
 
     assert isinstance(out.unit_status, testing.BlockedStatus)
     assert set(world.lxd.found) == before
+
+
+NOTICE = "no repository policy check since the upgrade"
+POLICY = {"repo-policy-compliance-url": "https://policy.example", "repo-policy-compliance-token": "token"}
+
+
+def test_a_policy_check_that_ceased_is_in_the_status(context: Any, world: Surroundings) -> None:
+    """Until the operator configures a service or acknowledges it; a marker that is lost brings the notice back."""
+    markers.Markers(UNIT).clear(markers.NO_POLICY)
+
+    assert NOTICE in tick(context).message
+    assert NOTICE not in tick(context, **POLICY).message
+    out = context.run(context.on.action("reconcile-runners"), state())
+    assert NOTICE in out.unit_status.message
+    out = context.run(context.on.action("reconcile-runners", params={"acknowledge-no-policy": True}), state())
+    assert NOTICE not in out.unit_status.message
+    assert NOTICE not in tick(context).message
+    markers.Markers(UNIT).clear(markers.NO_POLICY)
+    assert NOTICE in tick(context).message
+
+
+def test_a_new_unit_never_had_a_policy_check(context: Any, world: Surroundings) -> None:
+    """Where the charm was installed nothing ceased."""
+    markers.Markers(UNIT).clear(markers.NO_POLICY)
+
+    context.run(context.on.install(), state())
+
+    assert NOTICE not in tick(context).message
 
 
 def test_templates_are_the_projects(context: Any, world: Surroundings) -> None:
