@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from host.application import FOLDER
 from host.storage import MOUNT_POINT
 from replace_runners import PAUSE
+from sandbox.pack import SITE_PACKAGES
 from tests.bench.report import write
 from tests.integration.conftest import PAT, RECONCILE, REPOSITORY, Deployment, wait_for
 
@@ -26,7 +27,7 @@ PROFILES = ("default", "runner")
 def raw(found: Deployment, what: str, number: int, workers: int, **environment: str) -> float:
     """Seconds that raw LXD takes."""
     found.machine.push("/root/raw.py", Path(__file__).with_name("raw.py").read_text())
-    variables = [f"{name}={value}" for name, value in {"PYTHONPATH": f"{CHARM}/venv", **environment}.items()]
+    variables = [f"{name}={value}" for name, value in {"PYTHONPATH": f"{CHARM}/{SITE_PACKAGES}", **environment}.items()]
     command = ("env", *variables, "python3", "/root/raw.py", what, str(number), str(workers), *PROFILES)
     return float(found.machine.exec(*command, timeout=600))
 

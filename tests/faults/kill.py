@@ -17,8 +17,8 @@ KEY = "user.github-runner."
 @contextmanager
 def instrumented(found: Deployment) -> Iterator[None]:
     """The charm's processes can be told where to die."""
-    custom = f"{CHARM}/venv/sitecustomize.py"
-    found.machine.push(f"{CHARM}/venv/boundaries.py", Path(__file__).with_name("boundaries.py").read_text())
+    custom = f"{CHARM}/lib/sitecustomize.py"
+    found.machine.push(f"{CHARM}/lib/boundaries.py", Path(__file__).with_name("boundaries.py").read_text())
     found.machine.exec("sh", "-c", f"echo 'import boundaries' >> {custom}")
     try:
         yield
