@@ -205,6 +205,8 @@ class GithubRunnerCharm(ops.CharmBase):
         """Do an action's work and give its results, or fail with the reason; ``needed`` are the values it uses."""
         before = self.unit.status
         try:
+            if self._markers.read(markers.LEAVING) is not None and needed is None:
+                raise HostError("the unit is being removed")
             event.set_results({key: str(value) for key, value in work(self._load(needed)).items()})
             if self._report and self._report.failures:
                 event.fail(status.line(self._report.failures[-1]))

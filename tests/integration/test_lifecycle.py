@@ -89,7 +89,8 @@ def left_over(deployment: Deployment) -> list[str]:
     found += [acl["name"] for acl in deployment.lxd("network-acls?recursion=1")]
     found += list(deployment.lxd("profiles/default")["devices"])
     places = "/var/lib/github-runner* /etc/systemd/system/ghro.* /etc/systemd/system/*github*.mount /var/log/github-*"
-    places += " /etc/logrotate.d/github-* /home/ubuntu/runner-fs* /run/github-* /var/lib/juju/storage/fs/*/* /etc/modules-load.d/git*"
+    places += " /etc/logrotate.d/github-* /home/ubuntu/runner-fs* /run/github-* /etc/modules-load.d/git*"
+    places += " /var/lib/juju/storage/fs/*/*"
     found += deployment.machine.exec("sh", "-c", f"ls -d {places} 2>/dev/null || true").split()
     found += deployment.machine.exec("sh", "-c", "grep -o '[^ ]*github-runner[^ ]*' /proc/mounts || true").split()
     units = deployment.machine.exec("systemctl", "list-units", "--all", "--no-legend", "ghro.*", "*github-runner*")

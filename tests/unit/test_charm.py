@@ -362,6 +362,9 @@ def test_a_unit_without_storage_makes_nothing_any_more(context: Any, world: Surr
 
     assert world.lxd.found == {}
     assert world.steps == ["no follower", "no timer", "release"]
+    with pytest.raises(testing.ActionFailed, match="the unit is being removed"):
+        context.run(context.on.action("reconcile-runners"), state())
+    assert world.lxd.found == {}
 
 
 def test_storage_that_comes_back_brings_the_unit_back(context: Any, world: Surroundings) -> None:
