@@ -149,8 +149,11 @@ class GithubRunnerCharm(ops.CharmBase):
         from host import machine
 
         identity = self._identity()
-        ours = lambda name: identity.owns(name) or identity.inherits(name)  # noqa: E731
-        for what in machine.tear_down(self._lxd, self._markers, ours):
+
+        def managed(name: str) -> bool:
+            return identity.owns(name) or identity.may_be_previous(name)
+
+        for what in machine.tear_down(self._lxd, self._markers, managed):
             logger.info("Removed: %s", what)
 
     def _on_check_runners_action(self, event: ops.ActionEvent) -> None:

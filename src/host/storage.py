@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from errors import ConfigurationError, HostError, LxdError
 from host import daemon
 from lxd import LxdClient
-from models import BaseImage, CharmState, RunnerStorage, size_in_bytes
+from models import RESOURCES_NAME, BaseImage, CharmState, RunnerStorage, size_in_bytes
 from system import is_mounted, run, write_file
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ POOL_FOLDERS = (
 UNITS = Path("/etc/systemd/system")
 BASE_IMAGE_KEY = "user.github-runner.base-image"
 RESOURCES_KEY = "user.github-runner.resources"
-# The incumbent's have the same names and no key.
-RESOURCES_NAME = re.compile(r"cpu-\d+-mem-\w+-disk-\w+")
 STORAGE_KEY = "user.github-runner.runner-storage"
 
 
