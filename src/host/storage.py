@@ -168,9 +168,15 @@ def _found_again(lxd: LxdClient) -> Any:
     return lxd.find("storage-pools", POOL)
 
 
-def is_ours(lxd: LxdClient) -> bool:
-    """Whether this charm made the pool, not an incumbent or an operator."""
-    return _made_here(lxd.get("storage-pools", POOL))
+def previous_pool_users(lxd: LxdClient) -> set[str]:
+    """The names of the instances in the previous charm's pool; none where this charm made the pool, or there is none.
+
+    A pool that nobody uses is replaced by ``ensure``.
+    """
+    pool = lxd.find("storage-pools", POOL)
+    if pool is None or _made_here(pool):
+        return set()
+    return {user.split("?")[0].rsplit("/", 1)[-1] for user in pool["used_by"] if "/instances/" in user}
 
 
 def _forget_images(lxd: LxdClient) -> None:
