@@ -876,7 +876,6 @@ def test_runners_of_the_previous_charm_are_replaced(world: World) -> None:
 @pytest.mark.parametrize("local", [True, False])
 def test_runners_of_another_model_are_never_touched(world: World, online: bool, local: bool) -> None:
     """A runner of another model with this application and unit number stays, at GitHub and on this machine."""
-    world.state = state(issue_metrics=True)
     mine, other = previous(world, DIGITS[0]), foreign(world, DIGITS[1], online=online, local=local)
     if local:
         finished(world, other)
