@@ -27,7 +27,7 @@ from errors import (
     RateLimitError,
     TokenError,
 )
-from host import application, follower, markers, timer
+from host import application, follower, markers, state_database, timer
 from lxd import LxdClient
 from models import CharmState, FlushMode, Identity
 from system import are_active
@@ -97,13 +97,14 @@ class GithubRunnerCharm(ops.CharmBase):
     def _on_install(self, _: ops.InstallEvent) -> None:
         with suppress(HostError):
             self._markers.note(markers.NO_POLICY)
-        self._guarded(self._set_up, anew=True)
+        self._guarded(self._set_up, due=(markers.SET_UP,))
 
     def _on_upgrade_charm(self, _: ops.UpgradeCharmEvent) -> None:
-        self._guarded(self._take_over, self._prepare, self._reconcile, self._ensure_follower, anew=True)
+        due = (markers.TAKEN_OVER, markers.SET_UP)
+        self._guarded(self._prepare, self._reconcile, self._ensure_follower, due=due)
 
     def _on_changed(self, _: ops.EventBase) -> None:
-        self._guarded(self._prepare, self._reconcile, self._ensure_follower, anew=True)
+        self._guarded(self._prepare, self._reconcile, self._ensure_follower, due=(markers.SET_UP,))
 
     def _on_reconcile_runners(self, _: ReconcileRunnersEvent) -> None:
         self._note_attendance()
@@ -152,8 +153,11 @@ class GithubRunnerCharm(ops.CharmBase):
         from host import machine
 
         identity = self._identity()
-        ours = lambda name: identity.owns(name) or identity.inherits(name)  # noqa: E731
-        for what in machine.tear_down(self._lxd, self._markers, ours):
+
+        def managed(name: str) -> bool:
+            return identity.owns(name) or identity.may_be_previous(name)
+
+        for what in machine.tear_down(self._lxd, self._markers, managed):
             logger.info("Removed: %s", what)
 
     def _on_check_runners_action(self, event: ops.ActionEvent) -> None:
@@ -204,6 +208,8 @@ class GithubRunnerCharm(ops.CharmBase):
     ) -> None:
         """Do an action's work and give its results, or fail with the reason; ``needed`` are the values it uses."""
         before = self.unit.status
+        if needed is None:
+            self._take_over()
         try:
             if self._markers.read(markers.LEAVING) is not None and needed is None:
                 raise HostError("the unit is being removed")
@@ -216,16 +222,17 @@ class GithubRunnerCharm(ops.CharmBase):
             self._status(before if kept else status.of_error(error))
             event.fail(status.line(str(error)))
 
-    def _guarded(self, *steps: Callable[[CharmState], object], anew: bool = False) -> None:
+    def _guarded(self, *steps: Callable[[CharmState], object], due: tuple[str, ...] = ()) -> None:
         """Read what is wanted, do the steps, and turn what goes wrong into the unit's status.
 
-        With ``anew`` the machine's set-up is due again, and stays due until one has come to its end.
+        ``due`` are the markers of what this event makes due again, such as the machine's set-up. It stays due until it
+        has succeeded.
         """
         try:
             if self._markers.read(markers.LEAVING) is not None:
                 return
-            if anew:
-                self._markers.clear(markers.SET_UP)
+            self._markers.clear(*due)
+            self._take_over()
             state = self._load()
             for step in steps:
                 step(state)
@@ -258,6 +265,7 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _prepare(self, state: CharmState, build_later: bool = False) -> None:
         """Set the machine up. While that fails the runners are reconciled all the same, but none is created."""
+        self._free_previous_pool(state)
         try:
             self._set_up(state, build_later)
         except (ConfigurationError, TokenError):
@@ -271,6 +279,7 @@ class GithubRunnerCharm(ops.CharmBase):
         from host import machine
 
         if self._markers.read(markers.SET_UP) is not None:
+            self._free_previous_pool(state)
             lost = machine.lost(self._lxd, state)
             if not lost:
                 self._refresh_application(state)
@@ -289,7 +298,7 @@ class GithubRunnerCharm(ops.CharmBase):
             self._repair_units(state)
 
     def _follow_repair(self, state: CharmState) -> None:
-        if self._repaired:
+        if self._repaired or not follower.is_current():
             self._ensure_follower(state)
 
     def _flush(self, state: CharmState, force: bool) -> None:
@@ -311,14 +320,29 @@ class GithubRunnerCharm(ops.CharmBase):
             raise HostError("a reboot is about to happen")
         self._manager(state).check_creation()
 
-    def _take_over(self, state: CharmState) -> None:
-        """Remove what the incumbent charm left; its idle runners too, so that its pool can be made anew."""
-        from host import machine, storage
+    def _take_over(self) -> None:
+        """Remove what the previous charm left, until that has succeeded: whatever the options are, and in any event."""
+        if self._markers.read(markers.TAKEN_OVER) is not None:
+            return
+        from host import machine
 
-        machine.take_over(self._lxd)
-        follower.restart()
-        if self._lxd.find("storage-pools", storage.POOL) and not storage.is_ours(self._lxd):
-            self._manager(state).drain()
+        if machine.take_over(self._lxd):
+            with suppress(HostError):
+                self._markers.note(markers.TAKEN_OVER)
+
+    def _free_previous_pool(self, state: CharmState) -> None:
+        """Once no job runs, remove the runners in the previous charm's storage pool, which the set-up then replaces."""
+        from host import storage
+
+        try:
+            users = storage.previous_pool_users(self._lxd)
+            if not users:
+                return
+            manager = self._manager(state)
+            if users <= manager.observe().keys() and not manager.any_busy():
+                manager.drain()
+        except (GithubRunnerError, OSError) as error:
+            logger.warning("The storage pool of the previous charm is kept for now: %s", error)
 
     def _update_kernel(self, _: CharmState) -> None:
         from host import kernel
@@ -331,7 +355,8 @@ class GithubRunnerCharm(ops.CharmBase):
     def _repair_units(self, state: CharmState) -> None:
         """A look is enough where nothing died: this hook comes every few minutes."""
         following = state.replace_on_exit and state.virtual_machines > 0
-        if not are_active(timer.TIMER, *([follower.SERVICE] if following else [])):
+        active = are_active(timer.TIMER, *([follower.SERVICE] if following else []))
+        if not (active and follower.is_current()):
             self._ensure_timer(state)
             self._ensure_follower(state)
 
@@ -515,4 +540,6 @@ def _hold(tarball: Path) -> str:
 
 
 if __name__ == "__main__":
+    # ops keeps its database locked while it runs.
+    state_database.remove_stored_state(TEMPLATES.parent)
     ops.main(GithubRunnerCharm)

@@ -81,6 +81,10 @@ def size_in_bytes(size: str) -> int:
     return int(match[1]) << UNITS[match[2]]
 
 
+# The profiles of the previous charm have the same names as those of this charm, but no `user.github-runner.*` key.
+RESOURCES_NAME = re.compile(r"cpu-\d+-mem-\w+-disk-\w+")
+
+
 class VirtualMachineResources(NamedTuple):
     """Limits of one runner's instance: number of CPUs, and sizes such as ``7GiB``."""
 
@@ -305,11 +309,14 @@ class Identity:
         """How many hex digits follow the prefix: 16, fewer, but 8 at least, where LXD's limit would be passed."""
         return max(FEWEST_DIGITS, min(16, NAME_LIMIT - len(self.prefix)))
 
-    def inherits(self, name: str) -> bool:
-        """Whether the incumbent charm gives such a name on this unit; not one of ours, of this model or another."""
-        suffix = name.removeprefix(f"{self.app_name}-{self.unit_number}-")
-        ours = len(self.model_hash) + self.random_digits
-        return suffix != name and re.fullmatch("[0-9a-f]+", suffix) is not None and len(suffix) != ours
+    def may_be_previous(self, name: str) -> bool:
+        """Whether the previous charm may have given this name to a runner of this unit.
+
+        It used the full application name and 24 hex digits. A unit of another model with the same application name and
+        unit number has such names as well, so the name alone proves nothing.
+        """
+        pattern = re.escape(f"{self.app_name}-{self.unit_number}-") + "[0-9a-f]+"
+        return re.fullmatch(pattern, name) is not None and not self.owns(name)
 
     def owns(self, name: str) -> bool:
         """Whether a runner's or instance's whole name is one of this unit's."""

@@ -84,6 +84,11 @@ PROBE_SCRIPT = (
     f"[ -e {provision.REFUSED_FILE} ] && exit 12; "
     f"systemctl --quiet is-active {provision.SERVICE} && exit 10; exit 11"
 )
+# The previous charm starts the runner agent without a systemd unit.
+PREVIOUS_PROBE_SCRIPT = (
+    "pgrep -f 'bin/Runner[.]Worker' > /dev/null && exit 0; "
+    "pgrep -f 'bin/Runner[.]Listener' > /dev/null && exit 10; exit 11"
+)
 
 
 @dataclass(frozen=True)
@@ -101,12 +106,21 @@ def probe(instance: LxdInstance) -> Process:
 
     The answer is an exit code: a job may have replaced every program inside, and recorded output has no limit.
     """
+    script = PREVIOUS_PROBE_SCRIPT if is_previous(instance) else PROBE_SCRIPT
     try:
-        done = instance.execute(["/bin/sh", "-c", PROBE_SCRIPT], timeout=15)
+        done = instance.execute(["/bin/sh", "-c", script], timeout=15)
     except LxdError as error:
         logger.warning("%s cannot be looked into: %s", instance.name, error)
         return Process.UNKNOWN
     return PROBE.get(done.code, Process.UNKNOWN)
+
+
+def is_previous(instance: LxdInstance) -> bool:
+    """Whether an instance lacks the key that every version of this charm sets when it creates one.
+
+    Other keys prove nothing: ``offline-since`` is written to instances of the previous charm as well.
+    """
+    return f"{KEY}created" not in instance.config
 
 
 def in_pre_job(instance: LxdInstance) -> bool:

@@ -44,6 +44,7 @@ from metrics.runner import RunnerMetrics, extract, issue_events, quarantine
 from metrics.storage import StorageManager
 from metrics.type import GithubJobMetrics
 from models import (
+    RESOURCES_NAME,
     CharmState,
     CreateRunnerConfig,
     FlushMode,
@@ -59,7 +60,7 @@ from models import (
     plain,
 )
 from plan import Desired, Health, Plan, Reason, health, is_healthy, make_plan, needs_confirmation, needs_probe
-from runner import KEY, Runner, RunnerManagerClients, in_pre_job, probe, remove_old_logs
+from runner import KEY, Runner, RunnerManagerClients, in_pre_job, is_previous, probe, remove_old_logs
 from system import exclusive
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,8 @@ class RunnerManager:
         self._image_age = image_age
         self._in_image = in_image
         self._failed_creations = 0
+        # The names of the metrics volumes that the last observation ascribed to runners of the previous charm.
+        self._previous_volumes: frozenset[str] = frozenset()
         self._fingerprint = fingerprint(state, application.name)
 
     def reconcile(self, quantity: int, resources: VirtualMachineResources) -> int:
@@ -170,14 +173,21 @@ class RunnerManager:
         finally:
             # Also where GitHub gave no token: what was done is reported.
             if len(self.report.removed) > before:
-                crashed += self._issue_metrics(observed)
-            self._clean_profiles(plan, quantity, resources)
-            remove_old_logs(started)
+                with _continuing("Metrics of removed runners"):
+                    crashed += self._issue_metrics(observed)
             self._describe(plan, observed)
-            with suppress(LxdError):
-                self.report.image_age = self._image_age()
+            self._clean_up(plan, quantity, resources, started)
             self._issue_reconciliation(plan, observed, crashed, started)
         return quantity - plan.healthy
+
+    def _clean_up(self, plan: Plan, quantity: int, resources: VirtualMachineResources, now: float) -> None:
+        """What a reconcile does besides its runners. Each step runs whatever another one raises."""
+        with _continuing("Removal of unused profiles"):
+            self._clean_profiles(plan, quantity, resources)
+        with _continuing("Removal of old crash logs"):
+            remove_old_logs(now)
+        with _continuing("Age of the image"), suppress(LxdError):
+            self.report.image_age = self._image_age()
 
     def _change(
         self, plan: Plan, observed: dict[str, _Observed], stayed: int, resources: VirtualMachineResources
@@ -235,7 +245,7 @@ class RunnerManager:
 
     def observe(self, github_needed: bool = True) -> dict[str, _Observed]:
         """This unit's runners by name: LXD asked once, GitHub once per path, and the probes that health needs."""
-        instances = {item.name: item for item in self._clients.lxd.instances() if self._is_ours(item)}
+        instances = self._instances()
         paths = {name: self._path_of(instance) for name, instance in instances.items()}
         listed = self._list_github(set(paths.values()) - {None}, instances, github_needed)
         here = listed.get(self._state.path) or {}
@@ -255,8 +265,9 @@ class RunnerManager:
 
         ``details`` has a line for each: name, state and age.
         """
-        listed = {item.name: item for item in self._clients.github.list_runners(self._state.path, self._identity.owns)}
-        instances = {item.name: item for item in self._clients.lxd.instances() if self._is_ours(item)}
+        instances = self._instances()
+        runners = self._clients.github.list_runners(self._state.path, self._selector(instances))
+        listed = {item.name: item for item in runners}
         return {
             "online": sorted(name for name, runner in listed.items() if runner.online),
             "offline": sorted(name for name, runner in listed.items() if not runner.online),
@@ -279,11 +290,32 @@ class RunnerManager:
         """Whether a job runs, by GitHub's account or by the instance's own."""
         return any(item.view.busy or item.view.process is Process.UNKNOWN for item in self._look_inside_all())
 
-    def _is_ours(self, instance: LxdInstance) -> bool:
-        """By its name, or by the incumbent's naming and without the keys that every charm of ours gives."""
+    def _instances(self) -> dict[str, LxdInstance]:
+        """This unit's instances by name, the previous charm's among them.
+
+        Metrics volumes with a name of the previous charm are its volumes, unless an instance of this charm (a unit of
+        another model) has that name.
+        """
+        found = {item.name: item for item in self._clients.lxd.instances()}
+        managed = {name: item for name, item in found.items() if self._is_managed(item)}
+        volumes = {storage.runner_name for storage in self._storages.list_all()} - (found.keys() - managed.keys())
+        self._previous_volumes = frozenset(filter(self._identity.may_be_previous, volumes))
+        return managed
+
+    def _is_managed(self, instance: LxdInstance) -> bool:
+        """Whether an instance is this unit's by its name, or one that the previous charm made for this unit."""
         if self._identity.owns(instance.name):
             return True
-        return self._identity.inherits(instance.name) and not any(key.startswith(KEY) for key in instance.config)
+        return self._identity.may_be_previous(instance.name) and is_previous(instance)
+
+    def _selector(self, instances: Iterable[str]) -> Callable[[str], bool]:
+        """Which names at GitHub are this unit's.
+
+        A name of the previous charm counts only if this machine has an instance or a metrics volume of exactly that
+        name: the runners of another model may have the same prefix and as many digits.
+        """
+        known = frozenset(instances) | self._previous_volumes
+        return lambda name: name in known or self._identity.owns(name)
 
     def _look_inside_all(self) -> list[_Observed]:
         observed = self.observe()
@@ -310,12 +342,10 @@ class RunnerManager:
     ) -> dict[GithubPath, dict[str, GithubRunner]]:
         """This unit's runners by path and name; a path that is not the configured one may fail to be listed."""
         listed: dict[GithubPath, dict[str, GithubRunner]] = {}
-        known = frozenset(instances)
+        selected = self._selector(instances)
         for path in [self._state.path, *(path for path in paths if path and path != self._state.path)]:
             try:
-                runners = self._clients.github.list_runners(
-                    path, lambda name: name in known or self._identity.owns(name)
-                )
+                runners = self._clients.github.list_runners(path, selected)
                 listed[path] = {runner.name: runner for runner in runners}
             except GithubClientError as error:
                 if needed and path == self._state.path:
@@ -518,7 +548,7 @@ class RunnerManager:
         stored = [storage.runner_name for storage in self._storages.list_all()]
         alive = {name for name, item in observed.items() if item.view.exists} - set(self.report.removed)
         alive |= set(self.report.created)
-        ours = {name for name in stored if self._identity.owns(name) or self._identity.inherits(name)}
+        ours = {name for name in stored if self._identity.owns(name) or name in self._previous_volumes}
         ignored = {name for name in stored if name in alive or name not in ours}
         if not self._state.issue_metrics:
             self._drop_storages(set(stored) - ignored)
@@ -548,33 +578,36 @@ class RunnerManager:
         if not self._state.issue_metrics:
             return
         now = self._clock()
-        self._issue(
-            UnitHealth(
-                timestamp=now,
-                flavor=self._identity.app_name,
-                wanted_runners=self.report.wanted,
-                failed_creations=self._failed_creations,
-                application_age=self._application_age(now),
-                image_age=self.report.image_age,
-                api_quota_left=self._clients.github.quota_left,
+        with _continuing("The event unit_health"):
+            self._issue(
+                UnitHealth(
+                    timestamp=now,
+                    flavor=self._identity.app_name,
+                    wanted_runners=self.report.wanted,
+                    failed_creations=self._failed_creations,
+                    application_age=self._application_age(now),
+                    image_age=self.report.image_age,
+                    api_quota_left=self._clients.github.quota_left,
+                )
             )
-        )
-        self._issue(
-            Reconciliation(
-                timestamp=now,
-                flavor=self._identity.app_name,
-                crashed_runners=crashed,
-                idle_runners=self._idle_runners(plan, observed),
-                active_runners=len(self.report.busy),
-                expected_runners=self.report.wanted,
-                duration=max(0.0, now - started),
+        with _continuing("The event reconciliation"):
+            self._issue(
+                Reconciliation(
+                    timestamp=now,
+                    flavor=self._identity.app_name,
+                    crashed_runners=crashed,
+                    idle_runners=self._idle_runners(plan, observed),
+                    active_runners=len(self.report.busy),
+                    expected_runners=self.report.wanted,
+                    duration=max(0.0, now - started),
+                )
             )
-        )
 
     def _idle_runners(self, plan: Plan, observed: dict[str, _Observed]) -> int:
         """Healthy runners without a job; GitHub's list may lack a runner for some minutes although it is ready."""
         healthy = {name for name, item in observed.items() if is_healthy(item.view)}
-        return len(healthy - {*plan.busy, *dict(plan.remove)}) + len(self.report.created)
+        gone = {*plan.busy, *dict(plan.remove), *self.report.removed}
+        return len(healthy - gone) + len(self.report.created)
 
     def _application_age(self, now: float) -> float | None:
         with suppress(OSError):
@@ -596,13 +629,14 @@ class RunnerManager:
         self.report.other = [name for name, item in observed.items() if item.view.exists and name not in known]
 
     def _clean_profiles(self, plan: Plan, quantity: int, resources: VirtualMachineResources) -> None:
-        """Remove the resource profiles that no instance uses and that are not today's."""
+        """Remove the resource profiles that no instance uses and that are not today's, the previous charm's as well."""
         if not (plan.changes or self.report.removed or quantity == 0):
             return
         try:
             for profile in self._clients.lxd.get("profiles", recursion=1):
                 today = quantity > 0 and profile["name"] == resources.profile
-                if f"{KEY}resources" in profile["config"] and not profile["used_by"] and not today:
+                resource = f"{KEY}resources" in profile["config"] or RESOURCES_NAME.fullmatch(profile["name"])
+                if resource and not profile["used_by"] and not today:
                     self._clients.lxd.change("DELETE", "profiles", profile["name"])
         except LxdError as error:
             logger.warning("Unused profiles were not removed: %s", error)
@@ -639,6 +673,15 @@ class RunnerManager:
             return [action(item) for item in items]
         with ThreadPoolExecutor(max_workers=min(WORKERS, len(items))) as pool:
             return list(pool.map(action, items))
+
+
+@contextmanager
+def _continuing(what: str) -> Iterator[None]:
+    """Log whatever is raised: the report and the events of a reconcile must not be lost for it."""
+    try:
+        yield
+    except Exception:
+        logger.exception("%s: failed, the reconcile continues", what)
 
 
 def refusal(application: Path) -> str:
@@ -690,7 +733,7 @@ def _view(instance: LxdInstance, github: GithubRunner | None, github_known: bool
         running=instance.running,
         created_at=_number(instance.config.get(f"{KEY}created")) or 0.0,
         fingerprint=instance.config.get(f"{KEY}fingerprint", ""),
-        prepared=f"{KEY}prepared" in instance.config,
+        prepared=f"{KEY}prepared" in instance.config or is_previous(instance),
         prepared_at=_number(instance.config.get(f"{KEY}prepared")) or 0.0,
         offline_since=_number(offline),
         github=github,

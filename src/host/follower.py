@@ -1,5 +1,6 @@
 """The systemd service that replaces runners as soon as they end, beside the timer (option replace-on-exit)."""
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ def ensure(jinja: "jinja2.Environment", unit: str, prefix: str, wanted: int) -> 
         charm=str(CHARM),
         python=sys.executable,
         python_path=os.environ.get("PYTHONPATH", ""),
+        code=_code(),
     )
     changed = write_file(UNITS / SERVICE, content)
     if changed:
@@ -37,9 +39,21 @@ def ensure(jinja: "jinja2.Environment", unit: str, prefix: str, wanted: int) -> 
     return changed
 
 
-def restart() -> None:
-    """After an upgrade it must run the new code."""
-    run(["systemctl", "try-restart", SERVICE], check=False)
+def is_current() -> bool:
+    """Whether the service, if there is one, was started with today's code: an upgrade leaves the old code running."""
+    try:
+        return _code() in (UNITS / SERVICE).read_text()
+    except FileNotFoundError:
+        return True
+
+
+def _code() -> str:
+    """What tells one version of the charm's code from another."""
+    digest = hashlib.sha256()
+    source = CHARM / "src"
+    for path in sorted(source.rglob("*.py")):
+        digest.update(f"{path.relative_to(source)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def remove() -> list[str]:

@@ -1,4 +1,4 @@
-"""The whole machine: set up for runners, taken over from the incumbent, and left as it was (spec 4, Host set-up)."""
+"""The whole machine: set up for runners, taken over from the previous charm, and left as it was."""
 
 import logging
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errors import GithubRunnerError
-from host import application, daemon, firewall, follower, image, incumbent, kernel, logrotate, packages, storage, timer
+from host import application, daemon, firewall, follower, image, kernel, logrotate, packages, storage, takeover, timer
 from host.markers import SET_UP, Markers
 from lxd import LxdClient
 from metrics.events import METRICS_LOG_PATH
@@ -85,9 +85,9 @@ def lost(lxd: LxdClient, state: CharmState) -> list[str]:
     return [name for name, intact in parts.items() if not intact]
 
 
-def take_over(lxd: LxdClient) -> list[str]:
-    """Remove what the incumbent charm left on this unit; returns what went."""
-    return incumbent.take_over(lxd, CHARM, UNITS)
+def take_over(lxd: LxdClient) -> bool:
+    """Remove what the previous charm left on this unit; returns whether nothing of it is left to do."""
+    return takeover.take_over(lxd, takeover.Places(CHARM), UNITS)
 
 
 def release(lxd: LxdClient, markers: Markers) -> list[str]:

@@ -15,6 +15,8 @@ ROOT = Path("/var/lib/github-runner")
 PREFIX = "unit-"
 AGENTS = Path("/var/lib/juju/agents")
 
+# Everything that the previous charm left was removed, and there was no upgrade since.
+TAKEN_OVER = "taken-over"
 # The machine was set up completely, and nothing has asked for a new set-up since.
 SET_UP = "set-up"
 # The unit's storage goes, and the unit with it: nothing may be made any more.

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from errors import ConfigurationError, HostError, LxdError
 from host import daemon
 from lxd import LxdClient
-from models import BaseImage, CharmState, RunnerStorage, size_in_bytes
+from models import RESOURCES_NAME, BaseImage, CharmState, RunnerStorage, size_in_bytes
 from system import is_mounted, run, write_file
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ POOL_FOLDERS = (
 UNITS = Path("/etc/systemd/system")
 BASE_IMAGE_KEY = "user.github-runner.base-image"
 RESOURCES_KEY = "user.github-runner.resources"
-# The incumbent's have the same names and no key.
-RESOURCES_NAME = re.compile(r"cpu-\d+-mem-\w+-disk-\w+")
 STORAGE_KEY = "user.github-runner.runner-storage"
 
 
@@ -171,9 +168,15 @@ def _found_again(lxd: LxdClient) -> Any:
     return lxd.find("storage-pools", POOL)
 
 
-def is_ours(lxd: LxdClient) -> bool:
-    """Whether this charm made the pool, not an incumbent or an operator."""
-    return _made_here(lxd.get("storage-pools", POOL))
+def previous_pool_users(lxd: LxdClient) -> set[str]:
+    """The names of the instances in the previous charm's pool; none where this charm made the pool, or there is none.
+
+    A pool that nobody uses is replaced by ``ensure``.
+    """
+    pool = lxd.find("storage-pools", POOL)
+    if pool is None or _made_here(pool):
+        return set()
+    return {user.split("?")[0].rsplit("/", 1)[-1] for user in pool["used_by"] if "/instances/" in user}
 
 
 def _forget_images(lxd: LxdClient) -> None:

@@ -18,7 +18,7 @@ from github_client import GithubClient
 from lxd import Execution
 from models import POST_JOB_METRICS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, GithubPath, GithubRunner, WorkflowJob
 from tests.unit.fakes import IDENTITY, FakeInstance, FakeLxd
-from tests.unit.test_model import NONE, OTHERS, RUNNING, WORKER, Hub, Killed
+from tests.unit.test_model import NONE, OTHERS, OTHERS_KEYS, RUNNING, WORKER, Hub, Killed
 
 HOUR, DAY = 3600.0, 86400.0
 # A midnight, in UTC.
@@ -135,7 +135,7 @@ class Lxd(FakeLxd):
         super().__init__()
         self.world = world
         for name in OTHERS:
-            self.found[name] = FakeInstance(self, name, {})
+            self.found[name] = FakeInstance(self, name, OTHERS_KEYS)
 
     def create_instance(self, name: str, **options: Any) -> FakeInstance:
         super().create_instance(name, **options)
@@ -149,7 +149,7 @@ class Lxd(FakeLxd):
     def others_are_whole(self) -> bool:
         """Whether nobody has touched what is not the unit's."""
         others = [self.found.get(name) for name in OTHERS]
-        return not any(item is None or item.commands or item.config or item.files for item in others)
+        return not any(item is None or item.commands or item.config != OTHERS_KEYS or item.files for item in others)
 
 
 class Client(GithubClient):

@@ -1,6 +1,7 @@
 """A unit's whole life: reboot with runners and jobs present, upgrade, removal. On machines of their own."""
 
 import json
+import secrets
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from sandbox import github
 from sandbox.lxd_setup import bridge_address
-from tests.integration.conftest import PAT, RECONCILE, Deployment, deployed, undeploy, wait_for
+from tests.integration.conftest import PAT, RECONCILE, REPOSITORY, Deployment, deployed, undeploy, wait_for
 from tests.integration.watch import Watch
 
 pytestmark = pytest.mark.lifecycle
@@ -242,59 +243,152 @@ def test_memory_storage_comes_back_and_grows(bare: Deployment) -> None:
     assert left_over(bare) == []
 
 
-INCUMBENT = """
+OLD_TOKEN = "ghp_5f4e3d2c1b0a99887766554433221100aabbcc"
+SERVICE_TOKEN = "0123456789abcdef5e12f1ce70ce2500"
+# As the previous charm names them; a unit of another model with this charm has the same prefix and as many digits.
+IDLE, SECOND, BUSY, FINISHED, CRASHED, FOREIGN = (f"github-runner-0-{secrets.token_hex(12)}" for _ in range(6))
+# What the previous charm leaves: its own storage pool on Juju's storage, runners, services, files with tokens.
+PREVIOUS = f"""
 set -eu
 charm=/var/lib/juju/agents/unit-github-runner-0/charm
-printf '{"charm_config": {"token": "ghp_incumbent"}}' > $charm/charm_state.json
-echo "0 */6 * * * root $charm/scripts/build-lxd-image.sh" > /etc/cron.d/build-runner-image
-for unit in ghro.ensure-metrics.timer ghro.ensure-metrics.service repo-policy-compliance.service; do
-    printf '[Unit]\nDescription=incumbent\n[Service]\nExecStart=sleep 1000\n[Timer]\nOnActiveSec=1000\n' \
-        > /etc/systemd/system/$unit
-done
-mkdir -p /home/ubuntu/repo_policy_compliance_service /var/lib/incumbent-pool
-systemctl daemon-reload
-systemctl start repo-policy-compliance.service ghro.ensure-metrics.timer
+systemctl disable --quiet --now ghro.reconcile-runners.timer ghro.build-image.timer
+rm -rf /etc/systemd/system/ghro.* /var/lib/github-runner /home/ubuntu/runner-fs* /var/log/github-runner-metrics.log
 lxc profile device remove runner root
 for profile in $(lxc profile list -f csv | cut -d, -f1 | grep ^cpu- || true); do lxc profile delete $profile; done
 lxc storage delete runner
 systemctl disable --quiet --now "$(systemd-escape --path --suffix=mount /run/github-runner-pool)"
-rm -f /storage/juju/*
-lxc storage create runner dir source=/var/lib/incumbent-pool
+rm -rf /etc/systemd/system/*github*.mount /storage/juju/*
+
+mkdir -p /storage/ram && mount -t tmpfs -o size=1m tmpfs /storage/ram
+lxc storage create runner dir source=/storage/juju
 lxc profile device add runner root disk path=/ pool=runner
 lxc profile unset runner user.github-runner.base-image
 lxc profile unset runner user.github-runner.runner-storage
 lxc profile create cpu-9-mem-9GiB-disk-9GiB
+lxc profile device add cpu-9-mem-9GiB-disk-9GiB root disk path=/ pool=runner
+for name in {IDLE} {SECOND} {BUSY}; do
+    lxc launch jammy $name --ephemeral --profile default --profile runner --profile cpu-9-mem-9GiB-disk-9GiB
+done
+
+printf '{{"charm_config": {{"token": "{OLD_TOKEN}"}}}}' > $charm/charm_state.json
+printf {SERVICE_TOKEN} > $charm/service_token
+python3 - $charm/.unit-state.db << END
+import pickle, sqlite3, sys
+database = sqlite3.connect(sys.argv[1])
+for text in ("{OLD_TOKEN}" * 200, "{OLD_TOKEN}"):
+    stored = pickle.dumps({{"path": "octo-org/demo", "token": text, "labels": ""}})
+    row = ("GithubRunnerCharm/StoredStateData[_stored]", stored)
+    database.execute("REPLACE INTO snapshot VALUES (?, ?)", row)
+    database.commit()
+END
+echo "5 */6 * * * ubuntu /usr/bin/bash $charm/scripts/build-lxd-image.sh" > /etc/cron.d/build-runner-image
+mkdir -p /home/ubuntu/repo_policy_compliance_service /usr/local/lib/python3.11/dist-packages/repo_policy_compliance
+echo 'import flask' > /home/ubuntu/repo_policy_compliance_service/app.py
+echo tarball > /home/ubuntu/github-runner-app
+printf 'br_netfilter\nbr_netfilter\n' >> /etc/modules
+printf '[Service]\nEnvironment="GITHUB_TOKEN=%s"\nEnvironment="CHARM_TOKEN=%s"\nExecStart=sleep 1000\n' \
+    {OLD_TOKEN} {SERVICE_TOKEN} > /etc/systemd/system/repo-policy-compliance.service
+systemctl daemon-reload
+systemctl start repo-policy-compliance.service
+mkdir -p /var/log/github-runner-logs/{CRASHED}/_diag/pages
+touch /var/log/github-runner-logs/{CRASHED}/_diag/Runner.log
+touch -d '8 days ago' /var/log/github-runner-logs/{CRASHED}
+for name in {BUSY} {FINISHED}; do
+    mkdir -p /home/ubuntu/runner-fs-images /home/ubuntu/runner-fs/$name
+    truncate --size=1M /home/ubuntu/runner-fs-images/$name.img
+    mkfs.ext4 -q /home/ubuntu/runner-fs-images/$name.img
+    mount -o loop /home/ubuntu/runner-fs-images/$name.img /home/ubuntu/runner-fs/$name
+    cd /home/ubuntu/runner-fs/$name
+    date +%s > runner-installed.timestamp
+    printf '{{"timestamp": %s, "workflow": "%s", ' $(date +%s) $name > pre-job-metrics.json
+    echo '"repository": "octo-org/demo", "event": "push", "workflow_run_id": "1"}}' >> pre-job-metrics.json
+done
+printf '{{"timestamp": %s, "status": "normal"}}' $(date +%s) > post-job-metrics.json
+cd /
+systemd-run --quiet --setenv=HOME=/root sh -c 'lxc monitor --type=lifecycle --format=json > /root/instances'
+"""
+LEFTOVERS = f"""
+ls -d /var/lib/juju/agents/*/charm/charm_state.json /var/lib/juju/agents/*/charm/service_token \
+    /var/lib/juju/agents/*/charm/.unit-state.db?* /etc/cron.d/build-runner-image \
+    /etc/systemd/system/repo-policy* /home/ubuntu/repo_policy* /home/ubuntu/github-runner-app /storage/ram \
+    /usr/local/lib/python3.11/dist-packages/repo_policy* 2> /dev/null
+grep -n br_netfilter /etc/modules
+systemctl is-active --quiet repo-policy-compliance.service && echo policy service
+grep -ralF -e {OLD_TOKEN} -e {SERVICE_TOKEN} / --exclude-dir=proc --exclude-dir=sys --exclude-dir=dev
+true
 """
 
 
+def most_instances(deployment: Deployment, before: set[str]) -> int:
+    """How many instances there were at once, by LXD's events since they are recorded."""
+    there, most = set(before), len(before)
+    lines = [line for line in deployment.machine.exec("cat", "/root/instances").splitlines() if line.strip()]
+    assert lines
+    for line in lines:
+        event = json.loads(line)["metadata"]
+        name = event["source"].split("?")[0].rsplit("/", 1)[-1]
+        if event["action"] == "instance-created":
+            there.add(name)
+        elif event["action"] in ("instance-deleted", "instance-stopped", "instance-shutdown"):
+            there.discard(name)
+        most = max(most, len(there))
+    return most
+
+
+@pytest.fixture
+def previous(bare: Deployment) -> Deployment:
+    """A machine as the previous charm leaves it, with an option that this charm does not accept."""
+    bare.unit.integrate("cos-agent")
+    bare.unit.set_config({"labels": "a\tb", "virtual-machines": 3})
+    bare.machine.exec("sh", "-c", PREVIOUS)
+    forget_runners(bare)
+    for name in (IDLE, SECOND, BUSY):
+        bare.control.add_runner(REPOSITORY, name, status="online", busy=name == BUSY)
+    for name in (FINISHED, FOREIGN):
+        bare.control.add_runner(REPOSITORY, name, status="offline")
+    return bare
+
+
 @pytest.mark.timeout(200)
-def test_incumbents_unit_is_taken_over(bare: Deployment, packed: Path) -> None:
-    """An upgrade of its unit: idle runners are replaced, a busy one finishes, what it left is gone."""
-    bare.machine.exec("sh", "-c", INCUMBENT)
-    idle, busy = "github-runner-0-0a1b2c3d4e5f", "github-runner-0-aaaabbbbcccc"
-    for name in (idle, busy):
-        bare.machine.exec("lxc", "launch", "jammy", name, "--ephemeral", "--profile", "default", "--profile", "runner")
-        bare.control.add_runner("octo-org/demo", name, status="online", busy=name == busy)
-    bare.unit.set_config({"virtual-machines": 2, "reconcile-interval": 11})
-    assert bare.machine.exec("lxc", "storage", "get", "runner", "source").strip() == "/var/lib/incumbent-pool"
+def test_unit_of_the_previous_charm_is_taken_over(previous: Deployment, packed: Path) -> None:
+    """Tokens and leftovers go in the first hook, idle runners are replaced, a busy one finishes, and then the pool."""
+    unit = previous.unit
 
-    bare.unit.refresh(packed)
+    unit.refresh(packed)
 
-    assert idle not in bare.instances()
-    assert busy in bare.instances()
-    assert len(bare.instances()) == 2, bare.status()
-    there = "ls -d /var/lib/juju/agents/*/charm/charm_state.json /etc/cron.d/build-runner-image"
-    there += " /etc/systemd/system/ghro.ensure* /etc/systemd/system/repo-policy* /home/ubuntu/repo_policy*"
-    assert bare.machine.exec("sh", "-c", f"{there} 2>/dev/null || true") == ""
-    assert bare.machine.call("systemctl", "is-active", "repo-policy-compliance").stdout.strip() == "inactive"
-    assert "cpu-9-mem-9GiB-disk-9GiB" not in bare.resource_profiles()
-    assert bare.machine.call("systemctl", "is-active", "ghro.reconcile-runners.timer").stdout.strip() == "active"
+    assert previous.status()[0] == "blocked"
+    assert previous.machine.exec("sh", "-c", LEFTOVERS) == ""
+    assert previous.instances() == sorted((IDLE, SECOND, BUSY))
 
-    bare.machine.exec("lxc", "stop", busy)
-    bare.control.remove_runner(next(item["id"] for item in bare.control.runners() if item["name"] == busy))
-    bare.unit.refresh(packed)
-    assert bare.lxd("storage-pools/runner")["driver"] == "btrfs"
-    wait_for(lambda: len(bare.online()) == 2, "two runners of ours")
+    unit.reset_config("labels")
+    assert previous.status()[0] == "active", previous.status()
+    assert {IDLE, SECOND} & set(previous.instances()) == set()
+    assert BUSY in previous.instances()
+    assert len(previous.instances()) == 3
+    assert most_instances(previous, {IDLE, SECOND, BUSY}) == 3
+    assert previous.machine.exec("lxc", "storage", "get", "runner", "source").strip() == "/storage/juju"
+    assert previous.machine.exec("ls", "/var/log/github-runner-logs") == ""
+    assert {IDLE, SECOND, FINISHED} & set(previous.registered()) == set()
+    assert [event["workflow"] for event in previous.events("runner_stop")] == [FINISHED]
+    assert f"{FINISHED}.img" not in previous.storages()
+
+    file = f"/home/ubuntu/runner-fs/{BUSY}/post-job-metrics.json"
+    end = f"""printf '{{"timestamp": %s, "status": "normal"}}' $(date +%s) > {file}"""
+    previous.machine.exec("sh", "-c", f"{end}; lxc stop --force {BUSY}")
+    previous.control.remove_runner(next(item["id"] for item in previous.control.runners() if item["name"] == BUSY))
+    previous.reconcile()
+
+    assert previous.lxd("storage-pools/runner")["driver"] == "btrfs"
+    assert [event["workflow"] for event in previous.events("runner_stop")] == [FINISHED, BUSY]
+    assert most_instances(previous, {IDLE, SECOND, BUSY}) == 3
+    wait_for(lambda: len(previous.online()) == 3, "three runners of this charm")
+    assert previous.registered() == sorted([*previous.instances(), FOREIGN])
+    assert previous.storages() == [f"{name}.img" for name in previous.instances()]
+    assert previous.mounts() == [f"/home/ubuntu/runner-fs/{name}" for name in previous.instances()]
+    assert "cpu-9-mem-9GiB-disk-9GiB" not in previous.resource_profiles()
+    assert {event["wanted_runners"] for event in previous.events("unit_health")} == {3}
+    assert [name[:19] for name in previous.machine.exec("ls", "/storage/juju").split()] == ["github-runner-pool-"]
+    assert previous.machine.exec("sh", "-c", LEFTOVERS) == ""
 
 
 def hang_a_reconcile(deployment: Deployment) -> None:

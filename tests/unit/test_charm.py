@@ -32,7 +32,12 @@ class Surroundings:
     fault: Exception | None = None
     set_up_fault: Exception | None = None
     lost: tuple[str, ...] = ()
+    taken_over: bool = True
     steps: list[str]
+
+    def take_over(self, *_: Any) -> bool:
+        self.steps.append("take over")
+        return self.taken_over
 
     def set_up(self, *_: Any, build_later: bool, **__: Any) -> None:
         found = markers.Markers("github-runner/0")
@@ -51,9 +56,6 @@ class CharmUnderTest(charm_module.GithubRunnerCharm):
     """The charm with its surroundings handed in."""
 
     world = Surroundings()
-
-    def _take_over(self, state: CharmState) -> None:
-        self.world.steps.append("take over")
 
     def _ensure_timer(self, state: CharmState) -> None:
         self.world.steps.append(f"timer {state.reconcile_interval}")
@@ -81,6 +83,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     found.application.write_bytes(b"tarball")
     found.steps = []
     monkeypatch.setattr(machine, "set_up", found.set_up)
+    markers.Markers("github-runner/0").note(markers.TAKEN_OVER)
+    monkeypatch.setattr(machine, "take_over", found.take_over)
+    monkeypatch.setattr(storage, "previous_pool_users", lambda *_: set())
     monkeypatch.setattr(machine, "lost", lambda *_: list(found.lost))
     monkeypatch.setattr(machine, "release", lambda *_: found.steps.append("release") or [])
     monkeypatch.setattr(storage, "check", found.check)
@@ -418,6 +423,113 @@ FAULTS = [
     (LxdError("LXD does not answer"), testing.WaitingStatus, "LXD"),
     (HostError("no storage is mounted"), testing.WaitingStatus, "no storage"),
 ]
+
+
+INVALID = {"labels": "a\tb"}
+
+
+@pytest.mark.parametrize("config", [{}, INVALID, {"token": ""}, {"path": ""}], ids=["valid", "labels", "token", "path"])
+def test_the_take_over_is_repeated_until_it_has_succeeded(
+    context: Any, world: Surroundings, config: dict[str, Any]
+) -> None:
+    """An upgrade makes it due, whatever the options are. Each later event tries again until nothing is left."""
+    world.taken_over = False
+    context.run(context.on.upgrade_charm(), state(**config))
+    for event in ("config_changed", "start", "update_status"):
+        context.run(getattr(context.on, event)(), state(**config))
+    tick(context, **config)
+    assert world.steps.count("take over") == 5
+
+    world.taken_over = True
+    tick(context, **config)
+    for event in ("config_changed", "start", "update_status"):
+        context.run(getattr(context.on, event)(), state(**config))
+    assert world.steps.count("take over") == 6
+
+    context.run(context.on.upgrade_charm(), state(**config))
+    assert world.steps.count("take over") == 7
+
+
+def test_an_action_that_reconciles_takes_over_as_well(context: Any, world: Surroundings) -> None:
+    """The operator's action may be the first thing that happens after an upgrade."""
+    markers.Markers(UNIT).clear(markers.TAKEN_OVER)
+
+    context.run(context.on.action("check-runners"), state())
+    assert world.steps == []
+    context.run(context.on.action("reconcile-runners"), state())
+    assert world.steps[0] == "take over"
+
+
+@pytest.mark.parametrize("current", [True, False])
+def test_the_watcher_of_old_code_is_replaced(
+    context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch, current: bool
+) -> None:
+    """Where the hook of an upgrade ended early, the next reconcile or update-status starts the watcher anew."""
+    noted(markers.SET_UP)
+    monkeypatch.setattr(charm_module.follower, "is_current", lambda: current)
+    monkeypatch.setattr(charm_module, "are_active", lambda *_: True)
+
+    tick(context)
+    context.run(context.on.update_status(), state())
+
+    assert world.steps.count("follower") == (0 if current else 2)
+
+
+def in_previous_pool(world: Surroundings, monkeypatch: pytest.MonkeyPatch, *others: str) -> set[str]:
+    """Let the instances that are there lie in a pool of the previous charm."""
+    there = {*world.lxd.found, *others}
+    monkeypatch.setattr(storage, "previous_pool_users", lambda *_: there & {*world.lxd.found, *others})
+    return there
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_the_previous_charms_pool_is_freed_when_no_job_runs(
+    context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    """The runners in it are removed before the set-up, which replaces it. While a job runs all of them stay."""
+    context.run(context.on.config_changed(), state())
+    before = in_previous_pool(world, monkeypatch)
+    if busy:
+        world.lxd.found[min(before)].process = 0
+    at_set_up: list[int] = []
+    monkeypatch.setattr(machine, "set_up", lambda *_, **__: at_set_up.append(len(world.lxd.found)))
+
+    context.run(context.on.upgrade_charm(), state())
+
+    assert at_set_up == [2 if busy else 0]
+    assert (before == set(world.lxd.found)) is busy
+    assert len(world.lxd.found) == 2
+
+
+def test_a_reconcile_frees_the_previous_charms_pool(
+    context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the last job of before the upgrade is over no event of Juju's need come."""
+    context.run(context.on.config_changed(), state())
+    before = in_previous_pool(world, monkeypatch)
+
+    tick(context)
+
+    assert not before & set(world.lxd.found)
+    assert len(world.lxd.found) == 2
+
+
+@pytest.mark.parametrize("why", ["another's instance", "GitHub does not answer"])
+def test_a_pool_that_cannot_be_freed_costs_no_runner(
+    context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """An instance of somebody else keeps the pool in use, so that nothing would be won by removing the runners."""
+    context.run(context.on.config_changed(), state())
+    before = set(world.lxd.found)
+    if why == "another's instance":
+        in_previous_pool(world, monkeypatch, "database")
+    else:
+        in_previous_pool(world, monkeypatch)
+        world.github.down = {"list"}
+
+    tick(context)
+
+    assert set(world.lxd.found) == before
 
 
 @pytest.mark.parametrize(("fault", "status", "word"), FAULTS, ids=lambda value: type(value).__name__)

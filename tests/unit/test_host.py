@@ -430,6 +430,25 @@ def juju_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+INSTANCE = "/1.0/instances/app-0-aa?project=default"
+
+
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [
+        (None, set()),
+        ({"config": {"source": "/storage/juju"}, "used_by": [INSTANCE, "/1.0/profiles/runner"]}, {"app-0-aa"}),
+        ({"config": {"source": "/storage/juju"}, "used_by": ["/1.0/profiles/runner"]}, set()),
+        ({"config": {"source": "/run/github-runner-pool"}, "used_by": [INSTANCE]}, set()),
+        ({"config": {"source": "/storage/juju/github-runner-pool"}, "used_by": [INSTANCE]}, set()),
+    ],
+    ids=["no pool", "in use", "not in use", "btrfs", "dir"],
+)
+def test_who_uses_the_previous_charms_pool(pool: dict[str, Any] | None, expected: set[str]) -> None:
+    """Only instances keep a pool in use, and a pool that this charm made is not the previous charm's."""
+    assert storage.previous_pool_users(cast(LxdClient, PoolLxd(pool))) == expected
+
+
 def wanting(number: int, where: RunnerStorage = RunnerStorage.JUJU_STORAGE) -> CharmState:
     """A state for a number of runners with disks of 10 GiB."""
     resources = VirtualMachineResources(1, "1GiB", "10GiB")

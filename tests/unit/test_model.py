@@ -28,6 +28,8 @@ JINJA = provision.environment(TEMPLATES)
 WORKER, RUNNING, NONE = 0, 10, 11
 MINUTE = 60.0
 OTHERS = ("app-00-0123abcdaa", "app-0-99999999aaaaaaaaaaaaaaaa", "other-0-0123abcdaa")
+# What this charm notes on every instance that it creates: without it the second one would be the previous charm's.
+OTHERS_KEYS = {f"{runner.KEY}created": "1600000000.0"}
 
 
 class Killed(BaseException):
@@ -73,7 +75,7 @@ class Reconciles(RuleBasedStateMachine):
         self.passed = False
         for name in OTHERS:
             self.hub.register(name, online=False)
-            self.lxd.found[name] = FakeInstance(self.lxd, name, {})
+            self.lxd.found[name] = FakeInstance(self.lxd, name, OTHERS_KEYS)
         numbers = itertools.count(1)
         clock = SimpleNamespace(time=lambda: self.now, monotonic=time.monotonic)
         names = SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")

@@ -188,13 +188,42 @@ def test_long_application_names_are_told_apart() -> None:
         "newline",
         "more behind",
         "application in other letters",
-        "the incumbent's",
+        "the previous charm's",
         "empty",
     ],
 )
 def test_ownership(name: str, expected: bool) -> None:
     """A runner is this unit's only if its whole name is: a prefix is shared with other units and applications."""
     assert Identity("runner", 1, HASH).owns(name) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("runner-1-" + "0a" * 12, True),
+        ("runner-1-" + "ffffffff" + "0" * 16, True),
+        ("runner-1-a1b2c3d4e5f6", True),
+        (f"runner-1-{HASH}" + "0" * 16, False),
+        ("runner-11-" + "0a" * 12, False),
+        ("runner-1-1-" + "0a" * 12, False),
+        ("my-runner-1-" + "0a" * 12, False),
+        ("runner-1-" + "0A" * 12, False),
+        ("runner-1-", False),
+        ("runner-1-" + "0a" * 12 + "\n", False),
+    ],
+)
+def test_names_of_the_previous_charm(name: str, expected: bool) -> None:
+    """Any hex digits after APP-UNIT- may be the previous charm's, except those with this model's hash."""
+    assert Identity("runner", 1, HASH).may_be_previous(name) is expected
+
+
+def test_the_previous_charm_used_the_full_application_name() -> None:
+    """A long name is shortened by this charm only; the shortened one is not taken for the previous charm's."""
+    identity = Identity("a" * 50, 0, HASH)
+
+    assert identity.may_be_previous("a" * 50 + "-0-" + "0a" * 12)
+    assert not identity.may_be_previous(identity.prefix + "00")
+    assert not identity.may_be_previous("a" * 36 + "-0-" + "0a" * 12)
 
 
 def test_application_name_is_no_pattern() -> None:

@@ -16,6 +16,7 @@ import metrics.events
 import metrics.storage
 import provision
 import runner
+import runner_manager
 import times
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
 from models import FlushMode, GithubRepo, SSHDebugConnection, VirtualMachineResources, WorkflowJob
@@ -828,19 +829,44 @@ def test_refused_application_stops_creation_and_says_so(world: World, tmp_path: 
     assert "update-dependencies" in manager.report.failures[0]
 
 
-def incumbents(world: World, suffix: str, *, busy: bool = False) -> str:
-    name = f"{IDENTITY.app_name}-{IDENTITY.unit_number}-{suffix}"
+PREVIOUS = f"{IDENTITY.app_name}-{IDENTITY.unit_number}-"
+# As the previous charm names its runners: secrets.token_hex(12).
+DIGITS = [f"{number:x}" * 24 for number in range(10, 16)]
+
+
+def previous(world: World, digits: str, *, online: bool = True, busy: bool = False, process: int = 10) -> str:
+    """A runner of the previous charm: 24 hex digits, no key on its instance, no systemd unit inside."""
+    name = PREVIOUS + digits
     instance = FakeInstance(world.lxd, name, {})
-    instance.running, instance.process = True, 0 if busy else 11
+    instance.running, instance.process = True, 0 if busy else process
     world.lxd.found[name] = instance
-    world.github.register(name, busy=busy)
+    world.github.register(name, online=online, busy=busy)
     return name
 
 
-def test_incumbents_runners_are_replaced(world: World) -> None:
-    """Instances of its naming without our keys: idle ones go, busy ones finish and count; a stranger's is not ours."""
-    idle, busy = incumbents(world, "a1b2c3d4e5f6"), incumbents(world, "0f0f0f0f0f0f", busy=True)
-    world.github.register("app-0-aaaaaaaaaaaa")
+def foreign(world: World, digits: str, *, online: bool = False, local: bool = False) -> str:
+    """A runner of a unit of another model: 24 digits as well, and if it is on this machine, with this charm's keys."""
+    name = PREVIOUS + digits
+    world.github.register(name, online=online)
+    if local:
+        world.lxd.found[name] = FakeInstance(world.lxd, name, {f"{KEY}created": str(NOW), f"{KEY}path": REPO.path})
+    return name
+
+
+def finished(world: World, name: str) -> None:
+    """The metrics volume of a runner that has run a job."""
+    folder = world.storages.folder / name
+    folder.mkdir()
+    pre_job = {"timestamp": NOW - 60, "workflow": "CI", "workflow_run_id": "7"}
+    pre_job |= {"repository": "octo-org/demo", "event": "push"}
+    (folder / "runner-installed.timestamp").write_text(str(NOW - 600))
+    (folder / "pre-job-metrics.json").write_text(json.dumps(pre_job))
+    (folder / "post-job-metrics.json").write_text(json.dumps({"timestamp": NOW - 30, "status": "normal"}))
+
+
+def test_runners_of_the_previous_charm_are_replaced(world: World) -> None:
+    """Idle runners of the previous charm are replaced, busy ones finish their job and count."""
+    idle, busy = previous(world, DIGITS[0]), previous(world, DIGITS[1], busy=True)
 
     manager = world.reconcile(2)
 
@@ -848,7 +874,164 @@ def test_incumbents_runners_are_replaced(world: World) -> None:
     assert idle not in world.github.runners
     assert manager.report.busy == [busy]
     assert len(manager.report.created) == 1
-    assert "app-0-aaaaaaaaaaaa" in world.github.runners
+
+
+@pytest.mark.parametrize("online", [True, False])
+@pytest.mark.parametrize("local", [True, False])
+def test_runners_of_another_model_are_never_touched(world: World, online: bool, local: bool) -> None:
+    """A runner of another model with this application and unit number stays, at GitHub and on this machine."""
+    mine, other = previous(world, DIGITS[0]), foreign(world, DIGITS[1], online=online, local=local)
+    if local:
+        finished(world, other)
+
+    world.reconcile(1)
+    manager = world.manager()
+    assert other not in "".join(str(value) for value in manager.counts().values())
+    manager.drain()
+    manager.flush(FlushMode.FORCE_FLUSH)
+
+    assert mine not in world.github.runners
+    assert other in world.github.runners
+    assert (other in world.lxd.found, other in world.storages.names()) == (local, local)
+
+
+def test_runners_of_other_applications_and_units_are_never_taken(world: World) -> None:
+    """Only the whole name APP-UNIT-HEX is one of the previous charm's on this unit."""
+    names = [f"app-1-{DIGITS[0]}", f"app-0-0-{DIGITS[0]}", f"my-app-0-{DIGITS[0]}", "app-0-builder", "app-0-"]
+    for name in names:
+        instance = FakeInstance(world.lxd, name, {})
+        instance.running = True
+        world.lxd.found[name] = instance
+        world.github.register(name)
+
+    world.manager().flush(FlushMode.FORCE_FLUSH)
+
+    assert set(world.lxd.found) == set(world.github.runners) == set(names)
+
+
+def test_runners_of_the_previous_charm_are_shown_and_flushed(world: World) -> None:
+    """`check-runners` lists them as outdated, and a flush removes them."""
+    name = previous(world, DIGITS[0])
+    counts = world.manager().counts()
+    assert counts["online"] == [name]
+    assert counts["details"] == [f"{name}: idle, age unknown, outdated"]
+
+    world.manager().flush(FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK)
+
+    assert (world.lxd.found, world.github.runners) == ({}, {})
+
+
+def test_metrics_of_the_previous_charms_jobs_are_issued(world: World, tmp_path: Path) -> None:
+    """A job that a runner of the previous charm finished has its events, and its metrics volume is removed."""
+    world.state = state(issue_metrics=True)
+    name, alive = PREVIOUS + DIGITS[0], previous(world, DIGITS[1], busy=True)
+    world.github.register(name, online=False)
+    finished(world, name)
+    finished(world, alive)
+
+    world.reconcile(1)
+
+    assert [event["event"] for event in events(tmp_path)][:2] == ["runner_start", "runner_stop"]
+    assert world.storages.names() == [alive]
+    assert name not in world.github.runners
+
+
+@pytest.mark.parametrize("process", [10, 99])
+def test_a_runner_of_the_previous_charm_that_github_does_not_list_has_time(world: World, process: int) -> None:
+    """It is recorded as offline and removed only after the time that every offline runner has."""
+    name = previous(world, DIGITS[0], process=process)
+    del world.github.runners[name]
+
+    world.reconcile(1)
+    assert list(world.lxd.found) == [name]
+    assert f"{KEY}offline-since" in world.lxd.found[name].config
+
+    world.now += max(times.OFFLINE, times.SILENT) + 1
+    world.reconcile(1)
+    assert name not in world.lxd.found
+
+
+def test_a_runner_of_the_previous_charm_is_probed_for_its_agent(world: World) -> None:
+    """The previous charm starts the runner agent without a systemd unit, so its process is looked for."""
+    name = previous(world, DIGITS[0], online=False)
+
+    world.manager().counts()
+    world.reconcile(1)
+
+    assert any("Runner[.]Listener" in command[-1] for command in world.lxd.found[name].commands)
+
+
+@pytest.mark.parametrize("busy", [0, 1, 2, 3])
+@pytest.mark.parametrize("wanted", [0, 1, 3])
+def test_an_upgrade_never_has_too_many_runners(world: World, wanted: int, busy: int) -> None:
+    """At every moment there are at most the wanted number of runners, or the busy old ones where they are more."""
+    old = [previous(world, digits, busy=number < busy) for number, digits in enumerate(DIGITS[:3])]
+    there: list[int] = []
+    create = world.lxd.create_instance
+
+    def counted(name: str, **options: Any) -> FakeInstance:
+        created = create(name, **options)
+        there.append(len(world.lxd.found))
+        return created
+
+    world.lxd.create_instance = counted  # type: ignore[method-assign]
+    for step in range(5):
+        world.reconcile(wanted)
+        if step == 2 and busy:
+            world.lxd.found.pop(old[0])
+            world.github.runners.pop(old[0])
+
+    assert max(there, default=0) <= max(wanted, busy)
+    assert len(world.lxd.found) == max(wanted, busy - 1)
+
+
+CLEAN_UPS = ["_clean_profiles", "remove_old_logs", "_image_age", "_application_age", "issue_event"]
+
+
+@pytest.mark.parametrize("broken", CLEAN_UPS)
+def test_no_clean_up_ends_a_reconcile(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    """Whatever a clean-up raises is logged. The report is complete, and the events are written."""
+    world.state = state(issue_metrics=True)
+    failed: list[str] = []
+
+    def fails(*arguments: Any) -> None:
+        failed.append(broken)
+        if broken != "issue_event" or len(failed) == 1:
+            raise RuntimeError("a defect")
+
+    manager = world.manager()
+    module = runner_manager if hasattr(runner_manager, broken) else manager
+    monkeypatch.setattr(module, broken, fails)
+
+    with caplog.at_level(logging.ERROR, logger="runner_manager"):
+        manager.reconcile(0, RESOURCES)
+
+    assert failed
+    assert "a defect" in caplog.text
+    if broken == "issue_event":
+        assert len(failed) == 2
+    else:
+        assert "reconciliation" in {event["event"] for event in events(tmp_path)}
+
+
+def test_broken_clean_ups_keep_the_report(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The status is made from the report, so a defect in a clean-up must not empty it."""
+    monkeypatch.setattr(runner_manager, "remove_old_logs", lambda _: 1 // 0)
+
+    manager = world.reconcile(2)
+
+    assert len(manager.report.idle) == 2
+
+
+def test_unused_profiles_of_the_previous_charm_are_removed(world: World) -> None:
+    """They have the names of resource profiles and no key; a profile of the operator stays."""
+    world.lxd.profiles = {"cpu-9-mem-9GiB-disk-9GiB": {"config": {}, "devices": {}}, "mine": {"config": {}}}
+
+    world.reconcile(0)
+
+    assert list(world.lxd.profiles) == ["mine"]
 
 
 def test_health_of_the_unit_is_an_event(world: World, tmp_path: Path) -> None:
