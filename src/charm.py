@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 # Every line is a process (juju-log): what these say of each request is not worth that.
-for chatty in ("httpx2", "httpcore2", "urllib3", "ws4py"):
+for chatty in ("httpx2", "httpcore2", "urllib3", "ws4py", "cosl"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
 
 REBOOTING = "Rebooting for a pending update"
