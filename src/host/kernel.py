@@ -33,9 +33,14 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def ensure_module() -> bool:
     """Load br_netfilter now and at every boot; returns whether the file was written."""
     changed = write_file(MODULES_FILE, f"{MODULE}\n")
-    if not Path("/sys/module", MODULE).exists():
+    if not is_module_loaded():
         run(["modprobe", MODULE])
     return changed
+
+
+def is_module_loaded() -> bool:
+    """Whether br_netfilter is there: without it the firewall of a bridge does not see all of its traffic."""
+    return Path("/sys/module", MODULE).exists()
 
 
 def ensure_inotify() -> bool:

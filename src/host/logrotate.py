@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     import jinja2
 
 CONFIG = Path("/etc/logrotate.d/github-runner-metrics")
+TIMER = "logrotate.timer"
 
 
 def ensure(jinja: "jinja2.Environment") -> bool:
     """Write the configuration and start logrotate's timer; return whether it changed."""
     changed = write_file(CONFIG, jinja.get_template("logrotate.j2").render(log=str(METRICS_LOG_PATH)))
-    if changed or not are_active("logrotate.timer"):
-        run(["systemctl", "enable", "--quiet", "--now", "logrotate.timer"])
+    if changed or not are_active(TIMER):
+        run(["systemctl", "enable", "--quiet", "--now", TIMER])
     return changed
 
 

@@ -17,6 +17,7 @@ from metrics.storage import FILESYSTEM_BASE_PATH, FILESYSTEM_QUARANTINE_PATH
 from models import CharmState
 from runner import LOGS_PATH
 from shared_fs import FILESYSTEM_IMAGES_PATH
+from system import are_active
 
 if TYPE_CHECKING:
     import jinja2
@@ -74,13 +75,16 @@ def set_up(
 
 
 def lost(lxd: LxdClient, state: CharmState) -> list[str]:
-    """What of a complete set-up is not there any more: a few requests to LXD, and nothing is changed."""
+    """What of a complete set-up is not there any more: a few requests to LXD, one to systemd; nothing is changed."""
     bridge = lxd.find("networks", daemon.BRIDGE)
     parts = {
+        "packages": not packages.missing_packages(),
+        "kernel module": state.test_mode or kernel.is_module_loaded(),
         "network": daemon.is_intact(lxd, state.proxies, bridge),
         "firewall": firewall.is_intact(lxd, state, bridge),
         "storage": storage.is_intact(lxd, state),
         "image": image.is_there(lxd, image_build(state)),
+        "timers": logrotate.CONFIG.exists() and are_active(image.TIMER, logrotate.TIMER),
     }
     return [name for name, intact in parts.items() if not intact]
 

@@ -33,7 +33,7 @@ def ensure(progress: Callable[[str], None], programs: Mapping[str, str] = PROGRA
 
     Locks of apt and dpkg are waited for. HostError with apt's last words if it does not succeed.
     """
-    missing = sorted({package for program, package in programs.items() if shutil.which(program) is None})
+    missing = missing_packages(programs)
     if not missing:
         return []
     what = f"the packages {', '.join(missing)} cannot be installed"
@@ -46,6 +46,11 @@ def ensure(progress: Callable[[str], None], programs: Mapping[str, str] = PROGRA
         if said:
             raise HostError(f"{what}: {said}")
     return missing
+
+
+def missing_packages(programs: Mapping[str, str] = PROGRAMS) -> list[str]:
+    """The packages whose programs are not on this machine."""
+    return sorted({package for program, package in programs.items() if shutil.which(program) is None})
 
 
 def _run(command: list[str], deadline: float, progress: Callable[[str], None]) -> str:

@@ -256,6 +256,13 @@ def test_lost_parts_come_back(deployment: Deployment) -> None:
     deployment.reconcile()
     assert deployment.lxd("profiles/runner")["devices"]["root"]["pool"] == "runner"
 
+    machine.exec("systemctl", "stop", "ghro.build-image.timer")
+    machine.exec("dpkg", "--purge", "logrotate")
+    deployment.reconcile()
+    assert active(deployment, "ghro.build-image.timer")
+    assert machine.call("logrotate", "--version").returncode == 0
+    assert machine.call("test", "-e", "/etc/logrotate.d/github-runner-metrics").returncode == 0
+
     machine.exec("systemctl", "stop", "run-github\\x2drunner\\x2dpool.mount")
     machine.exec("systemctl", "restart", "lxd.service")
     deployment.reconcile()
