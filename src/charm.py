@@ -172,6 +172,7 @@ class GithubRunnerCharm(ops.CharmBase):
         def work(state: CharmState) -> dict[str, object]:
             if event.params.get("acknowledge-no-policy"):
                 self._markers.note(markers.NO_POLICY)
+            application.accept()
             self._repair(state)
             delta = self._reconcile(state)
             return {**self._counts(state), "delta.virtual-machines": delta}
@@ -194,6 +195,7 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _on_update_dependencies_action(self, event: ops.ActionEvent) -> None:
         def work(state: CharmState) -> dict[str, object]:
+            application.accept()
             changed = self._update_application(state)
             self._reconcile(state)
             return {"flush": changed}
@@ -409,6 +411,8 @@ class GithubRunnerCharm(ops.CharmBase):
             self._report = manager.report
         if manager.report.refused:
             application.refuse()
+        elif manager.report.proven:
+            application.accept()
         self._status(status.of_report(manager.report, state.test_mode, self._notices(state, manager.report)))
         return delta
 
@@ -465,6 +469,7 @@ class GithubRunnerCharm(ops.CharmBase):
             tarball,
             lxd_storage_path=storage.MOUNT_POINT,
             hold=self._hold or _hold(tarball),
+            canary=_is_refused(),
             image_age=lambda: image.age(self._lxd, state.base_image.value, time.time()),
             in_image=lambda: image.holds(self._lxd, state.base_image.value, tarball),
         )
@@ -532,11 +537,16 @@ def _hold(tarball: Path) -> str:
     """Why no runner can be created with this runner binary; empty where one can."""
     if tarball == NO_BINARY:
         return "the runner application is not downloaded yet"
-    if application.is_refused(time.time()):
+    since = application.refused_for(time.time())
+    if since is not None and since < times.DEPRECATED_CANARY:
         from runner_manager import refusal
 
         return refusal(tarball)
     return ""
+
+
+def _is_refused() -> bool:
+    return application.refused_for(time.time()) is not None
 
 
 if __name__ == "__main__":

@@ -204,6 +204,7 @@ class CharmState:
     runner_storage: RunnerStorage
     reconcile_interval: int
     replace_on_exit: bool
+    idle_runner_max_age: int
     denylist: tuple[IPv4Network, ...]
     dockerhub_mirror: str | None = field(repr=False)
     proxies: ProxyConfig
@@ -366,6 +367,7 @@ class RunnerView:
     """One runner as LXD and GitHub show it in one pass. Times are UNIX seconds.
 
     ``github`` is None where GitHub does not list it, ``exists`` is False where LXD does not.
+    ``seen_online``: GitHub has listed it as online before. ``gone``: GitHub has no registration with its id.
     ``prepared`` says that its creation came to the end, ``prepared_at`` when (0 where that is not recorded).
     """
 
@@ -377,6 +379,8 @@ class RunnerView:
     prepared: bool = False
     prepared_at: float = 0.0
     offline_since: float | None = None
+    seen_online: bool = False
+    gone: bool = False
     process: Process = Process.UNKNOWN
     github: GithubRunner | None = None
     github_known: bool = True

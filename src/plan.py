@@ -27,6 +27,7 @@ class Reason(str, Enum):
     FORGOTTEN = "registered without an instance"
     OUTDATED = "outdated"
     SURPLUS = "surplus"
+    AGED = "idle for too long"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Desired:
     fingerprint: str
     may_create: bool = True
     """False while no runner can be made: then outdated ones stay, too."""
+    canary: bool = False
+    """Whether GitHub may still call the version deprecated: one runner is tried, all follow once it is online."""
+    idle_max_age: float = 0.0
+    """Seconds after which an idle runner is replaced, one in each reconcile; 0 for never."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,10 @@ class Plan:
     healthy: int = 0
     refused: bool = False
     """Whether a runner of today's ended because GitHub calls its application outdated."""
+    proven: bool = False
+    """Whether a runner of today's configuration and version is online at GitHub."""
+    note_online: tuple[str, ...] = ()
+    """Runners that GitHub lists as online for the first time."""
     postponed: tuple[str, ...] = ()
     """Outdated idle runners that stay until a runner of today's configuration is online."""
 
@@ -74,7 +83,7 @@ def health(view: RunnerView, now: float) -> Health:
     """One runner's health. ``now`` is UNIX seconds."""
     if not view.exists:
         return Health.FORGOTTEN
-    if not view.running:
+    if not view.running or view.gone:
         return Health.UNHEALTHY
     # Dead in its job, or left by a pass that was cut off: passes are one at a time, nobody is at work on it. GitHub
     # takes minutes to notice: until then it calls a dead one busy, and offline. Another charm's tells less.
@@ -110,13 +119,18 @@ def _is_newly_unseen(view: RunnerView, state: Health, now: float) -> bool:
 
 def needs_confirmation(view: RunnerView) -> bool:
     """Whether only GitHub's lists speak against an unhealthy runner: its application may run, and they may be odd."""
-    return view.running and view.process not in (Process.NONE, Process.REFUSED)
+    return view.running and not view.gone and view.process not in (Process.NONE, Process.REFUSED)
 
 
 def _is_refused(view: RunnerView, desired: Desired) -> bool:
-    """Whether to believe what the instance says: GitHub lists it as idle, so that no job can have written it."""
+    """Whether to believe what the instance says: no job can have written it.
+
+    GitHub lists the runner as idle, and was never seen to list it as online: a job needs a runner that is online.
+    """
     listed = view.github is not None and not view.github.busy and not view.github.online
-    return listed and view.process is Process.REFUSED and view.fingerprint == desired.fingerprint
+    return (
+        listed and not view.seen_online and view.process is Process.REFUSED and view.fingerprint == desired.fingerprint
+    )
 
 
 def is_healthy(view: RunnerView) -> bool:
@@ -139,10 +153,16 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     current = [view for view in idle if view not in outdated]
     refused = any(_is_refused(view, desired) for view in views)
     may_create = desired.may_create and not refused
+    proven = _is_proven(live, desired)
+    canary = desired.canary and not proven
     surplus = [*outdated, *current][: max(0, len(live) - desired.quantity)]
     waiting = [view for view in outdated if view not in surplus]
-    replaced = waiting[: _replaceable(live, desired, may_create)]
-    staying = len(live) - len(surplus) - len(replaced)
+    replaced = waiting[: _replaceable(live, desired, may_create and not canary)]
+    aged = [] if waiting or not may_create or canary else _aged(current, surplus, desired, now)
+    staying = len(live) - len(surplus) - len(replaced) - len(aged)
+    missing = max(0, desired.quantity - staying)
+    if canary:
+        missing = min(missing, 0 if any(view.fingerprint == desired.fingerprint for view in live) else 1)
 
     removals = [(view.name, Reason.UNHEALTHY) for view in views if states[view.name] is Health.UNHEALTHY]
     removals += [
@@ -155,17 +175,31 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
         for view in idle
         if view in replaced or view in surplus
     ]
+    removals += [(view.name, Reason.AGED) for view in aged]
     return Plan(
         remove=tuple(removals),
-        create=max(0, desired.quantity - staying) if may_create else 0,
+        create=missing if may_create else 0,
         note_offline=tuple(view.name for view in live if _is_newly_unseen(view, states[view.name], now)),
         clear_offline=tuple(v.name for v in live if v.github and v.github.online and v.offline_since is not None),
-        idle=tuple(view.name for view in idle if view not in surplus and view not in replaced),
+        idle=tuple(view.name for view in idle if view not in (*surplus, *replaced, *aged)),
         busy=tuple(view.name for view in live if states[view.name] is Health.BUSY),
         healthy=sum(1 for view in live if is_healthy(view)),
         refused=refused,
+        proven=proven,
+        note_online=tuple(v.name for v in live if v.github and v.github.online and not v.seen_online),
         postponed=tuple(view.name for view in waiting if view not in replaced) if may_create else (),
     )
+
+
+def _is_proven(live: list[RunnerView], desired: Desired) -> bool:
+    current = (view for view in live if view.fingerprint == desired.fingerprint)
+    return any(view.github is not None and view.github.online for view in current)
+
+
+def _aged(current: list[RunnerView], surplus: list[RunnerView], desired: Desired, now: float) -> list[RunnerView]:
+    """The oldest idle runner beyond its age: its agent may have stopped to poll, and its image is an old one."""
+    old = [view for view in current if view not in surplus and 0 < desired.idle_max_age < now - view.created_at]
+    return sorted(old, key=lambda view: view.created_at)[:1]
 
 
 def _replaceable(live: list[RunnerView], desired: Desired, may_create: bool) -> int:
@@ -173,7 +207,7 @@ def _replaceable(live: list[RunnerView], desired: Desired, may_create: bool) -> 
     current = [view for view in live if view.fingerprint == desired.fingerprint]
     if not may_create:
         return 0
-    if any(view.github is not None and view.github.online for view in current):
+    if _is_proven(live, desired):
         return len(live)
     # One that is being tried already, or a place that is free for it.
     return 0 if current or len(live) < desired.quantity else 1

@@ -92,7 +92,9 @@ class Report:
     removed: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     refused: bool = False
-    """Whether a runner ended because GitHub calls its application outdated."""
+    """Whether a runner ended because GitHub calls its version deprecated."""
+    proven: bool = False
+    """Whether a runner of today's version is online at GitHub."""
     image_age: float | None = None
     """Seconds since the image was built, where it is of our making."""
 
@@ -129,6 +131,7 @@ class RunnerManager:
         lxd_storage_path: Path = Path("/var/lib/github-runner/pool"),
         clock: Callable[[], float] = time.time,
         hold: str = "",
+        canary: bool = False,
         image_age: Callable[[], float | None] = lambda: None,
         in_image: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -141,6 +144,7 @@ class RunnerManager:
         self._lxd_storage_path = lxd_storage_path
         self._clock = clock
         self._hold = hold
+        self._canary = canary
         self._image_age = image_age
         self._in_image = in_image
         self._failed_creations = 0
@@ -161,7 +165,9 @@ class RunnerManager:
         started = self._clock()
         self.report = Report(wanted=quantity)
         observed = self.observe()
-        desired = Desired(quantity, self._fingerprint, not self._hold)
+        max_age = self._state.idle_runner_max_age * times.HOUR
+        desired = Desired(quantity, self._fingerprint, not self._hold, self._canary, max_age)
+        observed |= self._gone(observed, started)
         plan = make_plan(desired, [item.view for item in observed.values()], started)
         self._note_refusal(plan, quantity)
         self._note_offline(plan, observed, started)
@@ -359,18 +365,38 @@ class RunnerManager:
         return {**views, **{n: _probed(views[n], process) for n, process in zip(names, processes, strict=True)}}
 
     def _note_refusal(self, plan: Plan, quantity: int) -> None:
-        self.report.refused = plan.refused
+        self.report.refused, self.report.proven = plan.refused, plan.proven
         hold = refusal(self._application) if plan.refused else self._hold
         if hold and quantity > 0:
             self.report.failures.append(hold)
 
+    def _gone(self, observed: dict[str, _Observed], now: float) -> dict[str, _Observed]:
+        """Runners that GitHub's list lacks and whose registration is gone for good: they can get no job any more."""
+        gone = {}
+        for name, item in observed.items():
+            view = item.view
+            noted = item.instance.config.get(f"{KEY}runner-id", "") if item.instance and item.here else ""
+            settled = view.prepared and now - (view.prepared_at or view.created_at) > times.SETTLED
+            unlisted = view.running and not view.busy and view.github is None and view.github_known
+            if not (unlisted and settled and noted.isdecimal()) or view.process in (Process.NONE, Process.REFUSED):
+                continue
+            try:
+                if self._clients.github.runner_is_gone(item.path, int(noted)):
+                    gone[name] = replace(item, view=replace(view, gone=True))
+            except GithubClientError as error:
+                logger.warning("%s is not asked for by its id: %s", name, error)
+        return gone
+
     def _note_offline(self, plan: Plan, observed: dict[str, _Observed], now: float) -> None:
         """A ghost's first sighting lies on its instance; coming back takes the note away (spec 2, Health)."""
-        notes: list[tuple[str, str | None]] = [(name, f"{now:.0f}") for name in plan.note_offline]
-        for name, value in notes + [(name, None) for name in plan.clear_offline]:
+        notes: dict[str, dict[str, str | None]] = {name: {"offline-since": f"{now:.0f}"} for name in plan.note_offline}
+        notes |= {name: {"offline-since": None} for name in plan.clear_offline}
+        for name in plan.note_online:
+            notes.setdefault(name, {})["online"] = "true"
+        for name, values in notes.items():
             instance = observed[name].instance
             if instance is not None:
-                self._attempt(partial(instance.set_config, {f"{KEY}offline-since": value}))
+                self._attempt(partial(instance.set_config, {KEY + key: value for key, value in values.items()}))
 
     def _remove_unhealthy(self, plan: Plan, observed: dict[str, _Observed]) -> int:
         """Logs first, then the runner; returns how many instances stayed."""
@@ -427,7 +453,7 @@ class RunnerManager:
         """Orphaned registrations, outdated and surplus idle runners; returns how many of the latter two stayed."""
         for name in plan.names(Reason.FORGOTTEN):
             self._remove(observed[name])
-        names = plan.names(Reason.OUTDATED) + plan.names(Reason.SURPLUS)
+        names = plan.names(Reason.OUTDATED) + plan.names(Reason.SURPLUS) + plan.names(Reason.AGED)
         return self._side_by_side(lambda name: self._remove_idle(observed[name]), names).count(False)
 
     def _runner(self, item: _Observed) -> Runner:
@@ -686,9 +712,10 @@ def _continuing(what: str) -> Iterator[None]:
 
 def refusal(application: Path) -> str:
     """Why no runner is created while GitHub calls the runner binary's version deprecated."""
+    version = application.name.removesuffix(".tar.gz").rsplit("-", 1)[-1]
     return (
-        f"GitHub calls {application.name} outdated: no runner is created until a newer one is there, "
-        "see `juju run UNIT update-dependencies`"
+        f"runner version {version} is deprecated by GitHub: one runner is tried after "
+        f"{times.DEPRECATED_CANARY // times.MINUTE} minutes, the action update-dependencies tries at once"
     )
 
 
@@ -736,6 +763,7 @@ def _view(instance: LxdInstance, github: GithubRunner | None, github_known: bool
         prepared=f"{KEY}prepared" in instance.config or is_previous(instance),
         prepared_at=_number(instance.config.get(f"{KEY}prepared")) or 0.0,
         offline_since=_number(offline),
+        seen_online=f"{KEY}online" in instance.config,
         github=github,
         github_known=github_known,
     )

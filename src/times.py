@@ -26,6 +26,8 @@ OFFLINE = 15 * MINUTE
 # The same for an instance that does not answer the health probe.
 SILENT = HOUR
 
+# After its creation, GitHub may not yet find a runner by its id for this long.
+SETTLED = MINUTE
 # How long a reconcile waits for the first runner of a changed configuration to come online before it goes on without.
 PROOF = 2 * MINUTE
 # How long a reconcile waits for another process that works on this unit's runners.
@@ -38,6 +40,9 @@ APT_LOCK = 10 * MINUTE
 # After a reboot was requested: from then on it is believed to have been lost, and the unit serves on.
 REBOOT = 10 * MINUTE
 REBOOT_AGAIN = DAY
+# After GitHub has called a version deprecated: until one runner is tried with it, and until all are.
+DEPRECATED_CANARY = 15 * MINUTE
+DEPRECATED_END = HOUR
 # A time without any reconcile that is longer than this, and than three intervals, is reported for a day.
 UNATTENDED = 30 * MINUTE
 

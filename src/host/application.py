@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import times
 from errors import HostError
 from models import Arch, GithubPath
 from system import write_file
@@ -23,8 +24,6 @@ REFUSED = "refused"
 # GitHub gives no jobs to a runner more than 30 days behind
 # (https://docs.github.com/en/actions/reference/runners/self-hosted-runners#runner-software-updates-on-self-hosted-runners).
 STALE_AFTER = 14 * 86400
-# After so long a refused application is tried once more: nobody else could say that GitHub has changed its mind.
-REFUSED_FOR = 86400
 
 
 def current(folder: Path = FOLDER) -> Path | None:
@@ -42,19 +41,29 @@ def age(now: float, folder: Path = FOLDER) -> float | None:
 
 
 def refuse(folder: Path = FOLDER) -> None:
-    """Note that GitHub calls the one in use outdated: a runner said so and ended (exit code 7, spec 2)."""
+    """Record that GitHub calls the version in use deprecated: a runner ended with exit code 7."""
     using = current(folder)
     if using is not None:
         write_file(folder / REFUSED, using.name)
         os.utime(folder / REFUSED)
 
 
-def is_refused(now: float, folder: Path = FOLDER) -> bool:
-    """Whether that was noted of the one in use within the last day."""
+def accept(folder: Path = FOLDER) -> None:
+    """Forget what was recorded: a runner of this version is online, or the operator asks for new attempts."""
+    (folder / REFUSED).unlink(missing_ok=True)
+
+
+def refused_for(now: float, folder: Path = FOLDER) -> float | None:
+    """Seconds since the version in use was recorded as deprecated; None if it was not, or long enough ago.
+
+    GitHub has called its newest version deprecated by mistake more than once, for an hour or two.
+    """
     using, note = current(folder), folder / REFUSED
     with suppress(OSError):
-        return using is not None and note.read_text() == using.name and now - note.stat().st_mtime < REFUSED_FOR
-    return False
+        if using is not None and note.read_text() == using.name:
+            age = now - note.stat().st_mtime
+            return age if 0 <= age < times.DEPRECATED_END else None
+    return None
 
 
 def update(

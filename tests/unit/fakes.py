@@ -54,6 +54,7 @@ def state(**changes: Any) -> CharmState:
         "runner_storage": RunnerStorage.JUJU_STORAGE,
         "reconcile_interval": 10,
         "replace_on_exit": True,
+        "idle_runner_max_age": 0,
         "denylist": (),
         "dockerhub_mirror": None,
         "proxies": ProxyConfig(),
@@ -190,6 +191,7 @@ class FakeGithub:
         self.runners: dict[str, GithubRunner] = {}
         self.deleted: list[int] = []
         self.busy: set[int] = set()
+        self.gone: set[int] = set()
         self.down: set[str] = set()
         self.lists: list[str] = []
         self.tokens = 0
@@ -215,6 +217,11 @@ class FakeGithub:
     def check_group(self, path: GithubPath) -> None:
         if "group" in self.down:
             raise ConfigurationError("group: there is no such group")
+
+    def runner_is_gone(self, path: GithubPath, runner_id: int) -> bool:
+        if "list" in self.down:
+            raise GithubApiError("GitHub does not answer")
+        return runner_id in self.gone
 
     def registration_token(self, path: GithubPath) -> str:
         self.tokens += 1

@@ -13,7 +13,7 @@ from ops import testing
 import charm as charm_module
 import provision
 from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenError
-from host import kernel, machine, markers, storage
+from host import application, kernel, machine, markers, storage
 from models import CharmState
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
@@ -69,9 +69,10 @@ class CharmUnderTest(charm_module.GithubRunnerCharm):
 
     def _manager(self, state: CharmState) -> RunnerManager:
         clients = RunnerManagerClients(self.world.github, self._jinja, self.world.lxd, None)  # type: ignore[arg-type]
-        return RunnerManager(
-            self._identity(), state, clients, self.world.storages, self.world.application, hold=self._hold
-        )
+        hold = self._hold or charm_module._hold(self.world.application)
+        canary = charm_module._is_refused()
+        storages, binary = self.world.storages, self.world.application
+        return RunnerManager(self._identity(), state, clients, storages, binary, hold=hold, canary=canary)
 
 
 @pytest.fixture
@@ -81,6 +82,10 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     found.lxd, found.github, found.storages = FakeLxd(), FakeGithub(), FakeStorages(tmp_path / "fs")
     found.application = tmp_path / "actions-runner-linux-x64-2.320.0.tar.gz"
     found.application.write_bytes(b"tarball")
+    (tmp_path / "current").symlink_to(found.application.name)
+    for function in (application.current, application.age, application.refuse, application.accept):
+        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(application.refused_for, "__defaults__", (tmp_path,))
     found.steps = []
     monkeypatch.setattr(machine, "set_up", found.set_up)
     markers.Markers("github-runner/0").note(markers.TAKEN_OVER)
@@ -738,6 +743,52 @@ def test_a_new_unit_never_had_a_policy_check(context: Any, world: Surroundings) 
     context.run(context.on.install(), state())
 
     assert NOTICE not in tick(context).message
+
+
+def refused(world: Surroundings) -> None:
+    """The only runner has ended as GitHub ends deprecated versions, before it was ever online."""
+    [instance] = world.lxd.found.values()
+    instance.process = 12
+    registered = world.github.runners[instance.name]
+    world.github.runners[instance.name] = replace(registered, online=False)
+
+
+def test_a_version_that_github_calls_deprecated_by_mistake(
+    context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No runner for 15 minutes, then one is tried, and all are created once it is online."""
+    options = {"virtual-machines": 1}
+    world.lxd.registered = lambda instance: world.github.register(instance.name, online=False)
+    tick(context, **options)
+    refused(world)
+
+    assert "2.320.0 is deprecated by GitHub" in tick(context, **options).message
+    assert world.lxd.found == {}
+    at(14 * 60, monkeypatch)
+    tick(context, **options)
+    assert world.lxd.found == {}
+    at(61, monkeypatch)
+    tick(context, **{"virtual-machines": 3})
+    assert len(world.lxd.found) == 1
+    tick(context, **{"virtual-machines": 3})
+    assert len(world.lxd.found) == 1
+
+    [name] = world.lxd.found
+    world.github.runners[name] = replace(world.github.runners[name], online=True)
+    tick(context, **{"virtual-machines": 3})
+    assert len(world.lxd.found) == 3
+
+
+@pytest.mark.parametrize("action", ["reconcile-runners", "update-dependencies"])
+def test_actions_try_a_deprecated_version_again(context: Any, world: Surroundings, action: str) -> None:
+    """The operator does not wait for the next attempt."""
+    application.refuse()
+    tick(context)
+    assert world.lxd.found == {}
+
+    context.run(context.on.action(action), state())
+
+    assert len(world.lxd.found) == 2
 
 
 def test_templates_are_the_projects(context: Any, world: Surroundings) -> None:

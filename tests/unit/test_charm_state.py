@@ -118,6 +118,7 @@ def test_defaults() -> None:
         runner_storage=RunnerStorage.JUJU_STORAGE,
         reconcile_interval=10,
         replace_on_exit=True,
+        idle_runner_max_age=24,
         denylist=(),
         dockerhub_mirror=None,
         proxies=ProxyConfig(),
@@ -162,7 +163,7 @@ def test_option_contract(name: str, kind: str, default: object) -> None:
 
 def test_no_dead_option() -> None:
     """The options are those of the contract and no others."""
-    assert len(CONFIG["options"]) == 21
+    assert len(CONFIG["options"]) == 22
 
 
 @pytest.mark.parametrize(

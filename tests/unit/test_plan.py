@@ -422,6 +422,7 @@ def test_names_by_reason() -> None:
         Reason.FORGOTTEN: ["b"],
         Reason.OUTDATED: ["c"],
         Reason.SURPLUS: ["d"],
+        Reason.AGED: [],
     }
 
 
@@ -568,6 +569,7 @@ LISTED = GithubRunner(7, "r", online=False, busy=False)
         pytest.param({"github": LISTED, "fingerprint": "yesterday"}, False, 2, id="another application"),
         pytest.param({"github": LISTED, "fingerprint": READ}, True, 0, id="today's application, as LXD has it"),
         pytest.param({"github": LISTED, "process": Process.NONE}, False, 2, id="ended without a word"),
+        pytest.param({"github": LISTED, "seen_online": True}, False, 2, id="was online: it may have had a job"),
     ],
 )
 def test_refused_application(seen: dict[str, Any], refused: bool, create: int) -> None:
@@ -611,6 +613,74 @@ def test_a_changed_configuration_is_tried_with_one_runner(
 
     assert (decided.names(Reason.OUTDATED), decided.create, list(decided.postponed)) == (removed, created, postponed)
     assert set(postponed) <= set(decided.idle)
+
+
+def canary(quantity: int, *views: RunnerView) -> Plan:
+    return make_plan(Desired(quantity, TODAY, canary=True), views, NOW)
+
+
+@pytest.mark.parametrize(
+    ("views", "created"),
+    [
+        pytest.param([], 1, id="one is tried"),
+        pytest.param([starting("a")], 0, id="one is being tried"),
+        pytest.param([busy("a", fingerprint="old")], 1, id="others do not prove it"),
+        pytest.param([idle("a")], 2, id="all once it is online"),
+        pytest.param([dead("a")], 1, id="the next one after it ended"),
+    ],
+)
+def test_a_version_that_github_called_deprecated_is_tried_with_one_runner(
+    views: list[RunnerView], created: int
+) -> None:
+    """One runner at a time until one is online at GitHub."""
+    assert canary(3, *views).create == created
+
+
+def test_outdated_runners_stay_while_their_successors_version_is_in_doubt() -> None:
+    """A version that may be deprecated replaces no runner that serves."""
+    decided = canary(2, idle("a", fingerprint="old"), idle("b", fingerprint="old"))
+
+    assert (decided.remove, decided.create) == ((), 0)
+
+
+DAY = 24 * 60 * MINUTE
+
+
+@pytest.mark.parametrize(
+    ("quantity", "views", "removed"),
+    [
+        pytest.param(2, [idle("a", created_at=NOW - DAY), idle("b")], [], id="not older than the limit"),
+        pytest.param(2, [idle("a", created_at=NOW - DAY - 1), idle("b")], ["a"], id="older"),
+        pytest.param(
+            2, [idle("a", created_at=NOW - DAY - 1), idle("b", created_at=NOW - DAY - 2)], ["b"], id="the oldest one"
+        ),
+        pytest.param(1, [busy("a", created_at=NOW - 9 * DAY)], [], id="a busy one never"),
+        pytest.param(1, [ghost("a", created_at=NOW - 9 * DAY)], [], id="one that is not online"),
+        pytest.param(
+            2, [idle("a", created_at=NOW - 9 * DAY), idle("b", fingerprint="old")], [], id="outdated ones come first"
+        ),
+    ],
+)
+def test_idle_runners_do_not_grow_old(quantity: int, views: list[RunnerView], removed: list[str]) -> None:
+    """One idle runner beyond its age is replaced in each reconcile, the oldest first; 0 means never."""
+    decided = make_plan(Desired(quantity, TODAY, idle_max_age=DAY), views, NOW)
+
+    assert decided.names(Reason.AGED) == removed
+    assert decided.create == len(removed) + len(decided.names(Reason.OUTDATED))
+    assert make_plan(Desired(quantity, TODAY), views, NOW).names(Reason.AGED) == []
+
+
+def test_a_registration_that_is_gone_ends_its_runner() -> None:
+    """Without its registration an ephemeral runner can get no job, whatever its agent does."""
+    assert health(view(gone=True), NOW) is Health.UNHEALTHY
+    assert not needs_confirmation(view(gone=True))
+
+
+def test_the_first_time_online_is_noted() -> None:
+    """A runner that GitHub lists as online for the first time, and no other."""
+    views = [idle("a"), busy("b"), idle("c", seen_online=True), ghost("d"), starting("e")]
+
+    assert plan(5, *views).note_online == ("a", "b")
 
 
 def test_outdated_runners_stay_while_none_can_be_created() -> None:

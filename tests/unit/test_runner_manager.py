@@ -1170,3 +1170,53 @@ def test_installed_runners_name_the_unit(world: World, tmp_path: Path) -> None:
     found = events(tmp_path)
     assert [event["event"] for event in found].count("runner_installed") == 3
     assert {event["unit"] for event in found} == {"app/0"}
+
+
+@pytest.mark.parametrize("prepared", [30, 90])
+def test_a_registration_that_is_gone_frees_its_slot_at_once(world: World, prepared: int) -> None:
+    """A runner whose id GitHub does not know is replaced in the same reconcile, once it had time to register."""
+    name = world.add("0" * 16, runner_id="7", prepared=str(NOW - prepared))
+    world.github.runners.pop(name)
+    world.lxd.found[name].config[f"{KEY}created"] = str(NOW - 3600)
+    world.github.gone = {7}
+
+    world.reconcile(1)
+
+    assert (name in world.lxd.found) is (prepared < 60)
+    assert len(world.lxd.found) == 1
+
+
+def test_github_that_does_not_answer_for_one_runner_costs_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown is not gone."""
+    name = world.add("0" * 16, runner_id="7", prepared=str(NOW - 3600))
+    world.github.runners.pop(name)
+
+    def fail(*_: object) -> bool:
+        raise GithubApiError("no answer")
+
+    monkeypatch.setattr(world.github, "runner_is_gone", fail)
+
+    world.reconcile(1)
+
+    assert set(world.lxd.found) == {name}
+
+
+def test_an_instance_knows_that_its_runner_was_online(world: World) -> None:
+    """Recorded once, so that what a job writes later is not believed."""
+    name = world.add("0" * 16)
+
+    world.reconcile(1)
+    assert world.lxd.found[name].config[f"{KEY}online"] == "true"
+    world.lxd.faults = {"set_config": lambda _: True}
+    assert world.reconcile(1).report.failures == []
+
+
+def test_idle_runners_are_replaced_one_by_one_when_they_are_old(world: World) -> None:
+    """The option's hours count from the creation."""
+    world.state = state(idle_runner_max_age=24)
+    before = {world.add(f"{number:016x}", created=str(NOW - 25 * 3600)) for number in range(3)}
+
+    world.reconcile(3)
+
+    assert len(world.lxd.found) == 3
+    assert len(before & set(world.lxd.found)) == 2
