@@ -314,7 +314,9 @@ ls -d /var/lib/juju/agents/*/charm/charm_state.json /var/lib/juju/agents/*/charm
     /usr/local/lib/python3.11/dist-packages/repo_policy* 2> /dev/null
 grep -n br_netfilter /etc/modules
 systemctl is-active --quiet repo-policy-compliance.service && echo policy service
-grep -ralF -e {OLD_TOKEN} -e {SERVICE_TOKEN} / --exclude-dir=proc --exclude-dir=sys --exclude-dir=dev
+# The pool's files are found where it is mounted. Its image is sparse and as large as the disk.
+grep -ralF -e {OLD_TOKEN} -e {SERVICE_TOKEN} / --exclude='github-runner-pool-*' --exclude-dir=proc --exclude-dir=sys \
+    --exclude-dir=dev
 true
 """
 
