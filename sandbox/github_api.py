@@ -79,9 +79,21 @@ def _dispatch(state: State, request: Request, token: Token | None, budget: Budge
         groups = {"place": _place(state, token, groups), **groups}
         for name in ("path", "repository", "organisation"):
             groups.pop(name, None)
+        if token is not None and token.needs_sso(groups["place"]):
+            raise _sso(request, groups["place"])
         if "/actions/runner" in path and not token.may_manage(groups["place"]):  # type: ignore[union-attr]
             raise RefusedError(403, "Resource not accessible by personal access token")
     return handler(state, request, budget=budget, **groups)
+
+
+def _sso(request: Request, place: str) -> RefusedError:
+    """The refusal of a token that is not authorized for an organisation's single sign-on."""
+    url = f"{request.root}/orgs/{place.partition('/')[0]}/sso?authorization_request={secrets.token_urlsafe(42)}"
+    message = (
+        "Resource protected by organization SAML enforcement. "
+        "You must grant your Personal Access token access to this organization."
+    )
+    return RefusedError(403, message, {"X-GitHub-SSO": f"required; url={url}"})
 
 
 def _place(state: State, token: Token | None, groups: dict[str, str]) -> str:

@@ -100,16 +100,24 @@ class GitHubControl:
         """Make GitHub forget a runner, busy or not."""
         self._call("DELETE", f"runners/{runner}")
 
-    def add_token(self, token: str, paths: tuple | list = ("*",), admin: bool = True, sees: tuple | list = ()) -> None:
-        """Make or change a token."""
-        self._call("POST", "tokens", {"token": token, "paths": list(paths), "admin": admin, "sees": list(sees)})
+    def add_token(
+        self,
+        token: str,
+        paths: tuple | list = ("*",),
+        admin: bool = True,
+        sees: tuple | list = (),
+        sso: tuple | list = (),
+    ) -> None:
+        """Make or change a token; it is not authorized for the single sign-on of the organisations in `sso`."""
+        fields = {"token": token, "paths": list(paths), "admin": admin, "sees": list(sees), "sso": list(sso)}
+        self._call("POST", "tokens", fields)
 
     def remove_token(self, token: str) -> None:
         """Revoke a token."""
         self._call("DELETE", f"tokens/{quote(token, safe='')}")
 
     def rate_limit(self, token: str, **fields: object) -> dict:
-        """Set `remaining`, `reset_in`, or `retry_after` and `status` of a token's rate limits."""
+        """Set `remaining`, `reset_in`, or `retry_after`, `status` and `header` (Retry-After) of a token's limits."""
         return self._call("POST", "rate-limit", {"token": token, **fields})
 
     def expire_registration_tokens(self) -> None:

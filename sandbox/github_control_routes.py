@@ -179,7 +179,7 @@ def _add_token(control: Control, request: Request) -> Answer:
     fields = request.json()
     paths, sees = list(fields.get("paths", ["*"])), list(fields.get("sees", []))
     manages = paths if fields.get("admin", True) else []
-    token = Token(str(fields["token"]), manages, sees + paths)
+    token = Token(str(fields["token"]), manages, sees + paths, list(fields.get("sso", [])))
     control.state.tokens[token.token] = token
     return answer({"paths": paths}, 201)
 
@@ -193,7 +193,7 @@ def _remove_token(control: Control, request: Request, token: str) -> Answer:
 
 @routes.add("POST", "/_control/rate-limit")
 def _rate_limit(control: Control, request: Request) -> Answer:
-    """Leave a token so many requests, until `reset_in` seconds from now; `retry_after` sets off the secondary limit."""
+    """Leave a token so many requests, until `reset_in` seconds from now; `retry_after` starts the secondary limit."""
     fields, state = request.json(), control.state
     budget = state.budget(f"token {fields['token']}", state.settings.rate_limit)
     if "remaining" in fields:
@@ -203,6 +203,7 @@ def _rate_limit(control: Control, request: Request) -> Answer:
     if "retry_after" in fields:
         budget.refuse_until = state.clock() + float(fields["retry_after"])
         budget.refuse_status = int(fields.get("status", 403))
+        budget.refuse_header = bool(fields.get("header", True))
     return answer({"remaining": budget.limit - budget.used, "reset": int(budget.reset)})
 
 

@@ -43,6 +43,10 @@ class Token:
     token: str
     manages: list[str] = field(default_factory=lambda: ["*"])
     sees: list[str] = field(default_factory=list)
+    sso: list[str] = field(default_factory=list)  # organisations for whose single sign-on it is not authorized
+
+    def needs_sso(self, path: str) -> bool:
+        return path.partition("/")[0].lower() in (name.lower() for name in self.sso)
 
     def may_manage(self, path: str) -> bool:
         return any(fnmatch.fnmatchcase(path.lower(), pattern.lower()) for pattern in self.manages)
@@ -61,6 +65,7 @@ class Budget:
     recent: deque = field(default_factory=deque)  # (when, points) of the last minute
     refuse_until: float = 0.0
     refuse_status: int = 403
+    refuse_header: bool = True  # the secondary limit does not always say how long to wait
 
 
 @dataclass
@@ -313,7 +318,7 @@ class State:
         now = self.clock()
         budget = self.budgets.get(key)
         if budget is None or now >= budget.reset:
-            refuse = (budget.refuse_until, budget.refuse_status) if budget else (0.0, 403)
+            refuse = (budget.refuse_until, budget.refuse_status, budget.refuse_header) if budget else (0.0, 403, True)
             recent = budget.recent if budget else deque()
             budget = self.budgets[key] = Budget(limit, now + HOUR, 0, recent, *refuse)
         return budget
@@ -330,7 +335,7 @@ class State:
             budget.refuse_until, budget.refuse_status = max(budget.refuse_until, now + 60), 403
             budget.recent.clear()
         if now < budget.refuse_until:
-            wait = {"Retry-After": str(max(1, round(budget.refuse_until - now)))}
+            wait = {"Retry-After": str(max(1, round(budget.refuse_until - now)))} if budget.refuse_header else {}
             message = "You have exceeded a secondary rate limit. Please wait a few minutes before you try again."
             raise RefusedError(budget.refuse_status, message, wait, documentation="secondary-rate-limits")
         budget.recent.append((now, points))

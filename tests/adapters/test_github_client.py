@@ -1,6 +1,8 @@
 """Spec 4, GitHub API: the client against the stand-in, over real HTTP."""
 
 import hashlib
+import json
+import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -142,8 +144,6 @@ def test_wrong_checksum_is_refused(client: GithubClient, control: GitHubControl,
 )
 def test_odd_downloads_are_refused(client: GithubClient, control: GitHubControl, entry: dict[str, Any]) -> None:
     """A list that lacks a checksum, names an impossible file or not this architecture is an error."""
-    import json
-
     good = {
         "os": "linux",
         "architecture": "x64",
@@ -199,8 +199,6 @@ def test_unknown_workflow_run_has_no_job(client: GithubClient, run_id: str) -> N
 )
 def test_odd_job_is_an_error(client: GithubClient, control: GitHubControl, change: dict[str, Any]) -> None:
     """Times and conclusions that are none do not reach the metrics."""
-    import json
-
     job = {"runner_name": "r1", "conclusion": None, "created_at": "2026-01-01T00:00:00Z", **change}
     job.setdefault("started_at", "2026-01-01T00:00:00Z")
     control.add_fault(path="/jobs", status=200, body=json.dumps({"total_count": 1, "jobs": [job]}))
@@ -287,6 +285,77 @@ def test_rate_limit_carries_its_reset(
         client.list_runners(REPO, everything)
     wait = (raised.value.reset - datetime.now(timezone.utc)).total_seconds()
     assert seconds - 10 <= wait <= seconds + 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "You have exceeded a secondary rate limit. Please wait a few minutes before you try again.",
+        "API rate limit exceeded for user ID 1.",
+        "You have triggered an abuse detection mechanism.",
+    ],
+)
+def test_limit_without_a_header_is_known_by_its_message(
+    client: GithubClient, control: GitHubControl, message: str
+) -> None:
+    """A 403 whose message names a limit is waited for: 60 seconds, whatever the primary limit's reset is."""
+    reset = {"x-ratelimit-remaining": "4000", "x-ratelimit-reset": "4000000000"}
+    control.add_fault(path=LIST, status=403, headers=reset, body=json.dumps({"message": message}))
+
+    with pytest.raises(RateLimitError) as raised:
+        client.list_runners(REPO, everything)
+    assert 50 <= (raised.value.reset - datetime.now(timezone.utc)).total_seconds() <= 61
+
+
+def test_secondary_limit_of_github_without_a_time(client: GithubClient, control: GitHubControl) -> None:
+    """The secondary limit without Retry-After is a limit, and no missing permission."""
+    control.rate_limit(TOKEN, retry_after=30, header=False)
+
+    with pytest.raises(RateLimitError, match=r"^rate limit reached until \d\d:\d\d:\d\d UTC$"):
+        client.list_runners(REPO, everything)
+
+
+def test_token_without_single_sign_on_names_the_url(client: GithubClient, control: GitHubControl) -> None:
+    """The text has the whole URL at which the token is authorized, and fits into a status."""
+    control.add_token(TOKEN, sso=[REPO.owner])
+
+    with pytest.raises(TokenError) as raised:
+        client.list_runners(REPO, everything)
+    assert re.search(r"single sign-on: http\S+/orgs/octo-org/sso\?authorization_request=[\w-]{56} ", str(raised.value))
+    assert len(str(raised.value)) <= 200
+
+
+MESSAGES: dict[str, tuple[int, Any, str]] = {
+    "403": (
+        403,
+        "Resource not accessible",
+        "no access to the runners of octo-org/demo (HTTP 403): Resource not accessible",
+    ),
+    "allow list": (403, "IP allow list \u2603\nenabled\x1b", "demo (HTTP 403): IP allow list \u2603 enabled"),
+    "no message": (403, None, "no access to the runners of octo-org/demo (HTTP 403): the token lacks permission"),
+    "no text": (403, ["a"], "no access to the runners of octo-org/demo (HTTP 403): the token lacks permission"),
+    "401": (401, "Bad credentials", "the GitHub token is invalid or expired (HTTP 401): Bad credentials"),
+    "404": (404, "Not Found", "octo-org/demo does not exist, or the token cannot see it (HTTP 404)"),
+    "404 with a reason": (404, "Gone since May", "the token cannot see it (HTTP 404): Gone since May"),
+    "409": (409, "Try later", "request refused (HTTP 409): Try later"),
+    "422": (422, "Validation Failed", "request refused (HTTP 422): Validation Failed"),
+    "503": (503, "No server", "server error (HTTP 503): No server"),
+    "long": (403, "x" * 1000, "(HTTP 403): " + "x" * 200),
+    "token": (403, f"bad {TOKEN}!", "(HTTP 403): bad \u2026!"),
+}
+
+
+@pytest.mark.parametrize(("status", "message", "text"), MESSAGES.values(), ids=MESSAGES.keys())
+def test_message_of_github_is_shown(
+    client: GithubClient, control: GitHubControl, status: int, message: Any, text: str
+) -> None:
+    """The error ends with GitHub's message: one printable line of at most 200 characters, without the token."""
+    control.add_fault(path=LIST, status=status, body=json.dumps({"message": message}))
+
+    with pytest.raises(GithubClientError) as raised:
+        client.list_runners(REPO, everything)
+    assert str(raised.value).endswith(text)
+    assert TOKEN not in str(raised.value)
 
 
 def test_list_without_an_end_is_an_error(client: GithubClient, control: GitHubControl, monkeypatch: Any) -> None:

@@ -397,6 +397,26 @@ def test_the_secondary_limit(server, control, clock, status):
     assert api(server, "GET", RUNNERS["repository"])[0] == 200
 
 
+def test_the_secondary_limit_without_a_time(server, control):
+    """The secondary limit may lack Retry-After: then only its message tells it from a missing permission."""
+    control.rate_limit(TOKEN, retry_after=30, header=False)
+    found, headers, body = api(server, "GET", RUNNERS["repository"])
+    assert (found, headers["Retry-After"]) == (403, None)
+    assert headers["X-RateLimit-Remaining"] != "0"
+    assert "secondary rate limit" in body["message"]
+
+
+def test_single_sign_on(server, control):
+    """A token that is not authorized for an organisation's single sign-on is refused with the URL to authorize it."""
+    control.add_organisation("Owner")
+    control.add_token("new", sso=["owner"])
+    found, headers, body = api(server, "GET", RUNNERS["repository"], token="new")
+    assert found == 403
+    assert headers["X-GitHub-SSO"].startswith(f"required; url={server.url}/orgs/Owner/sso?authorization_request=")
+    assert "SAML" in body["message"]
+    assert api(server, "GET", RUNNERS["organisation"], token="new")[0] == 200
+
+
 def test_too_many_requests_a_minute(clock):
     """Points above the allowance of a minute set the secondary limit off; writing costs more than reading."""
     settings = Settings(points_a_minute=11)
