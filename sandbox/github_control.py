@@ -1,11 +1,12 @@
 """The client of the control interface of the stand-in for GitHub."""
 
 import json
+import ssl
 import time
 from collections.abc import Callable
 from urllib.error import HTTPError
 from urllib.parse import quote
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
 
 class GitHubControlError(Exception):
@@ -13,12 +14,14 @@ class GitHubControlError(Exception):
 
 
 class GitHubControl:
-    """One method for each call of the control interface of the server at `url`."""
+    """One method for each call of the control interface of the server at `url`; `ca` is its authority's certificate."""
 
-    def __init__(self, url: str, timeout: float = 30.0) -> None:
+    def __init__(self, url: str, timeout: float = 30.0, ca: str | None = None) -> None:
         self.url, self.timeout = url.rstrip("/"), timeout
         # A proxy that the environment names is for the machines under test, not for us.
         self._opener = build_opener(ProxyHandler({}))
+        if ca:
+            self._opener = build_opener(ProxyHandler({}), HTTPSHandler(context=ssl.create_default_context(cadata=ca)))
 
     def _call(self, method: str, path: str, body: object = None, timeout: float = 0.0):  # type: ignore[no-untyped-def]
         data = None if body is None else json.dumps(body).encode()

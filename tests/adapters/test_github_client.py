@@ -3,11 +3,13 @@
 import hashlib
 import json
 import re
+import socket
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from errors import (
@@ -21,6 +23,7 @@ from errors import (
     TokenError,
 )
 from github_client import GithubClient, api_url
+from github_errors import translated
 from models import Arch, GithubOrg, GithubRepo, RunnerApplication
 from sandbox import github
 from sandbox.github_control import GitHubControl
@@ -356,6 +359,68 @@ def test_message_of_github_is_shown(
         client.list_runners(REPO, everything)
     assert str(raised.value).endswith(text)
     assert TOKEN not in str(raised.value)
+
+
+def test_unknown_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that the resolver does not know is the error's cause."""
+
+    def resolve(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    message = r"the host name of github\.example cannot be resolved \(Name or service not known\)"
+    with pytest.raises(TemporaryGithubError, match=message):
+        GithubClient("https://github.example", TOKEN, deadline=0.1).registration_token(REPO)
+
+
+def closed_port() -> int:
+    """A port of this machine where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+    return port
+
+
+def test_closed_port_is_named() -> None:
+    """Where nothing listens, the error has host and port."""
+    port = closed_port()
+    with pytest.raises(TemporaryGithubError, match=f"127.0.0.1:{port} refuses the connection"):
+        GithubClient(f"http://127.0.0.1:{port}", TOKEN, deadline=0.1).registration_token(REPO)
+
+
+def test_closed_port_of_a_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a proxy that is not there, the proxy is the cause and not GitHub."""
+    port = closed_port()
+    monkeypatch.setenv("http_proxy", f"http://user:secret@127.0.0.1:{port}")
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(TemporaryGithubError, match=f"^the proxy 127.0.0.1:{port} refuses the connection"):
+        GithubClient("http://github.example", TOKEN, deadline=0.1).registration_token(REPO)
+
+
+def test_certificate_of_an_unknown_authority_is_named() -> None:
+    """A certificate that no known authority has signed is the cause, and the error names the remedy."""
+    with github.serve("127.0.0.1", 0, [TOKEN], [REPO.path], tls=True) as served:
+        client = GithubClient(served.url, TOKEN, deadline=5)
+        message = r"the certificate of 127\.0\.0\.1 is not trusted \(.*issuer.*\); set ca-certificates"
+        with pytest.raises(GithubApiError, match=message):
+            client.registration_token(REPO)
+        client.close()
+        assert GitHubControl(served.url, ca=served.ca).requests() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (httpx2.ConnectTimeout("x"), r"no connection to github\.example:443 within 5 s"),
+        (httpx2.ReadTimeout("x"), r"no answer from github\.example within 15 s"),
+        (httpx2.ProxyError("x"), r"github\.example:443 does not connect to github\.example"),
+        (httpx2.RemoteProtocolError("x"), r"connection to github\.example:443 failed \(RemoteProtocolError\)"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_other_failures_of_a_connection_name_the_host(error: Exception, text: str) -> None:
+    """A time limit that has passed and a broken connection are told apart."""
+    with pytest.raises(TemporaryGithubError, match=text), translated("https://github.example/x", REPO.path):
+        raise error
 
 
 def test_list_without_an_end_is_an_error(client: GithubClient, control: GitHubControl, monkeypatch: Any) -> None:

@@ -6,10 +6,13 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -600,6 +603,32 @@ def test_faults_are_checked(control):
             control.add_fault(**fields)
     with pytest.raises(GitHubControlError, match="404"):
         control.remove_faults(99)
+
+
+def test_https_with_an_authority_of_its_own():
+    """Whoever trusts the server's own authority talks to it over TLS, and its URLs begin with https."""
+    with github.serve(tokens=[TOKEN], repositories=[REPOSITORY], tls=True) as server:
+        control = GitHubControl(server.url, ca=server.ca)
+        control.add_runner(REPOSITORY, "x")
+        trusting = ssl.create_default_context(cadata=server.ca)
+        request = urllib.request.Request(f"{server.api_url}{RUNNERS['repository']}/downloads")
+        request.add_header("Authorization", f"Bearer {TOKEN}")
+        with urllib.request.urlopen(request, timeout=5, context=trusting) as answer:
+            offered = json.loads(answer.read())
+        assert {urlsplit(each["download_url"]).scheme for each in offered} == {"https"}
+        with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            urllib.request.urlopen(request, timeout=5)
+
+
+def test_a_client_that_gives_up_over_tls_is_noticed():
+    """A request that waits ends when its client closes the connection, also over TLS."""
+    with github.serve(tokens=[TOKEN], repositories=[REPOSITORY], tls=True) as server:
+        control = GitHubControl(server.url, ca=server.ca)
+        control.add_fault(path="meta", silence=True)
+        trusting = ssl.create_default_context(cadata=server.ca)
+        with pytest.raises(TimeoutError):
+            urllib.request.urlopen(f"{server.api_url}/meta", timeout=0.3, context=trusting)
+        wait_until(lambda: control.requests()[0]["status"] == 0, "the server to notice", 5, 0.01)
 
 
 # The control interface ------------------------------------------------------------------------------------------------
