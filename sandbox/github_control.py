@@ -131,10 +131,18 @@ class GitHubControl:
         """Make a repository."""
         self._call("POST", "repositories", {"repository": repository})
 
+    def rename_repository(self, old: str, new: str) -> None:
+        """Rename or move a repository; requests for the old name are redirected."""
+        self._call("POST", "repositories/rename", {"old": old, "new": new})
+
     def add_organisation(self, organisation: str, runner_groups: tuple | list = ()) -> None:
         """Make an organisation, or add runner groups to one."""
         self._call("POST", "organisations", {"organisation": organisation, "runner_groups": list(runner_groups)})
 
     def application(self, **fields: object) -> dict:
-        """Change `version`, `checksum` or `minimum_version` of the runner application."""
+        """Change the runner application that is offered (fields: see github_state.Application)."""
         return self._call("PATCH", "application", fields)
+
+    def settings(self, **fields: object) -> dict:
+        """Change times and limits (fields: see github_state.Settings)."""
+        return self._call("PATCH", "settings", fields)

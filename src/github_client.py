@@ -30,7 +30,7 @@ from errors import (
     TemporaryGithubError,
     TokenError,
 )
-from github_errors import StatusError, translated
+from github_errors import NotVisibleError, StatusError, check_redirect, translated
 from models import Arch, GithubPath, GithubRepo, GithubRunner, RunnerApplication, WorkflowJob
 
 if TYPE_CHECKING:
@@ -106,6 +106,27 @@ class GithubClient:
         runners = map(_read_runner, _field(answer, "runners", list))
         return next((runner for runner in runners if runner.name == name), None)
 
+    def runner(self, path: GithubPath, runner_id: int) -> GithubRunner | None:
+        """One runner by its id; None only if GitHub confirms that it is gone (see ``_confirm_gone``)."""
+        operation = self._operation("get_self_hosted_runner_for_{}", path, runner_id=runner_id)
+        try:
+            return _read_runner(self._call(operation, path.path))
+        except NotVisibleError:
+            self._confirm_gone(path)
+            return None
+
+    def runner_is_gone(self, path: GithubPath, runner_id: int) -> bool:
+        """Whether GitHub no longer has the runner, so that it can never get a job."""
+        return self.runner(path, runner_id) is None
+
+    def _confirm_gone(self, path: GithubPath) -> None:
+        """Raise unless the token can list the path's runners now.
+
+        404 is also the answer for a path that the token cannot see, for example since a moment ago.
+        """
+        answer = self._call(self._operation("list_self_hosted_runners_for_{}", path), path.path, per_page=1)
+        _field(answer, "total_count", int)
+
     def registration_token(self, path: GithubPath) -> str:
         """A token with which runners can register for one hour."""
         return self._created_token("create_registration_token_for_{}", path)
@@ -129,13 +150,13 @@ class GithubClient:
         return self._created_token("create_remove_token_for_{}", path)
 
     def delete_runner(self, path: GithubPath, runner_id: int) -> None:
-        """Deregister; gone already counts as done. RunnerBusyError while it runs a job."""
+        """Deregister; a runner that is confirmed to be gone counts as done. RunnerBusyError while it runs a job."""
         operation = self._operation("delete_self_hosted_runner_from_{}", path, runner_id=runner_id)
         try:
             self._call(operation, path.path)
+        except NotVisibleError:
+            self._confirm_gone(path)
         except StatusError as error:
-            if error.status == 404:
-                return
             if error.status == 422:
                 raise RunnerBusyError(f"runner {runner_id} of {path.path} runs a job: {error}") from error
             raise
@@ -153,8 +174,25 @@ class GithubClient:
                 filename = _field(item, "filename", str)
                 if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", filename):
                     raise GithubApiError("the runner binary is offered with an invalid file name")
-                return RunnerApplication(_field(item, "download_url", str), filename, checksum.lower())
+                url, token = _field(item, "download_url", str), _download_token(item)
+                return RunnerApplication(url, filename, checksum.lower(), token)
         raise GithubApiError(f"no runner binary is offered for linux {arch.value}")
+
+    def is_deprecated(self, path: GithubPath, version: str) -> bool | None:
+        """Whether GitHub refuses a version of the runner, at its registration or later.
+
+        None where it cannot be known: older Enterprise Servers lack the endpoint, and GitHub may not know the version.
+        """
+        if not re.fullmatch("[0-9]{1,9}([.][0-9]{1,9}){1,3}", version):
+            return None
+        operation = self._operation("get_runner_version_deprecation_for_{}", path, version=version)
+        try:
+            answer = self._call(operation, path.path)
+        except NotVisibleError:
+            return None
+        now = datetime.now(timezone.utc)
+        times = (_time(answer, key) for key in ("registration_deprecates_at", "runtime_deprecates_at"))
+        return any(time is not None and time <= now for time in times)
 
     def download(self, application: RunnerApplication, target: Path) -> None:
         """Fetch into a new file; GithubApiError if it does not come or is not what the checksum says."""
@@ -221,7 +259,7 @@ class GithubClient:
             }
             self._transport = GhSyncTransport(base_headers=headers)  # type: ignore[no-untyped-call]
             # ghapi opens a connection per call and repeats failed ones by itself; here both are ours.
-            hooks = {"response": [self._note_quota, _limit]}
+            hooks = {"response": [self._note_quota, _limit, check_redirect]}
             self._transport.client = httpx2.Client(timeout=TIMEOUT, follow_redirects=True, event_hooks=hooks)
             self._transport.retries = 0
         return self._transport
@@ -290,9 +328,15 @@ def _within(end: float, url: str, action: Callable[[], Answer]) -> Answer:
 def _fetch(application: RunnerApplication, target: Path, end: float) -> None:
     """Download once; nothing is written after the end, when nobody waits for it any more."""
     digest, size = hashlib.sha256(), 0
+    headers = {"Authorization": f"Bearer {application.token}"} if application.token else {}
+
+    def first_hop_only(request: httpx2.Request) -> None:
+        if request.url != httpx2.URL(application.url):
+            request.headers.pop("Authorization", None)
+
     with (
-        httpx2.Client(timeout=TIMEOUT, follow_redirects=True) as client,
-        client.stream("GET", application.url) as answer,
+        httpx2.Client(timeout=TIMEOUT, follow_redirects=True, event_hooks={"request": [first_hop_only]}) as client,
+        client.stream("GET", application.url, headers=headers) as answer,
         target.open("wb") as file,
     ):
         answer.raise_for_status()
@@ -341,6 +385,26 @@ def _field(item: Any, name: str, kind: type) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise GithubApiError(f"the answer has no valid {name}")
     return value
+
+
+def _time(item: Any, name: str) -> datetime | None:
+    """A time of an answer, which may be missing or null."""
+    text = item.get(name) if isinstance(item, dict) else ""
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(str(text).replace("Z", "+00:00")).astimezone(timezone.utc)
+    except (ValueError, OverflowError) as error:
+        raise GithubApiError(f"the answer has no valid {name}") from error
+
+
+def _download_token(item: dict[str, Any]) -> str | None:
+    token = item.get("temp_download_token")
+    if token is None or token == "":
+        return None
+    if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]{1,16384}", token):
+        raise GithubApiError("the runner binary is offered with an invalid download token")
+    return token
 
 
 def _read_runner(item: Any) -> GithubRunner:

@@ -73,6 +73,23 @@ def _translate(error: Exception, url: str, path: str | None) -> GithubClientErro
     return GithubApiError(f"the answer was not understood ({type(error).__name__})")
 
 
+def check_redirect(response: httpx2.Response) -> None:
+    """Let only a GET be redirected, and only within the same origin; otherwise raise the new place.
+
+    Another method would become a GET, and another origin must not see the token.
+    """
+    if not response.has_redirect_location:
+        return
+    request = response.request
+    target = request.url.join(response.headers["location"])
+    if request.method == "GET" and target.origin == request.url.origin:
+        return
+    shown = "".join(char for char in str(target) if char.isprintable())[:MESSAGE_LIMIT]
+    if target.origin == request.url.origin:
+        raise TokenError(f"the repository was renamed or moved, set path to its new name (now {shown})")
+    raise TokenError(f"the server redirects to {shown}; set github-url to the address of the GitHub itself")
+
+
 def status_error(response: httpx2.Response, path: str | None) -> GithubClientError:
     """The error of an answer that is not a success, with GitHub's own message."""
     status, message = response.status_code, _message(response)

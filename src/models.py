@@ -333,6 +333,8 @@ class RunnerApplication:
     url: str
     filename: str
     sha256: str | None
+    token: str | None = field(default=None, repr=False, compare=False)
+    """What the download needs at an Enterprise Server that hosts the file itself; valid for a short time."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,127 @@ def test_deletion(client: GithubClient, control: GitHubControl) -> None:
     assert [runner["name"] for runner in control.runners()] == ["busy"]
 
 
+@pytest.mark.parametrize("path", [REPO, ORG], ids=["repository", "organisation"])
+def test_gone_runner_is_confirmed_by_a_list(client: GithubClient, control: GitHubControl, path: Any) -> None:
+    """A runner is found by its id; 404 counts after a list of the same path, be it empty, was answered."""
+    number = control.add_runner(path.path, "one", status="online")["id"]
+    found = client.runner(path, number)
+    assert found is not None
+    assert (found.runner_id, found.name, found.online, found.busy) == (number, "one", True, False)
+    assert not client.runner_is_gone(path, number)
+
+    control.remove_runner(number)
+    control.clear_requests()
+
+    assert client.runner_is_gone(path, number)
+    assert [(call["status"], call["query"]) for call in control.requests()] == [(404, {}), (200, {"per_page": "1"})]
+
+
+BLIND: dict[str, tuple[dict[str, Any], type[Exception]]] = {
+    "404": ({"status": 404}, TokenError),
+    "403": ({"status": 403}, TokenError),
+    "503": ({"status": 503}, TemporaryGithubError),
+    "no list": ({"status": 200, "body": "{}"}, GithubApiError),
+}
+
+
+@pytest.mark.parametrize(("fault", "error"), BLIND.values(), ids=BLIND.keys())
+@pytest.mark.parametrize("call", ["runner_is_gone", "delete_runner"])
+def test_gone_runner_without_a_list_is_an_error(
+    client: GithubClient, control: GitHubControl, call: str, fault: dict[str, Any], error: type[Exception]
+) -> None:
+    """404 is not believed while the token cannot list the path's runners: it may see nothing at all."""
+    control.add_fault(path=LIST, **fault)
+
+    with pytest.raises(error):
+        getattr(client, call)(REPO, 99)
+
+
+@pytest.mark.parametrize("path", [REPO, ORG], ids=["repository", "organisation"])
+def test_deprecated_versions(client: GithubClient, control: GitHubControl, path: Any) -> None:
+    """A version is deprecated from the times that GitHub names on; nothing is known where GitHub has no answer."""
+    control.application(minimum_version="2.331.0")
+
+    asked = ("2.336.0", "2.331.0", "2.330.9", "2.328.0", "2.999.0", "nonsense/..")
+    assert [client.is_deprecated(path, version) for version in asked] == [False, False, True, True, None, None]
+    control.application(deprecations=False)
+    assert client.is_deprecated(path, "2.336.0") is None
+
+
+DEPRECATIONS: dict[str, tuple[dict[str, Any], bool | None]] = {
+    "nothing": ({}, False),
+    "later": ({"runtime_deprecates_at": "2999-01-01T00:00:00Z", "registration_deprecates_at": None}, False),
+    "registration": ({"runtime_deprecates_at": None, "registration_deprecates_at": "2020-01-01T00:00:00Z"}, True),
+    "no time": ({"runtime_deprecates_at": "soon"}, None),
+}
+
+
+@pytest.mark.parametrize(("answer", "result"), DEPRECATIONS.values(), ids=DEPRECATIONS.keys())
+def test_times_of_a_deprecation(
+    client: GithubClient, control: GitHubControl, answer: dict[str, Any], result: bool | None
+) -> None:
+    """Only a time that is over counts, and what is no time is an error."""
+    control.add_fault(path="/deprecations/", status=200, body=json.dumps({"runner_version": "2.336.0", **answer}))
+
+    if result is None:
+        with pytest.raises(GithubApiError, match="runtime_deprecates_at"):
+            client.is_deprecated(REPO, "2.336.0")
+    else:
+        assert client.is_deprecated(REPO, "2.336.0") is result
+
+
+def test_renamed_repository(client: GithubClient, control: GitHubControl) -> None:
+    """Reading follows to a repository's new place; changing anything is an error that names the option."""
+    number = control.add_runner(REPO.path, "one")["id"]
+    control.rename_repository(REPO.path, "octo-org/other")
+
+    assert [runner.name for runner in client.list_runners(REPO, everything)] == ["one"]
+    for change in (lambda: client.registration_token(REPO), lambda: client.delete_runner(REPO, number)):
+        with pytest.raises(TokenError, match=r"renamed or moved, set path to its new name .*/repositories/[0-9]+/"):
+            change()
+    assert [runner["name"] for runner in control.runners()] == ["one"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_token_goes_to_no_other_origin(client: GithubClient, control: GitHubControl, status: int) -> None:
+    """A redirect to another origin is an error that names it, and the other origin gets no request."""
+    with github.serve("127.0.0.1", 0, [TOKEN], [REPO.path], [ORG.org]) as other:
+        control.add_fault(path=LIST, status=status, headers={"Location": f"{other.api_url}/repos/octo-org/demo"})
+
+        with pytest.raises(TokenError, match=rf"redirects to {other.url}/.*; set github-url"):
+            client.list_runners(REPO, everything)
+        assert GitHubControl(other.url).requests() == []
+
+
+def test_download_token_is_sent_once(
+    client: GithubClient, hub: github.GitHub, control: GitHubControl, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that hosts the file gets the token of its own list; where it redirects to gets none."""
+    caplog.set_level("DEBUG")
+    control.application(download_token="temporary-secret")
+    offered = client.application(REPO, Arch.X64)
+    with pytest.raises(GithubApiError, match=r"cannot be downloaded \(HTTP 401\)"):
+        client.download(replace(offered, token=None), tmp_path / "tarball")
+    control.clear_requests()
+
+    client.download(offered, tmp_path / "tarball")
+
+    assert [(call["status"], call["token_hint"]) for call in control.requests()] == [(302, "temp\u2026"), (200, None)]
+    assert "temporary-secret" not in f"{offered!r}{caplog.text}"
+    assert offered == replace(offered, token="another")
+
+
+def test_download_token_goes_to_no_other_origin(client: GithubClient, control: GitHubControl, tmp_path: Path) -> None:
+    """The store of files that a download leads to never sees the token."""
+    control.application(download_token="temporary-secret")
+    offered = client.application(REPO, Arch.X64)
+    with github.serve("127.0.0.1", 0) as other:
+        target = f"{other.url}/release-assets/{offered.filename}"
+        control.add_fault(path="/releases/download/", status=302, headers={"Location": target})
+        client.download(offered, tmp_path / "tarball")
+        assert [(call["status"], call["token_hint"]) for call in GitHubControl(other.url).requests()] == [(200, None)]
+
+
 @pytest.mark.parametrize("arch", list(Arch))
 def test_application_is_fetched_and_verified(client: GithubClient, tmp_path: Path, arch: Arch) -> None:
     """What is downloaded has the checksum that GitHub's list gives for this architecture."""
@@ -142,6 +264,8 @@ def test_wrong_checksum_is_refused(client: GithubClient, control: GitHubControl,
         {"os": 7},
         {"architecture": "riscv"},
         {"download_url": None},
+        {"temp_download_token": "a\nb"},
+        {"temp_download_token": 7},
     ],
     ids=lambda entry: next(iter(entry)),
 )
