@@ -214,7 +214,16 @@ def test_no_dead_option() -> None:
         ({"dockerhub-mirror": "https://u:p%40w@mirror:5000"}, "dockerhub_mirror", "https://u:p%40w@mirror:5000"),
         ({"test-mode": "insecure"}, "test_mode", True),
         ({"github-url": "https://octo.ghe.com/"}, "github_url", "https://octo.ghe.com"),
-        ({"github-url": "http://10.0.0.1:8080"}, "github_url", "http://10.0.0.1:8080"),
+        (
+            {"github-url": "http://10.0.0.1:8080", "test-mode": "insecure"},
+            "github_url",
+            "http://10.0.0.1:8080",
+        ),
+        (
+            {"image-source": "http://10.0.0.1", "test-mode": "insecure"},
+            "image_source",
+            ImageSource(server="http://10.0.0.1"),
+        ),
     ],
 )
 def test_right_values(config: dict[str, Any], field: str, expected: object) -> None:
@@ -271,6 +280,9 @@ def test_right_values(config: dict[str, Any], field: str, expected: object) -> N
         pytest.param("experimental-use-aproxy", True, "juju-http-proxy", id="aproxy without a proxy"),
         pytest.param("test-mode", "secure", "insecure", id="test-mode"),
         pytest.param("test-mode", "Insecure", "insecure", id="test-mode in other letters"),
+        pytest.param("github-url", "http://ghes.example", "use https:// (test-mode", id="github-url http"),
+        pytest.param("github-url", "HTTP://ghes.example", "use https:// (test-mode", id="github-url HTTP"),
+        pytest.param("image-source", "http://images.example", "use https:// (test-mode", id="image-source http"),
         pytest.param("github-url", "", "https://github.com", id="github-url empty"),
         pytest.param("github-url", "github.com", "https://github.com", id="github-url without a scheme"),
         pytest.param("github-url", "ftp://github.com", "https://github.com", id="github-url of another scheme"),
