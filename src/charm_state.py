@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -74,6 +75,7 @@ def load(charm: ops.CharmBase, needed: tuple[str, ...] | None = None) -> CharmSt
     plain = test_mode is not False
     values: dict[str, Any] = {
         "github_url": faults.read("github-url", lambda: parse_github_url(str(config["github-url"]), plain)),
+        "ca_certificates": faults.read("ca-certificates", lambda: parse_certificates(str(config["ca-certificates"]))),
         "path": _path(config, faults),
         "token": faults.read("token-secret" if "token-secret" in config else "token", lambda: _token(charm)),
         "labels": faults.read("labels", lambda: parse_labels(str(config["labels"]))),
@@ -167,6 +169,21 @@ def parse_github_url(value: str, plain: bool = False) -> str:
         )
     _refuse_plain(url, plain, "the token could be read on the way")
     return url
+
+
+def parse_certificates(value: str) -> tuple[str, ...]:
+    """PEM certificates, one after another; text between them is dropped. A private key is refused."""
+    pem = value.replace("\r", "")
+    kinds = set(re.findall("-----BEGIN ([^-\n]*)-----", pem))
+    found = re.findall("-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+\n-----END CERTIFICATE-----", pem)
+    try:
+        if kinds - {"CERTIFICATE"} or pem.count("-----BEGIN") != len(found) or (pem.strip() and not found):
+            raise ValueError
+        if found:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata="\n".join(found))
+    except (ValueError, ssl.SSLError):
+        raise ValueError("is not PEM; give certificates only, each from its BEGIN line to its END line") from None
+    return tuple(f"{certificate}\n" for certificate in dict.fromkeys(found))
 
 
 def parse_path(path: str) -> GithubPath:

@@ -9,11 +9,13 @@ import math
 import os
 import random
 import re
+import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -74,11 +76,13 @@ class GithubClient:
         github_url: str,
         token: str,
         *,
+        ca_certificates: Sequence[str] = (),
         deadline: float = CALL_DEADLINE,
         long_deadline: float = LONG_DEADLINE,
     ) -> None:
         self._url = api_url(github_url)
         self._token = token
+        self._ca_certificates = ca_certificates
         self._deadline = deadline
         self._long_deadline = long_deadline
         self._transport: GhSyncTransport | None = None
@@ -199,7 +203,7 @@ class GithubClient:
         end = time.monotonic() + self._long_deadline
         for attempt in _attempts(end):
             with attempt, translated(application.url, None):
-                _within(end, application.url, lambda: _fetch(application, target, end))
+                _within(end, application.url, lambda: _fetch(application, target, end, self._trust))
 
     def job(self, repository: str, run_id: str, runner_name: str) -> WorkflowJob:
         """The job of a workflow run that a runner ran; JobNotFoundError if there is none."""
@@ -260,9 +264,19 @@ class GithubClient:
             self._transport = GhSyncTransport(base_headers=headers)  # type: ignore[no-untyped-call]
             # ghapi opens a connection per call and repeats failed ones by itself; here both are ours.
             hooks = {"response": [self._note_quota, _limit, check_redirect]}
-            self._transport.client = httpx2.Client(timeout=TIMEOUT, follow_redirects=True, event_hooks=hooks)
+            self._transport.client = httpx2.Client(
+                timeout=TIMEOUT, follow_redirects=True, event_hooks=hooks, verify=self._trust
+            )
             self._transport.retries = 0
         return self._transport
+
+    @cached_property
+    def _trust(self) -> ssl.SSLContext:
+        """The authorities that the machine trusts, and those of the option."""
+        context = httpx2.create_ssl_context()
+        if self._ca_certificates:
+            context.load_verify_locations(cadata="".join(self._ca_certificates))
+        return context
 
     def _note_quota(self, response: httpx2.Response) -> None:
         left = response.headers.get("x-ratelimit-remaining", "")
@@ -325,7 +339,7 @@ def _within(end: float, url: str, action: Callable[[], Answer]) -> Answer:
     return future.result()
 
 
-def _fetch(application: RunnerApplication, target: Path, end: float) -> None:
+def _fetch(application: RunnerApplication, target: Path, end: float, trust: ssl.SSLContext) -> None:
     """Download once; nothing is written after the end, when nobody waits for it any more."""
     digest, size = hashlib.sha256(), 0
     headers = {"Authorization": f"Bearer {application.token}"} if application.token else {}
@@ -334,8 +348,9 @@ def _fetch(application: RunnerApplication, target: Path, end: float) -> None:
         if request.url != httpx2.URL(application.url):
             request.headers.pop("Authorization", None)
 
+    hooks = {"request": [first_hop_only]}
     with (
-        httpx2.Client(timeout=TIMEOUT, follow_redirects=True, event_hooks={"request": [first_hop_only]}) as client,
+        httpx2.Client(timeout=TIMEOUT, follow_redirects=True, event_hooks=hooks, verify=trust) as client,
         client.stream("GET", application.url, headers=headers) as answer,
         target.open("wb") as file,
     ):

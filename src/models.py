@@ -208,6 +208,7 @@ class CharmState:
     ssh_debug_connections: tuple[SSHDebugConnection, ...]
     arch: Arch
     issue_metrics: bool
+    ca_certificates: tuple[str, ...] = ()
 
 
 class Snap(NamedTuple):
@@ -252,6 +253,7 @@ class RunnerConfig:
     dockerhub_mirror: str | None = field(default=None, repr=False)
     ssh_debug_connections: tuple[SSHDebugConnection, ...] | None = None
     github_url: str = "https://github.com"
+    ca_certificates: tuple[str, ...] = ()
     container: bool = False
     fingerprint: str = ""
 

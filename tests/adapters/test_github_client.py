@@ -26,7 +26,7 @@ from errors import (
 from github_client import GithubClient, api_url
 from github_errors import translated
 from models import Arch, GithubOrg, GithubRepo, RunnerApplication
-from sandbox import github
+from sandbox import github, github_tls
 from sandbox.github_control import GitHubControl
 
 TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
@@ -529,6 +529,25 @@ def test_certificate_of_an_unknown_authority_is_named() -> None:
             client.registration_token(REPO)
         client.close()
         assert GitHubControl(served.url, ca=served.ca).requests() == []
+
+
+def test_certificates_of_the_option_are_trusted(tmp_path: Path) -> None:
+    """With the authority's certificate the API and the download work, beside any other authority of the option."""
+    other = github_tls.make("localhost").pem
+    with github.serve("127.0.0.1", 0, [TOKEN], [REPO.path], tls=True) as served:
+        client = GithubClient(served.url, TOKEN, ca_certificates=(other, str(served.ca)), deadline=5)
+        offered = client.application(REPO, Arch.X64)
+        client.download(offered, tmp_path / "tarball")
+        client.close()
+    assert offered.url.startswith("https://")
+    assert hashlib.sha256((tmp_path / "tarball").read_bytes()).hexdigest() == offered.sha256
+
+
+def test_usual_authorities_stay_trusted() -> None:
+    """The option adds to the machine's authorities and replaces none."""
+    plain = GithubClient("https://github.example", TOKEN)._trust.cert_store_stats()["x509"]
+    more = GithubClient("https://github.example", TOKEN, ca_certificates=(github_tls.make("localhost").pem,))
+    assert more._trust.cert_store_stats()["x509"] == plain + 1
 
 
 @pytest.mark.parametrize(

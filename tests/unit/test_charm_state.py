@@ -25,6 +25,7 @@ from models import (
     SSHDebugConnection,
     VirtualMachineResources,
 )
+from sandbox import github_tls
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 META, CONFIG, ACTIONS = (
@@ -151,6 +152,7 @@ def test_defaults() -> None:
         ("test-mode", "string", None),
         ("github-url", "string", "https://github.com"),
         ("token-secret", "secret", None),
+        ("ca-certificates", "string", ""),
     ],
 )
 def test_option_contract(name: str, kind: str, default: object) -> None:
@@ -162,7 +164,7 @@ def test_option_contract(name: str, kind: str, default: object) -> None:
 
 def test_no_dead_option() -> None:
     """The options are those of the contract and no others."""
-    assert len(CONFIG["options"]) == 21
+    assert len(CONFIG["options"]) == 22
 
 
 @pytest.mark.parametrize(
@@ -441,6 +443,35 @@ def test_bad_group_is_refused(value: str) -> None:
 
     assert line.startswith("group: ")
     assert "1 to 256 printable characters" in line
+
+
+@pytest.fixture(scope="session")
+def authorities() -> list[str]:
+    """Certificates of two authorities."""
+    return [github_tls.make("localhost").pem for _ in range(2)]
+
+
+def test_certificates(authorities: list[str]) -> None:
+    """Several certificates may come with text between them; each is kept once."""
+    one, two = authorities
+    text = f"# ours\r\n{one}\n\nsubject=x\n{two}{one}".replace("\n", "\r\n")
+
+    assert load({"ca-certificates": text}).ca_certificates == (one, two)
+    assert load({"ca-certificates": " \n"}).ca_certificates == ()
+
+
+def test_wrong_certificates(authorities: list[str]) -> None:
+    """What is no certificate, half of one, or a private key is refused, and the message does not show it."""
+    one, two = authorities
+    lines = one.splitlines()
+    key = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n"
+    odd = ["secret", "\n".join(lines[:-1]), "\n".join([lines[0], "c2VjcmV0", lines[-1]]), one + key]
+    odd += [one + "\n".join(two.splitlines()[:-1]), one + "\n".join([lines[0], "c2VjcmV0", lines[-1]])]
+
+    for value in odd:
+        message = fault({"ca-certificates": value})
+        assert message.startswith("ca-certificates: is not PEM; give certificates only")
+        assert "secret" not in message
 
 
 @pytest.mark.parametrize("value", ["http://u:hidden@mirror", "https://u:hidden@mirror:99999", "https://u:hidden@"])
