@@ -9,6 +9,7 @@ import contextlib
 import json
 import select
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -90,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             query=dict(parse_qsl(url.query, keep_blank_values=True)),
             headers={name.lower(): value for name, value in self.headers.items()},
             body=self.rfile.read(int(length)),
-            root=f"http://{self.headers.get('Host', self.server.address)}",
+            root=f"{self.server.scheme}://{self.headers.get('Host', self.server.address)}",
             address=self.client_address[0],
             closed=self._closed,
         )
@@ -99,6 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Whether the client has hung up while it should wait for our answer."""
         try:
             readable, _, _ = select.select([self.connection], [], [], 0)
+            if isinstance(self.connection, ssl.SSLSocket):  # it cannot peek; a client that waits sends its goodbye only
+                return bool(readable)
             return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
         except (OSError, ValueError):
             return True
@@ -165,8 +168,13 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, address: tuple[str, int], state: State, log: Path | None) -> None:
+    def __init__(
+        self, address: tuple[str, int], state: State, log: Path | None, context: ssl.SSLContext | None = None
+    ) -> None:
         super().__init__(address, _Handler)
+        self.scheme = "https" if context else "http"
+        if context:  # each connection shakes hands in its own thread, with its first read
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.state, self.faults = state, Faults()
         self.control = github_control_routes.Control(state, self.faults)
         self.connections: set[socket.socket] = set()
@@ -242,10 +250,12 @@ def _hint(credential: str | None) -> str | None:
 class GitHub:
     """A running stand-in; a context manager."""
 
-    def __init__(self, server: _Server) -> None:
+    def __init__(self, server: _Server, ca: str | None = None) -> None:
         self._server = server
         self.state = server.state
-        self.url = f"http://{server.address}"
+        self.url = f"{server.scheme}://{server.address}"
+        self.ca = ca
+        """The certificate of the authority that signed the server's, as PEM; None without TLS."""
         self.api_url = f"{self.url}{github_api.PREFIX}"
         self._thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
@@ -275,8 +285,9 @@ def serve(
     settings: Settings | None = None,
     clock: Callable[[], float] = time.time,
     log: Path | None = None,
+    tls: bool = False,
 ) -> GitHub:
-    """Serve in a background thread; port 0 takes a free one."""
+    """Serve in a background thread; port 0 takes a free one. With TLS the certificate is of an authority of its own."""
     state = State(settings, clock)
     for token in tokens:
         state.tokens[token] = Token(token)
@@ -284,7 +295,12 @@ def serve(
         state.add_repository(repository)
     for organisation in organisations:
         state.add_organisation(organisation)
-    return GitHub(_Server((host, port), state, log))
+    if not tls:
+        return GitHub(_Server((host, port), state, log))
+    from . import github_tls  # it needs openssl
+
+    authority = github_tls.make(host)
+    return GitHub(_Server((host, port), state, log, authority.context), authority.pem)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -297,12 +313,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--log", type=Path, metavar="FILE", help="append each request as a line of JSON")
     parser.add_argument("--grace", type=float, default=Settings.grace, help="seconds until a silent runner is offline")
     parser.add_argument("--poll", type=float, default=Settings.poll, help="seconds that a runner's question stays open")
+    parser.add_argument("--tls", type=Path, metavar="FILE", help="serve HTTPS; FILE gets the authority's certificate")
     options = parser.parse_args(arguments)
     host, _, port = options.listen.rpartition(":")
     settings = Settings(grace=options.grace, poll=options.poll)
     paths = (options.token, options.repository, options.organisation)
     interrupted = contextlib.suppress(KeyboardInterrupt)
-    with interrupted, serve(host, int(port), *paths, settings=settings, log=options.log) as github:
+    with (
+        interrupted,
+        serve(host, int(port), *paths, settings=settings, log=options.log, tls=bool(options.tls)) as github,
+    ):
+        if github.ca:
+            options.tls.write_text(github.ca)
         print(f"GitHub is at {github.url}", flush=True)
         github.wait()
 

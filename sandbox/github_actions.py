@@ -4,14 +4,13 @@ GitHub's own protocol for this is not published; this one is between our server 
 Only the first request of a registration has GitHub's real address and form.
 """
 
-import re
 import secrets
 import time
 from urllib.parse import urlparse
 
 from . import github_api
 from .github_http import Answer, Request, Routes, answer
-from .github_state import Job, RefusedError, Runner, State
+from .github_state import Job, RefusedError, Runner, State, version_parts
 
 MAX_NAME = 64
 WATCH = 0.2  # how often a waiting request looks whether its client is still there
@@ -59,10 +58,14 @@ def _add_runner(state: State, request: Request) -> Answer:
     existing = next((r for r in state.runners.values() if r.path == path and r.name.lower() == name.lower()), None)
     if existing and not body.get("replace"):
         raise RefusedError(409, f"A runner exists with the same name {name}.", code="exists")
+    version = str(body.get("version", ""))
+    if version_parts(version) < version_parts(state.application.minimum_registration):
+        message = f"Runner version v{version} is deprecated and cannot be registered."
+        raise RefusedError(403, message, code="version_deprecated")
     standard = [] if body.get("no_default_labels") else ["self-hosted", "Linux", str(body.get("architecture", "X64"))]
     labels = standard + [str(label) for label in body.get("labels", [])]
     more = {"group": known[group.lower()], "os": "Linux", "ephemeral": bool(body.get("ephemeral"))}
-    runner = state.add_runner(path, name, labels, **more, version=str(body.get("version", "")))
+    runner = state.add_runner(path, name, labels, **more, version=version)
     if existing:  # it keeps its number, and loses its session and job
         if existing.job is not None:
             state.complete_job(state.jobs[existing.job], "failure", linger=False)
@@ -84,20 +87,17 @@ def _authenticated(state: State, request: Request, number: str) -> Runner:
     """The runner that asks; one that was deregistered has no credentials any more."""
     runner = state.runners.get(int(number))
     secret = request.credential("bearer") or ""
-    if runner is None or runner.removed_at is not None or not secrets.compare_digest(runner.secret, secret):
+    gone = runner is None or runner.lost or runner.removed_at is not None
+    if runner is None or gone or not secrets.compare_digest(runner.secret, secret):
         raise RefusedError(401, "The runner registration has been deleted from the server.", code="deleted")
     return runner
 
 
 def _check_version(state: State, version: str) -> None:
     minimum = state.application.minimum_version
-    if minimum and _parts(version) < _parts(minimum):
+    if minimum and version_parts(version) < version_parts(minimum):
         message = f"Runner version v{version} is deprecated and cannot receive messages."
         raise RefusedError(403, message, code="version_deprecated")
-
-
-def _parts(version: str) -> list[int]:
-    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 @routes.add("POST", r"/_actions/runners/(?P<number>\d+)/sessions")

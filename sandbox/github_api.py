@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 from . import github_documents as documents
 from .github_http import Answer, Request, Routes, answer
-from .github_state import UNAUTHENTICATED_LIMIT, Budget, RefusedError, State, Token
+from .github_state import UNAUTHENTICATED_LIMIT, Budget, RefusedError, State, Token, version_parts
 
 PREFIX = "/api/v3"
 DOCUMENTATION = "https://docs.github.com/rest"
@@ -65,7 +65,7 @@ def _caller(state: State, request: Request) -> tuple[Token | None, Budget]:
 
 
 def _dispatch(state: State, request: Request, token: Token | None, budget: Budget) -> Answer:
-    path = request.path[len(PREFIX) :]
+    path = _by_name(state, request.path[len(PREFIX) :])
     if path.rstrip("/") != "/rate_limit":  # asking for the limit costs nothing
         who = f"user ID {documents.stable_number(token.token)}" if token else request.address
         state.spend(budget, 1 if request.method in ("GET", "HEAD") else 5, who)
@@ -76,23 +76,53 @@ def _dispatch(state: State, request: Request, token: Token | None, budget: Budge
         raise RefusedError(404, "Not Found")
     handler, groups = found
     if "path" in groups or "organisation" in groups:
-        groups = {"place": _place(state, token, groups), **groups}
+        groups = {"place": _place(state, request, token, groups), **groups}
         for name in ("path", "repository", "organisation"):
             groups.pop(name, None)
+        if token is not None and token.needs_sso(groups["place"]):
+            raise _sso(request, groups["place"])
         if "/actions/runner" in path and not token.may_manage(groups["place"]):  # type: ignore[union-attr]
             raise RefusedError(403, "Resource not accessible by personal access token")
     return handler(state, request, budget=budget, **groups)
 
 
-def _place(state: State, token: Token | None, groups: dict[str, str]) -> str:
+def _sso(request: Request, place: str) -> RefusedError:
+    """The refusal of a token that is not authorized for an organisation's single sign-on."""
+    url = f"{request.root}/orgs/{place.partition('/')[0]}/sso?authorization_request={secrets.token_urlsafe(42)}"
+    message = (
+        "Resource protected by organization SAML enforcement. "
+        "You must grant your Personal Access token access to this organization."
+    )
+    return RefusedError(403, message, {"X-GitHub-SSO": f"required; url={url}"})
+
+
+def _place(state: State, request: Request, token: Token | None, groups: dict[str, str]) -> str:
     """The repository or organisation of the request, if the token can see it."""
     if token is None:
         raise RefusedError(401, "Requires authentication")
     wanted = groups.get("path") or groups.get("repository") or groups.get("organisation") or ""
     place = state.find_path(wanted)
+    if place is None and wanted.lower() in state.moved:
+        raise _moved(state, request, state.moved[wanted.lower()])
     if place is None or not token.may_see(place):
         raise RefusedError(404, "Not Found")
     return place
+
+
+def _by_name(state: State, path: str) -> str:
+    """A repository's path by name where it is asked for by number, as the redirects of renamed ones do."""
+    found = re.match(r"/repositories/(\d+)(?=/|$)", path)
+    names = [name for name, number in state.repositories.items() if found and number == int(found[1])]
+    return f"/repos/{names[0]}{path[found.end() :]}" if found and names else path
+
+
+def _moved(state: State, request: Request, new: str) -> RefusedError:
+    """The answer for a repository's former name: 301 to a GET, 307 to everything else."""
+    rest = re.sub(r"^/repos/[^/]+/[^/]+", "", request.path[len(PREFIX) :])
+    number = state.repositories.get(new, 0)
+    url = f"{request.api}/repositories/{number}{rest}" + (f"?{urlencode(request.query)}" if request.query else "")
+    status, message = (301, "Moved Permanently") if request.method in ("GET", "HEAD") else (307, "Temporary Redirect")
+    return RefusedError(status, message, {"Location": url}, url=url)
 
 
 def _limit_headers(budget: Budget) -> dict[str, str]:
@@ -180,6 +210,15 @@ def _downloads(state: State, request: Request, budget: Budget, place: str) -> An
     return answer(documents.downloads(state, request.root))
 
 
+@routes.add("GET", PATH + r"/actions/runners/deprecations/(?P<version>[^/]+)")
+def _deprecation(state: State, request: Request, budget: Budget, place: str, version: str) -> Answer:
+    newest = max(map(version_parts, state.application.offered))
+    known = re.fullmatch(r"2\.\d{1,4}\.\d{1,2}", version) is not None and version_parts(version) <= newest
+    if not (known and state.application.deprecations):
+        raise RefusedError(404, "Not Found")
+    return answer(documents.deprecation(state, version))
+
+
 @routes.add("GET", PATH + r"/actions/runners/(?P<number>\d+)")
 def _runner(state: State, request: Request, budget: Budget, place: str, number: str) -> Answer:
     return answer(documents.runner(state, state.runner(place, int(number))))
@@ -209,6 +248,17 @@ def _jobs(state: State, request: Request, budget: Budget, place: str, run: str) 
     return answer({"total_count": len(jobs), "jobs": found}, headers=headers)
 
 
+def _refused_download(state: State, request: Request, stored: bool) -> Answer | None:
+    """The server may want its download token; the store of files has signed addresses, and refuses any credential."""
+    text = "text/plain; charset=utf-8"
+    if stored and request.headers.get("authorization"):
+        return Answer(400, b"Only one authentication mechanism is allowed.", content_type=text)
+    wanted = state.application.download_token
+    if not stored and wanted is not None and request.credential("bearer") != wanted:
+        return Answer(401, b"not authorized", content_type=text)
+    return None
+
+
 FILENAME = r"actions-runner-linux-(?P<architecture>x64|arm64)-(?P<version>[0-9.]+)\.tar\.gz"
 
 
@@ -219,6 +269,9 @@ def download(state: State, request: Request) -> Answer:
     match = found or stored
     if match is None or request.method not in ("GET", "HEAD"):
         return Answer(404, b"Not Found", content_type="text/plain; charset=utf-8")
+    refused = _refused_download(state, request, bool(stored))
+    if refused is not None:
+        return refused
     try:
         content = state.tarball(match["version"], match["architecture"])
     except RefusedError:

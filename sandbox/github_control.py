@@ -1,11 +1,12 @@
 """The client of the control interface of the stand-in for GitHub."""
 
 import json
+import ssl
 import time
 from collections.abc import Callable
 from urllib.error import HTTPError
 from urllib.parse import quote
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
 
 class GitHubControlError(Exception):
@@ -13,12 +14,14 @@ class GitHubControlError(Exception):
 
 
 class GitHubControl:
-    """One method for each call of the control interface of the server at `url`."""
+    """One method for each call of the control interface of the server at `url`; `ca` is its authority's certificate."""
 
-    def __init__(self, url: str, timeout: float = 30.0) -> None:
+    def __init__(self, url: str, timeout: float = 30.0, ca: str | None = None) -> None:
         self.url, self.timeout = url.rstrip("/"), timeout
         # A proxy that the environment names is for the machines under test, not for us.
         self._opener = build_opener(ProxyHandler({}))
+        if ca:
+            self._opener = build_opener(ProxyHandler({}), HTTPSHandler(context=ssl.create_default_context(cadata=ca)))
 
     def _call(self, method: str, path: str, body: object = None, timeout: float = 0.0):  # type: ignore[no-untyped-def]
         data = None if body is None else json.dumps(body).encode()
@@ -100,16 +103,24 @@ class GitHubControl:
         """Make GitHub forget a runner, busy or not."""
         self._call("DELETE", f"runners/{runner}")
 
-    def add_token(self, token: str, paths: tuple | list = ("*",), admin: bool = True, sees: tuple | list = ()) -> None:
-        """Make or change a token."""
-        self._call("POST", "tokens", {"token": token, "paths": list(paths), "admin": admin, "sees": list(sees)})
+    def add_token(
+        self,
+        token: str,
+        paths: tuple | list = ("*",),
+        admin: bool = True,
+        sees: tuple | list = (),
+        sso: tuple | list = (),
+    ) -> None:
+        """Make or change a token; it is not authorized for the single sign-on of the organisations in `sso`."""
+        fields = {"token": token, "paths": list(paths), "admin": admin, "sees": list(sees), "sso": list(sso)}
+        self._call("POST", "tokens", fields)
 
     def remove_token(self, token: str) -> None:
         """Revoke a token."""
         self._call("DELETE", f"tokens/{quote(token, safe='')}")
 
     def rate_limit(self, token: str, **fields: object) -> dict:
-        """Set `remaining`, `reset_in`, or `retry_after` and `status` of a token's rate limits."""
+        """Set `remaining`, `reset_in`, or `retry_after`, `status` and `header` (Retry-After) of a token's limits."""
         return self._call("POST", "rate-limit", {"token": token, **fields})
 
     def expire_registration_tokens(self) -> None:
@@ -120,10 +131,18 @@ class GitHubControl:
         """Make a repository."""
         self._call("POST", "repositories", {"repository": repository})
 
+    def rename_repository(self, old: str, new: str) -> None:
+        """Rename or move a repository; requests for the old name are redirected."""
+        self._call("POST", "repositories/rename", {"old": old, "new": new})
+
     def add_organisation(self, organisation: str, runner_groups: tuple | list = ()) -> None:
         """Make an organisation, or add runner groups to one."""
         self._call("POST", "organisations", {"organisation": organisation, "runner_groups": list(runner_groups)})
 
     def application(self, **fields: object) -> dict:
-        """Change `version`, `checksum` or `minimum_version` of the runner application."""
+        """Change the runner application that is offered (fields: see github_state.Application)."""
         return self._call("PATCH", "application", fields)
+
+    def settings(self, **fields: object) -> dict:
+        """Change times and limits (fields: see github_state.Settings)."""
+        return self._call("PATCH", "settings", fields)

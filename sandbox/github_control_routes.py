@@ -10,10 +10,11 @@ from collections.abc import Callable
 from . import github_documents as documents
 from .github_faults import Faults
 from .github_http import Answer, Request, Routes, answer
-from .github_state import HOUR, Job, RefusedError, Runner, State, Token
+from .github_state import HOUR, Application, Job, RefusedError, Runner, State, Token
 
 PREFIX = "/_control/"
 WATCH = 0.2
+APPLICATION = set(Application.__dataclass_fields__) - {"offered"}
 
 routes = Routes()
 
@@ -179,7 +180,7 @@ def _add_token(control: Control, request: Request) -> Answer:
     fields = request.json()
     paths, sees = list(fields.get("paths", ["*"])), list(fields.get("sees", []))
     manages = paths if fields.get("admin", True) else []
-    token = Token(str(fields["token"]), manages, sees + paths)
+    token = Token(str(fields["token"]), manages, sees + paths, list(fields.get("sso", [])))
     control.state.tokens[token.token] = token
     return answer({"paths": paths}, 201)
 
@@ -193,7 +194,7 @@ def _remove_token(control: Control, request: Request, token: str) -> Answer:
 
 @routes.add("POST", "/_control/rate-limit")
 def _rate_limit(control: Control, request: Request) -> Answer:
-    """Leave a token so many requests, until `reset_in` seconds from now; `retry_after` sets off the secondary limit."""
+    """Leave a token so many requests, until `reset_in` seconds from now; `retry_after` starts the secondary limit."""
     fields, state = request.json(), control.state
     budget = state.budget(f"token {fields['token']}", state.settings.rate_limit)
     if "remaining" in fields:
@@ -203,6 +204,7 @@ def _rate_limit(control: Control, request: Request) -> Answer:
     if "retry_after" in fields:
         budget.refuse_until = state.clock() + float(fields["retry_after"])
         budget.refuse_status = int(fields.get("status", 403))
+        budget.refuse_header = bool(fields.get("header", True))
     return answer({"remaining": budget.limit - budget.used, "reset": int(budget.reset)})
 
 
@@ -220,6 +222,13 @@ def _add_repository(control: Control, request: Request) -> Answer:
     return Answer(201, b"{}")
 
 
+@routes.add("POST", "/_control/repositories/rename")
+def _rename_repository(control: Control, request: Request) -> Answer:
+    fields = request.json()
+    control.state.rename_repository(fields["old"], fields["new"])
+    return Answer(201, b"{}")
+
+
 @routes.add("POST", "/_control/organisations")
 def _add_organisation(control: Control, request: Request) -> Answer:
     fields = request.json()
@@ -231,14 +240,27 @@ def _add_organisation(control: Control, request: Request) -> Answer:
 def _application(control: Control, request: Request) -> Answer:
     """Offer another version of the runner application, a wrong checksum, or refuse old versions."""
     fields, application = request.json(), control.state.application
-    unknown = set(fields) - {"version", "checksum", "minimum_version"}
+    unknown = set(fields) - APPLICATION
     if unknown:
         raise ValueError(f"the application has no {', '.join(sorted(unknown))}")
-    for name in ("version", "minimum_version"):
+    for name in ("version", "minimum_version", "minimum_registration"):
         if fields.get(name) is not None and not re.fullmatch(r"\d+\.\d+\.\d+", fields[name]):
-            raise ValueError(f"{name}: {fields[name]} is not like 2.328.0")
+            raise ValueError(f"{name}: {fields[name]} is not like 2.336.0")
     for name, value in fields.items():
         setattr(application, name, value)
     application.offered.add(application.version)
     control.state.lock.notify_all()
-    return answer({name: getattr(application, name) for name in ("version", "checksum", "minimum_version")})
+    return answer({name: getattr(application, name) for name in sorted(APPLICATION)})
+
+
+@routes.add("PATCH", "/_control/settings")
+def _settings(control: Control, request: Request) -> Answer:
+    """Change times and limits, such as how long a lost runner stays listed."""
+    fields, settings = request.json(), control.state.settings
+    for name, value in fields.items():
+        if not hasattr(settings, name):
+            raise ValueError(f"there is no setting {name}")
+        setattr(settings, name, type(getattr(settings, name))(value))
+    control.state.sweep()
+    control.state.lock.notify_all()
+    return answer(vars(settings))

@@ -4,7 +4,7 @@ import base64
 import hashlib
 from datetime import datetime, timedelta, timezone
 
-from .github_state import Job, Runner, State
+from .github_state import Job, Runner, State, version_parts
 
 AVATAR = "/avatars/u/{id}?v=4"
 
@@ -102,8 +102,21 @@ def downloads(state: State, root: str) -> list[dict]:
             checksum = state.application.checksum
         url = f"{root}/actions/runner/releases/download/v{version}/{filename}"
         entry = {"os": system, "architecture": architecture, "download_url": url, "filename": filename}
+        if state.application.download_token is not None:
+            entry["temp_download_token"] = state.application.download_token
         offered.append({**entry, "sha256_checksum": checksum})
     return offered
+
+
+def deprecation(state: State, version: str) -> dict:
+    """Until when a version may register and run: a moment that is over, or nothing that is decided yet."""
+    application, parts = state.application, version_parts(version)
+    over = instant(state.clock() - 3600)
+    old = application.minimum_version is not None and parts < version_parts(application.minimum_version)
+    document = {"runner_version": version, "runtime_deprecates_at": over if old else None}
+    if parts < version_parts(application.minimum_registration):
+        document["registration_deprecates_at"] = over
+    return document
 
 
 def runner_group(organisation: str, number: int, name: str, api: str) -> dict:

@@ -2,6 +2,7 @@
 
 import fnmatch
 import hashlib
+import re
 import secrets
 import threading
 import time
@@ -23,9 +24,15 @@ class Settings:
     grace: float = 10.0  # a runner that has not asked for a job for so long is offline
     poll: float = 5.0  # so long a runner's question for a job stays open
     linger: float = 1.0  # so long GitHub still lists an ephemeral runner, busy, after its job
+    keep_lost: float = 24 * HOUR  # so long an ephemeral runner that is not connected stays listed, as offline
     token_life: float = HOUR
     rate_limit: int = 5000
     points_a_minute: int = 900  # secondary limit: a GET counts 1, everything else 5
+
+
+def version_parts(version: str) -> list[int]:
+    """The numbers of a version, to compare it with others."""
+    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 class RefusedError(Exception):
@@ -43,6 +50,10 @@ class Token:
     token: str
     manages: list[str] = field(default_factory=lambda: ["*"])
     sees: list[str] = field(default_factory=list)
+    sso: list[str] = field(default_factory=list)  # organisations for whose single sign-on it is not authorized
+
+    def needs_sso(self, path: str) -> bool:
+        return path.partition("/")[0].lower() in (name.lower() for name in self.sso)
 
     def may_manage(self, path: str) -> bool:
         return any(fnmatch.fnmatchcase(path.lower(), pattern.lower()) for pattern in self.manages)
@@ -61,6 +72,7 @@ class Budget:
     recent: deque = field(default_factory=deque)  # (when, points) of the last minute
     refuse_until: float = 0.0
     refuse_status: int = 403
+    refuse_header: bool = True  # the secondary limit does not always say how long to wait
 
 
 @dataclass
@@ -78,7 +90,9 @@ class Runner:
     secret: str = field(default_factory=lambda: secrets.token_hex(32))
     session: str | None = None
     seen: float = 0.0  # when its session last asked for a message
+    registered: float = field(default_factory=time.monotonic)
     job: int | None = None
+    lost: bool = False  # it vanished in its job: it stays listed, and its credentials are over
     removed_at: float | None = None  # GitHub takes an ephemeral runner away a moment after its job
     fixed_status: str | None = None
     fixed_busy: bool | None = None
@@ -124,9 +138,12 @@ class Job:
 class Application:
     """The runner application that is offered for download."""
 
-    version: str = "2.328.0"
+    version: str = "2.336.0"
     checksum: str | None = None  # a wrong one, for tests
     minimum_version: str | None = None
+    minimum_registration: str = "2.329.0"
+    deprecations: bool = True  # whether the server has the endpoint for them; older Enterprise Servers have not
+    download_token: str | None = None  # what a download needs, as at an Enterprise Server without the internet
     offered: set = field(default_factory=set)
 
 
@@ -140,6 +157,7 @@ class State:
         self.closing = False
         self.repositories: dict[str, int] = {}
         self.organisations: dict[str, list[str]] = {}
+        self.moved: dict[str, str] = {}  # names that repositories had before (lower case)
         self.tokens: dict[str, Token] = {}
         self.budgets: dict[str, Budget] = {}
         self.runner_tokens: dict[str, tuple[str, str, float]] = {}  # token: kind, path, end of life
@@ -166,6 +184,19 @@ class State:
             self._id_base += 1
             self.repositories[repository] = self._id_base
 
+    def rename_repository(self, old: str, new: str) -> None:
+        """Rename or move a repository: the old name leads to it, and its runners and jobs go with it."""
+        place = self.find_path(old)
+        if place is None or "/" not in place or self.find_path(new) is not None:
+            raise RefusedError(422, f"{old} cannot become {new}")
+        self.add_repository(new)
+        self.repositories[new] = self.repositories.pop(place)
+        self.moved[place.lower()] = new
+        for runner in self.runners.values():
+            runner.path = new if runner.path == place else runner.path
+        for job in self.jobs.values():
+            job.repository = new if job.repository == place else job.repository
+
     def add_organisation(self, organisation: str, groups: list[str] | None = None) -> None:
         known = self.organisations.setdefault(organisation, ["Default"])
         known.extend(group for group in groups or [] if group not in known)
@@ -185,7 +216,7 @@ class State:
         """Whether the runner's session asks for jobs; registering alone does not bring a runner online."""
         if runner.fixed_status is not None:
             return runner.fixed_status == "online"
-        if runner.removed_at is not None or runner.session is None:
+        if runner.removed_at is not None or runner.lost or runner.session is None:
             return False
         return time.monotonic() - runner.seen < self.settings.grace
 
@@ -229,16 +260,23 @@ class State:
         self.lock.notify_all()
 
     def sweep(self) -> None:
-        """Let happen what time alone brings about: lost runners fail their jobs, finished ephemeral ones go."""
+        """Let happen what time alone brings about: lost runners fail their jobs, ephemeral ones go."""
         now = time.monotonic()
         for runner in list(self.runners.values()):
-            if runner.removed_at is not None and now >= runner.removed_at:
+            ended = runner.removed_at is not None and now >= runner.removed_at
+            if ended or (runner.job is None and self._is_outlived(runner, now)):
                 self.forget_runner(runner)
             elif runner.job is not None and runner.removed_at is None and now - runner.seen >= self.settings.grace:
                 self.jobs[runner.job].log.append(
                     f"##[error]The self-hosted runner: {runner.name} lost communication with the server."
                 )
-                self.complete_job(self.jobs[runner.job], "failure", linger=False)
+                self.complete_job(self.jobs[runner.job], "failure", lost=True)
+
+    def _is_outlived(self, runner: Runner, now: float) -> bool:
+        """Whether an ephemeral runner, also one that never connected, was away for so long that GitHub removes it."""
+        if runner.fixed_status is not None or not runner.ephemeral or self.online(runner):
+            return False
+        return now - max(runner.seen, runner.registered) >= self.settings.keep_lost
 
     # Tokens with which runners register -----------------------------------------------------------------------------
 
@@ -284,15 +322,18 @@ class State:
                 return job
         return None
 
-    def complete_job(self, job: Job, conclusion: str, linger: bool = True) -> None:
-        """End a job; its ephemeral runner goes with it, after a moment in which GitHub still calls it busy."""
+    def complete_job(self, job: Job, conclusion: str, linger: bool = True, lost: bool = False) -> None:
+        """End a job; its ephemeral runner goes with it, after a moment in which GitHub still calls it busy.
+
+        A lost runner stays listed as offline, until it is deleted or `keep_lost` is over.
+        """
         if job.status == "completed":
             return
         job.status, job.conclusion, job.completed_at = "completed", conclusion, self.clock()
         runner = self.runners.get(job.runner_id or 0)
         if runner and runner.job == job.id:
-            if not runner.ephemeral:
-                runner.job = None
+            if not runner.ephemeral or lost:
+                runner.job, runner.lost = None, runner.ephemeral
             elif linger and self.settings.linger:
                 runner.removed_at = time.monotonic() + self.settings.linger
             else:
@@ -313,7 +354,7 @@ class State:
         now = self.clock()
         budget = self.budgets.get(key)
         if budget is None or now >= budget.reset:
-            refuse = (budget.refuse_until, budget.refuse_status) if budget else (0.0, 403)
+            refuse = (budget.refuse_until, budget.refuse_status, budget.refuse_header) if budget else (0.0, 403, True)
             recent = budget.recent if budget else deque()
             budget = self.budgets[key] = Budget(limit, now + HOUR, 0, recent, *refuse)
         return budget
@@ -330,7 +371,7 @@ class State:
             budget.refuse_until, budget.refuse_status = max(budget.refuse_until, now + 60), 403
             budget.recent.clear()
         if now < budget.refuse_until:
-            wait = {"Retry-After": str(max(1, round(budget.refuse_until - now)))}
+            wait = {"Retry-After": str(max(1, round(budget.refuse_until - now)))} if budget.refuse_header else {}
             message = "You have exceeded a secondary rate limit. Please wait a few minutes before you try again."
             raise RefusedError(budget.refuse_status, message, wait, documentation="secondary-rate-limits")
         budget.recent.append((now, points))

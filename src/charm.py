@@ -485,7 +485,7 @@ class GithubRunnerCharm(ops.CharmBase):
         if self._github_client is None:
             from github_client import GithubClient
 
-            self._github_client = GithubClient(state.github_url, state.token)
+            self._github_client = GithubClient(state.github_url, state.token, ca_certificates=state.ca_certificates)
         return self._github_client
 
     def _identity(self) -> Identity:

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -69,15 +70,19 @@ def load(charm: ops.CharmBase, needed: tuple[str, ...] | None = None) -> CharmSt
     """
     faults = _Faults()
     config = charm.config
+    test_mode = faults.read("test-mode", lambda: parse_test_mode(config.get("test-mode")))
+    # Where test-mode itself is not valid, its own fault is enough.
+    plain = test_mode is not False
     values: dict[str, Any] = {
-        "github_url": faults.read("github-url", lambda: parse_github_url(str(config["github-url"]))),
+        "github_url": faults.read("github-url", lambda: parse_github_url(str(config["github-url"]), plain)),
+        "ca_certificates": faults.read("ca-certificates", lambda: parse_certificates(str(config["ca-certificates"]))),
         "path": _path(config, faults),
         "token": faults.read("token-secret" if "token-secret" in config else "token", lambda: _token(charm)),
         "labels": faults.read("labels", lambda: parse_labels(str(config["labels"]))),
         "virtual_machines": faults.read("virtual-machines", lambda: at_least(config["virtual-machines"], 0)),
         "resources": _resources(config, faults),
         "base_image": faults.read("base-image", lambda: parse_base_image(str(config["base-image"]))),
-        "image_source": faults.read("image-source", lambda: parse_image_source(str(config["image-source"]))),
+        "image_source": faults.read("image-source", lambda: parse_image_source(str(config["image-source"]), plain)),
         "runner_storage": faults.read("runner-storage", lambda: parse_storage(str(config["runner-storage"]))),
         "reconcile_interval": faults.read("reconcile-interval", lambda: at_least(config["reconcile-interval"], 2)),
         "replace_on_exit": bool(config["replace-on-exit"]),
@@ -86,7 +91,7 @@ def load(charm: ops.CharmBase, needed: tuple[str, ...] | None = None) -> CharmSt
         "dockerhub_mirror": faults.read("dockerhub-mirror", lambda: parse_mirror(str(config["dockerhub-mirror"]))),
         "proxies": _proxies(os.environ, bool(config["experimental-use-aproxy"]), faults),
         "repo_policy": _repo_policy(config, faults),
-        "test_mode": faults.read("test-mode", lambda: parse_test_mode(config.get("test-mode"))),
+        "test_mode": test_mode,
         "ssh_debug_connections": _ssh_debug_connections(charm, faults),
         "arch": faults.read("architecture", lambda: parse_arch(platform.machine())),
         "issue_metrics": bool(charm.model.relations[COS_AGENT_RELATION]),
@@ -146,8 +151,13 @@ def parse_url(value: str, *schemes: str, credentials: bool = False) -> str:
     return value
 
 
-def parse_github_url(value: str) -> str:
-    """The address of a GitHub: scheme and host, without a path."""
+def _refuse_plain(url: str, plain: bool, reason: str) -> None:
+    if urlsplit(url).scheme == "http" and not plain:
+        raise ValueError(f"{url!r} is not encrypted: {reason}; use https:// (test-mode=insecure accepts http://)")
+
+
+def parse_github_url(value: str, plain: bool = False) -> str:
+    """The address of a GitHub: scheme and host, without a path; ``plain`` accepts http."""
     try:
         url = parse_url(value, "http", "https")
     except ValueError as error:
@@ -159,7 +169,23 @@ def parse_github_url(value: str) -> str:
         raise ValueError(
             f"{url!r} is not the address of a GitHub; use {parts.scheme}://{host} and set the owner in path"
         )
+    _refuse_plain(url, plain, "the token could be read on the way")
     return url
+
+
+def parse_certificates(value: str) -> tuple[str, ...]:
+    """PEM certificates, one after another; text between them is dropped. A private key is refused."""
+    pem = value.replace("\r", "")
+    kinds = set(re.findall("-----BEGIN ([^-\n]*)-----", pem))
+    found = re.findall("-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+\n-----END CERTIFICATE-----", pem)
+    try:
+        if kinds - {"CERTIFICATE"} or pem.count("-----BEGIN") != len(found) or (pem.strip() and not found):
+            raise ValueError
+        if found:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata="\n".join(found))
+    except (ValueError, ssl.SSLError):
+        raise ValueError("is not PEM; give certificates only, each from its BEGIN line to its END line") from None
+    return tuple(f"{certificate}\n" for certificate in dict.fromkeys(found))
 
 
 def parse_path(path: str) -> GithubPath:
@@ -274,15 +300,17 @@ def parse_base_image(value: str) -> BaseImage:
     return image
 
 
-def parse_image_source(value: str) -> ImageSource:
-    """A simplestreams server's URL, or ``local:ALIAS``."""
+def parse_image_source(value: str, plain: bool = False) -> ImageSource:
+    """A simplestreams server's URL, or ``local:ALIAS``; ``plain`` accepts http."""
     value = value.strip()
     if value.startswith("local:"):
         return ImageSource.parse(value)
     try:
-        return ImageSource(server=parse_url(value, "https", "http"))
+        server = parse_url(value, "https", "http")
     except ValueError as error:
         raise ValueError(f"{error} of a simplestreams server, nor local:ALIAS") from None
+    _refuse_plain(server, plain, "the image could be replaced on the way")
+    return ImageSource(server=server)
 
 
 def parse_storage(value: str) -> RunnerStorage:

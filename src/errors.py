@@ -68,11 +68,11 @@ class GithubClientError(GithubRunnerError):
 
 
 class TokenError(GithubClientError):
-    """The token is invalid, lacks permission or cannot see the path: the operator must mend it."""
+    """The token is invalid, lacks permission or cannot see the path: the operator must fix it."""
 
 
 class GithubApiError(GithubClientError):
-    """GitHub is unreachable or answered with something unexpected: time may mend it."""
+    """GitHub cannot be reached, or its answer was not expected: a later attempt may succeed."""
 
 
 class TemporaryGithubError(GithubApiError):

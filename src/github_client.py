@@ -1,21 +1,21 @@
-"""GitHub's API: the only user of ghapi. Calls, limits and errors follow spec 4, GitHub API.
+"""The client of GitHub's API: the only user of ghapi.
 
 https://docs.github.com/en/rest/actions/self-hosted-runners
 """
 
 import hashlib
-import json
 import logging
 import math
 import os
 import random
 import re
+import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -23,16 +23,16 @@ from urllib.parse import urlsplit
 import httpx2
 import stamina
 
+import github_errors
 from errors import (
     ConfigurationError,
     GithubApiError,
-    GithubClientError,
     JobNotFoundError,
-    RateLimitError,
     RunnerBusyError,
     TemporaryGithubError,
     TokenError,
 )
+from github_errors import NotVisibleError, StatusError, check_redirect, translated
 from models import Arch, GithubPath, GithubRepo, GithubRunner, RunnerApplication, WorkflowJob
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = httpx2.Timeout(15, connect=5)
+TIMEOUT = httpx2.Timeout(github_errors.TIMEOUT, connect=github_errors.CONNECT_TIMEOUT)
 CALL_DEADLINE = 45.0
 # A list of many pages and a download take their time even where all is well.
 LONG_DEADLINE = 600.0
@@ -76,11 +76,13 @@ class GithubClient:
         github_url: str,
         token: str,
         *,
+        ca_certificates: Sequence[str] = (),
         deadline: float = CALL_DEADLINE,
         long_deadline: float = LONG_DEADLINE,
     ) -> None:
         self._url = api_url(github_url)
         self._token = token
+        self._ca_certificates = ca_certificates
         self._deadline = deadline
         self._long_deadline = long_deadline
         self._transport: GhSyncTransport | None = None
@@ -108,6 +110,27 @@ class GithubClient:
         runners = map(_read_runner, _field(answer, "runners", list))
         return next((runner for runner in runners if runner.name == name), None)
 
+    def runner(self, path: GithubPath, runner_id: int) -> GithubRunner | None:
+        """One runner by its id; None only if GitHub confirms that it is gone (see ``_confirm_gone``)."""
+        operation = self._operation("get_self_hosted_runner_for_{}", path, runner_id=runner_id)
+        try:
+            return _read_runner(self._call(operation, path.path))
+        except NotVisibleError:
+            self._confirm_gone(path)
+            return None
+
+    def runner_is_gone(self, path: GithubPath, runner_id: int) -> bool:
+        """Whether GitHub no longer has the runner, so that it can never get a job."""
+        return self.runner(path, runner_id) is None
+
+    def _confirm_gone(self, path: GithubPath) -> None:
+        """Raise unless the token can list the path's runners now.
+
+        404 is also the answer for a path that the token cannot see, for example since a moment ago.
+        """
+        answer = self._call(self._operation("list_self_hosted_runners_for_{}", path), path.path, per_page=1)
+        _field(answer, "total_count", int)
+
     def registration_token(self, path: GithubPath) -> str:
         """A token with which runners can register for one hour."""
         return self._created_token("create_registration_token_for_{}", path)
@@ -131,39 +154,56 @@ class GithubClient:
         return self._created_token("create_remove_token_for_{}", path)
 
     def delete_runner(self, path: GithubPath, runner_id: int) -> None:
-        """Deregister; gone already counts as done. RunnerBusyError while it runs a job."""
+        """Deregister; a runner that is confirmed to be gone counts as done. RunnerBusyError while it runs a job."""
         operation = self._operation("delete_self_hosted_runner_from_{}", path, runner_id=runner_id)
         try:
             self._call(operation, path.path)
-        except _StatusError as error:
-            if error.status == 404:
-                return
+        except NotVisibleError:
+            self._confirm_gone(path)
+        except StatusError as error:
             if error.status == 422:
-                raise RunnerBusyError(f"runner {runner_id} of {path.path} runs a job") from error
+                raise RunnerBusyError(f"runner {runner_id} of {path.path} runs a job: {error}") from error
             raise
 
     def application(self, path: GithubPath, arch: Arch) -> RunnerApplication:
         """The runner application that GitHub offers for Linux on an architecture."""
         answer = self._call(self._operation("list_runner_applications_for_{}", path), path.path)
         if not isinstance(answer, list):
-            raise GithubApiError("GitHub's list of runner applications is not a list")
+            raise GithubApiError("the list of runner binaries is not a list")
         for item in answer:
             if _field(item, "os", str) == "linux" and _field(item, "architecture", str) == arch.value:
                 checksum = item.get("sha256_checksum")
                 if not isinstance(checksum, str) or not re.fullmatch("[0-9a-fA-F]{64}", checksum):
-                    raise GithubApiError("GitHub offers a runner application without a SHA-256 checksum")
+                    raise GithubApiError("the runner binary is offered without a SHA-256 checksum")
                 filename = _field(item, "filename", str)
                 if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", filename):
-                    raise GithubApiError("GitHub offers a runner application with an impossible file name")
-                return RunnerApplication(_field(item, "download_url", str), filename, checksum.lower())
-        raise GithubApiError(f"GitHub offers no runner application for linux {arch.value}")
+                    raise GithubApiError("the runner binary is offered with an invalid file name")
+                url, token = _field(item, "download_url", str), _download_token(item)
+                return RunnerApplication(url, filename, checksum.lower(), token)
+        raise GithubApiError(f"no runner binary is offered for linux {arch.value}")
+
+    def is_deprecated(self, path: GithubPath, version: str) -> bool | None:
+        """Whether GitHub refuses a version of the runner, at its registration or later.
+
+        None where it cannot be known: older Enterprise Servers lack the endpoint, and GitHub may not know the version.
+        """
+        if not re.fullmatch("[0-9]{1,9}([.][0-9]{1,9}){1,3}", version):
+            return None
+        operation = self._operation("get_runner_version_deprecation_for_{}", path, version=version)
+        try:
+            answer = self._call(operation, path.path)
+        except NotVisibleError:
+            return None
+        now = datetime.now(timezone.utc)
+        times = (_time(answer, key) for key in ("registration_deprecates_at", "runtime_deprecates_at"))
+        return any(time is not None and time <= now for time in times)
 
     def download(self, application: RunnerApplication, target: Path) -> None:
         """Fetch into a new file; GithubApiError if it does not come or is not what the checksum says."""
         end = time.monotonic() + self._long_deadline
         for attempt in _attempts(end):
-            with attempt, _translated(None):
-                _within(end, lambda: _fetch(application, target, end))
+            with attempt, translated(application.url, None):
+                _within(end, application.url, lambda: _fetch(application, target, end, self._trust))
 
     def job(self, repository: str, run_id: str, runner_name: str) -> WorkflowJob:
         """The job of a workflow run that a runner ran; JobNotFoundError if there is none."""
@@ -223,10 +263,20 @@ class GithubClient:
             }
             self._transport = GhSyncTransport(base_headers=headers)  # type: ignore[no-untyped-call]
             # ghapi opens a connection per call and repeats failed ones by itself; here both are ours.
-            hooks = {"response": [self._note_quota, _limit]}
-            self._transport.client = httpx2.Client(timeout=TIMEOUT, follow_redirects=True, event_hooks=hooks)
+            hooks = {"response": [self._note_quota, _limit, check_redirect]}
+            self._transport.client = httpx2.Client(
+                timeout=TIMEOUT, follow_redirects=True, event_hooks=hooks, verify=self._trust
+            )
             self._transport.retries = 0
         return self._transport
+
+    @cached_property
+    def _trust(self) -> ssl.SSLContext:
+        """The authorities that the machine trusts, and those of the option."""
+        context = httpx2.create_ssl_context()
+        if self._ca_certificates:
+            context.load_verify_locations(cadata="".join(self._ca_certificates))
+        return context
 
     def _note_quota(self, response: httpx2.Response) -> None:
         left = response.headers.get("x-ratelimit-remaining", "")
@@ -237,9 +287,9 @@ class GithubClient:
         self._connected()
         end = min(end, time.monotonic() + self._deadline)
         for attempt in _attempts(end):
-            with attempt, _translated(path):
+            with attempt, translated(self._url, path):
                 # Raw: ghapi would turn lists and objects into types of its own, and trust the content type.
-                response = _within(end, lambda: operation(**parameters, raw_=True))
+                response = _within(end, self._url, lambda: operation(**parameters, raw_=True))
                 return response.json() if response.content else None
         raise AssertionError("unreachable")
 
@@ -250,12 +300,12 @@ class GithubClient:
             answer = self._call(operation, path, end, per_page=PER_PAGE, page=page)
             total, items = _field(answer, "total_count", int), _field(answer, key, list)
             if not all(isinstance(item, dict) for item in items):
-                raise GithubApiError(f"GitHub's list of {key} holds something else")
+                raise GithubApiError(f"the list of {key} has an item that is not an object")
             yield from items
             seen += len(items)
             if seen >= total or not items:
                 return
-        raise GithubApiError(f"GitHub's list of {key} has no end")
+        raise GithubApiError(f"the list of {key} has no end")
 
 
 def _attempts(end: float) -> Iterator[Any]:
@@ -269,7 +319,7 @@ def _attempts(end: float) -> Iterator[Any]:
     return iter(stamina.retry_context(on=again, attempts=ATTEMPTS, timeout=None))
 
 
-def _within(end: float, action: Callable[[], Answer]) -> Answer:
+def _within(end: float, url: str, action: Callable[[], Answer]) -> Answer:
     """What the action returns, or TemporaryGithubError at the end.
 
     A time-out of httpx2 is for one read: it does not see an answer that drips, nor a resolver that hangs. What still
@@ -285,16 +335,23 @@ def _within(end: float, action: Callable[[], Answer]) -> Answer:
 
     threading.Thread(target=work, daemon=True).start()
     if not futures.wait([future], max(0.0, end - time.monotonic())).done:
-        raise TemporaryGithubError("GitHub does not answer in time")
+        raise TemporaryGithubError(f"no answer from {urlsplit(url).hostname} in time")
     return future.result()
 
 
-def _fetch(application: RunnerApplication, target: Path, end: float) -> None:
+def _fetch(application: RunnerApplication, target: Path, end: float, trust: ssl.SSLContext) -> None:
     """Download once; nothing is written after the end, when nobody waits for it any more."""
     digest, size = hashlib.sha256(), 0
+    headers = {"Authorization": f"Bearer {application.token}"} if application.token else {}
+
+    def first_hop_only(request: httpx2.Request) -> None:
+        if request.url != httpx2.URL(application.url):
+            request.headers.pop("Authorization", None)
+
+    hooks = {"request": [first_hop_only]}
     with (
-        httpx2.Client(timeout=TIMEOUT, follow_redirects=True) as client,
-        client.stream("GET", application.url) as answer,
+        httpx2.Client(timeout=TIMEOUT, follow_redirects=True, event_hooks=hooks, verify=trust) as client,
+        client.stream("GET", application.url, headers=headers) as answer,
         target.open("wb") as file,
     ):
         answer.raise_for_status()
@@ -303,13 +360,13 @@ def _fetch(application: RunnerApplication, target: Path, end: float) -> None:
             if size > DOWNLOAD_LIMIT:
                 raise GithubApiError(f"{application.filename} is larger than {DOWNLOAD_LIMIT} bytes")
             if time.monotonic() > end:
-                raise TemporaryGithubError(f"{application.filename} does not come in time")
+                raise TemporaryGithubError(f"{application.filename} is not downloaded in time")
             digest.update(chunk)
             file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
     if digest.hexdigest() != application.sha256:
-        raise GithubApiError(f"the checksum of {application.filename} is wrong: not used")
+        raise GithubApiError(f"the checksum of {application.filename} is wrong: the file is not used")
 
 
 class _Limited(httpx2.SyncByteStream):
@@ -323,7 +380,7 @@ class _Limited(httpx2.SyncByteStream):
         for chunk in self._stream:
             size += len(chunk)
             if size > ANSWER_LIMIT:
-                raise GithubApiError(f"GitHub's answer is larger than {ANSWER_LIMIT} bytes")
+                raise GithubApiError(f"the answer is larger than {ANSWER_LIMIT} bytes")
             yield chunk
 
     def close(self) -> None:
@@ -332,93 +389,37 @@ class _Limited(httpx2.SyncByteStream):
 
 def _limit(response: httpx2.Response) -> None:
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise GithubApiError("GitHub's answer is packed, which was not asked for")
+        raise GithubApiError("the answer is compressed, which was not asked for")
     if isinstance(response.stream, httpx2.SyncByteStream):
         response.stream = _Limited(response.stream)
-
-
-class _StatusError(GithubApiError):
-    """An answer whose status code somebody may want to look at."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-@contextmanager
-def _translated(path: str | None) -> Iterator[None]:
-    """Whatever ghapi and httpx2 raise, as this module's errors; no text of theirs that may hold a token.
-
-    ``path`` is what the token should see, None where it is not shown.
-    """
-    try:
-        yield
-    except GithubClientError:
-        raise
-    except httpx2.HTTPStatusError as error:
-        raise _status_error(error.response, path) from None
-    except (httpx2.RequestError, httpx2.StreamError) as error:
-        raise TemporaryGithubError(f"GitHub does not answer ({type(error).__name__})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TemporaryGithubError(f"GitHub's answer is not JSON ({type(error).__name__})") from None
-    except OSError as error:
-        raise GithubApiError(f"{path or 'the runner application'}: {error}") from error
-    except Exception as error:
-        # ghapi wraps what its transport raises; the cause tells what it was.
-        cause = error.__cause__ or error.__context__
-        if isinstance(cause, GithubClientError):
-            raise cause from None
-        response = getattr(cause, "response", None)
-        if isinstance(cause, httpx2.HTTPStatusError) and response is not None:
-            raise _status_error(response, path) from None
-        if isinstance(cause, (httpx2.RequestError, httpx2.StreamError, ValueError)):
-            raise TemporaryGithubError(f"GitHub does not answer properly ({type(cause).__name__})") from None
-        raise GithubApiError(f"GitHub's answer was not understood ({type(error).__name__})") from None
-
-
-def _status_error(response: httpx2.Response, path: str | None) -> GithubClientError:
-    status = response.status_code
-    limited = response.headers.get("x-ratelimit-remaining") == "0" or "retry-after" in response.headers
-    if status == 429 or (status == 403 and limited):
-        reset = _reset(response)
-        return RateLimitError(f"GitHub's rate limit is used up until {reset:%H:%M:%S} UTC", reset)
-    if status >= 500:
-        return TemporaryGithubError(f"GitHub is out of order ({status})")
-    if path is None:
-        return _StatusError(f"the runner application cannot be downloaded ({status})", status)
-    if status == 401:
-        return TokenError("GitHub says that the token is invalid or expired (401)")
-    if status == 403:
-        return TokenError(f"the token lacks permission to manage the runners of {path} (403)")
-    error = _StatusError(f"GitHub refused ({status})", status)
-    return error if status != 404 else _NotVisibleError(path)
-
-
-class _NotVisibleError(TokenError, _StatusError):
-    """404: GitHub's answer for what does not exist and for what the token cannot see."""
-
-    def __init__(self, path: str) -> None:
-        _StatusError.__init__(self, f"{path} does not exist, or the token cannot see it (404)", 404)
-
-
-def _reset(response: httpx2.Response) -> datetime:
-    """When to come back: a header of GitHub's, at least a moment (also for a NaN) and at most a day from now."""
-    now = datetime.now(timezone.utc)
-    seconds = 60.0
-    with suppress(ValueError, OverflowError):
-        if "retry-after" in response.headers:
-            seconds = float(response.headers["retry-after"])
-        elif "x-ratelimit-reset" in response.headers:
-            seconds = float(response.headers["x-ratelimit-reset"]) - now.timestamp()
-    return now + timedelta(seconds=min(86400.0, max(1.0, seconds)))
 
 
 def _field(item: Any, name: str, kind: type) -> Any:
     """A field of an answer; GithubApiError if the answer is not an object or the field not of that kind."""
     value = item.get(name) if isinstance(item, dict) else None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise GithubApiError(f"GitHub's answer has no proper {name}")
+        raise GithubApiError(f"the answer has no valid {name}")
     return value
+
+
+def _time(item: Any, name: str) -> datetime | None:
+    """A time of an answer, which may be missing or null."""
+    text = item.get(name) if isinstance(item, dict) else ""
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(str(text).replace("Z", "+00:00")).astimezone(timezone.utc)
+    except (ValueError, OverflowError) as error:
+        raise GithubApiError(f"the answer has no valid {name}") from error
+
+
+def _download_token(item: dict[str, Any]) -> str | None:
+    token = item.get("temp_download_token")
+    if token is None or token == "":
+        return None
+    if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]{1,16384}", token):
+        raise GithubApiError("the runner binary is offered with an invalid download token")
+    return token
 
 
 def _read_runner(item: Any) -> GithubRunner:
@@ -433,7 +434,7 @@ def _read_runner(item: Any) -> GithubRunner:
 def _read_job(item: Any) -> WorkflowJob:
     conclusion = item.get("conclusion")
     if conclusion is not None and not isinstance(conclusion, str):
-        raise GithubApiError("GitHub's answer has no proper conclusion")
+        raise GithubApiError("the answer has no valid conclusion")
     try:
         created, started = (
             datetime.fromisoformat(_field(item, key, str).replace("Z", "+00:00"))
@@ -441,4 +442,4 @@ def _read_job(item: Any) -> WorkflowJob:
         )
         return WorkflowJob(created.astimezone(timezone.utc), started.astimezone(timezone.utc), conclusion)
     except (ValueError, OverflowError) as error:
-        raise GithubApiError("GitHub's answer has no proper time of a job") from error
+        raise GithubApiError("the answer has no valid time of a job") from error

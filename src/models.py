@@ -213,6 +213,7 @@ class CharmState:
     ssh_debug_connections: tuple[SSHDebugConnection, ...]
     arch: Arch
     issue_metrics: bool
+    ca_certificates: tuple[str, ...] = ()
 
 
 class Snap(NamedTuple):
@@ -257,6 +258,7 @@ class RunnerConfig:
     dockerhub_mirror: str | None = field(default=None, repr=False)
     ssh_debug_connections: tuple[SSHDebugConnection, ...] | None = None
     github_url: str = "https://github.com"
+    ca_certificates: tuple[str, ...] = ()
     container: bool = False
     fingerprint: str = ""
 
@@ -341,6 +343,8 @@ class RunnerApplication:
     url: str
     filename: str
     sha256: str | None
+    token: str | None = field(default=None, repr=False, compare=False)
+    """What the download needs at an Enterprise Server that hosts the file itself; valid for a short time."""
 
 
 @dataclass(frozen=True)

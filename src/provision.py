@@ -49,6 +49,9 @@ APPLICATION_ARCHIVE = PurePosixPath("/root/github-runner-application.tar.gz")
 # Where an image of our making has it.
 IMAGE_APPLICATION = PurePosixPath("/opt/github-runner-application")
 FILES_ARCHIVE = PurePosixPath("/root/github-runner-files.tar")
+CA_FOLDER = PurePosixPath("/usr/local/share/ca-certificates")
+# update-ca-certificates reads *.crt only; this one is for Node.js, which does not read the system's authorities.
+CA_BUNDLE = CA_FOLDER / "github-runner.pem"
 SERVICE = "github-runner.service"
 NETWORK_TIMEOUT = 60
 IMAGE_SCRIPT = PurePosixPath("/root/provision-image.sh")
@@ -153,6 +156,7 @@ def files(
         rendered("environment.j2", PurePosixPath("/etc/environment")),
         rendered("github-runner.service.j2", PurePosixPath("/etc/systemd/system", SERVICE)),
     ]
+    wanted += certificate_files(config.ca_certificates)
     if policy_url:
         wanted.append(InstanceFile(POLICY_TOKEN_FILE, policy_token, 0o600, UBUNTU))
     if config.dockerhub_mirror:
@@ -168,6 +172,18 @@ def files(
     return wanted
 
 
+def certificate_files(certificates: Sequence[str]) -> list[InstanceFile]:
+    """The authorities of the option: one file for each, as update-ca-certificates wants it, and one with all."""
+    if not certificates:
+        return []
+    names = [f"github-runner{f'-{number}' if number > 1 else ''}.crt" for number in range(1, len(certificates) + 1)]
+    each = zip(names, certificates, strict=True)
+    return [
+        *(InstanceFile(CA_FOLDER / name, certificate) for name, certificate in each),
+        InstanceFile(CA_BUNDLE, "".join(certificates)),
+    ]
+
+
 def _values(
     config: RunnerConfig,
     ssh_debug: SSHDebugConnection | None,
@@ -180,6 +196,7 @@ def _values(
     wanted_snaps, wanted_executables = software
     return {
         "proxies": proxies,
+        "ca_bundle": CA_BUNDLE if config.ca_certificates else None,
         "dockerhub_mirror": config.dockerhub_mirror,
         "tmate": tmate_variables(ssh_debug),
         "folder": RUNNER_APPLICATION,

@@ -73,7 +73,7 @@ PRE_JOB_LIMIT = 150
 LOCKS = Path("/run/lock")
 STATE_PARTS = (
     *("github_url", "path", "labels", "base_image", "resources", "proxies", "dockerhub_mirror"),
-    *("ssh_debug_connections", "repo_policy", "test_mode", "issue_metrics"),
+    *("ssh_debug_connections", "repo_policy", "test_mode", "issue_metrics", "ca_certificates"),
 )
 
 Item = TypeVar("Item")
@@ -480,6 +480,7 @@ class RunnerManager:
             dockerhub_mirror=state.dockerhub_mirror,
             ssh_debug_connections=state.ssh_debug_connections,
             github_url=state.github_url,
+            ca_certificates=state.ca_certificates,
             container=state.test_mode,
             fingerprint=self._fingerprint,
         )

@@ -58,6 +58,7 @@ class ImageBuild:
     container: bool
     arch: Arch
     proxies: ProxyConfig
+    ca_certificates: tuple[str, ...] = ()
 
     def save(self, path: Path = SETTINGS) -> bool:
         """Write it down for the build outside of hooks; readable by root alone, proxies may hold a password."""
@@ -68,6 +69,7 @@ class ImageBuild:
                 "container": self.container,
                 "arch": self.arch.value,
                 "proxies": [self.proxies.http, self.proxies.https, self.proxies.no_proxy],
+                "ca_certificates": self.ca_certificates,
             }
         )
         return write_file(path, text, 0o600)
@@ -78,7 +80,8 @@ class ImageBuild:
         try:
             data = json.loads(path.read_text())
             source, proxies = ImageSource.parse(data["source"]), ProxyConfig(*data["proxies"])
-            return cls(source, data["alias"], bool(data["container"]), Arch(data["arch"]), proxies)
+            certificates = tuple(map(str, data.get("ca_certificates", ())))
+            return cls(source, data["alias"], bool(data["container"]), Arch(data["arch"]), proxies, certificates)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise HostError(f"{path} cannot be used, the charm writes it anew in its next hook: {error}") from error
 
@@ -247,12 +250,16 @@ def _provision(
         script = jinja.get_template("provision-image.sh.j2").render(
             executables=provision.executables(build.arch),
             network=provision.IMAGE_NETWORK,
+            ca_folder=provision.CA_FOLDER,
+            ca_bundle=provision.CA_BUNDLE,
             proxies_file=provision.IMAGE_PROXIES,
             application_archive=provision.APPLICATION_ARCHIVE,
             image_application=provision.IMAGE_APPLICATION,
         )
         builder.push(str(provision.IMAGE_PROXIES), proxies.encode(), mode=0o600)
         builder.push(str(provision.IMAGE_SCRIPT), script.encode(), mode=0o700)
+        for certificate in provision.certificate_files(build.ca_certificates):
+            builder.push(str(certificate.path), certificate.content.encode(), mode=certificate.mode)
         if tarball is not None:
             with tarball.open("rb") as file:
                 builder.push(str(provision.APPLICATION_ARCHIVE), file, mode=0o600)

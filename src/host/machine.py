@@ -31,7 +31,8 @@ UNITS = {timer.SERVICE, timer.TIMER, image.SERVICE, image.TIMER, follower.SERVIC
 
 def image_build(state: CharmState) -> image.ImageBuild:
     """The image that the options ask for."""
-    return image.ImageBuild(state.image_source, state.base_image.value, state.test_mode, state.arch, state.proxies)
+    kind = (state.image_source, state.base_image.value, state.test_mode, state.arch)
+    return image.ImageBuild(*kind, state.proxies, state.ca_certificates)
 
 
 def set_up(

@@ -1,11 +1,16 @@
 """Spec 4, GitHub API: the client against the stand-in, over real HTTP."""
 
 import hashlib
+import json
+import re
+import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from errors import (
@@ -19,8 +24,9 @@ from errors import (
     TokenError,
 )
 from github_client import GithubClient, api_url
+from github_errors import translated
 from models import Arch, GithubOrg, GithubRepo, RunnerApplication
-from sandbox import github
+from sandbox import github, github_tls
 from sandbox.github_control import GitHubControl
 
 TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
@@ -110,6 +116,127 @@ def test_deletion(client: GithubClient, control: GitHubControl) -> None:
     assert [runner["name"] for runner in control.runners()] == ["busy"]
 
 
+@pytest.mark.parametrize("path", [REPO, ORG], ids=["repository", "organisation"])
+def test_gone_runner_is_confirmed_by_a_list(client: GithubClient, control: GitHubControl, path: Any) -> None:
+    """A runner is found by its id; 404 counts after a list of the same path, be it empty, was answered."""
+    number = control.add_runner(path.path, "one", status="online")["id"]
+    found = client.runner(path, number)
+    assert found is not None
+    assert (found.runner_id, found.name, found.online, found.busy) == (number, "one", True, False)
+    assert not client.runner_is_gone(path, number)
+
+    control.remove_runner(number)
+    control.clear_requests()
+
+    assert client.runner_is_gone(path, number)
+    assert [(call["status"], call["query"]) for call in control.requests()] == [(404, {}), (200, {"per_page": "1"})]
+
+
+BLIND: dict[str, tuple[dict[str, Any], type[Exception]]] = {
+    "404": ({"status": 404}, TokenError),
+    "403": ({"status": 403}, TokenError),
+    "503": ({"status": 503}, TemporaryGithubError),
+    "no list": ({"status": 200, "body": "{}"}, GithubApiError),
+}
+
+
+@pytest.mark.parametrize(("fault", "error"), BLIND.values(), ids=BLIND.keys())
+@pytest.mark.parametrize("call", ["runner_is_gone", "delete_runner"])
+def test_gone_runner_without_a_list_is_an_error(
+    client: GithubClient, control: GitHubControl, call: str, fault: dict[str, Any], error: type[Exception]
+) -> None:
+    """404 is not believed while the token cannot list the path's runners: it may see nothing at all."""
+    control.add_fault(path=LIST, **fault)
+
+    with pytest.raises(error):
+        getattr(client, call)(REPO, 99)
+
+
+@pytest.mark.parametrize("path", [REPO, ORG], ids=["repository", "organisation"])
+def test_deprecated_versions(client: GithubClient, control: GitHubControl, path: Any) -> None:
+    """A version is deprecated from the times that GitHub names on; nothing is known where GitHub has no answer."""
+    control.application(minimum_version="2.331.0")
+
+    asked = ("2.336.0", "2.331.0", "2.330.9", "2.328.0", "2.999.0", "nonsense/..")
+    assert [client.is_deprecated(path, version) for version in asked] == [False, False, True, True, None, None]
+    control.application(deprecations=False)
+    assert client.is_deprecated(path, "2.336.0") is None
+
+
+DEPRECATIONS: dict[str, tuple[dict[str, Any], bool | None]] = {
+    "nothing": ({}, False),
+    "later": ({"runtime_deprecates_at": "2999-01-01T00:00:00Z", "registration_deprecates_at": None}, False),
+    "registration": ({"runtime_deprecates_at": None, "registration_deprecates_at": "2020-01-01T00:00:00Z"}, True),
+    "no time": ({"runtime_deprecates_at": "soon"}, None),
+}
+
+
+@pytest.mark.parametrize(("answer", "result"), DEPRECATIONS.values(), ids=DEPRECATIONS.keys())
+def test_times_of_a_deprecation(
+    client: GithubClient, control: GitHubControl, answer: dict[str, Any], result: bool | None
+) -> None:
+    """Only a time that is over counts, and what is no time is an error."""
+    control.add_fault(path="/deprecations/", status=200, body=json.dumps({"runner_version": "2.336.0", **answer}))
+
+    if result is None:
+        with pytest.raises(GithubApiError, match="runtime_deprecates_at"):
+            client.is_deprecated(REPO, "2.336.0")
+    else:
+        assert client.is_deprecated(REPO, "2.336.0") is result
+
+
+def test_renamed_repository(client: GithubClient, control: GitHubControl) -> None:
+    """Reading follows to a repository's new place; changing anything is an error that names the option."""
+    number = control.add_runner(REPO.path, "one")["id"]
+    control.rename_repository(REPO.path, "octo-org/other")
+
+    assert [runner.name for runner in client.list_runners(REPO, everything)] == ["one"]
+    for change in (lambda: client.registration_token(REPO), lambda: client.delete_runner(REPO, number)):
+        with pytest.raises(TokenError, match=r"renamed or moved, set path to its new name .*/repositories/[0-9]+/"):
+            change()
+    assert [runner["name"] for runner in control.runners()] == ["one"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_token_goes_to_no_other_origin(client: GithubClient, control: GitHubControl, status: int) -> None:
+    """A redirect to another origin is an error that names it, and the other origin gets no request."""
+    with github.serve("127.0.0.1", 0, [TOKEN], [REPO.path], [ORG.org]) as other:
+        control.add_fault(path=LIST, status=status, headers={"Location": f"{other.api_url}/repos/octo-org/demo"})
+
+        with pytest.raises(TokenError, match=rf"redirects to {other.url}/.*; set github-url"):
+            client.list_runners(REPO, everything)
+        assert GitHubControl(other.url).requests() == []
+
+
+def test_download_token_is_sent_once(
+    client: GithubClient, hub: github.GitHub, control: GitHubControl, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that hosts the file gets the token of its own list; where it redirects to gets none."""
+    caplog.set_level("DEBUG")
+    control.application(download_token="temporary-secret")
+    offered = client.application(REPO, Arch.X64)
+    with pytest.raises(GithubApiError, match=r"cannot be downloaded \(HTTP 401\)"):
+        client.download(replace(offered, token=None), tmp_path / "tarball")
+    control.clear_requests()
+
+    client.download(offered, tmp_path / "tarball")
+
+    assert [(call["status"], call["token_hint"]) for call in control.requests()] == [(302, "temp\u2026"), (200, None)]
+    assert "temporary-secret" not in f"{offered!r}{caplog.text}"
+    assert offered == replace(offered, token="another")
+
+
+def test_download_token_goes_to_no_other_origin(client: GithubClient, control: GitHubControl, tmp_path: Path) -> None:
+    """The store of files that a download leads to never sees the token."""
+    control.application(download_token="temporary-secret")
+    offered = client.application(REPO, Arch.X64)
+    with github.serve("127.0.0.1", 0) as other:
+        target = f"{other.url}/release-assets/{offered.filename}"
+        control.add_fault(path="/releases/download/", status=302, headers={"Location": target})
+        client.download(offered, tmp_path / "tarball")
+        assert [(call["status"], call["token_hint"]) for call in GitHubControl(other.url).requests()] == [(200, None)]
+
+
 @pytest.mark.parametrize("arch", list(Arch))
 def test_application_is_fetched_and_verified(client: GithubClient, tmp_path: Path, arch: Arch) -> None:
     """What is downloaded has the checksum that GitHub's list gives for this architecture."""
@@ -137,13 +264,13 @@ def test_wrong_checksum_is_refused(client: GithubClient, control: GitHubControl,
         {"os": 7},
         {"architecture": "riscv"},
         {"download_url": None},
+        {"temp_download_token": "a\nb"},
+        {"temp_download_token": 7},
     ],
     ids=lambda entry: next(iter(entry)),
 )
 def test_odd_downloads_are_refused(client: GithubClient, control: GitHubControl, entry: dict[str, Any]) -> None:
     """A list that lacks a checksum, names an impossible file or not this architecture is an error."""
-    import json
-
     good = {
         "os": "linux",
         "architecture": "x64",
@@ -199,8 +326,6 @@ def test_unknown_workflow_run_has_no_job(client: GithubClient, run_id: str) -> N
 )
 def test_odd_job_is_an_error(client: GithubClient, control: GitHubControl, change: dict[str, Any]) -> None:
     """Times and conclusions that are none do not reach the metrics."""
-    import json
-
     job = {"runner_name": "r1", "conclusion": None, "created_at": "2026-01-01T00:00:00Z", **change}
     job.setdefault("started_at", "2026-01-01T00:00:00Z")
     control.add_fault(path="/jobs", status=200, body=json.dumps({"total_count": 1, "jobs": [job]}))
@@ -287,6 +412,158 @@ def test_rate_limit_carries_its_reset(
         client.list_runners(REPO, everything)
     wait = (raised.value.reset - datetime.now(timezone.utc)).total_seconds()
     assert seconds - 10 <= wait <= seconds + 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "You have exceeded a secondary rate limit. Please wait a few minutes before you try again.",
+        "API rate limit exceeded for user ID 1.",
+        "You have triggered an abuse detection mechanism.",
+    ],
+)
+def test_limit_without_a_header_is_known_by_its_message(
+    client: GithubClient, control: GitHubControl, message: str
+) -> None:
+    """A 403 whose message names a limit is waited for: 60 seconds, whatever the primary limit's reset is."""
+    reset = {"x-ratelimit-remaining": "4000", "x-ratelimit-reset": "4000000000"}
+    control.add_fault(path=LIST, status=403, headers=reset, body=json.dumps({"message": message}))
+
+    with pytest.raises(RateLimitError) as raised:
+        client.list_runners(REPO, everything)
+    assert 50 <= (raised.value.reset - datetime.now(timezone.utc)).total_seconds() <= 61
+
+
+def test_secondary_limit_of_github_without_a_time(client: GithubClient, control: GitHubControl) -> None:
+    """The secondary limit without Retry-After is a limit, and no missing permission."""
+    control.rate_limit(TOKEN, retry_after=30, header=False)
+
+    with pytest.raises(RateLimitError, match=r"^rate limit reached until \d\d:\d\d:\d\d UTC$"):
+        client.list_runners(REPO, everything)
+
+
+def test_token_without_single_sign_on_names_the_url(client: GithubClient, control: GitHubControl) -> None:
+    """The text has the whole URL at which the token is authorized, and fits into a status."""
+    control.add_token(TOKEN, sso=[REPO.owner])
+
+    with pytest.raises(TokenError) as raised:
+        client.list_runners(REPO, everything)
+    assert re.search(r"single sign-on: http\S+/orgs/octo-org/sso\?authorization_request=[\w-]{56} ", str(raised.value))
+    assert len(str(raised.value)) <= 200
+
+
+MESSAGES: dict[str, tuple[int, Any, str]] = {
+    "403": (
+        403,
+        "Resource not accessible",
+        "no access to the runners of octo-org/demo (HTTP 403): Resource not accessible",
+    ),
+    "allow list": (403, "IP allow list \u2603\nenabled\x1b", "demo (HTTP 403): IP allow list \u2603 enabled"),
+    "no message": (403, None, "no access to the runners of octo-org/demo (HTTP 403): the token lacks permission"),
+    "no text": (403, ["a"], "no access to the runners of octo-org/demo (HTTP 403): the token lacks permission"),
+    "401": (401, "Bad credentials", "the GitHub token is invalid or expired (HTTP 401): Bad credentials"),
+    "404": (404, "Not Found", "octo-org/demo does not exist, or the token cannot see it (HTTP 404)"),
+    "404 with a reason": (404, "Gone since May", "the token cannot see it (HTTP 404): Gone since May"),
+    "409": (409, "Try later", "request refused (HTTP 409): Try later"),
+    "422": (422, "Validation Failed", "request refused (HTTP 422): Validation Failed"),
+    "503": (503, "No server", "server error (HTTP 503): No server"),
+    "long": (403, "x" * 1000, "(HTTP 403): " + "x" * 200),
+    "token": (403, f"bad {TOKEN}!", "(HTTP 403): bad \u2026!"),
+}
+
+
+@pytest.mark.parametrize(("status", "message", "text"), MESSAGES.values(), ids=MESSAGES.keys())
+def test_message_of_github_is_shown(
+    client: GithubClient, control: GitHubControl, status: int, message: Any, text: str
+) -> None:
+    """The error ends with GitHub's message: one printable line of at most 200 characters, without the token."""
+    control.add_fault(path=LIST, status=status, body=json.dumps({"message": message}))
+
+    with pytest.raises(GithubClientError) as raised:
+        client.list_runners(REPO, everything)
+    assert str(raised.value).endswith(text)
+    assert TOKEN not in str(raised.value)
+
+
+def test_unknown_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that the resolver does not know is the error's cause."""
+
+    def resolve(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    message = r"the host name of github\.example cannot be resolved \(Name or service not known\)"
+    with pytest.raises(TemporaryGithubError, match=message):
+        GithubClient("https://github.example", TOKEN, deadline=0.1).registration_token(REPO)
+
+
+def closed_port() -> int:
+    """A port of this machine where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+    return port
+
+
+def test_closed_port_is_named() -> None:
+    """Where nothing listens, the error has host and port."""
+    port = closed_port()
+    with pytest.raises(TemporaryGithubError, match=f"127.0.0.1:{port} refuses the connection"):
+        GithubClient(f"http://127.0.0.1:{port}", TOKEN, deadline=0.1).registration_token(REPO)
+
+
+def test_closed_port_of_a_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a proxy that is not there, the proxy is the cause and not GitHub."""
+    port = closed_port()
+    monkeypatch.setenv("http_proxy", f"http://user:secret@127.0.0.1:{port}")
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(TemporaryGithubError, match=f"^the proxy 127.0.0.1:{port} refuses the connection"):
+        GithubClient("http://github.example", TOKEN, deadline=0.1).registration_token(REPO)
+
+
+def test_certificate_of_an_unknown_authority_is_named() -> None:
+    """A certificate that no known authority has signed is the cause, and the error names the remedy."""
+    with github.serve("127.0.0.1", 0, [TOKEN], [REPO.path], tls=True) as served:
+        client = GithubClient(served.url, TOKEN, deadline=5)
+        message = r"the certificate of 127\.0\.0\.1 is not trusted \(.*issuer.*\); set ca-certificates"
+        with pytest.raises(GithubApiError, match=message):
+            client.registration_token(REPO)
+        client.close()
+        assert GitHubControl(served.url, ca=served.ca).requests() == []
+
+
+def test_certificates_of_the_option_are_trusted(tmp_path: Path) -> None:
+    """With the authority's certificate the API and the download work, beside any other authority of the option."""
+    other = github_tls.make("localhost").pem
+    with github.serve("127.0.0.1", 0, [TOKEN], [REPO.path], tls=True) as served:
+        client = GithubClient(served.url, TOKEN, ca_certificates=(other, str(served.ca)), deadline=5)
+        offered = client.application(REPO, Arch.X64)
+        client.download(offered, tmp_path / "tarball")
+        client.close()
+    assert offered.url.startswith("https://")
+    assert hashlib.sha256((tmp_path / "tarball").read_bytes()).hexdigest() == offered.sha256
+
+
+def test_usual_authorities_stay_trusted() -> None:
+    """The option adds to the machine's authorities and replaces none."""
+    plain = GithubClient("https://github.example", TOKEN)._trust.cert_store_stats()["x509"]
+    more = GithubClient("https://github.example", TOKEN, ca_certificates=(github_tls.make("localhost").pem,))
+    assert more._trust.cert_store_stats()["x509"] == plain + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (httpx2.ConnectTimeout("x"), r"no connection to github\.example:443 within 5 s"),
+        (httpx2.ReadTimeout("x"), r"no answer from github\.example within 15 s"),
+        (httpx2.ProxyError("x"), r"github\.example:443 does not connect to github\.example"),
+        (httpx2.RemoteProtocolError("x"), r"connection to github\.example:443 failed \(RemoteProtocolError\)"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_other_failures_of_a_connection_name_the_host(error: Exception, text: str) -> None:
+    """A time limit that has passed and a broken connection are told apart."""
+    with pytest.raises(TemporaryGithubError, match=text), translated("https://github.example/x", REPO.path):
+        raise error
 
 
 def test_list_without_an_end_is_an_error(client: GithubClient, control: GitHubControl, monkeypatch: Any) -> None:

@@ -42,7 +42,7 @@ from tests.unit.fakes import RESOURCES, TEMPLATES, FakeInstance, FakeLxd, FakeSt
 
 TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
 DEMO = GithubRepo("octo-org", "demo")
-APPLICATION = "actions-runner-linux-x64-2.328.0.tar.gz"
+APPLICATION = "actions-runner-linux-x64-2.336.0.tar.gz"
 RUN = "77"
 SIDE_BY_SIDE = 80
 # More than all attempts take that fail at once, with the waits between them.
@@ -106,6 +106,8 @@ ENDPOINTS = {
     "registration token": Endpoint(lambda client, at: len(client.registration_token(at.path)), 29),
     "remove token": Endpoint(lambda client, at: len(client.remove_token(at.path)), 29),
     "deletion": Endpoint(lambda client, at: client.delete_runner(at.path, at.runner_id), None),
+    "runner by id": Endpoint(lambda client, at: not client.runner_is_gone(at.path, at.runner_id), True),
+    "deprecation": Endpoint(lambda client, at: client.is_deprecated(at.path, "2.336.0"), False),
     "application": Endpoint(lambda client, at: client.application(at.path, Arch.X64).filename, APPLICATION, "[]"),
     "download": Endpoint(downloaded, True),
     "job": Endpoint(lambda client, at: client.job(at.path.path, RUN, "ours").conclusion, "success", NO_JOBS, 2),
@@ -156,8 +158,10 @@ DIFFERENT: dict[tuple[str, str], tuple[Any, int]] = {
     (WENT, "list of a repository"): ([], 2),
     (WENT, "list of an organisation"): ([], 2),
     (WENT, "job"): (JobNotFoundError, 2),
-    # Gone is done. An answer without a body cannot drip or be cut off.
-    ("404", "deletion"): (None, 1),
+    # 404 is asked about once more. An answer without a body cannot drip or be cut off.
+    ("404", "deletion"): (TokenError, 2),
+    ("404", "runner by id"): (TokenError, 2),
+    ("404", "deprecation"): (None, 1),
     ("422", "deletion"): (RunnerBusyError, 1),
     ("slow drip", "deletion"): (None, 1),
     ("cut-off JSON", "deletion"): (None, 1),
@@ -503,8 +507,18 @@ def deletion_stories(folder: Path, hub: github.GitHub, client: GithubClient) -> 
 def test_surplus_runner_goes_once_github_has_forgotten_it(deletion_stories: dict[str, Story], fault: str) -> None:
     """While its registration may be there a job may come to it, and it stays; the next pass takes one."""
     story = deletion_stories[fault]
-    forgotten = expected(fault, "deletion")[0] is None
+    # Only DELETE has the fault: the list confirms a 404.
+    forgotten = expected(fault, "deletion")[0] is None or fault == "404"
     assert story.met
     assert story.during.instances == (ALL[1:] if forgotten else ALL)
     assert len(story.after.instances) == len(ALL) - 1
     assert "cc" in story.after.instances
+
+
+def test_runner_stays_while_the_token_sees_nothing(folder: Path, hub: github.GitHub, client: GithubClient) -> None:
+    """A token that loses sight of the path between list and deletion costs no runner."""
+    unit = Unit(folder, hub, client, len(LIST_FAULTS) + len(DELETION_FAULTS))
+    # The first two requests are the pages of the list.
+    story = unit.story(len(ALL) - 1, path=f"{unit.path.path}/", status=404, after=2)
+    assert story.met
+    assert story.during.instances == ALL

@@ -6,10 +6,13 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -359,6 +362,30 @@ def test_a_revoked_token_is_bad(server, control):
     assert api(server, "GET", RUNNERS["repository"])[0] == 401
 
 
+def test_a_renamed_repository_redirects(server, control):
+    """The former name answers 301 to a GET and 307 to the rest, and both lead to the repository by its number."""
+    control.add_runner(REPOSITORY, "x")
+    control.rename_repository(REPOSITORY, "Org/new")
+    status, headers, body = api(server, "GET", f"{RUNNERS['repository']}?per_page=7")
+    assert (status, body["message"], body["url"]) == (301, "Moved Permanently", headers["Location"])
+    target = urlsplit(headers["Location"])
+    assert target.path.startswith("/api/v3/repositories/")
+    assert call(server, "GET", f"{target.path}?{target.query}")[2]["runners"][0]["name"] == "x"
+    status, headers, _ = api(server, "POST", f"{RUNNERS['repository']}/remove-token")
+    assert status == 307
+    assert call(server, "POST", urlsplit(headers["Location"]).path)[0] == 201
+
+
+def test_a_runner_by_its_number(server, control):
+    """One runner is shown under its own path, and is not found once it is gone."""
+    number = control.add_runner(REPOSITORY, "x")["id"]
+    path = f"{RUNNERS['repository']}/{number}"
+    assert api(server, "GET", path)[2]["name"] == "x"
+    assert api(server, "GET", f"{RUNNERS['organisation']}/{number}")[0] == 404
+    control.remove_runner(number)
+    assert api(server, "GET", path)[0] == 404
+
+
 # Limits and times -----------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +422,26 @@ def test_the_secondary_limit(server, control, clock, status):
     assert body["message"].startswith("You have exceeded a secondary rate limit")
     clock.now += 30
     assert api(server, "GET", RUNNERS["repository"])[0] == 200
+
+
+def test_the_secondary_limit_without_a_time(server, control):
+    """The secondary limit may lack Retry-After: then only its message tells it from a missing permission."""
+    control.rate_limit(TOKEN, retry_after=30, header=False)
+    found, headers, body = api(server, "GET", RUNNERS["repository"])
+    assert (found, headers["Retry-After"]) == (403, None)
+    assert headers["X-RateLimit-Remaining"] != "0"
+    assert "secondary rate limit" in body["message"]
+
+
+def test_single_sign_on(server, control):
+    """A token that is not authorized for an organisation's single sign-on is refused with the URL to authorize it."""
+    control.add_organisation("Owner")
+    control.add_token("new", sso=["owner"])
+    found, headers, body = api(server, "GET", RUNNERS["repository"], token="new")
+    assert found == 403
+    assert headers["X-GitHub-SSO"].startswith(f"required; url={server.url}/orgs/Owner/sso?authorization_request=")
+    assert "SAML" in body["message"]
+    assert api(server, "GET", RUNNERS["organisation"], token="new")[0] == 200
 
 
 def test_too_many_requests_a_minute(clock):
@@ -443,7 +490,7 @@ def fetch(server, url):
 def test_the_application_can_be_downloaded(server, control, architecture):
     """What is offered for Linux is there, its checksum is right, and another version is another file."""
     sums = set()
-    for version in ("2.328.0", "2.329.0"):
+    for version in ("2.336.0", "2.337.0"):
         control.application(version=version)
         offered = api(server, "GET", f"{RUNNERS['repository']}/downloads")[2]
         [found] = [each for each in offered if (each["os"], each["architecture"]) == ("linux", architecture)]
@@ -463,16 +510,44 @@ def test_a_wrong_checksum_and_a_missing_file(server, control):
     assert {each["sha256_checksum"] for each in offered if each["os"] == "linux"} == {"0" * 64}
     windows = next(each["download_url"] for each in offered if each["os"] == "win")
     linux = next(each["download_url"] for each in offered if each["os"] == "linux")
-    for url in (windows, linux.replace("2.328.0", "9.9.9")):
+    for url in (windows, linux.replace("2.336.0", "9.9.9")):
         assert call(server, "GET", urlsplit(url).path)[0] == 404
 
 
 def test_the_tarball_is_always_the_same():
     """Equal arguments give equal bytes, so that a checksum stays right across processes."""
     runner_tarball.build.cache_clear()
-    first = runner_tarball.build("2.328.0", "x64")
+    first = runner_tarball.build("2.336.0", "x64")
     runner_tarball.build.cache_clear()
-    assert runner_tarball.build("2.328.0", "x64") == first
+    assert runner_tarball.build("2.336.0", "x64") == first
+
+
+def test_a_download_that_needs_its_token(server, control):
+    """At a server that wants it, the download needs the list's token; the store of files refuses any credential."""
+    control.application(download_token="temporary")
+    offered = api(server, "GET", f"{RUNNERS['repository']}/downloads")[2]
+    assert {each["temp_download_token"] for each in offered} == {"temporary"}
+    path = urlsplit(next(each["download_url"] for each in offered if each["os"] == "linux")).path
+    assert [call(server, "GET", path, token=token)[0] for token in (None, TOKEN, "temporary")] == [401, 401, 302]
+    stored = f"/release-assets/{path.rpartition('/')[2]}"
+    assert [call(server, "GET", stored, token=token)[0] for token in (None, "temporary")] == [200, 400]
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_deprecations(server, control, kind):
+    """The server says until when a version may register and run, of versions that it knows."""
+    control.application(minimum_version="2.331.0")
+
+    def ask(version):
+        status, _, body = api(server, "GET", f"{RUNNERS[kind]}/deprecations/{version}")
+        return status if status != 200 else sorted(key for key, value in body.items() if value)
+
+    assert ask("2.336.0") == ["runner_version"]
+    assert ask("2.330.0") == ["runner_version", "runtime_deprecates_at"]
+    assert ask("2.328.0") == ["registration_deprecates_at", "runner_version", "runtime_deprecates_at"]
+    assert [ask(version) for version in ("2.337.0", "1.0", "new")] == [404] * 3
+    control.application(deprecations=False)
+    assert ask("2.336.0") == 404
 
 
 # Faults ---------------------------------------------------------------------------------------------------------------
@@ -582,6 +657,32 @@ def test_faults_are_checked(control):
         control.remove_faults(99)
 
 
+def test_https_with_an_authority_of_its_own():
+    """Whoever trusts the server's own authority talks to it over TLS, and its URLs begin with https."""
+    with github.serve(tokens=[TOKEN], repositories=[REPOSITORY], tls=True) as server:
+        control = GitHubControl(server.url, ca=server.ca)
+        control.add_runner(REPOSITORY, "x")
+        trusting = ssl.create_default_context(cadata=server.ca)
+        request = urllib.request.Request(f"{server.api_url}{RUNNERS['repository']}/downloads")
+        request.add_header("Authorization", f"Bearer {TOKEN}")
+        with urllib.request.urlopen(request, timeout=5, context=trusting) as answer:
+            offered = json.loads(answer.read())
+        assert {urlsplit(each["download_url"]).scheme for each in offered} == {"https"}
+        with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            urllib.request.urlopen(request, timeout=5)
+
+
+def test_a_client_that_gives_up_over_tls_is_noticed():
+    """A request that waits ends when its client closes the connection, also over TLS."""
+    with github.serve(tokens=[TOKEN], repositories=[REPOSITORY], tls=True) as server:
+        control = GitHubControl(server.url, ca=server.ca)
+        control.add_fault(path="meta", silence=True)
+        trusting = ssl.create_default_context(cadata=server.ca)
+        with pytest.raises(TimeoutError):
+            urllib.request.urlopen(f"{server.api_url}/meta", timeout=0.3, context=trusting)
+        wait_until(lambda: control.requests()[0]["status"] == 0, "the server to notice", 5, 0.01)
+
+
 # The control interface ------------------------------------------------------------------------------------------------
 
 
@@ -618,6 +719,15 @@ def test_arranging_the_world(server, control):
     assert api(server, "GET", "/repos/Org/new")[2]["owner"]["type"] == "Organization"
 
 
+def test_old_versions_cannot_register(server, control):
+    """A runner below the minimum for registrations is refused before it is listed."""
+    token = api(server, "POST", f"{RUNNERS['repository']}/registration-token")[2]["token"]
+    body = json.dumps({"name": "x", "version": "2.328.0"})
+    status, _, answer = call(server, "POST", "/_actions/runners", token=token, body=body)
+    assert (status, answer["code"]) == (403, "version_deprecated")
+    assert control.runners() == []
+
+
 def test_wrong_control_calls_say_so(control):
     """A mistake in a test's arrangement is an error and not a silent nothing."""
     for wrong in (
@@ -627,6 +737,9 @@ def test_wrong_control_calls_say_so(control):
         lambda: control.add_runner("no/where", "x"),
         lambda: control.application(version="new"),
         lambda: control.remove_token("unknown"),
+        lambda: control.settings(colour="red"),
+        lambda: control.rename_repository("no/where", "Org/x"),
+        lambda: control.rename_repository(REPOSITORY, REPOSITORY),
         lambda: control.add_repository("nothing"),
     ):
         with pytest.raises(GitHubControlError, match=r"404|422"):

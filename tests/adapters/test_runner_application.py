@@ -20,7 +20,7 @@ from sandbox.shell import wait_until
 
 TOKEN = "ghp_0123456789abcdef"
 REPOSITORY, ORGANISATION = "org/repo", "org"
-VERSION = "2.328.0"
+VERSION = "2.336.0"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # the system's python3, as in an instance
 CREDENTIALS = (".runner", ".credentials", ".credentials_rsaparams")
 
@@ -627,7 +627,10 @@ def test_cancelling_a_running_job(control, install):
 
 @pytest.mark.parametrize("victim", ["Worker", "Listener"])
 def test_a_killed_process_fails_the_job(control, install, victim):
-    """A killed worker's job fails at once, a vanished runner's after the grace; either way the runner goes."""
+    """A killed worker's job fails at once and its runner goes; a vanished runner's job fails after the grace.
+
+    GitHub goes on to list the vanished one as offline, until its time is over.
+    """
     runner = install()
     runner.register("one")
     process = runner.start()
@@ -643,6 +646,9 @@ def test_a_killed_process_fails_the_job(control, install, victim):
     assert found["conclusion"] == "failure"
     assert any("lost communication" in line for line in found["log"]) == (victim == "Listener")
     assert time.monotonic() - started < 10
+    if victim == "Listener":
+        assert [(each["status"], each["busy"]) for each in control.runners()] == [("offline", False)]
+        control.settings(keep_lost=0)
     wait_until(lambda: control.runners() == [], "the runner's end at GitHub", 5, 0.05)
     process.wait(10)
 
@@ -658,6 +664,8 @@ def test_a_vanished_runner_is_offline(control, install):
     wait_until(lambda: control.runners()[0]["status"] == "offline", "the runner to be offline", 5, 0.05)
     job = control.add_job(REPOSITORY)["id"]
     assert control.job(job, wait=0.5)["status"] == "queued"
+    control.settings(keep_lost=0)
+    assert control.runners() == []
 
 
 # The tarball ----------------------------------------------------------------------------------------------------------

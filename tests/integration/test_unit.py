@@ -171,24 +171,24 @@ def test_check_runners_gives_counts(deployment: Deployment) -> None:
 def test_new_runner_application_replaces_idle_runners(deployment: Deployment) -> None:
     """`update-dependencies` fetches and verifies what GitHub offers; the second time nothing changes."""
     before = deployment.keep(1)
-    deployment.control.application(version="2.329.0")
+    deployment.control.application(version="2.337.0")
 
     first, second = (deployment.unit.run("update-dependencies")["results"]["flush"] for _ in range(2))
 
     assert (first, second) == ("True", "False")
     assert deployment.wait_online(1) != before
-    assert [runner["version"] for runner in deployment.control.runners()] == ["2.329.0"]
+    assert [runner["version"] for runner in deployment.control.runners()] == ["2.337.0"]
 
 
 def test_wrong_checksum_keeps_the_old_application(deployment: Deployment) -> None:
     """A tarball that is not what GitHub says is not used; the action fails with the reason, runners go on."""
     before = deployment.keep(1)
-    deployment.control.application(version="2.330.0", checksum="0" * 64)
+    deployment.control.application(version="2.338.0", checksum="0" * 64)
     try:
         task = deployment.unit.run("update-dependencies")
         deployment.reconcile()
     finally:
-        deployment.control.application(version="2.329.0", checksum=None)
+        deployment.control.application(version="2.337.0", checksum=None)
 
     assert task["status"] == "failed"
     assert "checksum" in task["message"]
@@ -555,7 +555,7 @@ def test_refused_application_ends_the_respawning(deployment: Deployment) -> None
         deployment.unit.run("update-dependencies")
         deployment.wait_online(1)
     finally:
-        deployment.control.application(minimum_version=None, version="2.328.0")
+        deployment.control.application(minimum_version=None, version="2.336.0")
         deployment.unit.run("update-dependencies")
 
 

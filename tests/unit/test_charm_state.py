@@ -25,6 +25,7 @@ from models import (
     SSHDebugConnection,
     VirtualMachineResources,
 )
+from sandbox import github_tls
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 META, CONFIG, ACTIONS = (
@@ -152,6 +153,7 @@ def test_defaults() -> None:
         ("test-mode", "string", None),
         ("github-url", "string", "https://github.com"),
         ("token-secret", "secret", None),
+        ("ca-certificates", "string", ""),
     ],
 )
 def test_option_contract(name: str, kind: str, default: object) -> None:
@@ -215,7 +217,16 @@ def test_no_dead_option() -> None:
         ({"dockerhub-mirror": "https://u:p%40w@mirror:5000"}, "dockerhub_mirror", "https://u:p%40w@mirror:5000"),
         ({"test-mode": "insecure"}, "test_mode", True),
         ({"github-url": "https://octo.ghe.com/"}, "github_url", "https://octo.ghe.com"),
-        ({"github-url": "http://10.0.0.1:8080"}, "github_url", "http://10.0.0.1:8080"),
+        (
+            {"github-url": "http://10.0.0.1:8080", "test-mode": "insecure"},
+            "github_url",
+            "http://10.0.0.1:8080",
+        ),
+        (
+            {"image-source": "http://10.0.0.1", "test-mode": "insecure"},
+            "image_source",
+            ImageSource(server="http://10.0.0.1"),
+        ),
     ],
 )
 def test_right_values(config: dict[str, Any], field: str, expected: object) -> None:
@@ -272,6 +283,9 @@ def test_right_values(config: dict[str, Any], field: str, expected: object) -> N
         pytest.param("experimental-use-aproxy", True, "juju-http-proxy", id="aproxy without a proxy"),
         pytest.param("test-mode", "secure", "insecure", id="test-mode"),
         pytest.param("test-mode", "Insecure", "insecure", id="test-mode in other letters"),
+        pytest.param("github-url", "http://ghes.example", "use https:// (test-mode", id="github-url http"),
+        pytest.param("github-url", "HTTP://ghes.example", "use https:// (test-mode", id="github-url HTTP"),
+        pytest.param("image-source", "http://images.example", "use https:// (test-mode", id="image-source http"),
         pytest.param("github-url", "", "https://github.com", id="github-url empty"),
         pytest.param("github-url", "github.com", "https://github.com", id="github-url without a scheme"),
         pytest.param("github-url", "ftp://github.com", "https://github.com", id="github-url of another scheme"),
@@ -430,6 +444,35 @@ def test_bad_group_is_refused(value: str) -> None:
 
     assert line.startswith("group: ")
     assert "1 to 256 printable characters" in line
+
+
+@pytest.fixture(scope="session")
+def authorities() -> list[str]:
+    """Certificates of two authorities."""
+    return [github_tls.make("localhost").pem for _ in range(2)]
+
+
+def test_certificates(authorities: list[str]) -> None:
+    """Several certificates may come with text between them; each is kept once."""
+    one, two = authorities
+    text = f"# ours\r\n{one}\n\nsubject=x\n{two}{one}".replace("\n", "\r\n")
+
+    assert load({"ca-certificates": text}).ca_certificates == (one, two)
+    assert load({"ca-certificates": " \n"}).ca_certificates == ()
+
+
+def test_wrong_certificates(authorities: list[str]) -> None:
+    """What is no certificate, half of one, or a private key is refused, and the message does not show it."""
+    one, two = authorities
+    lines = one.splitlines()
+    key = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n"
+    odd = ["secret", "\n".join(lines[:-1]), "\n".join([lines[0], "c2VjcmV0", lines[-1]]), one + key]
+    odd += [one + "\n".join(two.splitlines()[:-1]), one + "\n".join([lines[0], "c2VjcmV0", lines[-1]])]
+
+    for value in odd:
+        message = fault({"ca-certificates": value})
+        assert message.startswith("ca-certificates: is not PEM; give certificates only")
+        assert "secret" not in message
 
 
 @pytest.mark.parametrize("value", ["http://u:hidden@mirror", "https://u:hidden@mirror:99999", "https://u:hidden@"])

@@ -1,6 +1,8 @@
 """Spec 4, Image: what a build leaves behind when it ends at any of its steps."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -270,3 +272,28 @@ def test_age_of_an_image_of_ours() -> None:
     assert image.age(lxd, "jammy", 0) == 0
     assert image.age(lxd, "their-image", 1767323045) is None
     assert image.age(lxd, "nobodys", 1767323045) is None
+
+
+def test_certificates_go_into_the_builder_and_survive_the_settings(tmp_path: Path) -> None:
+    """The builder trusts the option's authorities, also in a build outside of hooks; the image keeps none of them."""
+    build = replace(BUILD, ca_certificates=("one\n",))
+    build.save(tmp_path / "settings")
+    lxd = ImageLxd()
+
+    make(lxd, image.ImageBuild.load(tmp_path / "settings"))
+
+    assert lxd.pushed[str(provision.CA_FOLDER / "github-runner.crt")] == b"one\n"
+    script = lxd.pushed[str(provision.IMAGE_SCRIPT)].decode()
+    assert script.index("update-ca-certificates") < script.index("apt_get update")
+    assert f"rm -f {provision.CA_FOLDER}/github-runner*" in script[script.index("clean()") :]
+    assert image.ImageBuild.load(tmp_path / "settings") == build
+
+
+def test_settings_of_an_older_charm_are_read(tmp_path: Path) -> None:
+    """Settings that were saved before the option existed have no certificates."""
+    BUILD.save(tmp_path / "settings")
+    older = json.loads((tmp_path / "settings").read_text())
+    del older["ca_certificates"]
+    (tmp_path / "settings").write_text(json.dumps(older))
+
+    assert image.ImageBuild.load(tmp_path / "settings") == BUILD

@@ -96,6 +96,32 @@ def content(path: str, config: RunnerConfig = PLAIN, **options: Any) -> str | No
     return None if file is None else file.content
 
 
+def test_certificates_of_the_option_are_in_each_runner() -> None:
+    """The system, Node.js and with them the runner agent trust the option's authorities before anything connects."""
+    folder = "/usr/local/share/ca-certificates"
+    config = replace(PLAIN, ca_certificates=("one\n", "two\n"))
+    found = rendered(config)
+    names = {path.rpartition("/")[2]: file.content for path, file in found.items() if path.startswith(folder)}
+    setup, env = found[str(provision.SETUP_SCRIPT)].content, found[str(provision.ENV_FILE)].content
+
+    assert names == {
+        "github-runner.crt": "one\n",
+        "github-runner-2.crt": "two\n",
+        "github-runner.pem": "one\ntwo\n",
+    }
+    assert f"NODE_EXTRA_CA_CERTS={folder}/github-runner.pem\n" in env
+    connecting = [setup.index(word) for word in ("getent", "wget")]
+    assert 0 < setup.index("update-ca-certificates") < min(connecting)
+
+
+def test_without_certificates_nothing_is_changed() -> None:
+    """An empty option leaves the instance's own authorities as they are."""
+    found = rendered(PLAIN)
+
+    assert not any("ca-certificates" in path for path in found)
+    assert not any("ca-certificates" in file.content or "NODE_EXTRA" in file.content for file in found.values())
+
+
 def part(text: str, first: str, last: str) -> str:
     """The lines of a script from the one that begins with ``first`` to the next that begins with ``last``."""
     lines = text.splitlines()
@@ -402,6 +428,7 @@ class Shell:
             "folder": self.application,
             "pre_job_file": PRE_JOB_METRICS_FILE_NAME,
             "post_job_file": POST_JOB_METRICS_FILE_NAME,
+            "ca_bundle": None,
             "dockerhub_mirror": None,
             "policy_url": None,
             "policy_token_file": self.folder / "policy-token",
@@ -620,6 +647,7 @@ def test_setup_waits_for_the_host_as_it_is(shell: Shell, value: str) -> None:
         executables=[],
         docker_changed=False,
         aproxy_address=None,
+        ca_bundle=None,
     )
 
     done = shell.run(part(setup, "set -eu", "}") + part(setup, "deadline=", "done"))
