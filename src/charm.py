@@ -388,7 +388,7 @@ class GithubRunnerCharm(ops.CharmBase):
         changed = application.update(self._github(state), state.path, state.arch, downloading=downloading)
         using = application.current()
         if changed and using is not None:
-            self.unit.set_workload_version(using.name.removesuffix(".tar.gz").rsplit("-", 1)[-1])
+            self.unit.set_workload_version(application.version(using))
             with suppress(LxdError):
                 image.renew(self._lxd, state.base_image.value)
         return changed
@@ -409,12 +409,23 @@ class GithubRunnerCharm(ops.CharmBase):
             delta = manager.reconcile(state.virtual_machines, state.resources)
         finally:
             self._report = manager.report
-        if manager.report.refused:
+        if manager.report.refused and self._is_deprecated(state):
             application.refuse()
         elif manager.report.proven:
             application.accept()
         self._status(status.of_report(manager.report, state.test_mode, self._notices(state, manager.report)))
         return delta
+
+    def _is_deprecated(self, state: CharmState) -> bool:
+        """Whether GitHub, asked for the version, does not contradict what an instance has reported."""
+        using = application.current()
+        if using is None:
+            return True
+        try:
+            return self._github(state).is_deprecated(state.path, application.version(using)) is not False
+        except GithubClientError as error:
+            logger.warning("GitHub is not asked for the version of the runner binary: %s", error)
+            return True
 
     def _reconcile_or_reboot(self, state: CharmState) -> None:
         """Reboot for a pending kernel if no job runs; a request that came to nothing is repeated a day later."""

@@ -40,6 +40,11 @@ def age(now: float, folder: Path = FOLDER) -> float | None:
     return max(0.0, now - using.stat().st_mtime) if using else None
 
 
+def version(tarball: Path) -> str:
+    """The version in the name of a runner binary, such as ``2.336.0``."""
+    return tarball.name.removesuffix(".tar.gz").rsplit("-", 1)[-1]
+
+
 def refuse(folder: Path = FOLDER) -> None:
     """Record that GitHub calls the version in use deprecated: a runner ended with exit code 7."""
     using = current(folder)

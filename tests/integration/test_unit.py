@@ -549,7 +549,7 @@ def test_refused_application_ends_the_respawning(deployment: Deployment) -> None
         assert deployment.instances() == deployment.registered() == []
         status, message = deployment.status()
         assert status == "waiting"
-        assert "outdated" in message
+        assert "is deprecated by GitHub: one runner is tried after 15 minutes" in message
         assert "update-dependencies" in message
         deployment.control.application(version="2.999.1")
         deployment.unit.run("update-dependencies")
