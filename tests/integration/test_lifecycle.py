@@ -380,6 +380,7 @@ def test_unit_of_the_previous_charm_is_taken_over(previous: Deployment, packed: 
     previous.control.remove_runner(next(item["id"] for item in previous.control.runners() if item["name"] == BUSY))
     previous.reconcile()
 
+    assert previous.status()[1].startswith("3 runners"), (previous.status(), previous.unit.debug_log()[-3000:])
     assert previous.lxd("storage-pools/runner")["driver"] == "btrfs"
     assert [event["workflow"] for event in previous.events("runner_stop")] == [FINISHED, BUSY]
     assert most_instances(previous, {IDLE, SECOND, BUSY}) == 3
