@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 import runner_manager
+import shared_fs
+from errors import CreateMetricsStorageError
 from host import markers
+from metrics.storage import MetricsStorage
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +34,13 @@ def marker_root(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.setattr(markers, "ROOT", folder)
     monkeypatch.setattr(markers, "AGENTS", folder / "agents")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No unit test mounts a metrics volume: a runner that would have one goes without."""
+
+    def refuse(runner_name: str, /) -> MetricsStorage:
+        raise CreateMetricsStorageError(f"{runner_name}: no mounts in unit tests")
+
+    monkeypatch.setattr(shared_fs, "create", refuse)

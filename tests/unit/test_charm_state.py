@@ -165,7 +165,7 @@ def test_option_contract(name: str, kind: str, default: object) -> None:
 
 def test_no_dead_option() -> None:
     """The options are those of the contract and no others."""
-    assert len(CONFIG["options"]) == 22
+    assert len(CONFIG["options"]) == 23
 
 
 @pytest.mark.parametrize(
