@@ -231,10 +231,10 @@ def _add_organisation(control: Control, request: Request) -> Answer:
 def _application(control: Control, request: Request) -> Answer:
     """Offer another version of the runner application, a wrong checksum, or refuse old versions."""
     fields, application = request.json(), control.state.application
-    unknown = set(fields) - {"version", "checksum", "minimum_version"}
+    unknown = set(fields) - {"version", "checksum", "minimum_version", "self_update"}
     if unknown:
         raise ValueError(f"the application has no {', '.join(sorted(unknown))}")
-    for name in ("version", "minimum_version"):
+    for name in ("version", "minimum_version", "self_update"):
         if fields.get(name) is not None and not re.fullmatch(r"\d+\.\d+\.\d+", fields[name]):
             raise ValueError(f"{name}: {fields[name]} is not like 2.328.0")
     for name, value in fields.items():

@@ -80,6 +80,7 @@ class Runner:
     seen: float = 0.0  # when its session last asked for a message
     job: int | None = None
     removed_at: float | None = None  # GitHub takes an ephemeral runner away a moment after its job
+    told_update: str = ""  # the version that it was told to install
     fixed_status: str | None = None
     fixed_busy: bool | None = None
 
@@ -90,7 +91,7 @@ class Runner:
 
 @dataclass
 class Job:
-    """A job of a workflow run; its one step is a command."""
+    """A job of a workflow run: `steps`, each with `run`, `if` and `pre`, or one step that is a command."""
 
     id: int
     run_id: int
@@ -110,7 +111,10 @@ class Job:
     runner_name: str | None = None
     runner_group: str | None = None
     cancel: bool = False
+    told_cancel: bool = False
     payload: dict = field(default_factory=dict)
+    steps: list[dict] = field(default_factory=list)
+    acquire_status: int | None = None  # the runner that is offered the job cannot have it: 404 or 409
     head_branch: str = "main"
     log: list[str] = field(default_factory=list)
     secret: str = field(default_factory=lambda: secrets.token_hex(32))
@@ -127,6 +131,7 @@ class Application:
     version: str = "2.328.0"
     checksum: str | None = None  # a wrong one, for tests
     minimum_version: str | None = None
+    self_update: str | None = None  # runners below this version are told to install it
     offered: set = field(default_factory=set)
 
 
@@ -144,6 +149,7 @@ class State:
         self.budgets: dict[str, Budget] = {}
         self.runner_tokens: dict[str, tuple[str, str, float]] = {}  # token: kind, path, end of life
         self.runners: dict[int, Runner] = {}
+        self.ghosts: dict[int, Runner] = {}  # not registered any more, but still polling
         self.jobs: dict[int, Job] = {}
         self.application = Application()
         self.application.offered.add(self.application.version)
