@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tarfile
 import time
 import urllib.request
@@ -14,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+import provision
 from sandbox import github, runner_tarball
 from sandbox.github_control import GitHubControl
 from sandbox.github_state import Settings
 from sandbox.shell import wait_until
 
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "ghp_0123456789abcdef"
 REPOSITORY, ORGANISATION = "org/repo", "org"
 VERSION = "2.328.0"
@@ -679,6 +682,72 @@ def test_a_failed_hook_does_not_stop_later_steps(control, install):
     job = run_job(control, runner, "", env=env, steps=steps)
     assert job["conclusion"] == "failure"
     assert [line for line in job["log"] if line.isdigit()] == ["2", "3"]
+
+
+REFUSING = """
+import http.server, sys
+class Service(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(403)
+        self.send_header("Content-Length", "12")
+        self.end_headers()
+        self.wfile.write(b"not approved")
+server = http.server.HTTPServer(("127.0.0.1", 0), Service)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+# Signals the listener or the worker of one installation only: others may run on this machine.
+PKILL = """#!/bin/bash
+[ "$2" = -x ] || exit 2
+for process in /proc/[0-9]*; do
+    if grep -qzx "HOME={folder}" "$process/environ" && [ "$(< "$process/comm")" = "$3" ]; then
+        kill "$1" "${{process##*/}}"
+    fi
+done 2> /dev/null
+"""
+
+
+@pytest.fixture
+def policy():
+    with subprocess.Popen([sys.executable, "-c", REFUSING], stdout=subprocess.PIPE, text=True) as process:
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        process.kill()
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_the_pre_job_script_ends_a_refused_job(control, install, policy, cancelled):
+    """The runner agent starts no step of a job that the charm's pre-job script refuses, whatever its condition."""
+    runner = install()
+    metrics = runner.folder / "metrics"
+    metrics.mkdir()
+    values = {"metrics_folder": metrics, "policy_token_file": runner.folder / "token", "policy_url": policy}
+    values |= {"pre_job_file": "pre.json", "post_job_file": "post.json", "dockerhub_mirror": None}
+    template = provision.environment(ROOT / "templates").get_template("pre-job.sh.j2").render(values)
+    if cancelled:
+        template = template.replace("sleep 20", "sleep 2")  # the agent has been told to cancel, and does not shut down
+    stubs = {"pre-job.sh": template, "sudo": "#!/bin/sh\n", "pkill": PKILL.format(folder=runner.folder)}
+    for name, text in stubs.items():
+        (runner.folder / name).write_text(text)
+        (runner.folder / name).chmod(0o755)
+    env = f"ACTIONS_RUNNER_HOOK_JOB_STARTED={runner.folder}/pre-job.sh\nPATH={runner.folder}:{PATH}\n"
+    cheat = "echo cheated"
+    steps = [{"run": cheat, "pre": cheat}, *({"run": cheat, "if": f"{when}()"} for when in ("always", "!cancelled"))]
+    runner.register("one")
+    (runner.folder / ".env").write_text(env)
+    process = runner.start(RUNNER_MANUALLY_TRAP_SIG="1")
+    job = control.add_job(REPOSITORY, steps=steps)["id"]
+    if cancelled:
+        control.wait_log(job, lambda found: any("pre-job.sh" in line for line in found["log"]), 10)
+        control.cancel_job(job)
+
+    found = control.wait_job(job, timeout=40)
+
+    assert found["conclusion"] in ("cancelled", "failure")
+    assert any("not approved" in line for line in found["log"])
+    assert "cheated" not in found["log"]
+    assert json.loads((metrics / "post.json").read_text())["status_info"] == {"code": 403}
+    process.wait(10)
 
 
 CANCELLED_STEPS = [
