@@ -254,10 +254,9 @@ class Listener:
         assert self.worker is not None
         deadline = time.monotonic() + SHUTDOWN_SECONDS
         while self.worker.poll() is None and time.monotonic() < deadline:
+            self._about_job("renew", {})
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.worker.wait(RENEW_SECONDS)
-                break
-            self._about_job("renew", {})
         self.worker.kill()
         code = self.worker.wait()
         os.close(self.pipe)
