@@ -85,7 +85,7 @@ def _remove_runner(state: State, request: Request, number: str) -> Answer:
 
 def _authenticated(state: State, request: Request, number: str) -> Runner:
     """The runner that asks; one that was deregistered has no credentials any more."""
-    runner = state.runners.get(int(number))
+    runner = state.runners.get(int(number)) or state.ghosts.get(int(number))
     secret = request.credential("bearer") or ""
     gone = runner is None or runner.lost or runner.removed_at is not None
     if runner is None or gone or not secrets.compare_digest(runner.secret, secret):
@@ -132,13 +132,20 @@ def _message(state: State, request: Request, number: str, session: str) -> Answe
         runner = _authenticated(state, request, number)
         _check_session(runner, session)
         _check_version(state, runner.version)
-        if runner.job is None and had_job is None:
+        if runner.id in state.ghosts:
+            pass  # it waits for ever for jobs that never come
+        elif runner.job is None and had_job is None:
+            update = state.application.self_update
+            if update and runner.told_update != update and _parts(runner.version) < _parts(update):
+                runner.told_update = update
+                return answer({"type": "update", "version": update})
             job = state.take_job(runner)
             if job is not None:
                 return answer({"type": "job", **_job_message(state, request, job)})
         elif runner.job != had_job:
             break
-        elif state.jobs[runner.job].cancel:  # type: ignore[index]
+        elif state.jobs[runner.job].cancel and not state.jobs[runner.job].told_cancel:  # type: ignore[index]
+            state.jobs[runner.job].told_cancel = True  # type: ignore[index]
             return answer({"type": "cancel", "job": runner.job})
         state.lock.wait(WATCH)
     return Answer(202, content_type=None)
@@ -177,11 +184,16 @@ def _job_message(state: State, request: Request, job: Job) -> dict:
         head = {"ref": job.head_branch, "sha": job.head_sha, "repo": {"full_name": job.repository}}
         base = {"ref": "main", "sha": "0" * 40, "repo": {"full_name": job.repository}}
         event.update(number=1, action="opened", pull_request={"number": 1, "head": head, "base": base})
-        variables.update(GITHUB_REF="refs/pull/1/merge", GITHUB_REF_NAME="1/merge")
-        variables.update(GITHUB_HEAD_REF=job.head_branch, GITHUB_BASE_REF="main")
+        if job.event != "pull_request_target":  # which runs the workflow of the base branch
+            variables.update(GITHUB_REF="refs/pull/1/merge", GITHUB_REF_NAME="1/merge")
+        if job.event in ("pull_request", "pull_request_target"):
+            variables.update(GITHUB_HEAD_REF=job.head_branch, GITHUB_BASE_REF="main")
+    elif job.event == "issue_comment":
+        event.update(action="created", issue={"number": 1, "pull_request": {}}, comment={"body": "/test"})
     else:
         event["ref"] = f"refs/heads/{job.head_branch}"
-    description = {"id": job.id, "name": job.name, "command": job.command, "secret": job.secret}
+    steps = job.steps or [{"run": job.command}]
+    description = {"id": job.id, "name": job.name, "steps": steps, "secret": job.secret}
     return {"job": description, "variables": variables, "event": {**event, **job.payload}}
 
 
@@ -191,6 +203,28 @@ def _running_job(state: State, request: Request, number: str) -> Job:
     if job is None or job.status != "in_progress" or not secrets.compare_digest(job.secret, secret):
         raise RefusedError(404, "Not Found", code="no_job")
     return job
+
+
+@routes.add("POST", r"/_actions/jobs/(?P<number>\d+)/acquire")
+def _acquire(state: State, request: Request, number: str) -> Answer:
+    """Confirm a job that was offered; one that is gone takes the registration with it, though the runner polls on."""
+    job = _running_job(state, request, number)
+    if job.acquire_status is not None:
+        runner = state.runners.pop(job.runner_id or 0)
+        state.ghosts[runner.id] = runner
+        runner.job = None
+        state.complete_job(job, "cancelled")
+        raise RefusedError(job.acquire_status, "The job cannot be acquired.", code="no_job")
+    state.runners[job.runner_id or 0].seen = time.monotonic()
+    return Answer(204, content_type=None)
+
+
+@routes.add("POST", r"/_actions/jobs/(?P<number>\d+)/renew")
+def _renew(state: State, request: Request, number: str) -> Answer:
+    """A runner that asks for no messages any more, because it shuts down, says that it still has its job."""
+    job = _running_job(state, request, number)
+    state.runners[job.runner_id or 0].seen = time.monotonic()
+    return Answer(204, content_type=None)
 
 
 @routes.add("POST", r"/_actions/jobs/(?P<number>\d+)/log")

@@ -87,6 +87,11 @@ class GitHubControl:
             found = self.job(job, wait=min(left, 1.0), log_from=len(found["log"]))
         return found
 
+    def refuse_sessions(self, times: int | None = None) -> int:
+        """Refuse runners' sessions as for a clock that is wrong, so many times or for ever; the fault's id."""
+        body = json.dumps({"message": "The runner registration has been deleted from the server.", "code": "deleted"})
+        return self.add_fault(path="/sessions$", times=times, status=401, body=body)
+
     def runners(self) -> list[dict]:
         """The runners of all paths."""
         return self._call("GET", "runners")

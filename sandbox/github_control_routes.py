@@ -243,7 +243,7 @@ def _application(control: Control, request: Request) -> Answer:
     unknown = set(fields) - APPLICATION
     if unknown:
         raise ValueError(f"the application has no {', '.join(sorted(unknown))}")
-    for name in ("version", "minimum_version", "minimum_registration"):
+    for name in ("version", "minimum_version", "minimum_registration", "self_update"):
         if fields.get(name) is not None and not re.fullmatch(r"\d+\.\d+\.\d+", fields[name]):
             raise ValueError(f"{name}: {fields[name]} is not like 2.336.0")
     for name, value in fields.items():

@@ -94,6 +94,7 @@ class Runner:
     job: int | None = None
     lost: bool = False  # it vanished in its job: it stays listed, and its credentials are over
     removed_at: float | None = None  # GitHub takes an ephemeral runner away a moment after its job
+    told_update: str = ""  # the version that it was told to install
     fixed_status: str | None = None
     fixed_busy: bool | None = None
 
@@ -104,7 +105,7 @@ class Runner:
 
 @dataclass
 class Job:
-    """A job of a workflow run; its one step is a command."""
+    """A job of a workflow run: `steps`, each with `run`, `if` and `pre`, or one step that is a command."""
 
     id: int
     run_id: int
@@ -124,7 +125,10 @@ class Job:
     runner_name: str | None = None
     runner_group: str | None = None
     cancel: bool = False
+    told_cancel: bool = False
     payload: dict = field(default_factory=dict)
+    steps: list[dict] = field(default_factory=list)
+    acquire_status: int | None = None  # the runner that is offered the job cannot have it: 404 or 409
     head_branch: str = "main"
     log: list[str] = field(default_factory=list)
     secret: str = field(default_factory=lambda: secrets.token_hex(32))
@@ -144,6 +148,7 @@ class Application:
     minimum_registration: str = "2.329.0"
     deprecations: bool = True  # whether the server has the endpoint for them; older Enterprise Servers have not
     download_token: str | None = None  # what a download needs, as at an Enterprise Server without the internet
+    self_update: str | None = None  # runners below this version are told to install it
     offered: set = field(default_factory=set)
 
 
@@ -162,6 +167,7 @@ class State:
         self.budgets: dict[str, Budget] = {}
         self.runner_tokens: dict[str, tuple[str, str, float]] = {}  # token: kind, path, end of life
         self.runners: dict[int, Runner] = {}
+        self.ghosts: dict[int, Runner] = {}  # not registered any more, but still polling
         self.jobs: dict[int, Job] = {}
         self.application = Application()
         self.application.offered.add(self.application.version)

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import times
 from models import (
     POST_JOB_METRICS_FILE_NAME,
     PRE_JOB_METRICS_FILE_NAME,
@@ -155,6 +156,7 @@ def files(
         rendered("env.j2", ENV_FILE, 0o644, UBUNTU),
         rendered("environment.j2", PurePosixPath("/etc/environment")),
         rendered("github-runner.service.j2", PurePosixPath("/etc/systemd/system", SERVICE)),
+        rendered("needrestart.conf.j2", PurePosixPath("/etc/needrestart/conf.d/github-runner.conf")),
     ]
     wanted += certificate_files(config.ca_certificates)
     if policy_url:
@@ -199,6 +201,7 @@ def _values(
         "ca_bundle": CA_BUNDLE if config.ca_certificates else None,
         "dockerhub_mirror": config.dockerhub_mirror,
         "tmate": tmate_variables(ssh_debug),
+        "user": UBUNTU,
         "folder": RUNNER_APPLICATION,
         "pre_job_script": PRE_JOB_SCRIPT,
         "metrics_folder": METRICS_FOLDER,
@@ -210,6 +213,7 @@ def _values(
         "token_file": TOKEN_FILE,
         "refused_file": REFUSED_FILE,
         "refused_wait": REFUSED_WAIT,
+        "stop_timeout": times.STOP_AGENT,
         "application_archive": APPLICATION_ARCHIVE,
         "image_application": IMAGE_APPLICATION,
         "network_host": network_host(config),

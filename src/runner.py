@@ -76,11 +76,12 @@ MOST_LOG_FILES = 20
 LOGS_TIMEOUT = 60
 RUNNER_PROFILE = "runner"
 KEY = "user.github-runner."
-STOP_TIMEOUT = 60
+STOP_TIMEOUT = times.STOP_INSTANCE
 # Exit codes of the probe; others say nothing.
 PROBE = {0: Process.WORKER, 10: Process.RUNNING, 11: Process.NONE, 12: Process.REFUSED}
 PROBE_SCRIPT = (
-    "pgrep -f 'bin/Runner[.]Worker' > /dev/null && exit 0; "
+    # By name, and by path for a worker that was started by another program. An update of the agent renames bin.
+    "{ pgrep -x 'Runner[.]Worker' || pgrep -f 'bin[^/ ]*/Runner[.]Worker'; } > /dev/null && exit 0; "
     f"[ -e {provision.REFUSED_FILE} ] && exit 12; "
     f"systemctl --quiet is-active {provision.SERVICE} && exit 10; exit 11"
 )

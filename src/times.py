@@ -14,6 +14,10 @@ READY = {"virtual-machine": 5 * MINUTE, "container": MINUTE}
 SET_UP = 10 * MINUTE
 REGISTER = 2 * MINUTE
 START_AGENT = 30
+# A runner agent that is stopped interrupts the step of its job (7.5 s), terminates it (2.5 s), waits for the step's
+# output (10 s) and reports the job. LXD waits longer than systemd in the instance, and only then stops it by force.
+STOP_AGENT = 45
+STOP_INSTANCE = 60
 # For the requests to LXD and GitHub between the steps.
 BETWEEN_STEPS = 5 * MINUTE
 CREATION = CREATE_INSTANCE + READY["virtual-machine"] + SET_UP + REGISTER + START_AGENT + BETWEEN_STEPS

@@ -18,22 +18,18 @@ hide_code() {
 
 pass_code() {
     set -m # a process group for the helper and all it starts
-    signalled=""
-    trap 'signalled=yes; kill -INT -- "-$helper"' INT TERM
+    trap 'kill -INT -- "-$helper"' INT TERM
     while true; do
         cp -f "$folder/run-helper.sh.template" "$folder/run-helper.sh"
         "$folder/run-helper.sh" "$@" &
         helper=$!
+        # A signal ends this early, with the signal's code: that is the code that gets out.
         wait "$helper"
         code=$?
-        # A signal ends the first wait early; the code is known only after another one.
-        if [[ -n "$signalled" ]]; then
-            wait "$helper"
-            code=$?
-        fi
         if [[ $code -ne 2 ]]; then
             echo "Exiting runner..."
             trap - INT TERM
+            wait "$helper"
             exit "$code"
         fi
         echo "Restarting runner..."

@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 import tarfile
 import time
 import urllib.request
@@ -13,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+import provision
 from sandbox import github, runner_tarball
 from sandbox.github_control import GitHubControl
 from sandbox.github_state import Settings
 from sandbox.shell import wait_until
 
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "ghp_0123456789abcdef"
 REPOSITORY, ORGANISATION = "org/repo", "org"
 VERSION = "2.336.0"
@@ -88,7 +92,8 @@ class Installation:
         """Start run.sh (or what is named) in the background, output into a file."""
         with (self.folder / "output").open("a") as output:
             process = subprocess.Popen(
-                command or [str(self.folder / "run.sh")],
+                # Also where the tests themselves run with SIGINT ignored, as in the background of a script.
+                ["env", "--default-signal=INT,QUIT", *(command or [str(self.folder / "run.sh")])],
                 env={**self.environment, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -103,6 +108,10 @@ class Installation:
     def output(self):
         return (self.folder / "output").read_text()
 
+    def diagnostics(self, program):
+        """What the listener or the worker has written to its logs."""
+        return "".join(path.read_text() for path in sorted((self.folder / "_diag").glob(f"{program}_*")))
+
     def settled(self):
         """Whether nothing of this installation runs any more."""
         return not list(self.running())
@@ -115,7 +124,7 @@ class Installation:
                     line = (folder / "cmdline").read_bytes().decode()
                 except OSError:
                     continue
-                if f"{self.folder}/bin/Runner." in line:
+                if re.search(f"{self.folder}/bin[^/]*/Runner[.]", line):
                     yield int(folder.name), "Listener" if "Runner.Listener" in line else "Worker"
 
     def stop(self):
@@ -419,6 +428,54 @@ def test_an_old_version_is_refused(control, install):
     assert f"Runner version v{VERSION} is deprecated and cannot receive messages." in runner.output
 
 
+@pytest.mark.parametrize("disabled", [False, True])
+def test_a_self_update(control, install, disabled):
+    """A runner below the wanted version installs it and listens again, from another folder, unless that is disabled."""
+    runner = install()
+    runner.register("one", *(["--disableupdate"] if disabled else []))
+    process = runner.start(RUNNER_MANUALLY_TRAP_SIG="1")
+    online(control)
+    control.application(self_update="2.999.0")
+    if disabled:
+        wait_until(lambda: "updates are disabled" in runner.diagnostics("Runner"), "the refused update", 10, 0.05)
+    else:
+        wait_until(lambda: [found["version"] for found in control.runners()] == ["2.999.0"], "the update", 15, 0.05)
+    job = control.add_job(REPOSITORY, "tr '\\0' ' ' < /proc/$PPID/cmdline")
+    found = control.wait_job(job["id"], timeout=15)
+    folder = "bin" if disabled else "bin.2.999.0"
+    assert f"{runner.folder}/{folder}/Runner.Worker spawnclient" in "\n".join(found["log"])
+    assert (runner.folder / "bin").is_symlink() is not disabled
+    assert process.wait(10) == 0
+
+
+def test_refused_sessions_end_the_listener(control, install):
+    """A session that GitHub refuses, as for a wrong clock, ends the runner with code 1, and run.sh shows none of it."""
+    runner = install()
+    runner.register("one")
+    control.refuse_sessions(times=2)
+    listener = (str(runner.folder / "bin/Runner.Listener"), "run")
+    assert runner.start(*listener).wait(10) == 1
+    assert runner.start(RUNNER_MANUALLY_TRAP_SIG="1").wait(10) == 0
+    assert runner.output.count("Failed to create a session. The runner registration has been deleted") == 2
+    runner.start()
+    online(control)
+
+
+@pytest.mark.parametrize("status", [404, 409])
+def test_a_job_that_cannot_be_acquired(control, install, status):
+    """The job is skipped, and the runner polls on although its registration is gone."""
+    runner = install()
+    runner.register("one")
+    process = runner.start()
+    job = control.add_job(REPOSITORY, acquire_status=status)["id"]
+    assert control.wait_job(job, timeout=10)["conclusion"] == "cancelled"
+    wait_until(lambda: f"Skipping message Job. {status}" in runner.diagnostics("Runner"), "the skipped job", 5, 0.05)
+    assert control.runners() == []
+    later = control.add_job(REPOSITORY)["id"]
+    assert control.job(later, wait=2)["status"] == "queued"
+    assert process.poll() is None
+
+
 def test_not_configured(install):
     """Without a registration the listener ends at once with a terminated error."""
     runner = install()
@@ -452,7 +509,7 @@ def test_a_signal_cancels_the_job(control, install, number):
     control.wait_log(job, lambda found: "begun" in found["log"], 10)
     process.send_signal(number)
     assert control.wait_job(job, timeout=15)["conclusion"] == "cancelled"
-    assert process.wait(10) == 0
+    assert process.wait(10) == 128 + number
     assert "Job build completed with result: Canceled" in runner.output
     wait_until(runner.settled, "the end of listener and worker", 5, 0.05)
 
@@ -464,7 +521,7 @@ def test_a_signal_ends_an_idle_runner(control, install):
     process = runner.start(RUNNER_MANUALLY_TRAP_SIG="1")
     online(control)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0
+    assert process.wait(10) == 143
     assert [(found["status"], found["session"]) for found in control.runners()] == [("offline", False)]
 
 
@@ -556,7 +613,8 @@ def test_process_names(control, install):
 HOOKS = {
     "passes": ("echo hook for $GITHUB_REPOSITORY at $(pwd)", "success", "command runs"),
     "fails": ("echo refused by policy; exit 3", "failure", "##[error]Process completed with exit code 3."),
-    "fails inside": ("false | true; echo not reached", "failure", "##[error]Process completed with exit code 1."),
+    "fails inside": ("false; echo not reached", "failure", "##[error]Process completed with exit code 1."),
+    "fails in a pipe": ("false | true; echo goes on", "success", "goes on"),
     "is missing": (None, "failure", "File doesn't exist"),
 }
 
@@ -587,6 +645,174 @@ def test_a_failing_command(control, install, command, code):
     assert job["conclusion"] == "failure"
     assert f"##[error]Process completed with exit code {code}." in job["log"]
     assert "not reached" not in job["log"]
+
+
+STEPS = {
+    "in order": ([{"run": "echo 1"}, {"run": "echo 2"}], "success", ["1", "2"]),
+    "a failure": ([{"run": "false"}, {"run": "echo 1"}], "failure", []),
+    "after a failure": (
+        [
+            *({"run": "false"}, {"run": "echo 1"}, {"run": "echo 2", "if": "always()"}),
+            *({"run": "echo 3", "if": "failure()"}, {"run": "echo 4", "if": "${{ !cancelled() }}"}),
+            {"run": "echo 5", "if": "success()"},
+        ],
+        "failure",
+        ["2", "3", "4"],
+    ),
+    "no failure": ([{"run": "echo 1", "if": "failure()"}, {"run": "echo 2", "if": "always()"}], "success", ["2"]),
+    "what an action wants first": ([{"run": "echo 1"}, {"run": "echo 2", "pre": "echo 3"}], "success", ["3", "1", "2"]),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_and_their_conditions(control, install, name):
+    """A step runs if its condition holds: by default only while nothing has failed."""
+    steps, conclusion, expected = STEPS[name]
+    job = run_job(control, install(), "", steps=steps)
+    assert job["conclusion"] == conclusion
+    assert [line for line in job["log"] if line.isdigit()] == expected
+
+
+def test_a_failed_hook_does_not_stop_later_steps(control, install):
+    """A hook that fails makes the job fail, but steps whose conditions hold run all the same."""
+    runner = install()
+    (runner.folder / "pre-job.sh").write_text("exit 1\n")
+    steps = [{"run": "echo 1", "pre": "echo 2"}, {"run": "echo 3", "if": "always()"}]
+    env = f"ACTIONS_RUNNER_HOOK_JOB_STARTED={runner.folder}/pre-job.sh\n"
+    job = run_job(control, runner, "", env=env, steps=steps)
+    assert job["conclusion"] == "failure"
+    assert [line for line in job["log"] if line.isdigit()] == ["2", "3"]
+
+
+REFUSING = """
+import http.server, sys
+class Service(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(403)
+        self.send_header("Content-Length", "12")
+        self.end_headers()
+        self.wfile.write(b"not approved")
+server = http.server.HTTPServer(("127.0.0.1", 0), Service)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+# Signals the listener or the worker of one installation only: others may run on this machine.
+PKILL = """#!/bin/bash
+[ "$2" = -x ] || exit 2
+for process in /proc/[0-9]*; do
+    if grep -qzx "HOME={folder}" "$process/environ" && [ "$(< "$process/comm")" = "$3" ]; then
+        kill "$1" "${{process##*/}}"
+    fi
+done 2> /dev/null
+"""
+
+
+@pytest.fixture
+def policy():
+    with subprocess.Popen([sys.executable, "-c", REFUSING], stdout=subprocess.PIPE, text=True) as process:
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        process.kill()
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_the_pre_job_script_ends_a_refused_job(control, install, policy, cancelled):
+    """The runner agent starts no step of a job that the charm's pre-job script refuses, whatever its condition."""
+    runner = install()
+    metrics = runner.folder / "metrics"
+    metrics.mkdir()
+    values = {"metrics_folder": metrics, "policy_token_file": runner.folder / "token", "policy_url": policy}
+    values |= {"pre_job_file": "pre.json", "post_job_file": "post.json", "dockerhub_mirror": None}
+    template = provision.environment(ROOT / "templates").get_template("pre-job.sh.j2").render(values)
+    if cancelled:
+        template = template.replace("sleep 20", "sleep 2")  # the agent has been told to cancel, and does not shut down
+    stubs = {"pre-job.sh": template, "sudo": "#!/bin/sh\n", "pkill": PKILL.format(folder=runner.folder)}
+    for name, text in stubs.items():
+        (runner.folder / name).write_text(text)
+        (runner.folder / name).chmod(0o755)
+    env = f"ACTIONS_RUNNER_HOOK_JOB_STARTED={runner.folder}/pre-job.sh\nPATH={runner.folder}:{PATH}\n"
+    cheat = "echo cheated"
+    steps = [{"run": cheat, "pre": cheat}, *({"run": cheat, "if": f"{when}()"} for when in ("always", "!cancelled"))]
+    runner.register("one")
+    (runner.folder / ".env").write_text(env)
+    process = runner.start(RUNNER_MANUALLY_TRAP_SIG="1")
+    job = control.add_job(REPOSITORY, steps=steps)["id"]
+    if cancelled:
+        control.wait_log(job, lambda found: any("pre-job.sh" in line for line in found["log"]), 10)
+        control.cancel_job(job)
+
+    found = control.wait_job(job, timeout=40)
+
+    assert found["conclusion"] == ("failure" if cancelled else "cancelled")  # a killed worker's job has failed
+    assert any("not approved" in line for line in found["log"])
+    assert "cheated" not in found["log"]
+    assert json.loads((metrics / "post.json").read_text())["status_info"] == {"code": 403}
+    process.wait(10)
+
+
+CANCELLED_STEPS = [
+    {"run": "trap 'echo 1; exit 0' INT; echo begun; while true; do sleep 0.05; done"},
+    {"run": "echo 2"},
+    {"run": "echo 3", "if": "always()"},
+]
+
+
+@pytest.mark.parametrize(("how", "expected"), [("at GitHub", ["1", "3"]), ("by a signal", ["1"])])
+def test_a_cancelled_step_is_interrupted(control, install, how, expected):
+    """SIGINT comes first; a cancelled job goes on with always() steps, a runner that shuts down with nothing."""
+    runner = install()
+    runner.register("one")
+    process = runner.start(RUNNER_MANUALLY_TRAP_SIG="1")
+    job = control.add_job(REPOSITORY, steps=CANCELLED_STEPS)["id"]
+    control.wait_log(job, lambda found: "begun" in found["log"], 10)
+    started = time.monotonic()
+    if how == "at GitHub":
+        control.cancel_job(job)
+    else:
+        process.send_signal(signal.SIGTERM)
+    found = control.wait_job(job, timeout=10)
+    assert time.monotonic() - started < 5
+    assert found["conclusion"] == "cancelled"
+    assert [line for line in found["log"] if line.isdigit()] == expected
+
+
+def test_an_always_step_survives_the_cancellation(control, install):
+    """The hook and other steps that always run are not interrupted when their job is cancelled."""
+    runner = install()
+    runner.register("one")
+    runner.start()
+    wait = f"until [ -e {runner.folder}/go ]; do sleep 0.05; done"
+    steps = [{"run": f"echo begun; {wait}; echo 1", "if": "always()"}, {"run": "echo 2"}]
+    job = control.add_job(REPOSITORY, steps=steps)["id"]
+    control.wait_log(job, lambda found: "begun" in found["log"], 10)
+    control.cancel_job(job)
+    wait_until(lambda: '"cancel"' in runner.diagnostics("Worker"), "the cancellation", 5, 0.05)
+    (runner.folder / "go").touch()
+    found = control.wait_job(job, timeout=10)
+    assert (found["conclusion"], "1" in found["log"], "2" in found["log"]) == ("cancelled", True, False)
+
+
+def test_ignored_signals_stay_ignored(control, install):
+    """A runner that was started with SIGINT ignored has no handler for it, and neither have its jobs."""
+    runner = install()
+    runner.register("one")
+    script = "trap '' INT; exec ./run.sh"
+    process = runner.start("bash", "-c", script, RUNNER_MANUALLY_TRAP_SIG="1")
+    job = control.add_job(REPOSITORY, "grep SigIgn /proc/$$/status; echo begun; sleep 60")["id"]
+    found = control.wait_log(job, lambda found: "begun" in found["log"], 10)
+    ignored = next(line for line in found["log"] if line.startswith("SigIgn")).split()[1]
+    assert int(ignored, 16) & 1 << (signal.SIGINT - 1)
+    for number, _ in runner.running():
+        os.kill(number, signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    found = control.job(job, wait=1)
+    assert (found["status"], process.poll()) == ("in_progress", None)
+
+
+def test_the_job_is_killed_first_when_memory_is_short(control, install):
+    """Processes of a job have a higher OOM score than the runner's."""
+    log = run_job(control, install(), "until grep -qx 500 /proc/$$/oom_score_adj; do sleep 0.01; done; echo 500")["log"]
+    assert "500" in log
 
 
 def test_output_comes_while_the_job_runs(control, install):

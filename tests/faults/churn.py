@@ -19,8 +19,12 @@ def run(found: Deployment, minutes: float, seed: int = 1) -> dict[str, object]:
     while time.monotonic() < deadline:
         if sum(not done(found, job) for job in jobs[-RUNNERS - QUEUE :]) < RUNNERS + QUEUE:
             command = f"echo job-$GITHUB_RUN_ID ran; sleep {chance.uniform(0, 3):.1f}"
-            jobs.append(found.control.add_job(REPOSITORY, command, workflow=f"churn {len(jobs)}")["id"])
+            steps = [{"run": command}, {"run": chance.choice(["true", "exit 1"])}, {"run": "true", "if": "always()"}]
+            jobs.append(found.control.add_job(REPOSITORY, workflow=f"churn {len(jobs)}", steps=steps)["id"])
+            # Half of the runners update themselves before they take a job.
+            found.control.application(self_update="2.999.0" if len(jobs) // 10 % 2 else None)
         time.sleep(0.2)
+    found.control.application(self_update=None)
     wait_for(lambda: all(done(found, job) for job in jobs), "the end of all jobs", 300)
     wait_for(lambda: len(found.online()) == RUNNERS, "the last successors", 180)
     found.unit.set_config({"replace-on-exit": False})

@@ -33,7 +33,7 @@ def prepare(found: Deployment, mark: str) -> None:
     crashed = found.job("sleep 600", status="in_progress", workflow=f"{mark} crashed")["runner_name"]
     found.wait_gone(finished)
     wait_for(lambda: "pre-job" in found.inside(crashed, "ls /metrics-exchange", check=False), "the crashed job's start")
-    found.inside(crashed, "systemctl kill --signal=KILL github-runner.service")
+    found.kill_agent(crashed)
     [outdated] = set(names) - {finished, crashed}
     found.machine.exec("lxc", "config", "set", outdated, f"{KEY}fingerprint=another")
     wait_for(lambda: found.online() == [outdated], f"GitHub noticing {crashed}, and {outdated} alone online")

@@ -110,6 +110,14 @@ class Deployment:
         """A shell command as root in a runner's instance."""
         return self.machine.exec("lxc", "exec", name, "--", "sh", "-c", command, check=check)
 
+    def kill_agent(self, name: str) -> None:
+        """Kill a runner's agent, and keep the instance, which would power off: for tests of a dead agent."""
+        unit = "/run/systemd/system/github-runner.service.d"
+        keep = (
+            f"mkdir -p {unit} && printf '[Unit]\\nFailureAction=none\\n' > {unit}/keep.conf && systemctl daemon-reload"
+        )
+        self.inside(name, f"{keep} && systemctl kill --signal=KILL github-runner.service")
+
     def status(self) -> tuple[str, str]:
         found = self.unit.status()
         return found["status"], found["message"]

@@ -157,7 +157,7 @@ def test_instance_that_will_not_stop_is_forced(deployment: Deployment) -> None:
     deployment.job("sleep 300", status="in_progress")
     init = f"lxc info {name} | awk '/^PID:/ {{ print $2 }}'"
     deployment.machine.exec("sh", "-c", f"kill -STOP $({init})")
-    with changed(deployment, "runner.py", "STOP_TIMEOUT = 60", "STOP_TIMEOUT = 3"):
+    with changed(deployment, "runner.py", "STOP_TIMEOUT = times.STOP_INSTANCE", "STOP_TIMEOUT = 3"):
         assert deployment.unit.run("flush-runners")["status"] == "completed"
 
     assert name not in deployment.instances()

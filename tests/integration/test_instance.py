@@ -202,7 +202,14 @@ def test_probe_tells_job_application_and_neither(instance: LxdInstance) -> None:
     assert probe(instance) is Process.NONE
     instance.execute(["systemd-run", "--quiet", "--unit=github-runner", "sleep", "60"])
     assert probe(instance) is Process.RUNNING
-    instance.execute(["systemd-run", "--quiet", "--unit=job", "bash", "-c", "exec -a bin/Runner.Worker sleep 60"])
+    for path in ("bin/Runner.Worker", "/home/ubuntu/github-runner/bin.2.336.0/Runner.Worker"):
+        instance.execute(["systemd-run", "--quiet", "--unit=job", "bash", "-c", f"exec -a {path} sleep 60"])
+        wait_until(lambda: probe(instance) is Process.WORKER, 10, "the worker")
+        instance.execute(["systemctl", "stop", "job"])
+        assert probe(instance) is Process.RUNNING
+    # By its name alone, whatever its path.
+    name = "printf Runner.Worker > /proc/self/comm; while true; do sleep 1; done"
+    instance.execute(["systemd-run", "--quiet", "--unit=job", "bash", "-c", name])
     wait_until(lambda: probe(instance) is Process.WORKER, 10, "the worker")
     instance.execute(["systemctl", "stop", "job", "github-runner"])
 

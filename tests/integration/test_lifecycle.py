@@ -471,9 +471,15 @@ def test_image_is_built_while_the_timer_fires(bare: Deployment) -> None:
     [built] = [found for found in bare.lxd("images?recursion=1") if found["fingerprint"] == images()["jammy"]]
     assert built["properties"]["github-runner.application"].startswith("actions-runner-linux-x64-")
     bare.keep(1)
-    programs = "docker npm yarn pip shellcheck jq wget unzip gh yq"
-    job = bare.job(f"for program in {programs}; do command -v $program; done; id -nG")
-    assert job["conclusion"] == "success", job["log"]
+    programs = "docker npm yarn pip shellcheck jq wget unzip gh yq gcc g++ make"
+    header = (
+        "echo '#include <Python.h>' | gcc -E $(python3-config --includes) - > /dev/null; test -e /usr/include/zlib.h"
+    )
+    session = "test -S $XDG_RUNTIME_DIR/bus; busctl --user status > /dev/null; ls /usr/lib/*/libicuuc.so.*"
+    job = bare.job(
+        f"for program in {programs}; do command -v $program; done; id -nG; {header}; {session}; apt-cache show tree"
+    )
+    assert job["conclusion"] == "success", "\n".join(job["log"])
     assert any({"docker", "lxd", "adm", "microk8s"} <= set(line.split()) for line in job["log"])
     assert bare.machine.exec("systemd-analyze", "verify", f"/etc/systemd/system/{build[-1]}") == ""
 

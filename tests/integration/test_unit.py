@@ -96,7 +96,7 @@ def test_job_runs_once_and_its_metrics_are_written(deployment: Deployment) -> No
 def test_crashed_runner_leaves_its_logs_and_is_replaced(deployment: Deployment) -> None:
     """A runner application that was killed: its logs are on the host, a new runner is in its place."""
     [name] = deployment.keep(1)
-    deployment.inside(name, "systemctl kill --signal=KILL github-runner.service")
+    deployment.kill_agent(name)
     wait_for(lambda: name not in deployment.online(), "GitHub seeing it offline")
 
     deployment.reconcile()

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import provision
+import times
 from charm_state import parse_group, parse_labels, parse_mirror
 from metrics.runner import (
     FILE_SIZE_BYTES_LIMIT,
@@ -50,7 +51,12 @@ CLIENTS = ("/root/.docker/config.json", "/home/ubuntu/.docker/config.json")
 APPLICATION = "/home/ubuntu/github-runner"
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/games:/usr/local/games:/snap/bin"
-ENV_HEAD = f"PATH=/home/ubuntu/.local/bin:{PATH}\nLANG=C.UTF-8\n"
+ENV_HEAD = (
+    f"PATH=/home/ubuntu/.local/bin:{PATH}\n"
+    "LANG=C.UTF-8\n"
+    "XDG_RUNTIME_DIR=/run/user/1000\n"
+    "DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus\n"
+)
 HOOK = "ACTIONS_RUNNER_HOOK_JOB_STARTED=/home/ubuntu/github-runner/pre-job.sh\n"
 PROXY_LINES = (
     "HTTP_PROXY=http://proxy:3128\n"
@@ -230,6 +236,7 @@ def test_owners_and_modes() -> None:
         f"{APPLICATION}/.policy-token": (0o600, 1000),
         "/etc/environment": (0o644, 0),
         "/etc/systemd/system/github-runner.service": (0o644, 0),
+        "/etc/needrestart/conf.d/github-runner.conf": (0o644, 0),
         DAEMON: (0o644, 0),
         HTTP_PROXY: (0o644, 0),
         CLIENTS[0]: (0o644, 0),
@@ -250,6 +257,35 @@ def test_no_policy_no_check() -> None:
 
     assert f"{APPLICATION}/.policy-token" not in found
     assert "curl" not in found[f"{APPLICATION}/pre-job.sh"].content
+
+
+def test_service_survives_its_jobs() -> None:
+    """A stop reaches start.sh alone, an OOM kill costs one process, and the end of the unit powers the instance off."""
+    unit = (content("/etc/systemd/system/github-runner.service") or "").splitlines()
+
+    service = unit.index("[Service]")
+    assert {"SuccessAction=poweroff-force", "FailureAction=poweroff-force", "RefuseManualStop=yes"} < set(
+        unit[:service]
+    )
+    assert {"KillMode=mixed", "OOMPolicy=continue", "LimitNOFILE=65536:524288"} < set(unit[service:])
+    assert f"TimeoutStopSec={times.STOP_AGENT}" in unit[service:]
+
+
+def test_needrestart_leaves_the_runner_alone(tmp_path: Path) -> None:
+    """needrestart's configuration is Perl: it is valid, and names the two units that must not be restarted."""
+    (tmp_path / "runner.conf").write_text(content("/etc/needrestart/conf.d/github-runner.conf") or "")
+    script = """our %nrconf; do $ARGV[0] or die $@; for my $unit (@ARGV) {
+        for (keys %{$nrconf{override_rc}}) { print "$unit=$nrconf{override_rc}{$_}\\n" if $unit =~ /$_/ }
+    }"""
+    units = ["github-runner.service", "lxd-agent.service", "docker.service"]
+
+    # The last statement's value is 0: needrestart evaluates the text, and so does this.
+    script = script.replace("do $ARGV[0] or die $@", "open(F, $ARGV[0]); local $/; eval <F>; die $@ if $@")
+    done = subprocess.run(
+        ["perl", "-e", script, str(tmp_path / "runner.conf"), *units], capture_output=True, text=True, check=False
+    )
+
+    assert (done.stdout, done.stderr) == ("github-runner.service=0\nlxd-agent.service=0\n", "")
 
 
 def test_service_shows_the_exit_code() -> None:
@@ -785,7 +821,7 @@ def test_power_off_is_in_order_where_it_fails_at_once(shell: Shell) -> None:
 
 
 def test_refusal_is_not_overwritten(shell: Shell) -> None:
-    """What the pre-job script said of a refused job stays, and the power-off leaves time for the job's log."""
+    """The refusal that the pre-job script recorded is kept when the runner agent ends."""
     shell.stub("run.sh", "exit 1", shell.application)
     refusal = '{"timestamp": 1.5, "status": "repo-policy-check-failure", "status_info": {"code": 403}}'
     (shell.metrics / POST_JOB_METRICS_FILE_NAME).write_text(refusal)
@@ -793,8 +829,18 @@ def test_refusal_is_not_overwritten(shell: Shell) -> None:
     shell.run(shell.render("start.sh.j2"))
 
     assert (shell.metrics / POST_JOB_METRICS_FILE_NAME).read_text() == refusal
-    assert shell.arguments("sleep") == ["10"]
     assert shell.arguments("sudo") == POWER_OFF
+
+
+def test_jobs_start_with_default_signals(shell: Shell) -> None:
+    """The runner agent starts with SIGINT and SIGQUIT neither ignored nor blocked, and its jobs inherit that."""
+    shell.stub("run.sh", 'grep -E "SigIgn|SigBlk" /proc/self/status > signals', shell.application)
+
+    shell.run(shell.render("start.sh.j2"))
+
+    masks = [int(line.split()[1], 16) for line in (shell.application / "signals").read_text().splitlines()]
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        assert not [mask for mask in masks if mask & 1 << (number - 1)]
 
 
 def test_stopped_service_waits_for_the_runner_application(shell: Shell) -> None:
@@ -802,16 +848,23 @@ def test_stopped_service_waits_for_the_runner_application(shell: Shell) -> None:
     os.mkfifo(shell.folder / "ready")
     os.mkfifo(shell.folder / "never")
     ready, never = shell.folder / "ready", shell.folder / "never"
-    shell.stub("run.sh", f"trap 'exit 5' TERM\necho ready > {ready}\nread -r _ <> {never}", shell.application)
+    end = "trap - TERM; echo ending > {ready}; read -r _ <> {never}"
+    run = f"trap '{end}; exit 5' TERM\necho ready > {{ready}}\nread -r _ <> {{never}}"
+    shell.stub("run.sh", run.format(ready=ready, never=never), shell.application)
     script = shell.folder / "start.sh"
     script.write_text(shell.render("start.sh.j2"))
 
     with subprocess.Popen(["bash", str(script)], env=shell.environment(), start_new_session=True) as process:
         assert ready.read_text() == "ready\n"
         process.send_signal(signal.SIGTERM)
+        assert ready.read_text() == "ending\n"
+        # The agent would die of a second one before it has reported its job.
+        process.send_signal(signal.SIGTERM)
+        never.write_text("end\n")
         process.wait(timeout=30)
 
-    assert shell.post_job.status is PostJobStatus.ABNORMAL
+    assert shell.post_job.status_info is not None
+    assert shell.post_job.status_info.code == 5
     assert shell.arguments("sudo") == POWER_OFF
 
 
@@ -947,6 +1000,8 @@ def ask(shell: Shell, url: str, token: str = "one-time-token", **job: str) -> "s
     """Run the pre-job script of a runner with a policy service; curl is the real one and notes its arguments."""
     curl = shutil.which("curl")
     shell.stub("curl", f'exec {curl} "$@"')
+    # The runner agent kills a script that does not end.
+    shell.stub("sleep", '[ "$1" != infinity ] || kill -KILL $PPID')
     (shell.folder / "policy-token").write_text(token)
     # A proxy that leads nowhere: the service is asked directly.
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
@@ -971,7 +1026,7 @@ def ask(shell: Shell, url: str, token: str = "one-time-token", **job: str) -> "s
         ("workflow_dispatch", "/workflow_dispatch/check-run", {"repository_name": "octo-org/demo"}),
         ("schedule", "/schedule/check-run", {"repository_name": "octo-org/demo"}),
         ("release", "/default/check-run", {"repository_name": "octo-org/demo"}),
-        ("pull_request_target", "/default/check-run", {"repository_name": "octo-org/demo"}),
+        ("issue_comment", "/default/check-run", {"repository_name": "octo-org/demo"}),
     ],
 )
 def test_what_the_policy_service_is_asked(
@@ -997,6 +1052,36 @@ def test_what_the_policy_service_is_asked(
     assert headers["Authorization"] == "Bearer one-time-token"
     assert headers["Content-Type"] == "application/json"
     assert not (shell.folder / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("event", "variables"),
+    [
+        ("pull_request_target", {"GITHUB_BASE_REF": "main", "GITHUB_HEAD_REF": "fix"}),
+        ("pull_request_review", {}),
+        ("pull_request_review_comment", {"GITHUB_BASE_REF": "", "GITHUB_HEAD_REF": ""}),
+    ],
+)
+@pytest.mark.parametrize("fork", ["contributor/demo", None])
+def test_events_of_pull_requests_are_checked_as_pull_requests(
+    shell: Shell, service: PolicyService, event: str, variables: dict[str, str], fork: str | None
+) -> None:
+    """Branches come from the payload where the environment has none; a deleted fork does not lead to another check."""
+    event_file = shell.folder / "event.json"
+    head = {"repo": fork and {"full_name": fork}, "sha": "c0ffee", "ref": "fix"}
+    event_file.write_text(json.dumps({"pull_request": {"head": head, "base": {"ref": "main"}}}))
+
+    ask(shell, service.url, GITHUB_EVENT_NAME=event, GITHUB_EVENT_PATH=str(event_file), **variables)
+
+    [(asked, _, given)] = service.requests
+    assert asked == "/pull_request/check-run"
+    assert given == {
+        "repository_name": "octo-org/demo",
+        "source_repository_name": fork or "",
+        "target_branch_name": "main",
+        "source_branch_name": "fix",
+        "commit_sha": "c0ffee",
+    }
 
 
 def test_one_time_token_is_used_once(shell: Shell, service: PolicyService) -> None:
@@ -1028,13 +1113,13 @@ def test_allowed_job_runs(shell: Shell, service: PolicyService, status: int) -> 
 
 
 def assert_refused(shell: Shell, done: "subprocess.CompletedProcess[str]", code: int) -> None:
-    assert done.returncode != 0
+    assert done.returncode == -signal.SIGKILL, "it ends only when it is killed"
     assert shell.post_job.status is PostJobStatus.REPO_POLICY_CHECK_FAILURE
     assert shell.post_job.status_info is not None
     assert shell.post_job.status_info.code == code
-    assert shell.arguments("pkill") == ["-INT", "Runner.Listener"]
-    assert "--on-active=10" in shell.arguments("sudo")
-    assert shell.arguments("sudo")[-2:] == ["systemctl", "poweroff"]
+    assert shell.arguments("pkill") == ["-INT", "-x", "Runner.Listener", "-KILL", "-x", "Runner.Worker"]
+    assert shell.arguments("sleep") == ["1", "20", "10", "infinity"]
+    assert shell.arguments("sudo") == POWER_OFF
 
 
 def test_refused_job_does_not_run(shell: Shell, service: PolicyService) -> None:
@@ -1046,6 +1131,20 @@ def test_refused_job_does_not_run(shell: Shell, service: PolicyService) -> None:
     assert "Branch protection is missing. $(touch canary)" in done.stdout
     assert_refused(shell, done, 403)
     assert not (shell.folder / "canary").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_no_signal_ends_the_policy_check(shell: Shell, service: PolicyService, number: int) -> None:
+    """A signal during the check ends neither the script nor curl: the end of the script would let steps begin."""
+    curl = shutil.which("curl")
+    service.status = 403
+    shell.stub("sleep", '[ "$1" != infinity ] || kill -KILL $PPID')
+    shell.stub("curl", f'kill -{number} $$ $PPID\nexec {curl} "$@"')
+    (shell.folder / "policy-token").write_text("one-time-token")
+
+    done = shell.run(shell.render("pre-job.sh.j2", policy_url=service.url), **JOB)
+
+    assert_refused(shell, done, 403)
 
 
 @pytest.mark.parametrize("status", [500, 503])

@@ -29,6 +29,14 @@ def test_a_creation_has_room_for_each_of_its_steps() -> None:
     assert all(f"times.{name}" in source for name in ("SET_UP", "REGISTER", "START_AGENT"))
 
 
+def test_a_stopped_runner_agent_can_report_its_job() -> None:
+    """LXD waits longer for the end of an instance than systemd inside waits for the end of the runner agent."""
+    interrupted, terminated, output = 7.5, 2.5, 10
+
+    assert interrupted + terminated + output + 20 < times.STOP_AGENT
+    assert times.STOP_AGENT + 10 < times.STOP_INSTANCE == runner.STOP_TIMEOUT
+
+
 @pytest.mark.parametrize("process", [Process.UNKNOWN, Process.RUNNING])
 def test_a_creation_within_its_limits_is_never_judged_stale(process: Process) -> None:
     """An instance whose creation may still go on is starting; one whose creation has ended has time to come online."""

@@ -3,13 +3,16 @@
 import contextlib
 import json
 import os
+import signal
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ABOUT = json.loads((ROOT / "bin" / "about.json").read_text())
+FOLDER = Path(__file__).resolve().parent  # bin, or bin.VERSION after an update
+ABOUT = json.loads((FOLDER / "about.json").read_text())
 VERSION, ARCHITECTURE = ABOUT["version"], ABOUT["architecture"].upper()
 INPUT = "ACTIONS_RUNNER_INPUT_"
 TIMEOUT = 60.0  # a question for a job stays open for a while
@@ -29,6 +32,12 @@ def name_process(name: str) -> None:
     """Give the process the name of its program, which the kernel took from the interpreter."""
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(name)
+
+
+def handle(number: int, handler: Callable[[int, object], object]) -> None:
+    """Handle a signal, unless it was ignored when the program started: .NET's runtime installs no handler over that."""
+    if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def load_environment() -> None:

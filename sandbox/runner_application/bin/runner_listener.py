@@ -1,11 +1,14 @@
 """The listener: the runner application's command line, and the loop that waits for jobs.
 
-Exit codes of `run`: 0 done, 1 not to be tried again, 2 to be tried again, 5 session conflict, 7 version too old.
+Exit codes of `run`: 0 done, 1 not to be tried again, 2 to be tried again, 3 and 4 an update is under way (4 for an
+ephemeral runner), 5 session conflict, 7 version too old.
 """
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +16,13 @@ import time
 
 import runner_configure
 from runner_common import (
+    ABOUT,
+    FOLDER,
     ROOT,
     VERSION,
     Diagnostics,
     ServiceError,
+    handle,
     load_environment,
     name_process,
     request,
@@ -28,11 +34,19 @@ RESULTS = {100: "Succeeded", 102: "Failed", 103: "Canceled"}
 CONFLICT_SECONDS = 240.0
 FIRST_PAUSE = float(os.environ.get("RUNNER_SANDBOX_FIRST_PAUSE", "1"))
 LONGEST_PAUSE = 30.0
-CANCEL_SECONDS = 30.0
+SHUTDOWN_SECONDS = 30.0
+RENEW_SECONDS = 0.3
 DELETED = (
     "Failed to create a session. The runner registration has been deleted from the server, please re-configure. "
     "Runner registrations are automatically deleted for runners that have not connected to the service recently."
 )
+# Waits for the listener's end, exchanges the folders of programs, and says that it is done.
+UPDATE = """
+while kill -0 "$1" 2> /dev/null; do sleep 0.05; done
+if [ -h bin ]; then rm bin; else mv bin "bin.$2"; fi
+ln -s "bin.$3" bin
+touch update.finished
+"""
 
 
 class StopSignal(BaseException):
@@ -88,6 +102,7 @@ class Listener:
         self.job: dict = {}
         self.session = ""
         self.stopping = False
+        self.cancelled = False
 
     def run(self) -> int:
         """Listen until there is a reason to end."""
@@ -97,7 +112,7 @@ class Listener:
         self.settings, self.secret = runner_configure.settings(), runner_configure.secret()
         self.url = f"{self.settings['serverUrl']}/runners/{self.settings['agentId']}"
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
+            handle(number, self._stop)
         try:
             self._open_session()
             say(f"{now()}: Listening for Jobs")
@@ -160,7 +175,9 @@ class Listener:
                 pause = _wait(pause)
                 self._reap()
         if message.get("type") == "job":
-            self._start(message)
+            self._acquire(message)
+        elif message.get("type") == "update":
+            self._update(message["version"])
         elif message.get("type") == "cancel":
             self._cancel()
         self._reap()
@@ -173,6 +190,31 @@ class Listener:
         else:
             self._refused(error)
 
+    def _acquire(self, message: dict) -> None:
+        """Take the job that was offered. One that is not to be had is skipped, and the next message awaited."""
+        job = message["job"]
+        try:
+            request("POST", f"{self.settings['serverUrl']}/jobs/{job['id']}/acquire", f"Bearer {job['secret']}", {})
+        except ServiceError as error:
+            self.log.write(f"Skipping message Job. {error.status} {error}", "ERR")
+        else:
+            self._start(message)
+
+    def _update(self, version: str) -> None:
+        """Unpack another version beside this one, and end: a script exchanges them then."""
+        if self.settings.get("disableUpdate"):
+            self.log.write(f"Version {version} is not installed: updates are disabled")
+            return
+        say(f"Runner update in progress, do not shutdown runner.\nDownloading {version} runner")
+        target = ROOT / f"bin.{version}"
+        shutil.copytree(FOLDER, target, dirs_exist_ok=True)
+        (target / "about.json").write_text(json.dumps({**ABOUT, "version": version}))
+        command = ["bash", "-c", UPDATE, "update", str(os.getpid()), VERSION, version]
+        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL)
+        say("Runner will exit shortly for update, should be back online within 10 seconds.")
+        self._close_session()
+        raise OverError(4 if self.settings.get("ephemeral") else 3)
+
     def _start(self, message: dict) -> None:
         """Hand the job to a worker through a pipe: neither its arguments nor its environment show it."""
         self.job = message["job"]
@@ -180,7 +222,7 @@ class Listener:
         self.log.write(f"Job {self.job['id']} received")
         theirs, self.pipe = os.pipe()
         back, answers = os.pipe()
-        worker = str(ROOT / "bin" / "Runner.Worker")
+        worker = str(FOLDER / "Runner.Worker")
         command = [worker, "spawnclient", str(theirs), str(answers)]
         self.worker = subprocess.Popen(command, pass_fds=(theirs, answers), stdin=subprocess.DEVNULL)
         for each in (theirs, answers, back):
@@ -197,9 +239,10 @@ class Listener:
             self.log.write(f"The worker does not listen: {error}", "ERR")
 
     def _cancel(self) -> None:
-        if self.worker is not None:
+        """Tell the worker that its job is cancelled; its end is awaited as that of any job."""
+        if self.worker is not None and not self.cancelled:
+            self.cancelled = True
             self._tell({"type": "cancel"})
-            self._finish()
 
     def _reap(self) -> None:
         """Notice the end of the worker."""
@@ -209,15 +252,17 @@ class Listener:
     def _finish(self) -> None:
         """See the worker out and say how its job ended; an ephemeral runner's life is over with it."""
         assert self.worker is not None
-        try:
-            code = self.worker.wait(CANCEL_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.worker.kill()
-            code = self.worker.wait()
+        deadline = time.monotonic() + SHUTDOWN_SECONDS
+        while self.worker.poll() is None and time.monotonic() < deadline:
+            self._about_job("renew", {})
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.worker.wait(RENEW_SECONDS)
+        self.worker.kill()
+        code = self.worker.wait()
         os.close(self.pipe)
-        self.worker = None
+        self.worker, self.cancelled = None, False
         if code not in RESULTS:
-            self._report_lost()
+            self._about_job("complete", {"result": "Failed"})  # a worker that was killed could not
         say(f"{now()}: Job {self.job['name']} completed with result: {RESULTS.get(code, 'Failed')}")
         self.log.write(f"Worker ended with {code}")
         if self.settings.get("ephemeral"):
@@ -225,25 +270,31 @@ class Listener:
             say("√ Removed .credentials\n√ Removed .runner")
             raise OverError(0)
 
-    def _report_lost(self) -> None:
-        """A worker that was killed could not report its job."""
-        target = f"{self.settings['serverUrl']}/jobs/{self.job['id']}/complete"
+    def _about_job(self, what: str, body: dict) -> None:
+        target = f"{self.settings['serverUrl']}/jobs/{self.job['id']}/{what}"
         try:
-            request("POST", target, f"Bearer {self.job['secret']}", {"result": "Failed"}, timeout=10)
+            request("POST", target, f"Bearer {self.job['secret']}", body, timeout=10)
         except (ServiceError, OSError, ValueError) as error:
-            self.log.write(f"Cannot report the job: {error}", "ERR")
+            self.log.write(f"Cannot {what} the job: {error}", "ERR")
 
     def _shut_down(self) -> int:
+        """End the job, then the session. After a cancellation the worker hears of no shutdown, as in the real one."""
         say("Exiting...")
         try:
-            self._cancel()
+            if self.worker is not None:
+                if not self.cancelled:
+                    self._tell({"type": "shutdown"})
+                self._finish()
         except OverError as over:
             return over.code
+        self._close_session()
+        return 0
+
+    def _close_session(self) -> None:
         try:
             request("DELETE", f"{self.url}/sessions/{self.session}", f"Bearer {self.secret}", timeout=5)
         except (ServiceError, OSError, ValueError) as error:
             self.log.write(f"Cannot close the session: {error}", "ERR")
-        return 0
 
 
 def _wait(pause: float) -> float:

@@ -1,5 +1,6 @@
 """The worker: runs one job in the environment that GitHub promises, and reports it."""
 
+import contextlib
 import json
 import os
 import queue
@@ -10,10 +11,12 @@ import subprocess
 import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import runner_common
-from runner_common import ROOT, VERSION, Diagnostics, ServiceError, name_process, request
+from runner_common import ROOT, VERSION, Diagnostics, ServiceError, handle, name_process, request
 
 CODES = {"Succeeded": 100, "Failed": 102, "Canceled": 103}
 BATCH = 1000
@@ -21,7 +24,15 @@ INTERRUPT_SECONDS, TERMINATE_SECONDS = 7.5, 2.5
 STREAM_SECONDS = float(os.environ.get("RUNNER_SANDBOX_STREAM_SECONDS", "10"))
 REPORT_SECONDS = 60.0
 HOOK = "ACTIONS_RUNNER_HOOK_JOB_STARTED"
-BASH = ("bash", "--noprofile", "--norc", "-e", "-o", "pipefail")
+JOB_OOM_SCORE = "500"  # the kernel takes the job's processes before the runner's
+# What a step's `if:` makes of the job's state so far.
+CONDITIONS: dict[str, Callable[[str], bool]] = {
+    "success()": lambda state: state == "Succeeded",
+    "failure()": lambda state: state == "Failed",
+    "cancelled()": lambda state: state == "Canceled",
+    "!cancelled()": lambda state: state != "Canceled",
+    "always()": lambda state: True,
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -31,7 +42,7 @@ def main(arguments: list[str]) -> int:
         print("Runner.Worker is started by Runner.Listener")
         return 1
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # the listener decides; its message comes through the pipe
+        handle(number, lambda *_: None)  # the listener decides; its message comes through the pipe
     with os.fdopen(int(arguments[1]), "rb") as pipe:
         message = json.loads(pipe.readline())
         job = Job(message, Diagnostics("Worker"))
@@ -87,25 +98,39 @@ def report(url: str, credential: str, body: dict, diagnostics: Diagnostics) -> N
         pause = min(pause * 2, 10)
 
 
+@dataclass
+class Step:
+    """A step of a job: a program, the condition under which it runs, and what the log calls it."""
+
+    name: str
+    command: list[str]
+    condition: str
+    problem: str = ""  # why it cannot be started
+
+
 class Job:
-    """One job: the hook of the runner's administrator, then the command."""
+    """One job: the hook of the runner's administrator, the steps that actions want first, then the job's own steps."""
 
     def __init__(self, message: dict, diagnostics: Diagnostics) -> None:
         self.job, self.variables, self.event = message["job"], message["variables"], message["event"]
         self.settings, self.diagnostics = message["settings"], diagnostics
         self.url, self.credential = f"{message['service']}/jobs/{self.job['id']}", f"Bearer {self.job['secret']}"
         self.log = Log(f"{self.url}/log", self.credential, diagnostics)
-        self.cancelled = threading.Event()
+        self.cancelled, self.shutting_down = threading.Event(), threading.Event()
         self.tracking = f"github_{uuid.uuid4()}"
         name = self.variables["GITHUB_REPOSITORY"].rpartition("/")[2]
         self.work = ROOT / self.settings["workFolder"]
         self.temp, self.workspace = self.work / "_temp", self.work / name / name
 
     def listen(self, pipe) -> None:  # type: ignore[no-untyped-def]
-        """Wait for the listener to cancel the job; a listener that is gone cancels it, too."""
+        """Wait for the listener to cancel the job or to shut down; one that is gone counts as shut down."""
         for line in pipe:
+            self.diagnostics.write(f"Message from the listener: {line.decode().strip()}")
             if json.loads(line).get("type") == "cancel":
+                self.cancelled.set()
+            else:
                 break
+        self.shutting_down.set()
         self.cancelled.set()
 
     def run(self) -> str:
@@ -134,27 +159,49 @@ class Job:
         self.temp.mkdir(parents=True)
         self.workspace.mkdir(parents=True, exist_ok=True)
         environment = self._environment()
-        hook = environment.get(HOOK)
-        if hook and not self._hook(hook, environment):
-            return "Failed"
-        if self.cancelled.is_set():
-            return "Canceled"
+        state = "Succeeded"
+        for step in self._plan(environment.get(HOOK)):
+            if self.cancelled.is_set():
+                state = "Canceled"
+            # A runner that shuts down evaluates no condition any more.
+            if self.shutting_down.is_set() or not CONDITIONS[step.condition](state):
+                continue
+            if not self._run_step(step, environment) and state == "Succeeded":
+                state = "Failed"
+        return state
+
+    def _plan(self, hook: str | None) -> Iterator[Step]:
+        """All steps in their order; the hook and what actions want first run whatever happened before."""
+        if hook:
+            problem = ""
+            if not hook.endswith((".sh", ".ps1")) or not Path(hook).is_file():
+                reason = "Make sure it ends in '.sh' or '.ps1'." if Path(hook).is_file() else "File doesn't exist"
+                problem = f"'{hook}' is not a valid path to a script. {reason}"
+            yield Step(f"'{hook}'", ["bash", "-e", hook], "always()", problem)
+        for step in self.job["steps"]:
+            if "pre" in step:
+                yield self._script(step["pre"], "always()")
+        for step in self.job["steps"]:
+            condition = step.get("if", "success()").removeprefix("${{").removesuffix("}}").strip()
+            yield self._script(step.get("run", "true"), condition)
+
+    def _script(self, text: str, condition: str) -> Step:
         script = self.temp / f"{uuid.uuid4()}.sh"
-        script.write_text(self.job["command"] + "\n")
-        self.log.write(f"##[group]Run {self.job['command'].splitlines()[0] if self.job['command'] else ''}")
+        script.write_text(text + "\n")
+        if condition not in CONDITIONS:
+            return Step(text, [], "always()", f"the stand-in has no condition {condition}")
+        return Step(text.splitlines()[0] if text else "", ["bash", "-e", str(script)], condition)
+
+    def _run_step(self, step: Step, environment: dict[str, str]) -> bool:
+        if step.command[-1:] == [environment.get(HOOK)]:
+            self.log.write("A job started hook has been configured by the self-hosted runner administrator")
+        if step.problem:
+            self.log.write(f"##[error]{step.problem}")
+            return False
+        self.log.write(f"##[group]Run {step.name}")
         self.log.write(f"shell: {shutil.which('bash')} -e {{0}}")
         self.log.write("##[endgroup]")
-        return "Succeeded" if self._process(["bash", "-e", str(script)], environment) else "Failed"
-
-    def _hook(self, hook: str, environment: dict[str, str]) -> bool:
-        self.log.write("A job started hook has been configured by the self-hosted runner administrator")
-        if not hook.endswith((".sh", ".ps1")) or not Path(hook).is_file():
-            reason = "Make sure it ends in '.sh' or '.ps1'." if Path(hook).is_file() else "File doesn't exist"
-            self.log.write(f"##[error]'{hook}' is not a valid path to a script. {reason}")
-            return False
-        self.log.write(f"##[group]Run '{hook}'")
-        self.log.write("##[endgroup]")
-        done = self._process([*BASH, hook], environment)
+        done = self._process(step, environment)
         for line in Path(environment["GITHUB_ENV"]).read_text().splitlines():
             name, separator, value = line.partition("=")
             if separator:
@@ -180,24 +227,25 @@ class Job:
         environment["RUNNER_TRACKING_ID"] = self.tracking
         return environment
 
-    def _process(self, command: list[str], environment: dict[str, str]) -> bool:
-        """Run a program, its output into the log; whether it succeeded."""
+    def _process(self, step: Step, environment: dict[str, str]) -> bool:
+        """Run a program, its output into the log; whether it succeeded. It inherits how signals are handled."""
         process = subprocess.Popen(
-            command,
+            step.command,
             cwd=self.workspace,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{process.pid}/oom_score_adj").write_text(JOB_OOM_SCORE)
         reader = threading.Thread(target=self._read, args=(process,), daemon=True)
         reader.start()
-        self._await(process)
+        stopped = self._await(process, step.condition)
         reader.join(STREAM_SECONDS)
         if reader.is_alive():
             self.log.write("##[warning]The STDIO streams did not close: a child process still holds them.")
-        if process.returncode and not self.cancelled.is_set():
+        if process.returncode and not stopped:
             code = process.returncode if process.returncode > 0 else 128 - process.returncode
             self.log.write(f"##[error]Process completed with exit code {code}.")
         return process.returncode == 0
@@ -207,23 +255,31 @@ class Job:
         for line in process.stdout:
             self.log.write(line.decode("utf-8", "replace").rstrip("\r\n"))
 
-    def _await(self, process: subprocess.Popen) -> None:
-        """Wait for the program; a cancelled one is asked, then told, then killed."""
-        while not self.cancelled.is_set():
+    def _await(self, process: subprocess.Popen, condition: str) -> bool:
+        """Wait for the program; one that is stopped is interrupted, terminated, then killed. Whether it was stopped.
+
+        A cancelled job stops a step only if its condition does not hold any more. Signals go to the program alone.
+        """
+        while not self._stops(condition):
             try:
                 process.wait(0.05)
-                return
+                return False
             except subprocess.TimeoutExpired:
                 continue
         for number, seconds in ((signal.SIGINT, INTERRUPT_SECONDS), (signal.SIGTERM, TERMINATE_SECONDS)):
-            os.killpg(process.pid, number)
+            process.send_signal(number)
             try:
                 process.wait(seconds)
-                return
+                return True
             except subprocess.TimeoutExpired:
                 continue
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
+        return True
+
+    def _stops(self, condition: str) -> bool:
+        """Whether a step with this condition is to be stopped now."""
+        return self.shutting_down.is_set() or (self.cancelled.is_set() and not CONDITIONS[condition]("Canceled"))
 
     def _clean_up(self) -> None:
         """Kill what the job left running: what has the job's mark in its environment."""

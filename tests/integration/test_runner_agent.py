@@ -1,0 +1,220 @@
+"""What jobs may do inside a runner on a real LXD, and how a runner ends: with the stand-in of the runner agent."""
+
+import http.server
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox import github
+from sandbox.lxd_setup import bridge_address
+from tests.integration.conftest import Deployment, deployed, undeploy, wait_for
+
+pytestmark = pytest.mark.lifecycle
+
+# A step that notes that it ran where the log shows it, and does whatever keeps a refused job going.
+CHEAT = "echo CHEATED; sudo systemctl stop '*.timer'; sudo systemctl mask poweroff.target; sudo pkill -f pre-job; true"
+
+
+@pytest.fixture(scope="module")
+def policy() -> Iterator[str]:
+    """A policy service that refuses everything but pushes."""
+
+    class Service(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.reply(200, b"one-time")
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.reply(200 if self.path == "/push/check-run" else 403, b"not approved")
+
+        def reply(self, status: int, text: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer((bridge_address(), 0), Service)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield f"http://{server.server_address[0]}:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def agent(packed: Path, hub: github.GitHub, policy: str) -> Iterator[Deployment]:
+    """A unit with metrics and a policy service. Every test uses up its runner."""
+    options = {"virtual-machines": 0, "repo-policy-compliance-url": policy, "repo-policy-compliance-token": "t"}
+    found = deployed("agent", packed, hub, **options)
+    found.unit.integrate("cos-agent")
+    found.keep(1)
+    yield found
+    undeploy(found)
+    for runner in found.control.runners():
+        found.control.remove_runner(runner["id"])
+
+
+@pytest.fixture
+def runner(agent: Deployment) -> str:
+    """A fresh idle runner."""
+    if len(agent.online()) != 1:
+        agent.reconcile()
+    return agent.wait_online(1)[0]
+
+
+def begun(agent: Deployment, command: str, **fields: Any) -> int:
+    """Queue a job that prints `begun`, and wait until it has."""
+    job: int = agent.control.add_job("octo-org/demo", command, **fields)["id"]
+    agent.control.wait_log(job, lambda found: "begun" in found["log"] or found["status"] == "completed")
+    return job
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("event", ["schedule", "pull_request_target", "pull_request_review", "issue_comment"])
+def test_refused_job_runs_nothing(agent: Deployment, runner: str, event: str) -> None:
+    """After a refusal no step runs, whatever its condition, and the instance powers off."""
+    steps = [
+        {"run": CHEAT, "pre": CHEAT},
+        {"run": CHEAT, "if": "always()"},
+        {"run": CHEAT, "if": "failure()"},
+        {"run": CHEAT, "if": "!cancelled()"},
+    ]
+    started = time.monotonic()
+
+    job = agent.job("", steps=steps, event=event)
+
+    assert job["conclusion"] in ("cancelled", "failure")
+    assert time.monotonic() - started < 30
+    assert any("not approved" in line for line in job["log"]), "\n".join(job["log"])
+    agent.wait_gone(runner)
+    assert "CHEATED" not in agent.control.job(job["id"])["log"]
+    agent.reconcile()
+    assert agent.events("runner_stop")[-1]["status"] == "repo-policy-check-failure"
+
+
+@pytest.mark.timeout(120)
+def test_job_cancelled_while_it_is_refused_runs_nothing(agent: Deployment, runner: str) -> None:
+    """A refused job that is also cancelled at GitHub never gets to its steps that always run."""
+    job = agent.control.add_job("octo-org/demo", steps=[{"run": CHEAT, "if": "always()"}], event="schedule")["id"]
+    agent.control.wait_log(job, lambda found: any("job of event" in line for line in found["log"]))
+    agent.control.cancel_job(job)
+
+    agent.wait_gone(runner)
+
+    assert "CHEATED" not in agent.control.job(job)["log"]
+
+
+@pytest.mark.timeout(120)
+def test_flush_ends_a_busy_job_at_github(agent: Deployment, runner: str) -> None:
+    """A flushed job is shown as cancelled within seconds, not as lost after GitHub's time limit."""
+    job = begun(
+        agent, "grep SigIgn /proc/self/status; trap 'echo interrupted; exit 0' INT; echo begun; sleep 300 & wait"
+    )
+    started = time.monotonic()
+
+    agent.machine.exec("lxc", "stop", runner)
+
+    found = agent.control.wait_job(job, timeout=5)
+    assert found["conclusion"] == "cancelled", "\n".join(found["log"])
+    assert "interrupted" in found["log"]
+    assert time.monotonic() - started < 30
+    ignored = next(line for line in found["log"] if line.startswith("SigIgn"))
+    assert int(ignored.split()[1], 16) & 0b110 == 0, ignored
+
+
+@pytest.mark.timeout(120)
+def test_cancelled_step_that_handles_sigint_ends_at_once(agent: Deployment, runner: str) -> None:
+    """A cancelled job's step gets SIGINT, and does not wait for the SIGTERM that comes seven seconds later."""
+    job = begun(agent, "trap 'echo interrupted; exit 0' INT; echo begun; while true; do sleep 0.05; done")
+    started = time.monotonic()
+
+    agent.control.cancel_job(job)
+
+    found = agent.control.wait_job(job, timeout=20)
+    assert "interrupted" in found["log"]
+    assert time.monotonic() - started < 5
+    agent.wait_gone(runner)
+
+
+@pytest.mark.timeout(120)
+def test_killed_process_costs_one_step(agent: Deployment, runner: str) -> None:
+    """A step that the kernel kills for its memory fails, later steps run, and the runner reports the job."""
+    oom = "sudo systemctl show -p OOMPolicy --value github-runner.service; cat /proc/self/oom_score_adj; kill -KILL $$"
+    job = agent.job("", steps=[{"run": oom}, {"run": "echo after", "if": "failure()"}])
+
+    assert job["conclusion"] == "failure"
+    assert {"continue", "500", "after"} <= set(job["log"]), "\n".join(job["log"])
+    agent.wait_gone(runner)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kill", ["kill -9 -1", "sudo pkill -9 -u ubuntu", "sudo kill -9 -1"])
+def test_runner_killed_by_its_job_powers_off(agent: Deployment, runner: str, kill: str) -> None:
+    """Whatever a job kills, its instance ends within seconds."""
+    job = begun(agent, f"echo begun; sleep 0.2; {kill}")
+    started = time.monotonic()
+
+    agent.wait_gone(runner)
+
+    assert time.monotonic() - started < 20
+    agent.control.wait_job(job, timeout=60)
+
+
+@pytest.mark.timeout(120)
+def test_package_work_of_a_job_leaves_its_runner_alone(agent: Deployment, runner: str) -> None:
+    """Neither a restart of services, nor a new service manager, nor needrestart's configuration ends the runner."""
+    steps = [
+        {"run": "sudo systemctl restart github-runner.service && echo RESTARTED || echo refused"},
+        {"run": "sudo systemctl try-restart github-runner.service && echo RESTARTED || echo refused"},
+        {"run": "sudo systemctl daemon-reload && sudo systemctl daemon-reexec && echo reexecuted"},
+        {"run": "grep -c github-runner /etc/needrestart/conf.d/github-runner.conf"},
+        {"run": "systemctl is-active github-runner.service"},
+    ]
+
+    job = agent.job("", steps=steps)
+
+    assert job["conclusion"] == "success", "\n".join(job["log"])
+    assert "RESTARTED" not in job["log"]
+    assert {"refused", "reexecuted", "active"} <= set(job["log"])
+    agent.wait_gone(runner)
+
+
+@pytest.mark.timeout(120)
+def test_updated_agent_is_seen_as_busy(agent: Deployment, runner: str) -> None:
+    """The health probe sees the worker of an agent that has updated itself into another folder."""
+    agent.control.application(self_update="2.999.0")
+    try:
+        wait_for(lambda: [found["version"] for found in agent.control.runners()] == ["2.999.0"], "the update", 40)
+        job = begun(agent, "echo begun; until [ -e /tmp/go ]; do sleep 0.1; done")
+        assert "/bin.2.999.0/Runner.Worker" in agent.inside(runner, "pgrep -af Runner.Worker")
+        registered = agent.control.runners()[0]["id"]
+        agent.control.change_runner(registered, status="offline", busy=False)
+        agent.reconcile()
+        assert "1 busy" in agent.status()[1]
+        agent.control.change_runner(registered, status=None, busy=None)
+        agent.inside(runner, "touch /tmp/go")
+        assert agent.control.wait_job(job)["conclusion"] == "success"
+        agent.wait_gone(runner)
+    finally:
+        agent.control.application(self_update=None)
+
+
+@pytest.mark.timeout(120)
+def test_job_finds_its_environment(agent: Deployment, runner: str) -> None:
+    """As many open files as on GitHub's own runners, if the host allows it, and a session with its runtime folder."""
+    session = "stat -c %u $XDG_RUNTIME_DIR; until [ -S $XDG_RUNTIME_DIR/systemd/private ]; do sleep 0.1; done"
+
+    job = agent.job(f"echo files $(ulimit -n) $(ulimit -Hn); {session}; systemctl --user show-environment | grep ^HOME")
+
+    [soft, hard] = next(line.split()[1:] for line in job["log"] if line.startswith("files "))
+    assert int(soft) == min(65536, int(hard))
+    assert {"1000", "HOME=/home/ubuntu"} <= set(job["log"]), "\n".join(job["log"])
+    agent.wait_gone(runner)
