@@ -136,7 +136,7 @@ def _message(state: State, request: Request, number: str, session: str) -> Answe
             pass  # it waits for ever for jobs that never come
         elif runner.job is None and had_job is None:
             update = state.application.self_update
-            if update and runner.told_update != update and _parts(runner.version) < _parts(update):
+            if update and runner.told_update != update and version_parts(runner.version) < version_parts(update):
                 runner.told_update = update
                 return answer({"type": "update", "version": update})
             job = state.take_job(runner)
