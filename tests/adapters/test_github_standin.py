@@ -117,6 +117,13 @@ KIT_CALLS = {
     "organisation remove token": lambda rest, _: rest.actions.create_remove_token_for_org("Org"),
     "repository downloads": lambda rest, _: rest.actions.list_runner_applications_for_repo("Owner", "repo"),
     "organisation downloads": lambda rest, _: rest.actions.list_runner_applications_for_org("Org"),
+    # Only the later version of the description has it.
+    "repository deprecation": lambda rest, _: rest("2026-03-10").actions.get_runner_version_deprecation_for_repo(
+        "Owner", "repo", "2.328.0"
+    ),
+    "organisation deprecation": lambda rest, _: rest("2026-03-10").actions.get_runner_version_deprecation_for_org(
+        "Org", "2.336.0"
+    ),
     "jobs": lambda rest, ids: rest.actions.list_jobs_for_workflow_run("Owner", "repo", ids[2], filter_="all"),
     "runner groups": lambda rest, _: rest.actions.list_self_hosted_runner_groups_for_org("Org"),
     "rate limit": lambda rest, _: rest.rate_limit.get(),
