@@ -778,6 +778,17 @@ def test_one_connection_serves_many_requests(server):
     assert isinstance(sockets.pop(), socket.socket)
 
 
+def test_the_server_as_a_program_with_tls(tmp_path):
+    """With --tls the command line serves HTTPS, and leaves its authority's certificate in the file that it names."""
+    command = [sys.executable, "-m", "sandbox.github", "--listen", "127.0.0.1:0", "--tls", str(tmp_path / "ca.pem")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        url = process.stdout.readline().split()[-1]
+        assert url.startswith("https://")
+        assert GitHubControl(url, ca=(tmp_path / "ca.pem").read_text()).runners() == []
+        process.send_signal(2)
+        assert process.wait(10) == 0
+
+
 def test_the_server_as_a_program(tmp_path):
     """The command line serves with plain Python, says where, and ends on an interrupt."""
     command = [sys.executable, "-I", "-c", "import sys; sys.path.insert(0, sys.argv.pop(1)); "]
