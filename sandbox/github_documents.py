@@ -44,6 +44,7 @@ def runner(state: State, item: Runner) -> dict:
         "ephemeral": item.ephemeral,
         "runner_group_id": group,
         "labels": item.labels,
+        "version": item.version or None,
     }
 
 
@@ -263,6 +264,7 @@ def overview(root: str, api: str) -> dict:
     """The answer of the API's root: where everything is, most of which this stand-in lacks."""
     simple = {
         **{name: name for name in ("emojis", "events", "feeds", "notifications", "rate_limit")},
+        "authorizations": "authorizations",
         "current_user": "user",
         "current_user_repositories": "user/repos{?type,page,per_page,sort}",
         "emails": "user/emails",

@@ -415,7 +415,7 @@ def _time(item: Any, name: str) -> datetime | None:
 
 def _download_token(item: dict[str, Any]) -> str | None:
     token = item.get("temp_download_token")
-    if token is None or token == "":
+    if not token:
         return None
     if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]{1,16384}", token):
         raise GithubApiError("the runner binary is offered with an invalid download token")

@@ -117,6 +117,13 @@ KIT_CALLS = {
     "organisation remove token": lambda rest, _: rest.actions.create_remove_token_for_org("Org"),
     "repository downloads": lambda rest, _: rest.actions.list_runner_applications_for_repo("Owner", "repo"),
     "organisation downloads": lambda rest, _: rest.actions.list_runner_applications_for_org("Org"),
+    # Only the later version of the description has it.
+    "repository deprecation": lambda rest, _: rest("2026-03-10").actions.get_runner_version_deprecation_for_repo(
+        "Owner", "repo", "2.328.0"
+    ),
+    "organisation deprecation": lambda rest, _: rest("2026-03-10").actions.get_runner_version_deprecation_for_org(
+        "Org", "2.336.0"
+    ),
     "jobs": lambda rest, ids: rest.actions.list_jobs_for_workflow_run("Owner", "repo", ids[2], filter_="all"),
     "runner groups": lambda rest, _: rest.actions.list_self_hosted_runner_groups_for_org("Org"),
     "rate limit": lambda rest, _: rest.rate_limit.get(),
@@ -769,6 +776,17 @@ def test_one_connection_serves_many_requests(server):
             sockets.add(connection.sock)
     assert len(sockets) == 1
     assert isinstance(sockets.pop(), socket.socket)
+
+
+def test_the_server_as_a_program_with_tls(tmp_path):
+    """With --tls the command line serves HTTPS, and leaves its authority's certificate in the file that it names."""
+    command = [sys.executable, "-m", "sandbox.github", "--listen", "127.0.0.1:0", "--tls", str(tmp_path / "ca.pem")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        url = process.stdout.readline().split()[-1]
+        assert url.startswith("https://")
+        assert GitHubControl(url, ca=(tmp_path / "ca.pem").read_text()).runners() == []
+        process.send_signal(2)
+        assert process.wait(10) == 0
 
 
 def test_the_server_as_a_program(tmp_path):
