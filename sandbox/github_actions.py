@@ -135,13 +135,9 @@ def _message(state: State, request: Request, number: str, session: str) -> Answe
         if runner.id in state.ghosts:
             pass  # it waits for ever for jobs that never come
         elif runner.job is None and had_job is None:
-            update = state.application.self_update
-            if update and runner.told_update != update and version_parts(runner.version) < version_parts(update):
-                runner.told_update = update
-                return answer({"type": "update", "version": update})
-            job = state.take_job(runner)
-            if job is not None:
-                return answer({"type": "job", **_job_message(state, request, job)})
+            found = _for_idle(state, request, runner)
+            if found is not None:
+                return answer(found)
         elif runner.job != had_job:
             break
         elif state.jobs[runner.job].cancel and not state.jobs[runner.job].told_cancel:  # type: ignore[index]
@@ -149,6 +145,16 @@ def _message(state: State, request: Request, number: str, session: str) -> Answe
             return answer({"type": "cancel", "job": runner.job})
         state.lock.wait(WATCH)
     return Answer(202, content_type=None)
+
+
+def _for_idle(state: State, request: Request, runner: Runner) -> dict | None:
+    """What an idle runner is told: to update itself, or to run a job."""
+    update = state.application.self_update
+    if update and runner.told_update != update and version_parts(runner.version) < version_parts(update):
+        runner.told_update = update
+        return {"type": "update", "version": update}
+    job = state.take_job(runner)
+    return None if job is None else {"type": "job", **_job_message(state, request, job)}
 
 
 def _check_session(runner: Runner, session: str) -> None:
