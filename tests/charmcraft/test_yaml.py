@@ -31,8 +31,8 @@ def test_charmcraft_accepts_the_project() -> None:
     }
 
 
-def test_options_are_those_of_the_specification() -> None:
-    """Names, types and defaults are the contract with those who run the incumbent."""
+def test_options_are_those_of_the_reference() -> None:
+    """Names, types and defaults are the contract with those who come from the previous charm."""
     config = JujuConfig.from_yaml_file(ROOT / "config.yaml")
 
     assert config.options is not None
@@ -51,6 +51,8 @@ def test_options_are_those_of_the_specification() -> None:
         "base-image": ("string", "jammy"),
         "image-source": ("string", "https://cloud-images.ubuntu.com/daily"),
         "replace-on-exit": ("boolean", True),
+        "idle-runner-max-age": ("int", 24),
+        "ca-certificates": ("string", ""),
         "runner-storage": ("string", "juju-storage"),
         "reconcile-interval": ("int", 10),
         "denylist": ("string", ""),
