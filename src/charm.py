@@ -97,9 +97,15 @@ class GithubRunnerCharm(ops.CharmBase):
     def _on_install(self, _: ops.InstallEvent) -> None:
         with suppress(HostError):
             self._markers.note(markers.NO_POLICY)
+            self._markers.note(markers.TAKEN_OVER)
         self._guarded(self._set_up, due=(markers.SET_UP,))
 
     def _on_upgrade_charm(self, _: ops.UpgradeCharmEvent) -> None:
+        from host import machine
+
+        if not self._markers.exist() and not machine.has_previous_charm():
+            with suppress(HostError):
+                self._markers.note(markers.NO_POLICY)
         due = (markers.TAKEN_OVER, markers.SET_UP)
         self._guarded(self._prepare, self._reconcile, self._ensure_follower, due=due)
 
@@ -131,12 +137,12 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _leave(self) -> None:
         """Whatever the options say: no timer, no runner, and no later event that would make them anew."""
-        try:
-            self._markers.note(markers.LEAVING)
-            for what in [*follower.remove(), *timer.remove()]:
-                logger.info("Removed: %s", what)
-        except (GithubRunnerError, OSError) as error:
-            logger.error("The timer was not removed: %s", error)
+        for step in (follower.remove, timer.remove, self._note_leaving):
+            try:
+                for what in step():
+                    logger.info("Removed: %s", what)
+            except (GithubRunnerError, OSError) as error:
+                logger.error("%s", error)
         try:
             state = self._load()
         except GithubRunnerError as error:
@@ -147,6 +153,10 @@ class GithubRunnerCharm(ops.CharmBase):
             logger.info("%s runners were removed", removed)
         except (GithubRunnerError, OSError) as error:
             logger.error("The runners were not removed: %s", error)
+
+    def _note_leaving(self) -> list[str]:
+        self._markers.note(markers.LEAVING)
+        return []
 
     def _on_remove(self, _: ops.RemoveEvent) -> None:
         """Remove everything the charm created. Each step runs even if another fails: no later hook would retry it."""
@@ -181,6 +191,13 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _on_flush_runners_action(self, event: ops.ActionEvent) -> None:
         """Unless forced, only where new runners can be created: otherwise the unit would be left without any."""
+        if event.params.get("force"):
+            try:
+                self._load()
+            except GithubRunnerError as error:
+                logger.warning("The runners are removed without their registrations: %s", error)
+                with suppress(GithubRunnerError, OSError):
+                    self._manager(charm_state.without_credentials(self)).flush(FlushMode.FORCE_FLUSH)
 
         def work(state: CharmState) -> dict[str, object]:
             force = bool(event.params.get("force"))
@@ -188,6 +205,8 @@ class GithubRunnerCharm(ops.CharmBase):
                 self._check_creation(state)
             self._status(ops.MaintenanceStatus("Flushing runners"))
             self._flush(state, force)
+            if force:
+                self._repair(state)
             delta = self._reconcile(state)
             return {**self._counts(state), "delta.virtual-machines": delta}
 
@@ -197,6 +216,7 @@ class GithubRunnerCharm(ops.CharmBase):
         def work(state: CharmState) -> dict[str, object]:
             application.accept()
             changed = self._update_application(state)
+            self._repair(state)
             self._reconcile(state)
             return {"flush": changed}
 
@@ -284,6 +304,7 @@ class GithubRunnerCharm(ops.CharmBase):
             self._free_previous_pool(state)
             lost = machine.lost(self._lxd, state)
             if not lost:
+                machine.tend(self._jinja, state, self.unit.name)
                 self._refresh_application(state)
                 return
             logger.warning("Lost since the set-up, and set up again: %s", ", ".join(lost))
@@ -340,7 +361,9 @@ class GithubRunnerCharm(ops.CharmBase):
             users = storage.previous_pool_users(self._lxd)
             if not users:
                 return
+            storage.check(self._lxd, state)
             manager = self._manager(state)
+            manager.check_creation()
             if users <= manager.observe().keys() and not manager.any_busy():
                 manager.drain()
         except (GithubRunnerError, OSError) as error:
@@ -400,6 +423,9 @@ class GithubRunnerCharm(ops.CharmBase):
         if self._reboot_awaited() is not None:
             self._status(ops.MaintenanceStatus(REBOOTING))
             return 0
+        if self._markers.read(markers.SET_UP) is None:
+            # Also where this event did not try: without a firewall, for example, no runner may run.
+            self._hold = self._hold or "the set-up of the machine is not complete"
         return self._reconcile_runners(state)
 
     def _reconcile_runners(self, state: CharmState) -> int:
@@ -480,7 +506,7 @@ class GithubRunnerCharm(ops.CharmBase):
             tarball,
             lxd_storage_path=storage.MOUNT_POINT,
             hold=self._hold or _hold(tarball),
-            canary=_is_refused(),
+            canary=application.refused_at(time.time()),
             image_age=lambda: image.age(self._lxd, state.base_image.value, time.time()),
             in_image=lambda: image.holds(self._lxd, state.base_image.value, tarball),
         )
@@ -548,16 +574,13 @@ def _hold(tarball: Path) -> str:
     """Why no runner can be created with this runner binary; empty where one can."""
     if tarball == NO_BINARY:
         return "the runner application is not downloaded yet"
-    since = application.refused_for(time.time())
-    if since is not None and since < times.DEPRECATED_CANARY:
+    now = time.time()
+    since = application.refused_at(now)
+    if since is not None and now - since < times.DEPRECATED_CANARY:
         from runner_manager import refusal
 
         return refusal(tarball)
     return ""
-
-
-def _is_refused() -> bool:
-    return application.refused_for(time.time()) is not None
 
 
 if __name__ == "__main__":

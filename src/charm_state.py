@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 COS_AGENT_RELATION = "cos-agent"
 DEBUG_SSH_RELATION = "debug-ssh"
 RUNNER_STORAGE = "runner"
+# What Juju's tool says; a secret backend's own words about its permissions are another matter.
+REFUSED_SECRET = re.compile(r"""(?m)^(ERROR )?(permission denied|secret "[^"]*" not found)\s*$""")
 SSH_KEYS = ("host", "port", "rsa_fingerprint", "ed25519_fingerprint")
 LABEL_LIMIT = 256
 GROUP_LIMIT = 256
@@ -242,7 +244,7 @@ def _secret_content(charm: ops.CharmBase, secret_id: str) -> dict[str, str]:
         return secret.get_content(refresh=True)
     except ops.ModelError as error:
         # Juju's tool has no other sign of the difference than its words.
-        refused = isinstance(error, ops.SecretNotFoundError) or re.search("permission denied|not found", str(error))
+        refused = isinstance(error, ops.SecretNotFoundError) or re.search(REFUSED_SECRET, str(error))
         if refused:
             raise ValueError(
                 f"{secret_id} does not exist or cannot be read; run `juju grant-secret {secret_id} {charm.app.name}`"

@@ -38,8 +38,8 @@ class Desired:
     fingerprint: str
     may_create: bool = True
     """False while no runner can be made: then outdated ones stay, too."""
-    canary: bool = False
-    """Whether GitHub may still call the version deprecated: one runner is tried, all follow once it is online."""
+    canary: float | None = None
+    """Since when GitHub may call the version deprecated: one later runner is tried, all follow once it is online."""
     idle_max_age: float = 0.0
     """Seconds after which an idle runner is replaced, one in each reconcile; 0 for never."""
 
@@ -154,7 +154,7 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     refused = any(_is_refused(view, desired) for view in views)
     may_create = desired.may_create and not refused
     proven = _is_proven(live, desired)
-    canary = desired.canary and not proven
+    canary = desired.canary is not None and not proven
     surplus = [*outdated, *current][: max(0, len(live) - desired.quantity)]
     waiting = [view for view in outdated if view not in surplus]
     replaced = waiting[: _replaceable(live, desired, may_create and not canary)]
@@ -162,7 +162,7 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     staying = len(live) - len(surplus) - len(replaced) - len(aged)
     missing = max(0, desired.quantity - staying)
     if canary:
-        missing = min(missing, 0 if any(view.fingerprint == desired.fingerprint for view in live) else 1)
+        missing = min(missing, 0 if _tried(live, desired) else 1)
 
     removals = [(view.name, Reason.UNHEALTHY) for view in views if states[view.name] is Health.UNHEALTHY]
     removals += [
@@ -191,9 +191,14 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     )
 
 
+def _tried(live: list[RunnerView], desired: Desired) -> list[RunnerView]:
+    """Runners of today's configuration that tell whether it works; one from before a doubt says nothing about it."""
+    since = desired.canary or 0.0
+    return [view for view in live if view.fingerprint == desired.fingerprint and view.created_at > since]
+
+
 def _is_proven(live: list[RunnerView], desired: Desired) -> bool:
-    current = (view for view in live if view.fingerprint == desired.fingerprint)
-    return any(view.github is not None and view.github.online for view in current)
+    return any(view.github is not None and view.github.online for view in _tried(live, desired))
 
 
 def _aged(current: list[RunnerView], surplus: list[RunnerView], desired: Desired, now: float) -> list[RunnerView]:

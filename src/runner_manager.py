@@ -131,7 +131,7 @@ class RunnerManager:
         lxd_storage_path: Path = Path("/var/lib/github-runner/pool"),
         clock: Callable[[], float] = time.time,
         hold: str = "",
-        canary: bool = False,
+        canary: float | None = None,
         image_age: Callable[[], float | None] = lambda: None,
         in_image: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -175,7 +175,7 @@ class RunnerManager:
         crashed = self._issue_metrics(observed)
         before = len(self.report.removed)
         try:
-            self._change(plan, observed, stayed, resources)
+            self._change(plan, observed, stayed, resources, started)
         finally:
             # Also where GitHub gave no token: what was done is reported.
             if len(self.report.removed) > before:
@@ -196,26 +196,37 @@ class RunnerManager:
             self.report.image_age = self._image_age()
 
     def _change(
-        self, plan: Plan, observed: dict[str, _Observed], stayed: int, resources: VirtualMachineResources
+        self,
+        plan: Plan,
+        observed: dict[str, _Observed],
+        stayed: int,
+        resources: VirtualMachineResources,
+        started: float,
     ) -> None:
-        """Remove what is orphaned, outdated or surplus, and create what is missing; ``stayed`` could not be removed."""
+        """Remove what is orphaned, outdated or surplus, and create what is missing; ``stayed`` could not be removed.
+
+        Postponed runners are replaced only while the limit of a reconcile leaves time for another creation.
+        """
         if plan.create or plan.postponed:
             self._check_registration()
         stayed += self._remove_others(plan, observed)
         self._create(max(0, plan.create - stayed), resources)
-        if plan.postponed and self._is_proven():
+        if plan.postponed and self._is_proven() and self._clock() - started < times.REST_OF_RECONCILE:
             gone = self._side_by_side(lambda name: self._remove_idle(observed[name]), list(plan.postponed))
             self._create(gone.count(True), resources)
 
     def drain(self) -> bool:
         """Remove the idle runners, as before a reboot; returns whether none is left that may have a job.
 
+        Nothing is removed while another runner is there: it would be for nothing.
         Not a reconcile with quantity 0: no event says that no runner is wanted.
         """
         with self._alone():
             self.report = Report()
             observed, now = self.observe(), self._clock()
             states = {name: health(item.view, now) for name, item in observed.items()}
+            if not set(states.values()) <= {Health.IDLE, Health.UNHEALTHY, Health.FORGOTTEN}:
+                return False
             idle = [name for name, state in states.items() if state is Health.IDLE]
             self._side_by_side(lambda name: self._remove_idle(observed[name]), idle)
             self._issue_metrics(observed)
@@ -371,21 +382,26 @@ class RunnerManager:
             self.report.failures.append(hold)
 
     def _gone(self, observed: dict[str, _Observed], now: float) -> dict[str, _Observed]:
-        """Runners that GitHub's list lacks and whose registration is gone for good: they can get no job any more."""
-        gone = {}
-        for name, item in observed.items():
-            view = item.view
-            noted = item.instance.config.get(f"{KEY}runner-id", "") if item.instance and item.here else ""
-            settled = view.prepared and now - (view.prepared_at or view.created_at) > times.SETTLED
-            unlisted = view.running and not view.busy and view.github is None and view.github_known
-            if not (unlisted and settled and noted.isdecimal()) or view.process in (Process.NONE, Process.REFUSED):
-                continue
-            try:
-                if self._clients.github.runner_is_gone(item.path, int(noted)):
-                    gone[name] = replace(item, view=replace(view, gone=True))
-            except GithubClientError as error:
-                logger.warning("%s is not asked for by its id: %s", name, error)
-        return gone
+        """Runners that GitHub's list lacks and whose registration is gone for good: they can get no job any more.
+
+        A registration is gone, too, in the moment between the end of a job and the power-off: those are left to it.
+        """
+        unlisted = [item for item in observed.values() if _may_be_gone(item, now)]
+        gone = [item for item in unlisted if self._registration_is_gone(item)]
+        if not gone:
+            return {}
+        time.sleep(times.POWER_OFF)
+        processes = self._side_by_side(_probe_one, gone)
+        hung = [item for item, process in zip(gone, processes, strict=True) if process is Process.RUNNING]
+        return {item.view.name: replace(item, view=replace(item.view, gone=True)) for item in hung}
+
+    def _registration_is_gone(self, item: _Observed) -> bool:
+        noted = item.instance.config.get(f"{KEY}runner-id", "") if item.instance else ""
+        try:
+            return noted.isdecimal() and self._clients.github.runner_is_gone(item.path, int(noted))
+        except GithubClientError as error:
+            logger.warning("%s is not asked for by its id: %s", item.view.name, error)
+            return False
 
     def _note_offline(self, plan: Plan, observed: dict[str, _Observed], now: float) -> None:
         """A ghost's first sighting lies on its instance; coming back takes the note away (spec 2, Health)."""
@@ -435,15 +451,15 @@ class RunnerManager:
 
     def _is_proven(self) -> bool:
         """Whether a runner that was created just now comes online: only then are the other outdated ones replaced."""
-        created = list(self.report.created)
+        created = self.report.created[:1]
 
         def online() -> bool:
-            found = (self._clients.github.find_runner(self._state.path, name) for name in created)
-            return any(runner is not None and runner.online for runner in found)
+            found = self._clients.github.find_runner(self._state.path, created[0])
+            return found is not None and found.online
 
         try:
             if created:
-                wait_until(online, times.PROOF, f"the first of {', '.join(created)} online at GitHub", interval=1)
+                wait_until(online, times.PROOF, f"{created[0]} online at GitHub", interval=2)
         except (LxdError, GithubClientError) as error:
             logger.warning("The other outdated runners are kept: %s", error)
             return False
@@ -743,6 +759,14 @@ class _Jobs:
 
 def _is_outage(error: GithubClientError) -> bool:
     return isinstance(error, (TemporaryGithubError, RateLimitError))
+
+
+def _may_be_gone(item: _Observed, now: float) -> bool:
+    """Whether GitHub, where the runner registered, does not list it, although its creation ended a while ago."""
+    view = item.view
+    settled = view.prepared and now - (view.prepared_at or view.created_at) > times.SETTLED
+    unlisted = view.running and not view.busy and view.github is None and view.github_known and item.here
+    return settled and unlisted and view.process is Process.RUNNING
 
 
 def _probe_one(item: _Observed) -> Process:

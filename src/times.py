@@ -32,6 +32,8 @@ SILENT = HOUR
 
 # After its creation, GitHub may not yet find a runner by its id for this long.
 SETTLED = MINUTE
+# From the end of a job to the end of its instance.
+POWER_OFF = 5
 # How long a reconcile waits for the first runner of a changed configuration to come online before it goes on without.
 PROOF = 2 * MINUTE
 # How long a reconcile waits for another process that works on this unit's runners.

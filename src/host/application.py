@@ -58,16 +58,16 @@ def accept(folder: Path = FOLDER) -> None:
     (folder / REFUSED).unlink(missing_ok=True)
 
 
-def refused_for(now: float, folder: Path = FOLDER) -> float | None:
-    """Seconds since the version in use was recorded as deprecated; None if it was not, or long enough ago.
+def refused_at(now: float, folder: Path = FOLDER) -> float | None:
+    """When the version in use was recorded as deprecated, in UNIX seconds; None if it was not, or long enough ago.
 
     GitHub has called its newest version deprecated by mistake more than once, for an hour or two.
     """
     using, note = current(folder), folder / REFUSED
     with suppress(OSError):
         if using is not None and note.read_text() == using.name:
-            age = now - note.stat().st_mtime
-            return age if 0 <= age < times.DEPRECATED_END else None
+            noted = note.stat().st_mtime
+            return noted if 0 <= now - noted < times.DEPRECATED_END else None
     return None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from errors import HostError
 from host.daemon import BRIDGE
 from lxd import LxdClient
 from models import CharmState
@@ -58,7 +59,10 @@ def remove(lxd: LxdClient) -> list[str]:
     """Take the ACL off the bridge and delete it; returns what went."""
     if lxd.find("network-acls", ACL) is None:
         return []
-    if lxd.find("networks", BRIDGE) is not None:
+    bridge = lxd.find("networks", BRIDGE)
+    if bridge is not None and any("/instances/" in user for user in bridge["used_by"]):
+        raise HostError(f"instances use {BRIDGE}: its network ACL {ACL} stays")
+    if bridge is not None:
         config = {"security.acls": "", "security.acls.default.egress.action": ""}
         lxd.change("PATCH", "networks", BRIDGE, json={"config": config})
     lxd.change("DELETE", "network-acls", ACL)

@@ -59,9 +59,10 @@ def set_up(
         kernel.ensure_module()
     progress("Setting up LXD")
     daemon.ensure(lxd, state.proxies)
-    storage.check(lxd, state)
+    # Before anything that may fail for long: the runners that exist need it, too.
     progress("Setting up firewall")
     firewall.ensure(lxd, state)
+    storage.check(lxd, state)
     progress("Setting up storage")
     storage.ensure(lxd, jinja, state)
     logrotate.ensure(jinja)
@@ -76,18 +77,37 @@ def set_up(
 
 
 def lost(lxd: LxdClient, state: CharmState) -> list[str]:
-    """What of a complete set-up is not there any more: a few requests to LXD, one to systemd; nothing is changed."""
+    """What runners need of a complete set-up and is not there any more: a few requests to LXD; nothing is changed."""
     bridge = lxd.find("networks", daemon.BRIDGE)
     parts = {
-        "packages": not packages.missing_packages(),
         "kernel module": state.test_mode or kernel.is_module_loaded(),
         "network": daemon.is_intact(lxd, state.proxies, bridge),
         "firewall": firewall.is_intact(lxd, state, bridge),
         "storage": storage.is_intact(lxd, state),
         "image": image.is_there(lxd, image_build(state)),
-        "timers": logrotate.CONFIG.exists() and are_active(image.TIMER, logrotate.TIMER),
     }
     return [name for name, intact in parts.items() if not intact]
+
+
+def tend(jinja: "jinja2.Environment", state: CharmState, unit: str) -> None:
+    """Make again what runners can do without for a while: packages, timers. What fails is logged, and tried again."""
+    if not packages.missing_packages() and logrotate.CONFIG.exists() and are_active(image.TIMER, logrotate.TIMER):
+        return
+    steps: tuple[Callable[[], object], ...] = (
+        lambda: packages.ensure(lambda step: None),
+        lambda: logrotate.ensure(jinja),
+        lambda: image.ensure_timer(jinja, unit, image_build(state)),
+    )
+    for step in steps:
+        try:
+            step()
+        except (GithubRunnerError, OSError) as error:
+            logger.warning("Lost since the set-up, and not there again: %s", error)
+
+
+def has_previous_charm() -> bool:
+    """Whether the previous charm has left something on this unit."""
+    return takeover.is_found(takeover.Places(CHARM))
 
 
 def take_over(lxd: LxdClient) -> bool:

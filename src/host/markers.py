@@ -39,6 +39,10 @@ class Markers:
         self._root = root = root or ROOT
         self._folder = root / f"{PREFIX}{unit.replace('/', '-')}"
 
+    def exist(self) -> bool:
+        """Whether this unit has ever noted anything."""
+        return self._folder.is_dir()
+
     def read(self, name: str) -> str | None:
         """What a marker holds; None where it is not there or cannot be read."""
         with suppress(OSError, UnicodeDecodeError):

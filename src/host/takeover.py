@@ -8,7 +8,7 @@ Symbolic links are never followed. What another unit on this machine may still u
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 CRON_NAMES = ("build-runner-image", "build_vm_image", "github-runner")
 POLICY_SERVICE = "repo-policy-compliance.service"
+POLICY_FOLDER = "repo_policy_compliance_service"
 # Files in the charm's folder that hold the GitHub token or the policy service's token.
 TOKEN_FILES = ("charm_state.json", "service_token")
 MODULE = "br_netfilter"
@@ -51,6 +52,19 @@ class Places:
     def is_shared(self) -> bool:
         """Whether another unit on this machine still runs the previous charm: only that charm writes the file."""
         return any((unit / "charm" / TOKEN_FILES[0]).exists() for unit in self.other_units())
+
+
+def is_found(places: Places) -> bool:
+    """Whether the previous charm was on this unit: it always wrote its state file, and its policy service."""
+    return any((places.charm / name).exists() for name in TOKEN_FILES) or _has_policy_service(places)
+
+
+def _has_policy_service(places: Places) -> bool:
+    """Whether the policy service is the previous charm's: an operator may run one of the same name on this machine."""
+    unit = places.units / POLICY_SERVICE
+    files = [unit, *sorted(unit.with_name(f"{POLICY_SERVICE}.d").glob("*"))]
+    texts = [path.read_text(errors="replace") for path in files if _is_file(path)]
+    return any("GITHUB_TOKEN=" in text or POLICY_FOLDER in text for text in texts)
 
 
 def take_over(lxd: LxdClient, places: Places, ours: set[str]) -> bool:
@@ -147,7 +161,7 @@ def _policy_service(places: Places) -> Iterator[str]:
     """Stop the policy service. Its unit file holds the GitHub token as a variable."""
     unit = places.units / POLICY_SERVICE
     drop_ins = unit.with_name(f"{POLICY_SERVICE}.d")
-    if not (_is_file(unit) or drop_ins.is_dir()):
+    if not _has_policy_service(places):
         return
     logger.warning(
         "The policy service on this machine is removed, jobs are no longer checked: set repo-policy-compliance-url and "
@@ -167,8 +181,10 @@ def _policy_service(places: Places) -> Iterator[str]:
 def _folders(places: Places) -> list[Path]:
     """The runner binary, the policy service's folders and its Python package. What that depends on stays."""
     home = places.root / "home/ubuntu"
-    names = ("github-runner-app", "repo_policy_compliance_service", "repo-policy-compliance")
-    packages = (places.root / "usr/local/lib").glob("python3*/*-packages/repo_policy_compliance*")
+    names = ("github-runner-app", POLICY_FOLDER, "repo-policy-compliance")
+    packages: Iterable[Path] = ()
+    if _has_policy_service(places) or (home / POLICY_FOLDER).is_dir():
+        packages = (places.root / "usr/local/lib").glob("python3*/*-packages/repo_policy_compliance*")
     return [*(home / name for name in names), *sorted(packages)]
 
 

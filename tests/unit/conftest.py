@@ -6,6 +6,7 @@ import pytest
 
 import runner_manager
 import shared_fs
+import times
 from errors import CreateMetricsStorageError
 from host import markers
 from metrics.storage import MetricsStorage
@@ -34,6 +35,12 @@ def marker_root(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.setattr(markers, "ROOT", folder)
     monkeypatch.setattr(markers, "AGENTS", folder / "agents")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for an instance that does not exist to power off."""
+    monkeypatch.setattr(times, "POWER_OFF", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,7 @@ class CharmUnderTest(charm_module.GithubRunnerCharm):
     def _manager(self, state: CharmState) -> RunnerManager:
         clients = RunnerManagerClients(self.world.github, self._jinja, self.world.lxd, None)  # type: ignore[arg-type]
         hold = self._hold or charm_module._hold(self.world.application)
-        canary = charm_module._is_refused()
+        canary = application.refused_at(time.time())
         storages, binary = self.world.storages, self.world.application
         return RunnerManager(self._identity(), state, clients, storages, binary, hold=hold, canary=canary)
 
@@ -85,13 +85,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     (tmp_path / "current").symlink_to(found.application.name)
     for function in (application.current, application.age, application.refuse, application.accept):
         monkeypatch.setattr(function, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(application.refused_for, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(application.refused_at, "__defaults__", (tmp_path,))
     found.steps = []
     monkeypatch.setattr(machine, "set_up", found.set_up)
     markers.Markers("github-runner/0").note(markers.TAKEN_OVER)
     monkeypatch.setattr(machine, "take_over", found.take_over)
     monkeypatch.setattr(storage, "previous_pool_users", lambda *_: set())
     monkeypatch.setattr(machine, "lost", lambda *_: list(found.lost))
+    monkeypatch.setattr(machine, "tend", lambda *_: None)
     monkeypatch.setattr(machine, "release", lambda *_: found.steps.append("release") or [])
     monkeypatch.setattr(storage, "check", found.check)
     monkeypatch.setattr(storage, "shortage", lambda *_: None)
@@ -497,7 +498,12 @@ def test_the_previous_charms_pool_is_freed_when_no_job_runs(
     if busy:
         world.lxd.found[min(before)].process = 0
     at_set_up: list[int] = []
-    monkeypatch.setattr(machine, "set_up", lambda *_, **__: at_set_up.append(len(world.lxd.found)))
+
+    def set_up(*_: Any, **options: Any) -> None:
+        at_set_up.append(len(world.lxd.found))
+        world.set_up(**options)
+
+    monkeypatch.setattr(machine, "set_up", set_up)
 
     context.run(context.on.upgrade_charm(), state())
 
@@ -719,6 +725,42 @@ def test_a_runner_group_that_does_not_exist_costs_no_runner(context: Any, world:
 
 NOTICE = "no repository policy check since the upgrade"
 POLICY = {"repo-policy-compliance-url": "https://policy.example", "repo-policy-compliance-token": "token"}
+
+
+@pytest.mark.parametrize("action", ["update-dependencies", "reconcile-runners"])
+def test_no_action_creates_runners_on_a_machine_that_is_not_set_up(
+    context: Any, world: Surroundings, action: str
+) -> None:
+    """Without its firewall, for example, no runner may run, whichever event or action asks for it."""
+    world.set_up_fault = HostError("the firewall cannot be changed")
+    context.run(context.on.config_changed(), state(denylist="10.0.0.0/8"))
+
+    with pytest.raises(testing.ActionFailed, match="the firewall cannot be changed"):
+        context.run(context.on.action(action), state(denylist="10.0.0.0/8"))
+    assert world.lxd.found == {}
+
+
+def test_forced_flush_removes_whatever_the_options_are(context: Any, world: Surroundings) -> None:
+    """A revoked token or an invalid option fails the action, after the runners are removed."""
+    context.run(context.on.config_changed(), state())
+
+    with pytest.raises(testing.ActionFailed, match="path: is empty"):
+        context.run(context.on.action("flush-runners", params={"force": True}), state(path=""))
+    assert world.lxd.found == {}
+
+
+def test_removal_does_not_depend_on_a_marker(
+    context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk the timer and the runners are removed all the same."""
+    context.run(context.on.config_changed(), state())
+    world.steps.clear()
+    monkeypatch.setattr(markers, "write_file", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+
+    context.run(context.on.stop(), state())
+
+    assert world.lxd.found == {}
+    assert world.steps == ["no follower", "no timer"]
 
 
 def test_a_policy_check_that_ceased_is_in_the_status(context: Any, world: Surroundings) -> None:

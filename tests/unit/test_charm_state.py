@@ -569,6 +569,8 @@ SECRET = testing.Secret({"token": "ghp_secret"})
         ('ERROR secret "d0000000000000000000" not found', True),
         ("ERROR connection is shut down", False),
         ("ERROR Vault is sealed", False),
+        ("ERROR getting secret from backend: Code: 403. permission denied", False),
+        ("ERROR backend host vault.example not found", False),
         ("ERROR cannot access backend: context deadline exceeded", False),
     ],
 )

@@ -526,22 +526,22 @@ def test_refusal_is_of_one_application_and_one_hour(tmp_path: Path) -> None:
     """A newer binary is not refused for what its predecessor was, and after an hour the same is tried again."""
     now = time.time()
     application.refuse(tmp_path)
-    assert application.refused_for(now, tmp_path) is None
+    assert application.refused_at(now, tmp_path) is None
     application.update(
         cast(GithubClient, FakeGithub("actions-runner-linux-x64-2.320.0.tar.gz")), PATH, Arch.X64, tmp_path
     )
     application.refuse(tmp_path)
 
-    assert application.refused_for(now + 60, tmp_path) is not None
-    assert application.refused_for(now + 3601, tmp_path) is None
+    assert application.refused_at(now + 60, tmp_path) is not None
+    assert application.refused_at(now + 3601, tmp_path) is None
     application.accept(tmp_path)
-    assert application.refused_for(now + 60, tmp_path) is None
+    assert application.refused_at(now + 60, tmp_path) is None
     application.refuse(tmp_path)
-    assert application.refused_for(now - 3600, tmp_path) is None
+    assert application.refused_at(now - 3600, tmp_path) is None
     application.update(
         cast(GithubClient, FakeGithub("actions-runner-linux-x64-2.321.0.tar.gz")), PATH, Arch.X64, tmp_path
     )
-    assert application.refused_for(now + 60, tmp_path) is None
+    assert application.refused_at(now + 60, tmp_path) is None
 
 
 def build(**changes: Any) -> image.ImageBuild:

@@ -616,7 +616,7 @@ def test_a_changed_configuration_is_tried_with_one_runner(
 
 
 def canary(quantity: int, *views: RunnerView) -> Plan:
-    return make_plan(Desired(quantity, TODAY, canary=True), views, NOW)
+    return make_plan(Desired(quantity, TODAY, canary=NOW - 16 * MINUTE), views, NOW)
 
 
 @pytest.mark.parametrize(
@@ -625,7 +625,9 @@ def canary(quantity: int, *views: RunnerView) -> Plan:
         pytest.param([], 1, id="one is tried"),
         pytest.param([starting("a")], 0, id="one is being tried"),
         pytest.param([busy("a", fingerprint="old")], 1, id="others do not prove it"),
-        pytest.param([idle("a")], 2, id="all once it is online"),
+        pytest.param([idle("a", created_at=NOW - MINUTE)], 2, id="all once it is online"),
+        pytest.param([idle("a")], 1, id="one from before proves nothing"),
+        pytest.param([busy("a"), starting("b")], 0, id="a long job from before proves nothing"),
         pytest.param([dead("a")], 1, id="the next one after it ended"),
     ],
 )

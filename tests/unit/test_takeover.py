@@ -392,3 +392,20 @@ def test_new_code_restarts_the_watcher(code: Path, monkeypatch: pytest.MonkeyPat
         assert not follower.is_current()
         assert follower.ensure(jinja, "github-runner/0", "github-runner-0-0123abcd", 1)
         assert ["systemctl", "restart", follower.SERVICE] in commands
+
+
+def test_an_operators_own_policy_service_is_kept(world: World) -> None:
+    """A service of the same name that does not hold the previous charm's token or folder is somebody else's."""
+    own = "[Service]\nExecStart=/opt/policy/bin/serve\n"
+    for path in (f"{UNITS}/repo-policy-compliance.service.d/token.conf", f"{CHARM}/charm_state.json"):
+        (world.root / path).unlink()
+    (world.root / f"{CHARM}/service_token").unlink()
+    (world.root / "home/ubuntu/repo_policy_compliance_service/app.py").unlink()
+    (world.root / "home/ubuntu/repo_policy_compliance_service").rmdir()
+    unit = world.write(f"{UNITS}/repo-policy-compliance.service", own)
+
+    assert not takeover.is_found(world.places)
+    assert world.take_over()
+
+    assert unit.read_text() == own
+    assert "usr/local/lib/python3.10/dist-packages/repo_policy_compliance/__init__.py" in world.files()
