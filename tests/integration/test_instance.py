@@ -15,7 +15,7 @@ import provision
 from errors import LxdError, LxdNotFoundError
 from lxd import LxdClient, LxdInstance, wait_until
 from models import Arch, GithubRepo, Process, ProxyConfig, RunnerConfig, Snap, WgetExecutable
-from runner import ensure_resource_profile, probe
+from runner import KEY, ensure_resource_profile, probe
 from sandbox import lxd_setup
 from tests.unit.fakes import RESOURCES, TEMPLATES
 
@@ -198,6 +198,8 @@ def test_configuration_is_set_and_taken_away(client: LxdClient, instance: LxdIns
 
 def test_probe_tells_job_application_and_neither(instance: LxdInstance) -> None:
     """By processes and the unit's state, through an exit code alone."""
+    # Without it the instance would be one of the previous charm, whose runners are no units of systemd.
+    instance.set_config({f"{KEY}created": "1"})
     instance.execute(["sh", "-c", "rm -f /etc/systemd/system/github-runner.service; systemctl daemon-reload"])
     assert probe(instance) is Process.NONE
     instance.execute(["systemd-run", "--quiet", "--unit=github-runner", "sleep", "60"])
