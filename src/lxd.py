@@ -235,7 +235,7 @@ class LxdInstance:
 
     def set_config(self, values: Mapping[str, str | None]) -> None:
         """Set keys of its configuration, None takes a key away."""
-        self._lxd.change("PATCH", "instances", self.name, json={"config": {k: v or "" for k, v in values.items()}})
+        self._once_idle("PATCH", json={"config": {key: value or "" for key, value in values.items()}})
         self.config = {k: v for k, v in {**self.config, **values}.items() if v}
 
     def execute(

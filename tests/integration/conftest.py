@@ -90,9 +90,15 @@ class Deployment:
         return self.wait_online(number)
 
     def wait_online(self, number: int) -> list[str]:
-        wait_for(
-            lambda: len(self.online()) == number and self.registered() == self.online(), f"{number} online runners"
-        )
+        """Until GitHub lists so many runners, all of them online; a lost one stays listed until a reconcile."""
+
+        def there() -> bool:
+            online, registered = self.online(), self.registered()
+            if len(online) == number and registered != online and set(self.instances()) == set(online):
+                self.reconcile()
+            return len(online) == number and registered == online
+
+        wait_for(there, f"{number} online runners")
         assert self.instances() == self.registered()
         return self.online()
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -223,7 +224,9 @@ def test_neighbours_are_left_alone(deployment: Deployment) -> None:
     apps = ("github-runner-0-0", "github-runner-00", "github-runner-01", "github-0", "xgithub-runner-0")
     neighbours = [*(f"{app}-{unique}" for app in apps), f"github-runner-0-{model}"]
     for neighbour in neighbours:
-        deployment.machine.exec("lxc", "init", "--ephemeral", "--storage=runner", "jammy", neighbour)
+        # With a key of this charm: without any, the last one would be a runner of the previous charm on this unit.
+        key = f"user.github-runner.created={time.time()}"
+        deployment.machine.exec("lxc", "init", "--ephemeral", "--storage=runner", "--config", key, "jammy", neighbour)
         deployment.control.add_runner(REPOSITORY, neighbour)
     try:
         deployment.reconcile()

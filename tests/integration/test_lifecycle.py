@@ -178,7 +178,7 @@ def test_policy_service_secrets_and_removal_while_blocked(packed: Path, hub: git
         assert alone.events("runner_stop")[-1]["status_info"] == {"code": 0}
         assert "no runner of 1" in alone.status()[1]
 
-        alone.unit.set_config({"labels": "b@d"})
+        alone.unit.set_config({"vm-memory": "7GB"})
         alone.control.remove_token(PAT)
         assert alone.status()[0] == "blocked"
         assert secrets_seen(alone, watches[0]) == {}
