@@ -324,9 +324,8 @@ def logs(options: argparse.Namespace) -> int:
         event = json.loads(line)
         rest = {key: round(value, 2) if isinstance(value, float) else value for key, value in event.items()}
         moment, name = rest.pop("timestamp"), rest.pop("event")
-        say(
-            f"{moment:<15} {name:<17} {'  '.join(f'{key}={value}' for key, value in rest.items() if key not in ('flavor', 'unit'))}"
-        )
+        shown = "  ".join(f"{key}={value}" for key, value in rest.items() if key not in ("flavor", "unit"))
+        say(f"{moment:<15} {name:<17} {shown}")
     return 0
 
 
