@@ -10,7 +10,6 @@ import pytest
 from sandbox.__main__ import build_parser
 from tests.integration.conftest import ROOT, wait_for
 
-
 NAME = "cli"
 
 
