@@ -14,6 +14,7 @@ demo:
 	@$(PYTHON) -m sandbox demo
 
 test: .venv/bin/tox
+	@rm -f .coverage .coverage.*  # of a run that was cut off: it may name files that are gone
 	@.venv/bin/tox run-parallel --parallel 2
 
 bench: .venv/bin/tox
