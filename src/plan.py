@@ -164,12 +164,7 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     if canary:
         missing = min(missing, 0 if _tried(live, desired) else 1)
 
-    removals = [(view.name, Reason.UNHEALTHY) for view in views if states[view.name] is Health.UNHEALTHY]
-    removals += [
-        (view.name, Reason.FORGOTTEN)
-        for view in views
-        if states[view.name] is Health.FORGOTTEN and view.github and not (view.github.online or view.github.busy)
-    ]
+    removals = _useless(views, states)
     removals += [
         (view.name, Reason.OUTDATED if view in outdated else Reason.SURPLUS)
         for view in idle
@@ -189,6 +184,16 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
         note_online=tuple(v.name for v in live if v.github and v.github.online and not v.seen_online),
         postponed=tuple(view.name for view in waiting if view not in replaced) if may_create else (),
     )
+
+
+def _useless(views: list[RunnerView], states: dict[str, Health]) -> list[tuple[str, Reason]]:
+    """Runners that can run no job, and registrations without an instance that GitHub lists as offline."""
+    removals = [(view.name, Reason.UNHEALTHY) for view in views if states[view.name] is Health.UNHEALTHY]
+    for view in views:
+        listed = view.github if states[view.name] is Health.FORGOTTEN else None
+        if listed is not None and not (listed.online or listed.busy):
+            removals.append((view.name, Reason.FORGOTTEN))
+    return removals
 
 
 def _tried(live: list[RunnerView], desired: Desired) -> list[RunnerView]:
