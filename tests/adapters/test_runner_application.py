@@ -750,9 +750,10 @@ def test_the_pre_job_script_ends_a_refused_job(control, install, policy, cancell
     process.wait(10)
 
 
-# The first one takes a moment to end: a signal reaches it together with the runner, which must hear of it first.
+# The first one takes a moment to end: a signal reaches it together with the runner, which must hear of it first, and
+# once more from the runner.
 CANCELLED_STEPS = [
-    {"run": "trap 'echo 1; sleep 0.3; exit 0' INT; echo begun; while true; do sleep 0.05; done"},
+    {"run": "trap 'trap : INT; echo 1; sleep 0.3; exit 0' INT; echo begun; while true; do sleep 0.05; done"},
     {"run": "echo 2"},
     {"run": "echo 3", "if": "always()"},
 ]
