@@ -50,7 +50,7 @@ def test_reboot_upgrade_and_removal(alone: Deployment, packed: Path) -> None:
     assert alone.events("runner_start")[-1]["workflow"] == "CI"
     assert alone.control.job(job["id"])["runner_name"] in before
 
-    wait_for(lambda: alone.registered() == alone.online() == alone.instances(), "only living registrations", 60)
+    alone.wait_online(2)
     busy = alone.job("until [ -e /tmp/go ]; do sleep 0.2; done", status="in_progress")
     wait_for(alone.busy, "a busy runner")
     alone.machine.exec("dpkg", "--purge", "logrotate")
@@ -235,7 +235,7 @@ def test_memory_storage_comes_back_and_grows(bare: Deployment) -> None:
     bare.unit.reboot(hard=True)
 
     assert bare.status()[0] == "active", bare.status()
-    wait_for(lambda: len(bare.online()) == 1 and bare.registered() == bare.online(), "one runner", 60)
+    bare.wait_online(1)
     assert bare.instances() != before
     bare.keep(2)
     assert [int(text) for text in bare.machine.exec(*size).split()[1:]] == [2 * one for one in small]

@@ -169,7 +169,7 @@ def test_what_comes_late_after_a_reboot(recovery: Fixture, late: str) -> None:
         unit.machine.exec("systemctl", "start", "lxd.socket")
 
     assert tick(unit)[0] == "active", unit.status()
-    wait_for(lambda: len(unit.online()) == 1 and unit.registered() == unit.online(), "a runner online", 90)
+    unit.wait_online(1)
     assert unit.machine.exec("sh", "-c", "ls /storage/juju") == images
     assert unit.lxd("storage-pools/runner")["status"] == "Created"
 
