@@ -153,10 +153,11 @@ class RunnerManager:
         self._fingerprint = fingerprint(state, application.name)
 
     def reconcile(self, quantity: int, resources: VirtualMachineResources) -> int:
-        """One pass (spec 2). Returns quantity - healthy runners found.
+        """One reconcile. Returns quantity - healthy runners found.
 
-        One runner's failure is in ``report``; GithubClientError, LxdError, or HostError where another process is at it,
-        is the whole pass's, nothing was done.
+        Failures of single runners are collected in ``report``. LxdError, GithubClientError for the list of runners, and
+        HostError (another process holds the lock) abort the reconcile before anything changed. GithubClientError and
+        ConfigurationError also say that no runner can be registered: then only unhealthy runners were removed.
         """
         with self._alone():
             return self._reconcile(quantity, resources)

@@ -1,0 +1,121 @@
+"""The machine as a whole: the order of its set-up, what units on one machine share, and the unit's markers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from errors import ConfigurationError, HostError, LxdError
+from host import daemon, firewall, image, kernel, logrotate, machine, markers, packages, storage
+from host.markers import Markers
+from lxd import LxdClient
+from tests.unit.fakes import state
+
+UNIT = "github-runner/0"
+STEPS: dict[str, tuple[Any, str]] = {
+    "packages": (packages, "ensure"),
+    "kernel": (kernel, "ensure_inotify"),
+    "LXD": (daemon, "ensure"),
+    "firewall": (firewall, "ensure"),
+    "storage check": (storage, "check"),
+    "storage": (storage, "ensure"),
+    "logrotate": (logrotate, "ensure"),
+    "image timer": (image, "ensure_timer"),
+    "image": (image, "ensure"),
+}
+
+
+def set_up(monkeypatch: pytest.MonkeyPatch, failing: str = "", error: Exception | None = None) -> list[str]:
+    """The steps of a set-up that were reached; one of them fails."""
+    reached: list[str] = []
+
+    def step(name: str) -> Callable[..., None]:
+        def run(*_: Any, **__: Any) -> None:
+            reached.append(name)
+            if name == failing and error is not None:
+                raise error
+
+        return run
+
+    for name, (module, function) in STEPS.items():
+        monkeypatch.setattr(module, function, step(name))
+    try:
+        machine.set_up(cast(LxdClient, None), cast(Any, None), state(), UNIT, lambda _: None)
+    except (HostError, LxdError, ConfigurationError):
+        assert failing
+    return reached
+
+
+@pytest.mark.parametrize("failing", STEPS)
+def test_a_set_up_is_complete_only_at_its_end(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    """Whichever step fails, the marker says that the set-up is due, also where an earlier one was complete."""
+    assert set_up(monkeypatch) == list(STEPS)
+    assert Markers(UNIT).read(markers.SET_UP) is not None
+
+    set_up(monkeypatch, failing, HostError("failed"))
+
+    assert Markers(UNIT).read(markers.SET_UP) is None
+
+
+@pytest.mark.parametrize("error", [HostError("not mounted"), ConfigurationError("virtual-machines: too many")])
+def test_the_firewall_does_not_wait_for_storage(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Runners that exist get a changed denylist although the storage is too small, or not there yet."""
+    assert "firewall" in set_up(monkeypatch, "storage check", error)
+
+
+def test_what_another_unit_uses_stays(monkeypatch: pytest.MonkeyPatch, marker_root: Path) -> None:
+    """Pool, image, bridge and firewall go with the last unit; one that was removed by force does not count."""
+    for module in (image, storage, firewall, daemon):
+        monkeypatch.setattr(module, "remove", lambda _, name=module.__name__: [name])
+    mine, other = Markers(UNIT), Markers("other/1")
+    for one in (mine, other):
+        one.note(markers.SET_UP)
+
+    assert mine.others() == []
+    assert len(machine.release(cast(LxdClient, None), mine)) == 4
+    (marker_root / "agents" / "unit-other-1").mkdir(parents=True)
+    assert mine.others() == ["unit-other-1"]
+    assert machine.release(cast(LxdClient, None), mine) == []
+
+
+def test_markers_that_cannot_be_read_are_not_there(marker_root: Path) -> None:
+    """A folder, a binary file or half a line in a marker's place is no traceback and no number."""
+    mine = Markers(UNIT)
+    assert not mine.exist()
+    mine.note("pair", "1 2")
+    (marker_root / "unit-github-runner-0" / "binary").write_bytes(b"\xff\xfe")
+    (marker_root / "unit-github-runner-0" / "folder").mkdir()
+
+    assert mine.exist()
+    assert mine.numbers("pair", 2) == [1.0, 2.0]
+    assert [mine.numbers(name, 3) for name in ("pair", "binary", "folder", "missing")] == [None] * 4
+    with pytest.raises(HostError, match="cannot be removed"):
+        mine.clear("folder")
+    assert mine.remove() == [str(marker_root / "unit-github-runner-0")]
+
+
+class BridgeLxd:
+    """An LXD with the ACL on a bridge that instances may use."""
+
+    def __init__(self, *users: str) -> None:
+        self.bridge = {"used_by": list(users), "config": {}}
+        self.changed: list[str] = []
+
+    def find(self, *path: str) -> Any:
+        return self.bridge if path[0] == "networks" else {}
+
+    def change(self, method: str, *path: str, **_: Any) -> None:
+        self.changed.append(f"{method} {path[0]}")
+
+
+def test_the_firewall_outlives_the_runners() -> None:
+    """An instance that resists its removal keeps the ACL of its bridge."""
+    lxd = BridgeLxd("/1.0/profiles/default", "/1.0/instances/github-runner-0-1")
+    with pytest.raises(HostError, match="instances use lxdbr0"):
+        firewall.remove(cast(LxdClient, lxd))
+    assert lxd.changed == []
+
+    lxd = BridgeLxd("/1.0/profiles/default")
+    assert firewall.remove(cast(LxdClient, lxd)) == ["network ACL github"]
+    assert lxd.changed == ["PATCH networks", "DELETE network-acls"]
