@@ -164,6 +164,18 @@ def test_changes_set_up_the_machine_and_reconcile(context: Any, world: Surroundi
     assert out.unit_status == testing.ActiveStatus("2 runners: 2 idle, 0 busy (test mode: containers)")
 
 
+def test_marker_leaving_drains_a_unit(context: Any, world: Surroundings) -> None:
+    """While the marker is there, whoever wrote it, no event creates, replaces or removes a runner."""
+    noted(markers.SET_UP)
+    noted(markers.LEAVING)
+    tick(context)
+    context.run(context.on.update_status(), state())
+    context.run(context.on.config_changed(), state())
+
+    assert world.steps == []
+    assert world.lxd.lists == 0
+
+
 def test_install_makes_no_runner(context: Any, world: Surroundings) -> None:
     """Runners come with `config-changed` and `start`."""
     context.run(context.on.install(), state())
