@@ -392,7 +392,18 @@ class RunnerView:
     @property
     def busy(self) -> bool:
         """Whether it runs a job, by either account."""
-        return self.process is Process.WORKER or (self.github is not None and self.github.busy)
+        return self.process is Process.WORKER or self.github_has_job
+
+    @property
+    def github_has_job(self) -> bool:
+        """Whether GitHub lists it as busy."""
+        return self.github is not None and self.github.busy
+
+    @property
+    def job_is_unknown(self) -> bool:
+        """Whether only the instance claims a job: GitHub was asked, and lists the runner neither as busy nor online."""
+        claimed = self.exists and self.running and self.process is Process.WORKER
+        return claimed and self.github_known and not (self.github and (self.github.busy or self.github.online))
 
 
 def plain(value: Any) -> Any:

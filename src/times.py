@@ -29,6 +29,9 @@ COME_ONLINE = 10 * MINUTE
 OFFLINE = 15 * MINUTE
 # The same for an instance that does not answer the health probe.
 SILENT = HOUR
+# The same for an instance in which a worker runs although GitHub knows of no job: a job can fake a worker. GitHub gives
+# a job up within minutes once its runner is lost (https://docs.github.com/en/actions/reference/limits).
+UNKNOWN_JOB = 6 * HOUR
 
 # After its creation, GitHub may not yet find a runner by its id for this long.
 SETTLED = MINUTE

@@ -19,7 +19,7 @@ import runner
 import runner_manager
 import times
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
-from models import FlushMode, GithubRepo, SSHDebugConnection, VirtualMachineResources, WorkflowJob
+from models import FlushMode, GithubRepo, GithubRunner, SSHDebugConnection, VirtualMachineResources, WorkflowJob
 from runner import KEY, RunnerManagerClients
 from runner_manager import RunnerManager, fingerprint
 from system import exclusive
@@ -633,6 +633,66 @@ def test_busy_is_what_either_account_says(world: World) -> None:
 
     world.lxd.faults = {"execute": lambda _: True}
     assert world.manager().any_busy()
+
+
+def forged(world: World, listed: bool, seen_online: bool = False, **keys: str) -> str:
+    """A runner whose job has ended, with a process that a job left and named like a worker."""
+    name = world.add("0" * 16, online=False, process=0, runner_id="7", **keys)
+    if seen_online:
+        world.lxd.found[name].config[f"{KEY}online"] = "true"
+    if not listed:
+        world.github.runners.pop(name)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("listed", "gone", "online", "hours"), [(False, True, True, 0.25), (False, True, False, 6), (True, False, True, 6)]
+)
+def test_a_forged_worker_keeps_its_instance_up_to_a_limit(
+    world: World, listed: bool, gone: bool, online: bool, hours: float
+) -> None:
+    """15 minutes where GitHub once listed the runner and now has no such registration, 6 hours otherwise."""
+    name = forged(world, listed, online)
+    world.github.gone = {7} if gone else set()
+    world.reconcile(1)
+
+    world.now += hours * 3600 - 1
+    report = world.reconcile(1).report
+    assert (report.busy, report.unknown_jobs, set(world.lxd.found)) == ([name], [name], {name})
+    assert world.manager().any_busy()
+
+    world.now += 1
+    world.reconcile(1)
+    assert name not in world.lxd.found
+    assert len(world.lxd.found) == 1
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_github_is_asked_for_a_runner_before_its_worker_is_ended(
+    world: World, busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list that lacks a busy runner for hours does not end its job."""
+    name = forged(world, listed=False, offline_since=str(NOW - 7 * 3600))
+    monkeypatch.setattr(world.github, "find_runner", lambda *_: GithubRunner(7, name, online=False, busy=busy))
+
+    world.reconcile(1)
+
+    assert (name in world.lxd.found) is busy
+
+
+def test_a_forged_worker_does_not_put_a_reboot_off_for_ever(world: World) -> None:
+    """What is over by GitHub's account does not count as a job, neither before a reboot nor in a drain."""
+    forged(world, listed=False, offline_since=str(NOW - 7 * 3600))
+
+    assert not world.manager().any_busy()
+    assert world.manager().drain()
+
+
+def test_check_runners_shows_jobs_that_github_does_not_know(world: World) -> None:
+    """An instance that claims a job is told from one that waits for GitHub."""
+    name = forged(world, listed=False)
+
+    assert world.manager().counts()["details"] == [f"{name}: busy, unknown to GitHub, 60 min old"]
 
 
 def test_counts_are_githubs_and_unknown_instances(world: World) -> None:
