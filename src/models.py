@@ -110,6 +110,10 @@ class GithubRepo:
         """``owner/repo``."""
         return f"{self.owner}/{self.repo}"
 
+    def serves(self, repository: str) -> bool:
+        """Whether its runners can run jobs of ``owner/repo``."""
+        return repository.lower() == self.path.lower()
+
 
 @dataclass(frozen=True)
 class GithubOrg:
@@ -122,6 +126,10 @@ class GithubOrg:
     def path(self) -> str:
         """The organisation's name."""
         return self.org
+
+    def serves(self, repository: str) -> bool:
+        """Whether its runners can run jobs of ``owner/repo``."""
+        return repository.partition("/")[0].lower() == self.org.lower()
 
 
 GithubPath = GithubRepo | GithubOrg

@@ -186,15 +186,13 @@ class RunnerManager:
         self._note_refusal(plan, quantity)
         self._note_offline(plan, observed, started)
         stayed = self._remove_unhealthy(plan, observed)
-        crashed = self._issue_metrics(observed)
-        before = len(self.report.removed)
+        crashed = 0
         try:
             self._change(plan, observed, stayed, resources, started)
         finally:
-            # Also where GitHub gave no token: what was done is reported.
-            if len(self.report.removed) > before:
-                with _continuing("Metrics of removed runners"):
-                    crashed += self._issue_metrics(observed)
+            # Also where GitHub gave no token: what was done is reported. After the creations, which wait for no job.
+            with _continuing("Metrics of finished runners"):
+                crashed = self._issue_metrics(observed)
             self._describe(plan, observed)
             self._clean_up(plan, quantity, resources, started)
             self._issue_reconciliation(plan, observed, crashed, started)
@@ -451,7 +449,7 @@ class RunnerManager:
         return len(stayed) + self._side_by_side(lambda name: self._remove(observed[name]), names).count(False)
 
     def _is_unseen(self, item: _Observed) -> bool:
-        """Whether GitHub, asked for it alone, calls it neither online nor busy: lists that lack it may have been odd."""
+        """Whether GitHub, asked for it alone, calls it neither online nor busy: lists may lack a runner."""
         try:
             found = self._clients.github.find_runner(item.path, item.view.name)
         except GithubClientError as error:
@@ -622,7 +620,7 @@ class RunnerManager:
             self._drop_storages(set(stored) - ignored)
             return 0
         starts = stops = 0
-        jobs = _Jobs(self._clients)
+        jobs = _Jobs(self._clients, self._state.path)
         found = extract(self._storages, ignored)
         for metrics in found:
             issued = issue_events(metrics, self._identity.app_name, jobs.look_up(metrics))
@@ -763,19 +761,26 @@ def refusal(application: Path) -> str:
 
 
 class _Jobs:
-    """Looks up the jobs that finished runners ran; stops asking in this pass once GitHub does not answer."""
+    """Looks up the jobs that finished runners ran.
 
-    def __init__(self, clients: RunnerManagerClients) -> None:
+    No further job is looked up in this reconcile once GitHub does not answer, or the time is over. Repository and run
+    are what the job wrote: only repositories that its runner served are asked for.
+    """
+
+    def __init__(self, clients: RunnerManagerClients, path: GithubPath) -> None:
         self._clients = clients
+        self._path = path
         self._answering = True
+        self._end = time.monotonic() + times.JOB_LOOK_UPS
 
     def look_up(self, metrics: RunnerMetrics) -> GithubJobMetrics | None:
         """The job's metrics, or None where there are none to be had."""
-        if not self._answering:
-            return None
+        left = self._end - time.monotonic()
         pre_job = metrics.pre_job
+        if not self._answering or left <= 0 or not self._path.serves(pre_job.repository):
+            return None
         try:
-            job = self._clients.github.job(pre_job.repository, pre_job.workflow_run_id, metrics.runner_name)
+            job = self._clients.github.job(pre_job.repository, pre_job.workflow_run_id, metrics.runner_name, left)
             return job_metrics(job)
         except GithubClientError as error:
             logger.warning("The job of %s is not known: %s", metrics.runner_name, error)

@@ -41,6 +41,10 @@ POWER_OFF = 5
 PROOF = 2 * MINUTE
 # How long a reconcile waits for another process that works on this unit's runners.
 LOCK = MINUTE
+# For all questions of a reconcile about the jobs of finished runners. A job chooses what they take: it names its run.
+JOB_LOOK_UPS = MINUTE
+# For how long the list of runner binaries counts as current.
+BINARY_LIST = HOUR
 # What a reconcile does besides creating: it observes, removes, repairs the machine, and waits for LXD and GitHub.
 REST_OF_RECONCILE = 10 * MINUTE
 

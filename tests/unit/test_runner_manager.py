@@ -19,7 +19,16 @@ import runner
 import runner_manager
 import times
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
-from models import FlushMode, GithubRepo, GithubRunner, SSHDebugConnection, VirtualMachineResources, WorkflowJob
+from models import (
+    FlushMode,
+    GithubOrg,
+    GithubPath,
+    GithubRepo,
+    GithubRunner,
+    SSHDebugConnection,
+    VirtualMachineResources,
+    WorkflowJob,
+)
 from runner import KEY, RunnerManagerClients
 from runner_manager import RunnerManager, fingerprint
 from system import exclusive
@@ -458,7 +467,7 @@ def test_resource_profile_follows_the_instances_type(world: World) -> None:
 
 def job_storage(world: World, name: str, *, post: bool = True) -> None:
     folder = Path(world.storages.create(name).path)
-    pre_job = {"timestamp": 20, "workflow": "w", "workflow_run_id": "5", "repository": "o/r", "event": "push"}
+    pre_job = {"timestamp": 20, "workflow": "w", "workflow_run_id": "5", "repository": REPO.path, "event": "push"}
     (folder / "runner-installed.timestamp").write_text("10")
     (folder / "pre-job-metrics.json").write_text(json.dumps(pre_job))
     if post:
@@ -495,6 +504,74 @@ def test_metrics_of_finished_runners_are_issued(world: World, tmp_path: Path) ->
     }
     assert {event["unit"] for event in found} == {"app/0"}
     assert world.storages.names() == [alive, "other-0-0123abcdaa"]
+
+
+def test_creation_waits_for_no_look_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Successors exist before GitHub is asked for a job that a finished runner names."""
+    world.state = state(issue_metrics=True)
+    job_storage(world, f"{IDENTITY.prefix}aa")
+    there: list[int] = []
+
+    def job(*_: object) -> WorkflowJob:
+        there.append(len(world.lxd.found))
+        raise GithubApiError("no such job")
+
+    monkeypatch.setattr(world.github, "job", job)
+
+    world.reconcile(2)
+
+    assert there == [2]
+
+
+def test_look_ups_of_a_reconcile_have_one_time_limit(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not looked up within a minute is issued without GitHub's part, and its storage goes."""
+    world.state = state(issue_metrics=True)
+    for suffix in ("aa", "bb", "cc"):
+        job_storage(world, f"{IDENTITY.prefix}{suffix}")
+    now, limits = [0.0], []
+
+    def job(_: str, __: str, ___: str, timeout: float) -> WorkflowJob:
+        limits.append(timeout)
+        now[0] += 40
+        raise GithubApiError("no such job")
+
+    monkeypatch.setattr(world.github, "job", job)
+    monkeypatch.setattr(runner_manager.time, "monotonic", lambda: now[0])
+
+    world.reconcile(0)
+
+    assert limits == [60, 20]
+    assert [event["event"] for event in events(tmp_path)].count("runner_stop") == 3
+    assert world.storages.names() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        (REPO, True),
+        (GithubRepo("Octo-Org", "Demo"), True),
+        (GithubRepo("octo-org", "x"), False),
+        (GithubOrg("OCTO-ORG"), True),
+        (GithubOrg("octo"), False),
+    ],
+    ids=["its own", "in other letters", "another", "of its organisation", "of another organisation"],
+)
+def test_only_repositories_that_the_unit_serves_are_asked_for(
+    world: World, tmp_path: Path, path: GithubPath, asked: bool
+) -> None:
+    """A job names the repository: the operator's token reads none that the runner has no jobs of."""
+    world.state = state(issue_metrics=True, path=path)
+    name = f"{IDENTITY.prefix}aa"
+    job_storage(world, name)
+    created = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    world.github.jobs[name] = WorkflowJob(created, created, "success")
+
+    world.reconcile(0)
+
+    [stop] = [event for event in events(tmp_path) if event["event"] == "runner_stop"]
+    assert ("job_conclusion" in stop) is asked
 
 
 def test_jobs_are_not_asked_for_during_an_outage(world: World, tmp_path: Path) -> None:
