@@ -305,7 +305,8 @@ class GithubRunnerCharm(ops.CharmBase):
             lost = machine.lost(self._lxd, state)
             if not lost:
                 machine.tend(self._jinja, state, self.unit.name)
-                self._refresh_application(state)
+                if not application.is_recent(time.time()):
+                    self._refresh_application(state)
                 return
             logger.warning("Lost since the set-up, and set up again: %s", ", ".join(lost))
         self._repaired = True

@@ -110,6 +110,10 @@ class GithubRepo:
         """``owner/repo``."""
         return f"{self.owner}/{self.repo}"
 
+    def serves(self, repository: str) -> bool:
+        """Whether its runners can run jobs of ``owner/repo``."""
+        return repository.lower() == self.path.lower()
+
 
 @dataclass(frozen=True)
 class GithubOrg:
@@ -122,6 +126,10 @@ class GithubOrg:
     def path(self) -> str:
         """The organisation's name."""
         return self.org
+
+    def serves(self, repository: str) -> bool:
+        """Whether its runners can run jobs of ``owner/repo``."""
+        return repository.partition("/")[0].lower() == self.org.lower()
 
 
 GithubPath = GithubRepo | GithubOrg
@@ -392,7 +400,18 @@ class RunnerView:
     @property
     def busy(self) -> bool:
         """Whether it runs a job, by either account."""
-        return self.process is Process.WORKER or (self.github is not None and self.github.busy)
+        return self.process is Process.WORKER or self.github_has_job
+
+    @property
+    def github_has_job(self) -> bool:
+        """Whether GitHub lists it as busy."""
+        return self.github is not None and self.github.busy
+
+    @property
+    def job_is_unknown(self) -> bool:
+        """Whether only the instance claims a job: GitHub was asked, and lists the runner neither as busy nor online."""
+        claimed = self.exists and self.running and self.process is Process.WORKER
+        return claimed and self.github_known and not (self.github and (self.github.busy or self.github.online))
 
 
 def plain(value: Any) -> Any:

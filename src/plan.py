@@ -54,6 +54,8 @@ class Plan:
     clear_offline: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
     busy: tuple[str, ...] = ()
+    unknown_jobs: tuple[str, ...] = ()
+    """Busy runners of whose job GitHub has not known since an earlier reconcile."""
     healthy: int = 0
     refused: bool = False
     """Whether a runner of today's ended because GitHub calls its application outdated."""
@@ -90,7 +92,7 @@ def health(view: RunnerView, now: float) -> Health:
     ended = view.process in (Process.NONE, Process.REFUSED)
     died = ended and view.created_at > 0 and not (view.github and view.github.online)
     if view.busy and not died:
-        return Health.BUSY
+        return Health.UNHEALTHY if view.job_is_unknown and _is_unseen_for(view, times.UNKNOWN_JOB, now) else Health.BUSY
     if view.github and view.github.online:
         return Health.IDLE
     # Made in the future, or noted as unseen already: the clock was set back, and it is older than it looks.
@@ -101,20 +103,33 @@ def health(view: RunnerView, now: float) -> Health:
     if ended:
         return Health.UNHEALTHY
     if view.process is Process.UNKNOWN and view.github_known:
-        silent = view.offline_since is not None and now - view.offline_since >= times.SILENT
+        silent = _is_unseen_for(view, times.SILENT, now)
         return Health.UNHEALTHY if silent or not view.prepared else Health.UNKNOWN
     if not view.github_known:
         return Health.UNKNOWN
-    if view.offline_since is not None and now - view.offline_since >= times.OFFLINE:
-        return Health.UNHEALTHY
-    return Health.GHOST
+    return Health.UNHEALTHY if _is_unseen_for(view, times.OFFLINE, now) else Health.GHOST
+
+
+def _is_unseen_for(view: RunnerView, limit: float, now: float) -> bool:
+    return view.offline_since is not None and now - view.offline_since >= limit
+
+
+def may_have_job(view: RunnerView, now: float) -> bool:
+    """Whether a job may run in it; an instance that does not answer may have one until it is unhealthy."""
+    state = health(view, now)
+    return state is Health.BUSY or (view.process is Process.UNKNOWN and state is not Health.UNHEALTHY and view.exists)
 
 
 def _is_newly_unseen(view: RunnerView, state: Health, now: float) -> bool:
     """Whether GitHub was asked for a runner that should be online, does not see it, and no note says since when."""
-    unseen = state is Health.GHOST or (state is Health.UNKNOWN and view.github_known)
+    unseen = state is Health.GHOST or (state is Health.UNKNOWN and view.github_known) or view.job_is_unknown
     # A note of the future: the clock was set back.
     return unseen and (view.offline_since is None or view.offline_since > now)
+
+
+def _is_seen_again(view: RunnerView) -> bool:
+    seen = view.github is not None and (view.github.online or view.github.busy)
+    return seen and view.offline_since is not None
 
 
 def needs_confirmation(view: RunnerView) -> bool:
@@ -175,9 +190,10 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
         remove=tuple(removals),
         create=missing if may_create else 0,
         note_offline=tuple(view.name for view in live if _is_newly_unseen(view, states[view.name], now)),
-        clear_offline=tuple(v.name for v in live if v.github and v.github.online and v.offline_since is not None),
+        clear_offline=tuple(v.name for v in live if _is_seen_again(v)),
         idle=tuple(view.name for view in idle if view not in (*surplus, *replaced, *aged)),
         busy=tuple(view.name for view in live if states[view.name] is Health.BUSY),
+        unknown_jobs=tuple(view.name for view in live if view.job_is_unknown and view.offline_since is not None),
         healthy=sum(1 for view in live if is_healthy(view)),
         refused=refused,
         proven=proven,

@@ -240,7 +240,7 @@ class FakeGithub:
         self.deleted.append(runner_id)
         self.runners = {name: runner for name, runner in self.runners.items() if runner.runner_id != runner_id}
 
-    def job(self, repository: str, run_id: str, runner_name: str) -> WorkflowJob:
+    def job(self, repository: str, run_id: str, runner_name: str, timeout: float = 0) -> WorkflowJob:
         if "jobs" in self.down:
             raise TemporaryGithubError("GitHub does not answer")
         if runner_name not in self.jobs:

@@ -1,5 +1,6 @@
 """Spec 1: events, actions and statuses, in process; what the machine needs is tested on the machine."""
 
+import os
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -83,8 +84,11 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     found.application = tmp_path / "actions-runner-linux-x64-2.320.0.tar.gz"
     found.application.write_bytes(b"tarball")
     (tmp_path / "current").symlink_to(found.application.name)
+    # Two hours old, so that GitHub is asked for a newer one.
+    os.utime(found.application, times=(time.time() - 7200,) * 2)
     for function in (application.current, application.age, application.refuse, application.accept):
         monkeypatch.setattr(function, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(application.is_recent, "__defaults__", (tmp_path,))
     monkeypatch.setattr(application.refused_at, "__defaults__", (tmp_path,))
     found.steps = []
     monkeypatch.setattr(machine, "set_up", found.set_up)
@@ -191,6 +195,19 @@ def test_timer_refreshes_the_application_and_reconciles(context: Any, world: Sur
 
     assert world.steps == ["application"]
     assert len(world.lxd.found) == 2
+
+
+def test_the_binary_is_asked_for_once_an_hour(context: Any, world: Surroundings) -> None:
+    """A reconcile after each job does not cost a request for the list of runner binaries."""
+    noted(markers.SET_UP)
+    os.utime(world.application)
+
+    tick(context)
+    assert world.steps == []
+
+    application.refuse()
+    tick(context)
+    assert world.steps == ["application"]
 
 
 @pytest.fixture

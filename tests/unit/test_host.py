@@ -522,6 +522,23 @@ def test_age_of_the_application_counts_from_githubs_word(tmp_path: Path) -> None
     assert age < 60
 
 
+@pytest.mark.parametrize(
+    ("age", "expected"), [(0, True), (3599, True), (3600, False), (-1, False)], ids=["now", "lately", "old", "future"]
+)
+def test_githubs_word_for_the_application_holds_for_an_hour(tmp_path: Path, age: int, expected: bool) -> None:
+    """A time in the future says nothing: the clock was set back."""
+    assert not application.is_recent(0, tmp_path)
+    application.update(cast(GithubClient, FakeGithub()), PATH, Arch.X64, tmp_path)
+    using = application.current(tmp_path)
+    assert using is not None
+    now = using.stat().st_mtime + age
+
+    assert application.is_recent(now, tmp_path) is expected
+
+    application.refuse(tmp_path)
+    assert not application.is_recent(time.time(), tmp_path)
+
+
 def test_refusal_is_of_one_application_and_one_hour(tmp_path: Path) -> None:
     """A newer binary is not refused for what its predecessor was, and after an hour the same is tried again."""
     now = time.time()

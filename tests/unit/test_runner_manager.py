@@ -19,7 +19,16 @@ import runner
 import runner_manager
 import times
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
-from models import FlushMode, GithubRepo, SSHDebugConnection, VirtualMachineResources, WorkflowJob
+from models import (
+    FlushMode,
+    GithubOrg,
+    GithubPath,
+    GithubRepo,
+    GithubRunner,
+    SSHDebugConnection,
+    VirtualMachineResources,
+    WorkflowJob,
+)
 from runner import KEY, RunnerManagerClients
 from runner_manager import RunnerManager, fingerprint
 from system import exclusive
@@ -458,7 +467,7 @@ def test_resource_profile_follows_the_instances_type(world: World) -> None:
 
 def job_storage(world: World, name: str, *, post: bool = True) -> None:
     folder = Path(world.storages.create(name).path)
-    pre_job = {"timestamp": 20, "workflow": "w", "workflow_run_id": "5", "repository": "o/r", "event": "push"}
+    pre_job = {"timestamp": 20, "workflow": "w", "workflow_run_id": "5", "repository": REPO.path, "event": "push"}
     (folder / "runner-installed.timestamp").write_text("10")
     (folder / "pre-job-metrics.json").write_text(json.dumps(pre_job))
     if post:
@@ -495,6 +504,74 @@ def test_metrics_of_finished_runners_are_issued(world: World, tmp_path: Path) ->
     }
     assert {event["unit"] for event in found} == {"app/0"}
     assert world.storages.names() == [alive, "other-0-0123abcdaa"]
+
+
+def test_creation_waits_for_no_look_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Successors exist before GitHub is asked for a job that a finished runner names."""
+    world.state = state(issue_metrics=True)
+    job_storage(world, f"{IDENTITY.prefix}aa")
+    there: list[int] = []
+
+    def job(*_: object) -> WorkflowJob:
+        there.append(len(world.lxd.found))
+        raise GithubApiError("no such job")
+
+    monkeypatch.setattr(world.github, "job", job)
+
+    world.reconcile(2)
+
+    assert there == [2]
+
+
+def test_look_ups_of_a_reconcile_have_one_time_limit(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not looked up within a minute is issued without GitHub's part, and its storage goes."""
+    world.state = state(issue_metrics=True)
+    for suffix in ("aa", "bb", "cc"):
+        job_storage(world, f"{IDENTITY.prefix}{suffix}")
+    now, limits = [0.0], []
+
+    def job(_: str, __: str, ___: str, timeout: float) -> WorkflowJob:
+        limits.append(timeout)
+        now[0] += 40
+        raise GithubApiError("no such job")
+
+    monkeypatch.setattr(world.github, "job", job)
+    monkeypatch.setattr(runner_manager.time, "monotonic", lambda: now[0])
+
+    world.reconcile(0)
+
+    assert limits == [60, 20]
+    assert [event["event"] for event in events(tmp_path)].count("runner_stop") == 3
+    assert world.storages.names() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        (REPO, True),
+        (GithubRepo("Octo-Org", "Demo"), True),
+        (GithubRepo("octo-org", "x"), False),
+        (GithubOrg("OCTO-ORG"), True),
+        (GithubOrg("octo"), False),
+    ],
+    ids=["its own", "in other letters", "another", "of its organisation", "of another organisation"],
+)
+def test_only_repositories_that_the_unit_serves_are_asked_for(
+    world: World, tmp_path: Path, path: GithubPath, asked: bool
+) -> None:
+    """A job names the repository: the operator's token reads none that the runner has no jobs of."""
+    world.state = state(issue_metrics=True, path=path)
+    name = f"{IDENTITY.prefix}aa"
+    job_storage(world, name)
+    created = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    world.github.jobs[name] = WorkflowJob(created, created, "success")
+
+    world.reconcile(0)
+
+    [stop] = [event for event in events(tmp_path) if event["event"] == "runner_stop"]
+    assert ("job_conclusion" in stop) is asked
 
 
 def test_jobs_are_not_asked_for_during_an_outage(world: World, tmp_path: Path) -> None:
@@ -633,6 +710,66 @@ def test_busy_is_what_either_account_says(world: World) -> None:
 
     world.lxd.faults = {"execute": lambda _: True}
     assert world.manager().any_busy()
+
+
+def forged(world: World, listed: bool, seen_online: bool = False, **keys: str) -> str:
+    """A runner whose job has ended, with a process that a job left and named like a worker."""
+    name = world.add("0" * 16, online=False, process=0, runner_id="7", **keys)
+    if seen_online:
+        world.lxd.found[name].config[f"{KEY}online"] = "true"
+    if not listed:
+        world.github.runners.pop(name)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("listed", "gone", "online", "hours"), [(False, True, True, 0.25), (False, True, False, 6), (True, False, True, 6)]
+)
+def test_a_forged_worker_keeps_its_instance_up_to_a_limit(
+    world: World, listed: bool, gone: bool, online: bool, hours: float
+) -> None:
+    """15 minutes where GitHub once listed the runner and now has no such registration, 6 hours otherwise."""
+    name = forged(world, listed, online)
+    world.github.gone = {7} if gone else set()
+    world.reconcile(1)
+
+    world.now += hours * 3600 - 1
+    report = world.reconcile(1).report
+    assert (report.busy, report.unknown_jobs, set(world.lxd.found)) == ([name], [name], {name})
+    assert world.manager().any_busy()
+
+    world.now += 1
+    world.reconcile(1)
+    assert name not in world.lxd.found
+    assert len(world.lxd.found) == 1
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_github_is_asked_for_a_runner_before_its_worker_is_ended(
+    world: World, busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list that lacks a busy runner for hours does not end its job."""
+    name = forged(world, listed=False, offline_since=str(NOW - 7 * 3600))
+    monkeypatch.setattr(world.github, "find_runner", lambda *_: GithubRunner(7, name, online=False, busy=busy))
+
+    world.reconcile(1)
+
+    assert (name in world.lxd.found) is busy
+
+
+def test_a_forged_worker_does_not_put_a_reboot_off_for_ever(world: World) -> None:
+    """What is over by GitHub's account does not count as a job, neither before a reboot nor in a drain."""
+    forged(world, listed=False, offline_since=str(NOW - 7 * 3600))
+
+    assert not world.manager().any_busy()
+    assert world.manager().drain()
+
+
+def test_check_runners_shows_jobs_that_github_does_not_know(world: World) -> None:
+    """An instance that claims a job is told from one that waits for GitHub."""
+    name = forged(world, listed=False)
+
+    assert world.manager().counts()["details"] == [f"{name}: busy, unknown to GitHub, 60 min old"]
 
 
 def test_counts_are_githubs_and_unknown_instances(world: World) -> None:
