@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import times
+
 
 class Arch(str, Enum):
     """Architectures, as GitHub names them in its downloads list."""
@@ -364,6 +366,24 @@ class WorkflowJob:
     conclusion: str | None
 
 
+@dataclass(frozen=True)
+class FailedStarts:
+    """Reconciles in a row that found a runner whose agent had ended without a job, and no later runner online.
+
+    ``last`` is when that was found last, in UNIX seconds.
+    """
+
+    count: int = 0
+    last: float = 0.0
+    reason: str = ""
+
+    def wait(self, now: float) -> float:
+        """Seconds until the next runner may be created; each failure doubles the pause."""
+        pause = min(times.BACK_OFF_LIMIT, times.BACK_OFF * 2 ** min(self.count - 1, 20)) if self.count else 0
+        # The last failure is in the future if the clock was set back.
+        return max(0.0, self.last + pause - now) if now >= self.last else 0.0
+
+
 class Process(Enum):
     """What a look inside an instance found."""
 
@@ -372,6 +392,7 @@ class Process(Enum):
     RUNNING = "running"
     WORKER = "worker"
     REFUSED = "ended because GitHub calls it outdated"
+    FAILED = "ended without a job"
 
 
 @dataclass(frozen=True)

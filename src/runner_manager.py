@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -47,6 +48,7 @@ from models import (
     RESOURCES_NAME,
     CharmState,
     CreateRunnerConfig,
+    FailedStarts,
     FlushMode,
     GithubPath,
     GithubRunner,
@@ -71,7 +73,7 @@ from plan import (
     needs_confirmation,
     needs_probe,
 )
-from runner import KEY, Runner, RunnerManagerClients, in_pre_job, is_previous, probe, remove_old_logs
+from runner import KEY, Runner, RunnerManagerClients, in_pre_job, is_previous, last_words, probe, remove_old_logs
 from system import exclusive
 
 logger = logging.getLogger(__name__)
@@ -108,6 +110,8 @@ class Report:
     """Whether a runner ended because GitHub calls its version deprecated."""
     proven: bool = False
     """Whether a runner of today's version is online at GitHub."""
+    failed_starts: FailedStarts | None = None
+    """What is to be recorded of runners whose agent ended without a job; None if the reconcile did not come so far."""
     image_age: float | None = None
     """Seconds since the image was built, where it is of our making."""
 
@@ -145,6 +149,7 @@ class RunnerManager:
         clock: Callable[[], float] = time.time,
         hold: str = "",
         canary: float | None = None,
+        failed_starts: FailedStarts | None = None,
         image_age: Callable[[], float | None] = lambda: None,
         in_image: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -158,6 +163,7 @@ class RunnerManager:
         self._clock = clock
         self._hold = hold
         self._canary = canary
+        self._failed_starts = failed_starts or FailedStarts()
         self._image_age = image_age
         self._in_image = in_image
         self._failed_creations = 0
@@ -184,6 +190,7 @@ class RunnerManager:
         observed |= self._gone(observed, started)
         plan = make_plan(desired, [item.view for item in observed.values()], started)
         self._note_refusal(plan, quantity)
+        self._note_failed_starts(plan, observed, started)
         self._note_offline(plan, observed, started)
         stayed = self._remove_unhealthy(plan, observed)
         crashed = 0
@@ -404,6 +411,20 @@ class RunnerManager:
         if hold and quantity > 0:
             self.report.failures.append(hold)
 
+    def _note_failed_starts(self, plan: Plan, observed: dict[str, _Observed], now: float) -> None:
+        """Report the runners whose agent ended without a job, with the reason that the last of them has printed."""
+        online = [item.view for item in observed.values() if item.view.github and item.view.github.online]
+        proven = any(view.created_at > self._failed_starts.last for view in online)
+        before = FailedStarts() if proven else self._failed_starts
+        unlisted = [item.view.name for item in observed.values() if _failed_unlisted(item.view)]
+        self.report.failures += [f"{name}: ended without a job, and GitHub does not list it" for name in unlisted]
+        self._failed_creations += len(unlisted) + len(plan.failed)
+        self.report.failed_starts = before
+        if plan.failed:
+            reasons = self._side_by_side(lambda name: _failure(observed[name]), list(plan.failed))
+            self.report.failed_starts = after = FailedStarts(before.count + 1, now, reasons[-1])
+            self.report.failures.append(failed_starts(after, now))
+
     def _gone(self, observed: dict[str, _Observed], now: float) -> dict[str, _Observed]:
         """Runners that GitHub's list lacks and whose registration is gone for good: they can get no job any more.
 
@@ -444,8 +465,8 @@ class RunnerManager:
         confirmed = self._side_by_side(lambda name: self._is_unseen(observed[name]), unseen)
         stayed = {name for name, gone in zip(unseen, confirmed, strict=True) if not gone}
         names = [name for name in unhealthy if name not in stayed]
-        if self._state.issue_metrics:
-            self._side_by_side(lambda name: self._pull_logs(observed[name]), names)
+        logged = [name for name in names if self._state.issue_metrics or name in plan.failed]
+        self._side_by_side(lambda name: self._pull_logs(observed[name]), logged)
         return len(stayed) + self._side_by_side(lambda name: self._remove(observed[name]), names).count(False)
 
     def _is_unseen(self, item: _Observed) -> bool:
@@ -651,6 +672,7 @@ class RunnerManager:
                     flavor=self._identity.app_name,
                     wanted_runners=self.report.wanted,
                     failed_creations=self._failed_creations,
+                    failed_starts=(self.report.failed_starts or FailedStarts()).count or None,
                     application_age=self._application_age(now),
                     image_age=self.report.image_age,
                     api_quota_left=self._clients.github.quota_left,
@@ -760,6 +782,13 @@ def refusal(application: Path) -> str:
     )
 
 
+def failed_starts(found: FailedStarts, now: float) -> str:
+    """Why and for how long creation pauses while runners end without a job."""
+    times_in_a_row = f", {found.count} times in a row" if found.count > 1 else ""
+    attempt = f"; next attempt in {wait:.0f} s" if (wait := found.wait(now)) else ""
+    return f"runners ended without a job{times_in_a_row}: {found.reason}{attempt}"
+
+
 class _Jobs:
     """Looks up the jobs that finished runners ran.
 
@@ -803,6 +832,21 @@ def _may_be_gone(item: _Observed, now: float) -> bool:
     unlisted = view.running and view.github is None and view.github_known and item.here
     over = view.seen_online and view.offline_since is not None and now - view.offline_since >= times.OFFLINE
     return settled and unlisted and (view.process is Process.RUNNING or (view.process is Process.WORKER and over))
+
+
+def _failure(item: _Observed) -> str:
+    """Why a runner's agent ended without a job."""
+    words = last_words(item.instance) if item.instance is not None else ""
+    logger.warning("%s: the runner agent ended without a job: %s", item.view.name, words)
+    # GitHub lists the registration: the agent says otherwise if its signed request is from another time.
+    skewed = re.search("registration has been deleted|clock", words)
+    reason = "the clock of the runner differs from GitHub's: " if skewed else ""
+    return reason + (words or "it printed nothing")
+
+
+def _failed_unlisted(view: RunnerView) -> bool:
+    """Whether a runner says that its agent ended without a job, and GitHub neither lists it nor was seen to list it."""
+    return view.process is Process.FAILED and view.github is None and view.github_known and not view.seen_online
 
 
 def _probe_one(item: _Observed) -> Process:

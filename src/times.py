@@ -56,6 +56,9 @@ REBOOT_AGAIN = DAY
 # After GitHub has called a version deprecated: until one runner is tried with it, and until all are.
 DEPRECATED_CANARY = 15 * MINUTE
 DEPRECATED_END = HOUR
+# Between the creations of runners whose agents end without a job: the first pause, doubled each time, and the longest.
+BACK_OFF = 2
+BACK_OFF_LIMIT = 10 * MINUTE
 # A time without any reconcile that is longer than this, and than three intervals, is reported for a day.
 UNATTENDED = 30 * MINUTE
 

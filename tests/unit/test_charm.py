@@ -70,10 +70,8 @@ class CharmUnderTest(charm_module.GithubRunnerCharm):
 
     def _manager(self, state: CharmState) -> RunnerManager:
         clients = RunnerManagerClients(self.world.github, self._jinja, self.world.lxd, None)  # type: ignore[arg-type]
-        hold = self._hold or charm_module._hold(self.world.application)
-        canary = application.refused_at(time.time())
-        storages, binary = self.world.storages, self.world.application
-        return RunnerManager(self._identity(), state, clients, storages, binary, hold=hold, canary=canary)
+        options = {**self._creation(self.world.application), "clock": time.time}
+        return RunnerManager(self._identity(), state, clients, self.world.storages, self.world.application, **options)
 
 
 @pytest.fixture
@@ -858,6 +856,73 @@ def test_actions_try_a_deprecated_version_again(context: Any, world: Surrounding
     assert world.lxd.found == {}
 
     context.run(context.on.action(action), state())
+
+    assert len(world.lxd.found) == 2
+
+
+OWN_WORDS = "runners ended without a job"
+DELETED = "Failed to create a session. The runner registration has been deleted from the server, please re-configure."
+
+
+def failed(world: Surroundings, words: str = DELETED) -> None:
+    """Each runner's agent has ended without a job, before GitHub ever listed the runner as online."""
+    for instance in world.lxd.found.values():
+        instance.process = 13
+        printed = (
+            f"Connecting\n{words}\nRunner listener exit with terminated error, stop the service\nExiting runner...\n"
+        )
+        instance.files[str(provision.RUN_FOLDER / "last-words")] = printed.encode()
+
+
+def test_runners_that_end_without_a_job_back_off(
+    context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Creation pauses for 2, 4, 8 … seconds and never longer than 10 minutes, until a later runner is online."""
+    world.lxd.registered = lambda instance: world.github.register(instance.name, online=False)
+    at(0, monkeypatch)
+    tick(context)
+    for count in range(1, 13):
+        failed(world)
+        first = tick(context)
+        pause = min(600, 2**count)
+        assert f"next attempt in {pause} s" in first.message
+        assert "the clock of the runner differs from GitHub's" in first.message
+        assert world.lxd.found == {}
+        at(pause - 1, monkeypatch)
+        held = tick(context)
+        assert (held.name, world.lxd.found) == ("waiting", {})
+        assert OWN_WORDS in held.message
+        at(1, monkeypatch)
+        assert OWN_WORDS in tick(context).message
+        assert len(world.lxd.found) == 2
+
+    for name, registered in world.github.runners.items():
+        world.github.runners[name] = replace(registered, online=True)
+    assert OWN_WORDS not in tick(context).message
+    assert markers.Markers(UNIT).read(markers.FAILED_STARTS) is None
+
+
+@pytest.mark.parametrize("attempt", ["reconcile-runners", "update-dependencies", "flush-runners", "config_changed"])
+def test_operator_ends_the_back_off(context: Any, world: Surroundings, attempt: str) -> None:
+    """An action and a changed option try to create runners at once."""
+    noted(markers.SET_UP)
+    noted(markers.FAILED_STARTS, f"12 {int(time.time())} {DELETED}")
+    assert (tick(context).name, world.lxd.found) == ("waiting", {})
+
+    context.run(context.on.config_changed() if attempt == "config_changed" else context.on.action(attempt), state())
+
+    assert len(world.lxd.found) == 2
+
+
+@pytest.mark.parametrize(
+    "note", ["", "x", "3", "3 x", "-1 5", "99999999999 0", "1e400 5", "nan 1", "1 nan", "2 99999999999 later"]
+)
+def test_no_note_of_failed_starts_stops_the_unit(context: Any, world: Surroundings, note: str) -> None:
+    """A marker that is damaged, or written while the clock was wrong, holds no creation."""
+    noted(markers.SET_UP)
+    noted(markers.FAILED_STARTS, note)
+
+    tick(context)
 
     assert len(world.lxd.found) == 2
 

@@ -567,7 +567,7 @@ def test_who_is_never_removed(quantity: int, views: list[RunnerView]) -> None:
     removed = dict(plan(quantity, *views).remove)
 
     for seen in views:
-        ended = seen.process in (Process.NONE, Process.REFUSED)
+        ended = seen.process in (Process.NONE, Process.REFUSED, Process.FAILED)
         alive = not ended or not seen.created_at or (seen.github and seen.github.online)
         busy_by_github = seen.github and seen.github.busy and alive
         if seen.exists and seen.running and (seen.process is Process.WORKER or busy_by_github):
@@ -607,7 +607,7 @@ def test_passes_converge(quantity: int, views: list[RunnerView], data: st.DataOb
     One more each where outdated runners wait until today's configuration has proven itself.
     """
     first = plan(quantity, *views)
-    assume(not first.refused)
+    assume(not first.refused and not first.failed)
     names = [name for name, _ in first.remove]
     done = set(data.draw(st.lists(st.sampled_from(names), unique=True))) if names else set()
     # Cut off: creations come after the removals.
@@ -631,7 +631,7 @@ LISTED = GithubRunner(7, "r", online=False, busy=False)
 
 
 @pytest.mark.parametrize(
-    ("seen", "refused", "create"),
+    ("seen", "believed", "create"),
     [
         pytest.param({"github": LISTED}, True, 0, id="listed as idle: no job can have written it"),
         pytest.param({"github": None}, False, 2, id="not listed: it may have had its job"),
@@ -643,12 +643,15 @@ LISTED = GithubRunner(7, "r", online=False, busy=False)
         pytest.param({"github": LISTED, "seen_online": True}, False, 2, id="was online: it may have had a job"),
     ],
 )
-def test_refused_application(seen: dict[str, Any], refused: bool, create: int) -> None:
-    """A runner that ended as outdated is removed; if today's application was meant and is believed, none is created."""
-    decided = plan(2, view("r", **{"process": Process.REFUSED, **seen}))
+@pytest.mark.parametrize("process", [Process.REFUSED, Process.FAILED])
+def test_agent_that_ended_without_a_job(process: Process, seen: dict[str, Any], believed: bool, create: int) -> None:
+    """It is removed. If today's configuration was meant and no job can have said it, no runner is created for now."""
+    decided = plan(2, view("r", **{"process": process, **seen}))
 
     assert decided.remove == (("r", Reason.UNHEALTHY),)
-    assert (decided.refused, decided.create) == (refused, create)
+    assert decided.create == create
+    assert decided.refused is (believed and process is Process.REFUSED)
+    assert decided.failed == (("r",) if believed and process is Process.FAILED else ())
 
 
 TRIED = [

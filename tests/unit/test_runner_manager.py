@@ -20,6 +20,7 @@ import runner_manager
 import times
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
 from models import (
+    FailedStarts,
     FlushMode,
     GithubOrg,
     GithubPath,
@@ -965,6 +966,49 @@ def test_refused_application_stops_creation_and_says_so(world: World, tmp_path: 
     assert refused not in world.github.runners
     assert world.github.tokens == 0
     assert "update-dependencies" in manager.report.failures[0]
+
+
+def test_runner_that_ended_without_a_job_is_a_failed_creation(world: World, tmp_path: Path) -> None:
+    """Its logs are pulled also without metrics, its own reason is in the report, and it counts in the events."""
+    kept, ended = world.add("aa"), world.add("bb", online=False, process=13)
+    instance = world.lxd.found[ended]
+    instance.files[str(provision.RUN_FOLDER / "last-words")] = (
+        b"An error occurred: \x1b[31mnot allowed\nExiting runner...\n"
+    )
+    instance.files[f"{provision.RUNNER_APPLICATION}/_diag/Runner_1.log"] = b"why"
+
+    manager = world.reconcile(3)
+
+    assert list(world.lxd.found) == [kept]
+    assert ended not in world.github.runners
+    [failure] = manager.report.failures
+    assert failure == "runners ended without a job: An error occurred: [31mnot allowed; next attempt in 2 s"
+    assert manager.report.failed_starts == FailedStarts(1, NOW, "An error occurred: [31mnot allowed")
+    assert (tmp_path / "logs" / ended / "_diag" / "Runner_1.log").read_text() == "why"
+
+
+def test_runner_that_ended_without_a_job_is_in_the_events(world: World, tmp_path: Path) -> None:
+    """Operators of dashboards see that creations fail, and how often in a row."""
+    world.state = state(issue_metrics=True)
+    world.add("aa", online=False, process=13)
+
+    world.reconcile(1)
+
+    [health] = [event for event in events(tmp_path) if event["event"] == "unit_health"]
+    assert (health["failed_creations"], health["failed_starts"]) == (1, 1)
+
+
+def test_job_cannot_make_its_runner_a_failed_creation(world: World) -> None:
+    """A runner that GitHub does not list may have had its job: it is reported without its words, and replaced."""
+    ended = world.add("aa", online=False, process=13)
+    world.lxd.found[ended].files[str(provision.RUN_FOLDER / "last-words")] = b"words of a job\n"
+    world.github.runners.clear()
+
+    manager = world.reconcile(1)
+
+    assert manager.report.failures == [f"{ended}: ended without a job, and GitHub does not list it"]
+    assert manager.report.failed_starts == FailedStarts()
+    assert len(manager.report.created) == 1
 
 
 PREVIOUS = f"{IDENTITY.app_name}-{IDENTITY.unit_number}-"
