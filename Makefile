@@ -27,7 +27,7 @@ fmt lint static charmcraft unit adapters integration lifecycle: .venv/bin/tox
 	@.venv/bin/tox run -e $@
 
 .venv/bin/tox:
-	@$(PYTHON) tools/make_venv.py .venv tox tox-uv
+	@$(PYTHON) tools/make_venv.py .venv --require-hashes -r tools/requirements.txt
 
 clean:
 	@$(PYTHON) -m sandbox down --all

@@ -35,7 +35,8 @@ def ended(ours: Callable[[str], bool], gather: float, path: Callable[[], Path] =
     wait = RETRY_AFTER
     while True:
         try:
-            with closing(_connect(path())) as stream:
+            with closing(connect(path(), "events?type=lifecycle")) as stream:
+                stream.settimeout(None)
                 logger.info("Following LXD's events")
                 wait = RETRY_AFTER
                 yield set()
@@ -49,14 +50,17 @@ def ended(ours: Callable[[str], bool], gather: float, path: Callable[[], Path] =
         wait = min(2 * wait, RETRY_LIMIT)
 
 
-def _connect(path: Path) -> websocket.WebSocket:
+def connect(path: Path, resource: str, *, fragments: bool = False) -> websocket.WebSocket:
+    """A stream of LXD's API below ``/1.0``, with a timeout of 10 s.
+
+    With ``fragments`` it gives a message in parts: a whole message may have any size.
+    """
     unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         unix.settimeout(10)
         unix.connect(str(path))
-        stream = websocket.WebSocket()
-        stream.connect("ws://lxd/1.0/events?type=lifecycle", socket=unix)  # type: ignore[no-untyped-call]
-        stream.settimeout(None)
+        stream = websocket.WebSocket(fire_cont_frame=fragments)
+        stream.connect(f"ws://lxd/1.0/{resource}", socket=unix)  # type: ignore[no-untyped-call]
     except BaseException:
         unix.close()
         raise

@@ -9,7 +9,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,7 +21,7 @@ from errors import HostError, LxdError
 from host import application
 from lxd import LxdClient, LxdInstance, wait_until
 from models import Arch, ImageSource, ProxyConfig
-from system import are_active, exclusive, run, write_file
+from system import LOCKS, are_active, exclusive, run, write_file
 
 if TYPE_CHECKING:
     import jinja2
@@ -32,7 +32,7 @@ NAME = "ghro.build-image"
 UNITS = Path("/etc/systemd/system")
 SERVICE, TIMER = f"{NAME}.service", f"{NAME}.timer"
 SETTINGS = Path("/var/lib/github-runner/build-image.json")
-LOCK = Path("/var/lib/github-runner/build-image.lock")
+LOCK = LOCKS / "build-image.lock"
 # Why the last build failed; removed by one that succeeds.
 FAILURE = Path("/var/lib/github-runner/build-image.failure")
 BUILDER = "github-runner-image-builder"
@@ -89,6 +89,7 @@ class ImageBuild:
 def ensure(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progress: Callable[[str], None]) -> bool:
     """Build the image unless it is there; whether it was built. HostError while another process builds it."""
     if is_there(lxd, build):
+        _name_foreign(lxd, build.alias)
         return False
     with exclusive(LOCK, 0) as free:
         if not free:
@@ -103,6 +104,7 @@ def ensure_later(lxd: LxdClient, build: ImageBuild) -> None:
     A build takes longer than a reconcile may, and Juju would wait for it. It starts a reconcile when it is done.
     """
     if is_there(lxd, build):
+        _name_foreign(lxd, build.alias)
         return
     run(["systemctl", "start", "--no-block", SERVICE])
     with suppress(OSError):
@@ -285,8 +287,30 @@ def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None) -> str:
     return str(lxd.change("POST", "images", json=body, timeout=PUBLISH_TIMEOUT)["fingerprint"])
 
 
+def _name_foreign(lxd: LxdClient, alias: str) -> None:
+    """Say that runners start from an image that this charm did not build: the previous charm's, or the operator's."""
+    image = current(lxd, alias)
+    if image is not None and ALIAS_PROPERTY not in image["properties"]:
+        logger.warning(
+            "Image %s was not built by this charm: %s. Runners start from it until the next build, which gives it the "
+            "alias %s instead",
+            alias,
+            image["fingerprint"][:12],
+            _spare_alias(alias, image),
+        )
+
+
+def _spare_alias(alias: str, image: Mapping[str, Any]) -> str:
+    return f"{alias}-{image['fingerprint'][:12]}"
+
+
 def _move_alias(lxd: LxdClient, alias: str, fingerprint: str) -> None:
-    """One request: at no moment is the alias away."""
+    """One request: at no moment is the alias away. An image that this charm did not build keeps another alias."""
+    image = current(lxd, alias)
+    if image is not None and ALIAS_PROPERTY not in image["properties"]:
+        spare = _spare_alias(alias, image)
+        if lxd.find("images", "aliases", spare) is None:
+            lxd.change("POST", "images", "aliases", json={"name": spare, "target": image["fingerprint"]})
     if lxd.find("images", "aliases", alias) is None:
         lxd.change("POST", "images", "aliases", json={"name": alias, "target": fingerprint})
     else:

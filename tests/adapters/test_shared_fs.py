@@ -18,6 +18,7 @@ NAME = "app-0-0123abcdaa"
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(shared_fs, "FILESYSTEM_BASE_PATH", tmp_path / "fs")
     monkeypatch.setattr(shared_fs, "FILESYSTEM_IMAGES_PATH", tmp_path / "images")
+    monkeypatch.setattr(shared_fs, "VIEWS", {})
     yield tmp_path
     for path in (tmp_path / "fs").glob("*"):
         subprocess.run(["umount", "--lazy", str(path)], capture_output=True)

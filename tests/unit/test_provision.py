@@ -634,19 +634,16 @@ def test_registration_of_repository_and_organisation(path: GithubRepo | GithubOr
     assert script.rstrip().splitlines()[-1] == command + (f" --runnergroup {group}" if group else "")
 
 
-@pytest.mark.parametrize("arguments", [(), ("remove",)], ids=["register", "remove"])
-def test_registration_token(shell: Shell, arguments: tuple[str, ...]) -> None:
+def test_registration_token(shell: Shell) -> None:
     """The token is deleted with its file and given to config.sh in the environment, never as an argument."""
     shell.stub("config.sh", f'[ ! -e "{shell.folder}/token" ] && echo "$ACTIONS_RUNNER_INPUT_TOKEN"', shell.application)
     (shell.folder / "token").write_text("AABBCC")
 
-    done = shell.run(shell.render("register.sh.j2"), *arguments)
+    done = shell.run(shell.render("register.sh.j2"))
 
     assert (done.returncode, done.stdout) == (0, "AABBCC\n")
     assert "AABBCC" not in " ".join(shell.arguments("config.sh"))
     assert not (shell.folder / "token").exists()
-    if arguments:
-        assert shell.arguments("config.sh") == ["remove"]
 
 
 def test_registration_without_a_token_fails(shell: Shell) -> None:

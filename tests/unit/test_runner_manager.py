@@ -26,11 +26,14 @@ from models import (
     GithubPath,
     GithubRepo,
     GithubRunner,
+    ProxyConfig,
+    RunnerConfig,
+    RunnerStatus,
     SSHDebugConnection,
     VirtualMachineResources,
     WorkflowJob,
 )
-from runner import KEY, RunnerManagerClients
+from runner import KEY, Runner, RunnerManagerClients
 from runner_manager import RunnerManager, fingerprint
 from system import exclusive
 from tests.unit.fakes import (
@@ -358,17 +361,29 @@ def test_ghost_of_odd_lists_stays(world: World, answer: str) -> None:
     assert manager.report.created == []
 
 
-def test_ghost_that_github_does_not_list_deregisters_itself(world: World) -> None:
-    """A runner without a known id gets a removal token and runs `config.sh remove` inside."""
+def test_no_token_goes_into_an_instance_that_a_job_may_own(world: World) -> None:
+    """A runner without a known id that GitHub does not list is removed without a word to it, by both callers."""
     name = world.add("aa", offline_since=str(NOW - 1000))
     world.github.runners.clear()
     instance = world.lxd.found[name]
 
     world.reconcile(0)
 
-    assert [str(provision.REGISTER_SCRIPT), "remove"] in instance.commands
-    assert instance.files[str(provision.TOKEN_FILE)] == b"removal"
+    assert instance.files == {}
+    assert {command[0] for command in instance.commands} == {"/bin/sh"}
     assert world.lxd.found == {}
+    assert world.github.tokens == 0
+
+
+def test_a_removal_token_is_not_used(world: World) -> None:
+    """`Runner.remove` accepts one, as its signature is fixed, and gives it to nobody."""
+    instance = world.lxd.found[world.add("aa")]
+    config = RunnerConfig("app", False, (), Path("/"), instance.name, REPO, ProxyConfig())
+    clients = RunnerManagerClients(world.github, None, world.lxd, None)  # type: ignore[arg-type]
+
+    Runner(clients, config, RunnerStatus(), instance).remove("AAA")  # type: ignore[arg-type]
+
+    assert (instance.files, instance.commands, world.lxd.found) == ({}, [], {})
 
 
 def test_registration_without_instance_is_deleted_when_offline(world: World) -> None:
@@ -685,7 +700,7 @@ def test_flush_takes_an_idle_runner_that_github_does_not_let_go(world: World) ->
 def test_force_flush_works_without_github(world: World) -> None:
     """A dead token or no GitHub does not keep runners on a machine that is being given back."""
     world.add("aa", busy=True, runner_id="1")
-    world.github.down = {"list", "delete", "remove token"}
+    world.github.down = {"list", "delete"}
 
     assert world.manager().flush(FlushMode.FORCE_FLUSH) == 1
     assert world.lxd.found == {}
