@@ -286,8 +286,8 @@ class LxdInstance:
         with _errors(what), ExitStack() as opened:
             answer = self._lxd.request("POST", "instances", self.name, "exec", json=body).json()["metadata"]
             streams = {}
-            # The command starts when all are connected.
-            for number, secret in answer["metadata"]["fds"].items():
+            # The command starts when 0, 1 and 2 are connected, and may end before the control could be.
+            for number, secret in sorted(answer["metadata"]["fds"].items(), reverse=True):
                 resource = f"operations/{answer['id']}/websocket?secret={secret}"
                 streams[number] = connect(socket_path(), resource, fragments=True)
                 opened.callback(streams[number].shutdown)

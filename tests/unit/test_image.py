@@ -264,6 +264,20 @@ def test_only_images_of_our_making_are_renewed(monkeypatch: pytest.MonkeyPatch) 
     assert calls == [["systemctl", "start", "--no-block", image.SERVICE]]
 
 
+def test_an_image_of_the_operator_keeps_an_alias(caplog: pytest.LogCaptureFixture) -> None:
+    """The charm's alias on another image: it serves, with a line in the log, and a build gives it another alias."""
+    lxd = ImageLxd()
+    lxd.aliases = {"jammy": "theirs"}
+
+    image.ensure_later(cast(LxdClient, lxd), BUILD)
+    assert "Image jammy was not built by this charm: theirs." in caplog.text
+    make(lxd)
+    make(lxd)
+
+    assert lxd.aliases == {"jammy": "new", "jammy-theirs": "theirs"}
+    assert set(lxd.images) == {"old", "theirs", "new"} - {"old"}
+
+
 def test_age_of_an_image_of_ours() -> None:
     """LXD's time of publication counts, and only for images of our making; a clock that was set back makes it 0."""
     lxd = cast(LxdClient, ImageLxd())

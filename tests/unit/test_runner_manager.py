@@ -321,6 +321,22 @@ def test_logs_that_cannot_be_pulled_do_not_stop_the_removal(world: World) -> Non
     assert manager.report.failures == []
 
 
+def test_logs_are_pulled_no_further_once_one_fails(world: World, tmp_path: Path) -> None:
+    """Every log of an instance that hangs would cost its time limit; a stopped instance is not read at all."""
+    world.state = state(issue_metrics=True)
+    name, stopped = (world.add(suffix, online=False, process=11) for suffix in ("aa", "bb"))
+    world.lxd.found[stopped].running = False
+    asked: list[str] = []
+    world.lxd.faults["output"] = lambda name: asked.append(name) or True  # type: ignore[func-returns-value]
+
+    manager = world.reconcile(0)
+
+    assert asked == [name]
+    assert world.lxd.found == {}
+    assert manager.report.failures == []
+    assert not (tmp_path / "logs").exists()
+
+
 def test_ghost_is_noted_and_the_note_goes_when_it_is_back(world: World) -> None:
     """The first pass that sees it writes the time on the instance; GitHub saying online takes it away."""
     name = world.add("aa", online=False)
@@ -873,6 +889,18 @@ def test_old_crash_logs_are_deleted_with_their_folders(world: World, tmp_path: P
 
     assert list((tmp_path / "logs").iterdir()) == []
     assert (outside / "file").read_text() == "kept"
+
+
+def test_crash_logs_have_a_total(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A series of jobs that leave as much as they can does not fill the disk: the newest logs within it are kept."""
+    monkeypatch.setattr(runner, "KEPT_OF_JOBS", 5 << 19)
+    for age, name in enumerate(["new", "middle", "old"]):
+        (old_logs(tmp_path, name) / "_diag" / "Runner_1.log").write_bytes(b"x" * (1 << 20))
+        os.utime(tmp_path / "logs" / name, (world.now - age, world.now - age))
+
+    runner.remove_old_logs(world.now)
+
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["middle", "new"]
 
 
 def test_only_folders_of_crash_logs_are_deleted(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
