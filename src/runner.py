@@ -388,15 +388,15 @@ class Runner:
             logger.warning("%s is still registered, the next pass looks again: %s", self.config.name, error)
 
     def _log_commands(self, instance: LxdInstance) -> Iterator[tuple[Path, list[str]]]:
-        """Where each log is written, and the command that reads it. The system's come first: a job cannot name them."""
-        yield Path("github-runner-journal.log"), ["/bin/sh", "-c", READ_JOURNAL]
-        yield Path("syslog"), ["/bin/sh", "-c", READ_LOG, "/var/log/syslog", str(LOG_SIZE_LIMIT)]
+        """Where each log is written, and the command that reads it."""
         folder = self.runner_application / DIAG
         listing = instance.output(["/bin/sh", "-c", LIST_LOGS, str(folder), str(MOST_LOG_FILES)], 8192, LOG_TIMEOUT)
         # Names come from inside: only plain ones, and not too many.
         for name in listing.decode(errors="replace").splitlines()[:MOST_LOG_FILES]:
             if re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name, re.ASCII):
                 yield Path(DIAG, name), ["/bin/sh", "-c", READ_LOG, str(folder / name), str(LOG_SIZE_LIMIT)]
+        yield Path("github-runner-journal.log"), ["/bin/sh", "-c", READ_JOURNAL]
+        yield Path("syslog"), ["/bin/sh", "-c", READ_LOG, "/var/log/syslog", str(LOG_SIZE_LIMIT)]
 
 
 def ensure_resource_profile(lxd: LxdClient, resources: VirtualMachineResources, *, container: bool) -> None:
