@@ -360,14 +360,13 @@ def _received(stream: "websocket.WebSocket", limit: int, deadline: float) -> byt
 
     data = b""
     while len(data) < limit:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise LxdError("not over in time")
-        stream.settimeout(left)
+        stream.settimeout(max(0.001, deadline - time.monotonic()))
         try:
             code, frame = stream.recv_data_frame(control_frame=True)
         except websocket.WebSocketConnectionClosedException:
             break
+        if time.monotonic() > deadline:
+            raise websocket.WebSocketTimeoutException("timed out")
         if code == websocket.ABNF.OPCODE_CLOSE or (code == websocket.ABNF.OPCODE_TEXT and not frame.data):
             break
         if code in (websocket.ABNF.OPCODE_BINARY, websocket.ABNF.OPCODE_CONT):

@@ -210,7 +210,7 @@ def test_volumes_of_an_earlier_revision_are_taken_along(machine: Path, monkeypat
 def test_what_another_user_puts_in_the_place_leads_nowhere(
     machine: Path, trap: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No mount, no file and no mode changes where a link leads; an image that another user could make is not mounted."""
+    """Nothing is mounted or changed where a link leads, and no image that another user could make is mounted."""
     planted, victim = machine / "home" / "runner-fs-images", machine / "victim"
     victim.mkdir()
     (victim / "planted.img").write_text("theirs")

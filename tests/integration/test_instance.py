@@ -193,7 +193,7 @@ def test_output_is_a_stream_that_is_cut(instance: LxdInstance) -> None:
     assert instance.output(["cat", "/dev/zero"], 5_000_000, 20) == bytes(5_000_000)
     assert instance.output(["no-such-program"], 100, 10) == b""
     for endless in ("sleep 60", "while echo x; do sleep 0.1; done"):
-        with pytest.raises(LxdError, match="in time|timed out"):
+        with pytest.raises(LxdError, match="timed out"):
             instance.output([*shell, endless], 1000, 1)
     assert said(instance, "pgrep -x cat || echo none") == "none\n"
 
