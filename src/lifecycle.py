@@ -50,16 +50,13 @@ def ended(ours: Callable[[str], bool], gather: float, path: Callable[[], Path] =
         wait = min(2 * wait, RETRY_LIMIT)
 
 
-def connect(path: Path, resource: str, *, fragments: bool = False) -> websocket.WebSocket:
-    """A stream of LXD's API below ``/1.0``, with a timeout of 10 s.
-
-    With ``fragments`` it gives a message in parts: a whole message may have any size.
-    """
+def connect(path: Path, resource: str) -> websocket.WebSocket:
+    """A stream of LXD's API below ``/1.0``, with a timeout of 10 s."""
     unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         unix.settimeout(10)
         unix.connect(str(path))
-        stream = websocket.WebSocket(fire_cont_frame=fragments)
+        stream = websocket.WebSocket()
         stream.connect(f"ws://lxd/1.0/{resource}", socket=unix)  # type: ignore[no-untyped-call]
     except BaseException:
         unix.close()

@@ -289,7 +289,7 @@ class LxdInstance:
             # The command starts when 0, 1 and 2 are connected, and may end before the control could be.
             for number, secret in sorted(answer["metadata"]["fds"].items(), reverse=True):
                 resource = f"operations/{answer['id']}/websocket?secret={secret}"
-                streams[number] = connect(socket_path(), resource, fragments=True)
+                streams[number] = connect(socket_path(), resource)
                 opened.callback(streams[number].shutdown)
             try:
                 return _received(streams["1"], limit, deadline)
@@ -355,21 +355,25 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: str, interva
 
 
 def _received(stream: "websocket.WebSocket", limit: int, deadline: float) -> bytes:
-    """What a stream of LXD's carries until its end: an empty text, or a close."""
+    """What a stream of LXD's carries until its end: a text, or a close.
+
+    Frame by frame: a message may have any size.
+    """
     import websocket
 
+    carries = (websocket.ABNF.OPCODE_BINARY, websocket.ABNF.OPCODE_CONT)
     data = b""
     while len(data) < limit:
         stream.settimeout(max(0.001, deadline - time.monotonic()))
         try:
-            code, frame = stream.recv_data_frame(control_frame=True)
-        except websocket.WebSocketConnectionClosedException:
+            frame = stream.recv_frame()  # type: ignore[no-untyped-call]
+        except (websocket.WebSocketConnectionClosedException, ConnectionError):
             break
         if time.monotonic() > deadline:
             raise websocket.WebSocketTimeoutException("timed out")
-        if code == websocket.ABNF.OPCODE_CLOSE or (code == websocket.ABNF.OPCODE_TEXT and not frame.data):
+        if frame.opcode in (websocket.ABNF.OPCODE_CLOSE, websocket.ABNF.OPCODE_TEXT):
             break
-        if code in (websocket.ABNF.OPCODE_BINARY, websocket.ABNF.OPCODE_CONT):
+        if frame.opcode in carries:
             data += frame.data
     return data[:limit]
 
