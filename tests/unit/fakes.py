@@ -77,6 +77,8 @@ class FakeInstance:
         self.virtual_machine = virtual_machine
         self.process = 10
         self.files: dict[str, bytes] = {}
+        self.pushed: list[tuple[str, int, int]] = []
+        """Path, mode and user of each file in the order of its push."""
         self.commands: list[list[str]] = []
 
     def host_uid(self, uid: int) -> int:
@@ -119,6 +121,7 @@ class FakeInstance:
 
     def push(self, path: str, content: "bytes | BinaryIO", *, mode: int = 0o644, user: int = 0) -> None:
         self.lxd.fault("push", self.name)
+        self.pushed.append((path, mode, user))
         self.files[path] = content if isinstance(content, bytes) else content.read()
 
     def pull(self, path: str, limit: int) -> bytes:
