@@ -468,6 +468,20 @@ def test_storage_that_is_large_enough_in_total_is_enough(juju_storage: Path) -> 
     assert storage.shortage(wanting(7)) is None
 
 
+def test_what_the_pool_has_counts_as_free(juju_storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool volume's own blocks are no shortage, to the byte. Other files of any name are."""
+    volume = juju_storage / "github-runner-pool-0a1b.img"
+    for path in (volume, juju_storage / "other.img"):
+        path.write_bytes(b"x" * (1 << 20))
+    held = volume.stat().st_blocks * 512
+    assert held >= 1 << 20
+
+    monkeypatch.setattr(storage, "needed_bytes", lambda _: 60 * GIB + held)
+    assert storage.shortage(wanting(7)) is None
+    monkeypatch.setattr(storage, "needed_bytes", lambda _: 60 * GIB + held + 1)
+    assert storage.shortage(wanting(7)) is not None
+
+
 def test_memory_is_never_more_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disks in memory must fit into the machine's memory; the message names both sizes."""
     monkeypatch.setattr(storage.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 15 * GIB // 4096)

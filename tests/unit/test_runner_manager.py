@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import socket
+import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -17,15 +18,23 @@ import metrics.storage
 import provision
 import runner
 import runner_manager
+import shared_fs
 import times
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
+from lxd import Execution
 from models import (
+    RUNNER_INSTALLED_TS_FILE_NAME as INSTALLED,
+)
+from models import (
+    BaseImage,
     FailedStarts,
     FlushMode,
     GithubOrg,
     GithubPath,
     GithubRepo,
     GithubRunner,
+    ProxyConfig,
+    RepoPolicy,
     SSHDebugConnection,
     VirtualMachineResources,
     WorkflowJob,
@@ -160,6 +169,58 @@ def test_instance_carries_what_a_later_pass_needs(world: World) -> None:
     assert instance.config[f"{KEY}runner-id"] == "1"
     assert instance.config["boot.autostart"] == "false"
     assert "registration" not in str(instance.config) + str(instance.commands)
+
+
+def test_files_with_secrets_are_readable_for_one_user_only(world: World) -> None:
+    """The files of the set-up belong to root and the tokens to the runner's user, each without access for others."""
+    world.reconcile(1)
+    [created] = world.lxd.found.values()
+    assert {
+        (str(provision.FILES_ARCHIVE), 0o600, 0),
+        (str(provision.TOKEN_FILE), 0o600, provision.UBUNTU),
+    } <= set(created.pushed)
+
+
+@pytest.fixture
+def metrics_storages(world: World, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Metrics storages that are plain folders, and the user of the host that each was given to."""
+    owners: dict[str, int] = {}
+    monkeypatch.setattr(shared_fs, "create", world.storages.create)
+    monkeypatch.setattr(shared_fs, "give_to", lambda storage, uid: owners.update({storage.runner_name: uid}))
+    monkeypatch.setattr(FakeInstance, "host_uid", lambda _, uid: 1_000_000 + uid)
+    world.state = state(issue_metrics=True)
+    return owners
+
+
+def test_a_metrics_storage_belongs_to_the_runners_user(world: World, metrics_storages: dict[str, int]) -> None:
+    """The user is the one on the host that the instance maps to its own, and it has the storage before the start."""
+    at_start: list[dict[str, int]] = []
+    world.lxd.faults = {"start": lambda _: at_start.append(dict(metrics_storages)) or False}
+
+    world.reconcile(1)
+
+    [name] = world.lxd.found
+    assert metrics_storages == {name: 1_000_000 + provision.UBUNTU}
+    assert at_start == [metrics_storages]
+
+
+def test_the_installed_timestamp_is_written_before_the_agent_starts(
+    world: World, metrics_storages: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the start of the agent on a job could write the file itself."""
+    execute, written = FakeInstance.execute, []
+
+    def recorded(instance: FakeInstance, command: list[str], **options: Any) -> Execution:
+        if command[:2] == ["systemctl", "start"]:
+            written.append(float((world.storages.get(instance.name).path / INSTALLED).read_text()))
+        return execute(instance, command, **options)
+
+    monkeypatch.setattr(FakeInstance, "execute", recorded)
+
+    before = time.time()
+    world.reconcile(1)
+
+    assert before - 1 <= written[0] <= time.time()
 
 
 @pytest.mark.parametrize(
@@ -368,6 +429,7 @@ def test_ghost_that_github_does_not_list_deregisters_itself(world: World) -> Non
 
     assert [str(provision.REGISTER_SCRIPT), "remove"] in instance.commands
     assert instance.files[str(provision.TOKEN_FILE)] == b"removal"
+    assert instance.pushed == [(str(provision.TOKEN_FILE), 0o600, provision.UBUNTU)]
     assert world.lxd.found == {}
 
 
@@ -673,6 +735,15 @@ def test_only_what_may_run_a_job_is_stopped_in_order(world: World, mode: FlushMo
     assert world.github.runners == {}
 
 
+def test_a_job_is_stopped_in_order_although_github_lists_its_runner_as_offline(world: World) -> None:
+    """GitHub may lose sight of a runner in the middle of its job."""
+    name = world.add("aa", busy=True, online=False)
+
+    world.manager().flush(FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK)
+
+    assert world.lxd.log[0] == f"stop {name}"
+
+
 def test_flush_takes_an_idle_runner_that_github_does_not_let_go(world: World) -> None:
     """GitHub's refusal to forget it keeps it from a reconcile, not from a flush."""
     name = world.add("aa")
@@ -798,6 +869,12 @@ def test_counts_are_githubs_and_unknown_instances(world: World) -> None:
         {"ca_certificates": ("certificate",)},
         {"ssh_debug_connections": (SSHDebugConnection("192.0.2.1", 22, "SHA256:a", "SHA256:b"),)},
         {"issue_metrics": True},
+        {"github_url": "https://other.example"},
+        {"base_image": BaseImage.NOBLE},
+        {"test_mode": False},
+        {"proxies": ProxyConfig(http="http://proxy.example:3128")},
+        {"proxies": ProxyConfig(no_proxy="example")},
+        {"repo_policy": RepoPolicy("https://policy.example", "token")},
     ],
     ids=lambda change: next(iter(change)),
 )
