@@ -17,6 +17,7 @@ import provision
 import shared_fs
 from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenError
 from host import application, kernel, machine, markers, storage
+from runner_manager import RunnerManager
 from tests.unit.fakes import TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages
 
 CONFIG: dict[str, Any] = {"path": "octo-org/demo", "token": "secret", "test-mode": "insecure", "virtual-machines": 2}
@@ -68,6 +69,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     monkeypatch.setattr(application.refused_at, "__defaults__", (tmp_path,))
     found.steps = []
     monkeypatch.setattr(charm_module, "LxdClient", lambda: found.lxd)
+    # Its default was bound before a test sets the time.
+    monkeypatch.setitem(RunnerManager.__init__.__kwdefaults__, "clock", lambda: time.time())
     monkeypatch.setattr(github_client, "GithubClient", lambda *_, **__: found.github)
     for storage_function in ("list_all", "get", "delete"):
         monkeypatch.setattr(shared_fs, storage_function, getattr(found.storages, storage_function))
