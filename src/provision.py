@@ -43,6 +43,8 @@ TOKEN_FILE = RUN_FOLDER / "token"
 REFUSED_FILE = RUN_FOLDER / "refused"
 # How long an instance whose application is outdated waits, in seconds, for a pass to see it.
 REFUSED_WAIT = 3600
+# The set-up script's exit code where the instance is ready, but has no metrics storage at METRICS_FOLDER.
+WITHOUT_METRICS = 75
 SETUP_FOLDER = PurePosixPath("/root/github-runner")
 SETUP_SCRIPT = SETUP_FOLDER / "setup.sh"
 REGISTER_SCRIPT = RUNNER_APPLICATION / ".register.sh"
@@ -205,6 +207,9 @@ def _values(
         "folder": RUNNER_APPLICATION,
         "pre_job_script": PRE_JOB_SCRIPT,
         "metrics_folder": METRICS_FOLDER,
+        "issue_metrics": config.issue_metrics,
+        "without_metrics": WITHOUT_METRICS,
+        "container": config.container,
         "pre_job_file": PRE_JOB_METRICS_FILE_NAME,
         "post_job_file": POST_JOB_METRICS_FILE_NAME,
         "policy_url": policy_url,

@@ -288,7 +288,10 @@ class Runner:
             with config.binary_path.open("rb") as tarball:
                 instance.push(str(provision.APPLICATION_ARCHIVE), tarball, mode=0o600)
         unpack = f"tar -xf {provision.FILES_ARCHIVE} -C / && rm -f {provision.FILES_ARCHIVE}"
-        self._run(instance, ["/bin/sh", "-c", f"{unpack} && exec {provision.SETUP_SCRIPT}"], times.SET_UP)
+        command = ["/bin/sh", "-c", f"{unpack} && exec {provision.SETUP_SCRIPT}"]
+        code = self._run(instance, command, times.SET_UP, accepted=(0, provision.WITHOUT_METRICS))
+        if code == provision.WITHOUT_METRICS:
+            logger.error("%s goes without metrics: nothing is mounted in it", self.config.name)
 
     def _register(self, instance: LxdInstance, token: str) -> None:
         instance.push(str(provision.TOKEN_FILE), token.encode(), mode=0o600, user=provision.UBUNTU)
@@ -309,15 +312,23 @@ class Runner:
         if done.code != 0:
             raise LxdError(f"systemctl start ended with {done.code}")
 
-    def _run(self, instance: LxdInstance, command: list[str], timeout: float, user: int = 0) -> None:
-        """A step inside, before any job: output is ours and may be recorded."""
+    def _run(
+        self,
+        instance: LxdInstance,
+        command: list[str],
+        timeout: float,
+        user: int = 0,
+        accepted: tuple[int, ...] = (0,),
+    ) -> int:
+        """A step inside, before any job: output is ours and may be recorded. Returns the exit code."""
         home = str(provision.HOME) if user else "/root"
         done = instance.execute(
             command, timeout=timeout, user=user, output=True, environment={"HOME": home, "LANG": "C.UTF-8"}
         )
-        if done.code != 0:
+        if done.code not in accepted:
             words = (done.stderr.strip() or done.stdout.strip())[-500:]
             raise LxdError(f"{Path(command[0]).name} ended with {done.code}: {words}")
+        return done.code
 
     @contextmanager
     def _step(self, what: str) -> Iterator[None]:

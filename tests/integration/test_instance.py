@@ -162,6 +162,10 @@ def test_commands_give_their_answer(instance: LxdInstance) -> None:
 
     assert (done.code, done.stdout, done.stderr) == (3, "out\n", "err\n")
     assert instance.execute(["true"]).stdout == ""
+    missing = instance.execute(["sh", "-c", "nosuchprogram"], output=True)
+    assert missing.code == 127
+    assert "nosuchprogram" in missing.stderr
+    assert instance.execute(["/etc/passwd"]).code == 126
 
 
 def test_command_that_does_not_end_is_given_up(instance: LxdInstance) -> None:
