@@ -45,6 +45,8 @@ REFUSED_FILE = RUN_FOLDER / "refused"
 REFUSED_WAIT = 3600
 # The set-up script's exit code where the instance is ready, but has no metrics storage at METRICS_FOLDER.
 WITHOUT_METRICS = 75
+# What the console of a virtual machine of our image prints after its logs.
+CONSOLE_END = "==> end of the logs <=="
 SETUP_FOLDER = PurePosixPath("/root/github-runner")
 SETUP_SCRIPT = SETUP_FOLDER / "setup.sh"
 REGISTER_SCRIPT = RUNNER_APPLICATION / ".register.sh"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import console
 import provision
 import shared_fs
 import times
@@ -74,6 +75,7 @@ DIAG = "_diag"
 LOG_SIZE_LIMIT = 1 << 20
 MOST_LOG_FILES = 20
 LOGS_TIMEOUT = 60
+CONSOLE_TIMEOUT = 20
 RUNNER_PROFILE = "runner"
 KEY = "user.github-runner."
 STOP_TIMEOUT = times.STOP_INSTANCE
@@ -210,7 +212,8 @@ class Runner:
     def pull_logs(self) -> None:
         """Copy the logs of the runner agent and of the system to the host, each cut to a bounded size.
 
-        The agent's logs are written to ``NAME/_diag/``, the system's to ``NAME/``.
+        The agent's logs are written to ``NAME/_diag/``, the system's to ``NAME/``. Where LXD cannot read files inside,
+        what is printed to the console is written to ``NAME/console.log``.
         """
         if self.instance is None:
             raise RunnerLogsError(f"{self.config.name} has no instance to pull logs from")
@@ -227,8 +230,23 @@ class Runner:
                 pulled += 1
             except (LxdError, OSError) as error:
                 logger.warning("Log %s of %s was not pulled: %s", path, self.config.name, error)
-        if not pulled:
+        if not pulled and not self._pull_console(self.instance, target):
             raise RunnerLogsError(f"no log of {self.config.name} could be pulled")
+
+    def _pull_console(self, instance: LxdInstance, target: Path) -> bool:
+        """Write what a virtual machine prints to its console to ``NAME/console.log``; returns whether it printed."""
+        if not (instance.virtual_machine and instance.running):
+            return False
+        try:
+            end = provision.CONSOLE_END.encode()
+            said = console.read(
+                self._clients.lxd, instance.name, end=end, limit=LOG_SIZE_LIMIT, timeout=CONSOLE_TIMEOUT
+            )
+            write_file(target / "console.log", said, 0o640)
+        except (LxdError, OSError) as error:
+            logger.warning("The console of %s was not read: %s", self.config.name, error)
+            return False
+        return bool(said)
 
     def _create_storage(self) -> MetricsStorage | None:
         if not self.config.issue_metrics:
