@@ -16,7 +16,7 @@ from lxd import LxdClient
 
 
 def read(lxd: LxdClient, name: str, *, end: bytes, limit: int, timeout: float) -> bytes:
-    """Send a line to a console, and read until ``end`` or the end of the connection, ``limit`` bytes or ``timeout`` seconds.
+    """Send a line to a console, and read until ``end`` comes, for ``limit`` bytes and ``timeout`` seconds at most.
 
     Whatever the guest prints is returned: a job may have replaced what answers.
     """

@@ -242,7 +242,8 @@ class Runner:
             said = console.read(
                 self._clients.lxd, instance.name, end=end, limit=LOG_SIZE_LIMIT, timeout=CONSOLE_TIMEOUT
             )
-            write_file(target / "console.log", said, 0o640)
+            if said:
+                write_file(target / "console.log", said, 0o640)
         except (LxdError, OSError) as error:
             logger.warning("The console of %s was not read: %s", self.config.name, error)
             return False

@@ -324,8 +324,8 @@ def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None, disk: int)
             "github-runner.source": str(build.source),
             **properties,
         },
-        # It never leaves this machine: packing it would cost minutes at each build and at each unpacking. The disk of a
-        # virtual machine is compressed all the same: LXD makes a compressed qcow2 of it, and unpacks it once for a pool.
+        # It never leaves this machine: packing it would cost minutes at each build and at each unpacking. LXD
+        # compresses the disk of a virtual machine all the same (a qcow2), and unpacks it once for a pool.
         "compression_algorithm": "none",
     }
     return str(lxd.change("POST", "images", json=body, timeout=PUBLISH_TIMEOUT)["fingerprint"])

@@ -1,4 +1,4 @@
-"""Whether this machine can start a virtual machine of the size that the options ask for, and the wanted number of them."""
+"""Whether this machine can start virtual machines of the size that the options ask for."""
 
 import os
 
@@ -16,11 +16,12 @@ def check(lxd: LxdClient, state: CharmState) -> None:
     cpus, memory, smallest = _cpus(), memory_bytes(), image.smallest_disk(lxd, state.base_image.value)
     faults = []
     if wanted.cpu > cpus:
-        faults.append(f"vm-cpu: {wanted.cpu} exceeds the {cpus} CPUs of this machine; lower it, or use a larger machine")
-    if size_in_bytes(wanted.memory) > memory:
         faults.append(
-            f"vm-memory: {wanted.memory} exceeds the {gibibytes(memory)} of this machine; lower it, or use a larger machine"
+            f"vm-cpu: {wanted.cpu} exceeds the {cpus} CPUs of this machine; lower it, or use a larger machine"
         )
+    if size_in_bytes(wanted.memory) > memory:
+        found = f"{wanted.memory} exceeds the {gibibytes(memory)} of this machine"
+        faults.append(f"vm-memory: {found}; lower it, or use a larger machine")
     if size_in_bytes(wanted.disk) < smallest:
         faults.append(f"vm-disk: {wanted.disk} is smaller than the image; use {gibibytes(smallest)} or more")
     if faults:
@@ -40,7 +41,9 @@ def overcommitment(state: CharmState) -> list[str]:
         needed += number * size_in_bytes(wanted.disk)
         what = f"(vm-memory {wanted.memory} + vm-disk {wanted.disk})"
     if needed > memory:
-        found.append(f"{number} × {what} = {gibibytes(needed)} exceeds the {gibibytes(memory)} of this machine's memory")
+        found.append(
+            f"{number} × {what} = {gibibytes(needed)} exceeds the {gibibytes(memory)} of this machine's memory"
+        )
     return found
 
 

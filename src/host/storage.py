@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errors import ConfigurationError, HostError, LxdError
-from host import daemon, image, resources
+from host import daemon, resources
+from host.image import DISK
 from lxd import LxdClient
 from models import RESOURCES_NAME, BaseImage, CharmState, RunnerStorage, gibibytes, size_in_bytes
 from system import is_mounted, run, write_file
@@ -103,9 +104,10 @@ def check_space(state: CharmState, available: int, where: str) -> None:
     """ConfigurationError that names both sizes if the runners' disks do not fit; ``available`` in bytes."""
     needed = needed_bytes(state)
     if needed > available:
+        disks = f"{state.virtual_machines} × vm-disk {state.resources.disk} = {gibibytes(needed)}"
         raise ConfigurationError(
-            f"virtual-machines: {state.virtual_machines} × vm-disk {state.resources.disk} = {gibibytes(needed)} exceeds "
-            f"the {gibibytes(available)} of {where}; lower one of them, or deploy with a larger storage"
+            f"virtual-machines: {disks} exceeds the {gibibytes(available)} of {where}; lower one of them, or deploy "
+            "with a larger storage"
         )
 
 
@@ -222,7 +224,9 @@ def _folder(jinja: "jinja2.Environment", state: CharmState) -> Path:
             raise HostError(f"the Juju storage `runner` is not attached at {JUJU_STORAGE}")
         return JUJU_STORAGE
     options = f"size={_memory_size(state)},mode=0700"
-    if not _ensure_mount(jinja, MEMORY, what="tmpfs", kind="tmpfs", options=options) and _total(MEMORY) < _memory_size(state):
+    if not _ensure_mount(jinja, MEMORY, what="tmpfs", kind="tmpfs", options=options) and _total(MEMORY) < _memory_size(
+        state
+    ):
         run(["mount", "-o", f"remount,{options}", str(MEMORY)])
     return MEMORY
 
@@ -233,7 +237,7 @@ def _memory_size(state: CharmState) -> int:
     Never more than the machine's memory: a runner must find its disk full before the machine is out of memory.
     """
     number = max(1, state.virtual_machines)
-    size = number * (size_in_bytes(state.resources.disk) + CONFIG_VOLUME) + 2 * image.DISK
+    size = number * (size_in_bytes(state.resources.disk) + CONFIG_VOLUME) + 2 * DISK
     return min(size, resources.memory_bytes())
 
 
@@ -316,9 +320,9 @@ def remove(lxd: LxdClient) -> list[str]:
             where.rmdir()
             gone.append(f"mount {where}")
     for folder in (JUJU_STORAGE, MEMORY):
-        for image in [*folder.glob(IMAGE_NAME.format("*")), *folder.glob(IMAGE_NAME.format("*") + ".partial")]:
-            image.unlink()
-            gone.append(str(image))
+        for file in [*folder.glob(IMAGE_NAME.format("*")), *folder.glob(IMAGE_NAME.format("*") + ".partial")]:
+            file.unlink()
+            gone.append(str(file))
         if (folder / DIR_POOL).is_dir():
             shutil.rmtree(folder / DIR_POOL)
             gone.append(str(folder / DIR_POOL))

@@ -4,12 +4,14 @@ import gc
 import hashlib
 import http.server
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+import console
 import lifecycle
 import provision
 from errors import LxdError, LxdNotFoundError
@@ -166,6 +168,23 @@ def test_commands_give_their_answer(instance: LxdInstance) -> None:
     assert missing.code == 127
     assert "nosuchprogram" in missing.stderr
     assert instance.execute(["/etc/passwd"]).code == 126
+
+
+def test_console_is_read_until_its_end(client: LxdClient, instance: LxdInstance) -> None:
+    """What is printed to a console is read up to a mark, and never for longer or to more bytes than asked for."""
+    printing = "while sleep 0.1; do echo some words > /dev/console; done"
+    instance.execute(["systemd-run", "--quiet", "--unit=printing", "sh", "-c", printing])
+
+    marked = console.read(client, instance.name, end=b"words", limit=1 << 20, timeout=20)
+    short = console.read(client, instance.name, end=b"never", limit=7, timeout=20)
+    started = time.monotonic()
+    late = console.read(client, instance.name, end=b"never", limit=1 << 20, timeout=0.5)
+
+    assert b"some words" in marked
+    assert len(short) == 7
+    assert b"some words" in late
+    assert time.monotonic() - started < 5
+    instance.execute(["systemctl", "stop", "printing"])
 
 
 def test_command_that_does_not_end_is_given_up(instance: LxdInstance) -> None:

@@ -48,9 +48,7 @@ def test_an_instance_that_never_answers_is_an_error(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("kind", "most"), [("virtual-machine", 4), ("container", 16)])
-def test_readiness_is_polled_at_a_pace_that_suits(
-    monkeypatch: pytest.MonkeyPatch, kind: str, most: int
-) -> None:
+def test_readiness_is_polled_at_a_pace_that_suits(monkeypatch: pytest.MonkeyPatch, kind: str, most: int) -> None:
     """A virtual machine takes many seconds to boot and is asked less often than a container."""
     now = [0.0]
     monkeypatch.setattr(lxd.time, "monotonic", lambda: now[0])

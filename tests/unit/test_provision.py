@@ -954,9 +954,7 @@ def test_set_up_tells_whether_the_metrics_storage_is_mounted(shell: Shell, mount
     assert "mountpoint" not in (content("/root/github-runner/setup.sh", replace(PLAIN, issue_metrics=False)) or "")
 
 
-@pytest.mark.parametrize(
-    ("growpart", "resize", "code"), [(0, 0, 0), (1, 0, 0), (2, 0, 1), (0, 1, 1)], ids=str
-)
+@pytest.mark.parametrize(("growpart", "resize", "code"), [(0, 0, 0), (1, 0, 0), (2, 0, 1), (0, 1, 1)], ids=str)
 def test_root_filesystem_grows_to_the_disk(shell: Shell, growpart: int, resize: int, code: int) -> None:
     """Partition and filesystem of a virtual machine are grown; exit code 1 of growpart means that they are large."""
     block = shell.folder / "block"
