@@ -29,7 +29,7 @@ from errors import (
     RunnerLogsError,
     RunnerRemoveError,
 )
-from lxd import LxdClient, LxdInstance
+from lxd import Execution, LxdClient, LxdInstance
 from metrics.storage import MetricsStorage, write_new
 from models import (
     RUNNER_INSTALLED_TS_FILE_NAME,
@@ -168,11 +168,11 @@ class Runner:
                 self.instance = self._create_instance(config, storage)
             with self._step("starting the instance"):
                 self._start(self.instance, storage)
-            with self._step("setting the instance up"):
-                self._set_up(self.instance, config)
             registering = True
+            with self._step("setting the instance up"):
+                done = self._set_up(self.instance, config)
             with self._step("registering"):
-                self._register(self.instance, config.registration_token)
+                self._note_registration(self.instance, done)
             with self._step("starting the runner application"):
                 self._start_application(self.instance, storage)
         except BaseException:
@@ -289,7 +289,8 @@ class Runner:
         instance.start()
         instance.wait_ready()
 
-    def _set_up(self, instance: LxdInstance, config: CreateRunnerConfig) -> None:
+    def _set_up(self, instance: LxdInstance, config: CreateRunnerConfig) -> Execution:
+        """Send everything, then set up and register in one command: each request costs a moment of every creation."""
         policy = self._clients.repo
         connections = self.config.ssh_debug_connections
         archive = provision.archive(
@@ -300,6 +301,7 @@ class Runner:
                 ssh_debug=random.choice(connections) if connections else None,  # noqa: S311  # nosec B311
                 policy_url=policy.url if policy else None,
                 policy_token=policy.one_time_token() if policy else "",
+                registration_token=config.registration_token,
             )
         )
         instance.push(str(provision.FILES_ARCHIVE), archive, mode=0o600)
@@ -307,14 +309,22 @@ class Runner:
             with config.binary_path.open("rb") as tarball:
                 instance.push(str(provision.APPLICATION_ARCHIVE), tarball, mode=0o600)
         unpack = f"tar -xf {provision.FILES_ARCHIVE} -C / && rm -f {provision.FILES_ARCHIVE}"
-        command = ["/bin/sh", "-c", f"{unpack} && exec {provision.SETUP_SCRIPT}"]
-        code = self._run(instance, command, times.SET_UP, accepted=(0, provision.WITHOUT_METRICS))
-        if code == provision.WITHOUT_METRICS:
-            logger.error("%s goes without metrics: nothing is mounted in it", self.config.name)
+        # Before any job: output is ours and may be recorded.
+        done = instance.execute(
+            ["/bin/sh", "-c", f"{unpack} && exec {provision.SETUP_SCRIPT}"],
+            timeout=times.SET_UP + times.REGISTER,
+            output=True,
+            environment={"HOME": "/root", "LANG": "C.UTF-8"},
+        )
+        if done.code not in (0, provision.WITHOUT_METRICS, provision.NOT_REGISTERED):
+            raise LxdError(f"{provision.SETUP_SCRIPT.name} ended with {done.code}: {_last_words(done)}")
+        return done
 
-    def _register(self, instance: LxdInstance, token: str) -> None:
-        instance.push(str(provision.TOKEN_FILE), token.encode(), mode=0o600, user=provision.UBUNTU)
-        self._run(instance, [str(provision.REGISTER_SCRIPT)], times.REGISTER, user=provision.UBUNTU)
+    def _note_registration(self, instance: LxdInstance, done: Execution) -> None:
+        if done.code == provision.NOT_REGISTERED:
+            raise LxdError(_last_words(done))
+        if done.code == provision.WITHOUT_METRICS:
+            logger.error("%s goes without metrics: nothing is mounted in it", self.config.name)
         self.status = replace(self.status, runner_id=_registered_id(instance))
 
     def _start_application(self, instance: LxdInstance, storage: MetricsStorage | None) -> None:
@@ -330,24 +340,6 @@ class Runner:
         done = instance.execute(["systemctl", "start", "--no-block", provision.SERVICE], timeout=times.START_AGENT)
         if done.code != 0:
             raise LxdError(f"systemctl start ended with {done.code}")
-
-    def _run(
-        self,
-        instance: LxdInstance,
-        command: list[str],
-        timeout: float,
-        user: int = 0,
-        accepted: tuple[int, ...] = (0,),
-    ) -> int:
-        """A step inside, before any job: output is ours and may be recorded. Returns the exit code."""
-        home = str(provision.HOME) if user else "/root"
-        done = instance.execute(
-            command, timeout=timeout, user=user, output=True, environment={"HOME": home, "LANG": "C.UTF-8"}
-        )
-        if done.code not in accepted:
-            words = (done.stderr.strip() or done.stdout.strip())[-500:]
-            raise LxdError(f"{Path(command[0]).name} ended with {done.code}: {words}")
-        return done.code
 
     @contextmanager
     def _step(self, what: str) -> Iterator[None]:
@@ -440,6 +432,10 @@ def ensure_resource_profile(lxd: LxdClient, resources: VirtualMachineResources, 
                 raise
     elif found["devices"] != profile["devices"]:
         lxd.change("PUT", "profiles", resources.profile, json=profile)
+
+
+def _last_words(done: Execution) -> str:
+    return (done.stderr.strip() or done.stdout.strip())[-500:]
 
 
 def _registered_id(instance: LxdInstance) -> int | None:

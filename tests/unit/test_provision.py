@@ -234,6 +234,7 @@ def test_owners_and_modes() -> None:
         f"{APPLICATION}/pre-job.sh": (0o755, 1000),
         f"{APPLICATION}/.env": (0o644, 1000),
         f"{APPLICATION}/.policy-token": (0o600, 1000),
+        "/run/github-runner/token": (0o600, 1000),
         "/etc/environment": (0o644, 0),
         "/etc/systemd/system/github-runner.service": (0o644, 0),
         "/etc/needrestart/conf.d/github-runner.conf": (0o644, 0),
@@ -242,6 +243,13 @@ def test_owners_and_modes() -> None:
         CLIENTS[0]: (0o644, 0),
         CLIENTS[1]: (0o644, 1000),
     }
+
+
+def test_registration_token_is_in_its_file_alone() -> None:
+    """The registration token is in the one file that the registration deletes."""
+    found = rendered(registration_token="AABBCC")
+
+    assert [path for path, file in found.items() if "AABBCC" in file.content] == ["/run/github-runner/token"]
 
 
 def test_policy_token_is_in_its_file_alone() -> None:
@@ -687,6 +695,11 @@ def test_setup_waits_for_the_host_as_it_is(shell: Shell, value: str) -> None:
         ca_bundle=None,
         container=True,
         issue_metrics=False,
+        user=1000,
+        home="/x",
+        register_script="/x",
+        register_timeout=1,
+        not_registered=1,
     )
 
     done = shell.run(part(setup, "set -eu", "}") + part(setup, "deadline=", "done"))
@@ -952,6 +965,22 @@ def test_set_up_tells_whether_the_metrics_storage_is_mounted(shell: Shell, mount
 
     assert shell.run(part(setup, "mountpoint", "mountpoint")).returncode == code
     assert "mountpoint" not in (content("/root/github-runner/setup.sh", replace(PLAIN, issue_metrics=False)) or "")
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_set_up_ends_with_the_registration(shell: Shell, failing: bool) -> None:
+    """The runner registers with its own rights; a failed registration has an exit code of its own, and its words."""
+    shell.stub("setpriv", f"echo no such group >&2; exit {int(failing)}")
+    setup = content("/root/github-runner/setup.sh") or ""
+
+    done = shell.run(part(setup, "timeout 120", "}"))
+
+    assert done.returncode == (provision.NOT_REGISTERED if failing else 0)
+    assert done.stderr == "no such group\n"
+    assert shell.arguments("setpriv") == [
+        *("--reuid=1000", "--regid=1000", "--clear-groups"),
+        *("env", "HOME=/home/ubuntu", "/home/ubuntu/github-runner/.register.sh"),
+    ]
 
 
 @pytest.mark.parametrize(("growpart", "resize", "code"), [(0, 0, 0), (1, 0, 0), (2, 0, 1), (0, 1, 1)], ids=str)

@@ -159,7 +159,7 @@ def test_instance_carries_what_a_later_pass_needs(world: World) -> None:
         ({"start": True}, {}, "starting the instance"),
         ({"push": True}, {}, "setting the instance up"),
         ({}, {"setup.sh": 3}, "setting the instance up"),
-        ({}, {"register.sh": 1}, "registering"),
+        ({}, {"setup.sh": provision.NOT_REGISTERED}, "registering"),
         ({}, {"systemctl start": 1}, "starting the runner application"),
         ({"set_config": True}, {}, "starting the runner application"),
     ],
