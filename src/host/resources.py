@@ -20,8 +20,10 @@ def check(lxd: LxdClient, state: CharmState) -> None:
             f"vm-cpu: {wanted.cpu} exceeds the {cpus} CPUs of this machine; lower it, or use a larger machine"
         )
     if size_in_bytes(wanted.memory) > memory:
-        found = f"{wanted.memory} exceeds the {gibibytes(memory)} of this machine"
-        faults.append(f"vm-memory: {found}; lower it, or use a larger machine")
+        has = gibibytes(memory)
+        faults.append(
+            f"vm-memory: {wanted.memory} exceeds the {has} of this machine; lower it, or use a larger machine"
+        )
     if size_in_bytes(wanted.disk) < smallest:
         faults.append(f"vm-disk: {wanted.disk} is smaller than the image; use {gibibytes(smallest)} or more")
     if faults:
@@ -36,14 +38,13 @@ def overcommitment(state: CharmState) -> list[str]:
     cpus, memory = _cpus(), memory_bytes()
     if number * wanted.cpu > cpus:
         found.append(f"{number} × vm-cpu {wanted.cpu} = {number * wanted.cpu} exceeds the {cpus} CPUs of this machine")
-    needed, what = number * size_in_bytes(wanted.memory), f"vm-memory {wanted.memory}"
+    each, what = size_in_bytes(wanted.memory), wanted.memory
     if state.runner_storage is RunnerStorage.MEMORY:
-        needed += number * size_in_bytes(wanted.disk)
-        what = f"(vm-memory {wanted.memory} + vm-disk {wanted.disk})"
-    if needed > memory:
-        found.append(
-            f"{number} × {what} = {gibibytes(needed)} exceeds the {gibibytes(memory)} of this machine's memory"
-        )
+        each += size_in_bytes(wanted.disk)
+        what = f"{wanted.memory} and vm-disk {wanted.disk}"
+    if number * each > memory:
+        needed, has = gibibytes(number * each), gibibytes(memory)
+        found.append(f"{number} × vm-memory {what} = {needed} exceeds the {has} of this machine's memory")
     return found
 
 

@@ -4,14 +4,12 @@ import gc
 import hashlib
 import http.server
 import threading
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-import console
 import lifecycle
 import provision
 from errors import LxdError, LxdNotFoundError
@@ -169,16 +167,6 @@ def test_commands_give_their_answer(instance: LxdInstance) -> None:
     assert missing.code == 127
     assert "nosuchprogram" in missing.stderr
     assert instance.execute(["/etc/passwd"]).code == 126
-
-
-def test_console_is_read_until_a_mark(client: LxdClient, instance: LxdInstance) -> None:
-    """What an instance prints to its console after a line was sent is read until the given words come."""
-    started = time.monotonic()
-
-    printed = console.read(client, instance.name, end=b"login:", limit=1 << 20, timeout=20)
-
-    assert instance.name.encode() + b" login:" in printed
-    assert time.monotonic() - started < 15
 
 
 def test_command_that_does_not_end_is_given_up(instance: LxdInstance) -> None:

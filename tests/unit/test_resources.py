@@ -80,7 +80,7 @@ def test_containers_and_no_runners_are_not_limited() -> None:
         (
             (1, "7GiB", "10GiB", 1),
             {"runner_storage": RunnerStorage.MEMORY},
-            ["1 × (vm-memory 7GiB + vm-disk 10GiB) = 17GiB exceeds the 16GiB of this machine's memory"],
+            ["1 × vm-memory 7GiB and vm-disk 10GiB = 17GiB exceeds the 16GiB of this machine's memory"],
         ),
     ],
 )
