@@ -3,13 +3,14 @@
 
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ops
 
@@ -29,7 +30,7 @@ from errors import (
 )
 from host import application, follower, markers, state_database, timer
 from lxd import LxdClient
-from models import CharmState, FlushMode, Identity
+from models import CharmState, FailedStarts, FlushMode, Identity
 from system import are_active
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ class GithubRunnerCharm(ops.CharmBase):
         self._guarded(self._prepare, self._reconcile, self._ensure_follower, due=due)
 
     def _on_changed(self, _: ops.EventBase) -> None:
-        self._guarded(self._prepare, self._reconcile, self._ensure_follower, due=(markers.SET_UP,))
+        due = (markers.SET_UP, markers.FAILED_STARTS)
+        self._guarded(self._prepare, self._reconcile, self._ensure_follower, due=due)
 
     def _on_reconcile_runners(self, _: ReconcileRunnersEvent) -> None:
         self._note_attendance()
@@ -182,7 +184,7 @@ class GithubRunnerCharm(ops.CharmBase):
         def work(state: CharmState) -> dict[str, object]:
             if event.params.get("acknowledge-no-policy"):
                 self._markers.note(markers.NO_POLICY)
-            application.accept()
+            self._try_at_once()
             self._repair(state)
             delta = self._reconcile(state)
             return {**self._counts(state), "delta.virtual-machines": delta}
@@ -201,6 +203,7 @@ class GithubRunnerCharm(ops.CharmBase):
 
         def work(state: CharmState) -> dict[str, object]:
             force = bool(event.params.get("force"))
+            self._markers.clear(markers.FAILED_STARTS)
             if not force:
                 self._check_creation(state)
             self._status(ops.MaintenanceStatus("Flushing runners"))
@@ -214,7 +217,7 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _on_update_dependencies_action(self, event: ops.ActionEvent) -> None:
         def work(state: CharmState) -> dict[str, object]:
-            application.accept()
+            self._try_at_once()
             changed = self._update_application(state)
             self._repair(state)
             self._reconcile(state)
@@ -305,7 +308,8 @@ class GithubRunnerCharm(ops.CharmBase):
             lost = machine.lost(self._lxd, state)
             if not lost:
                 machine.tend(self._jinja, state, self.unit.name)
-                self._refresh_application(state)
+                if not application.is_recent(time.time()):
+                    self._refresh_application(state)
                 return
             logger.warning("Lost since the set-up, and set up again: %s", ", ".join(lost))
         self._repaired = True
@@ -435,12 +439,38 @@ class GithubRunnerCharm(ops.CharmBase):
             delta = manager.reconcile(state.virtual_machines, state.resources)
         finally:
             self._report = manager.report
+        self._keep_failed_starts(manager.report.failed_starts)
         if manager.report.refused and self._is_deprecated(state):
             application.refuse()
         elif manager.report.proven:
             application.accept()
         self._status(status.of_report(manager.report, state.test_mode, self._notices(state, manager.report)))
         return delta
+
+    def _creation(self, tarball: Path) -> dict[str, Any]:
+        """What delays the creation of runners: the manager's arguments."""
+        failed, now = self._failed_starts(), time.time()
+        hold = self._hold or _hold(tarball) or _pause(failed, now)
+        return {"hold": hold, "canary": application.refused_at(now), "failed_starts": failed}
+
+    def _failed_starts(self) -> FailedStarts:
+        numbers = self._markers.numbers(markers.FAILED_STARTS, 2)
+        words = (self._markers.read(markers.FAILED_STARTS) or "").split(maxsplit=2)[2:]
+        if not numbers or not all(map(math.isfinite, numbers)):
+            return FailedStarts()
+        return FailedStarts(int(numbers[0]), numbers[1], "".join(words).strip())
+
+    def _keep_failed_starts(self, found: FailedStarts | None) -> None:
+        """Record what a reconcile has found out about runners that end without a job."""
+        if found is not None and found.count:
+            self._markers.note(markers.FAILED_STARTS, f"{found.count} {int(found.last)} {found.reason}")
+        elif found is not None:
+            self._markers.clear(markers.FAILED_STARTS)
+
+    def _try_at_once(self) -> None:
+        """Create runners although GitHub calls their version deprecated, or the last ones ended without a job."""
+        application.accept()
+        self._markers.clear(markers.FAILED_STARTS)
 
     def _is_deprecated(self, state: CharmState) -> bool:
         """Whether GitHub, asked for the version, does not contradict what an instance has reported."""
@@ -505,8 +535,7 @@ class GithubRunnerCharm(ops.CharmBase):
             shared_fs,
             tarball,
             lxd_storage_path=storage.MOUNT_POINT,
-            hold=self._hold or _hold(tarball),
-            canary=application.refused_at(time.time()),
+            **self._creation(tarball),
             image_age=lambda: image.age(self._lxd, state.base_image.value, time.time()),
             in_image=lambda: image.holds(self._lxd, state.base_image.value, tarball),
         )
@@ -541,6 +570,7 @@ class GithubRunnerCharm(ops.CharmBase):
     def _notices(self, state: CharmState, report: "Report") -> list[str]:
         """What is not wrong yet and will be, and what was wrong for a while, for the end of the status line."""
         from host import image, kernel, resources, storage
+        from runner_manager import failed_starts
 
         now = time.time()
         ages = (
@@ -553,6 +583,9 @@ class GithubRunnerCharm(ops.CharmBase):
             found.append(f"a reboot for a pending update was requested {since / 60:.0f} minutes ago and did not happen")
         if state.repo_policy is None and self._markers.read(markers.NO_POLICY) is None:
             found.append("no repository policy check since the upgrade: see acknowledge-no-policy of reconcile-runners")
+        failed = report.failed_starts
+        if failed and failed.count and not report.failures:
+            found.append(status.fit(failed_starts(failed, now), 120))
         if shortage := storage.shortage(state):
             found.append(shortage)
         found += resources.overcommitment(state)
@@ -582,6 +615,13 @@ def _hold(tarball: Path) -> str:
 
         return refusal(tarball)
     return ""
+
+
+def _pause(failed: FailedStarts, now: float) -> str:
+    """Why no runner is created yet after the last ones ended without a job; empty where one may be."""
+    from runner_manager import failed_starts
+
+    return failed_starts(failed, now) if failed.wait(now) else ""
 
 
 if __name__ == "__main__":

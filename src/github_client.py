@@ -47,6 +47,8 @@ LONG_DEADLINE = 600.0
 ATTEMPTS = 4
 PER_PAGE = 100
 MOST_PAGES = 1000
+# A run may have thousands of jobs, and a job may name any run.
+JOB_PAGES = 5
 DOWNLOAD_LIMIT = 1 << 30
 # Of one answer, in bytes: a page of 100 runners has some 100 KiB.
 ANSWER_LIMIT = 16 << 20
@@ -205,16 +207,19 @@ class GithubClient:
             with attempt, translated(application.url, None):
                 _within(end, application.url, lambda: _fetch(application, target, end, self._trust))
 
-    def job(self, repository: str, run_id: str, runner_name: str) -> WorkflowJob:
-        """The job of a workflow run that a runner ran; JobNotFoundError if there is none."""
+    def job(self, repository: str, run_id: str, runner_name: str, timeout: float = CALL_DEADLINE) -> WorkflowJob:
+        """The job of a workflow run's latest attempt that a runner ran; JobNotFoundError if there is none.
+
+        At most JOB_PAGES pages are read, for at most ``timeout`` seconds.
+        """
         if not re.fullmatch("[0-9]{1,20}", run_id):
             raise JobNotFoundError(f"{run_id!r} is no workflow run's id")
         owner, repo = repository.split("/")
         operation = self._operation(
-            "list_jobs_for_workflow_run", None, owner=owner, repo=repo, run_id=int(run_id), filter="all"
+            "list_jobs_for_workflow_run", None, owner=owner, repo=repo, run_id=int(run_id), filter="latest"
         )
         try:
-            for item in self._pages(operation, "jobs", repository):
+            for item in self._pages(operation, "jobs", repository, JOB_PAGES, timeout):
                 if item.get("runner_name") == runner_name:
                     return _read_job(item)
         except TokenError as error:
@@ -293,10 +298,18 @@ class GithubClient:
                 return response.json() if response.content else None
         raise AssertionError("unreachable")
 
-    def _pages(self, operation: Callable[..., Any], key: str, path: str) -> Iterator[dict[str, Any]]:
-        """The items of every page until ``total_count`` or a page that is not full."""
-        seen, end = 0, time.monotonic() + self._long_deadline
-        for page in range(1, MOST_PAGES + 1):
+    def _pages(
+        self,
+        operation: Callable[..., Any],
+        key: str,
+        path: str,
+        most: int | None = None,
+        timeout: float = math.inf,
+    ) -> Iterator[dict[str, Any]]:
+        """The items of every page until ``total_count`` or an empty page."""
+        most = most or MOST_PAGES
+        seen, end = 0, time.monotonic() + min(timeout, self._long_deadline)
+        for page in range(1, most + 1):
             answer = self._call(operation, path, end, per_page=PER_PAGE, page=page)
             total, items = _field(answer, "total_count", int), _field(answer, key, list)
             if not all(isinstance(item, dict) for item in items):
@@ -305,7 +318,7 @@ class GithubClient:
             seen += len(items)
             if seen >= total or not items:
                 return
-        raise GithubApiError(f"the list of {key} has no end")
+        raise GithubApiError(f"the list of {key} has more than {most} pages")
 
 
 def _attempts(end: float) -> Iterator[Any]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import times
+
 
 class Arch(str, Enum):
     """Architectures, as GitHub names them in its downloads list."""
@@ -115,6 +117,10 @@ class GithubRepo:
         """``owner/repo``."""
         return f"{self.owner}/{self.repo}"
 
+    def serves(self, repository: str) -> bool:
+        """Whether its runners can run jobs of ``owner/repo``."""
+        return repository.lower() == self.path.lower()
+
 
 @dataclass(frozen=True)
 class GithubOrg:
@@ -127,6 +133,10 @@ class GithubOrg:
     def path(self) -> str:
         """The organisation's name."""
         return self.org
+
+    def serves(self, repository: str) -> bool:
+        """Whether its runners can run jobs of ``owner/repo``."""
+        return repository.partition("/")[0].lower() == self.org.lower()
 
 
 GithubPath = GithubRepo | GithubOrg
@@ -361,6 +371,24 @@ class WorkflowJob:
     conclusion: str | None
 
 
+@dataclass(frozen=True)
+class FailedStarts:
+    """Reconciles in a row that found a runner whose agent had ended without a job, and no later runner online.
+
+    ``last`` is when that was found last, in UNIX seconds.
+    """
+
+    count: int = 0
+    last: float = 0.0
+    reason: str = ""
+
+    def wait(self, now: float) -> float:
+        """Seconds until the next runner may be created; each failure doubles the pause."""
+        pause = min(times.BACK_OFF_LIMIT, times.BACK_OFF * 2 ** min(self.count - 1, 20)) if self.count else 0
+        # The last failure is in the future if the clock was set back.
+        return max(0.0, self.last + pause - now) if now >= self.last else 0.0
+
+
 class Process(Enum):
     """What a look inside an instance found."""
 
@@ -369,6 +397,7 @@ class Process(Enum):
     RUNNING = "running"
     WORKER = "worker"
     REFUSED = "ended because GitHub calls it outdated"
+    FAILED = "ended without a job"
 
 
 @dataclass(frozen=True)
@@ -397,7 +426,18 @@ class RunnerView:
     @property
     def busy(self) -> bool:
         """Whether it runs a job, by either account."""
-        return self.process is Process.WORKER or (self.github is not None and self.github.busy)
+        return self.process is Process.WORKER or self.github_has_job
+
+    @property
+    def github_has_job(self) -> bool:
+        """Whether GitHub lists it as busy."""
+        return self.github is not None and self.github.busy
+
+    @property
+    def job_is_unknown(self) -> bool:
+        """Whether only the instance claims a job: GitHub was asked, and lists the runner neither as busy nor online."""
+        claimed = self.exists and self.running and self.process is Process.WORKER
+        return claimed and self.github_known and not (self.github and (self.github.busy or self.github.online))
 
 
 def plain(value: Any) -> Any:

@@ -7,6 +7,9 @@ from enum import Enum
 import times
 from models import Process, RunnerView
 
+# No runner agent runs any more.
+ENDED = (Process.NONE, Process.REFUSED, Process.FAILED)
+
 
 class Health(Enum):
     """What a runner is, as far as a pass is concerned."""
@@ -54,13 +57,17 @@ class Plan:
     clear_offline: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
     busy: tuple[str, ...] = ()
+    unknown_jobs: tuple[str, ...] = ()
+    """Busy runners of whose job GitHub has not known since an earlier reconcile."""
     healthy: int = 0
     refused: bool = False
     """Whether a runner of today's ended because GitHub calls its application outdated."""
+    failed: tuple[str, ...] = ()
+    """Runners of today's whose agent ended without a job."""
     proven: bool = False
     """Whether a runner of today's configuration and version is online at GitHub."""
     note_online: tuple[str, ...] = ()
-    """Runners that GitHub lists as online for the first time."""
+    """Runners that GitHub lists as online or busy for the first time."""
     postponed: tuple[str, ...] = ()
     """Outdated idle runners that stay until a runner of today's configuration is online."""
 
@@ -87,10 +94,10 @@ def health(view: RunnerView, now: float) -> Health:
         return Health.UNHEALTHY
     # Dead in its job, or left by a pass that was cut off: passes are one at a time, nobody is at work on it. GitHub
     # takes minutes to notice: until then it calls a dead one busy, and offline. Another charm's tells less.
-    ended = view.process in (Process.NONE, Process.REFUSED)
+    ended = view.process in ENDED
     died = ended and view.created_at > 0 and not (view.github and view.github.online)
     if view.busy and not died:
-        return Health.BUSY
+        return Health.UNHEALTHY if view.job_is_unknown and _is_unseen_for(view, times.UNKNOWN_JOB, now) else Health.BUSY
     if view.github and view.github.online:
         return Health.IDLE
     # Made in the future, or noted as unseen already: the clock was set back, and it is older than it looks.
@@ -101,36 +108,48 @@ def health(view: RunnerView, now: float) -> Health:
     if ended:
         return Health.UNHEALTHY
     if view.process is Process.UNKNOWN and view.github_known:
-        silent = view.offline_since is not None and now - view.offline_since >= times.SILENT
+        silent = _is_unseen_for(view, times.SILENT, now)
         return Health.UNHEALTHY if silent or not view.prepared else Health.UNKNOWN
     if not view.github_known:
         return Health.UNKNOWN
-    if view.offline_since is not None and now - view.offline_since >= times.OFFLINE:
-        return Health.UNHEALTHY
-    return Health.GHOST
+    return Health.UNHEALTHY if _is_unseen_for(view, times.OFFLINE, now) else Health.GHOST
+
+
+def _is_unseen_for(view: RunnerView, limit: float, now: float) -> bool:
+    return view.offline_since is not None and now - view.offline_since >= limit
+
+
+def may_have_job(view: RunnerView, now: float) -> bool:
+    """Whether a job may run in it; an instance that does not answer may have one until it is unhealthy."""
+    state = health(view, now)
+    return state is Health.BUSY or (view.process is Process.UNKNOWN and state is not Health.UNHEALTHY and view.exists)
 
 
 def _is_newly_unseen(view: RunnerView, state: Health, now: float) -> bool:
     """Whether GitHub was asked for a runner that should be online, does not see it, and no note says since when."""
-    unseen = state is Health.GHOST or (state is Health.UNKNOWN and view.github_known)
+    unseen = state is Health.GHOST or (state is Health.UNKNOWN and view.github_known) or view.job_is_unknown
     # A note of the future: the clock was set back.
     return unseen and (view.offline_since is None or view.offline_since > now)
 
 
+def _is_seen_again(view: RunnerView) -> bool:
+    seen = view.github is not None and (view.github.online or view.github.busy)
+    return seen and view.offline_since is not None
+
+
 def needs_confirmation(view: RunnerView) -> bool:
     """Whether only GitHub's lists speak against an unhealthy runner: its application may run, and they may be odd."""
-    return view.running and not view.gone and view.process not in (Process.NONE, Process.REFUSED)
+    return view.running and not view.gone and view.process not in ENDED
 
 
-def _is_refused(view: RunnerView, desired: Desired) -> bool:
-    """Whether to believe what the instance says: no job can have written it.
+def _ended(views: list[RunnerView], desired: Desired, process: Process) -> tuple[str, ...]:
+    """Runners of today's configuration that say so how their agent ended, and are believed: no job can have said it.
 
-    GitHub lists the runner as idle, and was never seen to list it as online: a job needs a runner that is online.
+    GitHub lists them as idle, and was never seen to list them as online: a job needs a runner that is online.
     """
-    listed = view.github is not None and not view.github.busy and not view.github.online
-    return (
-        listed and not view.seen_online and view.process is Process.REFUSED and view.fingerprint == desired.fingerprint
-    )
+    listed = [view for view in views if view.github and not view.github.busy and not view.github.online]
+    believed = [view for view in listed if not view.seen_online and view.fingerprint == desired.fingerprint]
+    return tuple(view.name for view in believed if view.process is process)
 
 
 def is_healthy(view: RunnerView) -> bool:
@@ -151,8 +170,8 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     idle = [view for view in live if states[view.name] is Health.IDLE]
     outdated = [view for view in idle if view.fingerprint != desired.fingerprint]
     current = [view for view in idle if view not in outdated]
-    refused = any(_is_refused(view, desired) for view in views)
-    may_create = desired.may_create and not refused
+    refused, failed = _ended(views, desired, Process.REFUSED), _ended(views, desired, Process.FAILED)
+    may_create = desired.may_create and not (refused or failed)
     proven = _is_proven(live, desired)
     canary = desired.canary is not None and not proven
     surplus = [*outdated, *current][: max(0, len(live) - desired.quantity)]
@@ -164,24 +183,23 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     if canary:
         missing = min(missing, 0 if _tried(live, desired) else 1)
 
-    removals = _useless(views, states)
-    removals += [
-        (view.name, Reason.OUTDATED if view in outdated else Reason.SURPLUS)
-        for view in idle
-        if view in replaced or view in surplus
-    ]
-    removals += [(view.name, Reason.AGED) for view in aged]
+    leaving = [view for view in idle if view in replaced or view in surplus]
+    removals = [(view.name, Reason.OUTDATED if view in outdated else Reason.SURPLUS) for view in leaving]
     return Plan(
-        remove=tuple(removals),
+        remove=(*_useless(views, states), *removals, *((view.name, Reason.AGED) for view in aged)),
         create=missing if may_create else 0,
         note_offline=tuple(view.name for view in live if _is_newly_unseen(view, states[view.name], now)),
-        clear_offline=tuple(v.name for v in live if v.github and v.github.online and v.offline_since is not None),
+        clear_offline=tuple(v.name for v in live if _is_seen_again(v)),
         idle=tuple(view.name for view in idle if view not in (*surplus, *replaced, *aged)),
         busy=tuple(view.name for view in live if states[view.name] is Health.BUSY),
+        unknown_jobs=tuple(view.name for view in live if view.job_is_unknown and view.offline_since is not None),
         healthy=sum(1 for view in live if is_healthy(view)),
-        refused=refused,
+        refused=bool(refused),
+        failed=failed,
         proven=proven,
-        note_online=tuple(v.name for v in live if v.github and v.github.online and not v.seen_online),
+        note_online=tuple(
+            v.name for v in live if not v.seen_online and v.github and (v.github.online or v.github.busy)
+        ),
         postponed=tuple(view.name for view in waiting if view not in replaced) if may_create else (),
     )
 

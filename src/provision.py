@@ -41,8 +41,9 @@ METRICS_FOLDER = PurePosixPath("/metrics-exchange")
 RUN_FOLDER = PurePosixPath("/run/github-runner")
 TOKEN_FILE = RUN_FOLDER / "token"
 REFUSED_FILE = RUN_FOLDER / "refused"
-# How long an instance whose application is outdated waits, in seconds, for a pass to see it.
-REFUSED_WAIT = 3600
+FAILED_FILE = RUN_FOLDER / "failed"
+# How long an instance whose runner agent has ended without a job waits, in seconds, for a reconcile to read the reason.
+KEPT_WAIT = 3600
 # Exit codes of the set-up script: the runner is registered, but no metrics storage is mounted at METRICS_FOLDER; the
 # instance is ready, but the runner could not be registered.
 WITHOUT_METRICS, NOT_REGISTERED = 75, 76
@@ -225,8 +226,7 @@ def _values(
         "policy_token_file": POLICY_TOKEN_FILE,
         "run_folder": RUN_FOLDER,
         "token_file": TOKEN_FILE,
-        "refused_file": REFUSED_FILE,
-        "refused_wait": REFUSED_WAIT,
+        "kept_wait": KEPT_WAIT,
         "stop_timeout": times.STOP_AGENT,
         "application_archive": APPLICATION_ARCHIVE,
         "image_application": IMAGE_APPLICATION,

@@ -80,13 +80,15 @@ RUNNER_PROFILE = "runner"
 KEY = "user.github-runner."
 STOP_TIMEOUT = times.STOP_INSTANCE
 # Exit codes of the probe; others say nothing.
-PROBE = {0: Process.WORKER, 10: Process.RUNNING, 11: Process.NONE, 12: Process.REFUSED}
+PROBE = {0: Process.WORKER, 10: Process.RUNNING, 11: Process.NONE, 12: Process.REFUSED, 13: Process.FAILED}
 PROBE_SCRIPT = (
     # By name, and by path for a worker that was started by another program. An update of the agent renames bin.
     "{ pgrep -x 'Runner[.]Worker' || pgrep -f 'bin[^/ ]*/Runner[.]Worker'; } > /dev/null && exit 0; "
-    f"[ -e {provision.REFUSED_FILE} ] && exit 12; "
+    f"[ -e {provision.REFUSED_FILE} ] && exit 12; [ -e {provision.FAILED_FILE} ] && exit 13; "
     f"systemctl --quiet is-active {provision.SERVICE} && exit 10; exit 11"
 )
+# What run.sh prints after the end of the listener and what says nothing about its reason.
+RUN_SCRIPT_WORDS = re.compile(r"Exiting runner\.\.\.|Runner listener exit with (terminated|Session Conflict) error")
 # The previous charm starts the runner agent without a systemd unit.
 PREVIOUS_PROBE_SCRIPT = (
     "pgrep -f 'bin/Runner[.]Worker' > /dev/null && exit 0; "
@@ -116,6 +118,23 @@ def probe(instance: LxdInstance) -> Process:
         logger.warning("%s cannot be looked into: %s", instance.name, error)
         return Process.UNKNOWN
     return PROBE.get(done.code, Process.UNKNOWN)
+
+
+def last_words(instance: LxdInstance) -> str:
+    """The last line that the listener of a runner agent printed; empty if it cannot be read.
+
+    Bounded and printable, but not to be believed if a job may have run in the instance.
+    """
+    path = provision.RUN_FOLDER / "last-words"
+    command = f"timeout 15 journalctl --identifier={provision.RUNNER_SCRIPT.name} --output=cat --lines=20 > {path}"
+    try:
+        instance.execute(["/bin/sh", "-c", command], timeout=20)
+        lines = instance.pull(str(path), 16384).decode(errors="replace").splitlines()
+    except LxdError as error:
+        logger.warning("The output of the runner agent of %s cannot be read: %s", instance.name, error)
+        return ""
+    said = [" ".join(line.split()) for line in lines if line.strip() and not RUN_SCRIPT_WORDS.match(line)]
+    return "".join(filter(str.isprintable, said[-1][:300])) if said else ""
 
 
 def is_previous(instance: LxdInstance) -> bool:
@@ -197,7 +216,7 @@ class Runner:
         """
         if self.instance is None or self.status.runner_id is None:
             raise RunnerRemoveError(f"{self.config.name}: not removed, GitHub does not say that it is idle")
-        if probe(self.instance) not in (Process.RUNNING, Process.NONE):
+        if probe(self.instance) in (Process.WORKER, Process.UNKNOWN):
             return False
         try:
             self._clients.github.delete_runner(self.config.path, self.status.runner_id)

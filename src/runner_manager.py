@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -47,6 +48,7 @@ from models import (
     RESOURCES_NAME,
     CharmState,
     CreateRunnerConfig,
+    FailedStarts,
     FlushMode,
     GithubPath,
     GithubRunner,
@@ -59,8 +61,19 @@ from models import (
     parse_github_path,
     plain,
 )
-from plan import Desired, Health, Plan, Reason, health, is_healthy, make_plan, needs_confirmation, needs_probe
-from runner import KEY, Runner, RunnerManagerClients, in_pre_job, is_previous, probe, remove_old_logs
+from plan import (
+    Desired,
+    Health,
+    Plan,
+    Reason,
+    health,
+    is_healthy,
+    make_plan,
+    may_have_job,
+    needs_confirmation,
+    needs_probe,
+)
+from runner import KEY, Runner, RunnerManagerClients, in_pre_job, is_previous, last_words, probe, remove_old_logs
 from system import exclusive
 
 logger = logging.getLogger(__name__)
@@ -87,6 +100,8 @@ class Report:
     wanted: int = 0
     idle: list[str] = field(default_factory=list)
     busy: list[str] = field(default_factory=list)
+    unknown_jobs: list[str] = field(default_factory=list)
+    """Busy runners of whose job GitHub does not know."""
     other: list[str] = field(default_factory=list)
     created: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
@@ -95,6 +110,8 @@ class Report:
     """Whether a runner ended because GitHub calls its version deprecated."""
     proven: bool = False
     """Whether a runner of today's version is online at GitHub."""
+    failed_starts: FailedStarts | None = None
+    """What is to be recorded of runners whose agent ended without a job; None if the reconcile did not come so far."""
     image_age: float | None = None
     """Seconds since the image was built, where it is of our making."""
 
@@ -132,6 +149,7 @@ class RunnerManager:
         clock: Callable[[], float] = time.time,
         hold: str = "",
         canary: float | None = None,
+        failed_starts: FailedStarts | None = None,
         image_age: Callable[[], float | None] = lambda: None,
         in_image: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -145,6 +163,7 @@ class RunnerManager:
         self._clock = clock
         self._hold = hold
         self._canary = canary
+        self._failed_starts = failed_starts or FailedStarts()
         self._image_age = image_age
         self._in_image = in_image
         self._failed_creations = 0
@@ -171,17 +190,16 @@ class RunnerManager:
         observed |= self._gone(observed, started)
         plan = make_plan(desired, [item.view for item in observed.values()], started)
         self._note_refusal(plan, quantity)
+        self._note_failed_starts(plan, observed, started)
         self._note_offline(plan, observed, started)
         stayed = self._remove_unhealthy(plan, observed)
-        crashed = self._issue_metrics(observed)
-        before = len(self.report.removed)
+        crashed = 0
         try:
             self._change(plan, observed, stayed, resources, started)
         finally:
-            # Also where GitHub gave no token: what was done is reported.
-            if len(self.report.removed) > before:
-                with _continuing("Metrics of removed runners"):
-                    crashed += self._issue_metrics(observed)
+            # Also where GitHub gave no token: what was done is reported. After the creations, which wait for no job.
+            with _continuing("Metrics of finished runners"):
+                crashed = self._issue_metrics(observed)
             self._describe(plan, observed)
             self._clean_up(plan, quantity, resources, started)
             self._issue_reconciliation(plan, observed, crashed, started)
@@ -286,17 +304,27 @@ class RunnerManager:
         instances = self._instances()
         runners = self._clients.github.list_runners(self._state.path, self._selector(instances))
         listed = {item.name: item for item in runners}
+        claims = self._claimed_jobs(instances, listed)
         return {
             "online": sorted(name for name, runner in listed.items() if runner.online),
             "offline": sorted(name for name, runner in listed.items() if not runner.online),
             "unknown": sorted(instances.keys() - listed.keys()),
             "details": [
-                self._detail(name, listed.get(name), instances.get(name)) for name in sorted({*listed, *instances})
+                self._detail(name, listed.get(name), instances.get(name), name in claims)
+                for name in sorted({*listed, *instances})
             ],
         }
 
-    def _detail(self, name: str, github: GithubRunner | None, instance: LxdInstance | None) -> str:
+    def _claimed_jobs(self, instances: dict[str, LxdInstance], listed: dict[str, GithubRunner]) -> set[str]:
+        """The names of instances in which a worker runs although GitHub lists the runner neither online nor busy."""
+        views = {name: _view(item, listed.get(name), True) for name, item in instances.items()}
+        names = [name for name, view in views.items() if needs_probe(view) and not view.busy]
+        processes = self._side_by_side(lambda name: probe(instances[name]), names)
+        return {name for name, process in zip(names, processes, strict=True) if process is Process.WORKER}
+
+    def _detail(self, name: str, github: GithubRunner | None, instance: LxdInstance | None, claimed: bool) -> str:
         state = "not at GitHub" if github is None else "busy" if github.busy else "idle" if github.online else "offline"
+        state = "busy, unknown to GitHub" if claimed else state
         if instance is None:
             return f"{name}: {state}, no instance"
         created = _number(instance.config.get(f"{KEY}created"))
@@ -305,8 +333,9 @@ class RunnerManager:
         return f"{name}: {state}, {age}{outdated}{'' if instance.running else ', stopped'}"
 
     def any_busy(self) -> bool:
-        """Whether a job runs, by GitHub's account or by the instance's own."""
-        return any(item.view.busy or item.view.process is Process.UNKNOWN for item in self._look_inside_all())
+        """Whether a job may run, by GitHub's account or, up to a limit, by the instance's own."""
+        now = self._clock()
+        return any(may_have_job(item.view, now) for item in self._look_inside_all())
 
     def _instances(self) -> dict[str, LxdInstance]:
         """This unit's instances by name, the previous charm's among them.
@@ -382,6 +411,20 @@ class RunnerManager:
         if hold and quantity > 0:
             self.report.failures.append(hold)
 
+    def _note_failed_starts(self, plan: Plan, observed: dict[str, _Observed], now: float) -> None:
+        """Report the runners whose agent ended without a job, with the reason that the last of them has printed."""
+        online = [item.view for item in observed.values() if item.view.github and item.view.github.online]
+        proven = any(view.created_at > self._failed_starts.last for view in online)
+        before = FailedStarts() if proven else self._failed_starts
+        unlisted = [item.view.name for item in observed.values() if _failed_unlisted(item.view)]
+        self.report.failures += [f"{name}: ended without a job, and GitHub does not list it" for name in unlisted]
+        self._failed_creations += len(unlisted) + len(plan.failed)
+        self.report.failed_starts = before
+        if plan.failed:
+            reasons = self._side_by_side(lambda name: _failure(observed[name]), list(plan.failed))
+            self.report.failed_starts = after = FailedStarts(before.count + 1, now, reasons[-1])
+            self.report.failures.append(failed_starts(after, now))
+
     def _gone(self, observed: dict[str, _Observed], now: float) -> dict[str, _Observed]:
         """Runners that GitHub's list lacks and whose registration is gone for good: they can get no job any more.
 
@@ -393,7 +436,7 @@ class RunnerManager:
             return {}
         time.sleep(times.POWER_OFF)
         processes = self._side_by_side(_probe_one, gone)
-        hung = [item for item, process in zip(gone, processes, strict=True) if process is Process.RUNNING]
+        hung = [item for item, process in zip(gone, processes, strict=True) if process is item.view.process]
         return {item.view.name: replace(item, view=replace(item.view, gone=True)) for item in hung}
 
     def _registration_is_gone(self, item: _Observed) -> bool:
@@ -422,18 +465,18 @@ class RunnerManager:
         confirmed = self._side_by_side(lambda name: self._is_unseen(observed[name]), unseen)
         stayed = {name for name, gone in zip(unseen, confirmed, strict=True) if not gone}
         names = [name for name in unhealthy if name not in stayed]
-        if self._state.issue_metrics:
-            self._side_by_side(lambda name: self._pull_logs(observed[name]), names)
+        logged = [name for name in names if self._state.issue_metrics or name in plan.failed]
+        self._side_by_side(lambda name: self._pull_logs(observed[name]), logged)
         return len(stayed) + self._side_by_side(lambda name: self._remove(observed[name]), names).count(False)
 
     def _is_unseen(self, item: _Observed) -> bool:
-        """Whether GitHub, asked for it alone, does not call it online either: lists that lack it may have been odd."""
+        """Whether GitHub, asked for it alone, calls it neither online nor busy: lists may lack a runner."""
         try:
             found = self._clients.github.find_runner(item.path, item.view.name)
         except GithubClientError as error:
             logger.warning("%s stays, GitHub does not say whether it is gone: %s", item.view.name, error)
             return False
-        return not (found and found.online)
+        return not (found and (found.online or found.busy))
 
     def check_creation(self) -> None:
         """Raise what would keep a runner from being created and registered, before one is removed for it."""
@@ -598,7 +641,7 @@ class RunnerManager:
             self._drop_storages(set(stored) - ignored)
             return 0
         starts = stops = 0
-        jobs = _Jobs(self._clients)
+        jobs = _Jobs(self._clients, self._state.path)
         found = extract(self._storages, ignored)
         for metrics in found:
             issued = issue_events(metrics, self._identity.app_name, jobs.look_up(metrics))
@@ -629,6 +672,7 @@ class RunnerManager:
                     flavor=self._identity.app_name,
                     wanted_runners=self.report.wanted,
                     failed_creations=self._failed_creations,
+                    failed_starts=(self.report.failed_starts or FailedStarts()).count or None,
                     application_age=self._application_age(now),
                     image_age=self.report.image_age,
                     api_quota_left=self._clients.github.quota_left,
@@ -668,6 +712,7 @@ class RunnerManager:
         """Fill the report with the runners that are there now."""
         removed = set(self.report.removed)
         self.report.busy = [name for name in plan.busy if name not in removed]
+        self.report.unknown_jobs = [name for name in plan.unknown_jobs if name not in removed]
         self.report.idle = [name for name in (*plan.idle, *self.report.created) if name not in removed]
         known = {*self.report.busy, *self.report.idle, *removed}
         self.report.other = [name for name, item in observed.items() if item.view.exists and name not in known]
@@ -737,20 +782,34 @@ def refusal(application: Path) -> str:
     )
 
 
-class _Jobs:
-    """Looks up the jobs that finished runners ran; stops asking in this pass once GitHub does not answer."""
+def failed_starts(found: FailedStarts, now: float) -> str:
+    """Why and for how long creation pauses while runners end without a job."""
+    times_in_a_row = f", {found.count} times in a row" if found.count > 1 else ""
+    attempt = f"; next attempt in {wait:.0f} s" if (wait := found.wait(now)) else ""
+    return f"runners ended without a job{times_in_a_row}: {found.reason}{attempt}"
 
-    def __init__(self, clients: RunnerManagerClients) -> None:
+
+class _Jobs:
+    """Looks up the jobs that finished runners ran.
+
+    No further job is looked up in this reconcile once GitHub does not answer, or the time is over. Repository and run
+    are what the job wrote: only repositories that its runner served are asked for.
+    """
+
+    def __init__(self, clients: RunnerManagerClients, path: GithubPath) -> None:
         self._clients = clients
+        self._path = path
         self._answering = True
+        self._end = time.monotonic() + times.JOB_LOOK_UPS
 
     def look_up(self, metrics: RunnerMetrics) -> GithubJobMetrics | None:
         """The job's metrics, or None where there are none to be had."""
-        if not self._answering:
-            return None
+        left = self._end - time.monotonic()
         pre_job = metrics.pre_job
+        if not self._answering or left <= 0 or not self._path.serves(pre_job.repository):
+            return None
         try:
-            job = self._clients.github.job(pre_job.repository, pre_job.workflow_run_id, metrics.runner_name)
+            job = self._clients.github.job(pre_job.repository, pre_job.workflow_run_id, metrics.runner_name, left)
             return job_metrics(job)
         except GithubClientError as error:
             logger.warning("The job of %s is not known: %s", metrics.runner_name, error)
@@ -763,11 +822,31 @@ def _is_outage(error: GithubClientError) -> bool:
 
 
 def _may_be_gone(item: _Observed, now: float) -> bool:
-    """Whether GitHub, where the runner registered, does not list it, although its creation ended a while ago."""
+    """Whether GitHub, where the runner registered, does not list it, although its creation ended a while ago.
+
+    Where a worker runs, GitHub must have listed the runner before, and not have listed it for a while: a worker's word
+    counts less only if GitHub has known the runner, and the end of a job takes a moment.
+    """
     view = item.view
     settled = view.prepared and now - (view.prepared_at or view.created_at) > times.SETTLED
-    unlisted = view.running and not view.busy and view.github is None and view.github_known and item.here
-    return settled and unlisted and view.process is Process.RUNNING
+    unlisted = view.running and view.github is None and view.github_known and item.here
+    over = view.seen_online and view.offline_since is not None and now - view.offline_since >= times.OFFLINE
+    return settled and unlisted and (view.process is Process.RUNNING or (view.process is Process.WORKER and over))
+
+
+def _failure(item: _Observed) -> str:
+    """Why a runner's agent ended without a job."""
+    words = last_words(item.instance) if item.instance is not None else ""
+    logger.warning("%s: the runner agent ended without a job: %s", item.view.name, words)
+    # GitHub lists the registration: the agent says otherwise if its signed request is from another time.
+    skewed = re.search("registration has been deleted|clock", words)
+    reason = "the clock of the runner differs from GitHub's: " if skewed else ""
+    return reason + (words or "it printed nothing")
+
+
+def _failed_unlisted(view: RunnerView) -> bool:
+    """Whether a runner says that its agent ended without a job, and GitHub neither lists it nor was seen to list it."""
+    return view.process is Process.FAILED and view.github is None and view.github_known and not view.seen_online
 
 
 def _probe_one(item: _Observed) -> Process:

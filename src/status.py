@@ -75,6 +75,8 @@ def of_report(report: "Report", test_mode: bool, notices: Sequence[str] = ()) ->
     if report.wanted and (not there or (report.failures and not serving)):
         return ops.WaitingStatus(_joined(f"no runner of {report.wanted}", report.failures, tail))
     parts = [f"{len(report.idle)} idle", f"{len(report.busy)} busy"]
+    if report.unknown_jobs:
+        parts.append(f"{len(report.unknown_jobs)} of them unknown to GitHub")
     if report.other:
         parts.append(f"{len(report.other)} starting or unclear")
     of = f"{there} of {report.wanted}" if there < report.wanted else f"{there}"

@@ -29,6 +29,9 @@ COME_ONLINE = 10 * MINUTE
 OFFLINE = 15 * MINUTE
 # The same for an instance that does not answer the health probe.
 SILENT = HOUR
+# The same for an instance in which a worker runs although GitHub knows of no job: a job can fake a worker. GitHub gives
+# a job up within minutes once its runner is lost (https://docs.github.com/en/actions/reference/limits).
+UNKNOWN_JOB = 6 * HOUR
 
 # After its creation, GitHub may not yet find a runner by its id for this long.
 SETTLED = MINUTE
@@ -38,6 +41,10 @@ POWER_OFF = 5
 PROOF = 2 * MINUTE
 # How long a reconcile waits for another process that works on this unit's runners.
 LOCK = MINUTE
+# For all questions of a reconcile about the jobs of finished runners. A job chooses what they take: it names its run.
+JOB_LOOK_UPS = MINUTE
+# For how long the list of runner binaries counts as current.
+BINARY_LIST = HOUR
 # What a reconcile does besides creating: it observes, removes, repairs the machine, and waits for LXD and GitHub.
 REST_OF_RECONCILE = 10 * MINUTE
 
@@ -49,6 +56,9 @@ REBOOT_AGAIN = DAY
 # After GitHub has called a version deprecated: until one runner is tried with it, and until all are.
 DEPRECATED_CANARY = 15 * MINUTE
 DEPRECATED_END = HOUR
+# Between the creations of runners whose agents end without a job: the first pause, doubled each time, and the longest.
+BACK_OFF = 2
+BACK_OFF_LIMIT = 10 * MINUTE
 # A time without any reconcile that is longer than this, and than three intervals, is reported for a day.
 UNATTENDED = 30 * MINUTE
 

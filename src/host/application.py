@@ -40,6 +40,14 @@ def age(now: float, folder: Path = FOLDER) -> float | None:
     return max(0.0, now - using.stat().st_mtime) if using else None
 
 
+def is_recent(now: float, folder: Path = FOLDER) -> bool:
+    """Whether GitHub offered the one in use a short while ago, and has not called it deprecated since."""
+    using = current(folder)
+    return (
+        using is not None and 0 <= now - using.stat().st_mtime < times.BINARY_LIST and refused_at(now, folder) is None
+    )
+
+
 def version(tarball: Path) -> str:
     """The version in the name of a runner binary, such as ``2.336.0``."""
     return tarball.name.removesuffix(".tar.gz").rsplit("-", 1)[-1]

@@ -28,6 +28,8 @@ RECONCILED = "reconciled"
 # The operator knows that no repository policy check is made: noted at installation, and by an action after an upgrade
 # from the previous charm, which always made one. Without it the status says so.
 NO_POLICY = "no-policy-acknowledged"
+# Runners ended without a job, and no later one came online: `COUNT LAST REASON`.
+FAILED_STARTS = "failed-starts"
 # A time without any reconcile: `FROM TO` in UNIX seconds.
 UNATTENDED = "unattended"
 

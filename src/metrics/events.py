@@ -105,6 +105,8 @@ class Reconciliation(Event):
 class UnitHealth(Event):
     """What a pass knows beyond its runners.
 
+    ``failed_starts`` counts the reconciles in a row that found runners whose agent had ended without a job; it is
+    missing if there is none.
     Ages are seconds: since GitHub last called the application current, and since the image was built. The quota is
     the token's, in requests.
     """
@@ -112,6 +114,7 @@ class UnitHealth(Event):
     flavor: str
     wanted_runners: int
     failed_creations: int
+    failed_starts: int | None = None
     application_age: float | None = Field(default=None, ge=0)
     image_age: float | None = Field(default=None, ge=0)
     api_quota_left: int | None = None

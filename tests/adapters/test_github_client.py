@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -314,6 +315,29 @@ def test_job_is_matched_by_runner_name(client: GithubClient, control: GitHubCont
         client.job(REPO.path, "77", "nobody")
 
 
+def test_only_the_latest_attempt_of_a_run_is_read(client: GithubClient, control: GitHubControl) -> None:
+    """A job that re-runs itself does not multiply what it costs to look it up."""
+    for attempt in (1, 2):
+        control.add_job(REPO.path, "true", run_id=77, run_attempt=attempt, count=120)
+    before = len(control.requests())
+
+    with pytest.raises(JobNotFoundError):
+        client.job(REPO.path, "77", "nobody")
+
+    assert len(control.requests()) - before == 2
+
+
+def test_look_up_of_a_job_ends_in_time(client: GithubClient, control: GitHubControl) -> None:
+    """The caller's limit holds for all pages together."""
+    control.add_fault(path="/jobs", delay=30)
+
+    started = time.monotonic()
+    with pytest.raises(TemporaryGithubError):
+        client.job(REPO.path, "77", "r1", timeout=0.3)
+
+    assert time.monotonic() - started < 2
+
+
 @pytest.mark.parametrize("run_id", ["78", "../../x", "", "7 7", "\u0661"])
 def test_unknown_workflow_run_has_no_job(client: GithubClient, run_id: str) -> None:
     """A run that does not exist, or an id from inside a runner that is none, is no outage."""
@@ -574,7 +598,7 @@ def test_list_without_an_end_is_an_error(client: GithubClient, control: GitHubCo
     body = '{"total_count": 1000000, "runners": [{"id": 1, "name": "x", "status": "offline", "busy": false}]}'
     control.add_fault(path=LIST, status=200, body=body)
 
-    with pytest.raises(GithubApiError, match="no end"):
+    with pytest.raises(GithubApiError, match="more than"):
         client.list_runners(REPO, everything)
 
 

@@ -88,7 +88,7 @@ CALLS: list[tuple[str, str, int]] = [
     *(("GET", path, 404) for path in both("/99")),
     *zip(["DELETE"] * 2, [both("/1")[0], both("/3")[1]], [204] * 2, strict=True),
     *zip(["DELETE"] * 2, [both("/2")[0], both("/4")[1]], [422] * 2, strict=True),
-    ("GET", f"/repos/{REPO}/actions/runs/77/jobs?filter=all&per_page=100&page=1", 200),
+    ("GET", f"/repos/{REPO}/actions/runs/77/jobs?filter=latest&per_page=100&page=1", 200),
 ]
 REFUSED = [(None, 401), ("ghp_wrong", 401), (SEER, 403)]
 

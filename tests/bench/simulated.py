@@ -23,7 +23,7 @@ from tests.unit.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeGithub, FakeIns
 
 FLEETS = (1, 16, 64, 100)
 FINISHED = (100, 1000, 10000)
-# The incumbent's rate, from the same kind of machine, in runners a second.
+# The rate of the previous charm, from the same kind of machine, in runners a second.
 INCUMBENT_RATE = 980
 
 
@@ -51,7 +51,7 @@ def steady(repeat: int) -> None:
     growth = (rows[-1]["own time"] - rows[0]["own time"]) / (FLEETS[-1] - FLEETS[0])  # type: ignore[operator]
     write(
         "steady",
-        "A pass with nothing to do",
+        "A reconcile with nothing to do",
         "ms",
         rows,
         f"grows by {growth:.3f} ms a runner; LXD and GitHub simulated",
@@ -82,7 +82,7 @@ def extract_and_issue(repeat: int) -> None:
         for name, hostile in (("runners a second", 0), ("with 10 % hostile", 10)):
             rates = [number / _extract(number, hostile)[0] for _ in range(repeat)]
             row[name] = round(statistics.median(rates))
-        row["incumbent (lab figure)"] = INCUMBENT_RATE
+        row["previous charm (lab)"] = INCUMBENT_RATE
         rows.append(row)
     tops = [_extract(number, 0, memory=True)[1] / 1024 for number in FINISHED]
     note = "memory at its most: " + ", ".join(f"{top:.0f} KiB for {n}" for n, top in zip(FINISHED, tops, strict=True))

@@ -17,7 +17,7 @@ from tests.integration.conftest import PAT, RECONCILE, REPOSITORY, Deployment, w
 NUMBERS = (1, 4, 8, 16)
 WORKERS = (2, 4, 8)
 # Of lab: its sequential creation with 60 s of sleep for each.
-INCUMBENT_CREATE = "the incumbent: 67 s for one and 260 s for four, of each 60 s sleep"
+INCUMBENT_CREATE = "the previous charm: 67 s for one and 260 s for four, of each 60 s sleep"
 INCUMBENT_FLUSH = 36.0
 CHARM = "/var/lib/juju/agents/unit-github-runner-0/charm"
 # The resource profile goes with the last runner that uses it.
@@ -118,7 +118,7 @@ def flush(found: Deployment, repeat: int) -> None:
         "the same hook, no runner": round(none, 2),
         "raw LXD": round(its, 2),
     }
-    write("flush", "From 16 runners to none", "s", [{**row, "incumbent (lab figure)": INCUMBENT_FLUSH}])
+    write("flush", "From 16 runners to none", "s", [{**row, "previous charm (lab)": INCUMBENT_FLUSH}])
 
 
 def replace(found: Deployment, repeat: int) -> None:

@@ -24,7 +24,7 @@ def run(short: bool) -> dict[str, object]:
     ]
     return {
         "combinations": test_github_faults.combinations(),
-        "faults of a list in a whole pass": len(test_github_faults.LIST_FAULTS),
+        "faults of a list in a whole reconcile": len(test_github_faults.LIST_FAULTS),
         "tests": len(cases),
         "failed": failed,
     }

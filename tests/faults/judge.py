@@ -104,7 +104,7 @@ def whole(**changes: object) -> dict[bytes, Entry]:
 class Hub(FakeGithub):
     """GitHub that has no job, behind the checks of the real client."""
 
-    def job(self, repository: str, run_id: str, runner_name: str) -> Any:
+    def job(self, repository: str, run_id: str, runner_name: str, timeout: float = 0) -> Any:
         """JobNotFoundError, as the client words it."""
         return GithubClient.job(self, repository, run_id, runner_name)  # type: ignore[arg-type]
 

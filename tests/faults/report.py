@@ -7,17 +7,17 @@ from pathlib import Path
 ABOUT = {
     "kill": (
         "Killed anywhere",
-        "A pass that removes a dead runner, replaces an outdated one, writes the metrics of two finished jobs and "
+        "A reconcile that removes a dead runner, replaces an outdated one, writes the metrics of two finished jobs and "
         "makes three runners is killed (SIGKILL) before each request to LXD and GitHub, after each answer, and before "
-        "each file and mount of the metrics. The next pass must bring the wanted number of runners, with no instance, "
-        "registration, mount, image file or profile left over, and no event missing.",
+        "each file and mount of the metrics. The next reconcile must bring the wanted number of runners, with no "
+        "instance, registration, mount, image file or profile left over, and no event missing.",
     ),
     "combinations": (
         "GitHub misbehaves",
-        "Each question that the charm asks GitHub, with each fault of an answer: refusals, rate limits, outages, "
-        "silence, drips, resets, half answers, other content, lists that are empty or shift while they are read, "
-        "answers without end. Each must give the right status in bounded time and with the right number of requests, "
-        "and cost no healthy runner.",
+        "Each question that the charm asks GitHub, with each injected fault of an answer: refusals, rate limits, "
+        "outages, silence, drips, resets, half answers, other content, lists that are empty or shift while they are "
+        "read, answers without end. Each must give the right status in bounded time and with the right number of "
+        "requests, and cost no healthy runner.",
     ),
     "churn": (
         "Jobs all the time",
@@ -26,7 +26,7 @@ ABOUT = {
     ),
     "soak": (
         "A month in simulation",
-        "The real passes over a simulated LXD and GitHub: jobs, crashes, reboots, outages and changed options at "
+        "The real reconciles over a simulated LXD and GitHub: jobs, crashes, reboots, outages and changed options at "
         "random, thousands of other runners in the same organisation. Memory and open files must stay level.",
     ),
     "fuzz": (
@@ -43,7 +43,7 @@ ABOUT = {
 HEAD = """# Reliability in figures
 
 What `make faults` measured, at length; a sample of each is part of `make test`. The promises behind them are in
-[SECURITY.md](../../SECURITY.md), what an operator sees of each fault in [Failures](failures.md). This page is written
+[SECURITY.md](../../SECURITY.md), what an operator sees of each failure in [Failures](failures.md). This page is written
 by the run, as are the [figures in JSON](reliability.json).
 """
 

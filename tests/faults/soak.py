@@ -182,7 +182,7 @@ class Month:
 
     def _die_in_a_pass(self) -> None:
         """The machine loses its power while the charm changes something."""
-        self.counts["reboots_in_a_pass"] += 1
+        self.counts["reboots_in_a_reconcile"] += 1
         self.world.cut_off(self._chance.randint(0, 20))
         with contextlib.suppress(Killed):
             self.reconcile()
@@ -199,7 +199,7 @@ class Month:
             manager.reconcile(self._wanted, self._resources)
         except GithubClientError:
             assert world.hub.down, "GitHub answered, and the pass says that it did not"
-            self.counts["passes_without_github"] += 1
+            self.counts["reconciles_without_github"] += 1
         finally:
             world.passed()
             world.ledger.read()
@@ -283,7 +283,7 @@ def fleet(scale: Scale) -> dict[str, object]:
         "fleet_flushed": flushed,
         "fleet_left_over": left,
         "fleet_seconds_to_create": create,
-        "fleet_seconds_of_a_quiet_pass": steady,
+        "fleet_seconds_of_a_quiet_reconcile": steady,
         "fleet_seconds_to_flush": flush,
     }
 

@@ -222,7 +222,7 @@ class Organisation(Hub):
             if found.runner_id == runner_id:
                 self.runners.pop(name, None)
 
-    def job(self, repository: str, run_id: str, runner_name: str) -> WorkflowJob:
+    def job(self, repository: str, run_id: str, runner_name: str, timeout: float = 0) -> WorkflowJob:
         if "jobs" in self.down:
             raise TemporaryGithubError("GitHub does not answer")
         if runner_name not in self.jobs:

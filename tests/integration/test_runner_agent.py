@@ -207,6 +207,29 @@ def test_updated_agent_is_seen_as_busy(agent: Deployment, runner: str) -> None:
         agent.control.application(self_update=None)
 
 
+@pytest.mark.timeout(180)
+def test_listener_that_ends_without_a_job_is_kept_and_reported(agent: Deployment, runner: str) -> None:
+    """GitHub refuses sessions as for a wrong clock: the runner waits for its logs, the status has the reason."""
+    agent.control.refuse_sessions(times=1)
+    agent.inside(runner, "poweroff --force --force", check=False)
+    agent.wait_gone(runner)
+    agent.reconcile()
+    [successor] = agent.instances()
+    wait_for(lambda: agent.inside(successor, "ls /run/github-runner/failed", check=False), "the end of the listener")
+
+    agent.reconcile()
+
+    status, message = agent.status()
+    assert (status, agent.instances()) == ("waiting", [])
+    assert "the clock of the runner differs from GitHub's: Failed to create" in message
+    assert agent.events("unit_health")[-1]["failed_starts"] == 1
+    assert "Runner_" in agent.machine.exec("ls", f"/var/log/github-runner-logs/{successor}/_diag")
+    agent.unit.run("reconcile-runners")
+    agent.wait_online(1)
+    agent.reconcile()
+    assert "without a job" not in agent.status()[1]
+
+
 @pytest.mark.timeout(120)
 def test_job_finds_its_environment(agent: Deployment, runner: str) -> None:
     """As many open files as on GitHub's own runners, if the host allows it, and a session with its runtime folder."""

@@ -39,6 +39,7 @@ HEALTHY: dict[str, Any] = {
     "active_runners": 1,
     "expected_runners": 3,
     "failed_creations": 0,
+    "failed_starts": None,
     "image_age": 2 * HOUR,
     "api_quota_left": 4000,
     "repo": "my-org/app",
@@ -111,7 +112,7 @@ def _events(flavor: str, time: float, values: dict[str, Any]) -> list[Event]:
             job_conclusion="success" if code is None else "failure",
         ),
     ]
-    health = some("failed_creations", "image_age", "api_quota_left")
+    health = some("failed_creations", "failed_starts", "image_age", "api_quota_left")
     counts = some("crashed_runners", "idle_runners", "active_runners", "expected_runners")
     return [
         *(jobs if values["jobs"] else []),

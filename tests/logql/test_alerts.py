@@ -73,6 +73,11 @@ DESERVED = [
         (("GithubRunnerCreationFails", {"flavor": BIG, "unit": ONE}),),
     ),
     Case(
+        "runners end without a job",
+        (change(ONE, 2, 2.5, failed_starts=2, failed_creations=1), change(ONE, 2.5, 3, failed_starts=3)),
+        (("GithubRunnerEndsWithoutJob", {"flavor": BIG, "unit": ONE}),),
+    ),
+    Case(
         "silent unit",
         (change(ONE, 3, 6, silent=True),),
         (("GithubRunnerUnitSilent", {"flavor": BIG, "unit": ONE}),),
@@ -113,6 +118,7 @@ UNDESERVED = [
     Case("policy service unreachable", (change(ONE, 3, 3.1, code=0),)),
     Case("too few runners for half an hour", (change(ONE, 2, 2.5, idle_runners=0),)),
     Case("a creation fails", (change(ONE, 2, 2.9, failed_creations=1),)),
+    Case("runners end without a job twice", (change(ONE, 2, 4, failed_starts=2),)),
     Case("silent for an hour", (change(ONE, 2, 3.5, silent=True),)),
     Case(
         "old image for a moment", (change(ONE, 2, 2.1, image_age=80 * HOUR), change(ONE, 3, 3.1, image_age=80 * HOUR))

@@ -4,8 +4,9 @@ They replace exactly the adapters that are handed in; the integration tests use 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import provision
 from errors import (
@@ -17,7 +18,7 @@ from errors import (
     RunnerBusyError,
     TemporaryGithubError,
 )
-from lxd import Execution
+from lxd import Execution, LxdClient
 from metrics.storage import MetricsStorage
 from models import (
     Arch,
@@ -76,6 +77,8 @@ class FakeInstance:
         self.virtual_machine = virtual_machine
         self.process = 10
         self.files: dict[str, bytes] = {}
+        self.pushed: list[tuple[str, int, int]] = []
+        """Path, mode and user of each file in the order of its push."""
         self.commands: list[list[str]] = []
 
     def host_uid(self, uid: int) -> int:
@@ -118,6 +121,7 @@ class FakeInstance:
 
     def push(self, path: str, content: "bytes | BinaryIO", *, mode: int = 0o644, user: int = 0) -> None:
         self.lxd.fault("push", self.name)
+        self.pushed.append((path, mode, user))
         self.files[path] = content if isinstance(content, bytes) else content.read()
 
     def pull(self, path: str, limit: int) -> bytes:
@@ -169,7 +173,7 @@ class FakeLxd:
         return self.found[name]
 
     def find(self, *path: str) -> Any:
-        return self.profiles.get(path[1])
+        return self.profiles.get(path[1]) if path[0] == "profiles" else None
 
     def get(self, *path: str, **_: Any) -> Any:
         return [{"name": name, "used_by": [], **profile} for name, profile in self.profiles.items()]
@@ -182,6 +186,43 @@ class FakeLxd:
         else:
             self.fault("delete profile", path[1])
             del self.profiles[path[1]]
+
+
+class RecordingLxd:
+    """LXD's named objects by path, such as ``networks/bridge``; ``changes`` are the changing requests in order."""
+
+    def __init__(self, things: Mapping[str, Any]) -> None:
+        self.things = {path: deepcopy(thing) for path, thing in things.items()}
+        self.changes: list[str] = []
+
+    @property
+    def client(self) -> LxdClient:
+        return cast(LxdClient, self)
+
+    def find(self, *path: str) -> Any:
+        return deepcopy(self.things.get("/".join(path)))
+
+    def get(self, *path: str, **_: Any) -> Any:
+        found = self.find(*path)
+        if found is None:
+            raise LxdNotFoundError("/".join(path))
+        return found
+
+    def change(self, method: str, *path: str, **options: Any) -> None:
+        """As LXD: POST needs a new name, PATCH merges the configuration, and an empty value removes its key."""
+        name, body = "/".join(path), deepcopy(options.get("json"))
+        self.changes.append(f"{method} {name}")
+        if method == "POST":
+            self.things[f"{name}/{body.pop('name')}"] = body
+            return
+        found = self.get(*path)
+        if method == "DELETE":
+            del self.things[name]
+        elif method == "PUT":
+            self.things[name] = {**found, **body}
+        else:
+            config = {**found["config"], **body["config"]}
+            self.things[name] = {**found, "config": {key: value for key, value in config.items() if value}}
 
 
 class FakeGithub:
@@ -197,6 +238,7 @@ class FakeGithub:
         self.tokens = 0
         self.jobs: dict[str, WorkflowJob] = {}
         self.quota_left: int | None = 4999
+        self.deprecated: bool | None = None
 
     def register(self, name: str, *, online: bool = True, busy: bool = False) -> GithubRunner:
         runner = GithubRunner(len(self.runners) + len(self.deleted) + 1, name, online, busy)
@@ -217,6 +259,11 @@ class FakeGithub:
     def check_group(self, path: GithubPath) -> None:
         if "group" in self.down:
             raise ConfigurationError("group: there is no such group")
+
+    def is_deprecated(self, path: GithubPath, version: str) -> bool | None:
+        if "deprecation" in self.down:
+            raise GithubApiError("GitHub does not answer")
+        return self.deprecated
 
     def runner_is_gone(self, path: GithubPath, runner_id: int) -> bool:
         if "list" in self.down:
@@ -240,7 +287,7 @@ class FakeGithub:
         self.deleted.append(runner_id)
         self.runners = {name: runner for name, runner in self.runners.items() if runner.runner_id != runner_id}
 
-    def job(self, repository: str, run_id: str, runner_name: str) -> WorkflowJob:
+    def job(self, repository: str, run_id: str, runner_name: str, timeout: float = 0) -> WorkflowJob:
         if "jobs" in self.down:
             raise TemporaryGithubError("GitHub does not answer")
         if runner_name not in self.jobs:

@@ -1,5 +1,6 @@
 """Spec 1: events, actions and statuses, in process; what the machine needs is tested on the machine."""
 
+import os
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -11,12 +12,11 @@ import pytest
 from ops import testing
 
 import charm as charm_module
+import github_client
 import provision
+import shared_fs
 from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenError
 from host import application, kernel, machine, markers, storage
-from models import CharmState
-from runner import RunnerManagerClients
-from runner_manager import RunnerManager
 from tests.unit.fakes import TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages
 
 CONFIG: dict[str, Any] = {"path": "octo-org/demo", "token": "secret", "test-mode": "insecure", "virtual-machines": 2}
@@ -52,41 +52,28 @@ class Surroundings:
             raise self.fault
 
 
-class CharmUnderTest(charm_module.GithubRunnerCharm):
-    """The charm with its surroundings handed in."""
-
-    world = Surroundings()
-
-    def _ensure_timer(self, state: CharmState) -> None:
-        self.world.steps.append(f"timer {state.reconcile_interval}")
-
-    def _ensure_follower(self, state: CharmState) -> None:
-        self.world.steps.append("follower")
-
-    def _update_application(self, state: CharmState) -> bool:
-        self.world.steps.append("application")
-        return True
-
-    def _manager(self, state: CharmState) -> RunnerManager:
-        clients = RunnerManagerClients(self.world.github, self._jinja, self.world.lxd, None)  # type: ignore[arg-type]
-        hold = self._hold or charm_module._hold(self.world.application)
-        canary = application.refused_at(time.time())
-        storages, binary = self.world.storages, self.world.application
-        return RunnerManager(self._identity(), state, clients, storages, binary, hold=hold, canary=canary)
-
-
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
-    found = CharmUnderTest.world = Surroundings()
+    found = Surroundings()
     (tmp_path / "fs").mkdir()
     found.lxd, found.github, found.storages = FakeLxd(), FakeGithub(), FakeStorages(tmp_path / "fs")
     found.application = tmp_path / "actions-runner-linux-x64-2.320.0.tar.gz"
     found.application.write_bytes(b"tarball")
     (tmp_path / "current").symlink_to(found.application.name)
+    # Two hours old, so that GitHub is asked for a newer one.
+    os.utime(found.application, times=(time.time() - 7200,) * 2)
     for function in (application.current, application.age, application.refuse, application.accept):
         monkeypatch.setattr(function, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(application.is_recent, "__defaults__", (tmp_path,))
     monkeypatch.setattr(application.refused_at, "__defaults__", (tmp_path,))
     found.steps = []
+    monkeypatch.setattr(charm_module, "LxdClient", lambda: found.lxd)
+    monkeypatch.setattr(github_client, "GithubClient", lambda *_, **__: found.github)
+    for storage_function in ("list_all", "get", "delete"):
+        monkeypatch.setattr(shared_fs, storage_function, getattr(found.storages, storage_function))
+    monkeypatch.setattr(application, "update", lambda *_, **__: found.steps.append("application") or True)
+    monkeypatch.setattr(charm_module.timer, "ensure", lambda _, __, interval: found.steps.append(f"timer {interval}"))
+    monkeypatch.setattr(charm_module.follower, "ensure", lambda *_: found.steps.append("follower"))
     monkeypatch.setattr(machine, "set_up", found.set_up)
     markers.Markers("github-runner/0").note(markers.TAKEN_OVER)
     monkeypatch.setattr(machine, "take_over", found.take_over)
@@ -111,14 +98,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
 
 
 @pytest.fixture
-def context() -> "testing.Context[CharmUnderTest]":
+def context() -> "testing.Context[charm_module.GithubRunnerCharm]":
     import yaml
 
     root = TEMPLATES.parent
     meta, config, actions = (
         yaml.safe_load((root / f"{name}.yaml").read_text()) for name in ("metadata", "config", "actions")
     )
-    return testing.Context(CharmUnderTest, meta=meta, config=config, actions=actions, unit_id=0)
+    return testing.Context(charm_module.GithubRunnerCharm, meta=meta, config=config, actions=actions, unit_id=0)
 
 
 MODEL = testing.Model("ci", uuid="6ae9bb4a-9b0e-4b5c-8a0e-000000000001")
@@ -164,6 +151,18 @@ def test_changes_set_up_the_machine_and_reconcile(context: Any, world: Surroundi
     assert out.unit_status == testing.ActiveStatus("2 runners: 2 idle, 0 busy (test mode: containers)")
 
 
+def test_marker_leaving_drains_a_unit(context: Any, world: Surroundings) -> None:
+    """While the marker is there, whoever wrote it, no event creates, replaces or removes a runner."""
+    noted(markers.SET_UP)
+    noted(markers.LEAVING)
+    tick(context)
+    context.run(context.on.update_status(), state())
+    context.run(context.on.config_changed(), state())
+
+    assert world.steps == []
+    assert world.lxd.lists == 0
+
+
 def test_install_makes_no_runner(context: Any, world: Surroundings) -> None:
     """Runners come with `config-changed` and `start`."""
     context.run(context.on.install(), state())
@@ -179,6 +178,19 @@ def test_timer_refreshes_the_application_and_reconciles(context: Any, world: Sur
 
     assert world.steps == ["application"]
     assert len(world.lxd.found) == 2
+
+
+def test_the_binary_is_asked_for_once_an_hour(context: Any, world: Surroundings) -> None:
+    """A reconcile after each job does not cost a request for the list of runner binaries."""
+    noted(markers.SET_UP)
+    os.utime(world.application)
+
+    tick(context)
+    assert world.steps == []
+
+    application.refuse()
+    tick(context)
+    assert world.steps == ["application"]
 
 
 @pytest.fixture
@@ -629,6 +641,17 @@ def test_update_dependencies_says_whether_it_changed(context: Any, world: Surrou
     assert context.action_results == {"flush": "True"}
 
 
+@pytest.mark.parametrize("option", ["path", "token", "github-url"])
+def test_check_runners_never_asks_for_another_path(context: Any, world: Surroundings, option: str) -> None:
+    """Each value that finds the runners at GitHub must be valid; others may be invalid."""
+    with pytest.raises(testing.ActionFailed, match=f"{option}: "):
+        context.run(context.on.action("check-runners"), state(**{option: "", "labels": "a\tb"}))
+    assert world.github.lists == []
+
+    context.run(context.on.action("check-runners"), state(labels="a\tb"))
+    assert world.github.lists == ["octo-org/demo"]
+
+
 def test_action_fails_with_the_reason(context: Any, world: Surroundings) -> None:
     """An outage fails the action and shows in the status."""
     world.fault = GithubApiError("GitHub does not answer")
@@ -821,6 +844,25 @@ def test_a_version_that_github_calls_deprecated_by_mistake(
     assert len(world.lxd.found) == 3
 
 
+@pytest.mark.parametrize(
+    ("answer", "down", "believed"), [(False, set(), False), (None, set(), True), (None, {"deprecation"}, True)]
+)
+def test_github_may_contradict_a_runner_that_calls_its_version_deprecated(
+    context: Any, world: Surroundings, answer: bool | None, down: set[str], believed: bool
+) -> None:
+    """The record of a deprecated version stops creations only if GitHub does not call the version supported."""
+    options = {"virtual-machines": 1}
+    world.lxd.registered = lambda instance: world.github.register(instance.name, online=False)
+    tick(context, **options)
+    refused(world)
+    world.github.deprecated, world.github.down = answer, down
+
+    tick(context, **options)
+    tick(context, **options)
+
+    assert (world.lxd.found == {}) is believed
+
+
 @pytest.mark.parametrize("action", ["reconcile-runners", "update-dependencies"])
 def test_actions_try_a_deprecated_version_again(context: Any, world: Surroundings, action: str) -> None:
     """The operator does not wait for the next attempt."""
@@ -829,6 +871,73 @@ def test_actions_try_a_deprecated_version_again(context: Any, world: Surrounding
     assert world.lxd.found == {}
 
     context.run(context.on.action(action), state())
+
+    assert len(world.lxd.found) == 2
+
+
+OWN_WORDS = "runners ended without a job"
+DELETED = "Failed to create a session. The runner registration has been deleted from the server, please re-configure."
+
+
+def failed(world: Surroundings, words: str = DELETED) -> None:
+    """Each runner's agent has ended without a job, before GitHub ever listed the runner as online."""
+    for instance in world.lxd.found.values():
+        instance.process = 13
+        printed = (
+            f"Connecting\n{words}\nRunner listener exit with terminated error, stop the service\nExiting runner...\n"
+        )
+        instance.files[str(provision.RUN_FOLDER / "last-words")] = printed.encode()
+
+
+def test_runners_that_end_without_a_job_back_off(
+    context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Creation pauses for 2, 4, 8 … seconds and never longer than 10 minutes, until a later runner is online."""
+    world.lxd.registered = lambda instance: world.github.register(instance.name, online=False)
+    at(0, monkeypatch)
+    tick(context)
+    for count in range(1, 13):
+        failed(world)
+        first = tick(context)
+        pause = min(600, 2**count)
+        assert f"next attempt in {pause} s" in first.message
+        assert "the clock of the runner differs from GitHub's" in first.message
+        assert world.lxd.found == {}
+        at(pause - 1, monkeypatch)
+        held = tick(context)
+        assert (held.name, world.lxd.found) == ("waiting", {})
+        assert OWN_WORDS in held.message
+        at(1, monkeypatch)
+        assert OWN_WORDS in tick(context).message
+        assert len(world.lxd.found) == 2
+
+    for name, registered in world.github.runners.items():
+        world.github.runners[name] = replace(registered, online=True)
+    assert OWN_WORDS not in tick(context).message
+    assert markers.Markers(UNIT).read(markers.FAILED_STARTS) is None
+
+
+@pytest.mark.parametrize("attempt", ["reconcile-runners", "update-dependencies", "flush-runners", "config_changed"])
+def test_operator_ends_the_back_off(context: Any, world: Surroundings, attempt: str) -> None:
+    """An action and a changed option try to create runners at once."""
+    noted(markers.SET_UP)
+    noted(markers.FAILED_STARTS, f"12 {int(time.time())} {DELETED}")
+    assert (tick(context).name, world.lxd.found) == ("waiting", {})
+
+    context.run(context.on.config_changed() if attempt == "config_changed" else context.on.action(attempt), state())
+
+    assert len(world.lxd.found) == 2
+
+
+@pytest.mark.parametrize(
+    "note", ["", "x", "3", "3 x", "-1 5", "99999999999 0", "1e400 5", "nan 1", "1 nan", "2 99999999999 later"]
+)
+def test_no_note_of_failed_starts_stops_the_unit(context: Any, world: Surroundings, note: str) -> None:
+    """A marker that is damaged, or written while the clock was wrong, holds no creation."""
+    noted(markers.SET_UP)
+    noted(markers.FAILED_STARTS, note)
+
+    tick(context)
 
     assert len(world.lxd.found) == 2
 

@@ -135,12 +135,13 @@ def test_check_tells_an_old_page(
 OPTIONS = yaml.safe_load((ROOT / "config.yaml").read_text())["options"]
 ACTIONS = yaml.safe_load((ROOT / "actions.yaml").read_text())
 METADATA = yaml.safe_load((ROOT / "metadata.yaml").read_text())
-ALERTS = [
-    rule["alert"]
+RULES = [
+    rule
     for path in sorted((ROOT / "src/loki_alert_rules").glob("*.yaml"))
     for group in yaml.safe_load(path.read_text())["groups"]
     for rule in group["rules"]
 ]
+ALERTS = [rule["alert"] for rule in RULES]
 EVENTS = [
     event.model_construct().name for event in events.Event.__subclasses__() if event.__module__ == "metrics.events"
 ]
@@ -181,3 +182,27 @@ def test_statuses_are_those_of_the_code() -> None:
         pieces = (piece.strip(" ;,") for piece in re.split(r"…|: |:$| failed| for |\d+|lxdbr0", message))
         for piece in pieces:
             assert len(piece) < 3 or piece in OPTIONS or any(piece in text for text in known), message
+
+
+def test_every_alert_has_a_runbook() -> None:
+    """The annotation of each alert names a page of its own, which has the alert as its title and the same headings."""
+    pages = {rule["alert"]: ROOT / rule["annotations"]["runbook"] for rule in RULES}
+
+    assert len(set(pages.values())) == len(RULES)
+    for alert, page in pages.items():
+        headings = re.findall(r"^#+ .+$", page.read_text(), re.MULTILINE)
+        assert headings == [
+            f"# {alert}",
+            *("## What it means", "## What to look at", "## What to do", "## When to silence"),
+        ], page
+
+
+def test_lxd_keys_are_those_of_the_code() -> None:
+    """The page of LXD keys has a row for each key and image property that the code uses, and for no other."""
+    code = "\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
+    used = set(re.findall(r"(?:\{KEY\}|user\.github-runner\.)([a-z][a-z-]*)", code))
+    used |= set(re.findall(r'"(github-runner\.[a-z]+)"', (ROOT / "src/host/image.py").read_text()))
+    rows = re.findall(r"^\| `([^`]+)` \|", (DOCS / "reference/lxd-keys.md").read_text(), re.MULTILINE)
+
+    assert len(rows) == len(set(rows))
+    assert set(rows) == used

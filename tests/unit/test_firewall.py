@@ -1,13 +1,17 @@
 """Spec 4, Firewall: the arithmetic of what is closed to runners."""
 
 import time
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, ip_address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from errors import HostError
+from host import firewall
 from host.firewall import egress_rules, own_addresses, split
+from tests.unit.fakes import RecordingLxd, state
 
 OWN = [IPv4Address("10.1.2.3"), IPv4Address("10.217.77.1")]
 
@@ -103,3 +107,86 @@ def test_debug_hosts_are_reachable_through_the_denylist() -> None:
 def test_own_addresses_are_this_machines() -> None:
     """Loopback is not among them: runners cannot reach it anyway."""
     assert not any(address.is_loopback for address in own_addresses())
+
+
+OPTIONS = state(denylist=(IPv4Network("10.0.0.0/8"),))
+BRIDGE = f"networks/{firewall.BRIDGE}"
+BRIDGE_CONFIG = {"ipv4.address": "10.217.77.1/24"}
+
+
+@pytest.fixture
+def lxd(monkeypatch: pytest.MonkeyPatch) -> RecordingLxd:
+    """An LXD with the runners' bridge and the network ACL of the options."""
+    monkeypatch.setattr(firewall, "own_addresses", lambda: OWN)
+    found = RecordingLxd({BRIDGE: {"config": BRIDGE_CONFIG, "used_by": []}})
+    firewall.ensure(found.client, OPTIONS)
+    return found
+
+
+def denied(lxd: RecordingLxd) -> set[str]:
+    return {rule["destination"] for rule in lxd.things[f"network-acls/{firewall.ACL}"]["egress"]}
+
+
+def intact(lxd: RecordingLxd) -> bool:
+    return firewall.is_intact(lxd.client, OPTIONS, lxd.things[BRIDGE])
+
+
+def test_the_bridge_gets_the_acl_and_keeps_its_own_configuration(lxd: RecordingLxd) -> None:
+    """The first set-up creates the ACL before the bridge refers to it. A second one changes nothing."""
+    assert lxd.changes == ["POST network-acls", f"PATCH {BRIDGE}"]
+    assert lxd.things[BRIDGE]["config"] == {**BRIDGE_CONFIG, **firewall.APPLIED}
+    assert {str(OWN[0]), "::/0", "10.128.0.0/10"} <= denied(lxd)
+    assert intact(lxd)
+
+    firewall.ensure(lxd.client, OPTIONS)
+
+    assert len(lxd.changes) == 2
+
+
+def test_the_acl_follows_the_options_in_one_update(lxd: RecordingLxd) -> None:
+    """A changed denylist replaces the rules of the ACL while the bridge keeps it."""
+    changed = replace(OPTIONS, denylist=(IPv4Network("192.0.2.0/24"),))
+    assert not firewall.is_intact(lxd.client, changed, lxd.things[BRIDGE])
+
+    firewall.ensure(lxd.client, changed)
+
+    assert lxd.changes[2:] == [f"PUT network-acls/{firewall.ACL}"]
+    assert "192.0.2.0/24" in denied(lxd)
+    assert firewall.is_intact(lxd.client, changed, lxd.things[BRIDGE])
+
+
+@pytest.mark.parametrize("lost", ["rules", "ingress", "ACL", "bridge's ACL", "bridge's default"])
+def test_each_lost_part_of_the_firewall_is_noticed_and_restored(lxd: RecordingLxd, lost: str) -> None:
+    """Whatever somebody else changed about the ACL or the bridge, the next set-up restores it."""
+    acl, bridge = lxd.things[f"network-acls/{firewall.ACL}"], lxd.things[BRIDGE]["config"]
+    if lost == "rules":
+        acl["egress"] = acl["egress"][1:]
+    elif lost == "ingress":
+        acl["ingress"] = [{"action": "allow"}]
+    elif lost == "ACL":
+        del lxd.things[f"network-acls/{firewall.ACL}"]
+    else:
+        bridge["security.acls" if lost == "bridge's ACL" else "security.acls.default.egress.action"] = ""
+    assert not intact(lxd)
+
+    firewall.ensure(lxd.client, OPTIONS)
+
+    assert intact(lxd)
+
+
+def test_removal_takes_the_acl_off_the_bridge_first(lxd: RecordingLxd) -> None:
+    """LXD refuses to delete an ACL that a bridge refers to. A second removal finds nothing."""
+    assert firewall.remove(lxd.client) == [f"network ACL {firewall.ACL}"]
+    assert lxd.changes[2:] == [f"PATCH {BRIDGE}", f"DELETE network-acls/{firewall.ACL}"]
+    assert lxd.things[BRIDGE]["config"] == BRIDGE_CONFIG
+
+    assert firewall.remove(lxd.client) == []
+
+
+def test_the_acl_stays_while_an_instance_uses_the_bridge(lxd: RecordingLxd) -> None:
+    """An instance that is still there must not lose its firewall."""
+    lxd.things[BRIDGE]["used_by"] = ["/1.0/instances/app-0-aa"]
+
+    with pytest.raises(HostError, match="instances use"):
+        firewall.remove(lxd.client)
+    assert intact(lxd)

@@ -468,6 +468,20 @@ def test_storage_that_is_large_enough_in_total_is_enough(juju_storage: Path) -> 
     assert storage.shortage(wanting(7)) is None
 
 
+def test_what_the_pool_has_counts_as_free(juju_storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool volume's own blocks are no shortage, to the byte. Other files of any name are."""
+    volume = juju_storage / "github-runner-pool-0a1b.img"
+    for path in (volume, juju_storage / "other.img"):
+        path.write_bytes(b"x" * (1 << 20))
+    held = volume.stat().st_blocks * 512
+    assert held >= 1 << 20
+
+    monkeypatch.setattr(storage, "needed_bytes", lambda _: 60 * GIB + held)
+    assert storage.shortage(wanting(7)) is None
+    monkeypatch.setattr(storage, "needed_bytes", lambda _: 60 * GIB + held + 1)
+    assert storage.shortage(wanting(7)) is not None
+
+
 def test_memory_is_never_more_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disks in memory must fit into the machine's memory; the message names both sizes."""
     monkeypatch.setattr(storage.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 15 * GIB // 4096)
@@ -520,6 +534,23 @@ def test_age_of_the_application_counts_from_githubs_word(tmp_path: Path) -> None
     age = application.age(time.time(), tmp_path)
     assert age is not None
     assert age < 60
+
+
+@pytest.mark.parametrize(
+    ("age", "expected"), [(0, True), (3599, True), (3600, False), (-1, False)], ids=["now", "lately", "old", "future"]
+)
+def test_githubs_word_for_the_application_holds_for_an_hour(tmp_path: Path, age: int, expected: bool) -> None:
+    """A time in the future says nothing: the clock was set back."""
+    assert not application.is_recent(0, tmp_path)
+    application.update(cast(GithubClient, FakeGithub()), PATH, Arch.X64, tmp_path)
+    using = application.current(tmp_path)
+    assert using is not None
+    now = using.stat().st_mtime + age
+
+    assert application.is_recent(now, tmp_path) is expected
+
+    application.refuse(tmp_path)
+    assert not application.is_recent(time.time(), tmp_path)
 
 
 def test_refusal_is_of_one_application_and_one_hour(tmp_path: Path) -> None:

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 
 import times
 from models import GithubRunner, Process, RunnerView
-from plan import Desired, Health, Plan, Reason, health, is_healthy, make_plan, needs_confirmation, needs_probe
+from plan import (
+    Desired,
+    Health,
+    Plan,
+    Reason,
+    health,
+    is_healthy,
+    make_plan,
+    may_have_job,
+    needs_confirmation,
+    needs_probe,
+)
 
 NOW = 1_000_000.0
 MINUTE = 60.0
@@ -195,6 +206,56 @@ def test_ghost_is_not_healthy_for_ever(minutes: float, seen: dict[str, Any], exp
 
 
 @pytest.mark.parametrize(
+    ("hours", "seen", "expected"),
+    [
+        (6, {}, Health.UNHEALTHY),
+        (6, {"github": OFFLINE}, Health.UNHEALTHY),
+        (5.9, {}, Health.BUSY),
+        (720, {"github": OFFLINE_BUSY}, Health.BUSY),
+        (720, {"github": ONLINE_BUSY}, Health.BUSY),
+        (720, {"github": ONLINE}, Health.BUSY),
+        (720, {"github_known": False}, Health.BUSY),
+        (720, {"running": False}, Health.UNHEALTHY),
+    ],
+    ids=["not listed", "listed offline", "not yet", "offline, busy", "busy", "online", "no GitHub", "stopped"],
+)
+def test_a_worker_counts_while_github_may_have_a_job_for_it(
+    hours: float, seen: dict[str, Any], expected: Health
+) -> None:
+    """Six hours after GitHub was first seen to know of no job, a worker inside no longer keeps its instance."""
+    found = view(process=Process.WORKER, created_at=1.0, offline_since=NOW - hours * times.HOUR, **seen)
+
+    assert health(found, NOW) is expected
+    assert may_have_job(found, NOW) is (expected is Health.BUSY)
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (view(process=Process.UNKNOWN), True),
+        (view(process=Process.UNKNOWN, offline_since=OLD), False),
+        (view(process=Process.UNKNOWN, github=ONLINE), True),
+        (starting("r"), True),
+        (view(), False),
+        (idle("r", process=Process.RUNNING), False),
+        (forgotten("r"), False),
+    ],
+    ids=["does not answer", "did not for an hour", "online, silent", "starting", "ghost", "idle", "no instance"],
+)
+def test_what_does_not_answer_may_have_a_job_up_to_a_limit(seen: RunnerView, expected: bool) -> None:
+    """An instance that does not answer the health probe keeps the machine from a reboot until it is unhealthy."""
+    assert may_have_job(seen, NOW) is expected
+
+
+def test_jobs_that_github_does_not_know_are_named() -> None:
+    """A busy runner is named once an earlier reconcile has recorded that GitHub knows of no job."""
+    noted = {"process": Process.WORKER, "offline_since": NOW - MINUTE}
+    found = plan(4, view("a", **noted), view("b", process=Process.WORKER), busy("c"), ghost("d"))
+
+    assert (found.busy, found.unknown_jobs) == (("a", "b", "c"), ("a",))
+
+
+@pytest.mark.parametrize(
     ("seen", "expected"),
     [
         (view(), True),
@@ -364,7 +425,12 @@ def test_surplus_is_no_more_than_needed(names: tuple[str, ...]) -> None:
         (ghost("a", github_known=False), (), ()),
         (unknown("a"), ("a",), ()),
         (starting("a"), (), ()),
-        (view("a", process=Process.WORKER), (), ()),
+        (view("a", process=Process.WORKER), ("a",), ()),
+        (view("a", process=Process.WORKER, github=OFFLINE), ("a",), ()),
+        (view("a", process=Process.WORKER, offline_since=NOW - MINUTE), (), ()),
+        (view("a", process=Process.WORKER, github_known=False), (), ()),
+        (view("a", process=Process.WORKER, github=OFFLINE_BUSY), (), ()),
+        (view("a", process=Process.WORKER, github=OFFLINE_BUSY, offline_since=OLD), (), ("a",)),
         (idle("a"), (), ()),
         (idle("a", offline_since=OLD), (), ("a",)),
         (busy("a", offline_since=OLD), (), ("a",)),
@@ -378,7 +444,12 @@ def test_surplus_is_no_more_than_needed(names: tuple[str, ...]) -> None:
         "GitHub unknown",
         "process unknown: it should be online all the same",
         "young",
-        "job inside",
+        "only the instance claims a job, not listed",
+        "only the instance claims a job, listed offline",
+        "only the instance claims a job, noted already",
+        "the instance claims a job, GitHub unknown",
+        "GitHub knows of the job",
+        "GitHub knows of the job again",
         "online",
         "online again",
         "online again and busy",
@@ -401,7 +472,7 @@ def test_odd_answer_from_github_removes_nothing(known: bool) -> None:
     decided = plan(3, *seen)
 
     assert not decided.changes
-    assert decided.note_offline == (("a", "b") if known else ())
+    assert decided.note_offline == (("a", "b", "c") if known else ())
 
 
 def test_what_a_plan_says_of_the_runners_that_stay() -> None:
@@ -496,7 +567,7 @@ def test_who_is_never_removed(quantity: int, views: list[RunnerView]) -> None:
     removed = dict(plan(quantity, *views).remove)
 
     for seen in views:
-        ended = seen.process in (Process.NONE, Process.REFUSED)
+        ended = seen.process in (Process.NONE, Process.REFUSED, Process.FAILED)
         alive = not ended or not seen.created_at or (seen.github and seen.github.online)
         busy_by_github = seen.github and seen.github.busy and alive
         if seen.exists and seen.running and (seen.process is Process.WORKER or busy_by_github):
@@ -536,7 +607,7 @@ def test_passes_converge(quantity: int, views: list[RunnerView], data: st.DataOb
     One more each where outdated runners wait until today's configuration has proven itself.
     """
     first = plan(quantity, *views)
-    assume(not first.refused)
+    assume(not first.refused and not first.failed)
     names = [name for name, _ in first.remove]
     done = set(data.draw(st.lists(st.sampled_from(names), unique=True))) if names else set()
     # Cut off: creations come after the removals.
@@ -560,7 +631,7 @@ LISTED = GithubRunner(7, "r", online=False, busy=False)
 
 
 @pytest.mark.parametrize(
-    ("seen", "refused", "create"),
+    ("seen", "believed", "create"),
     [
         pytest.param({"github": LISTED}, True, 0, id="listed as idle: no job can have written it"),
         pytest.param({"github": None}, False, 2, id="not listed: it may have had its job"),
@@ -572,12 +643,15 @@ LISTED = GithubRunner(7, "r", online=False, busy=False)
         pytest.param({"github": LISTED, "seen_online": True}, False, 2, id="was online: it may have had a job"),
     ],
 )
-def test_refused_application(seen: dict[str, Any], refused: bool, create: int) -> None:
-    """A runner that ended as outdated is removed; if today's application was meant and is believed, none is created."""
-    decided = plan(2, view("r", **{"process": Process.REFUSED, **seen}))
+@pytest.mark.parametrize("process", [Process.REFUSED, Process.FAILED])
+def test_agent_that_ended_without_a_job(process: Process, seen: dict[str, Any], believed: bool, create: int) -> None:
+    """It is removed. If today's configuration was meant and no job can have said it, no runner is created for now."""
+    decided = plan(2, view("r", **{"process": process, **seen}))
 
     assert decided.remove == (("r", Reason.UNHEALTHY),)
-    assert (decided.refused, decided.create) == (refused, create)
+    assert decided.create == create
+    assert decided.refused is (believed and process is Process.REFUSED)
+    assert decided.failed == (("r",) if believed and process is Process.FAILED else ())
 
 
 TRIED = [

@@ -478,8 +478,8 @@ class Shell:
             "policy_url": None,
             "policy_token_file": self.folder / "policy-token",
             "token_file": self.folder / "token",
-            "refused_file": self.folder / "refused",
-            "refused_wait": 3600,
+            "run_folder": self.folder,
+            "kept_wait": 3600,
             "proxies": {},
             "url": "https://github.com/octo-org/demo",
             "labels": "runner,jammy",
@@ -791,18 +791,31 @@ def test_end_of_the_runner_application(shell: Shell, code: int, status: PostJobS
     assert shell.arguments("sudo") == POWER_OFF
 
 
-def test_outdated_application_waits_to_be_seen(shell: Shell) -> None:
-    """Exit code 7 leaves a note for the next pass, and power-off comes an hour later; any other code leaves none."""
-    for code, noted, waits in ((7, True, ["3600"]), (1, False, [])):
-        shell.stub("run.sh", f"exit {code}", shell.application)
-        shell.stub("sleep", "exit 0")
-        (shell.folder / "refused").unlink(missing_ok=True)
+WORKER_LOG = "mkdir -p _diag; touch _diag/Runner_1.log _diag/Worker_1.log;"
 
-        shell.run(shell.render("start.sh.j2"))
 
-        assert (shell.folder / "refused").exists() is noted
-        assert (shell.arguments("sleep") if waits else []) == waits
-        assert shell.arguments("sudo")[-5:] == POWER_OFF
+@pytest.mark.parametrize(
+    ("run", "mark"),
+    [
+        pytest.param("exit 7", "refused", id="deprecated version"),
+        pytest.param(f"{WORKER_LOG} exit 7", "refused", id="deprecated version after a job"),
+        pytest.param("exit 1", "failed", id="no job, an error"),
+        pytest.param("mkdir -p _diag; touch _diag/Runner_1.log; exit 0", "failed", id="no job, code 0"),
+        pytest.param(f"{WORKER_LOG} exit 0", None, id="a job"),
+        pytest.param(f"{WORKER_LOG} exit 1", None, id="a job, an error"),
+        pytest.param("kill -TERM $PPID; exit 143", None, id="stopped without a job"),
+    ],
+)
+def test_agent_that_ended_without_a_job_is_kept(shell: Shell, run: str, mark: str | None) -> None:
+    """The instance waits an hour for the next reconcile to read the reason, and then powers off as always."""
+    shell.stub("run.sh", run, shell.application)
+
+    shell.run(shell.render("start.sh.j2"))
+
+    marks = [path.name for path in (provision.REFUSED_FILE, provision.FAILED_FILE)]
+    assert [name for name in marks if (shell.folder / name).exists()] == ([mark] if mark else [])
+    assert shell.arguments("sleep") == (["3600"] if mark else [])
+    assert shell.arguments("sudo") == POWER_OFF
 
 
 @pytest.mark.parametrize("broken", ["no application", "no run.sh", "no metrics folder", "metrics cannot be written"])

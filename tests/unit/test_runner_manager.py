@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import socket
+import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -17,9 +18,27 @@ import metrics.storage
 import provision
 import runner
 import runner_manager
+import shared_fs
 import times
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
-from models import FlushMode, GithubRepo, SSHDebugConnection, VirtualMachineResources, WorkflowJob
+from lxd import Execution
+from models import (
+    RUNNER_INSTALLED_TS_FILE_NAME as INSTALLED,
+)
+from models import (
+    BaseImage,
+    FailedStarts,
+    FlushMode,
+    GithubOrg,
+    GithubPath,
+    GithubRepo,
+    GithubRunner,
+    ProxyConfig,
+    RepoPolicy,
+    SSHDebugConnection,
+    VirtualMachineResources,
+    WorkflowJob,
+)
 from runner import KEY, RunnerManagerClients
 from runner_manager import RunnerManager, fingerprint
 from system import exclusive
@@ -150,6 +169,58 @@ def test_instance_carries_what_a_later_pass_needs(world: World) -> None:
     assert instance.config[f"{KEY}runner-id"] == "1"
     assert instance.config["boot.autostart"] == "false"
     assert "registration" not in str(instance.config) + str(instance.commands)
+
+
+def test_files_with_secrets_are_readable_for_one_user_only(world: World) -> None:
+    """The files of the set-up belong to root and the tokens to the runner's user, each without access for others."""
+    world.reconcile(1)
+    [created] = world.lxd.found.values()
+    assert {
+        (str(provision.FILES_ARCHIVE), 0o600, 0),
+        (str(provision.TOKEN_FILE), 0o600, provision.UBUNTU),
+    } <= set(created.pushed)
+
+
+@pytest.fixture
+def metrics_storages(world: World, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Metrics storages that are plain folders, and the user of the host that each was given to."""
+    owners: dict[str, int] = {}
+    monkeypatch.setattr(shared_fs, "create", world.storages.create)
+    monkeypatch.setattr(shared_fs, "give_to", lambda storage, uid: owners.update({storage.runner_name: uid}))
+    monkeypatch.setattr(FakeInstance, "host_uid", lambda _, uid: 1_000_000 + uid)
+    world.state = state(issue_metrics=True)
+    return owners
+
+
+def test_a_metrics_storage_belongs_to_the_runners_user(world: World, metrics_storages: dict[str, int]) -> None:
+    """The user is the one on the host that the instance maps to its own, and it has the storage before the start."""
+    at_start: list[dict[str, int]] = []
+    world.lxd.faults = {"start": lambda _: at_start.append(dict(metrics_storages)) or False}
+
+    world.reconcile(1)
+
+    [name] = world.lxd.found
+    assert metrics_storages == {name: 1_000_000 + provision.UBUNTU}
+    assert at_start == [metrics_storages]
+
+
+def test_the_installed_timestamp_is_written_before_the_agent_starts(
+    world: World, metrics_storages: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the start of the agent on a job could write the file itself."""
+    execute, written = FakeInstance.execute, []
+
+    def recorded(instance: FakeInstance, command: list[str], **options: Any) -> Execution:
+        if command[:2] == ["systemctl", "start"]:
+            written.append(float((world.storages.get(instance.name).path / INSTALLED).read_text()))
+        return execute(instance, command, **options)
+
+    monkeypatch.setattr(FakeInstance, "execute", recorded)
+
+    before = time.time()
+    world.reconcile(1)
+
+    assert before - 1 <= written[0] <= time.time()
 
 
 @pytest.mark.parametrize(
@@ -385,6 +456,7 @@ def test_ghost_that_github_does_not_list_deregisters_itself(world: World) -> Non
 
     assert [str(provision.REGISTER_SCRIPT), "remove"] in instance.commands
     assert instance.files[str(provision.TOKEN_FILE)] == b"removal"
+    assert instance.pushed == [(str(provision.TOKEN_FILE), 0o600, provision.UBUNTU)]
     assert world.lxd.found == {}
 
 
@@ -485,7 +557,7 @@ def test_resource_profile_follows_the_instances_type(world: World) -> None:
 
 def job_storage(world: World, name: str, *, post: bool = True) -> None:
     folder = Path(world.storages.create(name).path)
-    pre_job = {"timestamp": 20, "workflow": "w", "workflow_run_id": "5", "repository": "o/r", "event": "push"}
+    pre_job = {"timestamp": 20, "workflow": "w", "workflow_run_id": "5", "repository": REPO.path, "event": "push"}
     (folder / "runner-installed.timestamp").write_text("10")
     (folder / "pre-job-metrics.json").write_text(json.dumps(pre_job))
     if post:
@@ -522,6 +594,74 @@ def test_metrics_of_finished_runners_are_issued(world: World, tmp_path: Path) ->
     }
     assert {event["unit"] for event in found} == {"app/0"}
     assert world.storages.names() == [alive, "other-0-0123abcdaa"]
+
+
+def test_creation_waits_for_no_look_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Successors exist before GitHub is asked for a job that a finished runner names."""
+    world.state = state(issue_metrics=True)
+    job_storage(world, f"{IDENTITY.prefix}aa")
+    there: list[int] = []
+
+    def job(*_: object) -> WorkflowJob:
+        there.append(len(world.lxd.found))
+        raise GithubApiError("no such job")
+
+    monkeypatch.setattr(world.github, "job", job)
+
+    world.reconcile(2)
+
+    assert there == [2]
+
+
+def test_look_ups_of_a_reconcile_have_one_time_limit(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not looked up within a minute is issued without GitHub's part, and its storage goes."""
+    world.state = state(issue_metrics=True)
+    for suffix in ("aa", "bb", "cc"):
+        job_storage(world, f"{IDENTITY.prefix}{suffix}")
+    now, limits = [0.0], []
+
+    def job(_: str, __: str, ___: str, timeout: float) -> WorkflowJob:
+        limits.append(timeout)
+        now[0] += 40
+        raise GithubApiError("no such job")
+
+    monkeypatch.setattr(world.github, "job", job)
+    monkeypatch.setattr(runner_manager.time, "monotonic", lambda: now[0])
+
+    world.reconcile(0)
+
+    assert limits == [60, 20]
+    assert [event["event"] for event in events(tmp_path)].count("runner_stop") == 3
+    assert world.storages.names() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        (REPO, True),
+        (GithubRepo("Octo-Org", "Demo"), True),
+        (GithubRepo("octo-org", "x"), False),
+        (GithubOrg("OCTO-ORG"), True),
+        (GithubOrg("octo"), False),
+    ],
+    ids=["its own", "in other letters", "another", "of its organisation", "of another organisation"],
+)
+def test_only_repositories_that_the_unit_serves_are_asked_for(
+    world: World, tmp_path: Path, path: GithubPath, asked: bool
+) -> None:
+    """A job names the repository: the operator's token reads none that the runner has no jobs of."""
+    world.state = state(issue_metrics=True, path=path)
+    name = f"{IDENTITY.prefix}aa"
+    job_storage(world, name)
+    created = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    world.github.jobs[name] = WorkflowJob(created, created, "success")
+
+    world.reconcile(0)
+
+    [stop] = [event for event in events(tmp_path) if event["event"] == "runner_stop"]
+    assert ("job_conclusion" in stop) is asked
 
 
 def test_jobs_are_not_asked_for_during_an_outage(world: World, tmp_path: Path) -> None:
@@ -622,6 +762,15 @@ def test_only_what_may_run_a_job_is_stopped_in_order(world: World, mode: FlushMo
     assert world.github.runners == {}
 
 
+def test_a_job_is_stopped_in_order_although_github_lists_its_runner_as_offline(world: World) -> None:
+    """GitHub may lose sight of a runner in the middle of its job."""
+    name = world.add("aa", busy=True, online=False)
+
+    world.manager().flush(FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK)
+
+    assert world.lxd.log[0] == f"stop {name}"
+
+
 def test_flush_takes_an_idle_runner_that_github_does_not_let_go(world: World) -> None:
     """GitHub's refusal to forget it keeps it from a reconcile, not from a flush."""
     name = world.add("aa")
@@ -662,6 +811,66 @@ def test_busy_is_what_either_account_says(world: World) -> None:
     assert world.manager().any_busy()
 
 
+def forged(world: World, listed: bool, seen_online: bool = False, **keys: str) -> str:
+    """A runner whose job has ended, with a process that a job left and named like a worker."""
+    name = world.add("0" * 16, online=False, process=0, runner_id="7", **keys)
+    if seen_online:
+        world.lxd.found[name].config[f"{KEY}online"] = "true"
+    if not listed:
+        world.github.runners.pop(name)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("listed", "gone", "online", "hours"), [(False, True, True, 0.25), (False, True, False, 6), (True, False, True, 6)]
+)
+def test_a_forged_worker_keeps_its_instance_up_to_a_limit(
+    world: World, listed: bool, gone: bool, online: bool, hours: float
+) -> None:
+    """15 minutes where GitHub once listed the runner and now has no such registration, 6 hours otherwise."""
+    name = forged(world, listed, online)
+    world.github.gone = {7} if gone else set()
+    world.reconcile(1)
+
+    world.now += hours * 3600 - 1
+    report = world.reconcile(1).report
+    assert (report.busy, report.unknown_jobs, set(world.lxd.found)) == ([name], [name], {name})
+    assert world.manager().any_busy()
+
+    world.now += 1
+    world.reconcile(1)
+    assert name not in world.lxd.found
+    assert len(world.lxd.found) == 1
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_github_is_asked_for_a_runner_before_its_worker_is_ended(
+    world: World, busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list that lacks a busy runner for hours does not end its job."""
+    name = forged(world, listed=False, offline_since=str(NOW - 7 * 3600))
+    monkeypatch.setattr(world.github, "find_runner", lambda *_: GithubRunner(7, name, online=False, busy=busy))
+
+    world.reconcile(1)
+
+    assert (name in world.lxd.found) is busy
+
+
+def test_a_forged_worker_does_not_put_a_reboot_off_for_ever(world: World) -> None:
+    """What is over by GitHub's account does not count as a job, neither before a reboot nor in a drain."""
+    forged(world, listed=False, offline_since=str(NOW - 7 * 3600))
+
+    assert not world.manager().any_busy()
+    assert world.manager().drain()
+
+
+def test_check_runners_shows_jobs_that_github_does_not_know(world: World) -> None:
+    """An instance that claims a job is told from one that waits for GitHub."""
+    name = forged(world, listed=False)
+
+    assert world.manager().counts()["details"] == [f"{name}: busy, unknown to GitHub, 60 min old"]
+
+
 def test_counts_are_githubs_and_unknown_instances(world: World) -> None:
     """`check-runners` tells online, offline and what GitHub does not know."""
     online, offline, unknown = world.add("aa"), world.add("bb", online=False), world.add("cc")
@@ -687,6 +896,12 @@ def test_counts_are_githubs_and_unknown_instances(world: World) -> None:
         {"ca_certificates": ("certificate",)},
         {"ssh_debug_connections": (SSHDebugConnection("192.0.2.1", 22, "SHA256:a", "SHA256:b"),)},
         {"issue_metrics": True},
+        {"github_url": "https://other.example"},
+        {"base_image": BaseImage.NOBLE},
+        {"test_mode": False},
+        {"proxies": ProxyConfig(http="http://proxy.example:3128")},
+        {"proxies": ProxyConfig(no_proxy="example")},
+        {"repo_policy": RepoPolicy("https://policy.example", "token")},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -855,6 +1070,49 @@ def test_refused_application_stops_creation_and_says_so(world: World, tmp_path: 
     assert refused not in world.github.runners
     assert world.github.tokens == 0
     assert "update-dependencies" in manager.report.failures[0]
+
+
+def test_runner_that_ended_without_a_job_is_a_failed_creation(world: World, tmp_path: Path) -> None:
+    """Its logs are pulled also without metrics, its own reason is in the report, and it counts in the events."""
+    kept, ended = world.add("aa"), world.add("bb", online=False, process=13)
+    instance = world.lxd.found[ended]
+    instance.files[str(provision.RUN_FOLDER / "last-words")] = (
+        b"An error occurred: \x1b[31mnot allowed\nExiting runner...\n"
+    )
+    instance.files[f"{provision.RUNNER_APPLICATION}/_diag/Runner_1.log"] = b"why"
+
+    manager = world.reconcile(3)
+
+    assert list(world.lxd.found) == [kept]
+    assert ended not in world.github.runners
+    [failure] = manager.report.failures
+    assert failure == "runners ended without a job: An error occurred: [31mnot allowed; next attempt in 2 s"
+    assert manager.report.failed_starts == FailedStarts(1, NOW, "An error occurred: [31mnot allowed")
+    assert (tmp_path / "logs" / ended / "_diag" / "Runner_1.log").read_text() == "why"
+
+
+def test_runner_that_ended_without_a_job_is_in_the_events(world: World, tmp_path: Path) -> None:
+    """Operators of dashboards see that creations fail, and how often in a row."""
+    world.state = state(issue_metrics=True)
+    world.add("aa", online=False, process=13)
+
+    world.reconcile(1)
+
+    [health] = [event for event in events(tmp_path) if event["event"] == "unit_health"]
+    assert (health["failed_creations"], health["failed_starts"]) == (1, 1)
+
+
+def test_job_cannot_make_its_runner_a_failed_creation(world: World) -> None:
+    """A runner that GitHub does not list may have had its job: it is reported without its words, and replaced."""
+    ended = world.add("aa", online=False, process=13)
+    world.lxd.found[ended].files[str(provision.RUN_FOLDER / "last-words")] = b"words of a job\n"
+    world.github.runners.clear()
+
+    manager = world.reconcile(1)
+
+    assert manager.report.failures == [f"{ended}: ended without a job, and GitHub does not list it"]
+    assert manager.report.failed_starts == FailedStarts()
+    assert len(manager.report.created) == 1
 
 
 PREVIOUS = f"{IDENTITY.app_name}-{IDENTITY.unit_number}-"

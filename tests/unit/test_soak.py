@@ -29,7 +29,7 @@ def test_a_day_with_jobs_and_faults() -> None:
     assert figures["jobs_lost"] == figures["jobs_doubled"] == 0
     assert figures["events_written"] == figures["events_expected"] == 2 * figures["jobs_run"] + figures["jobs_cut"]
     assert figures["events_repeated"] == figures["events_unexpected"] == 0
-    assert all(figures[kind] for kind in ("crashes", "reboots", "reboots_in_a_pass", "outages", "option_changes"))
+    assert all(figures[kind] for kind in ("crashes", "reboots", "reboots_in_a_reconcile", "outages", "option_changes"))
     assert figures["recoveries_seen"] > 10
     assert figures["memory_blocks_growth"] < 3000
     assert figures["open_files_growth"] <= 0

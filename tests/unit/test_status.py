@@ -73,6 +73,13 @@ def test_every_invalid_option_is_named_however_many() -> None:
 REPORT = Report(wanted=3, idle=["a"], busy=["b"])
 
 
+def test_jobs_that_github_does_not_know_are_shown() -> None:
+    """The operator sees that a runner is busy by its own account only."""
+    shown = status.of_report(Report(2, ["a"], ["b"], unknown_jobs=["b"]), test_mode=False).message
+
+    assert shown == "2 runners: 1 idle, 1 busy, 1 of them unknown to GitHub"
+
+
 @pytest.mark.parametrize("length", [10, 100, 1000])
 def test_a_failure_never_hides_the_notices(length: int) -> None:
     """The counts, the failure and what follows it are all there, however long the failure's text is."""

@@ -1,0 +1,121 @@
+"""Requests of a reconcile and of a job, counted at the stand-in for GitHub: the table of github-permissions.md."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import metrics.events
+import provision
+import runner_manager
+from github_client import JOB_PAGES, GithubClient
+from models import GithubOrg, GithubPath, GithubRepo
+from runner import RunnerManagerClients
+from runner_manager import RunnerManager
+from sandbox import github
+from sandbox.github_control import GitHubControl
+from tests.unit.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeInstance, FakeLxd, FakeStorages, state
+
+TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
+REPO, ORG = GithubRepo("octo-org", "demo"), GithubOrg("octo-org")
+PAGE = TEMPLATES.parent / "docs" / "reference" / "github-permissions.md"
+
+
+def documented(what: str) -> list[int]:
+    """The numbers of a row of the table: for a repository, and for an organisation with a runner group."""
+    [row] = re.findall(rf"(?m)^\| {re.escape(what)} \| (\d+) \| (\d+) \|", PAGE.read_text())
+    return [int(number) for number in row]
+
+
+class Unit:
+    """A unit with a simulated LXD, and with GitHub over HTTP."""
+
+    def __init__(self, hub: github.GitHub, folder: Path, path: GithubPath) -> None:
+        (folder / "fs").mkdir()
+        self.lxd, self.storages = FakeLxd(), FakeStorages(folder / "fs")
+        self.control = GitHubControl(hub.url)
+        self.client = GithubClient(hub.url, TOKEN)
+        self.state = state(github_url=hub.url, path=path, issue_metrics=True)
+        self.application = folder / "actions-runner-linux-x64-2.320.0.tar.gz"
+        self.application.write_bytes(b"tarball")
+        self.lxd.registered = self._registered
+
+    def _registered(self, instance: FakeInstance) -> None:
+        path = self.state.path.path
+        made = self.control.add_runner(path, instance.name, status="online")
+        instance.files[str(provision.RUNNER_APPLICATION / ".runner")] = json.dumps({"agentId": made["id"]}).encode()
+
+    def reconcile(self, quantity: int) -> int:
+        """One reconcile; how many requests it made."""
+        before = len(self.control.requests())
+        clients = RunnerManagerClients(self.client, provision.environment(TEMPLATES), self.lxd, None)  # type: ignore[arg-type]
+        manager = RunnerManager(IDENTITY, self.state, clients, self.storages, self.application)
+        manager.reconcile(quantity, RESOURCES)
+        assert manager.report.failures == []
+        return len(self.control.requests()) - before
+
+    def finish(self, jobs: int, run: int = 77, repository: str = REPO.path) -> None:
+        """A runner ends its job, one of a run with so many jobs, and is gone from LXD and GitHub."""
+        name = next(iter(self.lxd.found))
+        for number in range(jobs):
+            done = {"status": "completed", "conclusion": "success", "runner_name": name if number == 0 else "other"}
+            times = dict.fromkeys(("created_at", "started_at", "completed_at"), 1.7e9)
+            self.control.add_job(REPO.path, "true", run_id=run, state={**done, **times})
+        folder = self.storages.create(name).path
+        pre_job = {"timestamp": 20, "workflow": "w", "workflow_run_id": str(run), "event": "push"}
+        (folder / "runner-installed.timestamp").write_text("10")
+        (folder / "pre-job-metrics.json").write_text(json.dumps({**pre_job, "repository": repository}))
+        (folder / "post-job-metrics.json").write_text(json.dumps({"timestamp": 30, "status": "normal"}))
+        [found] = [item for item in self.control.runners() if item["name"] == name]
+        self.control.remove_runner(found["id"])
+        del self.lxd.found[name]
+
+
+@pytest.fixture
+def hub() -> Iterator[github.GitHub]:
+    with github.serve("127.0.0.1", 0, [TOKEN], [REPO.path], [ORG.org]) as served:
+        yield served
+
+
+@pytest.fixture(params=[REPO, GithubOrg("octo-org", "builders")], ids=["repository", "organisation"])
+def unit(request: Any, hub: github.GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Unit]:
+    monkeypatch.setattr(metrics.events, "METRICS_LOG_PATH", tmp_path / "metrics.log")
+    monkeypatch.setattr(runner_manager, "LOCKS", tmp_path / "locks")
+    found = Unit(hub, tmp_path, request.param)
+    found.control.add_organisation(ORG.org, ["builders"])
+    yield found
+    found.client.close()
+
+
+def column(unit: Unit) -> int:
+    return 0 if unit.state.path == REPO else 1
+
+
+def test_requests_of_a_reconcile(unit: Unit) -> None:
+    """What is there costs one list; all missing runners together cost one registration token."""
+    assert unit.reconcile(2) == documented("a reconcile that creates runners")[column(unit)]
+    assert unit.reconcile(2) == documented("a reconcile that changes nothing")[column(unit)]
+
+
+def test_requests_of_a_job(unit: Unit) -> None:
+    """A job whose runner is replaced costs six requests at most, also one of a run with more than 100 jobs."""
+    unit.reconcile(1)
+    unit.finish(jobs=1)
+    assert unit.reconcile(1) == documented("a job, from its end to its successor")[column(unit)] <= 6
+
+
+@pytest.mark.parametrize(
+    ("repository", "asked"), [(REPO.path, JOB_PAGES), ("Octo-Org/Demo", JOB_PAGES), ("evil/big", 0)]
+)
+def test_a_job_chooses_neither_how_much_nor_whom_the_unit_asks(unit: Unit, repository: str, asked: int) -> None:
+    """A run of a thousand jobs costs five requests, and a repository whose jobs the unit does not run costs none."""
+    unit.reconcile(1)
+    before = unit.reconcile(1)
+    unit.finish(jobs=0, repository=repository)
+    jobs = [{"id": number, "runner_name": "other"} for number in range(100)]
+    unit.control.add_fault(path="/jobs", times=None, status=200, body=json.dumps({"total_count": 12800, "jobs": jobs}))
+
+    assert unit.reconcile(0) == before + asked

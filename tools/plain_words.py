@@ -1,0 +1,68 @@
+"""Find private words in the texts for users. docs/reference/glossary.md has the words to use instead.
+
+The list of words, of the files that are checked, and of the files that are not converted yet is here and nowhere else.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# A regular expression for each private word, without regard to case, and what to say instead.
+WORDS = {
+    r"(?:an?|each|every|last|next|one|quiet|real|same|that|the|this|whole) pass(?:es)?\b(?! through)": "reconcile",
+    r"(?:a|two|next|second) looks?\b|look(?:s|ed)? inside\b": "reconcile, observation or health probe",
+    r"runner application": "runner binary, runner agent or github-runner-agent",
+    r"ghosts?|unseen": "offline runner",
+    r"forg[eo]ts?|forgotten": "orphaned registration, or deregister, remove, delete",
+    r"follower": "watcher",
+    r"mend(?:s|ed|ing)?": "fix",
+    r"incumbents?|former charm": "previous charm",
+    r"ours|of our (?:own )?making": "managed by this unit",
+    r"to be had": "available",
+    r"out of order": "server error",
+    r"spec \d+": "a link to a page that everybody can read",
+}
+FILES = (
+    *("README.md", "DESIGN.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"),
+    *("charmcraft.yaml", "metadata.yaml", "config.yaml", "actions.yaml", "src/loki_alert_rules/*.yaml", "docs/**/*.md"),
+)
+# Not converted yet: delete the line with the last private word of the file.
+UNCONVERTED = {
+    "SECURITY.md",
+    # Written from the code, which is not converted.
+    "docs/reference/events.md",
+    # Has the messages of the code, which is not converted.
+    "docs/reference/statuses.md",
+    "docs/how-to/scale-and-update.md",
+    "docs/how-to/debug.md",
+}
+PATTERNS = {
+    re.compile(r"\b(?:" + word.replace(" ", r"\s+") + r")\b", re.IGNORECASE): instead for word, instead in WORDS.items()
+}
+
+
+def found(text: str) -> Iterator[tuple[int, str, str]]:
+    """Line, private word, and what to say instead, for each private word of a text. A line may end inside a word."""
+    for pattern, instead in PATTERNS.items():
+        for match in pattern.finditer(text):
+            yield text.count("\n", 0, match.start()) + 1, " ".join(match[0].split()), instead
+
+
+def main() -> int:
+    """Print each private word with its place; 1 if there is one, or if a converted file is still excepted."""
+    findings = []
+    for path in sorted({path for pattern in FILES for path in ROOT.glob(pattern)}):
+        name = path.relative_to(ROOT).as_posix()
+        here = [f"{name}:{line}: {word!r}: say {instead}" for line, word, instead in sorted(found(path.read_text()))]
+        if name not in UNCONVERTED:
+            findings += here
+        elif not here:
+            findings.append(f"{name}: has no private word any more: delete it from UNCONVERTED in tools/plain_words.py")
+    print("\n".join(findings), end="\n" if findings else "")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
