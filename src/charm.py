@@ -569,7 +569,7 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _notices(self, state: CharmState, report: "Report") -> list[str]:
         """What is not wrong yet and will be, and what was wrong for a while, for the end of the status line."""
-        from host import image, kernel, storage
+        from host import image, kernel, resources, storage
         from runner_manager import failed_starts
 
         now = time.time()
@@ -588,6 +588,7 @@ class GithubRunnerCharm(ops.CharmBase):
             found.append(status.fit(failed_starts(failed, now), 120))
         if shortage := storage.shortage(state):
             found.append(shortage)
+        found += resources.overcommitment(state)
         away = self._markers.numbers(markers.UNATTENDED, 2)
         if away and 0 <= now - away[1] < times.DAY:
             start, end = (time.strftime("%d %b %H:%M", time.gmtime(moment)) for moment in away)

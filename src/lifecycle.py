@@ -35,7 +35,8 @@ def ended(ours: Callable[[str], bool], gather: float, path: Callable[[], Path] =
     wait = RETRY_AFTER
     while True:
         try:
-            with closing(_connect(path())) as stream:
+            with closing(connect("/1.0/events?type=lifecycle", path())) as stream:
+                stream.settimeout(None)
                 logger.info("Following LXD's events")
                 wait = RETRY_AFTER
                 yield set()
@@ -49,14 +50,14 @@ def ended(ours: Callable[[str], bool], gather: float, path: Callable[[], Path] =
         wait = min(2 * wait, RETRY_LIMIT)
 
 
-def _connect(path: Path) -> websocket.WebSocket:
+def connect(resource: str, path: Path) -> websocket.WebSocket:
+    """A stream of LXD's at one of its paths. It waits for at most 10 seconds, until that is changed."""
     unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         unix.settimeout(10)
         unix.connect(str(path))
         stream = websocket.WebSocket()
-        stream.connect("ws://lxd/1.0/events?type=lifecycle", socket=unix)  # type: ignore[no-untyped-call]
-        stream.settimeout(None)
+        stream.connect(f"ws://lxd{resource}", socket=unix)  # type: ignore[no-untyped-call]
     except BaseException:
         unix.close()
         raise

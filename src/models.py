@@ -83,6 +83,11 @@ def size_in_bytes(size: str) -> int:
     return int(match[1]) << UNITS[match[2]]
 
 
+def gibibytes(size: int) -> str:
+    """Bytes for a message, in hundredths of a GiB, rounded down: what is reported is there."""
+    return f"{size * 100 // (1 << 30) / 100:g}GiB"
+
+
 # The profiles of the previous charm have the same names as those of this charm, but no `user.github-runner.*` key.
 RESOURCES_NAME = re.compile(r"cpu-\d+-mem-\w+-disk-\w+")
 

@@ -38,6 +38,10 @@ FAILURE = Path("/var/lib/github-runner/build-image.failure")
 BUILDER = "github-runner-image-builder"
 ALIAS_PROPERTY = "github-runner.alias"
 APPLICATION_PROPERTY = "github-runner.application"
+DISK_PROPERTY = "github-runner.disk"
+# The builder's disk where it is a virtual machine, in bytes. The published image is as large, and so is the smallest
+# disk that a runner can have. LXD's own default would be 10 GiB; a full image takes about 5 GiB.
+DISK = 8 << 30
 INTERVAL_HOURS = 6
 # In seconds; 28 builds in a row have failed by then.
 STALE_AFTER = 7 * 86400
@@ -134,11 +138,13 @@ def make(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progres
     tarball = application.current()
     try:
         with _step(build, f"creating the builder from {build.source}", progress):
-            builder = _create_builder(lxd, build)
+            builder, disk = _create_builder(lxd, build)
         _provision(builder, jinja, build, tarball, progress)
         with _step(build, "publishing", progress):
             builder.stop()
-            fingerprint = _publish(lxd, build, tarball)
+            if not build.container:
+                _set_templates(lxd)
+            fingerprint = _publish(lxd, build, tarball, disk)
         with _step(build, "moving the alias", progress):
             _move_alias(lxd, build.alias, fingerprint)
     except HostError as error:
@@ -163,6 +169,12 @@ def holds(lxd: LxdClient, alias: str, tarball: Path) -> bool:
     """Whether a runner application is in the image of an alias."""
     image = current(lxd, alias)
     return image is not None and image["properties"].get(APPLICATION_PROPERTY) == tarball.name
+
+
+def smallest_disk(lxd: LxdClient, alias: str) -> int:
+    """The smallest disk, in bytes, of a virtual machine that is made from the image of an alias, built or not."""
+    image = current(lxd, alias)
+    return int((image and image["properties"].get(DISK_PROPERTY)) or DISK)
 
 
 def renew(lxd: LxdClient, alias: str) -> None:
@@ -217,24 +229,52 @@ def remove(lxd: LxdClient) -> list[str]:
     return gone
 
 
-def _create_builder(lxd: LxdClient, build: ImageBuild) -> LxdInstance:
+def _create_builder(lxd: LxdClient, build: ImageBuild) -> tuple[LxdInstance, int]:
+    """The running builder, and the size of its disk in bytes where it is a virtual machine."""
     _remove_builder(lxd)
+    disk = DISK
+    try:
+        builder = _request_builder(lxd, build, disk)
+    except LxdError as error:
+        # An image that was published from a virtual machine is as large as its disk, 10 GiB unless given.
+        larger = re.search(r"Source image size \((\d+)\) exceeds", str(error))
+        if not larger:
+            raise
+        disk = int(larger[1])
+        builder = _request_builder(lxd, build, disk)
+    builder.start()
+    builder.wait_ready()
+    return builder, disk
+
+
+def _request_builder(lxd: LxdClient, build: ImageBuild, disk: int) -> LxdInstance:
     source = {"type": "image", "alias": build.source.alias or build.alias}
     if build.source.server:
         source |= {"mode": "pull", "protocol": "simplestreams", "server": build.source.server}
-    builder = lxd.create_instance(
+    root = {"type": "disk", "path": "/", "pool": "runner"}
+    return lxd.create_instance(
         BUILDER,
         source=source,
         ephemeral=False,
         virtual_machine=not build.container,
         profiles=["default"],
         config={"security.nesting": "true", "boot.autostart": "false"} if build.container else {},
-        devices={"root": {"type": "disk", "path": "/", "pool": "runner"}},
+        devices={"root": root if build.container else {**root, "size": str(disk)}},
         timeout=DOWNLOAD_TIMEOUT,
     )
-    builder.start()
-    builder.wait_ready()
-    return builder
+
+
+def _set_templates(lxd: LxdClient) -> None:
+    """Have LXD write each virtual machine's own name into it, and nothing else.
+
+    Of a container LXD sets the name itself. With the templates of images for cloud-init, the agent would reboot each
+    virtual machine on its first boot, for a cloud-init that is disabled.
+    """
+    path = ("instances", BUILDER, "metadata")
+    template = {"when": ["create", "copy"], "template": "hostname.tpl"}
+    content = b"{{ instance.name }}\n"
+    lxd.request("POST", *path, "templates", params={"path": "hostname.tpl"}, data=content)
+    lxd.change("PUT", *path, json={**lxd.get(*path), "templates": {"/etc/hostname": template}})
 
 
 def _provision(
@@ -255,6 +295,9 @@ def _provision(
             proxies_file=provision.IMAGE_PROXIES,
             application_archive=provision.APPLICATION_ARCHIVE,
             image_application=provision.IMAGE_APPLICATION,
+            container=build.container,
+            runner_logs=provision.RUNNER_APPLICATION / "_diag",
+            console_end=provision.CONSOLE_END,
         )
         builder.push(str(provision.IMAGE_PROXIES), proxies.encode(), mode=0o600)
         builder.push(str(provision.IMAGE_SCRIPT), script.encode(), mode=0o700)
@@ -270,7 +313,8 @@ def _provision(
                 raise LxdError(f"ended with {done.code}: {(done.stderr.strip() or done.stdout.strip())[-500:]}")
 
 
-def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None) -> str:
+def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None, disk: int) -> str:
+    properties = {} if build.container else {DISK_PROPERTY: str(disk)}
     body = {
         "source": {"type": "instance", "name": BUILDER},
         "properties": {
@@ -278,8 +322,10 @@ def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None) -> str:
             ALIAS_PROPERTY: build.alias,
             APPLICATION_PROPERTY: tarball.name if tarball else "",
             "github-runner.source": str(build.source),
+            **properties,
         },
-        # It never leaves this machine: packing it would cost minutes at each build and at each unpacking.
+        # It never leaves this machine: packing it would cost minutes at each build and at each unpacking. LXD
+        # compresses the disk of a virtual machine all the same (a qcow2), and unpacks it once for a pool.
         "compression_algorithm": "none",
     }
     return str(lxd.change("POST", "images", json=body, timeout=PUBLISH_TIMEOUT)["fingerprint"])

@@ -726,7 +726,8 @@ def test_the_pre_job_script_ends_a_refused_job(control, install, policy, cancell
     template = provision.environment(ROOT / "templates").get_template("pre-job.sh.j2").render(values)
     if cancelled:
         template = template.replace("sleep 20", "sleep 2")  # the agent has been told to cancel, and does not shut down
-    stubs = {"pre-job.sh": template, "sudo": "#!/bin/sh\n", "pkill": PKILL.format(folder=runner.folder)}
+    stubs = {"mountpoint": "#!/bin/sh\n"}
+    stubs |= {"pre-job.sh": template, "sudo": "#!/bin/sh\n", "pkill": PKILL.format(folder=runner.folder)}
     for name, text in stubs.items():
         (runner.folder / name).write_text(text)
         (runner.folder / name).chmod(0o755)

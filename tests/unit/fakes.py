@@ -115,7 +115,7 @@ class FakeInstance:
         for word, code in self.lxd.exit_codes.items():
             if word in " ".join(command):
                 return Execution(code, "", f"{word} did not work")
-        if command == [str(provision.REGISTER_SCRIPT)]:
+        if str(provision.SETUP_SCRIPT) in command[-1]:
             self.lxd.registered(self)
         return Execution(0)
 

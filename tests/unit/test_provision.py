@@ -234,6 +234,7 @@ def test_owners_and_modes() -> None:
         f"{APPLICATION}/pre-job.sh": (0o755, 1000),
         f"{APPLICATION}/.env": (0o644, 1000),
         f"{APPLICATION}/.policy-token": (0o600, 1000),
+        "/run/github-runner/token": (0o600, 1000),
         "/etc/environment": (0o644, 0),
         "/etc/systemd/system/github-runner.service": (0o644, 0),
         "/etc/needrestart/conf.d/github-runner.conf": (0o644, 0),
@@ -242,6 +243,13 @@ def test_owners_and_modes() -> None:
         CLIENTS[0]: (0o644, 0),
         CLIENTS[1]: (0o644, 1000),
     }
+
+
+def test_registration_token_is_in_its_file_alone() -> None:
+    """The registration token is in the one file that the registration deletes."""
+    found = rendered(registration_token="AABBCC")
+
+    assert [path for path, file in found.items() if "AABBCC" in file.content] == ["/run/github-runner/token"]
 
 
 def test_policy_token_is_in_its_file_alone() -> None:
@@ -425,6 +433,7 @@ class Shell:
         self.stub("sudo")
         self.stub("pkill")
         self.stub("sleep")
+        self.stub("mountpoint", '[ -d "$2" ]')
 
     def stub(self, name: str, script: str = "", folder: Path | None = None) -> None:
         path = (folder or self.bin) / name
@@ -684,6 +693,13 @@ def test_setup_waits_for_the_host_as_it_is(shell: Shell, value: str) -> None:
         docker_changed=False,
         aproxy_address=None,
         ca_bundle=None,
+        container=True,
+        issue_metrics=False,
+        user=1000,
+        home="/x",
+        register_script="/x",
+        register_timeout=1,
+        not_registered=1,
     )
 
     done = shell.run(part(setup, "set -eu", "}") + part(setup, "deadline=", "done"))
@@ -940,6 +956,66 @@ def test_any_workflow_name_is_accepted(shell: Shell, workflow: str) -> None:
     shown = "".join(char for char in workflow if char >= " ")
     assert shell.pre_job.workflow == shown[:128]
     assert not (shell.folder / "canary").exists()
+
+
+@pytest.mark.parametrize("script", ["start.sh.j2", "pre-job.sh.j2"])
+def test_metrics_are_written_to_the_storage_only(shell: Shell, script: str) -> None:
+    """Where nothing is mounted, the folder is the instance's own, and nothing is written to it."""
+    shell.stub("mountpoint", "exit 32")
+    shell.stub("run.sh", "exit 1", shell.application)
+
+    shell.run(shell.render(script), **JOB)
+
+    assert list(shell.metrics.iterdir()) == []
+    assert shell.arguments("mountpoint") == ["-q", str(shell.metrics)]
+
+
+@pytest.mark.parametrize(("mounted", "code"), [(True, 0), (False, provision.WITHOUT_METRICS)])
+def test_set_up_tells_whether_the_metrics_storage_is_mounted(shell: Shell, mounted: bool, code: int) -> None:
+    """An instance that is ready but lacks its metrics storage ends its set-up with an exit code of its own."""
+    shell.stub("mountpoint", "exit 0" if mounted else "exit 32")
+    setup = content("/root/github-runner/setup.sh", replace(PLAIN, issue_metrics=True)) or ""
+
+    assert shell.run(part(setup, "mountpoint", "mountpoint")).returncode == code
+    assert "mountpoint" not in (content("/root/github-runner/setup.sh", replace(PLAIN, issue_metrics=False)) or "")
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_set_up_ends_with_the_registration(shell: Shell, failing: bool) -> None:
+    """The runner registers with its own rights; a failed registration has an exit code of its own, and its words."""
+    shell.stub("setpriv", f"echo no such group >&2; exit {int(failing)}")
+    setup = content("/root/github-runner/setup.sh") or ""
+
+    done = shell.run(part(setup, "timeout 120", "}"))
+
+    assert done.returncode == (provision.NOT_REGISTERED if failing else 0)
+    assert done.stderr == "no such group\n"
+    assert shell.arguments("setpriv") == [
+        *("--reuid=1000", "--regid=1000", "--clear-groups"),
+        *("env", "HOME=/home/ubuntu", "/home/ubuntu/github-runner/.register.sh"),
+    ]
+
+
+@pytest.mark.parametrize(("growpart", "resize", "code"), [(0, 0, 0), (1, 0, 0), (2, 0, 1), (0, 1, 1)], ids=str)
+def test_root_filesystem_grows_to_the_disk(shell: Shell, growpart: int, resize: int, code: int) -> None:
+    """Partition and filesystem of a virtual machine are grown; exit code 1 of growpart means that they are large."""
+    block = shell.folder / "block"
+    (block / "sda/sda2").mkdir(parents=True)
+    (block / "sda/sda2/partition").write_text("2\n")
+    (block / "sda2").symlink_to("sda/sda2")
+    shell.stub("findmnt", "echo /dev/sda2")
+    shell.stub("growpart", f"exit {growpart}")
+    shell.stub("resize2fs", f"exit {resize}")
+    setup = content("/root/github-runner/setup.sh", replace(PLAIN, container=False)) or ""
+    script = part(setup, "fail()", "}") + part(setup, "grow_root()", "grow_root ||")
+
+    done = shell.run(script.replace("/sys/class/block", str(block)))
+
+    assert done.returncode == code
+    assert shell.arguments("growpart") == ["/dev/sda", "2"]
+    assert shell.arguments("resize2fs") == (["/dev/sda2"] if growpart < 2 else [])
+    assert ("cannot be grown" in done.stderr) is bool(code)
+    assert "grow_root" not in (content("/root/github-runner/setup.sh", replace(PLAIN, container=True)) or "")
 
 
 @pytest.mark.parametrize("broken", ["no folder", "cannot be written", "no jq", "no environment"])

@@ -230,7 +230,7 @@ def test_the_installed_timestamp_is_written_before_the_agent_starts(
         ({"start": True}, {}, "starting the instance"),
         ({"push": True}, {}, "setting the instance up"),
         ({}, {"setup.sh": 3}, "setting the instance up"),
-        ({}, {"register.sh": 1}, "registering"),
+        ({}, {"setup.sh": provision.NOT_REGISTERED}, "registering"),
         ({}, {"systemctl start": 1}, "starting the runner application"),
         ({"set_config": True}, {}, "starting the runner application"),
     ],
@@ -366,6 +366,33 @@ def test_crashed_runner_is_removed_with_its_logs(world: World, tmp_path: Path) -
     assert (folder / "_diag/Runner_1.log").stat().st_size == 1 << 20
     assert world.lxd.found == {}
     assert world.github.runners == {}
+
+
+@pytest.mark.parametrize(
+    ("virtual_machine", "said", "found"),
+    [(True, b"words", ["console.log"]), (True, b"", []), (True, None, []), (False, b"words", [])],
+)
+def test_logs_come_from_the_console_where_the_agent_is_dead(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, virtual_machine: bool, said: bytes | None, found: Any
+) -> None:
+    """LXD reads no file of a virtual machine without its agent in it; the console still prints."""
+    world.state = state(issue_metrics=True)
+    name = world.add("aa", online=False, offline_since=str(world.now - times.SILENT - 1))
+    world.lxd.found[name].virtual_machine = virtual_machine
+    world.lxd.faults = {"execute": lambda _: True}
+
+    def read(lxd: Any, instance: str, *, end: bytes, limit: int, timeout: float) -> bytes:
+        assert (instance, end, limit, timeout) == (name, b"==> end of the logs <==", 1 << 20, 20)
+        if said is None:
+            raise LxdError("no console")
+        return said
+
+    monkeypatch.setattr(runner.console, "read", read)
+
+    world.reconcile(0)
+
+    assert [path.name for path in (tmp_path / "logs").rglob("*.log")] == found
+    assert world.lxd.found == {}
 
 
 def test_logs_that_cannot_be_pulled_do_not_stop_the_removal(world: World) -> None:
