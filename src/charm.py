@@ -581,11 +581,12 @@ class GithubRunnerCharm(ops.CharmBase):
         since = kernel.requested(self._markers, now)
         if since is not None and kernel.reboot_is_due():
             found.append(f"a reboot for a pending update was requested {since / 60:.0f} minutes ago and did not happen")
-        if state.repo_policy is None and self._markers.read(markers.NO_POLICY) is None:
+        unchecked = state.repo_policy is None and state.allow_external_contributor
+        if unchecked and self._markers.read(markers.NO_POLICY) is None:
             found.append("no repository policy check since the upgrade: see acknowledge-no-policy of reconcile-runners")
         failed = report.failed_starts
         if failed and failed.count and not report.failures:
-            found.append(status.fit(failed_starts(failed, now), 120))
+            found.insert(0, status.fit(failed_starts(failed, now), 120))
         if shortage := storage.shortage(state):
             found.append(shortage)
         found += resources.overcommitment(state)

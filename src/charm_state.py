@@ -93,6 +93,7 @@ def load(charm: ops.CharmBase, needed: tuple[str, ...] | None = None) -> CharmSt
         "dockerhub_mirror": faults.read("dockerhub-mirror", lambda: parse_mirror(str(config["dockerhub-mirror"]))),
         "proxies": _proxies(os.environ, bool(config["experimental-use-aproxy"]), faults),
         "repo_policy": _repo_policy(config, faults),
+        "allow_external_contributor": bool(config["allow-external-contributor"]),
         "test_mode": test_mode,
         "ssh_debug_connections": _ssh_debug_connections(charm, faults),
         "arch": faults.read("architecture", lambda: parse_arch(platform.machine())),

@@ -229,6 +229,7 @@ class CharmState:
     arch: Arch
     issue_metrics: bool
     ca_certificates: tuple[str, ...] = ()
+    allow_external_contributor: bool = True
 
 
 class Snap(NamedTuple):
@@ -274,6 +275,7 @@ class RunnerConfig:
     ssh_debug_connections: tuple[SSHDebugConnection, ...] | None = None
     github_url: str = "https://github.com"
     ca_certificates: tuple[str, ...] = ()
+    allow_external_contributor: bool = True
     container: bool = False
     fingerprint: str = ""
 

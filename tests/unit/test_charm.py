@@ -795,6 +795,7 @@ def test_a_policy_check_that_ceased_is_in_the_status(context: Any, world: Surrou
 
     assert NOTICE in tick(context).message
     assert NOTICE not in tick(context, **POLICY).message
+    assert NOTICE not in tick(context, **{"allow-external-contributor": False}).message
     out = context.run(context.on.action("reconcile-runners"), state())
     assert NOTICE in out.unit_status.message
     out = context.run(context.on.action("reconcile-runners", params={"acknowledge-no-policy": True}), state())
