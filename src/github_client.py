@@ -10,10 +10,8 @@ import os
 import random
 import re
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +32,7 @@ from errors import (
 )
 from github_errors import NotVisibleError, StatusError, check_redirect, translated
 from models import Arch, GithubPath, GithubRepo, GithubRunner, RunnerApplication, WorkflowJob
+from system import within
 
 if TYPE_CHECKING:
     from ghapi.core import GhSyncTransport
@@ -178,7 +177,8 @@ class GithubClient:
                 if not isinstance(checksum, str) or not re.fullmatch("[0-9a-fA-F]{64}", checksum):
                     raise GithubApiError("the runner binary is offered without a SHA-256 checksum")
                 filename = _field(item, "filename", str)
-                if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", filename):
+                # It becomes the name of a file beside others: no path, and none of their names.
+                if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.tar\.gz", filename):
                     raise GithubApiError("the runner binary is offered with an invalid file name")
                 url, token = _field(item, "download_url", str), _download_token(item)
                 return RunnerApplication(url, filename, checksum.lower(), token)
@@ -333,23 +333,11 @@ def _attempts(end: float) -> Iterator[Any]:
 
 
 def _within(end: float, url: str, action: Callable[[], Answer]) -> Answer:
-    """What the action returns, or TemporaryGithubError at the end.
-
-    A time-out of httpx2 is for one read: it does not see an answer that drips, nor a resolver that hangs. What still
-    hangs then is left to itself, and goes with this process.
-    """
-    future: futures.Future[Answer] = futures.Future()
-
-    def work() -> None:
-        try:
-            future.set_result(action())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    if not futures.wait([future], max(0.0, end - time.monotonic())).done:
-        raise TemporaryGithubError(f"no answer from {urlsplit(url).hostname} in time")
-    return future.result()
+    """What the action returns, or TemporaryGithubError at the end."""
+    try:
+        return within(end, action)
+    except TimeoutError:
+        raise TemporaryGithubError(f"no answer from {urlsplit(url).hostname} in time") from None
 
 
 def _fetch(application: RunnerApplication, target: Path, end: float, trust: ssl.SSLContext) -> None:
@@ -446,7 +434,7 @@ def _read_runner(item: Any) -> GithubRunner:
 
 def _read_job(item: Any) -> WorkflowJob:
     conclusion = item.get("conclusion")
-    if conclusion is not None and not isinstance(conclusion, str):
+    if conclusion is not None and not (isinstance(conclusion, str) and re.fullmatch("[a-z_]{1,64}", conclusion)):
         raise GithubApiError("the answer has no valid conclusion")
     try:
         created, started = (
