@@ -22,6 +22,7 @@ import httpx2
 import stamina
 
 import github_errors
+import redaction
 from errors import (
     ConfigurationError,
     GithubApiError,
@@ -83,6 +84,7 @@ class GithubClient:
     ) -> None:
         self._url = api_url(github_url)
         self._token = token
+        redaction.note(token)
         self._ca_certificates = ca_certificates
         self._deadline = deadline
         self._long_deadline = long_deadline
@@ -229,6 +231,7 @@ class GithubClient:
     def _created_token(self, name: str, path: GithubPath) -> str:
         answer = self._call(self._operation(name, path), path.path)
         token: str = _field(answer, "token", str)
+        redaction.note(token)
         return token
 
     def _operation(self, operation: str, path: GithubPath | None, **parameters: Any) -> Callable[..., Any]:
@@ -420,6 +423,7 @@ def _download_token(item: dict[str, Any]) -> str | None:
         return None
     if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]{1,16384}", token):
         raise GithubApiError("the runner binary is offered with an invalid download token")
+    redaction.note(token)
     return token
 
 

@@ -5,6 +5,7 @@ import time
 import httpx2
 import stamina
 
+import redaction
 from errors import PolicyError
 from models import RepoPolicy
 from system import within
@@ -42,6 +43,7 @@ class RepoPolicyClient:
         token = answer.decode("ascii", errors="replace").strip()
         if not token.isprintable() or not token.isascii() or not 0 < len(token) <= 1024:
             raise PolicyError("the policy service's token is not one")
+        redaction.note(token)
         return token
 
     def _ask(self) -> bytes:

@@ -335,8 +335,7 @@ class Runner:
             command, timeout=timeout, user=user, output=True, environment={"HOME": home, "LANG": "C.UTF-8"}
         )
         if done.code != 0:
-            words = (done.stderr.strip() or done.stdout.strip())[-500:]
-            raise LxdError(f"{Path(command[0]).name} ended with {done.code}: {words}")
+            raise LxdError(f"{Path(command[0]).name} ended with {done.code}: {done.last_words}")
 
     @contextmanager
     def _step(self, what: str) -> Iterator[None]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from errors import CommandError
+from redaction import tail
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +46,7 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise CommandError(f"{command[0]} took longer than {timeout:.0f} s") from error
     if check and done.returncode != 0:
-        raise CommandError(
-            f"{' '.join(command)} failed ({done.returncode}): {(done.stderr or done.stdout).strip()[-500:]}"
-        )
+        raise CommandError(f"{' '.join(command)} failed ({done.returncode}): {tail(done.stderr or done.stdout)}")
     return done
 
 
