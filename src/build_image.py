@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import provision
+import redaction
 from errors import GithubRunnerError
 from host import image, timer
 from lxd import LxdClient
@@ -16,6 +17,7 @@ TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
 def main() -> int:
     """0 where the image was built or another build is under way; 1 with a line on standard error otherwise."""
+    redaction.install()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     for chatty in ("urllib3", "ws4py", "pylxd"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

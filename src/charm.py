@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ops
 
 import charm_state
+import redaction
 import status
 import times
 from cos_agent import CosAgentProvider
@@ -31,6 +32,7 @@ from errors import (
 from host import application, follower, markers, state_database, timer
 from lxd import LxdClient
 from models import CharmState, FailedStarts, FlushMode, Identity
+from redaction import redact
 from system import are_active
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def __init__(self, framework: ops.Framework) -> None:
         super().__init__(framework)
+        redaction.install()
         self._lxd = LxdClient()
         self._github_client: GithubClient | None = None
         self._markers = markers.Markers(self.unit.name)
@@ -238,7 +241,7 @@ class GithubRunnerCharm(ops.CharmBase):
         try:
             if self._markers.read(markers.LEAVING) is not None and needed is None:
                 raise HostError("the unit is being removed")
-            event.set_results({key: str(value) for key, value in work(self._load(needed)).items()})
+            event.set_results({key: redact(str(value)) for key, value in work(self._load(needed)).items()})
             if self._report and self._report.failures:
                 event.fail(status.line(self._report.failures[-1]))
         except (GithubRunnerError, OSError) as error:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import lifecycle
+import redaction
 import times
 from errors import GithubRunnerError
 from host import timer
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument("--prefix", required=True, help="what the names of the unit's runners begin with")
     parser.add_argument("--wanted", required=True, type=int, help="how many runners the unit keeps")
     arguments = parser.parse_args()
+    redaction.install()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     logging.getLogger("urllib3").setLevel(logging.WARNING)
     pattern = re.compile(re.escape(arguments.prefix) + "[0-9a-f]+")

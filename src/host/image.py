@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shlex
 import socket
 import sys
@@ -21,6 +20,7 @@ from errors import HostError, LxdError
 from host import application
 from lxd import LxdClient, LxdInstance, wait_until
 from models import Arch, ImageSource, ProxyConfig
+from redaction import redact
 from system import are_active, exclusive, run, write_file
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def _provision(
         with _step(build, name, progress):
             done = builder.execute([str(provision.IMAGE_SCRIPT), name], timeout=STEP_TIMEOUT, output=True)
             if done.code != 0:
-                raise LxdError(f"ended with {done.code}: {(done.stderr.strip() or done.stdout.strip())[-500:]}")
+                raise LxdError(f"ended with {done.code}: {done.last_words}")
 
 
 def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None, disk: int) -> str:
@@ -377,6 +377,5 @@ def _step(build: ImageBuild, what: str, progress: Callable[[str], None]) -> Iter
     try:
         yield
     except (LxdError, OSError) as error:
-        text = re.sub(r"//[^/@\s]+@", "//…@", str(error))
-        raise HostError(f"image {build.alias}: {what} failed: {text}") from error
+        raise HostError(f"image {build.alias}: {what} failed: {redact(str(error))}") from error
     logger.info("Image %s: %s done (%.1f s)", build.alias, what, time.monotonic() - started)

@@ -53,7 +53,7 @@ def test_second_pass_changes_nothing_and_asks_once(deployment: Deployment) -> No
 
     calls = [call for call in deployment.control.requests(last) if "/api/v3/" in call["path"]]
     asked = [(call["method"], call["path"].rsplit("/", 1)[-1]) for call in calls]
-    assert asked == [("GET", "downloads"), ("GET", "runners")]
+    assert asked == [("GET", "runners")]
     assert deployment.instances() == names
 
 

@@ -242,6 +242,24 @@ def test_folder_is_no_application(tmp_path: Path) -> None:
     assert application.current(tmp_path) is None
 
 
+@pytest.mark.parametrize("target", ["current", "../outside.tar.gz", "{}/outside.tar.gz", "link.tar.gz", "gone.tar.gz"])
+def test_a_link_that_leads_elsewhere_is_no_application(tmp_path: Path, target: str) -> None:
+    """Neither a link to itself nor one out of the folder is followed; the next download takes its place."""
+    (tmp_path / "outside.tar.gz").write_bytes(b"something else")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link.tar.gz").symlink_to("../outside.tar.gz")
+    (folder / "current").symlink_to(target.format(tmp_path))
+
+    assert application.current(folder) is None
+    assert application.age(0, folder) is None
+
+    github = FakeGithub("link.tar.gz")
+    assert update(github, folder)
+    assert application.current(folder) == folder / github.filename
+    assert (tmp_path / "outside.tar.gz").read_bytes() == b"something else"
+
+
 def test_first_application(tmp_path: Path) -> None:
     """What GitHub offers for path and architecture is fetched and is then in use under GitHub's name."""
     folder = tmp_path / "application"

@@ -168,7 +168,7 @@ def test_instance_carries_what_a_later_pass_needs(world: World) -> None:
     assert instance.config[f"{KEY}fingerprint"] == fingerprint(world.state, APPLICATION)
     assert instance.config[f"{KEY}runner-id"] == "1"
     assert instance.config["boot.autostart"] == "false"
-    assert "registration" not in str(instance.config) + str(instance.commands)
+    assert world.github.registration_token(REPO) not in str(instance.config) + str(instance.commands)
 
 
 def test_files_with_secrets_are_readable_for_one_user_only(world: World) -> None:
