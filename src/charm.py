@@ -305,7 +305,7 @@ class GithubRunnerCharm(ops.CharmBase):
 
         if self._markers.read(markers.SET_UP) is not None:
             self._free_previous_pool(state)
-            lost = machine.lost(self._lxd, state)
+            lost = machine.lost(self._lxd, state, self.unit.name)
             if not lost:
                 machine.tend(self._jinja, state, self.unit.name)
                 if not application.is_recent(time.time()):

@@ -61,7 +61,7 @@ def set_up(
     daemon.ensure(lxd, state.proxies)
     # Before anything that may fail for long: the runners that exist need it, too.
     progress("Setting up firewall")
-    firewall.ensure(lxd, state)
+    firewall.ensure(lxd, state, unit)
     storage.check(lxd, state)
     progress("Setting up storage")
     storage.ensure(lxd, jinja, state)
@@ -76,13 +76,13 @@ def set_up(
     markers.note(SET_UP)
 
 
-def lost(lxd: LxdClient, state: CharmState) -> list[str]:
+def lost(lxd: LxdClient, state: CharmState, unit: str) -> list[str]:
     """What runners need of a complete set-up and is not there any more: a few requests to LXD; nothing is changed."""
     bridge = lxd.find("networks", daemon.BRIDGE)
     parts = {
         "kernel module": state.test_mode or kernel.is_module_loaded(),
         "network": daemon.is_intact(lxd, state.proxies, bridge),
-        "firewall": firewall.is_intact(lxd, state, bridge),
+        "firewall": firewall.is_intact(lxd, state, unit, bridge),
         "storage": storage.is_intact(lxd, state),
         "image": image.is_there(lxd, image_build(state)),
     }
@@ -126,7 +126,7 @@ def release(lxd: LxdClient, markers: Markers) -> list[str]:
     return _each(
         partial(image.remove, lxd),
         partial(storage.remove, lxd),
-        partial(firewall.remove, lxd),
+        partial(firewall.remove, lxd, markers.unit),
         partial(daemon.remove, lxd),
     )
 

@@ -38,6 +38,7 @@ class Markers:
     """The markers of one unit, such as ``github-runner/0``."""
 
     def __init__(self, unit: str, root: Path | None = None) -> None:
+        self.unit = unit
         self._root = root = root or ROOT
         self._folder = root / f"{PREFIX}{unit.replace('/', '-')}"
 
