@@ -46,7 +46,12 @@ def ensure(lxd: LxdClient, state: CharmState, unit: str) -> None:
     """
     name, bridge = acl_name(unit), lxd.get("networks", BRIDGE)
     rules = _rules(state, bridge)
-    acl = {"description": f"What the GitHub runners of {unit} cannot reach", "egress": rules, "ingress": [], "config": {}}
+    acl = {
+        "description": f"What the GitHub runners of {unit} cannot reach",
+        "egress": rules,
+        "ingress": [],
+        "config": {},
+    }
     found = lxd.find("network-acls", name)
     if found is not None and _is_applied(bridge, name) and not packet_filter.is_applied(lxd, found["egress"]):
         # First, because LXD refuses to change an ACL whose rules are gone.

@@ -93,29 +93,3 @@ def test_markers_that_cannot_be_read_are_not_there(marker_root: Path) -> None:
     with pytest.raises(HostError, match="cannot be removed"):
         mine.clear("folder")
     assert mine.remove() == [str(marker_root / "unit-github-runner-0")]
-
-
-class BridgeLxd:
-    """An LXD with the ACL on a bridge that instances may use."""
-
-    def __init__(self, *users: str) -> None:
-        self.bridge = {"used_by": list(users), "config": {}}
-        self.changed: list[str] = []
-
-    def find(self, *path: str) -> Any:
-        return self.bridge if path[0] == "networks" else {}
-
-    def change(self, method: str, *path: str, **_: Any) -> None:
-        self.changed.append(f"{method} {path[0]}")
-
-
-def test_the_firewall_outlives_the_runners() -> None:
-    """An instance that resists its removal keeps the ACL of its bridge."""
-    lxd = BridgeLxd("/1.0/profiles/default", "/1.0/instances/github-runner-0-1")
-    with pytest.raises(HostError, match="instances use lxdbr0"):
-        firewall.remove(cast(LxdClient, lxd))
-    assert lxd.changed == []
-
-    lxd = BridgeLxd("/1.0/profiles/default")
-    assert firewall.remove(cast(LxdClient, lxd)) == ["network ACL github"]
-    assert lxd.changed == ["PATCH networks", "DELETE network-acls"]
