@@ -38,10 +38,12 @@ def test_host_is_set_up(deployment: Deployment) -> None:
 
 def test_units_of_systemd_and_logrotate_are_valid(deployment: Deployment) -> None:
     """What systemd and logrotate read on the machine is what they accept."""
-    units = "ghro.reconcile-runners.service ghro.reconcile-runners.timer"
+    units = "ghro.reconcile-runners.github-runner-0.service ghro.reconcile-runners.github-runner-0.timer"
     deployment.machine.exec("sh", "-c", f"cd /etc/systemd/system && systemd-analyze verify {units} *pool.mount")
     deployment.machine.exec("logrotate", "-d", "/etc/logrotate.d/github-runner-metrics")
-    active = deployment.machine.exec("systemctl", "is-active", "ghro.reconcile-runners.timer", "logrotate.timer")
+    active = deployment.machine.exec(
+        "systemctl", "is-active", "ghro.reconcile-runners.github-runner-0.timer", "logrotate.timer"
+    )
     assert active.split() == ["active", "active"]
 
 
@@ -470,7 +472,7 @@ def test_missing_image_is_named(deployment: Deployment) -> None:
     [lost, other] = deployment.keep(2)
     fingerprint = deployment.lxd("images/aliases/jammy")["target"]
     deployment.machine.exec("lxc", "image", "alias", "delete", "jammy")
-    build = "ghro.build-image.service"
+    build = "ghro.build-image.github-runner-0.service"
     try:
         deployment.machine.exec("lxc", "delete", "--force", lost)
         deployment.reconcile()
@@ -484,7 +486,7 @@ def test_missing_image_is_named(deployment: Deployment) -> None:
 
     assert first == (
         "active",
-        "1 of 2 runners: 1 idle, 0 busy; image jammy: being built, see `journalctl -u ghro.build-image` "
+        "1 of 2 runners: 1 idle, 0 busy; image jammy: being built, see `journalctl -u 'ghro.build-image.*'` "
         "(test mode: containers)",
     )
     assert second[0] == "active"
@@ -509,7 +511,7 @@ def test_secrets_stay_out_of_logs_and_instances(deployment: Deployment) -> None:
 
 def test_update_status_repairs_a_dead_timer(deployment: Deployment) -> None:
     """A timer that somebody stopped runs again after the next update-status."""
-    timer = "ghro.reconcile-runners.timer"
+    timer = "ghro.reconcile-runners.github-runner-0.timer"
     deployment.machine.exec("systemctl", "stop", timer)
 
     deployment.unit.update_status()
