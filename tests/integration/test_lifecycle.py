@@ -508,3 +508,50 @@ def test_ended_runners_are_replaced_at_once(bare: Deployment) -> None:
         bare.machine.call("systemctl", "is-active", "ghro.replace-runners.github-runner-0.service").stdout.strip()
         != "active"
     )
+
+
+# What a unit `other/1` of this charm has on the machine, with a runner that is online for all that LXD knows.
+OTHER = r"""
+set -eu
+mkdir -p /var/lib/juju/agents/unit-other-1/charm /var/lib/github-runner/unit-other-1
+cd /etc/systemd/system
+printf '[Service]\nType=oneshot\nExecStart=true other/1\n' > ghro.reconcile-runners.other-1.service
+printf '[Unit]\nDescription=other/1\n[Timer]\nOnCalendar=yearly\n' > ghro.reconcile-runners.other-1.timer
+printf '[Install]\nWantedBy=timers.target\n' >> ghro.reconcile-runners.other-1.timer
+systemctl enable --quiet --now ghro.reconcile-runners.other-1.timer
+lxc network acl create other-1
+lxc network acl rule add other-1 egress action=reject destination=203.0.113.9
+lxc network set lxdbr0 security.acls="$(lxc network get lxdbr0 security.acls),other-1"
+lxc launch jammy other-1-0123abcd0123456789abcdef --ephemeral --profile default --profile runner --storage runner
+"""
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("bare", [{"runner-storage": "memory"}], indirect=True)
+def test_units_of_one_machine_leave_each_other_alone(bare: Deployment, packed: Path) -> None:
+    """A new denylist, an upgrade and the removal of one unit change neither runner, timer nor rules of another."""
+    bare.machine.exec("sh", "-c", OTHER)
+
+    def of_the_other() -> tuple[str, list[str], bool]:
+        timer = bare.machine.call("systemctl", "is-active", "ghro.reconcile-runners.other-1.timer").stdout.strip()
+        rules = bare.machine.exec("nft", "list", "chain", "inet", "lxd", "acl.lxdbr0")
+        return timer, [name for name in bare.instances() if name.startswith("other-1-")], "203.0.113.9" in rules
+
+    untouched = ("active", ["other-1-0123abcd0123456789abcdef"], True)
+    bare.unit.set_config({"denylist": "198.51.100.0/24"})
+    assert of_the_other() == untouched
+    assert bare.lxd("networks/lxdbr0")["config"]["security.acls"] == "github-runner-0,other-1"
+    assert "the machine is shared with other/1" in bare.status()[1]
+    bare.unit.refresh(packed)
+    assert of_the_other() == untouched
+
+    bare.unit.remove_application()
+
+    assert of_the_other() == untouched
+    assert bare.lxd("networks/lxdbr0")["config"]["security.acls"] == "other-1"
+    shared = {"profiles": {"default", "runner"}, "storage-pools": {"runner"}, "network-acls": {"other-1"}}
+    for kind, names in shared.items():
+        assert {item["name"] for item in bare.lxd(f"{kind}?recursion=1")} == names
+    assert "jammy" in [alias["name"] for image in bare.lxd("images?recursion=1") for alias in image["aliases"]]
+    left = bare.machine.exec("sh", "-c", "ls /etc/systemd/system /var/lib/github-runner | grep github-runner-0 || true")
+    assert left == ""
