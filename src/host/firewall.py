@@ -127,7 +127,7 @@ def _exceptions(state: CharmState, own: Iterable[ipaddress.IPv4Network]) -> dict
 
 def own_networks() -> list[ipaddress.IPv4Network]:
     """What the kernel delivers to this machine itself: its addresses, also those routed to it, and broadcasts."""
-    routes = json.loads(run(["ip", "-json", "-4", "route", "show", "table", "local"]).stdout)
+    routes = json.loads(run(["ip", "-json", "-4", "route", "show", "table", "all"]).stdout)
     found = {ipaddress.IPv4Network(route["dst"]) for route in routes if route.get("type") in ("local", "broadcast")}
     return sorted(network for network in found if not network.is_loopback)
 
