@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +142,8 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _leave(self) -> None:
         """Whatever the options say: no timer, no runner, and no later event that would make them anew."""
-        for step in (follower.remove, timer.remove, self._note_leaving):
+        unit = self.unit.name
+        for step in (partial(follower.remove, unit), partial(timer.remove, unit), self._note_leaving):
             try:
                 for what in step():
                     logger.info("Removed: %s", what)
@@ -308,7 +309,7 @@ class GithubRunnerCharm(ops.CharmBase):
 
         if self._markers.read(markers.SET_UP) is not None:
             self._free_previous_pool(state)
-            lost = machine.lost(self._lxd, state)
+            lost = machine.lost(self._lxd, state, self.unit.name)
             if not lost:
                 machine.tend(self._jinja, state, self.unit.name)
                 if not application.is_recent(time.time()):
@@ -328,7 +329,7 @@ class GithubRunnerCharm(ops.CharmBase):
             self._repair_units(state)
 
     def _follow_repair(self, state: CharmState) -> None:
-        if self._repaired or not follower.is_current():
+        if self._repaired or not follower.is_current(self.unit.name):
             self._ensure_follower(state)
 
     def _flush(self, state: CharmState, force: bool) -> None:
@@ -356,7 +357,7 @@ class GithubRunnerCharm(ops.CharmBase):
             return
         from host import machine
 
-        if machine.take_over(self._lxd):
+        if machine.take_over(self._lxd, self.unit.name):
             with suppress(HostError):
                 self._markers.note(markers.TAKEN_OVER)
 
@@ -387,8 +388,9 @@ class GithubRunnerCharm(ops.CharmBase):
     def _repair_units(self, state: CharmState) -> None:
         """A look is enough where nothing died: this hook comes every few minutes."""
         following = state.replace_on_exit and state.virtual_machines > 0
-        active = are_active(timer.TIMER, *([follower.SERVICE] if following else []))
-        if not (active and follower.is_current()):
+        unit = self.unit.name
+        active = are_active(timer.timer(unit), *([follower.service(unit)] if following else []))
+        if not (active and follower.is_current(unit)):
             self._ensure_timer(state)
             self._ensure_follower(state)
 
@@ -420,7 +422,7 @@ class GithubRunnerCharm(ops.CharmBase):
         if changed and using is not None:
             self.unit.set_workload_version(application.version(using))
             with suppress(LxdError):
-                image.renew(self._lxd, state.base_image.value)
+                image.renew(self._lxd, self.unit.name, state.base_image.value)
         return changed
 
     def _reconcile(self, state: CharmState) -> int:
@@ -590,6 +592,8 @@ class GithubRunnerCharm(ops.CharmBase):
         failed = report.failed_starts
         if failed and failed.count and not report.failures:
             found.insert(0, status.fit(failed_starts(failed, now), 120))
+        if others := self._markers.others():
+            found.append(f"the machine is shared with {', '.join(others)}")
         if shortage := storage.shortage(state):
             found.append(shortage)
         found += resources.overcommitment(state)

@@ -90,7 +90,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     monkeypatch.setattr(kernel, "are_active", lambda *_: False)
     monkeypatch.setattr(kernel, "update", list)
     for module, name in ((charm_module.follower, "follower"), (charm_module.timer, "timer")):
-        monkeypatch.setattr(module, "remove", lambda name=name: found.steps.append(f"no {name}") or [])
+        monkeypatch.setattr(module, "remove", lambda _, name=name: found.steps.append(f"no {name}") or [])
 
     def registered(instance: FakeInstance) -> None:
         found.github.register(instance.name)
@@ -404,7 +404,7 @@ def test_storage_that_comes_back_brings_the_unit_back(context: Any, world: Surro
     assert len(world.lxd.found) == 2
 
 
-TIMER, FOLLOWER = charm_module.timer.TIMER, charm_module.follower.SERVICE
+TIMER, FOLLOWER = charm_module.timer.timer("github-runner/0"), charm_module.follower.service("github-runner/0")
 
 
 @pytest.mark.parametrize(
@@ -487,7 +487,7 @@ def test_the_watcher_of_old_code_is_replaced(
 ) -> None:
     """Where the hook of an upgrade ended early, the next reconcile or update-status starts the watcher anew."""
     noted(markers.SET_UP)
-    monkeypatch.setattr(charm_module.follower, "is_current", lambda: current)
+    monkeypatch.setattr(charm_module.follower, "is_current", lambda _: current)
     monkeypatch.setattr(charm_module, "are_active", lambda *_: True)
 
     tick(context)
