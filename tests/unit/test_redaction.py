@@ -20,12 +20,9 @@ import charm as charm_module
 import errors
 import redaction
 from host import machine, markers, storage
-from models import RepoPolicy
 from repo_policy import RepoPolicyClient
-from runner import RunnerManagerClients
-from runner_manager import RunnerManager
 from tests.unit.fakes import FakeGithub
-from tests.unit.test_charm import MODEL, CharmUnderTest, Surroundings, context, noted, world
+from tests.unit.test_charm import MODEL, Surroundings, context, noted, world
 
 __all__ = ["context", "world"]
 
@@ -175,17 +172,6 @@ EVENTS = ("config_changed", "start", "update_status", "upgrade_charm", "reconcil
 ACTIONS = ("check-runners", "reconcile-runners", "flush-runners", "update-dependencies")
 
 
-class CharmWithPolicy(CharmUnderTest):
-    """The charm under test, which also asks a policy service."""
-
-    def _manager(self, state: Any) -> RunnerManager:
-        manager = super()._manager(state)
-        policy = RepoPolicyClient(state.repo_policy or RepoPolicy("https://policy.example", POLICY))
-        found = manager._clients
-        manager._clients = RunnerManagerClients(found.github, found.jinja, found.lxd, policy)
-        return manager
-
-
 def told(found: Any, out: "testing.State | None") -> str:
     """Everything that an operator and a log store get to read of one event."""
     status = [out.unit_status.message, out.app_status.message, out.workload_version] if out else []
@@ -236,7 +222,7 @@ def charm_with_policy(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> C
     root = charm_module.TEMPLATES.parent
     names = ("metadata", "config", "actions")
     meta, config, actions = (yaml.safe_load((root / f"{name}.yaml").read_text()) for name in names)
-    return lambda: testing.Context(CharmWithPolicy, meta=meta, config=config, actions=actions, unit_id=0)
+    return lambda: testing.Context(charm_module.GithubRunnerCharm, meta=meta, config=config, actions=actions, unit_id=0)
 
 
 @pytest.mark.usefixtures("proxied")
