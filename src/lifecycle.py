@@ -35,7 +35,7 @@ def ended(ours: Callable[[str], bool], gather: float, path: Callable[[], Path] =
     wait = RETRY_AFTER
     while True:
         try:
-            with closing(connect(path(), "events?type=lifecycle")) as stream:
+            with closing(connect("/1.0/events?type=lifecycle", path())) as stream:
                 stream.settimeout(None)
                 logger.info("Following LXD's events")
                 wait = RETRY_AFTER
@@ -50,14 +50,14 @@ def ended(ours: Callable[[str], bool], gather: float, path: Callable[[], Path] =
         wait = min(2 * wait, RETRY_LIMIT)
 
 
-def connect(path: Path, resource: str) -> websocket.WebSocket:
-    """A stream of LXD's API below ``/1.0``, with a timeout of 10 s."""
+def connect(resource: str, path: Path) -> websocket.WebSocket:
+    """A stream of LXD's at one of its paths. It waits for at most 10 seconds, until that is changed."""
     unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         unix.settimeout(10)
         unix.connect(str(path))
         stream = websocket.WebSocket()
-        stream.connect(f"ws://lxd/1.0/{resource}", socket=unix)  # type: ignore[no-untyped-call]
+        stream.connect(f"ws://lxd{resource}", socket=unix)  # type: ignore[no-untyped-call]
     except BaseException:
         unix.close()
         raise

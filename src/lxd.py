@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import times
 from errors import LxdError, LxdNotFoundError
+from redaction import tail
 
 if TYPE_CHECKING:
     # A tenth of a second that a hook without LXD need not pay: imported where they are used.
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT = 30.0
 OPERATION_TIMEOUT = 120.0
+# Between two attempts to execute the first command. A virtual machine boots for many seconds, and LXD dials its agent
+# for each attempt.
+READY_INTERVAL = {"virtual-machine": 0.5, "container": 0.1}
 # For an operation of LXD's on an instance that somebody else has asked for.
 BUSY_TIMEOUT = 60
 # Of one file that is read from inside an instance, in seconds.
@@ -40,6 +44,11 @@ class Execution:
     code: int
     stdout: str = ""
     stderr: str = ""
+
+    @property
+    def last_words(self) -> str:
+        """The end of what it said, for a message."""
+        return tail(self.stderr.strip() or self.stdout)
 
 
 class LxdClient:
@@ -84,7 +93,8 @@ class LxdClient:
             "GET", "operations", operation, "wait", timeout=whole + REQUEST_TIMEOUT, params={"timeout": whole}
         )
         done = response.json()["metadata"]
-        if done["status_code"] == SUCCESS:
+        # LXD reports a command's exit codes 126 and 127 as errors of its own, whatever gave them. -1 is no exit code.
+        if done["status_code"] == SUCCESS or (done.get("metadata") or {}).get("return", -1) >= 0:
             return done.get("metadata")
         with suppress(LxdError):
             self.request("DELETE", "operations", operation)
@@ -145,6 +155,9 @@ class LxdClient:
             "devices": {device: dict(value) for device, value in devices.items()},
         }
         self.change("POST", "instances", json=body, timeout=timeout)
+        if virtual_machine:
+            # Unlike a container, which has a map of user ids now, it has nothing that LXD would have to be asked for.
+            return LxdInstance(self, {"name": name, "status": "Stopped", "type": body["type"], "config": config})
         return self.instance(name)
 
     def _client(self) -> "pylxd.Client":
@@ -182,8 +195,8 @@ class LxdInstance:
 
     def wait_ready(self) -> None:
         """Wait until it runs commands; a virtual machine's agent takes a while, and until then LXD refuses them."""
-        limit = times.READY["virtual-machine" if self.virtual_machine else "container"]
-        wait_until(self._answers, limit, f"the first command in {self.name}")
+        kind = "virtual-machine" if self.virtual_machine else "container"
+        wait_until(self._answers, times.READY[kind], f"the first command in {self.name}", READY_INTERVAL[kind])
 
     def _answers(self) -> bool:
         with suppress(LxdError):
@@ -288,8 +301,8 @@ class LxdInstance:
             streams = {}
             # The command starts when 0, 1 and 2 are connected, and may end before the control could be.
             for number, secret in sorted(answer["metadata"]["fds"].items(), reverse=True):
-                resource = f"operations/{answer['id']}/websocket?secret={secret}"
-                streams[number] = connect(socket_path(), resource)
+                resource = f"/1.0/operations/{answer['id']}/websocket?secret={secret}"
+                streams[number] = connect(resource, socket_path())
                 opened.callback(streams[number].shutdown)
             try:
                 return _received(streams["1"], limit, deadline)
@@ -379,7 +392,8 @@ def _received(stream: "websocket.WebSocket", limit: int, deadline: float) -> byt
 
 
 def _not_found_or(message: str) -> type[LxdError]:
-    return LxdNotFoundError if "not found" in message.lower() else LxdError
+    # LXD's errors end with their cause. Elsewhere, as in `executable file not found in $PATH`, it is something else.
+    return LxdNotFoundError if message.lower().endswith("not found") else LxdError
 
 
 @contextmanager

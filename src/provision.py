@@ -44,6 +44,11 @@ REFUSED_FILE = RUN_FOLDER / "refused"
 FAILED_FILE = RUN_FOLDER / "failed"
 # How long an instance whose runner agent has ended without a job waits, in seconds, for a reconcile to read the reason.
 KEPT_WAIT = 3600
+# Exit codes of the set-up script: the runner is registered, but no metrics storage is mounted at METRICS_FOLDER; the
+# instance is ready, but the runner could not be registered.
+WITHOUT_METRICS, NOT_REGISTERED = 75, 76
+# What the console of a virtual machine of our image prints after its logs.
+CONSOLE_END = "==> end of the logs <=="
 SETUP_FOLDER = PurePosixPath("/root/github-runner")
 SETUP_SCRIPT = SETUP_FOLDER / "setup.sh"
 REGISTER_SCRIPT = RUNNER_APPLICATION / ".register.sh"
@@ -140,6 +145,7 @@ def files(
     ssh_debug: SSHDebugConnection | None = None,
     policy_url: str | None = None,
     policy_token: str = "",
+    registration_token: str = "",
     software: tuple[Sequence[Snap], Sequence[WgetExecutable]] | None = None,
 ) -> list[InstanceFile]:
     """Everything that is written into a new instance before its set-up script runs."""
@@ -159,6 +165,7 @@ def files(
         rendered("github-runner.service.j2", PurePosixPath("/etc/systemd/system", SERVICE)),
         rendered("needrestart.conf.j2", PurePosixPath("/etc/needrestart/conf.d/github-runner.conf")),
     ]
+    wanted.append(InstanceFile(TOKEN_FILE, registration_token, 0o600, UBUNTU))
     wanted += certificate_files(config.ca_certificates)
     if policy_url:
         wanted.append(InstanceFile(POLICY_TOKEN_FILE, policy_token, 0o600, UBUNTU))
@@ -206,9 +213,17 @@ def _values(
         "folder": RUNNER_APPLICATION,
         "pre_job_script": PRE_JOB_SCRIPT,
         "metrics_folder": METRICS_FOLDER,
+        "issue_metrics": config.issue_metrics,
+        "without_metrics": WITHOUT_METRICS,
+        "not_registered": NOT_REGISTERED,
+        "register_script": REGISTER_SCRIPT,
+        "register_timeout": times.REGISTER,
+        "home": HOME,
+        "container": config.container,
         "pre_job_file": PRE_JOB_METRICS_FILE_NAME,
         "post_job_file": POST_JOB_METRICS_FILE_NAME,
         "policy_url": policy_url,
+        "external_contributors": config.allow_external_contributor,
         "policy_token_file": POLICY_TOKEN_FILE,
         "run_folder": RUN_FOLDER,
         "token_file": TOKEN_FILE,

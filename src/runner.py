@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import console
 import provision
 import shared_fs
 import times
@@ -28,7 +29,7 @@ from errors import (
     RunnerLogsError,
     RunnerRemoveError,
 )
-from lxd import LxdClient, LxdInstance
+from lxd import Execution, LxdClient, LxdInstance
 from metrics.storage import MetricsStorage, write_new
 from models import (
     RUNNER_INSTALLED_TS_FILE_NAME,
@@ -80,6 +81,7 @@ LOGS_TIMEOUT = 60
 LIST_LOGS = 'cd "$0" 2> /dev/null && find . -maxdepth 1 -type f -printf "%f\\n" | sort | tail -n "$1"'
 READ_LOG = 'test -f "$0" && test ! -L "$0" && exec head -c "$1" -- "$0" 2> /dev/null'
 READ_JOURNAL = "exec journalctl --no-pager --lines=5000 2> /dev/null"
+CONSOLE_TIMEOUT = 20
 RUNNER_PROFILE = "runner"
 KEY = "user.github-runner."
 STOP_TIMEOUT = times.STOP_INSTANCE
@@ -129,11 +131,9 @@ def last_words(instance: LxdInstance) -> str:
 
     Bounded and printable, but not to be believed if a job may have run in the instance.
     """
-    path = provision.RUN_FOLDER / "last-words"
-    command = f"timeout 15 journalctl --identifier={provision.RUNNER_SCRIPT.name} --output=cat --lines=20 > {path}"
+    command = f"journalctl --identifier={provision.RUNNER_SCRIPT.name} --output=cat --lines=20 2> /dev/null"
     try:
-        instance.execute(["/bin/sh", "-c", command], timeout=20)
-        lines = instance.pull(str(path), 16384).decode(errors="replace").splitlines()
+        lines = instance.output(["/bin/sh", "-c", f"exec {command}"], 16384, 20).decode(errors="replace").splitlines()
     except LxdError as error:
         logger.warning("The output of the runner agent of %s cannot be read: %s", instance.name, error)
         return ""
@@ -191,11 +191,11 @@ class Runner:
                 self.instance = self._create_instance(config, storage)
             with self._step("starting the instance"):
                 self._start(self.instance, storage)
-            with self._step("setting the instance up"):
-                self._set_up(self.instance, config)
             registering = True
+            with self._step("setting the instance up"):
+                done = self._set_up(self.instance, config)
             with self._step("registering"):
-                self._register(self.instance, config.registration_token)
+                self._note_registration(self.instance, done)
             with self._step("starting the runner application"):
                 self._start_application(self.instance, storage)
         except BaseException:
@@ -234,7 +234,8 @@ class Runner:
     def pull_logs(self) -> None:
         """Copy the logs of the runner agent and of the system to the host, each cut to a bounded size.
 
-        The agent's logs are written to ``NAME/_diag/``, the system's to ``NAME/``.
+        The agent's logs are written to ``NAME/_diag/``, the system's to ``NAME/``. Where LXD cannot read files inside,
+        what is printed to the console is written to ``NAME/console.log``.
         """
         if self.instance is None or not self.instance.running:
             raise RunnerLogsError(f"{self.config.name} has no running instance to pull logs from")
@@ -251,8 +252,24 @@ class Runner:
         except (LxdError, OSError) as error:
             # One log that takes too long may be meant to: the others are not worth the wait.
             logger.warning("No further logs of %s are pulled: %s", self.config.name, error)
-        if not pulled:
+        if not pulled and not self._pull_console(self.instance, target):
             raise RunnerLogsError(f"no log of {self.config.name} could be pulled")
+
+    def _pull_console(self, instance: LxdInstance, target: Path) -> bool:
+        """Write what a virtual machine prints to its console to ``NAME/console.log``; returns whether it printed."""
+        if not (instance.virtual_machine and instance.running):
+            return False
+        try:
+            end = provision.CONSOLE_END.encode()
+            said = console.read(
+                self._clients.lxd, instance.name, end=end, limit=LOG_SIZE_LIMIT, timeout=CONSOLE_TIMEOUT
+            )
+            if said:
+                write_file(target / "console.log", said, 0o640)
+        except (LxdError, OSError) as error:
+            logger.warning("The console of %s was not read: %s", self.config.name, error)
+            return False
+        return bool(said)
 
     def _create_storage(self) -> MetricsStorage | None:
         if not self.config.issue_metrics:
@@ -294,7 +311,8 @@ class Runner:
         instance.start()
         instance.wait_ready()
 
-    def _set_up(self, instance: LxdInstance, config: CreateRunnerConfig) -> None:
+    def _set_up(self, instance: LxdInstance, config: CreateRunnerConfig) -> Execution:
+        """Send everything, then set up and register in one command: each request costs a moment of every creation."""
         policy = self._clients.repo
         connections = self.config.ssh_debug_connections
         archive = provision.archive(
@@ -305,6 +323,7 @@ class Runner:
                 ssh_debug=random.choice(connections) if connections else None,  # noqa: S311  # nosec B311
                 policy_url=policy.url if policy else None,
                 policy_token=policy.one_time_token() if policy else "",
+                registration_token=config.registration_token,
             )
         )
         instance.push(str(provision.FILES_ARCHIVE), archive, mode=0o600)
@@ -312,11 +331,22 @@ class Runner:
             with config.binary_path.open("rb") as tarball:
                 instance.push(str(provision.APPLICATION_ARCHIVE), tarball, mode=0o600)
         unpack = f"tar -xf {provision.FILES_ARCHIVE} -C / && rm -f {provision.FILES_ARCHIVE}"
-        self._run(instance, ["/bin/sh", "-c", f"{unpack} && exec {provision.SETUP_SCRIPT}"], times.SET_UP)
+        # Before any job: output is ours and may be recorded.
+        done = instance.execute(
+            ["/bin/sh", "-c", f"{unpack} && exec {provision.SETUP_SCRIPT}"],
+            timeout=times.SET_UP + times.REGISTER,
+            output=True,
+            environment={"HOME": "/root", "LANG": "C.UTF-8"},
+        )
+        if done.code not in (0, provision.WITHOUT_METRICS, provision.NOT_REGISTERED):
+            raise LxdError(f"{provision.SETUP_SCRIPT.name} ended with {done.code}: {done.last_words}")
+        return done
 
-    def _register(self, instance: LxdInstance, token: str) -> None:
-        instance.push(str(provision.TOKEN_FILE), token.encode(), mode=0o600, user=provision.UBUNTU)
-        self._run(instance, [str(provision.REGISTER_SCRIPT)], times.REGISTER, user=provision.UBUNTU)
+    def _note_registration(self, instance: LxdInstance, done: Execution) -> None:
+        if done.code == provision.NOT_REGISTERED:
+            raise LxdError(done.last_words)
+        if done.code == provision.WITHOUT_METRICS:
+            logger.error("%s goes without metrics: nothing is mounted in it", self.config.name)
         self.status = replace(self.status, runner_id=_registered_id(instance))
 
     def _start_application(self, instance: LxdInstance, storage: MetricsStorage | None) -> None:
@@ -332,16 +362,6 @@ class Runner:
         done = instance.execute(["systemctl", "start", "--no-block", provision.SERVICE], timeout=times.START_AGENT)
         if done.code != 0:
             raise LxdError(f"systemctl start ended with {done.code}")
-
-    def _run(self, instance: LxdInstance, command: list[str], timeout: float, user: int = 0) -> None:
-        """A step inside, before any job: output is ours and may be recorded."""
-        home = str(provision.HOME) if user else "/root"
-        done = instance.execute(
-            command, timeout=timeout, user=user, output=True, environment={"HOME": home, "LANG": "C.UTF-8"}
-        )
-        if done.code != 0:
-            words = (done.stderr.strip() or done.stdout.strip())[-500:]
-            raise LxdError(f"{Path(command[0]).name} ended with {done.code}: {words}")
 
     @contextmanager
     def _step(self, what: str) -> Iterator[None]:

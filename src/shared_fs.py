@@ -32,7 +32,9 @@ VIEWS = {
     FILESYSTEM_QUARANTINE_PATH: Path("/home/ubuntu/runner-fs-quarantine"),
 }
 FILESYSTEM_SIZE = 1 << 20
-MOUNT_OPTIONS = "loop,nosuid,nodev,noexec,nosymfollow"
+# A job that is root in a virtual machine is root on its storage, too: device nodes and setuid files that it makes there
+# are the host's. These flags keep them from being of use.
+FLAGS = {"nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC, "nosymfollow": 0x2000}
 
 
 def create(runner_name: str) -> MetricsStorage:
@@ -81,7 +83,7 @@ def get(runner_name: str) -> MetricsStorage:
         raise GetMetricsStorageError(f"{runner_name} has no metrics storage")
     path = FILESYSTEM_BASE_PATH / runner_name
     try:
-        return MetricsStorage(path, runner_name) if path.is_mount() else _mount(runner_name)
+        return _checked(path, runner_name) if path.is_mount() else _mount(runner_name)
     except (OSError, CommandError) as error:
         raise GetMetricsStorageError(f"cannot mount the metrics storage of {runner_name}: {error}") from error
 
@@ -190,8 +192,22 @@ def _mount(runner_name: str) -> MetricsStorage:
     path = FILESYSTEM_BASE_PATH / runner_name
     FILESYSTEM_BASE_PATH.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.mkdir(exist_ok=True)
-    run(["mount", "-o", MOUNT_OPTIONS, str(_image(runner_name)), str(path)])
+    run(["mount", "-o", ",".join(["loop", *FLAGS]), str(_image(runner_name)), str(path)])
+    return _checked(path, runner_name)
+
+
+def _checked(path: Path, runner_name: str) -> MetricsStorage:
+    """The storage once it has all flags, whoever mounted it; GetMetricsStorageError if it cannot get them."""
+    if _missing_flags(path):
+        run(["mount", "-o", ",".join(["remount", *FLAGS]), str(path)])
+    if missing := _missing_flags(path):
+        raise GetMetricsStorageError(f"the metrics storage of {runner_name} is mounted without {', '.join(missing)}")
     return MetricsStorage(path, runner_name)
+
+
+def _missing_flags(path: Path) -> list[str]:
+    found = os.statvfs(path).f_flag
+    return [name for name, flag in FLAGS.items() if not found & flag]
 
 
 def _remove_abandoned(partial: Path) -> None:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import provision
 from errors import HostError, LxdError
-from host import application
+from host import application, units
 from lxd import LxdClient, LxdInstance, wait_until
 from models import Arch, ImageSource, ProxyConfig
+from redaction import redact
 from system import LOCKS, are_active, exclusive, run, write_file
 
 if TYPE_CHECKING:
@@ -28,16 +29,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NAME = "ghro.build-image"
-UNITS = Path("/etc/systemd/system")
-SERVICE, TIMER = f"{NAME}.service", f"{NAME}.timer"
-SETTINGS = Path("/var/lib/github-runner/build-image.json")
+NAME = "build-image"
+# Units of this charm on one machine have the same images: any of them may build.
+JOURNAL = f"journalctl -u 'ghro.{NAME}.*'"
+FOLDER = Path("/var/lib/github-runner")
+# Of version 1.0, in which all units had the same one.
+FORMER_SETTINGS = FOLDER / "build-image.json"
 LOCK = LOCKS / "build-image.lock"
 # Why the last build failed; removed by one that succeeds.
 FAILURE = Path("/var/lib/github-runner/build-image.failure")
 BUILDER = "github-runner-image-builder"
 ALIAS_PROPERTY = "github-runner.alias"
 APPLICATION_PROPERTY = "github-runner.application"
+DISK_PROPERTY = "github-runner.disk"
+# The builder's disk where it is a virtual machine, in bytes. The published image is as large, and so is the smallest
+# disk that a runner can have. LXD's own default would be 10 GiB; a full image takes about 5 GiB.
+DISK = 8 << 30
 INTERVAL_HOURS = 6
 # In seconds; 28 builds in a row have failed by then.
 STALE_AFTER = 7 * 86400
@@ -47,6 +54,21 @@ PUBLISH_TIMEOUT = 1800
 REMOVAL_TIMEOUT = 120
 # What the script provision-image.sh knows, in this order; each is a line of progress.
 STEPS = ("network", "upgrade", "packages", "executables", "settings", "application", "clean")
+
+
+def service(unit: str) -> str:
+    """The service that builds the image."""
+    return units.name(NAME, unit, "service")
+
+
+def timer(unit: str) -> str:
+    """The timer that starts the service every six hours."""
+    return units.name(NAME, unit, "timer")
+
+
+def settings(unit: str) -> Path:
+    """The file with what the service builds."""
+    return FOLDER / f"{NAME}.{unit.replace('/', '-')}.json"
 
 
 @dataclass(frozen=True)
@@ -60,7 +82,7 @@ class ImageBuild:
     proxies: ProxyConfig
     ca_certificates: tuple[str, ...] = ()
 
-    def save(self, path: Path = SETTINGS) -> bool:
+    def save(self, path: Path) -> bool:
         """Write it down for the build outside of hooks; readable by root alone, proxies may hold a password."""
         text = json.dumps(
             {
@@ -75,7 +97,7 @@ class ImageBuild:
         return write_file(path, text, 0o600)
 
     @classmethod
-    def load(cls, path: Path = SETTINGS) -> "ImageBuild":
+    def load(cls, path: Path) -> "ImageBuild":
         """What was saved; HostError where there is nothing usable."""
         try:
             data = json.loads(path.read_text())
@@ -93,12 +115,12 @@ def ensure(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progr
         return False
     with exclusive(LOCK, 0) as free:
         if not free:
-            raise HostError(f"image {build.alias}: being built, see `journalctl -u {NAME}`")
+            raise HostError(f"image {build.alias}: being built, see `{JOURNAL}`")
         make(lxd, jinja, build, progress)
     return True
 
 
-def ensure_later(lxd: LxdClient, build: ImageBuild) -> None:
+def ensure_later(lxd: LxdClient, unit: str, build: ImageBuild) -> None:
     """Start a build outside of hooks unless the image is there; HostError until it is, with the last build's failure.
 
     A build takes longer than a reconcile may, and Juju would wait for it. It starts a reconcile when it is done.
@@ -106,10 +128,10 @@ def ensure_later(lxd: LxdClient, build: ImageBuild) -> None:
     if is_there(lxd, build):
         _name_foreign(lxd, build.alias)
         return
-    run(["systemctl", "start", "--no-block", SERVICE])
+    run(["systemctl", "start", "--no-block", service(unit)])
     with suppress(OSError):
         raise HostError(f"{FAILURE.read_text().strip()}; being built again")
-    raise HostError(f"image {build.alias}: being built, see `journalctl -u {NAME}`")
+    raise HostError(f"image {build.alias}: being built, see `{JOURNAL}`")
 
 
 def is_there(lxd: LxdClient, build: ImageBuild) -> bool:
@@ -136,11 +158,13 @@ def make(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progres
     tarball = application.current()
     try:
         with _step(build, f"creating the builder from {build.source}", progress):
-            builder = _create_builder(lxd, build)
+            builder, disk = _create_builder(lxd, build)
         _provision(builder, jinja, build, tarball, progress)
         with _step(build, "publishing", progress):
             builder.stop()
-            fingerprint = _publish(lxd, build, tarball)
+            if not build.container:
+                _set_templates(lxd)
+            fingerprint = _publish(lxd, build, tarball, disk)
         with _step(build, "moving the alias", progress):
             _move_alias(lxd, build.alias, fingerprint)
     except HostError as error:
@@ -167,11 +191,17 @@ def holds(lxd: LxdClient, alias: str, tarball: Path) -> bool:
     return image is not None and image["properties"].get(APPLICATION_PROPERTY) == tarball.name
 
 
-def renew(lxd: LxdClient, alias: str) -> None:
+def smallest_disk(lxd: LxdClient, alias: str) -> int:
+    """The smallest disk, in bytes, of a virtual machine that is made from the image of an alias, built or not."""
+    image = current(lxd, alias)
+    return int((image and image["properties"].get(DISK_PROPERTY)) or DISK)
+
+
+def renew(lxd: LxdClient, unit: str, alias: str) -> None:
     """Have an image of our making built anew now, outside of hooks; in the meantime the one that is there serves."""
     image = current(lxd, alias)
     if image is not None and ALIAS_PROPERTY in image["properties"]:
-        run(["systemctl", "start", "--no-block", SERVICE])
+        run(["systemctl", "start", "--no-block", service(unit)])
 
 
 def age(lxd: LxdClient, alias: str, now: float) -> float | None:
@@ -185,7 +215,8 @@ def age(lxd: LxdClient, alias: str, now: float) -> float | None:
 
 def ensure_timer(jinja: "jinja2.Environment", unit: str, build: ImageBuild) -> bool:
     """Rebuild every six hours at a minute of the unit's own, so that not all units ask the server at once."""
-    changed = build.save()
+    changed = build.save(settings(unit))
+    FORMER_SETTINGS.unlink(missing_ok=True)
     seed = f"{unit} {socket.gethostname()}"
     offset = int(hashlib.sha256(seed.encode()).hexdigest(), 16) % (INTERVAL_HOURS * 60)
     values = {
@@ -196,47 +227,88 @@ def ensure_timer(jinja: "jinja2.Environment", unit: str, build: ImageBuild) -> b
         "hours": ",".join(f"{hour:02}" for hour in range(offset // 60, 24, INTERVAL_HOURS)),
         "minute": f"{offset % 60:02}",
     }
-    written = [write_file(UNITS / name, jinja.get_template(f"{name}.j2").render(values)) for name in (SERVICE, TIMER)]
+    written = []
+    for name in (service(unit), timer(unit)):
+        template = jinja.get_template(f"ghro.{NAME}{name[name.rindex('.') :]}.j2")
+        written.append(write_file(units.FOLDER / name, template.render(values)))
     if any(written):
         run(["systemctl", "daemon-reload"])
-    if any(written) or not are_active(TIMER):
-        run(["systemctl", "enable", "--quiet", TIMER])
-        run(["systemctl", "restart", TIMER])
+    if any(written) or not are_active(timer(unit)):
+        run(["systemctl", "enable", "--quiet", timer(unit)])
+        run(["systemctl", "restart", timer(unit)])
     return changed or any(written)
 
 
+def remove_timer(unit: str) -> list[str]:
+    """Stop the unit's builds, also one that runs; returns what was removed."""
+    run(["systemctl", "disable", "--quiet", "--now", timer(unit)], check=False)
+    run(["systemctl", "stop", service(unit)], check=False, timeout=120)
+    return _unlinked(units.FOLDER / service(unit), units.FOLDER / timer(unit), settings(unit))
+
+
 def remove(lxd: LxdClient) -> list[str]:
-    """Stop the rebuilding, and remove every image of our making and the builder; returns what went."""
-    run(["systemctl", "disable", "--quiet", "--now", TIMER], check=False)
-    run(["systemctl", "stop", SERVICE], check=False, timeout=120)
-    paths = [path for path in (UNITS / SERVICE, UNITS / TIMER, SETTINGS, LOCK, FAILURE) if path.exists()]
-    for path in paths:
-        path.unlink()
+    """Remove every image of our making and the builder; returns what was removed."""
+    paths = _unlinked(LOCK, FAILURE)
     _remove_builder(lxd)
-    gone = [*map(str, paths)] + [f"image {image['properties'][ALIAS_PROPERTY]}" for image in _ours(lxd)]
+    gone = paths + [f"image {image['properties'][ALIAS_PROPERTY]}" for image in _ours(lxd)]
     for image in _ours(lxd):
         lxd.change("DELETE", "images", image["fingerprint"])
     return gone
 
 
-def _create_builder(lxd: LxdClient, build: ImageBuild) -> LxdInstance:
+def _unlinked(*paths: Path) -> list[str]:
+    found = [path for path in paths if path.exists()]
+    for path in found:
+        path.unlink()
+    return [str(path) for path in found]
+
+
+def _create_builder(lxd: LxdClient, build: ImageBuild) -> tuple[LxdInstance, int]:
+    """The running builder, and the size of its disk in bytes where it is a virtual machine."""
     _remove_builder(lxd)
+    disk = DISK
+    try:
+        builder = _request_builder(lxd, build, disk)
+    except LxdError as error:
+        # An image that was published from a virtual machine is as large as its disk, 10 GiB unless given.
+        larger = re.search(r"Source image size \((\d+)\) exceeds", str(error))
+        if not larger:
+            raise
+        disk = int(larger[1])
+        builder = _request_builder(lxd, build, disk)
+    builder.start()
+    builder.wait_ready()
+    return builder, disk
+
+
+def _request_builder(lxd: LxdClient, build: ImageBuild, disk: int) -> LxdInstance:
     source = {"type": "image", "alias": build.source.alias or build.alias}
     if build.source.server:
         source |= {"mode": "pull", "protocol": "simplestreams", "server": build.source.server}
-    builder = lxd.create_instance(
+    root = {"type": "disk", "path": "/", "pool": "runner"}
+    return lxd.create_instance(
         BUILDER,
         source=source,
         ephemeral=False,
         virtual_machine=not build.container,
         profiles=["default"],
         config={"security.nesting": "true", "boot.autostart": "false"} if build.container else {},
-        devices={"root": {"type": "disk", "path": "/", "pool": "runner"}},
+        devices={"root": root if build.container else {**root, "size": str(disk)}},
         timeout=DOWNLOAD_TIMEOUT,
     )
-    builder.start()
-    builder.wait_ready()
-    return builder
+
+
+def _set_templates(lxd: LxdClient) -> None:
+    """Have LXD write each virtual machine's own name into it, and nothing else.
+
+    Of a container LXD sets the name itself. With the templates of images for cloud-init, the agent would reboot each
+    virtual machine on its first boot, for a cloud-init that is disabled.
+    """
+    path = ("instances", BUILDER, "metadata")
+    template = {"when": ["create", "copy"], "template": "hostname.tpl"}
+    content = b"{{ instance.name }}\n"
+    lxd.request("POST", *path, "templates", params={"path": "hostname.tpl"}, data=content)
+    lxd.change("PUT", *path, json={**lxd.get(*path), "templates": {"/etc/hostname": template}})
 
 
 def _provision(
@@ -257,6 +329,9 @@ def _provision(
             proxies_file=provision.IMAGE_PROXIES,
             application_archive=provision.APPLICATION_ARCHIVE,
             image_application=provision.IMAGE_APPLICATION,
+            container=build.container,
+            runner_logs=provision.RUNNER_APPLICATION / "_diag",
+            console_end=provision.CONSOLE_END,
         )
         builder.push(str(provision.IMAGE_PROXIES), proxies.encode(), mode=0o600)
         builder.push(str(provision.IMAGE_SCRIPT), script.encode(), mode=0o700)
@@ -269,10 +344,11 @@ def _provision(
         with _step(build, name, progress):
             done = builder.execute([str(provision.IMAGE_SCRIPT), name], timeout=STEP_TIMEOUT, output=True)
             if done.code != 0:
-                raise LxdError(f"ended with {done.code}: {(done.stderr.strip() or done.stdout.strip())[-500:]}")
+                raise LxdError(f"ended with {done.code}: {done.last_words}")
 
 
-def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None) -> str:
+def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None, disk: int) -> str:
+    properties = {} if build.container else {DISK_PROPERTY: str(disk)}
     body = {
         "source": {"type": "instance", "name": BUILDER},
         "properties": {
@@ -280,8 +356,10 @@ def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None) -> str:
             ALIAS_PROPERTY: build.alias,
             APPLICATION_PROPERTY: tarball.name if tarball else "",
             "github-runner.source": str(build.source),
+            **properties,
         },
-        # It never leaves this machine: packing it would cost minutes at each build and at each unpacking.
+        # It never leaves this machine: packing it would cost minutes at each build and at each unpacking. LXD
+        # compresses the disk of a virtual machine all the same (a qcow2), and unpacks it once for a pool.
         "compression_algorithm": "none",
     }
     return str(lxd.change("POST", "images", json=body, timeout=PUBLISH_TIMEOUT)["fingerprint"])
@@ -355,6 +433,5 @@ def _step(build: ImageBuild, what: str, progress: Callable[[str], None]) -> Iter
     try:
         yield
     except (LxdError, OSError) as error:
-        text = re.sub(r"//[^/@\s]+@", "//…@", str(error))
-        raise HostError(f"image {build.alias}: {what} failed: {text}") from error
+        raise HostError(f"image {build.alias}: {what} failed: {redact(str(error))}") from error
     logger.info("Image %s: %s done (%.1f s)", build.alias, what, time.monotonic() - started)

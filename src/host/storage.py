@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errors import ConfigurationError, HostError, LxdError
-from host import daemon
+from host import daemon, resources
+from host.image import DISK
 from lxd import LxdClient
-from models import RESOURCES_NAME, BaseImage, CharmState, RunnerStorage, size_in_bytes
+from models import RESOURCES_NAME, BaseImage, CharmState, RunnerStorage, gibibytes, size_in_bytes
 from system import is_mounted, run, write_file
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ POOL_FOLDERS = (
     *("containers", "containers-snapshots", "virtual-machines", "virtual-machines-snapshots"),
     *("images", "custom", "custom-snapshots", "buckets"),
 )
+# A virtual machine's volume for firmware settings and LXD's agent (`size.state`), in bytes.
+CONFIG_VOLUME = 100 << 20
 UNITS = Path("/etc/systemd/system")
 BASE_IMAGE_KEY = "user.github-runner.base-image"
 RESOURCES_KEY = "user.github-runner.resources"
@@ -43,8 +46,9 @@ def check(lxd: LxdClient, state: CharmState) -> None:
     HostError where Juju has not mounted the storage yet: an empty folder says nothing about it.
     """
     check_unchanged(lxd, state.base_image, state.runner_storage)
+    resources.check(lxd, state)
     if state.runner_storage is RunnerStorage.MEMORY:
-        check_space(state, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine's memory")
+        check_space(state, resources.memory_bytes(), "this machine's memory")
         return
     _check_mounted(lxd)
     if JUJU_STORAGE.is_dir():
@@ -63,7 +67,7 @@ def shortage(state: CharmState) -> str | None:
     free, needed = stat.f_bfree * stat.f_frsize + pool, needed_bytes(state)
     if free >= needed:
         return None
-    return f"{JUJU_STORAGE} has {_size(free)} free of the {_size(needed)} that full runners need"
+    return f"{JUJU_STORAGE} has {gibibytes(free)} free of the {gibibytes(needed)} that full runners need"
 
 
 def _check_mounted(lxd: LxdClient) -> None:
@@ -100,15 +104,11 @@ def check_space(state: CharmState, available: int, where: str) -> None:
     """ConfigurationError that names both sizes if the runners' disks do not fit; ``available`` in bytes."""
     needed = needed_bytes(state)
     if needed > available:
+        disks = f"{state.virtual_machines} × vm-disk {state.resources.disk} = {gibibytes(needed)}"
         raise ConfigurationError(
-            f"virtual-machines: {state.virtual_machines} × vm-disk {state.resources.disk} = {_size(needed)} exceeds "
-            f"the {_size(available)} of {where}; lower one of them, or deploy with a larger storage"
+            f"virtual-machines: {disks} exceeds the {gibibytes(available)} of {where}; lower one of them, or deploy "
+            "with a larger storage"
         )
-
-
-def _size(size: int) -> str:
-    """Rounded to hundredths of a GiB, down: what is reported is there."""
-    return f"{size * 100 // (1 << 30) / 100:g}GiB"
 
 
 def is_intact(lxd: LxdClient, state: CharmState) -> bool:
@@ -223,11 +223,22 @@ def _folder(jinja: "jinja2.Environment", state: CharmState) -> Path:
         if not JUJU_STORAGE.is_dir():
             raise HostError(f"the Juju storage `runner` is not attached at {JUJU_STORAGE}")
         return JUJU_STORAGE
-    size = size_in_bytes(state.resources.disk) * max(1, state.virtual_machines)
-    options = f"size={size},mode=0700"
-    if not _ensure_mount(jinja, MEMORY, what="tmpfs", kind="tmpfs", options=options) and _total(MEMORY) < size:
+    options = f"size={_memory_size(state)},mode=0700"
+    if not _ensure_mount(jinja, MEMORY, what="tmpfs", kind="tmpfs", options=options) and _total(MEMORY) < _memory_size(
+        state
+    ):
         run(["mount", "-o", f"remount,{options}", str(MEMORY)])
     return MEMORY
+
+
+def _memory_size(state: CharmState) -> int:
+    """What full runners take, and besides them the image, a builder, and LXD's own small volume of each runner.
+
+    Never more than the machine's memory: a runner must find its disk full before the machine is out of memory.
+    """
+    number = max(1, state.virtual_machines)
+    size = number * (size_in_bytes(state.resources.disk) + CONFIG_VOLUME) + 2 * DISK
+    return min(size, resources.memory_bytes())
 
 
 def _total(folder: Path) -> int:
@@ -312,9 +323,9 @@ def remove(lxd: LxdClient) -> list[str]:
             where.rmdir()
             gone.append(f"mount {where}")
     for folder in (JUJU_STORAGE, MEMORY):
-        for image in [*folder.glob(IMAGE_NAME.format("*")), *folder.glob(IMAGE_NAME.format("*") + ".partial")]:
-            image.unlink()
-            gone.append(str(image))
+        for file in [*folder.glob(IMAGE_NAME.format("*")), *folder.glob(IMAGE_NAME.format("*") + ".partial")]:
+            file.unlink()
+            gone.append(str(file))
         if (folder / DIR_POOL).is_dir():
             shutil.rmtree(folder / DIR_POOL)
             gone.append(str(folder / DIR_POOL))

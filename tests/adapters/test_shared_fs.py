@@ -1,6 +1,8 @@
 """Spec 3, Shared storage: loop mounts for real (root)."""
 
 import os
+import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +43,51 @@ def test_storage_is_a_small_filesystem_of_its_own() -> None:
     assert list(storage.path.iterdir()) == []
     with pytest.raises(OSError, match="No space"):
         (storage.path / "fill").write_bytes(b"x" * (2 << 20))
+
+
+def tools(folder: Path) -> tuple[Path, Path, Path]:
+    """What root leaves that is dangerous elsewhere: a device node, a program with setuid, a link out of the folder."""
+    node, program, link = folder / "node", folder / "program", folder / "link"
+    os.mknod(node, 0o666 | stat.S_IFCHR, os.makedev(1, 5))
+    shutil.copy("/usr/bin/id", program)
+    program.chmod(0o4755)
+    link.symlink_to("/etc/hostname")
+    return node, program, link
+
+
+def test_files_of_root_are_of_no_use_on_the_host() -> None:
+    """Device nodes, programs and links that root of a virtual machine makes in its storage are dead, also for root."""
+    node, program, link = tools(shared_fs.create(NAME).path)
+
+    for path in (node, link):
+        with pytest.raises(OSError, match=r"Permission denied|symbolic links"):
+            path.open("rb")
+    with pytest.raises(PermissionError):
+        subprocess.run([str(program)])
+
+
+@pytest.mark.parametrize("flag", ["suid", "dev", "exec", "symfollow"])
+def test_every_storage_that_is_handed_out_has_all_flags(flag: str) -> None:
+    """A storage that somebody mounted without one of the flags gets it before anything reads it."""
+    path = shared_fs.create(NAME).path
+    subprocess.run(["mount", "-o", f"remount,{flag}", str(path)], check=True)
+    assert f"no{flag}" not in options(path)
+
+    [storage] = shared_fs.list_all()
+
+    assert set(shared_fs.FLAGS) <= options(storage.path)
+
+
+def test_storage_that_cannot_get_its_flags_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its flags a storage is neither created nor read."""
+    path = shared_fs.create(NAME).path
+    monkeypatch.setattr(shared_fs, "FLAGS", {"nosuid": 1 << 30})
+
+    with pytest.raises(GetMetricsStorageError, match="without nosuid"):
+        shared_fs.get(NAME)
+    with pytest.raises(CreateMetricsStorageError, match="without nosuid"):
+        shared_fs.create("app-0-0123abcdbb")
+    assert [entry.name for entry in path.parent.iterdir()] == [NAME]
 
 
 def test_name_that_exists_is_refused() -> None:

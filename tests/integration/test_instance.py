@@ -95,6 +95,7 @@ def set_up(instance: LxdInstance, software: tuple[list[Snap], list[WgetExecutabl
     instance.push(str(provision.FILES_ARCHIVE), provision.archive(files), mode=0o600)
     instance.execute(["sh", "-c", f"tar -czf {provision.APPLICATION_ARCHIVE} -T /dev/null"])
     instance.execute(["tar", "-xf", str(provision.FILES_ARCHIVE), "-C", "/"])
+    instance.push(str(provision.REGISTER_SCRIPT), b"#!/bin/sh\n", mode=0o700, user=provision.UBUNTU)
     done = instance.execute([str(provision.SETUP_SCRIPT)], output=True, timeout=90)
     return "" if done.code == 0 else done.stderr
 
@@ -165,6 +166,10 @@ def test_commands_give_their_answer(instance: LxdInstance) -> None:
 
     assert (done.code, done.stdout, done.stderr) == (3, "out\n", "err\n")
     assert instance.execute(["true"]).stdout == ""
+    missing = instance.execute(["sh", "-c", "nosuchprogram"], output=True)
+    assert missing.code == 127
+    assert "nosuchprogram" in missing.stderr
+    assert instance.execute(["/etc/passwd"]).code == 126
 
 
 def test_command_that_does_not_end_is_given_up(instance: LxdInstance) -> None:

@@ -4,8 +4,9 @@ They replace exactly the adapters that are handed in; the integration tests use 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import provision
 import runner
@@ -18,7 +19,7 @@ from errors import (
     RunnerBusyError,
     TemporaryGithubError,
 )
-from lxd import Execution
+from lxd import Execution, LxdClient
 from metrics.storage import MetricsStorage
 from models import (
     Arch,
@@ -77,6 +78,8 @@ class FakeInstance:
         self.virtual_machine = virtual_machine
         self.process = 10
         self.files: dict[str, bytes] = {}
+        self.pushed: list[tuple[str, int, int]] = []
+        """Path, mode and user of each file in the order of its push."""
         self.commands: list[list[str]] = []
 
     def host_uid(self, uid: int) -> int:
@@ -113,12 +116,13 @@ class FakeInstance:
         for word, code in self.lxd.exit_codes.items():
             if word in " ".join(command):
                 return Execution(code, "", f"{word} did not work")
-        if command == [str(provision.REGISTER_SCRIPT)]:
+        if str(provision.SETUP_SCRIPT) in command[-1]:
             self.lxd.registered(self)
         return Execution(0)
 
     def push(self, path: str, content: "bytes | BinaryIO", *, mode: int = 0o644, user: int = 0) -> None:
         self.lxd.fault("push", self.name)
+        self.pushed.append((path, mode, user))
         self.files[path] = content if isinstance(content, bytes) else content.read()
 
     def pull(self, path: str, limit: int) -> bytes:
@@ -132,6 +136,8 @@ class FakeInstance:
         if script == runner.LIST_LOGS:
             names = [Path(name).name for name in self.files if name.startswith(f"{arguments[0]}/")]
             return "\n".join(names).encode()[:limit]
+        if "--identifier" in script:
+            return self.files.get("last words", b"")[:limit]
         return self.files.get(arguments[0] if arguments else "journal", b"")[:limit]
 
 
@@ -175,7 +181,7 @@ class FakeLxd:
         return self.found[name]
 
     def find(self, *path: str) -> Any:
-        return self.profiles.get(path[1])
+        return self.profiles.get(path[1]) if path[0] == "profiles" else None
 
     def get(self, *path: str, **_: Any) -> Any:
         return [{"name": name, "used_by": [], **profile} for name, profile in self.profiles.items()]
@@ -188,6 +194,43 @@ class FakeLxd:
         else:
             self.fault("delete profile", path[1])
             del self.profiles[path[1]]
+
+
+class RecordingLxd:
+    """LXD's named objects by path, such as ``networks/bridge``; ``changes`` are the changing requests in order."""
+
+    def __init__(self, things: Mapping[str, Any]) -> None:
+        self.things = {path: deepcopy(thing) for path, thing in things.items()}
+        self.changes: list[str] = []
+
+    @property
+    def client(self) -> LxdClient:
+        return cast(LxdClient, self)
+
+    def find(self, *path: str) -> Any:
+        return deepcopy(self.things.get("/".join(path)))
+
+    def get(self, *path: str, **_: Any) -> Any:
+        found = self.find(*path)
+        if found is None:
+            raise LxdNotFoundError("/".join(path))
+        return found
+
+    def change(self, method: str, *path: str, **options: Any) -> None:
+        """As LXD: POST needs a new name, PATCH merges the configuration, and an empty value removes its key."""
+        name, body = "/".join(path), deepcopy(options.get("json"))
+        self.changes.append(f"{method} {name}")
+        if method == "POST":
+            self.things[f"{name}/{body.pop('name')}"] = body
+            return
+        found = self.get(*path)
+        if method == "DELETE":
+            del self.things[name]
+        elif method == "PUT":
+            self.things[name] = {**found, **body}
+        else:
+            config = {**found["config"], **body["config"]}
+            self.things[name] = {**found, "config": {key: value for key, value in config.items() if value}}
 
 
 class FakeGithub:
@@ -203,6 +246,7 @@ class FakeGithub:
         self.tokens = 0
         self.jobs: dict[str, WorkflowJob] = {}
         self.quota_left: int | None = 4999
+        self.deprecated: bool | None = None
 
     def register(self, name: str, *, online: bool = True, busy: bool = False) -> GithubRunner:
         runner = GithubRunner(len(self.runners) + len(self.deleted) + 1, name, online, busy)
@@ -224,6 +268,11 @@ class FakeGithub:
         if "group" in self.down:
             raise ConfigurationError("group: there is no such group")
 
+    def is_deprecated(self, path: GithubPath, version: str) -> bool | None:
+        if "deprecation" in self.down:
+            raise GithubApiError("GitHub does not answer")
+        return self.deprecated
+
     def runner_is_gone(self, path: GithubPath, runner_id: int) -> bool:
         if "list" in self.down:
             raise GithubApiError("GitHub does not answer")
@@ -231,7 +280,7 @@ class FakeGithub:
 
     def registration_token(self, path: GithubPath) -> str:
         self.tokens += 1
-        return "registration"
+        return "AABF3JGZDX3P5PMEXLND6TS6FCWO6"
 
     def delete_runner(self, path: GithubPath, runner_id: int) -> None:
         if "delete" in self.down:

@@ -12,11 +12,11 @@ import pytest
 from ops import testing
 
 import charm as charm_module
+import github_client
 import provision
+import shared_fs
 from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenError
 from host import application, kernel, machine, markers, storage
-from models import CharmState
-from runner import RunnerManagerClients
 from runner_manager import RunnerManager
 from tests.unit.fakes import TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages
 
@@ -53,30 +53,9 @@ class Surroundings:
             raise self.fault
 
 
-class CharmUnderTest(charm_module.GithubRunnerCharm):
-    """The charm with its surroundings handed in."""
-
-    world = Surroundings()
-
-    def _ensure_timer(self, state: CharmState) -> None:
-        self.world.steps.append(f"timer {state.reconcile_interval}")
-
-    def _ensure_follower(self, state: CharmState) -> None:
-        self.world.steps.append("follower")
-
-    def _update_application(self, state: CharmState) -> bool:
-        self.world.steps.append("application")
-        return True
-
-    def _manager(self, state: CharmState) -> RunnerManager:
-        clients = RunnerManagerClients(self.world.github, self._jinja, self.world.lxd, None)  # type: ignore[arg-type]
-        options = {**self._creation(self.world.application), "clock": time.time}
-        return RunnerManager(self._identity(), state, clients, self.world.storages, self.world.application, **options)
-
-
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
-    found = CharmUnderTest.world = Surroundings()
+    found = Surroundings()
     (tmp_path / "fs").mkdir()
     found.lxd, found.github, found.storages = FakeLxd(), FakeGithub(), FakeStorages(tmp_path / "fs")
     found.application = tmp_path / "actions-runner-linux-x64-2.320.0.tar.gz"
@@ -89,6 +68,15 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     monkeypatch.setattr(application.is_recent, "__defaults__", (tmp_path,))
     monkeypatch.setattr(application.refused_at, "__defaults__", (tmp_path,))
     found.steps = []
+    monkeypatch.setattr(charm_module, "LxdClient", lambda: found.lxd)
+    # Its default was bound before a test sets the time.
+    monkeypatch.setitem(RunnerManager.__init__.__kwdefaults__, "clock", lambda: time.time())
+    monkeypatch.setattr(github_client, "GithubClient", lambda *_, **__: found.github)
+    for storage_function in ("list_all", "get", "delete"):
+        monkeypatch.setattr(shared_fs, storage_function, getattr(found.storages, storage_function))
+    monkeypatch.setattr(application, "update", lambda *_, **__: found.steps.append("application") or True)
+    monkeypatch.setattr(charm_module.timer, "ensure", lambda _, __, interval: found.steps.append(f"timer {interval}"))
+    monkeypatch.setattr(charm_module.follower, "ensure", lambda *_: found.steps.append("follower"))
     monkeypatch.setattr(machine, "set_up", found.set_up)
     markers.Markers("github-runner/0").note(markers.TAKEN_OVER)
     monkeypatch.setattr(machine, "take_over", found.take_over)
@@ -102,7 +90,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     monkeypatch.setattr(kernel, "are_active", lambda *_: False)
     monkeypatch.setattr(kernel, "update", list)
     for module, name in ((charm_module.follower, "follower"), (charm_module.timer, "timer")):
-        monkeypatch.setattr(module, "remove", lambda name=name: found.steps.append(f"no {name}") or [])
+        monkeypatch.setattr(module, "remove", lambda _, name=name: found.steps.append(f"no {name}") or [])
 
     def registered(instance: FakeInstance) -> None:
         found.github.register(instance.name)
@@ -113,14 +101,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
 
 
 @pytest.fixture
-def context() -> "testing.Context[CharmUnderTest]":
+def context() -> "testing.Context[charm_module.GithubRunnerCharm]":
     import yaml
 
     root = TEMPLATES.parent
     meta, config, actions = (
         yaml.safe_load((root / f"{name}.yaml").read_text()) for name in ("metadata", "config", "actions")
     )
-    return testing.Context(CharmUnderTest, meta=meta, config=config, actions=actions, unit_id=0)
+    return testing.Context(charm_module.GithubRunnerCharm, meta=meta, config=config, actions=actions, unit_id=0)
 
 
 MODEL = testing.Model("ci", uuid="6ae9bb4a-9b0e-4b5c-8a0e-000000000001")
@@ -416,7 +404,7 @@ def test_storage_that_comes_back_brings_the_unit_back(context: Any, world: Surro
     assert len(world.lxd.found) == 2
 
 
-TIMER, FOLLOWER = charm_module.timer.TIMER, charm_module.follower.SERVICE
+TIMER, FOLLOWER = charm_module.timer.timer("github-runner/0"), charm_module.follower.service("github-runner/0")
 
 
 @pytest.mark.parametrize(
@@ -499,7 +487,7 @@ def test_the_watcher_of_old_code_is_replaced(
 ) -> None:
     """Where the hook of an upgrade ended early, the next reconcile or update-status starts the watcher anew."""
     noted(markers.SET_UP)
-    monkeypatch.setattr(charm_module.follower, "is_current", lambda: current)
+    monkeypatch.setattr(charm_module.follower, "is_current", lambda _: current)
     monkeypatch.setattr(charm_module, "are_active", lambda *_: True)
 
     tick(context)
@@ -656,6 +644,17 @@ def test_update_dependencies_says_whether_it_changed(context: Any, world: Surrou
     assert context.action_results == {"flush": "True"}
 
 
+@pytest.mark.parametrize("option", ["path", "token", "github-url"])
+def test_check_runners_never_asks_for_another_path(context: Any, world: Surroundings, option: str) -> None:
+    """Each value that finds the runners at GitHub must be valid; others may be invalid."""
+    with pytest.raises(testing.ActionFailed, match=f"{option}: "):
+        context.run(context.on.action("check-runners"), state(**{option: "", "labels": "a\tb"}))
+    assert world.github.lists == []
+
+    context.run(context.on.action("check-runners"), state(labels="a\tb"))
+    assert world.github.lists == ["octo-org/demo"]
+
+
 def test_action_fails_with_the_reason(context: Any, world: Surroundings) -> None:
     """An outage fails the action and shows in the status."""
     world.fault = GithubApiError("GitHub does not answer")
@@ -796,6 +795,7 @@ def test_a_policy_check_that_ceased_is_in_the_status(context: Any, world: Surrou
 
     assert NOTICE in tick(context).message
     assert NOTICE not in tick(context, **POLICY).message
+    assert NOTICE not in tick(context, **{"allow-external-contributor": False}).message
     out = context.run(context.on.action("reconcile-runners"), state())
     assert NOTICE in out.unit_status.message
     out = context.run(context.on.action("reconcile-runners", params={"acknowledge-no-policy": True}), state())
@@ -848,6 +848,25 @@ def test_a_version_that_github_calls_deprecated_by_mistake(
     assert len(world.lxd.found) == 3
 
 
+@pytest.mark.parametrize(
+    ("answer", "down", "believed"), [(False, set(), False), (None, set(), True), (None, {"deprecation"}, True)]
+)
+def test_github_may_contradict_a_runner_that_calls_its_version_deprecated(
+    context: Any, world: Surroundings, answer: bool | None, down: set[str], believed: bool
+) -> None:
+    """The record of a deprecated version stops creations only if GitHub does not call the version supported."""
+    options = {"virtual-machines": 1}
+    world.lxd.registered = lambda instance: world.github.register(instance.name, online=False)
+    tick(context, **options)
+    refused(world)
+    world.github.deprecated, world.github.down = answer, down
+
+    tick(context, **options)
+    tick(context, **options)
+
+    assert (world.lxd.found == {}) is believed
+
+
 @pytest.mark.parametrize("action", ["reconcile-runners", "update-dependencies"])
 def test_actions_try_a_deprecated_version_again(context: Any, world: Surroundings, action: str) -> None:
     """The operator does not wait for the next attempt."""
@@ -871,7 +890,7 @@ def failed(world: Surroundings, words: str = DELETED) -> None:
         printed = (
             f"Connecting\n{words}\nRunner listener exit with terminated error, stop the service\nExiting runner...\n"
         )
-        instance.files[str(provision.RUN_FOLDER / "last-words")] = printed.encode()
+        instance.files["last words"] = printed.encode()
 
 
 def test_runners_that_end_without_a_job_back_off(

@@ -63,9 +63,17 @@ class ImageLxd:
         self.aliases = {"jammy": "old", "their-image": "theirs"}
         self.builder: Builder | None = None
         self.created: dict[str, Any] = {}
+        self.type = "container"
+        # Of the source image's disk, in bytes; LXD refuses a smaller one.
+        self.source_size = 3 << 30
+        self.templates: dict[str, Any] = {"/var/lib/cloud/seed/nocloud-net/meta-data": {"template": "seed.tpl"}}
+        self.template_files: dict[str, bytes] = {}
 
     def create_instance(self, name: str, **options: Any) -> Builder:
         self.created = options
+        size = int(options["devices"]["root"].get("size", 10 << 30))
+        if options["virtual_machine"] and size < self.source_size:
+            raise LxdError(f"Source image size ({self.source_size}) exceeds specified volume size ({size})")
         self.builder = Builder(self)
         self._fail("create")
         return self.builder
@@ -82,12 +90,18 @@ class ImageLxd:
             return target and {"target": target}
         return next((found for found in self.get("images") if found["fingerprint"] == path[1]), None)
 
-    def get(self, *_: str, **__: Any) -> Any:
+    def request(self, method: str, *path: str, params: dict[str, str], data: bytes) -> None:
+        assert (method, path) == ("POST", ("instances", image.BUILDER, "metadata", "templates"))
+        self.template_files[params["path"]] = data
+
+    def get(self, *path: str, **__: Any) -> Any:
+        if path[0] == "instances":
+            return {"architecture": "x86_64", "templates": self.templates}
         return [
             {
                 "fingerprint": fingerprint,
                 "properties": properties,
-                "type": "container",
+                "type": self.type,
                 "uploaded_at": "2026-01-02T03:04:05.678901234Z",
                 "aliases": [{"name": name} for name, target in self.aliases.items() if target == fingerprint],
             }
@@ -97,6 +111,10 @@ class ImageLxd:
     def change(self, method: str, *path: str, json: Any = None, timeout: float = 0) -> Any:
         if method == "DELETE":
             del self.images[path[1]]
+        elif path == ("instances", image.BUILDER, "metadata"):
+            assert self.builder is not None
+            assert not self.builder.running
+            self.templates = json["templates"]
         elif path == ("images",):
             self.images["new"] = json["properties"]
             self._fail("publish")
@@ -170,6 +188,44 @@ def test_source_of_the_builder(source: ImageSource, expected: dict[str, str]) ->
     assert lxd.created["ephemeral"] is False
 
 
+MACHINE = replace(BUILD, container=False)
+
+
+@pytest.mark.parametrize(("source_size", "disk"), [(3 << 30, image.DISK), (10 << 30, 10 << 30)])
+def test_disk_of_a_virtual_machines_image(source_size: int, disk: int) -> None:
+    """The builder has a small disk, or one of the source image's size; the image says how small a disk can be."""
+    lxd = ImageLxd()
+    lxd.source_size = source_size
+    assert image.smallest_disk(cast(LxdClient, lxd), "jammy") == image.DISK
+
+    make(lxd, MACHINE)
+
+    assert lxd.created["devices"]["root"]["size"] == str(disk)
+    assert image.smallest_disk(cast(LxdClient, lxd), "jammy") == disk
+
+
+def test_virtual_machines_get_their_name_and_no_seed() -> None:
+    """The published image has LXD write the host name only: a seed for cloud-init would cost each runner a reboot."""
+    lxd = ImageLxd()
+
+    make(lxd, MACHINE)
+
+    assert lxd.templates == {"/etc/hostname": {"when": ["create", "copy"], "template": "hostname.tpl"}}
+    assert lxd.template_files == {"hostname.tpl": b"{{ instance.name }}\n"}
+
+
+def test_image_of_containers_keeps_its_templates() -> None:
+    """LXD itself gives a container its name, and its root filesystem has no size of its own."""
+    lxd = ImageLxd()
+
+    make(lxd)
+
+    assert list(lxd.templates) == ["/var/lib/cloud/seed/nocloud-net/meta-data"]
+    assert "size" not in lxd.created["devices"]["root"]
+    assert image.DISK_PROPERTY not in lxd.images["new"]
+    assert "grow_root" not in lxd.pushed[str(provision.IMAGE_SCRIPT)].decode()
+
+
 def test_image_of_the_other_type_is_built_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """After `test-mode` changed the alias names an image that no runner can be made of."""
     monkeypatch.setattr(image, "LOCK", tmp_path / "lock")
@@ -213,14 +269,14 @@ def test_a_missing_image_is_built_outside_of_the_reconcile(monkeypatch: pytest.M
     lxd.aliases.clear()
 
     with pytest.raises(HostError, match="image jammy: being built"):
-        image.ensure_later(cast(LxdClient, lxd), BUILD)
+        image.ensure_later(cast(LxdClient, lxd), "runner/0", BUILD)
     image.FAILURE.write_text("image jammy: network failed: no IPv4 route\n")
     with pytest.raises(HostError, match="network failed: no IPv4 route; being built again"):
-        image.ensure_later(cast(LxdClient, lxd), BUILD)
+        image.ensure_later(cast(LxdClient, lxd), "runner/0", BUILD)
     lxd.aliases["jammy"] = "theirs"
-    image.ensure_later(cast(LxdClient, lxd), BUILD)
+    image.ensure_later(cast(LxdClient, lxd), "runner/0", BUILD)
 
-    assert ran == [["systemctl", "start", "--no-block", "ghro.build-image.service"]] * 2
+    assert ran == [["systemctl", "start", "--no-block", "ghro.build-image.runner-0.service"]] * 2
 
 
 def test_the_reason_of_a_failed_build_is_kept_until_one_succeeds(
@@ -259,9 +315,9 @@ def test_only_images_of_our_making_are_renewed(monkeypatch: pytest.MonkeyPatch) 
     lxd = cast(LxdClient, ImageLxd())
 
     for alias in ("their-image", "no-such-image", "jammy"):
-        image.renew(lxd, alias)
+        image.renew(lxd, "runner/0", alias)
 
-    assert calls == [["systemctl", "start", "--no-block", image.SERVICE]]
+    assert calls == [["systemctl", "start", "--no-block", "ghro.build-image.runner-0.service"]]
 
 
 def test_an_image_of_the_operator_keeps_an_alias(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,9 +1,11 @@
 """What of the LXD adapter needs a fault that no real daemon can be made to show here."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+import requests
 
 import lxd
 import times
@@ -43,6 +45,65 @@ def test_an_instance_that_never_answers_is_an_error(monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(LxdError, match="app-0-aa"):
         instance.wait_ready()
+
+
+@pytest.mark.parametrize(("kind", "most"), [("virtual-machine", 4), ("container", 16)])
+def test_readiness_is_polled_at_a_pace_that_suits(monkeypatch: pytest.MonkeyPatch, kind: str, most: int) -> None:
+    """A virtual machine takes many seconds to boot and is asked less often than a container."""
+    now = [0.0]
+    monkeypatch.setattr(lxd.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lxd.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    instance = BootingInstance([LxdError("the agent does not run")] * (most - 1) + [Execution(0)])
+    instance.virtual_machine = kind == "virtual-machine"
+
+    instance.wait_ready()
+
+    assert now[0] == pytest.approx(1.5)
+
+
+class EndedExec(LxdClient):
+    """LXD whose command has ended as the operation says; what it recorded is at its paths."""
+
+    def __init__(self, operation: dict[str, Any]) -> None:
+        super().__init__()
+        self.operation = operation
+
+    def request(self, method: str, *path: str, timeout: float = 30, **options: Any) -> Any:
+        response = requests.Response()
+        body: dict[str, Any] = {"type": "async", "metadata": {"id": "1"}}
+        if path[0] == "operations":
+            body = {"metadata": self.operation}
+        response._content = b"words" if "logs" in path else json.dumps(body).encode()
+        return response
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [(127, "Command not found"), (126, "Command not executable"), (1, ""), (255, "")]
+)
+def test_every_exit_code_is_an_answer(code: int, error: str) -> None:
+    """LXD turns the exit codes 126 and 127 into errors; they do not mean that the instance is gone."""
+    metadata = {"return": code, "output": {"1": "/1.0/instances/a/logs/o", "2": "/1.0/instances/a/logs/e"}}
+    client = EndedExec({"status_code": 400 if error else 200, "err": error, "metadata": metadata})
+
+    assert LxdInstance(client, DATA).execute(["x"], output=True) == Execution(code, "words", "words")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ("Instance not found", LxdNotFoundError),
+        ('Failed to fetch instance "a" in project "default": Instance not found', LxdNotFoundError),
+        ('exec: "virtiofsd": executable file not found in $PATH', LxdError),
+        ("LXD VM agent isn't currently running", LxdError),
+    ],
+)
+def test_only_what_ends_as_not_found_is_gone(error: str, kind: type[LxdError]) -> None:
+    """An error counts as `there is no such thing` only if that is its cause."""
+    client = EndedExec({"status_code": 400, "err": error, "metadata": {"return": -1}})
+
+    with pytest.raises(LxdError) as raised:
+        LxdInstance(client, DATA).execute(["x"])
+    assert type(raised.value) is kind
 
 
 class BusyClient(LxdClient):

@@ -234,6 +234,7 @@ def test_owners_and_modes() -> None:
         f"{APPLICATION}/pre-job.sh": (0o755, 1000),
         f"{APPLICATION}/.env": (0o644, 1000),
         f"{APPLICATION}/.policy-token": (0o600, 1000),
+        "/run/github-runner/token": (0o600, 1000),
         "/etc/environment": (0o644, 0),
         "/etc/systemd/system/github-runner.service": (0o644, 0),
         "/etc/needrestart/conf.d/github-runner.conf": (0o644, 0),
@@ -242,6 +243,13 @@ def test_owners_and_modes() -> None:
         CLIENTS[0]: (0o644, 0),
         CLIENTS[1]: (0o644, 1000),
     }
+
+
+def test_registration_token_is_in_its_file_alone() -> None:
+    """The registration token is in the one file that the registration deletes."""
+    found = rendered(registration_token="AABBCC")
+
+    assert [path for path, file in found.items() if "AABBCC" in file.content] == ["/run/github-runner/token"]
 
 
 def test_policy_token_is_in_its_file_alone() -> None:
@@ -425,6 +433,7 @@ class Shell:
         self.stub("sudo")
         self.stub("pkill")
         self.stub("sleep")
+        self.stub("mountpoint", '[ -d "$2" ]')
 
     def stub(self, name: str, script: str = "", folder: Path | None = None) -> None:
         path = (folder or self.bin) / name
@@ -467,6 +476,7 @@ class Shell:
             "ca_bundle": None,
             "dockerhub_mirror": None,
             "policy_url": None,
+            "external_contributors": True,
             "policy_token_file": self.folder / "policy-token",
             "token_file": self.folder / "token",
             "run_folder": self.folder,
@@ -681,6 +691,13 @@ def test_setup_waits_for_the_host_as_it_is(shell: Shell, value: str) -> None:
         docker_changed=False,
         aproxy_address=None,
         ca_bundle=None,
+        container=True,
+        issue_metrics=False,
+        user=1000,
+        home="/x",
+        register_script="/x",
+        register_timeout=1,
+        not_registered=1,
     )
 
     done = shell.run(part(setup, "set -eu", "}") + part(setup, "deadline=", "done"))
@@ -939,6 +956,66 @@ def test_any_workflow_name_is_accepted(shell: Shell, workflow: str) -> None:
     assert not (shell.folder / "canary").exists()
 
 
+@pytest.mark.parametrize("script", ["start.sh.j2", "pre-job.sh.j2"])
+def test_metrics_are_written_to_the_storage_only(shell: Shell, script: str) -> None:
+    """Where nothing is mounted, the folder is the instance's own, and nothing is written to it."""
+    shell.stub("mountpoint", "exit 32")
+    shell.stub("run.sh", "exit 1", shell.application)
+
+    shell.run(shell.render(script), **JOB)
+
+    assert list(shell.metrics.iterdir()) == []
+    assert shell.arguments("mountpoint") == ["-q", str(shell.metrics)]
+
+
+@pytest.mark.parametrize(("mounted", "code"), [(True, 0), (False, provision.WITHOUT_METRICS)])
+def test_set_up_tells_whether_the_metrics_storage_is_mounted(shell: Shell, mounted: bool, code: int) -> None:
+    """An instance that is ready but lacks its metrics storage ends its set-up with an exit code of its own."""
+    shell.stub("mountpoint", "exit 0" if mounted else "exit 32")
+    setup = content("/root/github-runner/setup.sh", replace(PLAIN, issue_metrics=True)) or ""
+
+    assert shell.run(part(setup, "mountpoint", "mountpoint")).returncode == code
+    assert "mountpoint" not in (content("/root/github-runner/setup.sh", replace(PLAIN, issue_metrics=False)) or "")
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_set_up_ends_with_the_registration(shell: Shell, failing: bool) -> None:
+    """The runner registers with its own rights; a failed registration has an exit code of its own, and its words."""
+    shell.stub("setpriv", f"echo no such group >&2; exit {int(failing)}")
+    setup = content("/root/github-runner/setup.sh") or ""
+
+    done = shell.run(part(setup, "timeout 120", "}"))
+
+    assert done.returncode == (provision.NOT_REGISTERED if failing else 0)
+    assert done.stderr == "no such group\n"
+    assert shell.arguments("setpriv") == [
+        *("--reuid=1000", "--regid=1000", "--clear-groups"),
+        *("env", "HOME=/home/ubuntu", "/home/ubuntu/github-runner/.register.sh"),
+    ]
+
+
+@pytest.mark.parametrize(("growpart", "resize", "code"), [(0, 0, 0), (1, 0, 0), (2, 0, 1), (0, 1, 1)], ids=str)
+def test_root_filesystem_grows_to_the_disk(shell: Shell, growpart: int, resize: int, code: int) -> None:
+    """Partition and filesystem of a virtual machine are grown; exit code 1 of growpart means that they are large."""
+    block = shell.folder / "block"
+    (block / "sda/sda2").mkdir(parents=True)
+    (block / "sda/sda2/partition").write_text("2\n")
+    (block / "sda2").symlink_to("sda/sda2")
+    shell.stub("findmnt", "echo /dev/sda2")
+    shell.stub("growpart", f"exit {growpart}")
+    shell.stub("resize2fs", f"exit {resize}")
+    setup = content("/root/github-runner/setup.sh", replace(PLAIN, container=False)) or ""
+    script = part(setup, "fail()", "}") + part(setup, "grow_root()", "grow_root ||")
+
+    done = shell.run(script.replace("/sys/class/block", str(block)))
+
+    assert done.returncode == code
+    assert shell.arguments("growpart") == ["/dev/sda", "2"]
+    assert shell.arguments("resize2fs") == (["/dev/sda2"] if growpart < 2 else [])
+    assert ("cannot be grown" in done.stderr) is bool(code)
+    assert "grow_root" not in (content("/root/github-runner/setup.sh", replace(PLAIN, container=True)) or "")
+
+
 @pytest.mark.parametrize("broken", ["no folder", "cannot be written", "no jq", "no environment"])
 def test_metrics_never_fail_the_job(shell: Shell, broken: str) -> None:
     """A job is not failed for its metrics' sake."""
@@ -1036,7 +1113,6 @@ def ask(shell: Shell, url: str, token: str = "one-time-token", **job: str) -> "s
         ("workflow_dispatch", "/workflow_dispatch/check-run", {"repository_name": "octo-org/demo"}),
         ("schedule", "/schedule/check-run", {"repository_name": "octo-org/demo"}),
         ("release", "/default/check-run", {"repository_name": "octo-org/demo"}),
-        ("issue_comment", "/default/check-run", {"repository_name": "octo-org/demo"}),
     ],
 )
 def test_what_the_policy_service_is_asked(
@@ -1070,6 +1146,7 @@ def test_what_the_policy_service_is_asked(
         ("pull_request_target", {"GITHUB_BASE_REF": "main", "GITHUB_HEAD_REF": "fix"}),
         ("pull_request_review", {}),
         ("pull_request_review_comment", {"GITHUB_BASE_REF": "", "GITHUB_HEAD_REF": ""}),
+        ("issue_comment", {}),
     ],
 )
 @pytest.mark.parametrize("fork", ["contributor/demo", None])
@@ -1092,6 +1169,86 @@ def test_events_of_pull_requests_are_checked_as_pull_requests(
         "source_branch_name": "fix",
         "commit_sha": "c0ffee",
     }
+
+
+def test_comment_is_checked_by_its_repository(shell: Shell, service: PolicyService) -> None:
+    """GitHub's event of a comment does not say which commit of the pull request it is about."""
+    event_file = shell.folder / "event.json"
+    event_file.write_text(
+        json.dumps({"issue": {"pull_request": {"url": "https://api.example/pulls/1"}}, "comment": {}})
+    )
+
+    ask(shell, service.url, GITHUB_EVENT_NAME="issue_comment", GITHUB_EVENT_PATH=str(event_file))
+
+    assert [(asked, given) for asked, _, given in service.requests] == [
+        ("/default/check-run", {"repository_name": "octo-org/demo"})
+    ]
+
+
+MEMBER, OUTSIDER = {"author_association": "MEMBER"}, {"author_association": "CONTRIBUTOR"}
+TRUSTED, OTHERS = ("OWNER", "MEMBER", "COLLABORATOR"), ("CONTRIBUTOR", "FIRST_TIMER", "MANNEQUIN", "NONE", "", None, 7)
+# The event, its payload, and whether its job may run without the option's default.
+AUTHORS: list[tuple[str, object, bool]] = [
+    *(("pull_request", {"pull_request": {"author_association": trusted}}, True) for trusted in TRUSTED),
+    *(("pull_request", {"pull_request": {"author_association": other}}, False) for other in (*OTHERS, "FIRST_TIME_X")),
+    ("pull_request", {"pull_request": {"author_association": "owner"}}, False),
+    ("pull_request", {"pull_request": {"author_association": ["OWNER"]}}, False),
+    ("pull_request", {"pull_request": {}}, False),
+    ("pull_request", {"pull_request": "OWNER"}, False),
+    ("pull_request", {}, False),
+    ("pull_request", [], False),
+    ("pull_request", None, False),
+    ("pull_request_target", {"pull_request": MEMBER}, True),
+    ("pull_request_target", {"pull_request": OUTSIDER}, False),
+    ("pull_request_review", {"review": MEMBER, "pull_request": MEMBER}, True),
+    ("pull_request_review", {"review": MEMBER, "pull_request": OUTSIDER}, False),
+    ("pull_request_review", {"review": OUTSIDER, "pull_request": MEMBER}, False),
+    ("pull_request_review", {"review": MEMBER}, True),
+    ("pull_request_review", {"review": MEMBER, "pull_request": {}}, False),
+    ("pull_request_review", {"pull_request": MEMBER}, False),
+    ("pull_request_review_comment", {"comment": MEMBER, "pull_request": MEMBER}, True),
+    ("pull_request_review_comment", {"comment": MEMBER, "pull_request": OUTSIDER}, False),
+    ("pull_request_review_comment", {"comment": OUTSIDER, "pull_request": MEMBER}, False),
+    ("pull_request_review_comment", {"pull_request": MEMBER}, False),
+    ("issue_comment", {"comment": MEMBER, "issue": {**MEMBER, "pull_request": {}}}, True),
+    ("issue_comment", {"comment": MEMBER, "issue": {**OUTSIDER, "pull_request": {}}}, False),
+    ("issue_comment", {"comment": MEMBER, "issue": {"pull_request": {}}}, False),
+    ("issue_comment", {"comment": OUTSIDER, "issue": {**MEMBER, "pull_request": {}}}, False),
+    ("issue_comment", {"comment": MEMBER, "issue": OUTSIDER}, True),
+    ("issue_comment", {"comment": OUTSIDER, "issue": MEMBER}, False),
+    ("issue_comment", {"issue": MEMBER}, False),
+    ("issue_comment", {"comment": MEMBER, "pull_request": OUTSIDER}, False),
+    *((event, OUTSIDER, True) for event in ("push", "workflow_dispatch", "schedule", "merge_group", "issues")),
+    ("push", None, True),
+]
+
+
+@pytest.mark.parametrize(("event", "payload", "runs"), AUTHORS, ids=lambda value: json.dumps(value)[:60])
+def test_outside_contributors(shell: Shell, event: str, payload: object, runs: bool) -> None:
+    """Without allow-external-contributor everybody who wrote a part of the event must belong to the repository."""
+    shell.stub("sleep", '[ "$1" != infinity ] || kill -KILL $PPID')
+    event_file = shell.folder / "event.json"
+    if payload is not None:
+        event_file.write_text(json.dumps(payload))
+    script = shell.render("pre-job.sh.j2", external_contributors=False)
+
+    done = shell.run(script, **{**JOB, "GITHUB_EVENT_NAME": event, "GITHUB_EVENT_PATH": str(event_file)})
+
+    assert done.returncode == (0 if runs else -signal.SIGKILL)
+    assert ("Outside contributors may not run jobs here" in done.stdout) is not runs
+    if not runs:
+        assert shell.post_job.status is PostJobStatus.REPO_POLICY_CHECK_FAILURE
+        assert shell.arguments("pkill")[:3] == ["-INT", "-x", "Runner.Listener"]
+
+
+def test_outside_contributor_does_not_reach_the_policy_service(shell: Shell, service: PolicyService) -> None:
+    """Both checks may be on; the one-time token is not used for a job that is refused before."""
+    shell.stub("sleep", '[ "$1" != infinity ] || kill -KILL $PPID')
+    script = shell.render("pre-job.sh.j2", external_contributors=False, policy_url=service.url)
+
+    shell.run(script, **{**JOB, "GITHUB_EVENT_NAME": "pull_request", "GITHUB_EVENT_PATH": "/nowhere"})
+
+    assert service.requests == []
 
 
 def test_one_time_token_is_used_once(shell: Shell, service: PolicyService) -> None:

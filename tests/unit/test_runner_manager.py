@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import socket
+import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -17,9 +18,15 @@ import metrics.storage
 import provision
 import runner
 import runner_manager
+import shared_fs
 import times
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
+from lxd import Execution
 from models import (
+    RUNNER_INSTALLED_TS_FILE_NAME as INSTALLED,
+)
+from models import (
+    BaseImage,
     FailedStarts,
     FlushMode,
     GithubOrg,
@@ -27,6 +34,7 @@ from models import (
     GithubRepo,
     GithubRunner,
     ProxyConfig,
+    RepoPolicy,
     RunnerConfig,
     RunnerStatus,
     SSHDebugConnection,
@@ -162,7 +170,59 @@ def test_instance_carries_what_a_later_pass_needs(world: World) -> None:
     assert instance.config[f"{KEY}fingerprint"] == fingerprint(world.state, APPLICATION)
     assert instance.config[f"{KEY}runner-id"] == "1"
     assert instance.config["boot.autostart"] == "false"
-    assert "registration" not in str(instance.config) + str(instance.commands)
+    assert world.github.registration_token(REPO) not in str(instance.config) + str(instance.commands)
+
+
+def test_files_with_secrets_are_readable_for_one_user_only(world: World) -> None:
+    """The files of the set-up belong to root and the tokens to the runner's user, each without access for others."""
+    world.reconcile(1)
+    [created] = world.lxd.found.values()
+    assert {
+        (str(provision.FILES_ARCHIVE), 0o600, 0),
+        (str(provision.TOKEN_FILE), 0o600, provision.UBUNTU),
+    } <= set(created.pushed)
+
+
+@pytest.fixture
+def metrics_storages(world: World, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Metrics storages that are plain folders, and the user of the host that each was given to."""
+    owners: dict[str, int] = {}
+    monkeypatch.setattr(shared_fs, "create", world.storages.create)
+    monkeypatch.setattr(shared_fs, "give_to", lambda storage, uid: owners.update({storage.runner_name: uid}))
+    monkeypatch.setattr(FakeInstance, "host_uid", lambda _, uid: 1_000_000 + uid)
+    world.state = state(issue_metrics=True)
+    return owners
+
+
+def test_a_metrics_storage_belongs_to_the_runners_user(world: World, metrics_storages: dict[str, int]) -> None:
+    """The user is the one on the host that the instance maps to its own, and it has the storage before the start."""
+    at_start: list[dict[str, int]] = []
+    world.lxd.faults = {"start": lambda _: at_start.append(dict(metrics_storages)) or False}
+
+    world.reconcile(1)
+
+    [name] = world.lxd.found
+    assert metrics_storages == {name: 1_000_000 + provision.UBUNTU}
+    assert at_start == [metrics_storages]
+
+
+def test_the_installed_timestamp_is_written_before_the_agent_starts(
+    world: World, metrics_storages: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the start of the agent on a job could write the file itself."""
+    execute, written = FakeInstance.execute, []
+
+    def recorded(instance: FakeInstance, command: list[str], **options: Any) -> Execution:
+        if command[:2] == ["systemctl", "start"]:
+            written.append(float((world.storages.get(instance.name).path / INSTALLED).read_text()))
+        return execute(instance, command, **options)
+
+    monkeypatch.setattr(FakeInstance, "execute", recorded)
+
+    before = time.time()
+    world.reconcile(1)
+
+    assert before - 1 <= written[0] <= time.time()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +232,7 @@ def test_instance_carries_what_a_later_pass_needs(world: World) -> None:
         ({"start": True}, {}, "starting the instance"),
         ({"push": True}, {}, "setting the instance up"),
         ({}, {"setup.sh": 3}, "setting the instance up"),
-        ({}, {"register.sh": 1}, "registering"),
+        ({}, {"setup.sh": provision.NOT_REGISTERED}, "registering"),
         ({}, {"systemctl start": 1}, "starting the runner application"),
         ({"set_config": True}, {}, "starting the runner application"),
     ],
@@ -308,6 +368,33 @@ def test_crashed_runner_is_removed_with_its_logs(world: World, tmp_path: Path) -
     assert (folder / "_diag/Runner_1.log").stat().st_size == 1 << 20
     assert world.lxd.found == {}
     assert world.github.runners == {}
+
+
+@pytest.mark.parametrize(
+    ("virtual_machine", "said", "found"),
+    [(True, b"words", ["console.log"]), (True, b"", []), (True, None, []), (False, b"words", [])],
+)
+def test_logs_come_from_the_console_where_the_agent_is_dead(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, virtual_machine: bool, said: bytes | None, found: Any
+) -> None:
+    """LXD reads no file of a virtual machine without its agent in it; the console still prints."""
+    world.state = state(issue_metrics=True)
+    name = world.add("aa", online=False, offline_since=str(world.now - times.SILENT - 1))
+    world.lxd.found[name].virtual_machine = virtual_machine
+    world.lxd.faults = {"execute": lambda _: True}
+
+    def read(lxd: Any, instance: str, *, end: bytes, limit: int, timeout: float) -> bytes:
+        assert (instance, end, limit, timeout) == (name, b"==> end of the logs <==", 1 << 20, 20)
+        if said is None:
+            raise LxdError("no console")
+        return said
+
+    monkeypatch.setattr(runner.console, "read", read)
+
+    world.reconcile(0)
+
+    assert [path.name for path in (tmp_path / "logs").rglob("*.log")] == found
+    assert world.lxd.found == {}
 
 
 def test_logs_that_cannot_be_pulled_do_not_stop_the_removal(world: World) -> None:
@@ -704,6 +791,15 @@ def test_only_what_may_run_a_job_is_stopped_in_order(world: World, mode: FlushMo
     assert world.github.runners == {}
 
 
+def test_a_job_is_stopped_in_order_although_github_lists_its_runner_as_offline(world: World) -> None:
+    """GitHub may lose sight of a runner in the middle of its job."""
+    name = world.add("aa", busy=True, online=False)
+
+    world.manager().flush(FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK)
+
+    assert world.lxd.log[0] == f"stop {name}"
+
+
 def test_flush_takes_an_idle_runner_that_github_does_not_let_go(world: World) -> None:
     """GitHub's refusal to forget it keeps it from a reconcile, not from a flush."""
     name = world.add("aa")
@@ -827,8 +923,15 @@ def test_counts_are_githubs_and_unknown_instances(world: World) -> None:
         {"resources": VirtualMachineResources(2, "1GiB", "2GiB")},
         {"dockerhub_mirror": "https://mirror.example"},
         {"ca_certificates": ("certificate",)},
+        {"allow_external_contributor": False},
         {"ssh_debug_connections": (SSHDebugConnection("192.0.2.1", 22, "SHA256:a", "SHA256:b"),)},
         {"issue_metrics": True},
+        {"github_url": "https://other.example"},
+        {"base_image": BaseImage.NOBLE},
+        {"test_mode": False},
+        {"proxies": ProxyConfig(http="http://proxy.example:3128")},
+        {"proxies": ProxyConfig(no_proxy="example")},
+        {"repo_policy": RepoPolicy("https://policy.example", "token")},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -1015,9 +1118,7 @@ def test_runner_that_ended_without_a_job_is_a_failed_creation(world: World, tmp_
     """Its logs are pulled also without metrics, its own reason is in the report, and it counts in the events."""
     kept, ended = world.add("aa"), world.add("bb", online=False, process=13)
     instance = world.lxd.found[ended]
-    instance.files[str(provision.RUN_FOLDER / "last-words")] = (
-        b"An error occurred: \x1b[31mnot allowed\nExiting runner...\n"
-    )
+    instance.files["last words"] = b"An error occurred: \x1b[31mnot allowed\nExiting runner...\n"
     instance.files[f"{provision.RUNNER_APPLICATION}/_diag/Runner_1.log"] = b"why"
 
     manager = world.reconcile(3)
@@ -1044,7 +1145,7 @@ def test_runner_that_ended_without_a_job_is_in_the_events(world: World, tmp_path
 def test_job_cannot_make_its_runner_a_failed_creation(world: World) -> None:
     """A runner that GitHub does not list may have had its job: it is reported without its words, and replaced."""
     ended = world.add("aa", online=False, process=13)
-    world.lxd.found[ended].files[str(provision.RUN_FOLDER / "last-words")] = b"words of a job\n"
+    world.lxd.found[ended].files["last words"] = b"words of a job\n"
     world.github.runners.clear()
 
     manager = world.reconcile(1)

@@ -1,0 +1,181 @@
+"""The LXD adapter over a UNIX socket, with answers that no real LXD gives on request."""
+
+import base64
+import hashlib
+import http.server
+import json
+import re
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+import lifecycle
+import lxd
+from errors import LxdError
+from lxd import LxdClient, LxdInstance
+
+DATA = {"name": "app-0-aa", "status": "Running", "type": "container", "config": {}}
+MIB = 1 << 20
+ACCEPT_KEY = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+class Daemon(http.server.BaseHTTPRequestHandler):
+    """An LXD whose instances have one file each, which is sent without a length for as long as somebody reads it."""
+
+    kind = "file"
+    sent = 0
+
+    def do_GET(self) -> None:
+        if "/files" not in self.path:
+            self._answer(json.dumps({"type": "sync", "metadata": {"auth": "trusted", "api_extensions": []}}).encode())
+            return
+        self.send_response(200)
+        self.send_header("X-LXD-type", Daemon.kind)
+        self.end_headers()
+        try:
+            while Daemon.sent < 64 * MIB:
+                Daemon.sent += self.wfile.write(b"x" * 65536)
+        except OSError:
+            pass
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def address_string(self) -> str:
+        return "local"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+
+@pytest.fixture
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LxdInstance]:
+    """An instance of the stand-in for LXD."""
+    monkeypatch.setattr(Daemon, "sent", 0)
+    path = tmp_path / "lxd.socket"
+    with Server(str(path), Daemon) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        client = LxdClient(f"http+unix://{quote(str(path), safe='')}")
+        yield LxdInstance(client, DATA)
+        client._client().api.session.close()
+        server.shutdown()
+
+
+@pytest.mark.parametrize("limit", [1, 65536, MIB + 1])
+def test_a_file_is_read_up_to_the_limit(instance: LxdInstance, limit: int) -> None:
+    """A job may have made the file of any size: exactly as much as the limit is read, and the rest is not fetched."""
+    assert instance.pull("/var/log/syslog", limit) == b"x" * limit
+    assert Daemon.sent < limit + 8 * MIB
+
+
+@pytest.mark.parametrize("kind", ["symlink", "directory"])
+def test_only_a_regular_file_is_read(instance: LxdInstance, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A link or a folder in the place of a log is an error before anything of it is read."""
+    monkeypatch.setattr(Daemon, "kind", kind)
+
+    with pytest.raises(LxdError, match=f"is a {kind}, not a file"):
+        instance.pull("/var/log/syslog", 10)
+
+
+def test_a_file_that_does_not_end_in_time_is_an_error(instance: LxdInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slowly its bytes arrive, the read has an end."""
+    monkeypatch.setattr(lxd.time, "monotonic", iter(range(0, 10**6, 20)).__next__)
+
+    with pytest.raises(LxdError, match="was not read within"):
+        instance.pull("/var/log/syslog", 32 * MIB)
+
+
+class Events:
+    """LXD's event stream: the messages of one connection after another, each of which ends on request."""
+
+    def __init__(self, path: Path, *connections: list[str]) -> None:
+        self._path, self._connections = path, connections
+        self._ends = threading.Semaphore(0)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+            listening.bind(str(self._path))
+            listening.listen()
+            for messages in self._connections:
+                with listening.accept()[0] as peer:
+                    self._handshake(peer)
+                    for message in messages:
+                        # One frame with a text that is shorter than 65536 bytes.
+                        peer.sendall(b"\x81\x7e" + len(message).to_bytes(2, "big") + message.encode())
+
+                    self._ends.acquire(timeout=60)
+
+    def end(self) -> None:
+        """End this connection, or the next one as soon as its messages are sent."""
+        self._ends.release()
+
+    def _handshake(self, peer: socket.socket) -> None:
+        request = b""
+        while not request.endswith(b"\r\n\r\n"):
+            request += peer.recv(65536)
+        found = re.search(rb"(?i)sec-websocket-key: (\S+)", request)
+        assert found is not None
+        accept = base64.b64encode(hashlib.sha1(found[1] + ACCEPT_KEY.encode()).digest()).decode()
+        peer.sendall(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
+        )
+
+
+def deleted(name: str) -> str:
+    return json.dumps({"metadata": {"action": "instance-deleted", "source": f"/1.0/instances/{name}"}})
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between two attempts to connect, which last no time."""
+    found: list[float] = []
+    monkeypatch.setattr(lifecycle.time, "sleep", found.append)
+    return found
+
+
+def follow(path: Callable[[], Path]) -> Iterator[set[str]]:
+    return lifecycle.ended(lambda name: name.startswith("app-0-"), 0.2, path)
+
+
+def test_the_watcher_connects_again_after_the_stream_has_ended(tmp_path: Path, waits: list[float]) -> None:
+    """A restart of LXD ends the stream. After each connection an empty set says that events may have been missed."""
+    path = tmp_path / "events.socket"
+    events = Events(path, [deleted("app-0-aa")], [deleted("other"), deleted("app-0-bb"), deleted("app-0-cc")])
+    ended = follow(lambda: path)
+    assert (next(ended), next(ended)) == (set(), {"app-0-aa"})
+
+    events.end()
+
+    assert (next(ended), next(ended)) == (set(), {"app-0-bb", "app-0-cc"})
+    assert waits[-1] == lifecycle.RETRY_AFTER
+    events.end()
+
+
+def test_the_watcher_waits_longer_for_an_lxd_that_stays_away(tmp_path: Path, waits: list[float]) -> None:
+    """The waits double up to a limit, and begin anew after a connection."""
+    path = tmp_path / "events.socket"
+    events = Events(path, [], [])
+    away: list[Any] = [tmp_path / "nowhere"] * 7
+    ended = follow(lambda: away.pop() if away else path)
+    events.end()
+
+    assert (next(ended), next(ended)) == (set(), set())
+    assert waits[:7] == [1, 2, 4, 8, 16, 30, 30]
+    assert waits[7] == lifecycle.RETRY_AFTER
+    events.end()

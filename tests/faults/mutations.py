@@ -1,0 +1,136 @@
+"""A sample of small changes of `src/`: `make unit` or `make adapters` must fail for each. With cosmic-ray.
+
+`host/` is left out, because its tests need a machine. Each change is tried with the tests that run its line.
+"""
+
+import difflib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cosmic_ray.work_item import MutationSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+SUITES = ("tests/unit", "tests/adapters")
+SEED = 18
+SAMPLE, SHORT_SAMPLE = 300, 10
+# Seconds for the tests of one change. A change that makes a loop endless is noticed in this way.
+TIMEOUT = 600
+# `is` and `==` are the same for None and for members of an enumeration.
+EQUIVALENT = ("core/ReplaceComparisonOperator_Is_Eq", "core/ReplaceComparisonOperator_IsNot_NotEq")
+# In annotations, where every change fails at import or is never evaluated.
+ANNOTATION = "core/ReplaceBinaryOperator_BitOr_"
+
+Tests = dict[tuple[str, int], set[str]]
+
+
+def run(short: bool) -> dict[str, object]:
+    """Change, test and count. ``score`` is a percentage, killed of mutants; ``untested`` lines count as survivors."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "charm")
+        hidden = shutil.ignore_patterns(".*", "node_modules", "build")
+        shutil.copytree(ROOT, folder, symlinks=True, ignore=hidden)
+        tests = _tests_by_line(folder)
+        changes = sample(_changes(folder), SHORT_SAMPLE if short else SAMPLE)
+        survived = [text for change in changes if (text := _survivor(folder, change, tests))]
+    killed = len(changes) - len(survived)
+    score = round(100 * killed / len(changes), 1)
+    return {"seed": SEED, "mutants": len(changes), "killed": killed, "survived": survived, "score": score}
+
+
+def sample(changes: Iterable["MutationSpec"], size: int) -> list["MutationSpec"]:
+    """At most one change of each place, so that operators with many substitutes do not count more than others."""
+    shuffled = sorted(changes, key=lambda item: (str(item.module_path), item.operator_name, item.occurrence))
+    random.Random(SEED).shuffle(shuffled)
+    places = {(item.module_path, item.start_pos): item for item in shuffled}
+    return list(places.values())[:size]
+
+
+def selected(lines: Tests, file: str, line: int) -> list[str]:
+    """The tests that run a line. What is run at import only, such as a constant, has the tests of its whole module."""
+    found = lines.get((file, line)) or {test for (other, _), tests in lines.items() if other == file for test in tests}
+    # The tests of decisions are the fastest.
+    return sorted(found, key=lambda test: (not test.startswith(SUITES[0]), test))
+
+
+def _tests_by_line(folder: Path) -> Tests:
+    """Measure which test runs which line."""
+    (folder / "coveragerc").write_text("[run]\nsource = src\ndynamic_context = test_function\n")
+    command = ["coverage", "run", "--rcfile=coveragerc", "-m", "pytest", *SUITES]
+    if failed := _python(folder, command, timeout=None):
+        # Tests that fail anyway would kill everything.
+        raise RuntimeError(f"the tests fail without a change: {failed[-2000:]}")
+    from coverage import CoverageData
+
+    data = CoverageData(str(folder / ".coverage"))
+    data.read()
+    found: Tests = defaultdict(set)
+    for file in data.measured_files():
+        name = str(Path(file).relative_to(folder))
+        for line, contexts in data.contexts_by_lineno(file).items():
+            found[name, line] |= {test for context in contexts if (test := node_id(context))}
+    return found
+
+
+def node_id(context: str) -> str:
+    """pytest's name of the test that coverage calls ``tests.unit.test_plan.test_name``; empty for anything else."""
+    for suite in SUITES:
+        prefix = f"{suite.replace('/', '.')}."
+        if context.startswith(prefix):
+            module, *names = context.removeprefix(prefix).split(".")
+            return f"{suite}/{module}.py::{'::'.join(names)}"
+    return ""
+
+
+def _changes(folder: Path) -> Iterable["MutationSpec"]:
+    from cosmic_ray.commands import init
+    from cosmic_ray.work_db import WorkDB, use_db
+
+    modules = [path for path in sorted((folder / "src").rglob("*.py")) if "host" not in path.parts]
+    with use_db(str(folder / "session.sqlite"), WorkDB.Mode.create) as work:
+        init(modules, work, {})
+        changes = [item.mutations[0] for item in work.work_items]
+    return [item for item in changes if item.operator_name not in EQUIVALENT and ANNOTATION not in item.operator_name]
+
+
+def _survivor(folder: Path, change: "MutationSpec", tests: Tests) -> str:
+    """The changed line, if no test notices."""
+    from cosmic_ray.mutating import use_mutation
+    from cosmic_ray.plugins import get_operator
+
+    name = str(change.module_path.relative_to(folder))
+    chosen = selected(tests, name, change.start_pos[0])
+    with use_mutation(change.module_path, get_operator(change.operator_name)(), change.occurrence) as (before, after):
+        noticed = bool(chosen) and bool(_python(folder, ["pytest", "-x", "-q", *chosen], TIMEOUT))
+    added = [line[1:].strip() for line in difflib.ndiff(before.splitlines(), after.splitlines()) if line[0] == "+"]
+    text = f"{name}:{change.start_pos[0]}: {' / '.join(added)}{'' if chosen else ' (no test runs this line)'}"
+    print(f"{'killed  ' if noticed else 'SURVIVED'} {text}", flush=True)
+    return "" if noticed else text
+
+
+def _python(folder: Path, command: list[str], timeout: float | None) -> str:
+    """Run a module in the folder; what it printed if it failed or took too long, or else nothing."""
+    # Bytecode of one change would be taken for the next one's of the same second and size. Hypothesis draws the same
+    # examples where CI is set.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "CI": "1", "PYTHONPATH": "src:."}
+    environment.pop("COVERAGE_FILE", None)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        return "not done in time"
+    return (done.stdout + done.stderr or "failed") if done.returncode else ""
