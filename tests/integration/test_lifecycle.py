@@ -79,6 +79,8 @@ def test_reboot_upgrade_and_removal(alone: Deployment, packed: Path) -> None:
     assert alone.control.wait_job(busy["id"])["conclusion"] == "success"
 
     alone.wait_gone(busy["runner_name"])
+    alone.reconcile()
+    assert [event["status"] for event in alone.events("runner_stop")] == ["normal"]
     idle = alone.instances()
     mark = alone.machine.boot_mark()
     alone.machine.exec("touch", "/var/run/reboot-required")
@@ -86,7 +88,6 @@ def test_reboot_upgrade_and_removal(alone: Deployment, packed: Path) -> None:
     alone.machine.wait_reboot(mark)
     alone.unit.wait_idle()
     assert alone.status()[0] == "active"
-    assert [event["status"] for event in alone.events("runner_stop")] == ["normal"]
     assert len(alone.instances()) == 2
     assert not set(idle) & set(alone.instances())
 

@@ -325,7 +325,7 @@ def test_an_image_of_the_operator_keeps_an_alias(caplog: pytest.LogCaptureFixtur
     lxd = ImageLxd()
     lxd.aliases = {"jammy": "theirs"}
 
-    image.ensure_later(cast(LxdClient, lxd), BUILD)
+    image.ensure_later(cast(LxdClient, lxd), "app/0", BUILD)
     assert "Image jammy was not built by this charm: theirs." in caplog.text
     make(lxd)
     make(lxd)
