@@ -29,6 +29,16 @@ FORGED = (
     "sudo systemd-run --quiet --unit=forged "
     "bash -c 'exec -a /home/ubuntu/github-runner/bin/Runner.Worker sleep infinity'"
 )
+# In the place of logs: pipes, an endless file, and a program that never ends.
+TRAPS = """
+cd ~/github-runner/_diag
+for number in $(seq 31); do mkfifo Worker_$number.log; done
+ln -s /dev/zero Runner_zero.log
+sudo mkfifo /var/log/syslog.trap
+sudo mv /var/log/syslog.trap /var/log/syslog
+printf '#!/bin/sh\\nexec sleep infinity\\n' | sudo tee /usr/local/bin/journalctl > /dev/null
+sudo chmod 755 /usr/local/bin/journalctl
+"""
 SHELL_GONE = "sudo mv /bin/sh /bin/sh.real; sudo ln -s /bin/false /bin/sh"
 
 
@@ -115,6 +125,15 @@ def age(found: Deployment, name: str, seconds: float) -> None:
     found.machine.exec("lxc", "config", "set", name, f"{KEY}prepared={made - seconds:.0f}")
 
 
+def traps_for_logs(found: Deployment) -> None:
+    """Pipes, an endless link and a program that never ends in the place of logs: one time limit, no instance stays."""
+    name = kept(found, f"{FORGED}\n{TRAPS}")
+    later(found, name, 15 * 60)
+    started = time.monotonic()
+    replaced(found, name)
+    assert time.monotonic() - started < 60
+
+
 def metrics_of_a_huge_run(found: Deployment) -> None:
     """Metrics that name a run of 12,800 jobs: five requests, after the successor has been created."""
     jobs = [{"id": number, "runner_name": "other"} for number in range(100)]
@@ -176,6 +195,7 @@ ATTACKS: tuple[Callable[[Deployment], None], ...] = (
     a_forged_worker_of_a_lost_runner,
     a_forged_listener,
     a_silent_instance,
+    traps_for_logs,
     metrics_of_a_huge_run,
     metrics_of_another_repository,
     a_link_for_metrics,
