@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Build the runners' image anew: what the timer ghro.build-image runs, outside of hooks so that Juju is not held up."""
 
+import argparse
 import logging
 import sys
 from pathlib import Path
 
 import provision
+import redaction
 from errors import GithubRunnerError
 from host import image, timer
 from lxd import LxdClient
@@ -16,16 +18,20 @@ TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
 def main() -> int:
     """0 where the image was built or another build is under way; 1 with a line on standard error otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--unit", required=True, help="the unit that the image is built for")
+    unit = parser.parse_args().unit
+    redaction.install()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     for chatty in ("urllib3", "ws4py", "pylxd"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        lxd, build = LxdClient(), image.ImageBuild.load()
+        lxd, build = LxdClient(), image.ImageBuild.load(image.settings(unit))
         awaited = not image.is_there(lxd, build)
         built = image.rebuild(lxd, provision.environment(TEMPLATES), build, _say)
         if built and awaited:
             # Runners wait for this image: none could be made without it.
-            run(["systemctl", "start", "--no-block", timer.SERVICE])
+            run(["systemctl", "start", "--no-block", timer.service(unit)])
     except (GithubRunnerError, OSError) as error:
         logging.error("%s", error)
         return 1

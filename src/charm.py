@@ -8,13 +8,14 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ops
 
 import charm_state
+import redaction
 import status
 import times
 from cos_agent import CosAgentProvider
@@ -31,6 +32,7 @@ from errors import (
 from host import application, follower, markers, state_database, timer
 from lxd import LxdClient
 from models import CharmState, FailedStarts, FlushMode, Identity
+from redaction import redact
 from system import are_active
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def __init__(self, framework: ops.Framework) -> None:
         super().__init__(framework)
+        redaction.install()
         self._lxd = LxdClient()
         self._github_client: GithubClient | None = None
         self._markers = markers.Markers(self.unit.name)
@@ -139,7 +142,8 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _leave(self) -> None:
         """Whatever the options say: no timer, no runner, and no later event that would make them anew."""
-        for step in (follower.remove, timer.remove, self._note_leaving):
+        unit = self.unit.name
+        for step in (partial(follower.remove, unit), partial(timer.remove, unit), self._note_leaving):
             try:
                 for what in step():
                     logger.info("Removed: %s", what)
@@ -238,7 +242,7 @@ class GithubRunnerCharm(ops.CharmBase):
         try:
             if self._markers.read(markers.LEAVING) is not None and needed is None:
                 raise HostError("the unit is being removed")
-            event.set_results({key: str(value) for key, value in work(self._load(needed)).items()})
+            event.set_results({key: redact(str(value)) for key, value in work(self._load(needed)).items()})
             if self._report and self._report.failures:
                 event.fail(status.line(self._report.failures[-1]))
         except (GithubRunnerError, OSError) as error:
@@ -305,7 +309,7 @@ class GithubRunnerCharm(ops.CharmBase):
 
         if self._markers.read(markers.SET_UP) is not None:
             self._free_previous_pool(state)
-            lost = machine.lost(self._lxd, state)
+            lost = machine.lost(self._lxd, state, self.unit.name)
             if not lost:
                 machine.tend(self._jinja, state, self.unit.name)
                 if not application.is_recent(time.time()):
@@ -325,7 +329,7 @@ class GithubRunnerCharm(ops.CharmBase):
             self._repair_units(state)
 
     def _follow_repair(self, state: CharmState) -> None:
-        if self._repaired or not follower.is_current():
+        if self._repaired or not follower.is_current(self.unit.name):
             self._ensure_follower(state)
 
     def _flush(self, state: CharmState, force: bool) -> None:
@@ -353,7 +357,7 @@ class GithubRunnerCharm(ops.CharmBase):
             return
         from host import machine
 
-        if machine.take_over(self._lxd):
+        if machine.take_over(self._lxd, self.unit.name):
             with suppress(HostError):
                 self._markers.note(markers.TAKEN_OVER)
 
@@ -384,8 +388,9 @@ class GithubRunnerCharm(ops.CharmBase):
     def _repair_units(self, state: CharmState) -> None:
         """A look is enough where nothing died: this hook comes every few minutes."""
         following = state.replace_on_exit and state.virtual_machines > 0
-        active = are_active(timer.TIMER, *([follower.SERVICE] if following else []))
-        if not (active and follower.is_current()):
+        unit = self.unit.name
+        active = are_active(timer.timer(unit), *([follower.service(unit)] if following else []))
+        if not (active and follower.is_current(unit)):
             self._ensure_timer(state)
             self._ensure_follower(state)
 
@@ -417,7 +422,7 @@ class GithubRunnerCharm(ops.CharmBase):
         if changed and using is not None:
             self.unit.set_workload_version(application.version(using))
             with suppress(LxdError):
-                image.renew(self._lxd, state.base_image.value)
+                image.renew(self._lxd, self.unit.name, state.base_image.value)
         return changed
 
     def _reconcile(self, state: CharmState) -> int:
@@ -581,11 +586,14 @@ class GithubRunnerCharm(ops.CharmBase):
         since = kernel.requested(self._markers, now)
         if since is not None and kernel.reboot_is_due():
             found.append(f"a reboot for a pending update was requested {since / 60:.0f} minutes ago and did not happen")
-        if state.repo_policy is None and self._markers.read(markers.NO_POLICY) is None:
+        unchecked = state.repo_policy is None and state.allow_external_contributor
+        if unchecked and self._markers.read(markers.NO_POLICY) is None:
             found.append("no repository policy check since the upgrade: see acknowledge-no-policy of reconcile-runners")
         failed = report.failed_starts
         if failed and failed.count and not report.failures:
-            found.append(status.fit(failed_starts(failed, now), 120))
+            found.insert(0, status.fit(failed_starts(failed, now), 120))
+        if others := self._markers.others():
+            found.append(f"the machine is shared with {', '.join(others)}")
         if shortage := storage.shortage(state):
             found.append(shortage)
         found += resources.overcommitment(state)

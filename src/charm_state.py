@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import ops
 
+import redaction
 from errors import ConfigurationError, JujuError
 from models import (
     Arch,
@@ -93,6 +94,7 @@ def load(charm: ops.CharmBase, needed: tuple[str, ...] | None = None) -> CharmSt
         "dockerhub_mirror": faults.read("dockerhub-mirror", lambda: parse_mirror(str(config["dockerhub-mirror"]))),
         "proxies": _proxies(os.environ, bool(config["experimental-use-aproxy"]), faults),
         "repo_policy": _repo_policy(config, faults),
+        "allow_external_contributor": bool(config["allow-external-contributor"]),
         "test_mode": test_mode,
         "ssh_debug_connections": _ssh_debug_connections(charm, faults),
         "arch": faults.read("architecture", lambda: parse_arch(platform.machine())),
@@ -148,9 +150,13 @@ def parse_url(value: str, *schemes: str, credentials: bool = False) -> str:
         or (parts.username is not None and not credentials)
     ):
         forms = " or ".join(f"{scheme}://" for scheme in schemes)
-        shown = re.sub(r"(?s)^(.*?//)?.*@", r"\1…@", value)
-        raise ValueError(f"{shown!r} is not {'an' if schemes == ('https',) else 'a'} {forms} URL")
+        raise ValueError(f"{_without_user(value)!r} is not {'an' if schemes == ('https',) else 'a'} {forms} URL")
     return value
+
+
+def _without_user(value: str) -> str:
+    """A rejected value without what may be a password."""
+    return re.sub(r"(?s)^(.*?//)?.*@", r"\1…@", value)
 
 
 def _refuse_plain(url: str, plain: bool, reason: str) -> None:
@@ -253,6 +259,7 @@ def _secret_content(charm: ops.CharmBase, secret_id: str) -> dict[str, str]:
 
 
 def _printable(token: str) -> str:
+    redaction.note(token)
     if not re.fullmatch(r"[\x21-\x7e]+", token):
         raise ValueError("is blank or has characters that a token never has; use printable ASCII without blanks")
     return token
@@ -368,7 +375,7 @@ def parse_no_proxy(value: str) -> str | None:
     hosts = [host.strip() for host in value.split(",") if host.strip()]
     bad = [host for host in hosts if not re.fullmatch(r"[A-Za-z0-9_.:/*\[\]-]+", host)]
     if bad:
-        raise ValueError(f"{', '.join(map(repr, bad))} is no host, domain or network")
+        raise ValueError(f"{', '.join(repr(_without_user(host)) for host in bad)} is no host, domain or network")
     return ",".join(hosts) or None
 
 

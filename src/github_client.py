@@ -10,10 +10,8 @@ import os
 import random
 import re
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +22,7 @@ import httpx2
 import stamina
 
 import github_errors
+import redaction
 from errors import (
     ConfigurationError,
     GithubApiError,
@@ -34,6 +33,7 @@ from errors import (
 )
 from github_errors import NotVisibleError, StatusError, check_redirect, translated
 from models import Arch, GithubPath, GithubRepo, GithubRunner, RunnerApplication, WorkflowJob
+from system import within
 
 if TYPE_CHECKING:
     from ghapi.core import GhSyncTransport
@@ -84,6 +84,7 @@ class GithubClient:
     ) -> None:
         self._url = api_url(github_url)
         self._token = token
+        redaction.note(token)
         self._ca_certificates = ca_certificates
         self._deadline = deadline
         self._long_deadline = long_deadline
@@ -178,7 +179,8 @@ class GithubClient:
                 if not isinstance(checksum, str) or not re.fullmatch("[0-9a-fA-F]{64}", checksum):
                     raise GithubApiError("the runner binary is offered without a SHA-256 checksum")
                 filename = _field(item, "filename", str)
-                if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", filename):
+                # It becomes the name of a file beside others: no path, and none of their names.
+                if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.tar\.gz", filename):
                     raise GithubApiError("the runner binary is offered with an invalid file name")
                 url, token = _field(item, "download_url", str), _download_token(item)
                 return RunnerApplication(url, filename, checksum.lower(), token)
@@ -229,6 +231,7 @@ class GithubClient:
     def _created_token(self, name: str, path: GithubPath) -> str:
         answer = self._call(self._operation(name, path), path.path)
         token: str = _field(answer, "token", str)
+        redaction.note(token)
         return token
 
     def _operation(self, operation: str, path: GithubPath | None, **parameters: Any) -> Callable[..., Any]:
@@ -333,23 +336,11 @@ def _attempts(end: float) -> Iterator[Any]:
 
 
 def _within(end: float, url: str, action: Callable[[], Answer]) -> Answer:
-    """What the action returns, or TemporaryGithubError at the end.
-
-    A time-out of httpx2 is for one read: it does not see an answer that drips, nor a resolver that hangs. What still
-    hangs then is left to itself, and goes with this process.
-    """
-    future: futures.Future[Answer] = futures.Future()
-
-    def work() -> None:
-        try:
-            future.set_result(action())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    if not futures.wait([future], max(0.0, end - time.monotonic())).done:
-        raise TemporaryGithubError(f"no answer from {urlsplit(url).hostname} in time")
-    return future.result()
+    """What the action returns, or TemporaryGithubError at the end."""
+    try:
+        return within(end, action)
+    except TimeoutError:
+        raise TemporaryGithubError(f"no answer from {urlsplit(url).hostname} in time") from None
 
 
 def _fetch(application: RunnerApplication, target: Path, end: float, trust: ssl.SSLContext) -> None:
@@ -432,6 +423,7 @@ def _download_token(item: dict[str, Any]) -> str | None:
         return None
     if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]{1,16384}", token):
         raise GithubApiError("the runner binary is offered with an invalid download token")
+    redaction.note(token)
     return token
 
 
@@ -446,7 +438,7 @@ def _read_runner(item: Any) -> GithubRunner:
 
 def _read_job(item: Any) -> WorkflowJob:
     conclusion = item.get("conclusion")
-    if conclusion is not None and not isinstance(conclusion, str):
+    if conclusion is not None and not (isinstance(conclusion, str) and re.fullmatch("[a-z_]{1,64}", conclusion)):
         raise GithubApiError("the answer has no valid conclusion")
     try:
         created, started = (

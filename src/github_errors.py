@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from errors import GithubApiError, GithubClientError, RateLimitError, TemporaryGithubError, TokenError
+from redaction import redact
 
 CONNECT_TIMEOUT, TIMEOUT = 5, 15
 # Of GitHub's own message and of a text with a URL, in characters: what a status has room for.
@@ -84,7 +85,7 @@ def check_redirect(response: httpx2.Response) -> None:
     target = request.url.join(response.headers["location"])
     if request.method == "GET" and target.origin == request.url.origin:
         return
-    shown = "".join(char for char in str(target) if char.isprintable())[:MESSAGE_LIMIT]
+    shown = "".join(char for char in redact(str(target)) if char.isprintable())[:MESSAGE_LIMIT]
     if target.origin == request.url.origin:
         raise TokenError(f"the repository was renamed or moved, set path to its new name (now {shown})")
     raise TokenError(f"the server redirects to {shown}; set github-url to the address of the GitHub itself")
@@ -111,7 +112,7 @@ def status_error(response: httpx2.Response, path: str | None) -> GithubClientErr
 
 
 def _message(response: httpx2.Response) -> str:
-    """GitHub's message as one printable line, without the token of the request; empty if it only names the status."""
+    """GitHub's message as one printable line without secrets; empty if it only names the status."""
     try:
         body = response.json()
     except (ValueError, RecursionError, httpx2.StreamError):  # StreamError: a download, whose body was not read
@@ -119,9 +120,7 @@ def _message(response: httpx2.Response) -> str:
     text = body.get("message") if isinstance(body, dict) else None
     if not isinstance(text, str):
         return ""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    token = response.request.headers.get("authorization", "").partition(" ")[2]
-    line = line.replace(token, "…") if token else line
+    line = " ".join("".join(char if char.isprintable() else " " for char in redact(text)).split())
     with suppress(ValueError):
         if line.rstrip(".") == http.HTTPStatus(response.status_code).phrase:
             return ""

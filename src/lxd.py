@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import times
 from errors import LxdError, LxdNotFoundError
+from redaction import tail
 
 if TYPE_CHECKING:
     # A tenth of a second that a hook without LXD need not pay: imported where they are used.
@@ -42,6 +43,11 @@ class Execution:
     code: int
     stdout: str = ""
     stderr: str = ""
+
+    @property
+    def last_words(self) -> str:
+        """The end of what it said, for a message."""
+        return tail(self.stderr.strip() or self.stdout)
 
 
 class LxdClient:

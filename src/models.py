@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import redaction
 import times
 
 
@@ -158,10 +159,15 @@ def parse_github_path(path: str, group: str = "default") -> GithubPath:
 class ProxyConfig:
     """The model's proxies; a lone no-proxy is ignored (spec 1)."""
 
-    http: str | None = None
-    https: str | None = None
+    http: str | None = field(default=None, repr=False)
+    https: str | None = field(default=None, repr=False)
     no_proxy: str | None = None
     use_aproxy: bool = False
+
+    def __post_init__(self) -> None:
+        """Proxies may have a password."""
+        redaction.note_url(self.http)
+        redaction.note_url(self.https)
 
     def __bool__(self) -> bool:
         """Whether there is a proxy at all."""
@@ -203,6 +209,10 @@ class RepoPolicy:
     url: str
     token: str = field(repr=False)
 
+    def __post_init__(self) -> None:
+        """Mask the token."""
+        redaction.note(self.token)
+
 
 @dataclass(frozen=True)
 class CharmState:
@@ -229,6 +239,12 @@ class CharmState:
     arch: Arch
     issue_metrics: bool
     ca_certificates: tuple[str, ...] = ()
+    allow_external_contributor: bool = True
+
+    def __post_init__(self) -> None:
+        """Mask the token, and the mirror's password."""
+        redaction.note(self.token)
+        redaction.note_url(self.dockerhub_mirror)
 
 
 class Snap(NamedTuple):
@@ -274,6 +290,7 @@ class RunnerConfig:
     ssh_debug_connections: tuple[SSHDebugConnection, ...] | None = None
     github_url: str = "https://github.com"
     ca_certificates: tuple[str, ...] = ()
+    allow_external_contributor: bool = True
     container: bool = False
     fingerprint: str = ""
 

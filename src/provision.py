@@ -223,6 +223,7 @@ def _values(
         "pre_job_file": PRE_JOB_METRICS_FILE_NAME,
         "post_job_file": POST_JOB_METRICS_FILE_NAME,
         "policy_url": policy_url,
+        "external_contributors": config.allow_external_contributor,
         "policy_token_file": POLICY_TOKEN_FILE,
         "run_folder": RUN_FOLDER,
         "token_file": TOKEN_FILE,

@@ -336,12 +336,12 @@ class Runner:
             environment={"HOME": "/root", "LANG": "C.UTF-8"},
         )
         if done.code not in (0, provision.WITHOUT_METRICS, provision.NOT_REGISTERED):
-            raise LxdError(f"{provision.SETUP_SCRIPT.name} ended with {done.code}: {_last_words(done)}")
+            raise LxdError(f"{provision.SETUP_SCRIPT.name} ended with {done.code}: {done.last_words}")
         return done
 
     def _note_registration(self, instance: LxdInstance, done: Execution) -> None:
         if done.code == provision.NOT_REGISTERED:
-            raise LxdError(_last_words(done))
+            raise LxdError(done.last_words)
         if done.code == provision.WITHOUT_METRICS:
             logger.error("%s goes without metrics: nothing is mounted in it", self.config.name)
         self.status = replace(self.status, runner_id=_registered_id(instance))
@@ -451,10 +451,6 @@ def ensure_resource_profile(lxd: LxdClient, resources: VirtualMachineResources, 
                 raise
     elif found["devices"] != profile["devices"]:
         lxd.change("PUT", "profiles", resources.profile, json=profile)
-
-
-def _last_words(done: Execution) -> str:
-    return (done.stderr.strip() or done.stdout.strip())[-500:]
 
 
 def _registered_id(instance: LxdInstance) -> int | None:

@@ -87,6 +87,7 @@ LOCKS = Path("/run/lock")
 STATE_PARTS = (
     *("github_url", "path", "labels", "base_image", "resources", "proxies", "dockerhub_mirror"),
     *("ssh_debug_connections", "repo_policy", "test_mode", "issue_metrics", "ca_certificates"),
+    "allow_external_contributor",
 )
 
 Item = TypeVar("Item")
@@ -541,6 +542,7 @@ class RunnerManager:
             ssh_debug_connections=state.ssh_debug_connections,
             github_url=state.github_url,
             ca_certificates=state.ca_certificates,
+            allow_external_contributor=state.allow_external_contributor,
             container=state.test_mode,
             fingerprint=self._fingerprint,
         )

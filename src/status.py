@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import ops
 
 from errors import ConfigurationError, GithubClientError, LxdError, TokenError
+from redaction import redact
 
 if TYPE_CHECKING:
     from runner_manager import Report
@@ -16,8 +17,8 @@ CUT = " … "
 
 
 def line(text: str) -> str:
-    """Text on one line, without control characters and the marks that programs decorate their output with."""
-    return " ".join("".join(char if _is_plain(char) else " " for char in text).split())
+    """Text on one line, without secrets, control characters and the marks that programs decorate their output with."""
+    return " ".join("".join(char if _is_plain(char) else " " for char in redact(text)).split())
 
 
 def _is_plain(char: str) -> bool:

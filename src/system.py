@@ -7,14 +7,19 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from errors import CommandError
+from redaction import tail
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 
 def run(
@@ -41,9 +46,7 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise CommandError(f"{command[0]} took longer than {timeout:.0f} s") from error
     if check and done.returncode != 0:
-        raise CommandError(
-            f"{' '.join(command)} failed ({done.returncode}): {(done.stderr or done.stdout).strip()[-500:]}"
-        )
+        raise CommandError(f"{' '.join(command)} failed ({done.returncode}): {tail(done.stderr or done.stdout)}")
     return done
 
 
@@ -95,6 +98,26 @@ def are_active(*units: str) -> bool:
     """Whether systemd runs all of these units."""
     states = run(["systemctl", "is-active", *units], check=False).stdout.split()
     return states == ["active"] * len(units)
+
+
+def within(end: float, action: Callable[[], Answer]) -> Answer:
+    """What the action returns, or TimeoutError at the end, a time of ``time.monotonic``.
+
+    A time-out of an HTTP library is for one read: it does not see an answer that drips, nor a resolver that hangs. What
+    still hangs then is left to itself, and goes with this process.
+    """
+    future: futures.Future[Answer] = futures.Future()
+
+    def work() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    if not futures.wait([future], max(0.0, end - time.monotonic())).done:
+        raise TimeoutError
+    return future.result()
 
 
 @contextlib.contextmanager

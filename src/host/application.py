@@ -29,8 +29,8 @@ STALE_AFTER = 14 * 86400
 def current(folder: Path = FOLDER) -> Path | None:
     """The tarball in use, named as GitHub names it; None if none was fetched yet."""
     with suppress(OSError):
-        path = (folder / CURRENT).resolve(strict=True)
-        return path if path.is_file() else None
+        path = folder / os.readlink(folder / CURRENT)  # noqa: PTH115 - not resolved: a link to itself is no tarball
+        return path if path.parent == folder and path.is_file() and not path.is_symlink() else None
     return None
 
 

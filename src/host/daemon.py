@@ -13,6 +13,9 @@ from system import run
 OLDEST = (5, 0)
 BRIDGE = "lxdbr0"
 BRIDGE_CONFIG = {"ipv6.address": "none", "ipv4.nat": "true"}
+# Only known network cards get an address, and each a single one: otherwise one runner could take all addresses of the
+# bridge, by invented hardware addresses or by invented client ids. https://thekelleys.org.uk/dnsmasq/docs/dnsmasq-man.html
+DNSMASQ = ["dhcp-ignore=tag:!known", "dhcp-ignore-clid"]
 # What tells a bridge of our making from one that was there before.
 OURS = "user.github-runner.made"
 ETH0 = {
@@ -58,14 +61,24 @@ def is_intact(lxd: LxdClient, proxies: ProxyConfig, bridge: Mapping[str, Any] | 
 
 
 def _is_configured(bridge: Mapping[str, Any]) -> bool:
-    return all(bridge["config"].get(key) == value for key, value in BRIDGE_CONFIG.items())
+    return all(bridge["config"].get(key) == value for key, value in _bridge_config(bridge["config"]).items())
+
+
+def _bridge_config(config: Mapping[str, str]) -> dict[str, str]:
+    """What a bridge of this configuration must have; the operator's own lines for its DHCP server stay."""
+    lines = config.get("raw.dnsmasq", "").splitlines()
+    return {**BRIDGE_CONFIG, "raw.dnsmasq": "\n".join([*lines, *(line for line in DNSMASQ if line not in lines)])}
 
 
 def remove(lxd: LxdClient) -> list[str]:
     """Take the model's proxies away, and the bridge if it was made here and nothing uses it; returns what went."""
     _ensure_proxies(lxd, ProxyConfig())
     bridge = lxd.find("networks", BRIDGE)
-    if bridge is None or OURS not in bridge["config"]:
+    if bridge is None:
+        return []
+    if OURS not in bridge["config"]:
+        lines = [line for line in bridge["config"].get("raw.dnsmasq", "").splitlines() if line not in DNSMASQ]
+        lxd.change("PATCH", "networks", BRIDGE, json={"config": {"raw.dnsmasq": "\n".join(lines)}})
         return []
     default = lxd.get("profiles", "default")
     if default["devices"].get("eth0") == ETH0:
@@ -126,10 +139,10 @@ def _ensure_bridge(lxd: LxdClient) -> None:
         if not network["managed"]:
             raise HostError(f"{BRIDGE} exists and is not LXD's: remove it or rename it")
         if not _is_configured(network):
-            lxd.change("PATCH", "networks", BRIDGE, json={"config": BRIDGE_CONFIG})
+            lxd.change("PATCH", "networks", BRIDGE, json={"config": _bridge_config(network["config"])})
         return
     subnet = free_subnet(_used_networks(), SUBNETS)
-    config = {**BRIDGE_CONFIG, OURS: "true", "ipv4.address": f"{subnet[1]}/{subnet.prefixlen}"}
+    config = {**_bridge_config({}), OURS: "true", "ipv4.address": f"{subnet[1]}/{subnet.prefixlen}"}
     lxd.change("POST", "networks", json={"name": BRIDGE, "type": "bridge", "config": config})
 
 

@@ -6,21 +6,26 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from host import units
 from system import are_active, run, write_file
 
 if TYPE_CHECKING:
     import jinja2
 
-SERVICE = "ghro.replace-runners.service"
-UNITS = Path("/etc/systemd/system")
+NAME = "replace-runners"
 CHARM = Path(__file__).resolve().parents[2]
+
+
+def service(unit: str) -> str:
+    """The service of a unit."""
+    return units.name(NAME, unit, "service")
 
 
 def ensure(jinja: "jinja2.Environment", unit: str, prefix: str, wanted: int) -> bool:
     """Render the service, enable and start it; return whether anything changed. Nobody is wanted: no service."""
     if wanted == 0:
-        return bool(remove())
-    content = jinja.get_template(f"{SERVICE}.j2").render(
+        return bool(remove(unit))
+    content = jinja.get_template(f"ghro.{NAME}.service.j2").render(
         unit=unit,
         prefix=prefix,
         wanted=wanted,
@@ -29,20 +34,20 @@ def ensure(jinja: "jinja2.Environment", unit: str, prefix: str, wanted: int) -> 
         python_path=os.environ.get("PYTHONPATH", ""),
         code=_code(),
     )
-    changed = write_file(UNITS / SERVICE, content)
+    changed = write_file(units.FOLDER / service(unit), content)
     if changed:
         run(["systemctl", "daemon-reload"])
-    if changed or not are_active(SERVICE):
-        run(["systemctl", "enable", "--quiet", SERVICE])
-        run(["systemctl", "restart", SERVICE])
+    if changed or not are_active(service(unit)):
+        run(["systemctl", "enable", "--quiet", service(unit)])
+        run(["systemctl", "restart", service(unit)])
         changed = True
     return changed
 
 
-def is_current() -> bool:
+def is_current(unit: str) -> bool:
     """Whether the service, if there is one, was started with today's code: an upgrade leaves the old code running."""
     try:
-        return _code() in (UNITS / SERVICE).read_text()
+        return _code() in (units.FOLDER / service(unit)).read_text()
     except FileNotFoundError:
         return True
 
@@ -56,12 +61,12 @@ def _code() -> str:
     return digest.hexdigest()[:16]
 
 
-def remove() -> list[str]:
+def remove(unit: str) -> list[str]:
     """Stop the service and remove its unit; returns what went."""
-    path = UNITS / SERVICE
+    path = units.FOLDER / service(unit)
     if not path.exists():
         return []
-    run(["systemctl", "disable", "--quiet", "--now", SERVICE], check=False)
+    run(["systemctl", "disable", "--quiet", "--now", service(unit)], check=False)
     path.unlink()
     run(["systemctl", "daemon-reload"])
     return [str(path)]

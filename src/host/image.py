@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import provision
 from errors import HostError, LxdError
-from host import application
+from host import application, units
 from lxd import LxdClient, LxdInstance, wait_until
 from models import Arch, ImageSource, ProxyConfig
+from redaction import redact
 from system import are_active, exclusive, run, write_file
 
 if TYPE_CHECKING:
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NAME = "ghro.build-image"
-UNITS = Path("/etc/systemd/system")
-SERVICE, TIMER = f"{NAME}.service", f"{NAME}.timer"
-SETTINGS = Path("/var/lib/github-runner/build-image.json")
+NAME = "build-image"
+# Units of this charm on one machine have the same images: any of them may build.
+JOURNAL = f"journalctl -u 'ghro.{NAME}.*'"
+FOLDER = Path("/var/lib/github-runner")
+# Of version 1.0, in which all units had the same one.
+FORMER_SETTINGS = FOLDER / "build-image.json"
 LOCK = Path("/var/lib/github-runner/build-image.lock")
 # Why the last build failed; removed by one that succeeds.
 FAILURE = Path("/var/lib/github-runner/build-image.failure")
@@ -53,6 +56,21 @@ REMOVAL_TIMEOUT = 120
 STEPS = ("network", "upgrade", "packages", "executables", "settings", "application", "clean")
 
 
+def service(unit: str) -> str:
+    """The service that builds the image."""
+    return units.name(NAME, unit, "service")
+
+
+def timer(unit: str) -> str:
+    """The timer that starts the service every six hours."""
+    return units.name(NAME, unit, "timer")
+
+
+def settings(unit: str) -> Path:
+    """The file with what the service builds."""
+    return FOLDER / f"{NAME}.{unit.replace('/', '-')}.json"
+
+
 @dataclass(frozen=True)
 class ImageBuild:
     """What to build: from which source, under which alias, for containers or virtual machines."""
@@ -64,7 +82,7 @@ class ImageBuild:
     proxies: ProxyConfig
     ca_certificates: tuple[str, ...] = ()
 
-    def save(self, path: Path = SETTINGS) -> bool:
+    def save(self, path: Path) -> bool:
         """Write it down for the build outside of hooks; readable by root alone, proxies may hold a password."""
         text = json.dumps(
             {
@@ -79,7 +97,7 @@ class ImageBuild:
         return write_file(path, text, 0o600)
 
     @classmethod
-    def load(cls, path: Path = SETTINGS) -> "ImageBuild":
+    def load(cls, path: Path) -> "ImageBuild":
         """What was saved; HostError where there is nothing usable."""
         try:
             data = json.loads(path.read_text())
@@ -96,22 +114,22 @@ def ensure(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progr
         return False
     with exclusive(LOCK, 0) as free:
         if not free:
-            raise HostError(f"image {build.alias}: being built, see `journalctl -u {NAME}`")
+            raise HostError(f"image {build.alias}: being built, see `{JOURNAL}`")
         make(lxd, jinja, build, progress)
     return True
 
 
-def ensure_later(lxd: LxdClient, build: ImageBuild) -> None:
+def ensure_later(lxd: LxdClient, unit: str, build: ImageBuild) -> None:
     """Start a build outside of hooks unless the image is there; HostError until it is, with the last build's failure.
 
     A build takes longer than a reconcile may, and Juju would wait for it. It starts a reconcile when it is done.
     """
     if is_there(lxd, build):
         return
-    run(["systemctl", "start", "--no-block", SERVICE])
+    run(["systemctl", "start", "--no-block", service(unit)])
     with suppress(OSError):
         raise HostError(f"{FAILURE.read_text().strip()}; being built again")
-    raise HostError(f"image {build.alias}: being built, see `journalctl -u {NAME}`")
+    raise HostError(f"image {build.alias}: being built, see `{JOURNAL}`")
 
 
 def is_there(lxd: LxdClient, build: ImageBuild) -> bool:
@@ -177,11 +195,11 @@ def smallest_disk(lxd: LxdClient, alias: str) -> int:
     return int((image and image["properties"].get(DISK_PROPERTY)) or DISK)
 
 
-def renew(lxd: LxdClient, alias: str) -> None:
+def renew(lxd: LxdClient, unit: str, alias: str) -> None:
     """Have an image of our making built anew now, outside of hooks; in the meantime the one that is there serves."""
     image = current(lxd, alias)
     if image is not None and ALIAS_PROPERTY in image["properties"]:
-        run(["systemctl", "start", "--no-block", SERVICE])
+        run(["systemctl", "start", "--no-block", service(unit)])
 
 
 def age(lxd: LxdClient, alias: str, now: float) -> float | None:
@@ -195,7 +213,8 @@ def age(lxd: LxdClient, alias: str, now: float) -> float | None:
 
 def ensure_timer(jinja: "jinja2.Environment", unit: str, build: ImageBuild) -> bool:
     """Rebuild every six hours at a minute of the unit's own, so that not all units ask the server at once."""
-    changed = build.save()
+    changed = build.save(settings(unit))
+    FORMER_SETTINGS.unlink(missing_ok=True)
     seed = f"{unit} {socket.gethostname()}"
     offset = int(hashlib.sha256(seed.encode()).hexdigest(), 16) % (INTERVAL_HOURS * 60)
     values = {
@@ -206,27 +225,40 @@ def ensure_timer(jinja: "jinja2.Environment", unit: str, build: ImageBuild) -> b
         "hours": ",".join(f"{hour:02}" for hour in range(offset // 60, 24, INTERVAL_HOURS)),
         "minute": f"{offset % 60:02}",
     }
-    written = [write_file(UNITS / name, jinja.get_template(f"{name}.j2").render(values)) for name in (SERVICE, TIMER)]
+    written = []
+    for name in (service(unit), timer(unit)):
+        template = jinja.get_template(f"ghro.{NAME}{name[name.rindex('.') :]}.j2")
+        written.append(write_file(units.FOLDER / name, template.render(values)))
     if any(written):
         run(["systemctl", "daemon-reload"])
-    if any(written) or not are_active(TIMER):
-        run(["systemctl", "enable", "--quiet", TIMER])
-        run(["systemctl", "restart", TIMER])
+    if any(written) or not are_active(timer(unit)):
+        run(["systemctl", "enable", "--quiet", timer(unit)])
+        run(["systemctl", "restart", timer(unit)])
     return changed or any(written)
 
 
+def remove_timer(unit: str) -> list[str]:
+    """Stop the unit's builds, also one that runs; returns what was removed."""
+    run(["systemctl", "disable", "--quiet", "--now", timer(unit)], check=False)
+    run(["systemctl", "stop", service(unit)], check=False, timeout=120)
+    return _unlinked(units.FOLDER / service(unit), units.FOLDER / timer(unit), settings(unit))
+
+
 def remove(lxd: LxdClient) -> list[str]:
-    """Stop the rebuilding, and remove every image of our making and the builder; returns what went."""
-    run(["systemctl", "disable", "--quiet", "--now", TIMER], check=False)
-    run(["systemctl", "stop", SERVICE], check=False, timeout=120)
-    paths = [path for path in (UNITS / SERVICE, UNITS / TIMER, SETTINGS, LOCK, FAILURE) if path.exists()]
-    for path in paths:
-        path.unlink()
+    """Remove every image of our making and the builder; returns what was removed."""
+    paths = _unlinked(LOCK, FAILURE)
     _remove_builder(lxd)
-    gone = [*map(str, paths)] + [f"image {image['properties'][ALIAS_PROPERTY]}" for image in _ours(lxd)]
+    gone = paths + [f"image {image['properties'][ALIAS_PROPERTY]}" for image in _ours(lxd)]
     for image in _ours(lxd):
         lxd.change("DELETE", "images", image["fingerprint"])
     return gone
+
+
+def _unlinked(*paths: Path) -> list[str]:
+    found = [path for path in paths if path.exists()]
+    for path in found:
+        path.unlink()
+    return [str(path) for path in found]
 
 
 def _create_builder(lxd: LxdClient, build: ImageBuild) -> tuple[LxdInstance, int]:
@@ -310,7 +342,7 @@ def _provision(
         with _step(build, name, progress):
             done = builder.execute([str(provision.IMAGE_SCRIPT), name], timeout=STEP_TIMEOUT, output=True)
             if done.code != 0:
-                raise LxdError(f"ended with {done.code}: {(done.stderr.strip() or done.stdout.strip())[-500:]}")
+                raise LxdError(f"ended with {done.code}: {done.last_words}")
 
 
 def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None, disk: int) -> str:
@@ -377,6 +409,5 @@ def _step(build: ImageBuild, what: str, progress: Callable[[str], None]) -> Iter
     try:
         yield
     except (LxdError, OSError) as error:
-        text = re.sub(r"//[^/@\s]+@", "//…@", str(error))
-        raise HostError(f"image {build.alias}: {what} failed: {text}") from error
+        raise HostError(f"image {build.alias}: {what} failed: {redact(str(error))}") from error
     logger.info("Image %s: %s done (%.1f s)", build.alias, what, time.monotonic() - started)

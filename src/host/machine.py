@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 CHARM = Path(__file__).resolve().parents[2]
 STATE = application.FOLDER.parent
-UNITS = {timer.SERVICE, timer.TIMER, image.SERVICE, image.TIMER, follower.SERVICE}
 
 
 def image_build(state: CharmState) -> image.ImageBuild:
@@ -61,7 +60,7 @@ def set_up(
     daemon.ensure(lxd, state.proxies)
     # Before anything that may fail for long: the runners that exist need it, too.
     progress("Setting up firewall")
-    firewall.ensure(lxd, state)
+    firewall.ensure(lxd, state, unit)
     storage.check(lxd, state)
     progress("Setting up storage")
     storage.ensure(lxd, jinja, state)
@@ -70,19 +69,19 @@ def set_up(
     image.ensure_timer(jinja, unit, build)
     progress("Building runner image")
     if build_later:
-        image.ensure_later(lxd, build)
+        image.ensure_later(lxd, unit, build)
     else:
         image.ensure(lxd, jinja, build, lambda step: progress(f"Building runner image: {step}"))
     markers.note(SET_UP)
 
 
-def lost(lxd: LxdClient, state: CharmState) -> list[str]:
+def lost(lxd: LxdClient, state: CharmState, unit: str) -> list[str]:
     """What runners need of a complete set-up and is not there any more: a few requests to LXD; nothing is changed."""
     bridge = lxd.find("networks", daemon.BRIDGE)
     parts = {
         "kernel module": state.test_mode or kernel.is_module_loaded(),
         "network": daemon.is_intact(lxd, state.proxies, bridge),
-        "firewall": firewall.is_intact(lxd, state, bridge),
+        "firewall": firewall.is_intact(lxd, state, unit, bridge),
         "storage": storage.is_intact(lxd, state),
         "image": image.is_there(lxd, image_build(state)),
     }
@@ -91,7 +90,7 @@ def lost(lxd: LxdClient, state: CharmState) -> list[str]:
 
 def tend(jinja: "jinja2.Environment", state: CharmState, unit: str) -> None:
     """Make again what runners can do without for a while: packages, timers. What fails is logged, and tried again."""
-    if not packages.missing_packages() and logrotate.CONFIG.exists() and are_active(image.TIMER, logrotate.TIMER):
+    if not packages.missing_packages() and logrotate.CONFIG.exists() and are_active(image.timer(unit), logrotate.TIMER):
         return
     steps: tuple[Callable[[], object], ...] = (
         lambda: packages.ensure(lambda step: None),
@@ -110,9 +109,10 @@ def has_previous_charm() -> bool:
     return takeover.is_found(takeover.Places(CHARM))
 
 
-def take_over(lxd: LxdClient) -> bool:
+def take_over(lxd: LxdClient, unit: str) -> bool:
     """Remove what the previous charm left on this unit; returns whether nothing of it is left to do."""
-    return takeover.take_over(lxd, takeover.Places(CHARM), UNITS)
+    names = {timer.service(unit), timer.timer(unit), image.service(unit), image.timer(unit), follower.service(unit)}
+    return takeover.take_over(lxd, takeover.Places(CHARM), names)
 
 
 def release(lxd: LxdClient, markers: Markers) -> list[str]:
@@ -120,14 +120,14 @@ def release(lxd: LxdClient, markers: Markers) -> list[str]:
 
     What another unit on this machine uses as well stays.
     """
-    if others := markers.others():
-        logger.info("Pool, image, bridge and firewall stay, other units use them: %s", ", ".join(others))
-        return []
+    unit, others = markers.unit, markers.others()
+    if others:
+        logger.info("Pool, image and bridge stay, other units use them: %s", ", ".join(others))
     return _each(
-        partial(image.remove, lxd),
-        partial(storage.remove, lxd),
-        partial(firewall.remove, lxd),
-        partial(daemon.remove, lxd),
+        partial(image.remove_timer, unit),
+        *(() if others else (partial(image.remove, lxd), partial(storage.remove, lxd))),
+        partial(firewall.remove, lxd, unit),
+        *(() if others else (partial(daemon.remove, lxd),)),
     )
 
 
@@ -140,7 +140,7 @@ def tear_down(lxd: LxdClient, markers: Markers, ours: Callable[[str], bool]) -> 
     """
     shared = bool(markers.others())
     return [
-        *_each(follower.remove, timer.remove),
+        *_each(partial(follower.remove, markers.unit), partial(timer.remove, markers.unit)),
         *release(lxd, markers),
         *([] if shared else _each(kernel.remove, logrotate.remove)),
         *_each(markers.remove, partial(_remove_files, ours, shared)),

@@ -38,6 +38,7 @@ class Markers:
     """The markers of one unit, such as ``github-runner/0``."""
 
     def __init__(self, unit: str, root: Path | None = None) -> None:
+        self.unit = unit
         self._root = root = root or ROOT
         self._folder = root / f"{PREFIX}{unit.replace('/', '-')}"
 
@@ -74,12 +75,13 @@ class Markers:
                 raise HostError(f"{self._folder / name} cannot be removed: {error}") from error
 
     def others(self) -> list[str]:
-        """The other units of this charm on this machine, such as ``unit-github-runner-1``.
+        """The other units of this charm on this machine, such as ``github-runner/1``.
 
         A unit that was removed by force leaves its folder; Juju has removed its agent.
         """
         found = (path.name for path in self._root.glob(f"{PREFIX}*") if path != self._folder)
-        return sorted(name for name in found if (AGENTS / name).is_dir())
+        names = (name.removeprefix(PREFIX) for name in found if (AGENTS / name).is_dir())
+        return sorted("/".join(name.rsplit("-", 1)) for name in names)
 
     def remove(self) -> list[str]:
         """Remove this unit's folder; returns what was removed."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import times
 from errors import HostError
+from redaction import tail
 from system import run_surviving
 
 # The program that is used, and the package that has it on Ubuntu and Debian.
@@ -57,7 +58,7 @@ def _run(command: list[str], deadline: float, progress: Callable[[str], None]) -
     """The last words of a command that failed, empty where it did not; waits for locks until ``deadline``."""
     while True:
         done = run_surviving(command, timeout=TIMEOUT, env=ENVIRONMENT)
-        said = done.stdout.strip()[-500:] or f"{command[0]} ended with {done.returncode}"
+        said = tail(done.stdout) or f"{command[0]} ended with {done.returncode}"
         if done.returncode == 0:
             return ""
         if not LOCKED.search(said):

@@ -1,41 +1,49 @@
 """The systemd timer that fires the event ``reconcile-runners`` (spec 4, Timer)."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import times
+from host import units
 from system import are_active, run, write_file
 
 if TYPE_CHECKING:
     import jinja2
 
-NAME = "ghro.reconcile-runners"
-UNITS = Path("/etc/systemd/system")
-SERVICE, TIMER = f"{NAME}.service", f"{NAME}.timer"
+NAME = "reconcile-runners"
+
+
+def service(unit: str) -> str:
+    """The service that fires the event."""
+    return units.name(NAME, unit, "service")
+
+
+def timer(unit: str) -> str:
+    """The timer that starts the service."""
+    return units.name(NAME, unit, "timer")
 
 
 def ensure(jinja: "jinja2.Environment", unit: str, interval: int) -> bool:
     """Render the units, enable and start the timer; return whether anything changed. ``interval`` in minutes."""
     changed = False
-    for name in (SERVICE, TIMER):
-        content = jinja.get_template(f"{name}.j2").render(
-            unit=unit, interval=interval, limit=times.reconcile_limit(interval)
-        )
-        changed |= write_file(UNITS / name, content)
+    for name in (service(unit), timer(unit)):
+        template = jinja.get_template(f"ghro.{NAME}{name[name.rindex('.') :]}.j2")
+        content = template.render(unit=unit, interval=interval, limit=times.reconcile_limit(interval))
+        changed |= write_file(units.FOLDER / name, content)
     if changed:
         run(["systemctl", "daemon-reload"])
-    if changed or not are_active(TIMER):
-        run(["systemctl", "enable", "--quiet", TIMER])
+    if changed or not are_active(timer(unit)):
+        run(["systemctl", "enable", "--quiet", timer(unit)])
         # Only a restart makes a running timer count anew by its new interval.
-        run(["systemctl", "restart", TIMER])
+        run(["systemctl", "restart", timer(unit)])
         changed = True
     return changed
 
 
-def remove() -> list[str]:
+def remove(unit: str) -> list[str]:
     """Stop the timer and remove its units; returns what went."""
-    run(["systemctl", "disable", "--quiet", "--now", TIMER], check=False)
-    gone = [UNITS / name for name in (SERVICE, TIMER) if (UNITS / name).exists()]
+    run(["systemctl", "disable", "--quiet", "--now", timer(unit)], check=False)
+    paths = [units.FOLDER / name for name in (service(unit), timer(unit))]
+    gone = [path for path in paths if path.exists()]
     for path in gone:
         path.unlink()
     run(["systemctl", "daemon-reload"])

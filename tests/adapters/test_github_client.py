@@ -262,6 +262,12 @@ def test_wrong_checksum_is_refused(client: GithubClient, control: GitHubControl,
         {"sha256_checksum": None},
         {"sha256_checksum": "abc"},
         {"filename": "../../etc/passwd"},
+        {"filename": "current"},
+        {"filename": "refused"},
+        {"filename": ".tar.gz"},
+        {"filename": "x.tar.gz/.."},
+        {"filename": "x.tar.gz\n"},
+        {"filename": "x" * 201 + ".tar.gz"},
         {"os": 7},
         {"architecture": "riscv"},
         {"download_url": None},
@@ -346,7 +352,16 @@ def test_unknown_workflow_run_has_no_job(client: GithubClient, run_id: str) -> N
 
 
 @pytest.mark.parametrize(
-    "change", [{"conclusion": 5}, {"created_at": "soon"}, {"started_at": None}], ids=lambda change: next(iter(change))
+    "change",
+    [
+        {"conclusion": 5},
+        {"conclusion": "x" * 65},
+        {"conclusion": "success\n"},
+        {"conclusion": "\ud800"},
+        {"created_at": "soon"},
+        {"started_at": None},
+    ],
+    ids=lambda change: next(iter(change)),
 )
 def test_odd_job_is_an_error(client: GithubClient, control: GitHubControl, change: dict[str, Any]) -> None:
     """Times and conclusions that are none do not reach the metrics."""

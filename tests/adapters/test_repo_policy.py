@@ -1,12 +1,16 @@
 """The policy service's client, over real HTTP."""
 
+import contextlib
+import gzip
 import http.server
 import threading
+import time
 from collections.abc import Iterator
 from typing import ClassVar
 
 import pytest
 
+import repo_policy
 from errors import PolicyError
 from models import RepoPolicy
 from repo_policy import RepoPolicyClient
@@ -72,6 +76,61 @@ def test_no_token_is_a_policy_error(
     with pytest.raises(PolicyError, match=word) as raised:
         RepoPolicyClient(RepoPolicy(service, "charm-token")).one_time_token()
     assert "charm-token" not in str(raised.value)
+
+
+class Odd(http.server.BaseHTTPRequestHandler):
+    """Sends what the test has set, piece by piece, for as long as somebody reads."""
+
+    head: ClassVar[list[bytes]] = []
+    piece, pause = b"", 0.0
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            self.request.recv(65536)
+            for part in self.head:
+                self.request.sendall(part)
+            while True:
+                self.request.sendall(self.piece)
+                self.server.stop.wait(self.pause)  # type: ignore[attr-defined]
+
+
+START = b"HTTP/1.1 200 OK\r\n"
+PACKED = gzip.compress(b"token")
+LENGTH = f"Content-Length: {len(PACKED)}\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("head", "piece", "pause", "word"),
+    [
+        ([START], b"x", 0.05, "within"),
+        ([START, b"Content-Length: 999\r\n\r\n"], b"x", 0.05, "within"),
+        ([START, b"\r\n"], b"x" * 65536, 0, "larger than 4096 bytes"),
+        ([START, b"Content-Encoding: gzip\r\n\r\n", gzip.compress(bytes(1 << 26))], b"", 0.05, "larger than"),
+        ([START, b"Content-Encoding: gzip\r\n" + LENGTH, PACKED], b"", 1, "not one"),
+    ],
+    ids=["a head that drips", "a body that drips", "no end", "packed zeros", "a packed token"],
+)
+def test_an_answer_has_a_deadline_and_a_size(
+    monkeypatch: pytest.MonkeyPatch, head: list[bytes], piece: bytes, pause: float, word: str
+) -> None:
+    """A service that is broken or taken over costs bounded time and memory, whatever it sends."""
+    for name, value in (("head", head), ("piece", piece), ("pause", pause)):
+        monkeypatch.setattr(Odd, name, value)
+    monkeypatch.setattr(repo_policy, "DEADLINE", 3.0)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    server.stop = threading.Event()  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    started = time.monotonic()
+    try:
+        with pytest.raises(PolicyError, match=word):
+            RepoPolicyClient(RepoPolicy(f"http://127.0.0.1:{server.server_address[1]}", "t")).one_time_token()
+        assert time.monotonic() - started < 10
+    finally:
+        server.stop.set()  # type: ignore[attr-defined]
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_absent_service_is_a_policy_error() -> None:

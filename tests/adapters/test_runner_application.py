@@ -715,29 +715,77 @@ def policy():
         process.kill()
 
 
-@pytest.mark.parametrize("cancelled", [False, True])
-def test_the_pre_job_script_ends_a_refused_job(control, install, policy, cancelled):
-    """The runner agent starts no step of a job that the charm's pre-job script refuses, whatever its condition."""
-    runner = install()
+CHEAT = "sudo -n pkill -f pre-job; echo cheated"
+CHEATS = [{"run": CHEAT, "pre": CHEAT}, *({"run": CHEAT, "if": f"{when}()"} for when in ("always", "!cancelled"))]
+
+
+def install_pre_job(runner, patience=20, **more):
+    """Register a runner with the charm's pre-job script, rendered for this folder, and start it."""
     metrics = runner.folder / "metrics"
     metrics.mkdir()
-    values = {"metrics_folder": metrics, "policy_token_file": runner.folder / "token", "policy_url": policy}
+    values = {"metrics_folder": metrics, "policy_token_file": runner.folder / "token", "policy_url": None}
     values |= {"pre_job_file": "pre.json", "post_job_file": "post.json", "dockerhub_mirror": None}
+    values |= {"external_contributors": True, **more}
     template = provision.environment(ROOT / "templates").get_template("pre-job.sh.j2").render(values)
-    if cancelled:
-        template = template.replace("sleep 20", "sleep 2")  # the agent has been told to cancel, and does not shut down
+    template = template.replace("sleep 20", f"sleep {patience}")
     stubs = {"mountpoint": "#!/bin/sh\n"}
     stubs |= {"pre-job.sh": template, "sudo": "#!/bin/sh\n", "pkill": PKILL.format(folder=runner.folder)}
     for name, text in stubs.items():
         (runner.folder / name).write_text(text)
         (runner.folder / name).chmod(0o755)
+    runner.register(runner.folder.name)
     env = f"ACTIONS_RUNNER_HOOK_JOB_STARTED={runner.folder}/pre-job.sh\nPATH={runner.folder}:{PATH}\n"
-    cheat = "echo cheated"
-    steps = [{"run": cheat, "pre": cheat}, *({"run": cheat, "if": f"{when}()"} for when in ("always", "!cancelled"))]
-    runner.register("one")
     (runner.folder / ".env").write_text(env)
-    process = runner.start(RUNNER_MANUALLY_TRAP_SIG="1")
-    job = control.add_job(REPOSITORY, steps=steps)["id"]
+    return runner.start(RUNNER_MANUALLY_TRAP_SIG="1")
+
+
+AUTHORS = {
+    "pull_request": {"pull_request": {"author_association": "CONTRIBUTOR"}},
+    "pull_request_target": {"pull_request": {"author_association": "NONE"}},
+    "pull_request_review": {"review": {"author_association": "FIRST_TIMER"}},
+    "pull_request_review_comment": {"comment": {}},
+    "issue_comment": {
+        "comment": {"author_association": "MEMBER"},
+        "issue": {"pull_request": {}, "author_association": "FIRST_TIME_CONTRIBUTOR"},
+    },
+}
+
+
+def test_a_job_of_an_outside_contributor_runs_nothing(control, install):
+    """Without a policy service the author alone decides: no step of any kind runs after the refusal."""
+    processes = [install_pre_job(install(event), external_contributors=False) for event in AUTHORS]
+    jobs = [control.add_job(REPOSITORY, steps=CHEATS, event=event, payload=AUTHORS[event])["id"] for event in AUTHORS]
+
+    found = [control.wait_job(job, timeout=60) for job in jobs]
+
+    assert {job["conclusion"] for job in found} <= {"cancelled", "failure"}
+    for job in found:
+        assert any("Outside contributors may not run jobs here" in line for line in job["log"])
+        assert "cheated" not in job["log"]
+    for process in processes:
+        process.wait(20)
+
+
+def test_a_job_of_a_member_runs(control, install):
+    """The author of a pull request who belongs to the repository is not refused."""
+    runner = install()
+    process = install_pre_job(runner, external_contributors=False)
+    payload = {"pull_request": {"author_association": "COLLABORATOR"}}
+    job = control.add_job(REPOSITORY, "echo ran", event="pull_request", payload=payload)["id"]
+
+    found = control.wait_job(job, timeout=20)
+
+    assert (found["conclusion"], "ran" in found["log"]) == ("success", True)
+    process.wait(10)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_the_pre_job_script_ends_a_refused_job(control, install, policy, cancelled):
+    """The runner agent starts no step of a job that the charm's pre-job script refuses, whatever its condition."""
+    runner = install()
+    # An agent that has been told to cancel does not shut down.
+    process = install_pre_job(runner, patience=2 if cancelled else 20, policy_url=policy)
+    job = control.add_job(REPOSITORY, steps=CHEATS)["id"]
     if cancelled:
         control.wait_log(job, lambda found: any("pre-job.sh" in line for line in found["log"]), 10)
         control.cancel_job(job)
@@ -747,7 +795,7 @@ def test_the_pre_job_script_ends_a_refused_job(control, install, policy, cancell
     assert found["conclusion"] == ("failure" if cancelled else "cancelled")  # a killed worker's job has failed
     assert any("not approved" in line for line in found["log"])
     assert "cheated" not in found["log"]
-    assert json.loads((metrics / "post.json").read_text())["status_info"] == {"code": 403}
+    assert json.loads((runner.folder / "metrics" / "post.json").read_text())["status_info"] == {"code": 403}
     process.wait(10)
 
 

@@ -52,6 +52,7 @@ def test_options_are_those_of_the_reference() -> None:
         "image-source": ("string", "https://cloud-images.ubuntu.com/daily"),
         "replace-on-exit": ("boolean", True),
         "idle-runner-max-age": ("int", 24),
+        "allow-external-contributor": ("boolean", True),
         "ca-certificates": ("string", ""),
         "runner-storage": ("string", "juju-storage"),
         "reconcile-interval": ("int", 10),

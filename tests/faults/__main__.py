@@ -1,6 +1,6 @@
 """Faults at length: `python -m tests.faults [NAME…]`, or `make faults`. Figures go to docs/reference/reliability.md.
 
-The names: kill churn (on a real unit), combinations mutation fuzz soak (in process).
+The names: kill churn attacks (on a real unit), combinations mutation fuzz soak (in process).
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sandbox import github, lxd_setup
 from sandbox.pack import pack
-from tests.faults import churn, kill, report
+from tests.faults import attacks, churn, kill, report
 from tests.integration.conftest import PAT, REPOSITORY, ROOT, Deployment, deployed
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -25,6 +25,7 @@ IN_PROCESS = ("combinations", "mutation", "fuzz", "soak")
 ON_A_UNIT: dict[str, Callable[[Deployment, argparse.Namespace], dict[str, object]]] = {
     "kill": lambda found, given: kill.run(found, 6 if given.short else given.points),
     "churn": lambda found, given: churn.run(found, 1 if given.short else 10),
+    "attacks": lambda found, given: attacks.run(found, given.short),
 }
 
 

@@ -24,6 +24,12 @@ ABOUT = {
         "A queue of jobs that is never empty, three runners on a real LXD, replaced as they end. Each job must run "
         "once, and its two events must be in the metrics log.",
     ),
+    "attacks": (
+        "Hostile jobs",
+        "One attack after another by jobs of a real unit (`tests/faults/attacks.py`), beside a job that runs through "
+        "all of it. An attack has held if what the row says was seen, and an ordinary job and all runners followed. "
+        "Times that would take hours are set forward.",
+    ),
     "soak": (
         "A month in simulation",
         "The real reconciles over a simulated LXD and GitHub: jobs, crashes, reboots, outages and changed options at "

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 
 from sandbox import github
 from sandbox.lxd_setup import bridge_address
-from tests.faults import kill
+from tests.faults import attacks, kill
 from tests.integration.conftest import PAT, REPOSITORY, Deployment, deployed, undeploy, wait_for
 
 pytestmark = pytest.mark.lifecycle
@@ -272,3 +272,11 @@ def test_killed_anywhere_it_converges(deployment: Deployment) -> None:
     found = kill.run(deployment, points=5)
 
     assert found["killed"] == found["converged"] == 5, found
+
+
+@pytest.mark.parametrize("attack", [attacks.a_forged_worker, attacks.metrics_of_a_huge_run], ids=lambda a: a.__name__)
+def test_attacks_of_a_job_hold(deployment: Deployment, attack: Callable[[Deployment], None]) -> None:
+    """A sample of `make faults`: an instance that a job wants to keep, and a look-up that it wants to be long."""
+    deployment.keep(1)
+
+    attack(deployment)

@@ -251,7 +251,7 @@ IDLE, SECOND, BUSY, FINISHED, CRASHED, FOREIGN = (f"github-runner-0-{secrets.tok
 PREVIOUS = f"""
 set -eu
 charm=/var/lib/juju/agents/unit-github-runner-0/charm
-systemctl disable --quiet --now ghro.reconcile-runners.timer ghro.build-image.timer
+systemctl disable --quiet --now ghro.reconcile-runners.github-runner-0.timer ghro.build-image.github-runner-0.timer
 rm -rf /etc/systemd/system/ghro.* /var/lib/github-runner /home/ubuntu/runner-fs* /var/log/github-runner-metrics.log
 lxc profile device remove runner root
 for profile in $(lxc profile list -f csv | cut -d, -f1 | grep ^cpu- || true); do lxc profile delete $profile; done
@@ -399,7 +399,7 @@ def hang_a_reconcile(deployment: Deployment) -> None:
 
     The limit is longer than a creation may take: here its number is a smaller one, until the charm writes it again.
     """
-    service = "/etc/systemd/system/ghro.reconcile-runners.service"
+    service = "/etc/systemd/system/ghro.reconcile-runners.github-runner-0.service"
     deployment.machine.exec("sed", "-i", "s/timeout -k 30s [0-9]*s/timeout -k 3s 10s/", service)
     deployment.machine.exec("systemctl", "daemon-reload")
 
@@ -408,7 +408,7 @@ def hang_a_reconcile(deployment: Deployment) -> None:
             deployment.machine.call("pkill", f"-{name}", "-f", "^[^ ]*/python[^ ]* [^ ]*/src/charm.py").returncode == 0
         )
 
-    deployment.machine.exec("systemctl", "start", "--no-block", "ghro.reconcile-runners.service")
+    deployment.machine.exec("systemctl", "start", "--no-block", "ghro.reconcile-runners.github-runner-0.service")
     wait_for(lambda: signalled("STOP"), "the charm's process")
     wait_for(lambda: not signalled("0"), "the end of a reconcile that hangs", 60)
 
@@ -420,7 +420,7 @@ def test_image_is_built_while_the_timer_fires(bare: Deployment) -> None:
     Meanwhile a pass that hangs is ended by its time limit, the charm's own timer fires, and a lost runner has a
     successor without any hook of Juju's.
     """
-    build = ("systemctl", "start", "ghro.build-image.service")
+    build = ("systemctl", "start", "ghro.build-image.github-runner-0.service")
 
     def images() -> dict[str, str]:
         found = bare.lxd("images?recursion=1")
@@ -448,7 +448,7 @@ def test_image_is_built_while_the_timer_fires(bare: Deployment) -> None:
     bare.machine.exec("lxc", "delete", "--force", name)
     hang_a_reconcile(bare)
     wait_for(lambda: bare.online() and bare.online() != [name], "a successor made by the timer", 180)
-    journal = ("journalctl", "-q", "--no-pager", "-u", "ghro.reconcile-runners.service")
+    journal = ("journalctl", "-q", "--no-pager", "-u", "ghro.reconcile-runners.github-runner-0.service")
     wait_for(lambda: "Finished" in bare.machine.exec(*journal), "the end of the timer's service")
     # Until its end the builder is one of the instances.
     wait_for(lambda: state(build[-1]) in ("inactive", "failed"), "the end of the build", 400)
@@ -498,10 +498,60 @@ def test_ended_runners_are_replaced_at_once(bare: Deployment) -> None:
     print(f"replaced within {time.monotonic() - started:.1f} s of the queueing")
 
     bare.machine.exec("systemctl", "restart", "lxd.service")
-    follower = ("journalctl", "--no-pager", "-u", "ghro.replace-runners.service")
+    follower = ("journalctl", "--no-pager", "-u", "ghro.replace-runners.github-runner-0.service")
     wait_for(lambda: bare.machine.exec(*follower).count("Following LXD's events") > 1, "the follower's return")
     job = bare.job("true")
     wait_for(lambda: len(bare.online()) == 2 and job["runner_name"] not in bare.online(), "its successor")
 
     bare.unit.set_config({"replace-on-exit": False})
-    assert bare.machine.call("systemctl", "is-active", "ghro.replace-runners.service").stdout.strip() != "active"
+    assert (
+        bare.machine.call("systemctl", "is-active", "ghro.replace-runners.github-runner-0.service").stdout.strip()
+        != "active"
+    )
+
+
+# What a unit `other/1` of this charm has on the machine, with a runner that is online for all that LXD knows.
+OTHER = r"""
+set -eu
+mkdir -p /var/lib/juju/agents/unit-other-1/charm /var/lib/github-runner/unit-other-1
+cd /etc/systemd/system
+printf '[Service]\nType=oneshot\nExecStart=true other/1\n' > ghro.reconcile-runners.other-1.service
+printf '[Unit]\nDescription=other/1\n[Timer]\nOnCalendar=yearly\n' > ghro.reconcile-runners.other-1.timer
+printf '[Install]\nWantedBy=timers.target\n' >> ghro.reconcile-runners.other-1.timer
+systemctl enable --quiet --now ghro.reconcile-runners.other-1.timer
+lxc network acl create other-1
+lxc network acl rule add other-1 egress action=reject destination=203.0.113.9
+lxc network set lxdbr0 security.acls="$(lxc network get lxdbr0 security.acls),other-1"
+lxc launch jammy other-1-0123abcd0123456789abcdef --ephemeral --profile default --profile runner --storage runner
+"""
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("bare", [{"runner-storage": "memory"}], indirect=True)
+def test_units_of_one_machine_leave_each_other_alone(bare: Deployment, packed: Path) -> None:
+    """A new denylist, an upgrade and the removal of one unit change neither runner, timer nor rules of another."""
+    bare.machine.exec("sh", "-c", OTHER)
+
+    def of_the_other() -> tuple[str, list[str], bool]:
+        timer = bare.machine.call("systemctl", "is-active", "ghro.reconcile-runners.other-1.timer").stdout.strip()
+        rules = bare.machine.exec("nft", "list", "chain", "inet", "lxd", "acl.lxdbr0")
+        return timer, [name for name in bare.instances() if name.startswith("other-1-")], "203.0.113.9" in rules
+
+    untouched = ("active", ["other-1-0123abcd0123456789abcdef"], True)
+    bare.unit.set_config({"denylist": "198.51.100.0/24"})
+    assert of_the_other() == untouched
+    assert bare.lxd("networks/lxdbr0")["config"]["security.acls"] == "github-runner-0,other-1"
+    assert "the machine is shared with other/1" in bare.status()[1]
+    bare.unit.refresh(packed)
+    assert of_the_other() == untouched
+
+    bare.unit.remove_application()
+
+    assert of_the_other() == untouched
+    assert bare.lxd("networks/lxdbr0")["config"]["security.acls"] == "other-1"
+    shared = {"profiles": {"default", "runner"}, "storage-pools": {"runner"}, "network-acls": {"other-1"}}
+    for kind, names in shared.items():
+        assert {item["name"] for item in bare.lxd(f"{kind}?recursion=1")} == names
+    assert "jammy" in [alias["name"] for image in bare.lxd("images?recursion=1") for alias in image["aliases"]]
+    left = bare.machine.exec("sh", "-c", "ls /etc/systemd/system /var/lib/github-runner | grep github-runner-0 || true")
+    assert left == ""

@@ -14,7 +14,7 @@ from tests.integration.conftest import PAT, Deployment, deployed, undeploy, wait
 from tests.integration.test_lifecycle import left_over
 
 MARKERS = "/var/lib/github-runner/unit-github-runner-0"
-TIMER, SERVICE = "ghro.reconcile-runners.timer", "ghro.reconcile-runners.service"
+TIMER, SERVICE = "ghro.reconcile-runners.github-runner-0.timer", "ghro.reconcile-runners.github-runner-0.service"
 
 
 class Fixture:
@@ -239,14 +239,14 @@ def test_lost_parts_come_back(deployment: Deployment) -> None:
     """Rules of the ACL, the ACL of the bridge, a pool that LXD lost, a profile: one reconcile makes each again."""
     deployment.keep(0, denylist="203.0.113.0/24")
     machine = deployment.machine
-    machine.exec("lxc", "network", "acl", "rule", "remove", "github", "egress", "destination=203.0.113.0/24")
+    machine.exec("lxc", "network", "acl", "rule", "remove", "github-runner-0", "egress", "destination=203.0.113.0/24")
     deployment.reconcile()
-    rules = deployment.lxd("network-acls/github")["egress"]
+    rules = deployment.lxd("network-acls/github-runner-0")["egress"]
     assert "203.0.113.0/24" in [rule["destination"] for rule in rules]
 
     machine.exec("lxc", "network", "unset", "lxdbr0", "security.acls")
     deployment.reconcile()
-    assert deployment.lxd("networks/lxdbr0")["config"]["security.acls"] == "github"
+    assert deployment.lxd("networks/lxdbr0")["config"]["security.acls"] == "github-runner-0"
 
     machine.exec("lxc", "profile", "device", "set", "default", "eth0", "security.port_isolation=false")
     deployment.reconcile()
@@ -256,10 +256,10 @@ def test_lost_parts_come_back(deployment: Deployment) -> None:
     deployment.reconcile()
     assert deployment.lxd("profiles/runner")["devices"]["root"]["pool"] == "runner"
 
-    machine.exec("systemctl", "stop", "ghro.build-image.timer")
+    machine.exec("systemctl", "stop", "ghro.build-image.github-runner-0.timer")
     machine.exec("dpkg", "--purge", "logrotate")
     deployment.reconcile()
-    assert active(deployment, "ghro.build-image.timer")
+    assert active(deployment, "ghro.build-image.github-runner-0.timer")
     assert machine.call("logrotate", "--version").returncode == 0
     assert machine.call("test", "-e", "/etc/logrotate.d/github-runner-metrics").returncode == 0
 

@@ -1,5 +1,6 @@
 """The charm as Juju runs it: a process per hook in a real machine, a real LXD, real HTTP."""
 
+import contextlib
 import json
 import subprocess
 from pathlib import Path
@@ -37,10 +38,12 @@ def test_host_is_set_up(deployment: Deployment) -> None:
 
 def test_units_of_systemd_and_logrotate_are_valid(deployment: Deployment) -> None:
     """What systemd and logrotate read on the machine is what they accept."""
-    units = "ghro.reconcile-runners.service ghro.reconcile-runners.timer"
+    units = "ghro.reconcile-runners.github-runner-0.service ghro.reconcile-runners.github-runner-0.timer"
     deployment.machine.exec("sh", "-c", f"cd /etc/systemd/system && systemd-analyze verify {units} *pool.mount")
     deployment.machine.exec("logrotate", "-d", "/etc/logrotate.d/github-runner-metrics")
-    active = deployment.machine.exec("systemctl", "is-active", "ghro.reconcile-runners.timer", "logrotate.timer")
+    active = deployment.machine.exec(
+        "systemctl", "is-active", "ghro.reconcile-runners.github-runner-0.timer", "logrotate.timer"
+    )
     assert active.split() == ["active", "active"]
 
 
@@ -53,7 +56,7 @@ def test_second_pass_changes_nothing_and_asks_once(deployment: Deployment) -> No
 
     calls = [call for call in deployment.control.requests(last) if "/api/v3/" in call["path"]]
     asked = [(call["method"], call["path"].rsplit("/", 1)[-1]) for call in calls]
-    assert asked == [("GET", "downloads"), ("GET", "runners")]
+    assert asked == [("GET", "runners")]
     assert deployment.instances() == names
 
 
@@ -355,6 +358,8 @@ try() { curl -s -o /dev/null -m 3 --noproxy '*' "http://$1" && echo "$2 open" ||
 try GATEWAY:8099 gateway
 try MACHINE:8099 machine
 try 198.51.100.1:8098 denied
+try 198.51.100.1:8097 beside
+try 169.254.169.254:8098 metadata
 getent hosts NAME > /dev/null && echo dns open || echo dns closed
 ping -c 1 -W 2 MACHINE > /dev/null && echo ping open || echo ping closed
 ping -6 -c 1 -W 2 LINKLOCAL%eth0 > /dev/null 2>&1 && echo ipv6 open || echo ipv6 closed
@@ -369,7 +374,7 @@ def ipv6_of(deployment: Deployment, interface: str) -> str:
 
 
 def test_firewall_is_felt_from_inside(deployment: Deployment) -> None:
-    """A runner reaches neither the machine's ports nor the denylist, IPv6 or LXD; DNS and GitHub it does."""
+    """A runner reaches neither the machine, metadata, the denylist but for a debug-ssh server's port, IPv6 nor LXD."""
     [runner] = deployment.keep(1)
     machine, gateway = deployment.machine.address(), deployment.lxd("networks/lxdbr0")["config"]["ipv4.address"]
     # LXD takes IPv6 from its bridge; another program of the machine may bring it back.
@@ -378,31 +383,33 @@ def test_firewall_is_felt_from_inside(deployment: Deployment) -> None:
     words = REACH.replace("GATEWAY", gateway.split("/")[0]).replace("MACHINE", machine).replace("NAME", f"{runner}.lxd")
     words = words.replace("LINKLOCAL", link_local)
     deployment.machine.exec("sh", "-c", f"mkdir -p /var/empty; systemd-run -q --unit=web {SERVE} 8099")
-    subprocess.run(["ip", "address", "replace", "198.51.100.1/32", "dev", BRIDGE], check=True)
     Path("/var/empty").mkdir(exist_ok=True)
-    web = subprocess.Popen([*SERVE.split(), "8098", "--bind", "198.51.100.1"], stderr=subprocess.DEVNULL)
-    try:
+    with contextlib.ExitStack() as outside:
+        for address in ("198.51.100.1", "169.254.169.254"):
+            subprocess.run(["ip", "address", "replace", f"{address}/32", "dev", BRIDGE], check=True)
+            outside.callback(subprocess.run, ["ip", "address", "delete", f"{address}/32", "dev", BRIDGE], check=True)
+            for port in ("8098", "8097"):
+                web = subprocess.Popen([*SERVE.split(), port, "--bind", address], stderr=subprocess.DEVNULL)
+                outside.callback(web.wait)
+                outside.callback(web.kill)
         wait_for(lambda: "denied open" in deployment.inside(runner, words), "the way to 198.51.100.1")
         before = deployment.inside(runner, words).splitlines()
         deployment.unit.set_config({"denylist": "198.51.100.0/24,203.0.113.0/24"})
         after = deployment.inside(runner, words).splitlines()
-        relation = deployment.unit.integrate(
-            "debug-ssh",
-            {"host": "198.51.100.1", "port": "22", "rsa_fingerprint": "SHA256:a", "ed25519_fingerprint": "SHA256:b"},
-        )
+        server = {"host": "198.51.100.1", "port": "8098"}
+        keys = {"rsa_fingerprint": "SHA256:a", "ed25519_fingerprint": "SHA256:b"}
+        relation = deployment.unit.integrate("debug-ssh", {**server, **keys})
         spared = deployment.inside(deployment.wait_online(1)[0], words).splitlines()
         deployment.unit.remove_relation(relation)
-    finally:
-        web.kill()
-        web.wait()
-        subprocess.run(["ip", "address", "delete", "198.51.100.1/32", "dev", BRIDGE], check=True)
-        deployment.machine.exec("systemctl", "stop", "web")
-        deployment.machine.exec("sysctl", "-q", "net.ipv6.conf.lxdbr0.disable_ipv6=1")
+    deployment.machine.exec("systemctl", "stop", "web")
+    deployment.machine.exec("sysctl", "-q", "net.ipv6.conf.lxdbr0.disable_ipv6=1")
 
-    closed = {"gateway closed 7", "machine closed 7", "ping closed", "ipv6 closed", "devlxd closed"}
-    assert set(before) == {*closed, "denied open", "dns open"}
-    assert set(after) == {*closed, "denied closed 7", "dns open"}
-    assert "denied open" in spared
+    closed = {f"{what} closed 7" for what in ("gateway", "machine", "metadata")}
+    closed |= {"ping closed", "ipv6 closed", "devlxd closed"}
+    assert set(before) == {*closed, "denied open", "beside open", "dns open"}
+    assert set(after) == {*closed, "denied closed 7", "beside closed 7", "dns open"}
+    # The relation has replaced the runner whose name was asked for.
+    assert {*closed, "denied open", "beside closed 7"} <= set(spared)
 
 
 def test_runners_cannot_reach_each_other(deployment: Deployment) -> None:
@@ -465,7 +472,7 @@ def test_missing_image_is_named(deployment: Deployment) -> None:
     [lost, other] = deployment.keep(2)
     fingerprint = deployment.lxd("images/aliases/jammy")["target"]
     deployment.machine.exec("lxc", "image", "alias", "delete", "jammy")
-    build = "ghro.build-image.service"
+    build = "ghro.build-image.github-runner-0.service"
     try:
         deployment.machine.exec("lxc", "delete", "--force", lost)
         deployment.reconcile()
@@ -479,7 +486,7 @@ def test_missing_image_is_named(deployment: Deployment) -> None:
 
     assert first == (
         "active",
-        "1 of 2 runners: 1 idle, 0 busy; image jammy: being built, see `journalctl -u ghro.build-image` "
+        "1 of 2 runners: 1 idle, 0 busy; image jammy: being built, see `journalctl -u 'ghro.build-image.*'` "
         "(test mode: containers)",
     )
     assert second[0] == "active"
@@ -504,7 +511,7 @@ def test_secrets_stay_out_of_logs_and_instances(deployment: Deployment) -> None:
 
 def test_update_status_repairs_a_dead_timer(deployment: Deployment) -> None:
     """A timer that somebody stopped runs again after the next update-status."""
-    timer = "ghro.reconcile-runners.timer"
+    timer = "ghro.reconcile-runners.github-runner-0.timer"
     deployment.machine.exec("systemctl", "stop", timer)
 
     deployment.unit.update_status()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import redaction
 import runner_manager
 import shared_fs
 import times
@@ -51,3 +52,9 @@ def no_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
         raise CreateMetricsStorageError(f"{runner_name}: no mounts in unit tests")
 
     monkeypatch.setattr(shared_fs, "create", refuse)
+
+
+@pytest.fixture(autouse=True)
+def no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test takes for a secret is an ordinary word in another."""
+    monkeypatch.setattr(redaction, "_noted", set())

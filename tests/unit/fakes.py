@@ -272,7 +272,7 @@ class FakeGithub:
 
     def registration_token(self, path: GithubPath) -> str:
         self.tokens += 1
-        return "registration"
+        return "AABF3JGZDX3P5PMEXLND6TS6FCWO6"
 
     def remove_token(self, path: GithubPath) -> str:
         if "remove token" in self.down:

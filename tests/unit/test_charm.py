@@ -17,6 +17,7 @@ import provision
 import shared_fs
 from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenError
 from host import application, kernel, machine, markers, storage
+from runner_manager import RunnerManager
 from tests.unit.fakes import TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages
 
 CONFIG: dict[str, Any] = {"path": "octo-org/demo", "token": "secret", "test-mode": "insecure", "virtual-machines": 2}
@@ -68,6 +69,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     monkeypatch.setattr(application.refused_at, "__defaults__", (tmp_path,))
     found.steps = []
     monkeypatch.setattr(charm_module, "LxdClient", lambda: found.lxd)
+    # Its default was bound before a test sets the time.
+    monkeypatch.setitem(RunnerManager.__init__.__kwdefaults__, "clock", lambda: time.time())
     monkeypatch.setattr(github_client, "GithubClient", lambda *_, **__: found.github)
     for storage_function in ("list_all", "get", "delete"):
         monkeypatch.setattr(shared_fs, storage_function, getattr(found.storages, storage_function))
@@ -87,7 +90,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     monkeypatch.setattr(kernel, "are_active", lambda *_: False)
     monkeypatch.setattr(kernel, "update", list)
     for module, name in ((charm_module.follower, "follower"), (charm_module.timer, "timer")):
-        monkeypatch.setattr(module, "remove", lambda name=name: found.steps.append(f"no {name}") or [])
+        monkeypatch.setattr(module, "remove", lambda _, name=name: found.steps.append(f"no {name}") or [])
 
     def registered(instance: FakeInstance) -> None:
         found.github.register(instance.name)
@@ -401,7 +404,7 @@ def test_storage_that_comes_back_brings_the_unit_back(context: Any, world: Surro
     assert len(world.lxd.found) == 2
 
 
-TIMER, FOLLOWER = charm_module.timer.TIMER, charm_module.follower.SERVICE
+TIMER, FOLLOWER = charm_module.timer.timer("github-runner/0"), charm_module.follower.service("github-runner/0")
 
 
 @pytest.mark.parametrize(
@@ -484,7 +487,7 @@ def test_the_watcher_of_old_code_is_replaced(
 ) -> None:
     """Where the hook of an upgrade ended early, the next reconcile or update-status starts the watcher anew."""
     noted(markers.SET_UP)
-    monkeypatch.setattr(charm_module.follower, "is_current", lambda: current)
+    monkeypatch.setattr(charm_module.follower, "is_current", lambda _: current)
     monkeypatch.setattr(charm_module, "are_active", lambda *_: True)
 
     tick(context)
@@ -792,6 +795,7 @@ def test_a_policy_check_that_ceased_is_in_the_status(context: Any, world: Surrou
 
     assert NOTICE in tick(context).message
     assert NOTICE not in tick(context, **POLICY).message
+    assert NOTICE not in tick(context, **{"allow-external-contributor": False}).message
     out = context.run(context.on.action("reconcile-runners"), state())
     assert NOTICE in out.unit_status.message
     out = context.run(context.on.action("reconcile-runners", params={"acknowledge-no-policy": True}), state())

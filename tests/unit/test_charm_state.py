@@ -165,7 +165,7 @@ def test_option_contract(name: str, kind: str, default: object) -> None:
 
 def test_no_dead_option() -> None:
     """The options are those of the contract and no others."""
-    assert len(CONFIG["options"]) == 23
+    assert len(CONFIG["options"]) == 24
 
 
 @pytest.mark.parametrize(
@@ -192,6 +192,8 @@ def test_no_dead_option() -> None:
         ({"labels": "a'b,a$(reboot)b,a\\b"}, "labels", ("a'b", "a$(reboot)b", "a\\b")),
         ({"labels": "x" * 256}, "labels", ("x" * 256,)),
         ({"labels": "\U0001f980" * 128}, "labels", ("\U0001f980" * 128,)),
+        ({}, "allow_external_contributor", True),
+        ({"allow-external-contributor": False}, "allow_external_contributor", False),
         ({"virtual-machines": 0}, "virtual_machines", 0),
         ({"virtual-machines": 50}, "virtual_machines", 50),
         ({"vm-cpu": 1}, "resources", VirtualMachineResources(1, "7GiB", "10GiB")),

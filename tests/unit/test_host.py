@@ -18,7 +18,7 @@ import provision
 import times
 from errors import CommandError, ConfigurationError, GithubApiError, HostError
 from github_client import GithubClient
-from host import application, image, kernel, packages, storage, timer
+from host import application, image, kernel, packages, storage
 from host.daemon import SUBNETS, free_subnet
 from lxd import LxdClient
 from models import (
@@ -96,7 +96,10 @@ def unit(name: str, **values: Any) -> str:
     return JINJA.get_template(f"{name}.j2").render(**values)
 
 
-@pytest.mark.parametrize(("name", "text"), [(timer.SERVICE, SERVICE_TEXT), (timer.TIMER, TIMER_TEXT)])
+SERVICE, TIMER = "ghro.reconcile-runners.service", "ghro.reconcile-runners.timer"
+
+
+@pytest.mark.parametrize(("name", "text"), [(SERVICE, SERVICE_TEXT), (TIMER, TIMER_TEXT)])
 def test_timer_units(name: str, text: str) -> None:
     """The units are exactly these: the limit lies inside juju-exec, and the timer starts counting by itself."""
     assert unit(name, unit="runner/0", interval=10, limit=2250) == text
@@ -108,11 +111,11 @@ def test_timer_units(name: str, text: str) -> None:
 def test_timer_follows_the_interval(interval: int, limit: str, delay: int) -> None:
     """The limit is a minute less than the interval but never below one creation; the random delay is a quarter."""
     settings = configparser.ConfigParser(interpolation=None)
-    settings.read_string(unit(timer.TIMER, unit="runner/0", interval=interval))
+    settings.read_string(unit(TIMER, unit="runner/0", interval=interval))
 
     assert settings["Timer"]["OnUnitInactiveSec"] == f"{interval}min"
     assert settings["Timer"]["RandomizedDelaySec"] == f"{delay}s"
-    service = unit(timer.SERVICE, unit="runner/0", interval=interval, limit=times.reconcile_limit(interval))
+    service = unit(SERVICE, unit="runner/0", interval=interval, limit=times.reconcile_limit(interval))
     assert f"timeout -k 30s {limit} env" in service
 
 
@@ -144,10 +147,10 @@ def test_mount_unit() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
-@pytest.mark.parametrize("name", [timer.SERVICE, timer.TIMER, "var-lib-github\\x2drunner-pool.mount"])
+@pytest.mark.parametrize("name", [SERVICE, TIMER, "var-lib-github\\x2drunner-pool.mount"])
 def test_systemd_accepts_the_units(name: str, tmp_path: Path) -> None:
     """systemd has nothing to say against the units."""
-    for each in (timer.SERVICE, timer.TIMER):
+    for each in (SERVICE, TIMER):
         # The program is Juju's: not on every machine that runs tests.
         text = unit(each, unit="runner/0", interval=10, limit=2250)
         text = text.replace("ExecStart=juju-exec", "ExecStart=/bin/true")
@@ -240,6 +243,24 @@ def test_folder_is_no_application(tmp_path: Path) -> None:
     (tmp_path / "current").symlink_to("folder")
 
     assert application.current(tmp_path) is None
+
+
+@pytest.mark.parametrize("target", ["current", "../outside.tar.gz", "{}/outside.tar.gz", "link.tar.gz", "gone.tar.gz"])
+def test_a_link_that_leads_elsewhere_is_no_application(tmp_path: Path, target: str) -> None:
+    """Neither a link to itself nor one out of the folder is followed; the next download takes its place."""
+    (tmp_path / "outside.tar.gz").write_bytes(b"something else")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link.tar.gz").symlink_to("../outside.tar.gz")
+    (folder / "current").symlink_to(target.format(tmp_path))
+
+    assert application.current(folder) is None
+    assert application.age(0, folder) is None
+
+    github = FakeGithub("link.tar.gz")
+    assert update(github, folder)
+    assert application.current(folder) == folder / github.filename
+    assert (tmp_path / "outside.tar.gz").read_bytes() == b"something else"
 
 
 def test_first_application(tmp_path: Path) -> None:

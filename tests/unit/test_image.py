@@ -269,14 +269,14 @@ def test_a_missing_image_is_built_outside_of_the_reconcile(monkeypatch: pytest.M
     lxd.aliases.clear()
 
     with pytest.raises(HostError, match="image jammy: being built"):
-        image.ensure_later(cast(LxdClient, lxd), BUILD)
+        image.ensure_later(cast(LxdClient, lxd), "runner/0", BUILD)
     image.FAILURE.write_text("image jammy: network failed: no IPv4 route\n")
     with pytest.raises(HostError, match="network failed: no IPv4 route; being built again"):
-        image.ensure_later(cast(LxdClient, lxd), BUILD)
+        image.ensure_later(cast(LxdClient, lxd), "runner/0", BUILD)
     lxd.aliases["jammy"] = "theirs"
-    image.ensure_later(cast(LxdClient, lxd), BUILD)
+    image.ensure_later(cast(LxdClient, lxd), "runner/0", BUILD)
 
-    assert ran == [["systemctl", "start", "--no-block", "ghro.build-image.service"]] * 2
+    assert ran == [["systemctl", "start", "--no-block", "ghro.build-image.runner-0.service"]] * 2
 
 
 def test_the_reason_of_a_failed_build_is_kept_until_one_succeeds(
@@ -315,9 +315,9 @@ def test_only_images_of_our_making_are_renewed(monkeypatch: pytest.MonkeyPatch) 
     lxd = cast(LxdClient, ImageLxd())
 
     for alias in ("their-image", "no-such-image", "jammy"):
-        image.renew(lxd, alias)
+        image.renew(lxd, "runner/0", alias)
 
-    assert calls == [["systemctl", "start", "--no-block", image.SERVICE]]
+    assert calls == [["systemctl", "start", "--no-block", "ghro.build-image.runner-0.service"]]
 
 
 def test_age_of_an_image_of_ours() -> None:

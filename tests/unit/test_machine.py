@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from errors import ConfigurationError, HostError, LxdError
-from host import daemon, firewall, image, kernel, logrotate, machine, markers, packages, storage
+from host import daemon, firewall, follower, image, kernel, logrotate, machine, markers, packages, storage, timer
 from host.markers import Markers
 from lxd import LxdClient
 from tests.unit.fakes import state
@@ -65,18 +65,36 @@ def test_the_firewall_does_not_wait_for_storage(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_what_another_unit_uses_stays(monkeypatch: pytest.MonkeyPatch, marker_root: Path) -> None:
-    """Pool, image, bridge and firewall go with the last unit; one that was removed by force does not count."""
+    """Each unit removes its own timer and ACL; pool, image and bridge go with the last unit that Juju knows."""
     for module in (image, storage, firewall, daemon):
-        monkeypatch.setattr(module, "remove", lambda _, name=module.__name__: [name])
+        monkeypatch.setattr(module, "remove", lambda *_, name=module.__name__: [name])
+    monkeypatch.setattr(image, "remove_timer", lambda unit: [f"timer of {unit}"])
     mine, other = Markers(UNIT), Markers("other/1")
     for one in (mine, other):
         one.note(markers.SET_UP)
 
+    def released() -> list[str]:
+        return machine.release(cast(LxdClient, None), mine)
+
     assert mine.others() == []
-    assert len(machine.release(cast(LxdClient, None), mine)) == 4
+    assert released() == [f"timer of {UNIT}", "host.image", "host.storage", "host.firewall", "host.daemon"]
     (marker_root / "agents" / "unit-other-1").mkdir(parents=True)
-    assert mine.others() == ["unit-other-1"]
-    assert machine.release(cast(LxdClient, None), mine) == []
+    assert mine.others() == ["other/1"]
+    assert released() == [f"timer of {UNIT}", "host.firewall"]
+
+
+def test_units_of_one_machine_have_systemd_units_of_their_own() -> None:
+    """No name of one unit is a name of another, so that neither changes nor removes what the other has."""
+    found = [
+        name
+        for unit in ("github-runner/0", "github-runner/10", "runner/0", "runner-0/1")
+        for name in (
+            *(timer.service(unit), timer.timer(unit), image.service(unit), image.timer(unit)),
+            *(follower.service(unit), str(image.settings(unit)), firewall.acl_name(unit)),
+        )
+    ]
+
+    assert len(set(found)) == len(found)
 
 
 def test_markers_that_cannot_be_read_are_not_there(marker_root: Path) -> None:
@@ -93,29 +111,3 @@ def test_markers_that_cannot_be_read_are_not_there(marker_root: Path) -> None:
     with pytest.raises(HostError, match="cannot be removed"):
         mine.clear("folder")
     assert mine.remove() == [str(marker_root / "unit-github-runner-0")]
-
-
-class BridgeLxd:
-    """An LXD with the ACL on a bridge that instances may use."""
-
-    def __init__(self, *users: str) -> None:
-        self.bridge = {"used_by": list(users), "config": {}}
-        self.changed: list[str] = []
-
-    def find(self, *path: str) -> Any:
-        return self.bridge if path[0] == "networks" else {}
-
-    def change(self, method: str, *path: str, **_: Any) -> None:
-        self.changed.append(f"{method} {path[0]}")
-
-
-def test_the_firewall_outlives_the_runners() -> None:
-    """An instance that resists its removal keeps the ACL of its bridge."""
-    lxd = BridgeLxd("/1.0/profiles/default", "/1.0/instances/github-runner-0-1")
-    with pytest.raises(HostError, match="instances use lxdbr0"):
-        firewall.remove(cast(LxdClient, lxd))
-    assert lxd.changed == []
-
-    lxd = BridgeLxd("/1.0/profiles/default")
-    assert firewall.remove(cast(LxdClient, lxd)) == ["network ACL github"]
-    assert lxd.changed == ["PATCH networks", "DELETE network-acls"]

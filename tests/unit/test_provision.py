@@ -476,6 +476,7 @@ class Shell:
             "ca_bundle": None,
             "dockerhub_mirror": None,
             "policy_url": None,
+            "external_contributors": True,
             "policy_token_file": self.folder / "policy-token",
             "token_file": self.folder / "token",
             "run_folder": self.folder,
@@ -1115,7 +1116,6 @@ def ask(shell: Shell, url: str, token: str = "one-time-token", **job: str) -> "s
         ("workflow_dispatch", "/workflow_dispatch/check-run", {"repository_name": "octo-org/demo"}),
         ("schedule", "/schedule/check-run", {"repository_name": "octo-org/demo"}),
         ("release", "/default/check-run", {"repository_name": "octo-org/demo"}),
-        ("issue_comment", "/default/check-run", {"repository_name": "octo-org/demo"}),
     ],
 )
 def test_what_the_policy_service_is_asked(
@@ -1149,6 +1149,7 @@ def test_what_the_policy_service_is_asked(
         ("pull_request_target", {"GITHUB_BASE_REF": "main", "GITHUB_HEAD_REF": "fix"}),
         ("pull_request_review", {}),
         ("pull_request_review_comment", {"GITHUB_BASE_REF": "", "GITHUB_HEAD_REF": ""}),
+        ("issue_comment", {}),
     ],
 )
 @pytest.mark.parametrize("fork", ["contributor/demo", None])
@@ -1171,6 +1172,86 @@ def test_events_of_pull_requests_are_checked_as_pull_requests(
         "source_branch_name": "fix",
         "commit_sha": "c0ffee",
     }
+
+
+def test_comment_is_checked_by_its_repository(shell: Shell, service: PolicyService) -> None:
+    """GitHub's event of a comment does not say which commit of the pull request it is about."""
+    event_file = shell.folder / "event.json"
+    event_file.write_text(
+        json.dumps({"issue": {"pull_request": {"url": "https://api.example/pulls/1"}}, "comment": {}})
+    )
+
+    ask(shell, service.url, GITHUB_EVENT_NAME="issue_comment", GITHUB_EVENT_PATH=str(event_file))
+
+    assert [(asked, given) for asked, _, given in service.requests] == [
+        ("/default/check-run", {"repository_name": "octo-org/demo"})
+    ]
+
+
+MEMBER, OUTSIDER = {"author_association": "MEMBER"}, {"author_association": "CONTRIBUTOR"}
+TRUSTED, OTHERS = ("OWNER", "MEMBER", "COLLABORATOR"), ("CONTRIBUTOR", "FIRST_TIMER", "MANNEQUIN", "NONE", "", None, 7)
+# The event, its payload, and whether its job may run without the option's default.
+AUTHORS: list[tuple[str, object, bool]] = [
+    *(("pull_request", {"pull_request": {"author_association": trusted}}, True) for trusted in TRUSTED),
+    *(("pull_request", {"pull_request": {"author_association": other}}, False) for other in (*OTHERS, "FIRST_TIME_X")),
+    ("pull_request", {"pull_request": {"author_association": "owner"}}, False),
+    ("pull_request", {"pull_request": {"author_association": ["OWNER"]}}, False),
+    ("pull_request", {"pull_request": {}}, False),
+    ("pull_request", {"pull_request": "OWNER"}, False),
+    ("pull_request", {}, False),
+    ("pull_request", [], False),
+    ("pull_request", None, False),
+    ("pull_request_target", {"pull_request": MEMBER}, True),
+    ("pull_request_target", {"pull_request": OUTSIDER}, False),
+    ("pull_request_review", {"review": MEMBER, "pull_request": MEMBER}, True),
+    ("pull_request_review", {"review": MEMBER, "pull_request": OUTSIDER}, False),
+    ("pull_request_review", {"review": OUTSIDER, "pull_request": MEMBER}, False),
+    ("pull_request_review", {"review": MEMBER}, True),
+    ("pull_request_review", {"review": MEMBER, "pull_request": {}}, False),
+    ("pull_request_review", {"pull_request": MEMBER}, False),
+    ("pull_request_review_comment", {"comment": MEMBER, "pull_request": MEMBER}, True),
+    ("pull_request_review_comment", {"comment": MEMBER, "pull_request": OUTSIDER}, False),
+    ("pull_request_review_comment", {"comment": OUTSIDER, "pull_request": MEMBER}, False),
+    ("pull_request_review_comment", {"pull_request": MEMBER}, False),
+    ("issue_comment", {"comment": MEMBER, "issue": {**MEMBER, "pull_request": {}}}, True),
+    ("issue_comment", {"comment": MEMBER, "issue": {**OUTSIDER, "pull_request": {}}}, False),
+    ("issue_comment", {"comment": MEMBER, "issue": {"pull_request": {}}}, False),
+    ("issue_comment", {"comment": OUTSIDER, "issue": {**MEMBER, "pull_request": {}}}, False),
+    ("issue_comment", {"comment": MEMBER, "issue": OUTSIDER}, True),
+    ("issue_comment", {"comment": OUTSIDER, "issue": MEMBER}, False),
+    ("issue_comment", {"issue": MEMBER}, False),
+    ("issue_comment", {"comment": MEMBER, "pull_request": OUTSIDER}, False),
+    *((event, OUTSIDER, True) for event in ("push", "workflow_dispatch", "schedule", "merge_group", "issues")),
+    ("push", None, True),
+]
+
+
+@pytest.mark.parametrize(("event", "payload", "runs"), AUTHORS, ids=lambda value: json.dumps(value)[:60])
+def test_outside_contributors(shell: Shell, event: str, payload: object, runs: bool) -> None:
+    """Without allow-external-contributor everybody who wrote a part of the event must belong to the repository."""
+    shell.stub("sleep", '[ "$1" != infinity ] || kill -KILL $PPID')
+    event_file = shell.folder / "event.json"
+    if payload is not None:
+        event_file.write_text(json.dumps(payload))
+    script = shell.render("pre-job.sh.j2", external_contributors=False)
+
+    done = shell.run(script, **{**JOB, "GITHUB_EVENT_NAME": event, "GITHUB_EVENT_PATH": str(event_file)})
+
+    assert done.returncode == (0 if runs else -signal.SIGKILL)
+    assert ("Outside contributors may not run jobs here" in done.stdout) is not runs
+    if not runs:
+        assert shell.post_job.status is PostJobStatus.REPO_POLICY_CHECK_FAILURE
+        assert shell.arguments("pkill")[:3] == ["-INT", "-x", "Runner.Listener"]
+
+
+def test_outside_contributor_does_not_reach_the_policy_service(shell: Shell, service: PolicyService) -> None:
+    """Both checks may be on; the one-time token is not used for a job that is refused before."""
+    shell.stub("sleep", '[ "$1" != infinity ] || kill -KILL $PPID')
+    script = shell.render("pre-job.sh.j2", external_contributors=False, policy_url=service.url)
+
+    shell.run(script, **{**JOB, "GITHUB_EVENT_NAME": "pull_request", "GITHUB_EVENT_PATH": "/nowhere"})
+
+    assert service.requests == []
 
 
 def test_one_time_token_is_used_once(shell: Shell, service: PolicyService) -> None:

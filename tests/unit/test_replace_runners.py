@@ -63,8 +63,9 @@ def test_when_a_pass_is_asked_for(
     monkeypatch.setattr(replace_runners, "run", run)
     monkeypatch.setattr(replace_runners.time, "sleep", pauses.append)
 
-    begun = ["systemctl", "start", timer.SERVICE]
-    replace_runners.replace({"a"}, lambda: set(after if begun in commands else there), wanted=2)
+    service = timer.service("runner/0")
+    begun = ["systemctl", "start", service]
+    replace_runners.replace({"a"}, lambda: set(after if begun in commands else there), wanted=2, service=service)
 
     assert commands.count(begun) == starts
     # A pass that made the successor needs no pause.

@@ -170,7 +170,7 @@ def test_instance_carries_what_a_later_pass_needs(world: World) -> None:
     assert instance.config[f"{KEY}fingerprint"] == fingerprint(world.state, APPLICATION)
     assert instance.config[f"{KEY}runner-id"] == "1"
     assert instance.config["boot.autostart"] == "false"
-    assert "registration" not in str(instance.config) + str(instance.commands)
+    assert world.github.registration_token(REPO) not in str(instance.config) + str(instance.commands)
 
 
 def test_files_with_secrets_are_readable_for_one_user_only(world: World) -> None:
@@ -896,6 +896,7 @@ def test_counts_are_githubs_and_unknown_instances(world: World) -> None:
         {"resources": VirtualMachineResources(2, "1GiB", "2GiB")},
         {"dockerhub_mirror": "https://mirror.example"},
         {"ca_certificates": ("certificate",)},
+        {"allow_external_contributor": False},
         {"ssh_debug_connections": (SSHDebugConnection("192.0.2.1", 22, "SHA256:a", "SHA256:b"),)},
         {"issue_metrics": True},
         {"github_url": "https://other.example"},

@@ -1,0 +1,82 @@
+"""The rules that LXD has written into the kernel: whether they are there, and having LXD write them again.
+
+LXD writes them when it starts a network or an instance. It does not notice that another program removed them, for
+example `nft flush ruleset`, which a reload of nftables.service runs.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from errors import CommandError
+from host.daemon import BRIDGE, ETH0
+from lxd import LxdClient
+from system import run
+
+logger = logging.getLogger(__name__)
+
+# Changing this option of the bridge makes LXD write all rules of the bridge; the value is LXD's default.
+WRITTEN_WITH, LXD_DEFAULT = "ipv4.dhcp.expiry", "1h"
+# An option of network cards that LXD changes while an instance runs.
+CARD_OPTION = "security.ipv6_filtering"
+
+
+def is_applied(lxd: LxdClient, rules: Iterable[Mapping[str, str]]) -> bool:
+    """Whether the kernel has the rules of an ACL, and the filters of every running instance's network card."""
+    if lxd.get()["environment"].get("firewall") == "xtables":
+        return _has_rules(_listed("iptables", "--wait", "--list-rules", f"lxd_acl_{BRIDGE}"), rules)
+    table = _listed("nft", "list", "table", "inet", "lxd")
+    if table is None:
+        return True
+    is_used = f"jump acl.{BRIDGE}" in _chain(table, f"aclin.{BRIDGE}") and f"jump acl.{BRIDGE}" in _chain(
+        table, f"aclfwd.{BRIDGE}"
+    )
+    return is_used and _has_rules(_chain(table, f"acl.{BRIDGE}"), rules) and _are_cards_filtered(lxd)
+
+
+def restore(lxd: LxdClient) -> None:
+    """Have LXD write the rules of the bridge and of the network cards again. A restart of LXD leaves out the cards."""
+    logger.warning("The rules of LXD are not in the kernel any more, and are written again")
+    before = lxd.get("networks", BRIDGE)["config"].get(WRITTEN_WITH, "")
+    for value in ("" if before == LXD_DEFAULT else LXD_DEFAULT, before):
+        lxd.change("PATCH", "networks", BRIDGE, json={"config": {WRITTEN_WITH: value}})
+    for card in ({**ETH0, CARD_OPTION: "false"}, ETH0):
+        devices = {**lxd.get("profiles", "default")["devices"], "eth0": card}
+        lxd.change("PATCH", "profiles", "default", json={"devices": devices})
+
+
+def _are_cards_filtered(lxd: LxdClient) -> bool:
+    names = [instance["name"] for instance in lxd.get("instances", recursion=1) if _has_filtered_card(instance)]
+    table = _listed("nft", "list", "table", "bridge", "lxd") if names else None
+    if table is None:
+        return True
+    return all("drop" in _chain(table, f"in.{name}.eth0") for name in names)
+
+
+def _has_filtered_card(instance: Mapping[str, Any]) -> bool:
+    """Whether it runs with the network card of the profile ``default``."""
+    is_ours = "default" in instance["profiles"] and instance["expanded_devices"].get("eth0") == ETH0
+    return is_ours and "eth0" not in instance["devices"] and instance["status"] == "Running"
+
+
+def _has_rules(text: str | None, rules: Iterable[Mapping[str, str]]) -> bool:
+    """Whether the destination of every rule is in a listing; a listing that could not be made tells nothing."""
+    if text is None:
+        return True
+    words = {word.removesuffix("/32") for word in text.split()}
+    return all(rule["destination"] in words for rule in rules if ":" not in rule["destination"])
+
+
+def _chain(table: str, name: str) -> str:
+    """The rules of a chain in a listing of nft."""
+    return table.partition(f"\n\tchain {name} {{\n")[2].partition("\n\t}")[0]
+
+
+def _listed(*command: str) -> str | None:
+    """What a program lists, nothing where there is no such table; None where the program cannot be run."""
+    try:
+        done = run(command, check=False)
+    except CommandError as error:
+        logger.warning("The rules of LXD in the kernel cannot be read: %s", error)
+        return None
+    return done.stdout if done.returncode == 0 else ""

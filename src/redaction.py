@@ -1,0 +1,85 @@
+"""Keeps secrets out of what operators and their log stores read: log lines, statuses, results of actions.
+
+A secret is noted where the value that holds it is made (``models``) or received. ``redact`` is applied where texts
+leave the charm: to each log record, each status, each result of an action; and where a text is cut, before the cut.
+"""
+
+import base64
+import contextlib
+import io
+import json
+import logging
+import re
+import shlex
+import sys
+from types import TracebackType
+from urllib.parse import quote, unquote, urlsplit
+
+MASK = "…"
+# In characters. A shorter value would mask parts of ordinary words; in a URL it is masked all the same.
+SHORTEST = 8
+USER_IN_URL = re.compile(r"""(?<=//)[^/\s"']*@""")
+_noted: set[str] = set()
+
+
+def note(*secrets: str | None) -> None:
+    """Mask these values from now on, also as they look when they are quoted for JSON, a shell, a URL or Python."""
+    for secret in secrets:
+        for text in (secret or "", unquote(secret or "")):
+            forms = {text, quote(text, safe=""), json.dumps(text)[1:-1], repr(text)[1:-1], shlex.quote(text).strip("'")}
+            _noted.update(form for form in forms if len(form) >= SHORTEST)
+
+
+def note_url(url: str | None) -> None:
+    """Mask the password of a URL, or its user if it has no password, and both as they are sent."""
+    user, _, _ = urlsplit(url or "").netloc.rpartition("@")
+    if user:
+        name, _, password = user.partition(":")
+        note(user, password or name, base64.b64encode(unquote(user).encode()).decode())
+
+
+def redact(text: str) -> str:
+    """The text without noted secrets, and without user and password of any URL."""
+    text = USER_IN_URL.sub(f"{MASK}@", text)
+    # The longest first: one secret may be a part of another.
+    for secret in sorted(_noted, key=len, reverse=True):
+        text = text.replace(secret, MASK)
+    return text
+
+
+def tail(text: str, limit: int = 500) -> str:
+    """The last words of a program, without secrets: after a cut a part of one could not be recognised."""
+    return redact(text.strip())[-limit:]
+
+
+def install() -> None:
+    """Redact every log record of this process, and what is printed of an exception that nobody caught."""
+    if logging.getLogRecordFactory() is not _record:
+        logging.setLogRecordFactory(_record)
+    if not isinstance(sys.excepthook, _ExceptHook):
+        sys.excepthook = _ExceptHook(sys.excepthook)
+
+
+def _record(*args: object, **kwargs: object) -> logging.LogRecord:
+    record = logging.LogRecord(*args, **kwargs)  # type: ignore[arg-type]
+    # Arguments that do not fit the message are the handler's to report.
+    with contextlib.suppress(TypeError, ValueError):
+        record.msg, record.args = redact(record.getMessage()), ()
+    if record.exc_info:
+        record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
+    if record.stack_info:
+        record.stack_info = redact(record.stack_info)
+    return record
+
+
+class _ExceptHook:
+    """ops prints an exception that ends an action to standard error, which Juju shows as a part of its result."""
+
+    def __init__(self, hook: object) -> None:
+        self._hook = hook
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        printed = io.StringIO()
+        with contextlib.redirect_stderr(printed):
+            self._hook(kind, error, trace)  # type: ignore[operator]
+        sys.stderr.write(redact(printed.getvalue()))
