@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.integration.conftest import REPOSITORY, Deployment, wait_for
+from tests.integration.test_network import heard_by_a_neighbour, heard_by_the_machine, leases_taken
 
 # One has the neighbour's job.
 RUNNERS = 4
@@ -170,6 +171,40 @@ def forged_lines_of_metrics(found: Deployment) -> None:
     assert 99 not in [event["crashed_runners"] for event in found.events("reconciliation")]
 
 
+def idle(found: Deployment) -> list[str]:
+    """Runners without a job."""
+    return sorted({*found.online()} - {*found.busy()})
+
+
+def spent(found: Deployment, *names: str) -> None:
+    """Runners that were changed from inside end, and are replaced."""
+    for name in names:
+        found.machine.exec("lxc", "delete", "--force", name)
+    found.reconcile()
+    complete(found)
+
+
+def packets_to_the_machine(found: Deployment) -> None:
+    """Packets to every address, broadcast, multicast and loopback of the machine, by five protocols: none arrives."""
+    [runner, *_] = idle(found)
+    assert heard_by_the_machine(found, runner) == []
+    spent(found, runner)
+
+
+def packets_to_a_neighbour(found: Deployment) -> None:
+    """Packets to another runner by a route over the gateway, by five protocols: none arrives."""
+    one, other, *_ = idle(found)
+    assert heard_by_a_neighbour(found, one, other) == []
+    spent(found, one, other)
+
+
+def all_addresses(found: Deployment) -> None:
+    """Requests for 40 addresses, with invented cards and names: DHCP gives two, and new runners get theirs."""
+    [runner, *_] = idle(found)
+    assert leases_taken(found, runner) <= 2
+    spent(found, runner)
+
+
 ATTACKS: tuple[Callable[[Deployment], None], ...] = (
     a_forged_worker,
     a_forged_worker_of_a_lost_runner,
@@ -181,6 +216,9 @@ ATTACKS: tuple[Callable[[Deployment], None], ...] = (
     pipes_for_metrics,
     a_full_metrics_volume,
     forged_lines_of_metrics,
+    packets_to_the_machine,
+    packets_to_a_neighbour,
+    all_addresses,
 )
 
 
