@@ -1,0 +1,104 @@
+"""One unit's life with virtual machines, told in the order of the tests: an image, runners, jobs, their successors."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandbox import github
+from tests.vm.conftest import REPOSITORY, VmDeployment, deployed, wait_for
+
+pytestmark = pytest.mark.timeout(900)
+
+# What a job finds out about the machine that it runs in.
+ABOUT = """
+echo "kernel: $(uname -srvm)"
+echo "machine: $(systemd-detect-virt) $(cat /sys/class/dmi/id/product_name)"
+echo "firmware: $(cat /sys/class/dmi/id/bios_vendor) $(cat /sys/class/dmi/id/bios_version)"
+echo "secure boot: $(od -An -t u1 -j 4 -N 1 /sys/firmware/efi/efivars/SecureBoot-*)"
+echo "agent: $(pgrep -a lxd-agent)"
+echo "metrics: $(findmnt -no FSTYPE /metrics-exchange)"
+echo "boots: $(sudo journalctl --list-boots --quiet | wc -l)"
+"""
+
+
+@pytest.fixture(scope="module")
+def unit(packed: Path, hub: github.GitHub) -> Iterator[VmDeployment]:
+    """The unit that all tests of this module use, one after the other."""
+    found = deployed("vm-tests", packed, hub)
+    yield found
+    if not os.environ.get("SANDBOX_KEEP"):
+        found.machine.destroy()
+
+
+def test_image_is_built_in_a_virtual_machine(unit: VmDeployment) -> None:
+    """The install hook builds the runners' image from the base image, in a virtual machine that is then gone."""
+    [image] = [found for found in unit.lxd("images?recursion=1") if found["aliases"][0]["name"] == "jammy"]
+
+    assert image["type"] == "virtual-machine"
+    assert image["properties"]["github-runner.source"] == "local:sandbox-vm"
+    assert image["properties"]["github-runner.application"].startswith("actions-runner-linux-x64-")
+    assert unit.instances() == []
+    assert unit.status()[0] == "active", unit.status()
+
+
+def test_runners_are_virtual_machines(unit: VmDeployment) -> None:
+    """Runners come online as virtual machines; the status does not mention the test mode."""
+    started = time.monotonic()
+    names = unit.keep(2)
+    print(f"two runners online after {time.monotonic() - started:.0f} s", flush=True)
+
+    assert {found["type"] for found in unit.lxd("instances?recursion=1")} == {"virtual-machine"}
+    assert unit.status()[1].startswith("2 runners: 2 idle"), unit.status()
+    assert "test mode" not in unit.status()[1]
+    for name in names:
+        print(unit.console(name)[-1500:], flush=True)
+
+
+def test_outdated_runners_and_a_job(unit: VmDeployment) -> None:
+    """A job runs in a virtual machine, and is left alone when its runner is outdated; the idle runner is replaced.
+
+    The metrics of the job reach the host through virtiofs, its virtual machine is deleted, and it has a successor.
+    """
+    before = unit.keep(2)
+    job = unit.job(f"{ABOUT}\nuntil [ -e /tmp/go ]; do sleep 1; done", status="in_progress")
+    busy = job["runner_name"]
+    wait_for(lambda: "pre-job" in unit.inside(busy, "ls /metrics-exchange"), "the job's start")
+
+    unit.unit.set_config({"labels": "changed"})
+    wait_for(lambda: len(unit.online()) == 2, "the successor of the idle runner", unit.patience)
+
+    assert set(before) & set(unit.instances()) == {busy}
+    assert unit.busy() == [busy]
+
+    unit.inside(busy, "touch /tmp/go")
+    done = unit.control.wait_job(job["id"])
+    print("\n".join(done["log"]), flush=True)
+    assert done["conclusion"] == "success"
+    assert any("metrics: virtiofs" in line for line in done["log"])
+    unit.wait_gone(busy)
+    unit.reconcile()
+    [stop] = unit.events("runner_stop")
+    assert (stop["repo"], stop["status"]) == (REPOSITORY, "normal")
+    assert unit.events("runner_start")[0]["workflow"] == "CI"
+    assert busy not in unit.wait_online(2)
+
+
+def test_flush_and_removal(unit: VmDeployment) -> None:
+    """``flush-runners`` replaces every runner; a removed unit leaves no virtual machine and no registration."""
+    before = unit.keep(2)
+    task = unit.unit.run("flush-runners")
+
+    assert task["status"] == "completed", task
+    after = unit.wait_online(2)
+    assert not set(before) & set(after)
+
+    unit.unit.remove_application()
+
+    assert unit.instances() == []
+    assert unit.registered() == []
+    assert unit.mounts() == []
+    assert unit.storages() == []
+    assert [pool["name"] for pool in unit.lxd("storage-pools?recursion=1")] == []
