@@ -26,6 +26,7 @@ FALLBACK_ADDRESS = "10.213.77.1/24"
 BASE_IMAGE = "ghr-sandbox-base"
 MACHINE_IMAGE = "ghr-sandbox-machine"
 TEMPLATE = "ghr-machine-template"
+VM_TEMPLATE = "ghr-machine-template-vm"
 RECIPE_KEY = "user.ghr-sandbox.recipe"
 MACHINE_KEY = "user.ghr-sandbox.machine"
 BASE_PACKAGES = (
@@ -348,7 +349,8 @@ def remove_all() -> None:
         return
     for name in machines():
         _delete("instances", name, "lxc", "delete", "--force", name)
-    _delete("instances", TEMPLATE, "lxc", "delete", "--force", TEMPLATE)
+    for name in (TEMPLATE, VM_TEMPLATE):
+        _delete("instances", name, "lxc", "delete", "--force", name)
     _delete("images/aliases", MACHINE_IMAGE, "lxc", "image", "delete", MACHINE_IMAGE)
     _delete("images/aliases", BASE_IMAGE, "lxc", "image", "delete", BASE_IMAGE)
     _delete("storage-pools", POOL, "lxc", "storage", "delete", POOL)

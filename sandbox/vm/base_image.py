@@ -39,13 +39,13 @@ TEMPLATES = {
     "meta-data": "instance-id: {{ container.name }}\nlocal-hostname: {{ container.name }}\n",
     "user-data": "#cloud-config\n{}\n",
 }
-APT_STAND_IN = "usr/local/sbin/apt-get"
+APT_STAND_IN = Path(__file__).with_name("apt-get")
 MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "fstrim.timer")
 
 
 def recipe(with_apt: bool = False) -> str:
     """A short hash of what goes into the image but the packages of the distribution."""
-    files = [path.read_text() for path in sorted(FILES.rglob("*")) if path.is_file()]
+    files = [path.read_text() for path in (APT_STAND_IN, *sorted(FILES.rglob("*"))) if path.is_file()]
     steps = (lxd_setup._customise, _install, _write_disk, _write_efi, _write_metadata)
     fixed = (debian.SUITE, debian.MIRROR, *PACKAGES, SIZE_MIB, EFI_MIB, GRUB, json.dumps(TEMPLATES), with_apt)
     return lxd_setup.recipe_of(*fixed, *files, *steps)
@@ -84,8 +84,6 @@ def _install(work: Path, with_apt: bool) -> None:
     for unit in MASKED:
         (root / "etc/systemd/system" / unit).symlink_to("/dev/null")
     run("cp", "-r", f"{FILES}/.", str(root))
-    if with_apt:
-        (root / APT_STAND_IN).unlink()
     archives = root / "boot-packages"
     (archives / "partial").mkdir(parents=True)
     with debian.ready(root):
@@ -99,6 +97,9 @@ def _install(work: Path, with_apt: bool) -> None:
     shutil.rmtree(root / "var/lib/apt/lists")
     for package in (root / "var/cache/apt/archives").glob("*.deb"):
         package.unlink()
+    if not with_apt:
+        # Before the real one on every PATH, this chroot's too: it comes last.
+        shutil.copy(APT_STAND_IN, root / "usr/local/sbin/apt-get")
 
 
 def _write_disk(work: Path, disk: Path) -> None:

@@ -8,7 +8,7 @@ from ..machine import Machine
 from ..shell import run, step, succeeds, wait_until
 from . import base_image, host, lxd_build
 
-TEMPLATE = f"{lxd_setup.TEMPLATE}-vm"
+TEMPLATE = lxd_setup.VM_TEMPLATE
 # The alias of the base image in the machine's LXD, for the option image-source=local:sandbox-vm.
 IMAGE = "sandbox-vm"
 PACKAGES = ("qemu-system-x86", "qemu-utils", "ovmf", "lxd-agent", "gdisk", "genisoimage")
