@@ -99,7 +99,9 @@ def _make(lxd: Path | None, image: Path) -> None:
 
 def _emulate(machine: Machine, lxd: Path) -> None:
     """Put the patched LXD and the programs in front of QEMU and modprobe into the machine: all of them or none."""
-    run("lxc", "file", "push", "--mode=0755", str(lxd), f"{machine.container}/usr/bin/lxd")
+    # The daemon runs: its file cannot be written, only replaced.
+    run("lxc", "file", "push", "--mode=0755", str(lxd), f"{machine.container}/usr/bin/lxd.patched")
+    machine.exec("mv", "/usr/bin/lxd.patched", "/usr/bin/lxd")
     machine.push_folder(PROGRAMS, FOLDER)
     machine.exec("ln", "-s", f"{FOLDER}/qemu.py", QEMU)
     machine.exec("ln", "-s", f"{FOLDER}/modprobe", MODPROBE)

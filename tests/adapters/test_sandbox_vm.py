@@ -22,6 +22,9 @@ PROGRAMS = template.PROGRAMS
 CONFIG = """[machine]
 accel = "kvm"
 
+[chardev "console"]
+backend = "pty"
+
 [device "qemu_vsock"]
 driver = "vhost-vsock-pci"
 bus = "qemu_pcie4"
@@ -42,13 +45,14 @@ def load(name: str) -> ModuleType:
 
 
 def test_qemu_gets_emulation_and_a_vsock_in_user_space() -> None:
-    """LXD's configuration for QEMU is changed in acceleration and vsock, and nowhere else."""
+    """LXD's configuration for QEMU is changed in acceleration, console and vsock, and nowhere else."""
     qemu = load("qemu")
 
-    changed = qemu.rewrite(CONFIG, "/run/lxd-vsock/7.vhost")
+    changed = qemu.rewrite(CONFIG, "/run/lxd-vsock/7.vhost", "/run/lxd-vsock/app-1.console")
 
     assert qemu.guest_cid(CONFIG) == "7"
     assert 'accel = "tcg"' in changed
+    assert '[chardev "console"]\nlogfile = "/run/lxd-vsock/app-1.console"\nbackend = "pty"' in changed
     assert "guest-cid" not in changed
     assert 'path = "/run/lxd-vsock/7.vhost"' in changed
     assert 'driver = "vhost-user-vsock-pci"\nbus = "qemu_pcie4"\nchardev = "qemu_vsock-chardev"' in changed
@@ -60,7 +64,7 @@ def test_qemu_without_a_vsock_stays_as_it_is() -> None:
     qemu = load("qemu")
 
     assert qemu.guest_cid("[machine]\n") is None
-    assert qemu.rewrite("[machine]\n", "") == "[machine]\n"
+    assert qemu.rewrite("[machine]\n", "", "") == "[machine]\n"
 
 
 def test_modprobe_grants_only_vhost_vsock(tmp_path: Path) -> None:

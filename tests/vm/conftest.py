@@ -24,7 +24,7 @@ class VmDeployment(Deployment):
 
     def console(self, name: str) -> str:
         """What a runner has written to its serial console: firmware, boot loader, kernel."""
-        return self.machine.exec("sh", "-c", f"tr -d '\\r' < /var/log/lxd/{name}/console.log", check=False)
+        return self.machine.exec("sh", "-c", f"tr -d '\\r' < /run/lxd-vsock/{name}.console", check=False)
 
     def qemu(self, name: str) -> int:
         """The process of a runner's QEMU, in the machine."""

@@ -2,7 +2,8 @@
 """QEMU for an LXD on a machine without usable KVM and vhost-vsock; LXD finds it on its PATH before the real one.
 
 It changes three things of what LXD asks for: software emulation (TCG) instead of KVM, a CPU model that TCG has, and a
-vhost-user vsock instead of the kernel's, with vsock_backend.py as its back end. The guest is as LXD wants it.
+vhost-user vsock instead of the kernel's, with vsock_backend.py as its back end. It also keeps what the guest's console
+prints, which LXD 5.0 does not. The guest is as LXD wants it.
 """
 
 import os
@@ -40,9 +41,10 @@ def start_backend(cid: str) -> Path:
     return path
 
 
-def rewrite(text: str, backend: str) -> str:
-    """LXD's configuration file for QEMU, for software emulation and a vsock that ``backend`` (a socket) serves."""
+def rewrite(text: str, backend: str, console: str) -> str:
+    """LXD's configuration for QEMU, with emulation, a vsock that ``backend`` serves, and the console kept in a file."""
     text = text.replace('accel = "kvm"', 'accel = "tcg"')
+    text = text.replace('[chardev "console"]\n', f'[chardev "console"]\nlogfile = "{console}"\n')
     found = re.search(r'\[device "qemu_vsock"\][^\[]*', text)
     if not found:
         return text
@@ -69,7 +71,8 @@ def main() -> None:
             text = original.read_text()
             cid = guest_cid(text)
             changed = original.with_suffix(".changed")
-            changed.write_text(rewrite(text, str(start_backend(cid)) if cid else ""))
+            console = FOLDER / f"{original.parent.name}.console"
+            changed.write_text(rewrite(text, str(start_backend(cid)) if cid else "", str(console)))
             arguments[number + 1] = str(changed)
     os.execv(REAL, [REAL, *arguments])
 
