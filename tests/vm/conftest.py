@@ -1,6 +1,7 @@
 """A Juju machine whose own LXD starts virtual machines, with the charm on it, and a GitHub that speaks HTTPS."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,15 @@ def deployed(name: str, packed: Path, hub: github.GitHub, **config: Any) -> VmDe
     unit.deploy(packed, options)
     unit.integrate("cos-agent")
     return VmDeployment(machine, unit, hub)
+
+
+@pytest.fixture(scope="session")
+def unit(packed: Path, hub: github.GitHub) -> Iterator[VmDeployment]:
+    """The unit that all tests use, one after the other: its image takes minutes. The last test removes it."""
+    found = deployed("vm-tests", packed, hub)
+    yield found
+    if not os.environ.get("SANDBOX_KEEP"):
+        found.machine.destroy()
 
 
 def show(event: dict[str, Any]) -> None:

@@ -1,14 +1,10 @@
-"""One unit's life with virtual machines, told in the order of the tests: an image, runners, jobs, their successors."""
+"""The image, two runners, and a job with its metrics, all in virtual machines."""
 
-import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from sandbox import github
-from tests.vm.conftest import REPOSITORY, VmDeployment, deployed, wait_for
+from tests.vm.conftest import REPOSITORY, VmDeployment, wait_for
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -22,15 +18,6 @@ echo "agent: $(pgrep -a lxd-agent)"
 echo "metrics: $(findmnt -no FSTYPE /metrics-exchange)"
 echo "boots: $(sudo journalctl --list-boots --quiet | wc -l)"
 """
-
-
-@pytest.fixture(scope="module")
-def unit(packed: Path, hub: github.GitHub) -> Iterator[VmDeployment]:
-    """The unit that all tests of this module use, one after the other."""
-    found = deployed("vm-tests", packed, hub)
-    yield found
-    if not os.environ.get("SANDBOX_KEEP"):
-        found.machine.destroy()
 
 
 def test_image_is_built_in_a_virtual_machine(unit: VmDeployment) -> None:
@@ -84,21 +71,3 @@ def test_outdated_runners_and_a_job(unit: VmDeployment) -> None:
     assert (stop["repo"], stop["status"]) == (REPOSITORY, "normal")
     assert unit.events("runner_start")[0]["workflow"] == "CI"
     assert busy not in unit.wait_online(2)
-
-
-def test_flush_and_removal(unit: VmDeployment) -> None:
-    """``flush-runners`` replaces every runner; a removed unit leaves no virtual machine and no registration."""
-    before = unit.keep(2)
-    task = unit.unit.run("flush-runners")
-
-    assert task["status"] == "completed", task
-    after = unit.wait_online(2)
-    assert not set(before) & set(after)
-
-    unit.unit.remove_application()
-
-    assert unit.instances() == []
-    assert unit.registered() == []
-    assert unit.mounts() == []
-    assert unit.storages() == []
-    assert [pool["name"] for pool in unit.lxd("storage-pools?recursion=1")] == []
