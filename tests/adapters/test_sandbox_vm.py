@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-from sandbox.vm import base_image, lxd_build, template
+from sandbox.vm import base_image, host, lxd_build, template
 from tests.integration.conftest import wait_for
 
 PROGRAMS = template.PROGRAMS
@@ -128,6 +128,23 @@ class Recorder:
         self.done.append(" ".join(map(str, words)))
 
     push_folder = push
+
+
+def test_hardware_counts_only_where_all_of_it_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without vhost-vsock, with a /dev/kvm that is no KVM, or where it is asked for, virtual machines are emulated."""
+    monkeypatch.setattr(host, "KVM", tmp_path / "kvm")
+    monkeypatch.setattr(host, "VHOST_VSOCK", tmp_path / "vhost-vsock")
+    assert not host.has_hardware()
+
+    (tmp_path / "kvm").touch()
+    (tmp_path / "vhost-vsock").touch()
+    assert not host.has_hardware()
+
+    monkeypatch.setattr(host.fcntl, "ioctl", lambda *_: os.open("/dev/null", os.O_RDONLY))
+    assert host.has_hardware()
+
+    monkeypatch.setenv("SANDBOX_EMULATE", "1")
+    assert not host.has_hardware()
 
 
 def test_caches_are_named_by_what_they_are_made_from(monkeypatch: pytest.MonkeyPatch) -> None:

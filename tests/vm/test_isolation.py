@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from sandbox.vm import host, template
 from tests.vm.conftest import VmDeployment, wait_for
 
 pytestmark = pytest.mark.timeout(900)
@@ -57,3 +58,12 @@ def test_the_network_of_a_virtual_machine(unit: VmDeployment) -> None:
     closed = ("gateway", "machine", "ping", "neighbour", "ipv6", "spoofed", "devlxd")
     expected = {*(f"{name} closed" for name in closed), "itself open", "github open", "no ipv6 address"}
     assert set(reached) == expected
+
+
+def test_the_stand_in_for_modprobe_has_its_lxd(unit: VmDeployment) -> None:
+    """The machine has the stand-in for modprobe if and only if its LXD is the one that never opens AF_VSOCK."""
+    patched = unit.machine.call("grep", "-q", "/run/lxd-vsock", "/usr/bin/lxd").returncode == 0
+    stand_in = unit.machine.call("test", "-e", template.MODPROBE).returncode == 0
+
+    assert stand_in == patched
+    assert patched != host.has_hardware()

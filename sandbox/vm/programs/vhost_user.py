@@ -173,7 +173,7 @@ class Device:
             self._control.sendall(HEADER.pack(request, VERSION | IS_REPLY, len(answer)) + answer)
 
     def _receive(self, size: int) -> tuple[bytes, list[int]]:
-        data, descriptors = b"", []
+        data, descriptors = b"", list[int]()
         while len(data) < size:
             part, ancillary, _, _ = self._control.recvmsg(size - len(data), socket.CMSG_SPACE(8 * 4))
             if not part:
@@ -216,7 +216,8 @@ class Device:
         (count,) = struct.unpack_from("<I", payload)
         layout = [struct.unpack_from("<QQQQ", payload, 8 + 32 * number) for number in range(count)]
         self.memory.regions = [
-            Region(*where, descriptor) for where, descriptor in zip(layout, descriptors, strict=False)
+            Region(guest, size, user, offset, descriptor)
+            for (guest, size, user, offset), descriptor in zip(layout, descriptors, strict=False)
         ]
         for queue in self.queues:
             queue.stop()
