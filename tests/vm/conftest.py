@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,18 @@ def hub(packed: Path) -> Iterator[github.GitHub]:
         yield served
 
 
-def deployed(name: str, packed: Path, hub: github.GitHub, **config: Any) -> VmDeployment:
+def deployed(
+    name: str,
+    packed: Path,
+    hub: github.GitHub,
+    on_machine: Callable[[Machine], object] = lambda machine: None,
+    **config: Any,
+) -> VmDeployment:
     """A new machine with a unit on it, without runners but with metrics; the image is built by its install hook."""
     machine = Machine(name, template.TEMPLATE)
     machine.destroy()
     machine.create()
+    on_machine(machine)
     options = {
         "path": REPOSITORY,
         "token": PAT,

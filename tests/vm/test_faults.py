@@ -4,8 +4,6 @@ import pytest
 
 from tests.vm.conftest import VmDeployment, wait_for
 
-pytestmark = pytest.mark.timeout(900)
-
 
 def test_a_guest_that_reboots_and_one_that_hangs(unit: VmDeployment) -> None:
     """A guest that reboots ends and is replaced. A hung one is not taken for dead: ``flush-runners`` removes it."""

@@ -2,12 +2,8 @@
 
 import json
 
-import pytest
-
 from sandbox.vm import host, template
 from tests.vm.conftest import VmDeployment, wait_for
-
-pytestmark = pytest.mark.timeout(900)
 
 REACH = """
 try() { curl -s -o /dev/null -m 3 --noproxy '*' "http://$1" && echo "$2 open" || echo "$2 closed"; }

@@ -2,11 +2,7 @@
 
 import time
 
-import pytest
-
 from tests.vm.conftest import REPOSITORY, VmDeployment, wait_for
-
-pytestmark = pytest.mark.timeout(900)
 
 # What a job finds out about the machine that it runs in.
 ABOUT = """

@@ -1,10 +1,6 @@
 """The end of the unit that the other tests use: this file comes last."""
 
-import pytest
-
 from tests.vm.conftest import VmDeployment
-
-pytestmark = pytest.mark.timeout(900)
 
 
 def test_a_removed_unit_leaves_nothing(unit: VmDeployment) -> None:
