@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from sandbox import github
+from sandbox.github_control import GitHubControl
 from sandbox.lxd_setup import bridge_address
-from tests.integration.conftest import Deployment, deployed, undeploy, wait_for
+from tests.integration.conftest import PAT, REPOSITORY, Deployment, deployed, undeploy, wait_for
 
 pytestmark = pytest.mark.lifecycle
 
@@ -228,6 +229,31 @@ def test_listener_that_ends_without_a_job_is_kept_and_reported(agent: Deployment
     agent.wait_online(1)
     agent.reconcile()
     assert "without a job" not in agent.status()[1]
+
+
+@pytest.mark.timeout(180)
+def test_runner_of_a_server_with_an_authority_of_its_own(agent: Deployment) -> None:
+    """With ca-certificates, charm, download and runner agent trust a GitHub whose certificate nobody else knows."""
+    agent.keep(0)
+    before = {name: agent.unit.config()[name]["value"] for name in ("github-url", "ca-certificates")}
+    with github.serve(bridge_address(), 0, [PAT], [REPOSITORY], tls=True) as secure:
+        there = Deployment(agent.machine, agent.unit, secure)
+        there.control = GitHubControl(secure.url, ca=secure.ca)
+        try:
+            agent.unit.set_config({"github-url": secure.url, "virtual-machines": 1})
+            assert "is not trusted" in agent.status()[1]
+
+            there.keep(1, **{"ca-certificates": secure.ca})
+
+            job = there.job(
+                "echo over TLS; curl --silent --output /dev/null --write-out '%{http_code}' $GITHUB_API_URL"
+            )
+            assert (job["conclusion"], "over TLS" in job["log"]) == ("success", True), "\n".join(job["log"])
+            assert any(line.isdigit() and line != "000" for line in job["log"])
+        finally:
+            agent.unit.set_config({"virtual-machines": 0})
+            agent.reconcile()
+            agent.unit.set_config({**before, "virtual-machines": 1})
 
 
 @pytest.mark.timeout(120)
