@@ -272,8 +272,6 @@ REFUSALS = {
     "no token": (["--url", "URL"], "Invalid configuration provided for token"),
     "bad token": (["--url", "URL", "--token", "bad"], "Http response code: NotFound from 'POST http://"),
     "other path": (["--url", "URL/x", "--token", "TOKEN"], "Response status code does not indicate success: 404"),
-    "unknown option": (["--url", "URL", "--token", "TOKEN", "--epheremal"], "Unrecognized command-line input"),
-    "stray word": (["--url", "URL", "--token", "TOKEN", "word"], "Unrecognized command-line input"),
     "long name": (["--url", "URL", "--token", "TOKEN", "--name", "n" * 65], "Invalid configuration provided for name"),
     "name in use": (["--url", "URL", "--token", "TOKEN", "--name", "USED"], "A runner exists with the same name USED"),
     "group of a repository": (
@@ -296,6 +294,15 @@ def test_config_refuses(server, control, install, name):
     assert words in output
     assert len(control.runners()) == 1
     assert not (runner.folder / ".runner").exists()
+
+
+def test_unknown_options_are_ignored(server, control, install):
+    """As the real application does: it says so and registers, here a runner that is not ephemeral."""
+    runner = install()
+    more = ("--name", "one", "--url", f"{server.url}/{REPOSITORY}", "--token", runner.token())
+    output, code = runner.config("--unattended", "--epheremal", "word", *more)
+    assert (code, [listed["ephemeral"] for listed in control.runners()]) == (0, [False])
+    assert "Unrecognized command-line input arguments: 'epheremal', 'word'" in output
 
 
 def test_config_refuses_an_old_token(control, install, server):
