@@ -435,6 +435,19 @@ def test_an_old_version_is_refused(control, install):
     assert f"Runner version v{VERSION} is deprecated and cannot receive messages." in runner.output
 
 
+@pytest.mark.parametrize(("version", "code"), [("2.332.0", 1), ("2.333.0", 7)])
+def test_old_versions_do_not_tell_that_they_are_refused(control, install, version, code):
+    """Below 2.333.0 the listener of a refused version ends with code 1, and run.sh with 0."""
+    runner = install()
+    runner.register("one")
+    (runner.folder / "bin/about.json").write_text(json.dumps({"version": version, "architecture": "x64"}))
+    control.application(minimum_version="2.1000.0")
+    assert runner.start(str(runner.folder / "bin/Runner.Listener"), "run").wait(10) == code
+    more = {"RUNNER_MANUALLY_TRAP_SIG": "1", "ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE": "1"}
+    assert runner.start(**more).wait(10) == (7 if code == 7 else 0)
+    assert runner.output.count(f"Runner version v{version} is deprecated and cannot receive messages.") == 2
+
+
 @pytest.mark.parametrize("disabled", [False, True])
 def test_a_self_update(control, install, disabled):
     """A runner below the wanted version installs it and listens again, from another folder, unless that is disabled."""

@@ -54,7 +54,7 @@ def add_job(found: Deployment, chance: random.Random, number: int) -> int:
 
 
 def kill_listener(found: Deployment) -> bool:
-    """Kill the listener of a runner, if possible of an idle one; the job of a busy one fails. False if there is none."""
+    """Kill the listener of a runner, if possible of an idle one; a busy one's job fails. False if there is none."""
     online, busy = set(found.online()), set(found.busy())
     victims = [*sorted(online - busy), *sorted(busy)]
     command = ("lxc", "exec", victims[0], "--", "pkill", "-KILL", "-x", "Runner.Listener") if victims else ("false",)
