@@ -7,6 +7,7 @@ help:
 	@echo "make test         every quality gate: lint, types, unit and integration tests on a real LXD (root)"
 	@echo "make bench        how fast it is beside raw LXD; figures and pictures to docs/benchmarks/ (root, 15 min)"
 	@echo "make faults       faults at length: kills, churn, fuzzing; figures to docs/reference/ (root, two hours)"
+	@echo "                  a part of it: make faults ONLY=mutations"
 	@echo "make fmt|lint|static|charmcraft|unit|adapters|integration|lifecycle    one gate"
 	@echo "make clean        remove what the sandbox and the gates made"
 
@@ -21,7 +22,7 @@ bench: .venv/bin/tox
 	@.venv/bin/tox run -e bench
 
 faults: .venv/bin/tox
-	@.venv/bin/tox run -e faults
+	@.venv/bin/tox run -e faults -- $(ONLY)
 
 fmt lint static charmcraft unit adapters integration lifecycle: .venv/bin/tox
 	@.venv/bin/tox run -e $@
