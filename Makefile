@@ -9,6 +9,7 @@ help:
 	@echo "make vm-long      the same at length, every step of the runners' image among it (root, an hour and more)"
 	@echo "make bench        how fast it is beside raw LXD; figures and pictures to docs/benchmarks/ (root, 15 min)"
 	@echo "make faults       faults at length: kills, churn, fuzzing; figures to docs/reference/ (root, two hours)"
+	@echo "                  a part of it: make faults ONLY=mutations"
 	@echo "make fmt|lint|static|charmcraft|unit|adapters|integration|lifecycle    one gate"
 	@echo "make clean        remove what the sandbox and the gates made"
 
@@ -29,7 +30,7 @@ bench: .venv/bin/tox
 	@.venv/bin/tox run -e bench
 
 faults: .venv/bin/tox
-	@.venv/bin/tox run -e faults
+	@.venv/bin/tox run -e faults -- $(ONLY)
 
 fmt lint static charmcraft unit adapters integration lifecycle: .venv/bin/tox
 	@.venv/bin/tox run -e $@

@@ -62,6 +62,7 @@ class Installation:
         self.environment = {"PATH": PATH, "HOME": str(folder), "LANG": "C.UTF-8"}
         self.environment.update(RUNNER_SANDBOX_CONFIGURE_SECONDS="0", RUNNER_SANDBOX_STREAM_SECONDS="0.3")
         self.environment.update(RUNNER_SANDBOX_FIRST_PAUSE="0.1", RUNNER_SANDBOX_RETRY_SECONDS="0.1")
+        self.environment.update(RUNNER_SANDBOX_INTERRUPT_SECONDS="1.5")
         if os.getuid() == 0:
             self.environment["RUNNER_ALLOW_RUNASROOT"] = "1"
 

@@ -46,6 +46,11 @@ ABOUT = {
         "Mutations of the plan",
         "Each rule of `src/plan.py` is broken in turn; a test must notice.",
     ),
+    "mutations": (
+        "A sample of mutations",
+        "A sample of small changes of `src/` without `host/`, at most one at each place. A test of `make unit` or "
+        "`make adapters` must notice each; those that no test noticed are listed.",
+    ),
 }
 HEAD = """# Reliability in figures
 
