@@ -293,6 +293,8 @@ class Runner:
             f"{KEY}created": self._created,
             f"{KEY}fingerprint": self.config.fingerprint,
             "boot.autostart": "false",
+            # When the machine shuts down, LXD waits as long for an orderly end as the charm does.
+            "boot.host_shutdown_timeout": str(STOP_TIMEOUT),
         }
         if self.config.container:
             keys["security.nesting"] = "true"

@@ -41,6 +41,7 @@ FAILURE = Path("/var/lib/github-runner/build-image.failure")
 BUILDER = "github-runner-image-builder"
 ALIAS_PROPERTY = "github-runner.alias"
 APPLICATION_PROPERTY = "github-runner.application"
+SOURCE_PROPERTY = "github-runner.source"
 DISK_PROPERTY = "github-runner.disk"
 # The builder's disk where it is a virtual machine, in bytes. The published image is as large, and so is the smallest
 # disk that a runner can have. LXD's own default would be 10 GiB; a full image takes about 5 GiB.
@@ -191,10 +192,13 @@ def holds(lxd: LxdClient, alias: str, tarball: Path) -> bool:
     return image is not None and image["properties"].get(APPLICATION_PROPERTY) == tarball.name
 
 
-def smallest_disk(lxd: LxdClient, alias: str) -> int:
-    """The smallest disk, in bytes, of a virtual machine that is made from the image of an alias, built or not."""
-    image = current(lxd, alias)
-    return int((image and image["properties"].get(DISK_PROPERTY)) or DISK)
+def smallest_disk(lxd: LxdClient, alias: str, source: ImageSource) -> int:
+    """The smallest disk, in bytes, of a virtual machine that is made from the image of an alias.
+
+    The next build from another source may have a smaller one.
+    """
+    properties = (current(lxd, alias) or {"properties": {}})["properties"]
+    return int(properties.get(DISK_PROPERTY, DISK)) if properties.get(SOURCE_PROPERTY) == str(source) else DISK
 
 
 def renew(lxd: LxdClient, unit: str, alias: str) -> None:
@@ -355,7 +359,7 @@ def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None, disk: int)
             "description": f"GitHub runner {build.alias}",
             ALIAS_PROPERTY: build.alias,
             APPLICATION_PROPERTY: tarball.name if tarball else "",
-            "github-runner.source": str(build.source),
+            SOURCE_PROPERTY: str(build.source),
             **properties,
         },
         # It never leaves this machine: packing it would cost minutes at each build and at each unpacking. LXD

@@ -1,6 +1,6 @@
 """Faults at length: `python -m tests.faults [NAME…]`, or `make faults`. Figures go to docs/reference/reliability.md.
 
-The names: kill churn attacks (on a real unit), combinations mutation fuzz soak (in process).
+The names: kill churn attacks (on a real unit), combinations mutation mutations fuzz soak (in process).
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tests.integration.conftest import PAT, REPOSITORY, ROOT, Deployment, deploy
 
 REFERENCE = ROOT / "docs" / "reference"
 # Modules beside this one, loaded when they are run: some need tools of their own.
-IN_PROCESS = ("combinations", "mutation", "fuzz", "soak")
+IN_PROCESS = ("combinations", "mutation", "mutations", "fuzz", "soak")
 ON_A_UNIT: dict[str, Callable[[Deployment, argparse.Namespace], dict[str, object]]] = {
     "kill": lambda found, given: kill.run(found, 6 if given.short else given.points),
     "churn": lambda found, given: churn.run(found, 1 if given.short else 10),

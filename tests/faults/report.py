@@ -22,7 +22,8 @@ ABOUT = {
     "churn": (
         "Jobs all the time",
         "A queue of jobs that is never empty, three runners on a real LXD, replaced as they end. Each job must run "
-        "once, and its two events must be in the metrics log.",
+        "once, and its two events must be in the metrics log. Meanwhile runner agents update themselves, listeners are "
+        "killed, whose jobs may fail, and GitHub refuses the newest version for a moment.",
     ),
     "attacks": (
         "Hostile jobs",
@@ -44,6 +45,11 @@ ABOUT = {
     "mutation": (
         "Mutations of the plan",
         "Each rule of `src/plan.py` is broken in turn; a test must notice.",
+    ),
+    "mutations": (
+        "A sample of mutations",
+        "A sample of small changes of `src/` without `host/`, at most one at each place. A test of `make unit` or "
+        "`make adapters` must notice each; those that no test noticed are listed.",
     ),
 }
 HEAD = """# Reliability in figures

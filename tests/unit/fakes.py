@@ -4,9 +4,8 @@ They replace exactly the adapters that are handed in; the integration tests use 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import provision
 import runner
@@ -19,7 +18,7 @@ from errors import (
     RunnerBusyError,
     TemporaryGithubError,
 )
-from lxd import Execution, LxdClient
+from lxd import Execution
 from metrics.storage import MetricsStorage
 from models import (
     Arch,
@@ -194,43 +193,6 @@ class FakeLxd:
         else:
             self.fault("delete profile", path[1])
             del self.profiles[path[1]]
-
-
-class RecordingLxd:
-    """LXD's named objects by path, such as ``networks/bridge``; ``changes`` are the changing requests in order."""
-
-    def __init__(self, things: Mapping[str, Any]) -> None:
-        self.things = {path: deepcopy(thing) for path, thing in things.items()}
-        self.changes: list[str] = []
-
-    @property
-    def client(self) -> LxdClient:
-        return cast(LxdClient, self)
-
-    def find(self, *path: str) -> Any:
-        return deepcopy(self.things.get("/".join(path)))
-
-    def get(self, *path: str, **_: Any) -> Any:
-        found = self.find(*path)
-        if found is None:
-            raise LxdNotFoundError("/".join(path))
-        return found
-
-    def change(self, method: str, *path: str, **options: Any) -> None:
-        """As LXD: POST needs a new name, PATCH merges the configuration, and an empty value removes its key."""
-        name, body = "/".join(path), deepcopy(options.get("json"))
-        self.changes.append(f"{method} {name}")
-        if method == "POST":
-            self.things[f"{name}/{body.pop('name')}"] = body
-            return
-        found = self.get(*path)
-        if method == "DELETE":
-            del self.things[name]
-        elif method == "PUT":
-            self.things[name] = {**found, **body}
-        else:
-            config = {**found["config"], **body["config"]}
-            self.things[name] = {**found, "config": {key: value for key, value in config.items() if value}}
 
 
 class FakeGithub:

@@ -196,12 +196,13 @@ def test_disk_of_a_virtual_machines_image(source_size: int, disk: int) -> None:
     """The builder has a small disk, or one of the source image's size; the image says how small a disk can be."""
     lxd = ImageLxd()
     lxd.source_size = source_size
-    assert image.smallest_disk(cast(LxdClient, lxd), "jammy") == image.DISK
+    assert image.smallest_disk(cast(LxdClient, lxd), "jammy", MACHINE.source) == image.DISK
 
     make(lxd, MACHINE)
 
     assert lxd.created["devices"]["root"]["size"] == str(disk)
-    assert image.smallest_disk(cast(LxdClient, lxd), "jammy") == disk
+    assert image.smallest_disk(cast(LxdClient, lxd), "jammy", MACHINE.source) == disk
+    assert image.smallest_disk(cast(LxdClient, lxd), "jammy", ImageSource(alias="other")) == image.DISK
 
 
 def test_virtual_machines_get_their_name_and_no_seed() -> None:

@@ -816,6 +816,26 @@ def test_agent_that_ended_without_a_job_is_kept(shell: Shell, run: str, mark: st
     assert shell.arguments("sudo") == POWER_OFF
 
 
+@pytest.mark.parametrize(
+    ("settings", "starts"),
+    [
+        ('\ufeff{\n  "agentId": 1,\n  "ephemeral": true\n}', True),
+        ('{"agentId": 1}', False),
+        ('{"ephemeral": false}', False),
+    ],
+)
+def test_only_an_ephemeral_runner_starts(shell: Shell, settings: str, starts: bool) -> None:
+    """config.sh goes on without an option that it does not know: the next reconcile reports such a runner."""
+    shell.stub("run.sh", "exit 0", shell.application)
+    (shell.application / ".runner").write_text(settings)
+
+    done = shell.run(shell.render("start.sh.j2"))
+
+    assert (shell.folder / "run.sh.args").exists() is starts
+    assert (done.stdout == "The runner is not registered as ephemeral.\n") is not starts
+    assert (shell.folder / "failed").exists()
+
+
 @pytest.mark.parametrize("broken", ["no application", "no run.sh", "no metrics folder", "metrics cannot be written"])
 def test_instance_is_powered_off_whatever_happened(shell: Shell, broken: str) -> None:
     """Nothing that is missing or cannot be written keeps an instance running."""

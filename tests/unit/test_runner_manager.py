@@ -1,10 +1,12 @@
 """Spec 2, One pass and Flush: the order of things, and what one runner's failure does not stop."""
 
 import errno
+import io
 import json
 import logging
 import os
 import socket
+import tarfile
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -177,10 +179,10 @@ def test_files_with_secrets_are_readable_for_one_user_only(world: World) -> None
     """The files of the set-up belong to root and the tokens to the runner's user, each without access for others."""
     world.reconcile(1)
     [created] = world.lxd.found.values()
-    assert {
-        (str(provision.FILES_ARCHIVE), 0o600, 0),
-        (str(provision.TOKEN_FILE), 0o600, provision.UBUNTU),
-    } <= set(created.pushed)
+    assert (str(provision.FILES_ARCHIVE), 0o600, 0) in created.pushed
+    with tarfile.open(fileobj=io.BytesIO(created.files[str(provision.FILES_ARCHIVE)])) as archive:
+        token = archive.getmember(str(provision.TOKEN_FILE).lstrip("/"))
+        assert (token.mode, token.uid, token.gid) == (0o600, provision.UBUNTU, provision.UBUNTU)
 
 
 @pytest.fixture

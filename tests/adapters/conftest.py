@@ -1,0 +1,16 @@
+"""What the tests of the adapters share."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+import github_client
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_waits() -> Iterator[None]:
+    """The client of GitHub waits a twentieth of its time between two attempts, and in the same proportions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(github_client, "random", SimpleNamespace(uniform=lambda low, _: low / 20))
+        yield
