@@ -4,6 +4,7 @@ Each attack is a function whose docstring is its row in docs/reference/reliabili
 """
 
 import base64
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -235,7 +236,8 @@ def attempt(found: Deployment, attack: Callable[[Deployment], None]) -> str:
         found.reconcile()
         complete(found)
     except Exception as error:
-        spent(found, *({*found.instances()} - {*found.busy()}))
+        with contextlib.suppress(Exception):
+            spent(found, *({*found.instances()} - {*found.busy()}))
         return f"not held: {error!s:.300}"
     return f"held ({time.monotonic() - started:.0f} s)"
 
