@@ -74,7 +74,8 @@ def deployed(
         "virtual-machines": 0,
         "vm-cpu": 2,
         "vm-memory": "1GiB",
-        "vm-disk": "10GiB",
+        # Larger than the image, and two of them fit the machine.
+        "vm-disk": "9GiB",
         "replace-on-exit": False,
         "reconcile-interval": 60,
         **config,
