@@ -13,7 +13,7 @@ install -m 4755 /usr/bin/id /metrics-exchange/program
 ln -s /etc/hostname /metrics-exchange/link
 ln /metrics-exchange/program /metrics-exchange/hard
 head -c 4M /dev/zero > /metrics-exchange/fill
-for number in $(seq 5000); do : > /metrics-exchange/file-$number || break; done
+for number in $(seq 5000); do true > /metrics-exchange/file-$number || break; done
 true
 """
 
