@@ -27,7 +27,7 @@ vm-long: .venv/bin/tox
 	@.venv/bin/tox run -e vm -- -m long tests/vm
 
 bench: .venv/bin/tox
-	@.venv/bin/tox run -e bench
+	@.venv/bin/tox run -e bench -- $(ONLY)
 
 faults: .venv/bin/tox
 	@.venv/bin/tox run -e faults -- $(ONLY)
