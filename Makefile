@@ -1,10 +1,12 @@
-# Two commands for a newcomer: `make demo` and `make test`. Both install what they need (root, apt, pip).
-.PHONY: help demo test bench faults fmt lint static charmcraft unit adapters integration lifecycle clean
+# Three commands for a newcomer: `make demo`, `make test`, `make vm`. They install what they need (root, apt, pip).
+.PHONY: help demo test vm vm-long bench faults fmt lint static charmcraft unit adapters integration lifecycle clean
 PYTHON ?= python3
 
 help:
 	@echo "make demo         from an empty machine to a job's metrics, on a real LXD (root)"
 	@echo "make test         every quality gate: lint, types, unit and integration tests on a real LXD (root)"
+	@echo "make vm           runners that are real virtual machines, in software emulation where there is no KVM (root, apt)"
+	@echo "make vm-long      the same at length, every step of the runners' image among it (root, an hour and more)"
 	@echo "make bench        how fast it is beside raw LXD; figures and pictures to docs/benchmarks/ (root, 15 min)"
 	@echo "make faults       faults at length: kills, churn, fuzzing; figures to docs/reference/ (root, two hours)"
 	@echo "                  a part of it: make faults ONLY=mutations"
@@ -18,6 +20,12 @@ test: .venv/bin/tox
 	@rm -f .coverage .coverage.*  # of a run that was cut off: it may name files that are gone
 	@.venv/bin/tox run-parallel --parallel 2
 
+vm: .venv/bin/tox
+	@.venv/bin/tox run -e vm
+
+vm-long: .venv/bin/tox
+	@.venv/bin/tox run -e vm -- -m long tests/vm
+
 bench: .venv/bin/tox
 	@.venv/bin/tox run -e bench
 
@@ -28,7 +36,7 @@ fmt lint static charmcraft unit adapters integration lifecycle: .venv/bin/tox
 	@.venv/bin/tox run -e $@
 
 .venv/bin/tox:
-	@$(PYTHON) tools/make_venv.py .venv tox tox-uv
+	@$(PYTHON) tools/make_venv.py .venv --require-hashes -r tools/requirements.txt
 
 clean:
 	@$(PYTHON) -m sandbox down --all

@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_unit_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     up = _command(commands, "up", session.up, "set up, and deploy the charm", "up --runners 4 labels=fast")
     up.add_argument("--runners", type=int, default=None, help="how many runners the unit keeps (default: 2)")
+    up.add_argument("--vm", action="store_true", help="runners are virtual machines, and GitHub speaks HTTPS")
     up.add_argument("options", nargs="*", type=_pair, metavar="KEY=VALUE", help="options of the charm")
     config = _command(
         commands, "config", session.config, "show or set the charm's options", "config virtual-machines=4"

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .debian import SUITE, bootstrap
+from .debian import ready as _chroot_ready
 from .shell import SandboxError, apt_install, run, say, start_daemon, step, succeeds, wait_until
 
 BRIDGE = "ghr-sandbox0"
@@ -24,10 +26,9 @@ FALLBACK_ADDRESS = "10.213.77.1/24"
 BASE_IMAGE = "ghr-sandbox-base"
 MACHINE_IMAGE = "ghr-sandbox-machine"
 TEMPLATE = "ghr-machine-template"
+VM_TEMPLATE = "ghr-machine-template-vm"
 RECIPE_KEY = "user.ghr-sandbox.recipe"
 MACHINE_KEY = "user.ghr-sandbox.machine"
-SUITE = "bookworm"
-MIRROR = "http://deb.debian.org/debian"
 BASE_PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "udev", "libpam-systemd", "sudo", "jq", "curl", "wget", "iproute2", "procps"),
     *("ca-certificates", "nftables", "python3", "iputils-ping", "yq"),
@@ -63,7 +64,7 @@ def ensure() -> None:
     """Make sure that LXD answers and that the sandbox's bridge, storage pool and base image are there."""
     if os.geteuid() != 0:
         raise SandboxError("the sandbox drives LXD and loop devices: run it as root")
-    with _alone():
+    with alone():
         _ensure_daemon()
         _ensure_inotify()
         _ensure_bridge()
@@ -72,7 +73,7 @@ def ensure() -> None:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Only one process makes things at a time; a second one waits and then finds them made."""
     with (state_dir() / "set-up.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -126,12 +127,12 @@ def _install() -> None:
         apt_install({"lxd": "lxd", "lxc": "lxd-client", **helpers})
 
 
-def _exists(*path: str) -> bool:
+def exists(*path: str) -> bool:
     return succeeds("lxc", "query", "/1.0/" + "/".join(path))
 
 
 def _ensure_bridge() -> None:
-    if not _exists("networks", BRIDGE):
+    if not exists("networks", BRIDGE):
         with step(f"Creating the bridge {BRIDGE}"):
             create = ("lxc", "network", "create", BRIDGE, "ipv6.address=none", "ipv4.nat=true")
             # LXD looks for a free subnet by itself, and finds none where the host's network answers every ping.
@@ -140,7 +141,7 @@ def _ensure_bridge() -> None:
 
 
 def _ensure_pool() -> None:
-    if _exists("storage-pools", POOL):
+    if exists("storage-pools", POOL):
         return
     with step(f"Creating the storage pool {POOL}"):
         if not succeeds("lxc", "storage", "create", POOL, "btrfs", "size=20GiB"):
@@ -153,23 +154,25 @@ def bridge_address() -> str:
     return str(network["config"]["ipv4.address"]).split("/")[0]
 
 
-def _recipe(*parts: object) -> str:
+def recipe_of(*parts: object) -> str:
     """A short hash that changes when what goes into an image changes, the code that makes it included."""
     words = [inspect.getsource(part) if callable(part) else str(part) for part in parts]
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
 
 
 def _base_recipe() -> str:
-    return _recipe(SUITE, BASE_PACKAGES, _customise)
+    return recipe_of(SUITE, BASE_PACKAGES, _customise)
 
 
 def _template_recipe() -> str:
-    return _recipe(_base_recipe(), MACHINE_PACKAGES, RUNNER_IMAGE_ALIASES, _furnish, _fill_nested_lxd, _machine_config)
+    return recipe_of(
+        _base_recipe(), MACHINE_PACKAGES, RUNNER_IMAGE_ALIASES, _furnish, _fill_nested_lxd, _machine_config
+    )
 
 
 def _image_recipe(alias: str) -> str:
     """The recipe that an image was made by, empty if there is no such image."""
-    if not _exists("images", "aliases", alias):
+    if not exists("images", "aliases", alias):
         return ""
     target = json.loads(run("lxc", "query", f"/1.0/images/aliases/{alias}"))["target"]
     properties = json.loads(run("lxc", "query", f"/1.0/images/{target}"))["properties"]
@@ -180,18 +183,11 @@ def _ensure_base_image() -> None:
     recipe = _base_recipe()
     if _image_recipe(BASE_IMAGE) == recipe:
         return
-    apt_install({"debootstrap": "debootstrap", "mksquashfs": "squashfs-tools"})
-    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    if not Path(keyring).exists():
-        run("apt-get", "install", "-qq", "-y", "debian-archive-keyring")
+    apt_install({"mksquashfs": "squashfs-tools"})
     with tempfile.TemporaryDirectory(prefix="ghr-sandbox-") as folder:
         root = Path(folder, "rootfs")
         with step(f"Building a base image from Debian's packages ({SUITE})"):
-            include = f"--include={','.join(BASE_PACKAGES)}"
-            run(
-                *("debootstrap", "--variant=minbase", f"--keyring={keyring}", include, SUITE, str(root), MIRROR),
-                timeout=600,
-            )
+            bootstrap(root, BASE_PACKAGES)
             _customise(root)
         with step("Packing and importing the base image"):
             _import_image(Path(folder), root, BASE_IMAGE, recipe)
@@ -235,19 +231,19 @@ def _import_image(folder: Path, root: Path, alias: str, recipe: str) -> None:
         *("-comp", "zstd", "-Xcompression-level", "3"),
         timeout=300,
     )
-    if _exists("images", "aliases", alias):
+    if exists("images", "aliases", alias):
         run("lxc", "image", "delete", alias)
     run("lxc", "image", "import", "metadata.tar.gz", "rootfs.squashfs", "--alias", alias, cwd=str(folder))
 
 
 def ensure_template() -> None:
     """Make sure of the stopped container that every machine is a copy of."""
-    with _alone():
+    with alone():
         _ensure_template(_template_recipe())
 
 
 def _ensure_template(recipe: str) -> None:
-    if _exists("instances", TEMPLATE):
+    if exists("instances", TEMPLATE):
         config = json.loads(run("lxc", "query", f"/1.0/instances/{TEMPLATE}"))["config"]
         if config.get(RECIPE_KEY) == recipe:
             return
@@ -286,24 +282,6 @@ def _furnish(root: Path) -> None:
     for archive in (root / "var/cache/apt").rglob("*.[db][ei][bn]"):
         archive.unlink()
     (root / "etc/machine-id").write_text("")
-
-
-@contextmanager
-def _chroot_ready(root: Path) -> Iterator[None]:
-    """For as long as packages are installed: the host's resolver, /proc, and no daemon that starts."""
-    policy = root / "usr/sbin/policy-rc.d"
-    policy.write_text("#!/bin/sh\nexit 101\n")
-    policy.chmod(0o755)
-    resolver = root / "etc/resolv.conf"
-    resolver.unlink(missing_ok=True)
-    resolver.write_bytes(Path("/etc/resolv.conf").read_bytes())
-    run("mount", "-t", "proc", "proc", str(root / "proc"))
-    try:
-        yield
-    finally:
-        run("umount", "--lazy", str(root / "proc"))
-        policy.unlink()
-        resolver.unlink()
 
 
 def _machine_config() -> dict[str, str]:
@@ -371,7 +349,8 @@ def remove_all() -> None:
         return
     for name in machines():
         _delete("instances", name, "lxc", "delete", "--force", name)
-    _delete("instances", TEMPLATE, "lxc", "delete", "--force", TEMPLATE)
+    for name in (TEMPLATE, VM_TEMPLATE):
+        _delete("instances", name, "lxc", "delete", "--force", name)
     _delete("images/aliases", MACHINE_IMAGE, "lxc", "image", "delete", MACHINE_IMAGE)
     _delete("images/aliases", BASE_IMAGE, "lxc", "image", "delete", BASE_IMAGE)
     _delete("storage-pools", POOL, "lxc", "storage", "delete", POOL)
@@ -380,7 +359,7 @@ def remove_all() -> None:
 
 
 def _delete(collection: str, name: str, *command: str) -> None:
-    if _exists(collection, name):
+    if exists(collection, name):
         run(*command)
         say(f"  ✓ removed {name}")
 

@@ -29,16 +29,17 @@ time.sleep(float(sys.argv[1]))
 class Machine:
     """One machine; several of different names can run side by side."""
 
-    def __init__(self, name: str = "juju-machine") -> None:
+    def __init__(self, name: str = "juju-machine", template: str = lxd_setup.TEMPLATE) -> None:
         self.name = name
         self.container = f"ghr-{name}"
+        self.template = template
 
     def create(self, timeout: float = 60) -> None:
         """Make and start the machine; on return systemd is up, eth0 has its address, and the LXD inside answers."""
         if self.exists():
             raise SandboxError(f"the machine {self.name} exists: remove it with `python -m sandbox down`")
         mark = f"{lxd_setup.MACHINE_KEY}={self.name}"
-        run("lxc", "copy", lxd_setup.TEMPLATE, self.container, "--config", mark)
+        run("lxc", "copy", self.template, self.container, "--config", mark)
         try:
             run("lxc", "start", self.container)
             self.wait_ready(timeout)

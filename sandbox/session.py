@@ -18,6 +18,7 @@ from .juju.unit import Unit
 from .machine import Machine
 from .pack import pack
 from .shell import SandboxError, say, start_daemon, step, stream, succeeds, wait_until
+from .vm import template
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = "octo-org/demo"
@@ -29,6 +30,15 @@ DEFAULTS = {
     "vm-cpu": "1",
     "vm-memory": "1GiB",
     "vm-disk": "2GiB",
+}
+# Of `up --vm`.
+VM_DEFAULTS = {
+    "path": REPOSITORY,
+    "image-source": f"local:{template.IMAGE}",
+    "virtual-machines": "1",
+    "vm-cpu": "2",
+    "vm-memory": "1GiB",
+    "vm-disk": "10GiB",
 }
 
 
@@ -42,15 +52,18 @@ class Session:
         self.unit = unit_of(name, 0)
         self.machine = self.unit.machine
         self._file = lxd_setup.state_dir() / f"github-{name}.json"
+        self._ca = self._file.with_suffix(".pem")
 
     def there(self) -> "Session":
         """This session, if its machine is up; otherwise an error that says what to do."""
         if not self.machine.exists():
             raise SandboxError("nothing is up: run `python3 -m sandbox up` first")
-        self.start_github()
+        restarted = self.start_github()
         for unit in self.units():
             if not unit.machine.running():
                 unit.machine.start()
+            if restarted and self.ca:
+                unit.set_config({"ca-certificates": self.ca})
         return self
 
     def units(self) -> list[Unit]:
@@ -73,25 +86,36 @@ class Session:
         return dict(json.loads(self._file.read_text())) if self._file.exists() else {}
 
     @property
-    def control(self) -> GitHubControl:
-        return GitHubControl(self.github["url"])
+    def ca(self) -> str | None:
+        """The certificate of the authority of a GitHub that speaks HTTPS; each start makes another one."""
+        return self._ca.read_text() if self.github.get("url", "").startswith("https:") else None
 
-    def start_github(self) -> None:
-        """Start it unless it runs; after a restart on the same address, with the same token."""
+    @property
+    def control(self) -> GitHubControl:
+        return GitHubControl(self.github["url"], ca=self.ca)
+
+    def start_github(self, tls: bool = False) -> bool:
+        """Start it unless it runs; after a restart on the same address, with the same token. Whether it was started."""
         known = self.github
         if known and _runs(known["pid"]):
-            return
+            return False
+        scheme = known["url"].partition(":")[0] if known else "https" if tls else "http"
         address = lxd_setup.bridge_address()
         port = known.get("url", "").rsplit(":", 1)[-1] or _free_port(address)
         token = known.get("token") or f"ghp_{secrets.token_hex(18)}"
         command = [sys.executable, "-m", "sandbox.github", "--listen", f"{address}:{port}", "--token", token]
         command += ["--repository", REPOSITORY, "--organisation", "octo-org"]
+        if scheme == "https":
+            self._ca.unlink(missing_ok=True)
+            command += ["--tls", str(self._ca)]
         pid = start_daemon(command, lxd_setup.state_dir() / "github.log", cwd=ROOT)
-        url = f"http://{address}:{port}"
+        url = f"{scheme}://{address}:{port}"
         self._file.touch(mode=0o600)
         self._file.write_text(json.dumps({"url": url, "token": token, "pid": pid}))
         with step(f"Starting GitHub at {url}"):
             wait_until(lambda: _listens(address, int(port)), "GitHub's answer", timeout=20)
+            wait_until(lambda: scheme == "http" or self._ca.exists(), "GitHub's certificate", timeout=20)
+        return True
 
     def stop_github(self) -> None:
         """Stop it, if it runs, and forget it."""
@@ -99,6 +123,7 @@ class Session:
         if known and _runs(known["pid"]):
             os.kill(known["pid"], signal.SIGTERM)
         self._file.unlink(missing_ok=True)
+        self._ca.unlink(missing_ok=True)
 
     def pack(self, folder: str) -> Path:
         return pack(ROOT, Path(folder, "charm"))
@@ -146,8 +171,11 @@ def show_status(session: Session) -> None:
 def up(options: argparse.Namespace) -> int:
     """Set up, start GitHub, deploy; with a unit that is there already, set the options."""
     session = Session(options.machine)
-    lxd_setup.ensure()
-    lxd_setup.ensure_template()
+    if options.vm:
+        template.ensure()
+    else:
+        lxd_setup.ensure()
+        lxd_setup.ensure_template()
     given = dict(options.options)
     if options.runners is not None:
         given["virtual-machines"] = str(options.runners)
@@ -157,15 +185,19 @@ def up(options: argparse.Namespace) -> int:
             unit.set_config(given)
         show_status(session)
         return 0
-    session.start_github()
+    session.start_github(tls=options.vm)
+    if options.vm:
+        session.machine.template = template.TEMPLATE
     if not session.machine.exists():
         with step("Starting a Juju machine"):
             session.machine.create()
     own = {"token": session.github["token"], "github-url": session.github["url"]}
+    own |= {"ca-certificates": session.ca} if session.ca else {}
+    defaults = VM_DEFAULTS if session.ca else DEFAULTS
     with tempfile.TemporaryDirectory() as folder:
         charm = session.pack(folder)
         say("Deploying github-runner")
-        session.unit.deploy(charm, {**DEFAULTS, **own, **given})
+        session.unit.deploy(charm, {**defaults, **own, **given})
     session.unit.integrate("cos-agent", remote_app="opentelemetry-collector")
     show_status(session)
     say("\nNext: python3 -m sandbox job -- 'echo hello from $RUNNER_NAME'   or status, config, run, logs, down")
@@ -176,6 +208,8 @@ def add_unit(options: argparse.Namespace) -> int:
     """One more unit, with a number that none has, on a machine of its own."""
     session = Session(options.machine).there()
     unit = unit_of(options.machine, session.units()[-1].number + 1)
+    if session.ca:
+        unit.machine.template = template.TEMPLATE
     with step(f"Starting a Juju machine for {unit.name}"):
         unit.machine.create()
     with tempfile.TemporaryDirectory() as folder:

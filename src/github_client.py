@@ -136,7 +136,10 @@ class GithubClient:
 
     def registration_token(self, path: GithubPath) -> str:
         """A token with which runners can register for one hour."""
-        return self._created_token("create_registration_token_for_{}", path)
+        answer = self._call(self._operation("create_registration_token_for_{}", path), path.path)
+        token: str = _field(answer, "token", str)
+        redaction.note(token)
+        return token
 
     def check_group(self, path: GithubPath) -> None:
         """ConfigurationError if an organisation lacks the runner group; nothing where GitHub does not show groups."""
@@ -151,10 +154,6 @@ class GithubClient:
             return
         if path.group.lower() not in found:
             raise ConfigurationError(f"group: {path.path} has no runner group {path.group!r} that GitHub shows")
-
-    def remove_token(self, path: GithubPath) -> str:
-        """A token with which runners can deregister themselves for one hour."""
-        return self._created_token("create_remove_token_for_{}", path)
 
     def delete_runner(self, path: GithubPath, runner_id: int) -> None:
         """Deregister; a runner that is confirmed to be gone counts as done. RunnerBusyError while it runs a job."""
@@ -227,12 +226,6 @@ class GithubClient:
         except TokenError as error:
             raise JobNotFoundError(f"workflow run {run_id} of {repository} is not to be seen") from error
         raise JobNotFoundError(f"no job of workflow run {run_id} of {repository} was run by {runner_name}")
-
-    def _created_token(self, name: str, path: GithubPath) -> str:
-        answer = self._call(self._operation(name, path), path.path)
-        token: str = _field(answer, "token", str)
-        redaction.note(token)
-        return token
 
     def _operation(self, operation: str, path: GithubPath | None, **parameters: Any) -> Callable[..., Any]:
         """One of ghapi's operations in its form for repositories or organisations."""

@@ -137,6 +137,11 @@ def _is_seen_again(view: RunnerView) -> bool:
     return seen and view.offline_since is not None
 
 
+def _is_newly_seen(view: RunnerView) -> bool:
+    """Whether GitHub lists a runner as online or busy for the first time: from then on it may have had a job."""
+    return not view.seen_online and view.github is not None and (view.github.online or view.github.busy)
+
+
 def needs_confirmation(view: RunnerView) -> bool:
     """Whether only GitHub's lists speak against an unhealthy runner: its application may run, and they may be odd."""
     return view.running and not view.gone and view.process not in ENDED
@@ -182,11 +187,9 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     missing = max(0, desired.quantity - staying)
     if canary:
         missing = min(missing, 0 if _tried(live, desired) else 1)
-
     leaving = [view for view in idle if view in replaced or view in surplus]
-    removals = [(view.name, Reason.OUTDATED if view in outdated else Reason.SURPLUS) for view in leaving]
     return Plan(
-        remove=(*_useless(views, states), *removals, *((view.name, Reason.AGED) for view in aged)),
+        remove=(*_useless(views, states), *_idle_removals(leaving, outdated, aged)),
         create=missing if may_create else 0,
         note_offline=tuple(view.name for view in live if _is_newly_unseen(view, states[view.name], now)),
         clear_offline=tuple(v.name for v in live if _is_seen_again(v)),
@@ -197,9 +200,7 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
         refused=bool(refused),
         failed=failed,
         proven=proven,
-        note_online=tuple(
-            v.name for v in live if not v.seen_online and v.github and (v.github.online or v.github.busy)
-        ),
+        note_online=tuple(view.name for view in live if _is_newly_seen(view)),
         postponed=tuple(view.name for view in waiting if view not in replaced) if may_create else (),
     )
 
@@ -212,6 +213,13 @@ def _useless(views: list[RunnerView], states: dict[str, Health]) -> list[tuple[s
         if listed is not None and not (listed.online or listed.busy):
             removals.append((view.name, Reason.FORGOTTEN))
     return removals
+
+
+def _idle_removals(
+    leaving: list[RunnerView], outdated: list[RunnerView], aged: list[RunnerView]
+) -> list[tuple[str, Reason]]:
+    removals = [(view.name, Reason.OUTDATED if view in outdated else Reason.SURPLUS) for view in leaving]
+    return removals + [(view.name, Reason.AGED) for view in aged]
 
 
 def _tried(live: list[RunnerView], desired: Desired) -> list[RunnerView]:

@@ -43,7 +43,7 @@ from models import (
     WgetExecutable,
 )
 from provision import APROXY_AMD_REVISION, APROXY_ARM_REVISION
-from system import write_file
+from system import KEPT_OF_JOBS, oldest_beyond, write_file
 
 if TYPE_CHECKING:
     import jinja2
@@ -74,7 +74,13 @@ LOGS_PATH = Path("/var/log/github-runner-logs")
 DIAG = "_diag"
 LOG_SIZE_LIMIT = 1 << 20
 MOST_LOG_FILES = 20
+# In seconds: of one log, and of all logs of a runner.
+LOG_TIMEOUT = 15
 LOGS_TIMEOUT = 60
+# Run inside. Everything but a regular file would be somebody else's trap.
+LIST_LOGS = 'cd "$0" 2> /dev/null && find . -maxdepth 1 -type f -printf "%f\\n" | sort | tail -n "$1"'
+READ_LOG = 'test -f "$0" && test ! -L "$0" && exec head -c "$1" -- "$0" 2> /dev/null'
+READ_JOURNAL = "exec journalctl --no-pager --lines=5000 2> /dev/null"
 CONSOLE_TIMEOUT = 20
 RUNNER_PROFILE = "runner"
 KEY = "user.github-runner."
@@ -125,11 +131,9 @@ def last_words(instance: LxdInstance) -> str:
 
     Bounded and printable, but not to be believed if a job may have run in the instance.
     """
-    path = provision.RUN_FOLDER / "last-words"
-    command = f"timeout 15 journalctl --identifier={provision.RUNNER_SCRIPT.name} --output=cat --lines=20 > {path}"
+    command = f"journalctl --identifier={provision.RUNNER_SCRIPT.name} --output=cat --lines=20 2> /dev/null"
     try:
-        instance.execute(["/bin/sh", "-c", command], timeout=20)
-        lines = instance.pull(str(path), 16384).decode(errors="replace").splitlines()
+        lines = instance.output(["/bin/sh", "-c", f"exec {command}"], 16384, 20).decode(errors="replace").splitlines()
     except LxdError as error:
         logger.warning("The output of the runner agent of %s cannot be read: %s", instance.name, error)
         return ""
@@ -199,13 +203,12 @@ class Runner:
             raise
 
     def remove(self, remove_token: str | None = None) -> None:
-        """Stop and delete the instance, then deregister; with a token, a runner of unknown id does so itself.
+        """Stop and delete the instance, then deregister.
 
-        RunnerRemoveError if the instance stays. A registration that stays is found by the next pass.
+        RunnerRemoveError if the instance stays. A registration that stays is found by the next reconcile. The token is
+        not used: a job may have run in the instance, and could take it.
         """
         if self.instance is not None:
-            if remove_token and self.status.runner_id is None and self.instance.running:
-                self._deregister_inside(self.instance, remove_token)
             self._delete_instance(self.instance, graceful=self.status.online or self.status.busy)
         self._deregister()
 
@@ -234,21 +237,21 @@ class Runner:
         The agent's logs are written to ``NAME/_diag/``, the system's to ``NAME/``. Where LXD cannot read files inside,
         what is printed to the console is written to ``NAME/console.log``.
         """
-        if self.instance is None:
-            raise RunnerLogsError(f"{self.config.name} has no instance to pull logs from")
+        if self.instance is None or not self.instance.running:
+            raise RunnerLogsError(f"{self.config.name} has no running instance to pull logs from")
         target = LOGS_PATH / self.config.name
-        diag = self.runner_application / DIAG
         deadline = time.monotonic() + LOGS_TIMEOUT
         pulled = 0
-        for path in self._log_files(self.instance):
-            if time.monotonic() > deadline:
-                break
-            folder = target / DIAG if path.parent == diag else target
-            try:
-                write_file(folder / path.name, self.instance.pull(str(path), LOG_SIZE_LIMIT), 0o640)
-                pulled += 1
-            except (LxdError, OSError) as error:
-                logger.warning("Log %s of %s was not pulled: %s", path, self.config.name, error)
+        try:
+            for path, command in self._log_commands(self.instance):
+                left = min(LOG_TIMEOUT, deadline - time.monotonic())
+                content = self.instance.output(command, LOG_SIZE_LIMIT, left)
+                if content:
+                    write_file(target / path, content, 0o640)
+                    pulled += 1
+        except (LxdError, OSError) as error:
+            # One log that takes too long may be meant to: the others are not worth the wait.
+            logger.warning("No further logs of %s are pulled: %s", self.config.name, error)
         if not pulled and not self._pull_console(self.instance, target):
             raise RunnerLogsError(f"no log of {self.config.name} could be pulled")
 
@@ -290,6 +293,8 @@ class Runner:
             f"{KEY}created": self._created,
             f"{KEY}fingerprint": self.config.fingerprint,
             "boot.autostart": "false",
+            # When the machine shuts down, LXD waits as long for an orderly end as the charm does.
+            "boot.host_shutdown_timeout": str(STOP_TIMEOUT),
         }
         if self.config.container:
             keys["security.nesting"] = "true"
@@ -404,30 +409,16 @@ class Runner:
         except GithubClientError as error:
             logger.warning("%s is still registered, the next pass looks again: %s", self.config.name, error)
 
-    def _deregister_inside(self, instance: LxdInstance, token: str) -> None:
-        try:
-            instance.push(str(provision.TOKEN_FILE), token.encode(), mode=0o600, user=provision.UBUNTU)
-            command = [str(provision.REGISTER_SCRIPT), "remove"]
-            # No recorded output: a job may have run here.
-            instance.execute(command, timeout=30, user=provision.UBUNTU, environment={"HOME": str(provision.HOME)})
-        except LxdError as error:
-            logger.warning("%s did not deregister itself: %s", self.config.name, error)
-
-    def _log_files(self, instance: LxdInstance) -> list[Path]:
-        """Paths inside. Names come from inside: only plain ones, and not too many."""
+    def _log_commands(self, instance: LxdInstance) -> Iterator[tuple[Path, list[str]]]:
+        """Where each log is written, and the command that reads it."""
         folder = self.runner_application / DIAG
-        found: list[Path] = []
-        with suppress(LxdError):
-            names = [
-                name for name in instance.list_folder(str(folder)) if re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name)
-            ]
-            found = [folder / name for name in sorted(names)[-MOST_LOG_FILES:]]
-        journal = Path("/var/tmp/github-runner-journal.log")  # noqa: S108 - inside the instance  # nosec B108
-        with suppress(LxdError):
-            if instance.running:
-                command = f"timeout 15 journalctl --no-pager --lines=5000 > {journal} 2>&1"
-                instance.execute(["/bin/sh", "-c", command], timeout=20)
-        return [*found, journal, Path("/var/log/syslog")]
+        listing = instance.output(["/bin/sh", "-c", LIST_LOGS, str(folder), str(MOST_LOG_FILES)], 8192, LOG_TIMEOUT)
+        # Names come from inside: only plain ones, and not too many.
+        for name in listing.decode(errors="replace").splitlines()[:MOST_LOG_FILES]:
+            if re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name, re.ASCII):
+                yield Path(DIAG, name), ["/bin/sh", "-c", READ_LOG, str(folder / name), str(LOG_SIZE_LIMIT)]
+        yield Path("github-runner-journal.log"), ["/bin/sh", "-c", READ_JOURNAL]
+        yield Path("syslog"), ["/bin/sh", "-c", READ_LOG, "/var/log/syslog", str(LOG_SIZE_LIMIT)]
 
 
 def ensure_resource_profile(lxd: LxdClient, resources: VirtualMachineResources, *, container: bool) -> None:
@@ -475,7 +466,7 @@ def _logged(what: str, name: str) -> Iterator[None]:
 
 
 def remove_old_logs(now: float, keep_days: int = 7) -> None:
-    """Delete the folders of crash logs that were pulled more than ``keep_days`` ago.
+    """Delete the folders of crash logs that are older than ``keep_days``, and the oldest beyond a total size.
 
     What cannot be deleted is logged: a reconcile must not fail because of old logs.
     """
@@ -487,9 +478,10 @@ def remove_old_logs(now: float, keep_days: int = 7) -> None:
     except OSError as error:
         logger.warning("Crash logs cannot be listed: %s", error)
         return
+    beyond = set(oldest_beyond(folders, KEPT_OF_JOBS))
     for folder in folders:
         try:
-            if now - folder.stat().st_mtime > keep_days * 86400:
+            if folder in beyond or now - folder.stat().st_mtime > keep_days * 86400:
                 _remove_tree(folder)
         except (OSError, RecursionError) as error:
             logger.warning("Crash logs in %s cannot be removed: %s", folder, error)

@@ -15,6 +15,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
+import system
 import times
 from errors import (
     GithubClientError,
@@ -83,7 +84,7 @@ WORKERS = min(16, 4 * (os.cpu_count() or 1))
 PRE_JOB_LIMIT = 150
 # Two reconciles at once would take each other's work for leftovers. Juju runs one hook at a time, but a process of a
 # hook that it has given up may still run.
-LOCKS = Path("/run/lock")
+LOCKS = system.LOCKS
 STATE_PARTS = (
     *("github_url", "path", "labels", "base_image", "resources", "proxies", "dockerhub_mirror"),
     *("ssh_debug_connections", "repo_policy", "test_mode", "issue_metrics", "ca_certificates"),
@@ -556,11 +557,7 @@ class RunnerManager:
     def _remove(self, item: _Observed) -> bool:
         """Whether it is gone; a registration alone does not count."""
 
-        def remove() -> None:
-            token = self._remove_token if self._needs_token(item) else None
-            self._runner(item).remove(token)
-
-        done = self._attempt(remove)
+        done = self._attempt(self._runner(item).remove)
         if done and item.instance is not None:
             self.report.removed.append(item.view.name)
         return done and item.instance is not None
@@ -574,14 +571,6 @@ class RunnerManager:
                     return True
         return self._remove(item)
 
-    def _needs_token(self, item: _Observed) -> bool:
-        """Only a runner that registered, by what it says itself, and that GitHub's list did not show."""
-        return (
-            item.view.process in (Process.RUNNING, Process.WORKER)
-            and item.view.github is None
-            and item.view.github_known
-        )
-
     def _remove_idle(self, item: _Observed) -> bool:
         def remove() -> None:
             if self._runner(item).remove_idle():
@@ -589,15 +578,6 @@ class RunnerManager:
 
         self._attempt(remove)
         return item.view.name in self.report.removed
-
-    @cached_property
-    def _remove_token(self) -> str | None:
-        """Fetched once, and only if a runner has to deregister itself."""
-        try:
-            return self._clients.github.remove_token(self._state.path)
-        except GithubClientError as error:
-            logger.warning("There is no removal token: %s", error)
-            return None
 
     def _create(self, number: int, resources: VirtualMachineResources) -> None:
         if number == 0:

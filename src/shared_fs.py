@@ -5,6 +5,8 @@ A module that follows ``metrics.storage.StorageManager``.
 
 import logging
 import os
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,12 +18,19 @@ from errors import (
     GetMetricsStorageError,
     MetricsStorageError,
 )
-from metrics.storage import FILESYSTEM_BASE_PATH, MetricsStorage, safe_name
+from metrics.storage import FILESYSTEM_BASE_PATH, FILESYSTEM_QUARANTINE_PATH, MetricsStorage, safe_name
 from system import run, try_lock
 
 logger = logging.getLogger(__name__)
 
-FILESYSTEM_IMAGES_PATH = Path("/home/ubuntu/runner-fs-images")
+FILESYSTEM_IMAGES_PATH = Path("/var/lib/github-runner/runner-fs-images")
+# Where each folder is shown. Nothing is done by these paths: user ubuntu owns the folder that they are in, and could
+# have root write or mount elsewhere.
+VIEWS = {
+    FILESYSTEM_BASE_PATH: Path("/home/ubuntu/runner-fs"),
+    FILESYSTEM_IMAGES_PATH: Path("/home/ubuntu/runner-fs-images"),
+    FILESYSTEM_QUARANTINE_PATH: Path("/home/ubuntu/runner-fs-quarantine"),
+}
 FILESYSTEM_SIZE = 1 << 20
 # A job that is root in a virtual machine is root on its storage, too: device nodes and setuid files that it makes there
 # are the host's. These flags keep them from being of use.
@@ -30,13 +39,14 @@ FLAGS = {"nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC, "
 
 def create(runner_name: str) -> MetricsStorage:
     """Make and mount a storage; CreateMetricsStorageError when the name exists or a step fails."""
+    ensure_views()
     image, path = _image(runner_name), FILESYSTEM_BASE_PATH / runner_name
     if image.exists() or path.exists():
         raise CreateMetricsStorageError(f"{runner_name} has a metrics storage already")
     partial = image.with_name(f".{image.name}.partial")
     try:
         FILESYSTEM_IMAGES_PATH.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with partial.open("wb") as file:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             # Tells other processes that its maker lives.
             try_lock(file)
             file.truncate(FILESYSTEM_SIZE)
@@ -54,6 +64,7 @@ def create(runner_name: str) -> MetricsStorage:
 
 def list_all() -> Iterator[MetricsStorage]:
     """Every storage, mounted; one that cannot be mounted is left out with a log line."""
+    ensure_views()
     if not FILESYSTEM_IMAGES_PATH.is_dir():
         return
     for image in sorted(FILESYSTEM_IMAGES_PATH.iterdir()):
@@ -68,7 +79,7 @@ def list_all() -> Iterator[MetricsStorage]:
 
 def get(runner_name: str) -> MetricsStorage:
     """One storage, mounted if it was not (after a reboot); GetMetricsStorageError when there is none."""
-    if not _image(runner_name).is_file():
+    if not _is_roots(_image(runner_name), stat.S_IFREG):
         raise GetMetricsStorageError(f"{runner_name} has no metrics storage")
     path = FILESYSTEM_BASE_PATH / runner_name
     try:
@@ -99,13 +110,88 @@ def give_to(storage: MetricsStorage, uid: int) -> None:
         raise GetMetricsStorageError(f"{storage.runner_name} cannot get its metrics storage: {error}") from error
 
 
+def ensure_views() -> None:
+    """Make the folders and show them at their public paths; what fails is logged: no metrics depend on the views.
+
+    Volumes that an earlier revision made at the public paths are taken along with their mounts.
+    """
+    for folder, view in VIEWS.items():
+        try:
+            if not _is_shown(folder, view):
+                _take_along(view, folder)
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                folder.chmod(0o700)
+                _show(folder, view)
+        except (OSError, CommandError) as error:
+            logger.warning("%s is not shown at %s: %s", folder, view, error)
+
+
+def remove() -> list[str]:
+    """Delete every storage and take the public paths away; returns what was removed."""
+    gone = []
+    for image in FILESYSTEM_IMAGES_PATH.glob("*.img"):
+        delete(image.stem)
+        gone.append(str(image))
+    for folder, view in VIEWS.items():
+        if _is_shown(folder, view):
+            run(["umount", "--lazy", str(view)])
+            gone.append(f"mount {view}")
+        with suppress(OSError):
+            view.rmdir()
+    return gone
+
+
+def _is_shown(folder: Path, view: Path) -> bool:
+    try:
+        return os.path.samestat(os.lstat(folder), os.lstat(view))
+    except FileNotFoundError:
+        return False
+
+
+def _take_along(view: Path, folder: Path) -> None:
+    """Move a folder with the mounts in it, which stay mounted, unless the new one is in use already.
+
+    Only a folder that no other user could have filled.
+    """
+    if not _is_roots(view, stat.S_IFDIR) or (folder.is_dir() and any(folder.iterdir())):
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    view.rename(folder)
+    if not _is_roots(folder, stat.S_IFDIR):
+        # Exchanged between the two steps.
+        folder.rename(folder.with_name(f".{folder.name}.{secrets.token_hex(4)}"))
+        return
+    for image in folder.glob("*.img"):
+        image.chmod(0o600)
+
+
+def _show(folder: Path, view: Path) -> None:
+    """Mount on the folder that was opened: a path could lead elsewhere by the time of the mount."""
+    view.mkdir(parents=True, exist_ok=True)
+    handle = os.open(view, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        run(["mount", "--no-canonicalize", "--rbind", str(folder), f"/proc/{os.getpid()}/fd/{handle}"])
+    finally:
+        os.close(handle)
+
+
+def _is_roots(path: Path, kind: int) -> bool:
+    """Whether this is a file or folder, no link, that only its owner, who is this user, can write to."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return stat.S_IFMT(found.st_mode) == kind and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+
+
 def _image(runner_name: str) -> Path:
     return FILESYSTEM_IMAGES_PATH / f"{safe_name(runner_name)}.img"
 
 
 def _mount(runner_name: str) -> MetricsStorage:
     path = FILESYSTEM_BASE_PATH / runner_name
-    path.mkdir(parents=True, exist_ok=True)
+    FILESYSTEM_BASE_PATH.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.mkdir(exist_ok=True)
     run(["mount", "-o", ",".join(["loop", *FLAGS]), str(_image(runner_name)), str(path)])
     return _checked(path, runner_name)
 

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -19,6 +19,10 @@ from redaction import tail
 
 logger = logging.getLogger(__name__)
 
+# The locks of this charm's processes. Not in /run/lock, where every user may create files.
+LOCKS = Path("/run/github-runner")
+# Of crash logs, and of metrics in quarantine: both are as many and as large as jobs want. In bytes.
+KEPT_OF_JOBS = 512 << 20
 Answer = TypeVar("Answer")
 
 
@@ -124,11 +128,13 @@ def within(end: float, action: Callable[[], Answer]) -> Answer:
 def exclusive(path: Path, timeout: float) -> Iterator[bool]:
     """Keep other processes out of what ``path`` stands for; yields False if they do not let go in ``timeout`` seconds.
 
-    The kernel takes the lock back from a process that dies.
+    The kernel takes the lock back from a process that dies. The file is closed to other users: whoever can open a file
+    can hold its lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     deadline = time.monotonic() + timeout
-    with path.open("a") as file:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0) as file:
         while not (held := try_lock(file)) and time.monotonic() < deadline:
             time.sleep(0.1)
         yield held
@@ -146,6 +152,26 @@ def try_lock(file: IO[Any]) -> bool:
 def _environment() -> dict[str, str]:
     """Without what the charm's dispatch sets for itself: a program in Python would import the charm's modules."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LD_LIBRARY_PATH")}
+
+
+def oldest_beyond(paths: Iterable[Path], limit: int) -> list[Path]:
+    """The oldest of these files and folders, without which the rest takes no more than ``limit`` bytes of the disk."""
+    ages = {path: os.lstat(path).st_mtime for path in paths}
+    beyond, total = [], 0
+    for path in sorted(ages, key=lambda path: ages[path], reverse=True):
+        total += _size(path)
+        if total > limit:
+            beyond.append(path)
+    return beyond
+
+
+def _size(path: Path) -> int:
+    """What a file, or a folder with everything in it, takes of the disk; links are not followed."""
+    total = 0
+    for found in (path, *(Path(folder, name) for folder, _, names in os.walk(path) for name in names)):
+        with contextlib.suppress(OSError):
+            total += os.lstat(found).st_blocks * 512
+    return total
 
 
 def write_file(path: Path, content: str | bytes, mode: int = 0o644) -> bool:

@@ -1,11 +1,11 @@
-"""``make_venv.py FOLDER PACKAGE…``: a virtual environment with those packages, also where Debian left venv out."""
+"""``make_venv.py FOLDER ARGUMENT…``: a virtual environment with what pip installs, also where Debian left venv out."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 
-def main(folder: str, *packages: str) -> int:
+def main(folder: str, *arguments: str) -> int:
     """Make it; the exit code is that of the step that failed."""
     make = [sys.executable, "-m", "venv", folder]
     if subprocess.run(make, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode != 0:
@@ -18,7 +18,7 @@ def main(folder: str, *packages: str) -> int:
         done = subprocess.run([*make, "--clear"])
         if done.returncode != 0:
             return done.returncode
-    return subprocess.run([str(Path(folder, "bin", "pip")), "install", "--quiet", *packages]).returncode
+    return subprocess.run([str(Path(folder, "bin", "pip")), "install", "--quiet", *arguments]).returncode
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def refuse(folder: Path = FOLDER) -> None:
     """Record that GitHub calls the version in use deprecated: a runner ended with exit code 7."""
     using = current(folder)
     if using is not None:
-        write_file(folder / REFUSED, using.name)
+        write_file(folder / REFUSED, using.name, 0o600)
         os.utime(folder / REFUSED)
 
 

@@ -9,7 +9,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -22,7 +22,7 @@ from host import application, units
 from lxd import LxdClient, LxdInstance, wait_until
 from models import Arch, ImageSource, ProxyConfig
 from redaction import redact
-from system import are_active, exclusive, run, write_file
+from system import LOCKS, are_active, exclusive, run, write_file
 
 if TYPE_CHECKING:
     import jinja2
@@ -35,12 +35,13 @@ JOURNAL = f"journalctl -u 'ghro.{NAME}.*'"
 FOLDER = Path("/var/lib/github-runner")
 # Of version 1.0, in which all units had the same one.
 FORMER_SETTINGS = FOLDER / "build-image.json"
-LOCK = Path("/var/lib/github-runner/build-image.lock")
+LOCK = LOCKS / "build-image.lock"
 # Why the last build failed; removed by one that succeeds.
 FAILURE = Path("/var/lib/github-runner/build-image.failure")
 BUILDER = "github-runner-image-builder"
 ALIAS_PROPERTY = "github-runner.alias"
 APPLICATION_PROPERTY = "github-runner.application"
+SOURCE_PROPERTY = "github-runner.source"
 DISK_PROPERTY = "github-runner.disk"
 # The builder's disk where it is a virtual machine, in bytes. The published image is as large, and so is the smallest
 # disk that a runner can have. LXD's own default would be 10 GiB; a full image takes about 5 GiB.
@@ -111,6 +112,7 @@ class ImageBuild:
 def ensure(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progress: Callable[[str], None]) -> bool:
     """Build the image unless it is there; whether it was built. HostError while another process builds it."""
     if is_there(lxd, build):
+        _name_foreign(lxd, build.alias)
         return False
     with exclusive(LOCK, 0) as free:
         if not free:
@@ -125,6 +127,7 @@ def ensure_later(lxd: LxdClient, unit: str, build: ImageBuild) -> None:
     A build takes longer than a reconcile may, and Juju would wait for it. It starts a reconcile when it is done.
     """
     if is_there(lxd, build):
+        _name_foreign(lxd, build.alias)
         return
     run(["systemctl", "start", "--no-block", service(unit)])
     with suppress(OSError):
@@ -189,10 +192,13 @@ def holds(lxd: LxdClient, alias: str, tarball: Path) -> bool:
     return image is not None and image["properties"].get(APPLICATION_PROPERTY) == tarball.name
 
 
-def smallest_disk(lxd: LxdClient, alias: str) -> int:
-    """The smallest disk, in bytes, of a virtual machine that is made from the image of an alias, built or not."""
-    image = current(lxd, alias)
-    return int((image and image["properties"].get(DISK_PROPERTY)) or DISK)
+def smallest_disk(lxd: LxdClient, alias: str, source: ImageSource) -> int:
+    """The smallest disk, in bytes, of a virtual machine that is made from the image of an alias.
+
+    The next build from another source may have a smaller one.
+    """
+    properties = (current(lxd, alias) or {"properties": {}})["properties"]
+    return int(properties.get(DISK_PROPERTY, DISK)) if properties.get(SOURCE_PROPERTY) == str(source) else DISK
 
 
 def renew(lxd: LxdClient, unit: str, alias: str) -> None:
@@ -353,7 +359,7 @@ def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None, disk: int)
             "description": f"GitHub runner {build.alias}",
             ALIAS_PROPERTY: build.alias,
             APPLICATION_PROPERTY: tarball.name if tarball else "",
-            "github-runner.source": str(build.source),
+            SOURCE_PROPERTY: str(build.source),
             **properties,
         },
         # It never leaves this machine: packing it would cost minutes at each build and at each unpacking. LXD
@@ -363,8 +369,30 @@ def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None, disk: int)
     return str(lxd.change("POST", "images", json=body, timeout=PUBLISH_TIMEOUT)["fingerprint"])
 
 
+def _name_foreign(lxd: LxdClient, alias: str) -> None:
+    """Say that runners start from an image that this charm did not build: the previous charm's, or the operator's."""
+    image = current(lxd, alias)
+    if image is not None and ALIAS_PROPERTY not in image["properties"]:
+        logger.warning(
+            "Image %s was not built by this charm: %s. Runners start from it until the next build, which gives it the "
+            "alias %s instead",
+            alias,
+            image["fingerprint"][:12],
+            _spare_alias(alias, image),
+        )
+
+
+def _spare_alias(alias: str, image: Mapping[str, Any]) -> str:
+    return f"{alias}-{image['fingerprint'][:12]}"
+
+
 def _move_alias(lxd: LxdClient, alias: str, fingerprint: str) -> None:
-    """One request: at no moment is the alias away."""
+    """One request: at no moment is the alias away. An image that this charm did not build keeps another alias."""
+    image = current(lxd, alias)
+    if image is not None and ALIAS_PROPERTY not in image["properties"]:
+        spare = _spare_alias(alias, image)
+        if lxd.find("images", "aliases", spare) is None:
+            lxd.change("POST", "images", "aliases", json={"name": spare, "target": image["fingerprint"]})
     if lxd.find("images", "aliases", alias) is None:
         lxd.change("POST", "images", "aliases", json={"name": alias, "target": fingerprint})
     else:

@@ -61,7 +61,7 @@ def update(now: float | None = None) -> list[str]:
     now = time.time() if now is None else now
     if CHECKED.exists() and 0 <= now - CHECKED.stat().st_mtime < CHECK_EVERY:
         return []
-    write_file(CHECKED, f"{now:.0f}\n")
+    write_file(CHECKED, f"{now:.0f}\n", 0o600)
     installed = installed_kernels()
     if installed:
         # A file, since arguments and environment of a service can be read by every user, and a proxy has a password.

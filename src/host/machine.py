@@ -3,21 +3,20 @@
 import logging
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import shared_fs
 from errors import GithubRunnerError
 from host import application, daemon, firewall, follower, image, kernel, logrotate, packages, storage, takeover, timer
 from host.markers import SET_UP, Markers
 from lxd import LxdClient
 from metrics.events import METRICS_LOG_PATH
-from metrics.storage import FILESYSTEM_BASE_PATH, FILESYSTEM_QUARANTINE_PATH
+from metrics.storage import FILESYSTEM_QUARANTINE_PATH
 from models import CharmState
 from runner import LOGS_PATH
-from shared_fs import FILESYSTEM_IMAGES_PATH
-from system import are_active
+from system import LOCKS, are_active
 
 if TYPE_CHECKING:
     import jinja2
@@ -142,7 +141,7 @@ def tear_down(lxd: LxdClient, markers: Markers, ours: Callable[[str], bool]) -> 
     return [
         *_each(partial(follower.remove, markers.unit), partial(timer.remove, markers.unit)),
         *release(lxd, markers),
-        *([] if shared else _each(kernel.remove, logrotate.remove)),
+        *([] if shared else _each(kernel.remove, logrotate.remove, shared_fs.remove)),
         *_each(markers.remove, partial(_remove_files, ours, shared)),
     ]
 
@@ -159,9 +158,9 @@ def _each(*steps: Callable[[], list[str]]) -> list[str]:
 
 
 def _remove_files(ours: Callable[[str], bool], shared: bool) -> list[str]:
-    """The runner binary, crash logs and the metrics log; only this unit's metrics where another unit is there."""
+    """Everything but what other units on this machine use as well: there only this unit's quarantine."""
     gone = []
-    for folder in () if shared else (STATE, LOGS_PATH):
+    for folder in () if shared else (STATE, LOGS_PATH, LOCKS):
         if folder.is_dir():
             shutil.rmtree(folder)
             gone.append(str(folder))
@@ -172,8 +171,4 @@ def _remove_files(ours: Callable[[str], bool], shared: bool) -> list[str]:
         if ours(archive.name.removesuffix(".tar.gz")):
             archive.unlink()
             gone.append(str(archive))
-    for folder in (FILESYSTEM_BASE_PATH, FILESYSTEM_IMAGES_PATH, FILESYSTEM_QUARANTINE_PATH):
-        with suppress(OSError):
-            folder.rmdir()
-            gone.append(str(folder))
     return gone

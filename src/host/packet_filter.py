@@ -22,16 +22,14 @@ CARD_OPTION = "security.ipv6_filtering"
 
 
 def is_applied(lxd: LxdClient, rules: Iterable[Mapping[str, str]]) -> bool:
-    """Whether the kernel has the rules of an ACL, and the filters of every running instance's network card."""
+    """Whether the kernel has the rules of an ACL, and the filters of every running instance's network card.
+
+    What is looked for is the same in all versions of LXD: addresses and interfaces, not the names of chains.
+    """
     if lxd.get()["environment"].get("firewall") == "xtables":
-        return _has_rules(_listed("iptables", "--wait", "--list-rules", f"lxd_acl_{BRIDGE}"), rules)
+        return _has_rules(_listed("iptables", "--wait", "--list-rules"), rules)
     table = _listed("nft", "list", "table", "inet", "lxd")
-    if table is None:
-        return True
-    is_used = f"jump acl.{BRIDGE}" in _chain(table, f"aclin.{BRIDGE}") and f"jump acl.{BRIDGE}" in _chain(
-        table, f"aclfwd.{BRIDGE}"
-    )
-    return is_used and _has_rules(_chain(table, f"acl.{BRIDGE}"), rules) and _are_cards_filtered(lxd)
+    return _has_rules(table, rules) and _are_cards_filtered(lxd)
 
 
 def restore(lxd: LxdClient) -> None:
@@ -46,30 +44,32 @@ def restore(lxd: LxdClient) -> None:
 
 
 def _are_cards_filtered(lxd: LxdClient) -> bool:
-    names = [instance["name"] for instance in lxd.get("instances", recursion=1) if _has_filtered_card(instance)]
-    table = _listed("nft", "list", "table", "bridge", "lxd") if names else None
+    cards = [_filtered_card(instance) for instance in lxd.get("instances", recursion=1)]
+    table = _listed("nft", "list", "table", "bridge", "lxd") if any(cards) else None
     if table is None:
         return True
-    return all("drop" in _chain(table, f"in.{name}.eth0") for name in names)
+    dropping = [line for line in table.splitlines() if line.endswith("drop")]
+    return all(any(f'"{card}"' in line for line in dropping) for card in cards if card)
 
 
-def _has_filtered_card(instance: Mapping[str, Any]) -> bool:
-    """Whether it runs with the network card of the profile ``default``."""
+def _filtered_card(instance: Mapping[str, Any]) -> str:
+    """The host's interface of a running instance's network card, if that is the profile's; otherwise nothing."""
     is_ours = "default" in instance["profiles"] and instance["expanded_devices"].get("eth0") == ETH0
-    return is_ours and "eth0" not in instance["devices"] and instance["status"] == "Running"
+    if not is_ours or "eth0" in instance["devices"] or instance["status"] != "Running":
+        return ""
+    return str(instance["config"].get("volatile.eth0.host_name", ""))
 
 
 def _has_rules(text: str | None, rules: Iterable[Mapping[str, str]]) -> bool:
-    """Whether the destination of every rule is in a listing; a listing that could not be made tells nothing."""
+    """Whether the bridge's traffic to the destination of every rule is rejected, by a listing.
+
+    A listing that could not be made tells nothing.
+    """
     if text is None:
         return True
-    words = {word.removesuffix("/32") for word in text.split()}
+    rejecting = (line for line in text.splitlines() if BRIDGE in line and "reject" in line.lower())
+    words = {word.removesuffix("/32") for line in rejecting for word in line.split()}
     return all(rule["destination"] in words for rule in rules if ":" not in rule["destination"])
-
-
-def _chain(table: str, name: str) -> str:
-    """The rules of a chain in a listing of nft."""
-    return table.partition(f"\n\tchain {name} {{\n")[2].partition("\n\t}")[0]
 
 
 def _listed(*command: str) -> str | None:

@@ -13,7 +13,8 @@ def check(lxd: LxdClient, state: CharmState) -> None:
     if state.test_mode or not state.virtual_machines:
         return
     wanted = state.resources
-    cpus, memory, smallest = _cpus(), memory_bytes(), image.smallest_disk(lxd, state.base_image.value)
+    cpus, memory = _cpus(), memory_bytes()
+    smallest = image.smallest_disk(lxd, state.base_image.value, state.image_source)
     faults = []
     if wanted.cpu > cpus:
         faults.append(

@@ -158,7 +158,7 @@ def _ensure_pool(lxd: LxdClient, jinja: "jinja2.Environment", state: CharmState)
         _create(lxd, "btrfs", MOUNT_POINT)
     else:
         source = folder / DIR_POOL
-        source.mkdir(parents=True, exist_ok=True)
+        source.mkdir(mode=0o711, parents=True, exist_ok=True)
         _create(lxd, "dir", source)
 
 
@@ -260,10 +260,13 @@ def _ensure_filesystem(jinja: "jinja2.Environment", folder: Path, *, known: bool
             raise HostError(f"no storage is mounted at {folder} yet: the storage pool {POOL} lies on it")
         image = folder / IMAGE_NAME.format(secrets.token_hex(8))
         partial = image.with_suffix(".partial")
-        with partial.open("wb") as file:
+        # It holds every runner's disk.
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.truncate(_total(folder))
         run(["mkfs.btrfs", "-q", "-f", str(partial)])
         partial.replace(image)
+    # Earlier revisions made it readable by all users.
+    image.chmod(0o600)
     mounted = _ensure_mount(jinja, MOUNT_POINT, what=str(image), kind="btrfs", options="loop,user_subvol_rm_allowed")
     if fresh and known:
         # A tmpfs is empty after a reboot, and LXD lays a pool out only when it makes one.

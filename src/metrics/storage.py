@@ -20,11 +20,13 @@ from errors import (
     QuarantineMetricsStorageError,
 )
 from models import POST_JOB_METRICS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, RUNNER_INSTALLED_TS_FILE_NAME
+from system import KEPT_OF_JOBS, oldest_beyond
 
 logger = logging.getLogger(__name__)
 
-FILESYSTEM_BASE_PATH = Path("/home/ubuntu/runner-fs")
-FILESYSTEM_QUARANTINE_PATH = Path("/home/ubuntu/runner-fs-quarantine")
+# Only root can enter them. `shared_fs` shows them in /home/ubuntu as well.
+FILESYSTEM_BASE_PATH = Path("/var/lib/github-runner/runner-fs")
+FILESYSTEM_QUARANTINE_PATH = Path("/var/lib/github-runner/runner-fs-quarantine")
 FILE_SIZE_BYTES_LIMIT = 1024
 FILE_NAMES = (RUNNER_INSTALLED_TS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, POST_JOB_METRICS_FILE_NAME)
 
@@ -130,7 +132,8 @@ def write_new(path: Path, content: bytes) -> None:
 def move_to_quarantine(storage_manager: StorageManager, runner_name: str) -> None:
     """Archive the three metric files as ``NAME/FILE``, each cut to the limit, then delete the storage.
 
-    QuarantineMetricsStorageError for every failure. The storage is deleted only when its archive is complete.
+    QuarantineMetricsStorageError for every failure. The storage is deleted only when its archive is complete. The
+    oldest archives beyond a total size go.
     """
     try:
         storage = storage_manager.get(runner_name)
@@ -141,6 +144,8 @@ def move_to_quarantine(storage_manager: StorageManager, runner_name: str) -> Non
             for name in FILE_NAMES:
                 _archive(archive, Path(storage.path), name, f"{runner_name}/{name}")
         partial.replace(target)
+        for old in oldest_beyond(FILESYSTEM_QUARANTINE_PATH.iterdir(), KEPT_OF_JOBS):
+            old.unlink(missing_ok=True)
     except (MetricsStorageError, OSError, tarfile.TarError) as error:
         raise QuarantineMetricsStorageError(f"cannot archive the metrics of {runner_name}: {error}") from error
     try:

@@ -118,7 +118,6 @@ ENDPOINTS = {
     "list of an organisation": Endpoint(listed, ["ours"], NO_RUNNERS, pages=2, organisation=True),
     "one runner": Endpoint(found, "ours", NO_RUNNERS),
     "registration token": Endpoint(lambda client, at: len(client.registration_token(at.path)), 29),
-    "remove token": Endpoint(lambda client, at: len(client.remove_token(at.path)), 29),
     "deletion": Endpoint(lambda client, at: client.delete_runner(at.path, at.runner_id), None),
     "runner by id": Endpoint(lambda client, at: not client.runner_is_gone(at.path, at.runner_id), True),
     "deprecation": Endpoint(lambda client, at: client.is_deprecated(at.path, "2.336.0"), False),

@@ -273,8 +273,6 @@ REFUSALS = {
     "no token": (["--url", "URL"], "Invalid configuration provided for token"),
     "bad token": (["--url", "URL", "--token", "bad"], "Http response code: NotFound from 'POST http://"),
     "other path": (["--url", "URL/x", "--token", "TOKEN"], "Response status code does not indicate success: 404"),
-    "unknown option": (["--url", "URL", "--token", "TOKEN", "--epheremal"], "Unrecognized command-line input"),
-    "stray word": (["--url", "URL", "--token", "TOKEN", "word"], "Unrecognized command-line input"),
     "long name": (["--url", "URL", "--token", "TOKEN", "--name", "n" * 65], "Invalid configuration provided for name"),
     "name in use": (["--url", "URL", "--token", "TOKEN", "--name", "USED"], "A runner exists with the same name USED"),
     "group of a repository": (
@@ -297,6 +295,15 @@ def test_config_refuses(server, control, install, name):
     assert words in output
     assert len(control.runners()) == 1
     assert not (runner.folder / ".runner").exists()
+
+
+def test_unknown_options_are_ignored(server, control, install):
+    """As the real application does: it says so and registers, here a runner that is not ephemeral."""
+    runner = install()
+    more = ("--name", "one", "--url", f"{server.url}/{REPOSITORY}", "--token", runner.token())
+    output, code = runner.config("--unattended", "--epheremal", "word", *more)
+    assert (code, [listed["ephemeral"] for listed in control.runners()]) == (0, [False])
+    assert "Unrecognized command-line input arguments: 'epheremal', 'word'" in output
 
 
 def test_config_refuses_an_old_token(control, install, server):
@@ -427,6 +434,19 @@ def test_an_old_version_is_refused(control, install):
     assert process.wait(10) == 7
     assert runner.start(**more).wait(10) == 7
     assert f"Runner version v{VERSION} is deprecated and cannot receive messages." in runner.output
+
+
+@pytest.mark.parametrize(("version", "code"), [("2.332.0", 1), ("2.333.0", 7)])
+def test_old_versions_do_not_tell_that_they_are_refused(control, install, version, code):
+    """Below 2.333.0 the listener of a refused version ends with code 1, and run.sh with 0."""
+    runner = install()
+    runner.register("one")
+    (runner.folder / "bin/about.json").write_text(json.dumps({"version": version, "architecture": "x64"}))
+    control.application(minimum_version="2.1000.0")
+    assert runner.start(str(runner.folder / "bin/Runner.Listener"), "run").wait(10) == code
+    more = {"RUNNER_MANUALLY_TRAP_SIG": "1", "ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE": "1"}
+    assert runner.start(**more).wait(10) == (7 if code == 7 else 0)
+    assert runner.output.count(f"Runner version v{version} is deprecated and cannot receive messages.") == 2
 
 
 @pytest.mark.parametrize("disabled", [False, True])

@@ -12,7 +12,8 @@ import pytest
 import metrics.storage
 import shared_fs
 from errors import CreateMetricsStorageError, GetMetricsStorageError, MetricsStorageError
-from system import try_lock
+from metrics.storage import MetricsStorage
+from system import is_mounted, try_lock
 
 NAME = "app-0-0123abcdaa"
 
@@ -21,6 +22,7 @@ NAME = "app-0-0123abcdaa"
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(shared_fs, "FILESYSTEM_BASE_PATH", tmp_path / "fs")
     monkeypatch.setattr(shared_fs, "FILESYSTEM_IMAGES_PATH", tmp_path / "images")
+    monkeypatch.setattr(shared_fs, "VIEWS", {})
     yield tmp_path
     for path in (tmp_path / "fs").glob("*"):
         subprocess.run(["umount", "--lazy", str(path)], capture_output=True)
@@ -180,3 +182,112 @@ def test_owner_of_the_root() -> None:
     assert storage.path.stat().st_uid == 101000
     with pytest.raises(GetMetricsStorageError):
         shared_fs.give_to(metrics.storage.MetricsStorage(storage.path / "nowhere", NAME), 1)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A root folder whose mounts are shared, as systemd makes them, with the folders and their public paths."""
+    root = tmp_path / "machine"
+    (root / "home").mkdir(parents=True)
+    os.chown(root / "home", 1000, 1000)
+    subprocess.run(["mount", "--bind", str(root), str(root)], check=True)
+    subprocess.run(["mount", "--make-shared", str(root)], check=True)
+    names = ("FILESYSTEM_BASE_PATH", "FILESYSTEM_IMAGES_PATH", "FILESYSTEM_QUARANTINE_PATH")
+    for name, folder in zip(names, ("runner-fs", "runner-fs-images", "runner-fs-quarantine"), strict=True):
+        monkeypatch.setattr(shared_fs, name, root / "lib" / folder)
+        monkeypatch.setitem(shared_fs.VIEWS, root / "lib" / folder, root / "home" / folder)
+    yield root
+    subprocess.run(["umount", "--recursive", "--lazy", str(root)], check=True)
+
+
+def as_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> MetricsStorage:
+    """A volume that an earlier revision has made and mounted in the other user's folder."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(shared_fs, "VIEWS", {})
+        earlier.setattr(shared_fs, "FILESYSTEM_BASE_PATH", root / "home" / "runner-fs")
+        earlier.setattr(shared_fs, "FILESYSTEM_IMAGES_PATH", root / "home" / "runner-fs-images")
+        storage = shared_fs.create(NAME)
+    for path in (root / "home" / "runner-fs", root / "home" / "runner-fs-images" / f"{NAME}.img"):
+        path.chmod(path.stat().st_mode | 0o044)
+    return storage
+
+
+def test_volumes_are_shown_where_they_always_were(machine: Path) -> None:
+    """The public paths show images and mounts, also after a reboot; other users cannot enter or rename them."""
+    storage = shared_fs.create(NAME)
+
+    assert storage.path == machine / "lib" / "runner-fs" / NAME
+    for _ in range(2):
+        assert is_mounted(machine / "home" / "runner-fs" / NAME)
+        assert (machine / "home" / "runner-fs-images" / f"{NAME}.img").stat().st_mode & 0o777 == 0o600
+        for folder in (*(machine / "lib").iterdir(), *(machine / "home").iterdir()):
+            assert (folder.stat().st_uid, folder.stat().st_mode & 0o777) == (0, 0o700)
+        with pytest.raises(OSError, match="busy"):
+            (machine / "home" / "runner-fs").rename(machine / "home" / "other")
+        for path in machine.glob("*/runner-fs*"):
+            subprocess.run(["umount", "--lazy", str(path)], capture_output=True)
+            assert not is_mounted(path)
+        assert len(list(shared_fs.list_all())) == 1
+
+    shared_fs.delete(NAME)
+    assert list((machine / "home" / "runner-fs").iterdir()) == []
+    shared_fs.create(NAME)
+    assert len(shared_fs.remove()) == 4
+    assert list((machine / "home").iterdir()) == []
+    assert not is_mounted(storage.path)
+
+
+def test_volumes_of_an_earlier_revision_are_taken_along(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy runner goes on writing into its volume, which is then found at both places and closed to others."""
+    earlier = as_before(machine, monkeypatch)
+    with (earlier.path / "post-job-metrics.json").open("w") as job:
+        [found] = shared_fs.list_all()
+        job.write("from the job")
+
+    assert found.path == machine / "lib" / "runner-fs" / NAME
+    assert is_mounted(found.path)
+    assert (found.path / "post-job-metrics.json").read_text() == "from the job"
+    assert (earlier.path / "post-job-metrics.json").read_text() == "from the job"
+    assert (machine / "home" / "runner-fs-images" / f"{NAME}.img").stat().st_mode & 0o777 == 0o600
+    shared_fs.delete(NAME)
+    assert str(machine / "home" / "runner-fs" / NAME) not in Path("/proc/mounts").read_text()
+
+
+@pytest.mark.parametrize("trap", ["link", "file", "folder of the user", "folder for all"])
+def test_what_another_user_puts_in_the_place_leads_nowhere(
+    machine: Path, trap: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is mounted or changed where a link leads, and no image that another user could make is mounted."""
+    planted, victim = machine / "home" / "runner-fs-images", machine / "victim"
+    victim.mkdir()
+    (victim / "planted.img").write_text("theirs")
+    if trap == "link":
+        planted.symlink_to(victim)
+    elif trap == "file":
+        planted.touch()
+    else:
+        victim.rename(planted)
+        if trap == "folder of the user":
+            os.chown(planted, 1000, 1000)
+        else:
+            planted.chmod(0o777)
+    before = sorted((path, path.lstat().st_mode) for path in victim.rglob("*"))
+
+    shared_fs.create(NAME)
+
+    assert [storage.runner_name for storage in shared_fs.list_all()] == [NAME]
+    assert not is_mounted(victim)
+    assert sorted((path, path.lstat().st_mode) for path in victim.rglob("*")) == before
+    assert ("is not shown at" in caplog.text) is ("folder" not in trap)
+
+
+def test_only_images_of_its_own_are_mounted(machine: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A link and a file of another user in the place of an image are no volumes."""
+    assert list(shared_fs.list_all()) == []
+    images = machine / "lib" / "runner-fs-images"
+    (images / "app-0-1.img").symlink_to("/dev/null")
+    (images / "app-0-2.img").touch()
+    os.chown(images / "app-0-2.img", 1000, 1000)
+
+    assert list(shared_fs.list_all()) == []
+    assert caplog.text.count("has no metrics storage") == 2

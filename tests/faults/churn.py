@@ -1,13 +1,22 @@
-"""Jobs arrive all the time on a real unit: each is run exactly once, and each is in the metrics log."""
+"""Jobs arrive all the time on a real unit: each is run exactly once, and each is in the metrics log.
+
+Meanwhile runner agents update themselves, listeners are killed, and GitHub calls the newest version deprecated for a
+moment. The job of a killed listener fails as soon as GitHub notices.
+"""
 
 import random
 import time
+from datetime import datetime
 from typing import Any
 
 from tests.integration.conftest import REPOSITORY, Deployment, wait_for
 
 RUNNERS = 3
 QUEUE = 4
+# Seconds.
+BETWEEN_KILLS = 15.0
+REFUSAL = 5.0
+LOST = "lost communication"
 
 
 def run(found: Deployment, minutes: float, seed: int = 1) -> dict[str, object]:
@@ -15,21 +24,50 @@ def run(found: Deployment, minutes: float, seed: int = 1) -> dict[str, object]:
     chance = random.Random(seed)
     found.unit.set_config({"virtual-machines": RUNNERS, "replace-on-exit": True, "reconcile-interval": 2})
     jobs: list[int] = []
-    deadline = time.monotonic() + 60 * minutes
+    killed = 0
+    started = time.monotonic()
+    deadline, refusal, next_kill = started + 60 * minutes, started + 30 * minutes, started + BETWEEN_KILLS
     while time.monotonic() < deadline:
         if sum(not done(found, job) for job in jobs[-RUNNERS - QUEUE :]) < RUNNERS + QUEUE:
-            command = f"echo job-$GITHUB_RUN_ID ran; sleep {chance.uniform(0, 3):.1f}"
-            steps = [{"run": command}, {"run": chance.choice(["true", "exit 1"])}, {"run": "true", "if": "always()"}]
-            jobs.append(found.control.add_job(REPOSITORY, workflow=f"churn {len(jobs)}", steps=steps)["id"])
-            # Half of the runners update themselves before they take a job.
-            found.control.application(self_update="2.999.0" if len(jobs) // 10 % 2 else None)
+            jobs.append(add_job(found, chance, len(jobs)))
+        if time.monotonic() > next_kill and kill_listener(found):
+            killed, next_kill = killed + 1, time.monotonic() + BETWEEN_KILLS
+        if time.monotonic() > refusal:
+            refusal = deadline
+            refuse_version(found)
         time.sleep(0.2)
     found.control.application(self_update=None)
     wait_for(lambda: all(done(found, job) for job in jobs), "the end of all jobs", 300)
     wait_for(lambda: len(found.online()) == RUNNERS, "the last successors", 180)
     found.unit.set_config({"replace-on-exit": False})
     found.reconcile()
-    return figures(found, jobs)
+    return {**figures(found, jobs), "listeners killed": killed}
+
+
+def add_job(found: Deployment, chance: random.Random, number: int) -> int:
+    """Queue a job of three steps. Half of the runners update themselves before they take one."""
+    command = f"echo job-$GITHUB_RUN_ID ran; sleep {chance.uniform(0, 3):.1f}"
+    steps = [{"run": command}, {"run": chance.choice(["true", "exit 1"])}, {"run": "true", "if": "always()"}]
+    found.control.application(self_update="2.999.0" if number // 10 % 2 else None)
+    return int(found.control.add_job(REPOSITORY, workflow=f"churn {number}", steps=steps)["id"])
+
+
+def kill_listener(found: Deployment) -> bool:
+    """Kill the listener of a runner, if possible of an idle one; a busy one's job fails. False if there is none."""
+    online, busy = set(found.online()), set(found.busy())
+    victims = [*sorted(online - busy), *sorted(busy)]
+    command = ("lxc", "exec", victims[0], "--", "pkill", "-KILL", "-x", "Runner.Listener") if victims else ("false",)
+    return found.machine.call(*command).returncode == 0
+
+
+def refuse_version(found: Deployment) -> None:
+    """GitHub refuses the newest version for a moment; then the operator asks for new attempts."""
+    found.control.application(minimum_version="2.1000.0")
+    try:
+        time.sleep(REFUSAL)
+    finally:
+        found.control.application(minimum_version=None)
+    found.unit.run("reconcile-runners")
 
 
 def done(found: Deployment, job: int) -> bool:
@@ -37,18 +75,35 @@ def done(found: Deployment, job: int) -> bool:
     return bool(found.control.job(job)["status"] == "completed")
 
 
+def seconds(job: dict[str, Any]) -> int:
+    """For how long GitHub showed it as in progress; none if it never began."""
+    if not job["started_at"]:
+        return 0
+    begin, end = (datetime.strptime(job[name], "%Y-%m-%dT%H:%M:%SZ") for name in ("started_at", "completed_at"))
+    return int((end - begin).total_seconds())
+
+
 def figures(found: Deployment, jobs: list[int]) -> dict[str, object]:
     """How many jobs ran, were lost or ran twice, and the same of their events."""
     seen: list[dict[str, Any]] = [found.control.job(job) for job in jobs]
     runs = [sum(line.startswith("job-") and line.endswith(" ran") for line in job["log"]) for job in seen]
+    # Those of a runner whose listener was killed.
+    cut = [any(LOST in line for line in job["log"]) for job in seen]
     there = [(event["event"], event["workflow"]) for event in found.events() if "workflow" in event]
-    expected = [(kind, f"churn {number}") for number in range(len(jobs)) for kind in ("runner_start", "runner_stop")]
+    expected = [
+        (kind, f"churn {number}")
+        for number in range(len(jobs))
+        for kind in ("runner_start", "runner_stop")
+        if not cut[number]
+    ]
     counts = [there.count(one) for one in expected]
     return {
         "jobs": len(jobs),
         "jobs run": sum(number > 0 for number in runs),
-        "jobs lost": runs.count(0),
+        "jobs failed with a killed listener": sum(cut),
+        "jobs lost": sum(number == 0 and not failed for number, failed in zip(runs, cut, strict=True)),
         "jobs doubled": sum(number > 1 for number in runs),
+        "longest job in seconds": max(seconds(job) for job in seen),
         "runners used": len({job["runner_name"] for job in seen}),
         "events expected": len(expected),
         "events written": sum(number > 0 for number in counts),

@@ -22,7 +22,8 @@ ABOUT = {
     "churn": (
         "Jobs all the time",
         "A queue of jobs that is never empty, three runners on a real LXD, replaced as they end. Each job must run "
-        "once, and its two events must be in the metrics log.",
+        "once, and its two events must be in the metrics log. Meanwhile runner agents update themselves, listeners are "
+        "killed, whose jobs may fail, and GitHub refuses the newest version for a moment.",
     ),
     "attacks": (
         "Hostile jobs",

@@ -36,9 +36,12 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60) -> An
 class Deployment:
     """One deployed unit, its machine, and its GitHub."""
 
+    # How long runners may take to come online, in seconds.
+    patience = 60.0
+
     def __init__(self, machine: Machine, unit: Unit, hub: github.GitHub) -> None:
         self.machine, self.unit, self.hub = machine, unit, hub
-        self.control = GitHubControl(hub.url)
+        self.control = GitHubControl(hub.url, ca=hub.ca)
 
     def lxd(self, path: str) -> Any:
         """What the machine's own LXD answers."""
@@ -98,7 +101,7 @@ class Deployment:
                 self.reconcile()
             return len(online) == number and registered == online
 
-        wait_for(there, f"{number} online runners")
+        wait_for(there, f"{number} online runners", self.patience)
         assert self.instances() == self.registered()
         return self.online()
 

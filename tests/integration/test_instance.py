@@ -4,18 +4,21 @@ import gc
 import hashlib
 import http.server
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 import lifecycle
 import provision
+import runner
 from errors import LxdError, LxdNotFoundError
 from lxd import LxdClient, LxdInstance, wait_until
-from models import Arch, GithubRepo, Process, ProxyConfig, RunnerConfig, Snap, WgetExecutable
-from runner import KEY, ensure_resource_profile, probe
+from models import Arch, GithubRepo, Process, ProxyConfig, RunnerConfig, RunnerStatus, Snap, WgetExecutable
+from runner import KEY, Runner, ensure_resource_profile, probe
 from sandbox import lxd_setup
 from tests.unit.fakes import RESOURCES, TEMPLATES
 
@@ -181,13 +184,84 @@ def test_files_go_in_and_out(instance: LxdInstance) -> None:
 
     assert instance.pull("/root/file", 4) == b"cont"
     assert said(instance, "stat -c '%u %a' /root/file") == "1000 600\n"
-    assert "file" in instance.list_folder("/root")
     with pytest.raises(LxdError, match="not a file"):
         instance.pull("/root", 4)
-    with pytest.raises(LxdError, match="not a directory"):
-        instance.list_folder("/root/file")
     with pytest.raises(LxdNotFoundError):
         instance.pull("/root/nothing", 4)
+
+
+def test_output_is_a_stream_that_is_cut(instance: LxdInstance) -> None:
+    """All of a short output, the beginning of an endless one; a silent command and one that drips are given up."""
+    shell = ["/bin/sh", "-c"]
+    assert instance.output([*shell, "echo out; echo err >&2; exit 3"], 100, 10) == b"out\n"
+    assert instance.output([*shell, "head -c 3000000 /dev/zero"], 5_000_000, 20) == bytes(3_000_000)
+    assert instance.output(["cat", "/dev/zero"], 5_000_000, 20) == bytes(5_000_000)
+    assert instance.output(["no-such-program"], 100, 10) == b""
+    for endless in ("sleep 60", "while echo x; do sleep 0.1; done"):
+        with pytest.raises(LxdError, match="timed out"):
+            instance.output([*shell, endless], 1000, 1)
+    assert said(instance, "pgrep -x cat || echo none") == "none\n"
+
+
+# What a job leaves where its agent's logs are, and in the place of the machine's.
+TRAPS = """
+set -e
+cd /home/ubuntu/github-runner/_diag
+for number in $(seq 31); do mkfifo Worker_$number.log; done
+for number in $(seq 3000); do echo x > Old_$number.log; done
+ln -s /dev/zero Runner_zero.log
+mkdir Runner_folder.log
+truncate --size=1T Runner_sparse.log
+echo real > Runner_1.log
+echo named > "Runner_2.log
+x.log"
+mv /var/log/syslog /var/log/syslog.real || true
+mkfifo /var/log/syslog
+"""
+UNDO_TRAPS = "rm -rf /home/ubuntu/github-runner/_diag /var/log/syslog /usr/local/bin/journalctl"
+
+
+@pytest.fixture
+def crashed(instance: LxdInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
+    """A runner whose job left traps."""
+    monkeypatch.setattr(runner, "LOGS_PATH", tmp_path)
+    instance.execute(["mkdir", "-p", "/home/ubuntu/github-runner/_diag"])
+    assert instance.execute(["/bin/sh", "-c", TRAPS], output=True).stderr == ""
+    config = RunnerConfig("app", False, (), Path("/"), instance.name, GithubRepo("octo-org", "demo"), ProxyConfig())
+    yield Runner(cast(Any, None), config, RunnerStatus(), instance)
+    instance.execute(["/bin/sh", "-c", UNDO_TRAPS])
+
+
+def test_traps_among_the_logs_cost_nothing(crashed: Runner, tmp_path: Path) -> None:
+    """Pipes, links, folders, sparse and thousands of files: 20 regular ones at most, each cut, in seconds."""
+    started = time.monotonic()
+    crashed.pull_logs()
+
+    folder = tmp_path / crashed.config.name
+    names = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert {"github-runner-journal.log", "Runner_1.log", "Runner_sparse.log"} <= names
+    assert len(names) <= 1 + runner.MOST_LOG_FILES
+    assert not {name for name in names if "Worker" in name or name in ("Runner_zero.log", "Runner_folder.log")}
+    assert max(path.stat().st_size for path in folder.rglob("*")) == runner.LOG_SIZE_LIMIT
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("program", ["cat /dev/zero", "sleep 600", "trap '' TERM; while true; do sleep 1; done"])
+def test_programs_that_a_job_replaced_do_not_hold_the_logs(
+    crashed: Runner, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An endless output is cut, and the first program that does not end ends the pulling."""
+    monkeypatch.setattr(runner, "LOG_TIMEOUT", 2)
+    script = f"#!/bin/sh\n{program}\n".encode()
+    assert crashed.instance is not None
+    crashed.instance.push("/usr/local/bin/journalctl", script, mode=0o755)
+    started = time.monotonic()
+
+    crashed.pull_logs()
+
+    assert time.monotonic() - started < 20
+    pulled = [path.name for path in (tmp_path / crashed.config.name).iterdir()]
+    assert sorted(pulled) == (["_diag", "github-runner-journal.log"] if "zero" in program else ["_diag"])
 
 
 def test_configuration_is_set_and_taken_away(client: LxdClient, instance: LxdInstance) -> None:

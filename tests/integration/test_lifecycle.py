@@ -31,6 +31,20 @@ def alone(packed: Path, hub: github.GitHub) -> Iterator[Deployment]:
         found.control.remove_runner(runner["id"])
 
 
+# Revision 1.0 kept the metrics volumes in the folder of user ubuntu, and other users could read the pool.
+AS_REVISION_1_0 = """
+set -e
+for folder in runner-fs runner-fs-images runner-fs-quarantine; do
+    mount --make-rprivate /home/ubuntu/$folder
+    umount --lazy /home/ubuntu/$folder
+    rmdir /home/ubuntu/$folder
+    mv /var/lib/github-runner/$folder /home/ubuntu/$folder
+done
+chmod 755 /home/ubuntu/runner-fs
+chmod 644 /home/ubuntu/runner-fs-images/*.img /storage/juju/*.img
+"""
+
+
 @pytest.mark.timeout(280)
 def test_reboot_upgrade_and_removal(alone: Deployment, packed: Path) -> None:
     """Power failure with a job, an upgrade with a job, a reboot for a kernel, removal: nothing is lost or left."""
@@ -54,13 +68,19 @@ def test_reboot_upgrade_and_removal(alone: Deployment, packed: Path) -> None:
     busy = alone.job("until [ -e /tmp/go ]; do sleep 0.2; done", status="in_progress")
     wait_for(alone.busy, "a busy runner")
     alone.machine.exec("dpkg", "--purge", "logrotate")
+    alone.machine.exec("sh", "-c", AS_REVISION_1_0)
     alone.unit.refresh(packed)
     alone.machine.exec("logrotate", "--version")
+    assert f"/home/ubuntu/runner-fs/{busy['runner_name']}" in alone.mounts()
+    closed = alone.machine.exec("sh", "-c", "stat -c %a /var/lib/github-runner/runner-fs* /storage/juju/*.img")
+    assert closed.split() == ["700", "700", "700", "600"]
     assert busy["runner_name"] in alone.instances()
     alone.inside(busy["runner_name"], "touch /tmp/go")
     assert alone.control.wait_job(busy["id"])["conclusion"] == "success"
 
     alone.wait_gone(busy["runner_name"])
+    alone.reconcile()
+    assert [event["status"] for event in alone.events("runner_stop")] == ["normal"]
     idle = alone.instances()
     mark = alone.machine.boot_mark()
     alone.machine.exec("touch", "/var/run/reboot-required")
@@ -252,6 +272,7 @@ PREVIOUS = f"""
 set -eu
 charm=/var/lib/juju/agents/unit-github-runner-0/charm
 systemctl disable --quiet --now ghro.reconcile-runners.github-runner-0.timer ghro.build-image.github-runner-0.timer
+umount --lazy /home/ubuntu/runner-fs /home/ubuntu/runner-fs-images /home/ubuntu/runner-fs-quarantine
 rm -rf /etc/systemd/system/ghro.* /var/lib/github-runner /home/ubuntu/runner-fs* /var/log/github-runner-metrics.log
 lxc profile device remove runner root
 for profile in $(lxc profile list -f csv | cut -d, -f1 | grep ^cpu- || true); do lxc profile delete $profile; done

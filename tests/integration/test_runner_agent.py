@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from sandbox import github
+from sandbox.github_control import GitHubControl
 from sandbox.lxd_setup import bridge_address
-from tests.integration.conftest import Deployment, deployed, undeploy, wait_for
+from tests.integration.conftest import PAT, REPOSITORY, Deployment, deployed, undeploy, wait_for
 
 pytestmark = pytest.mark.lifecycle
 
@@ -77,7 +78,7 @@ def begun(agent: Deployment, command: str, **fields: Any) -> int:
     return job
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)  # the first one deploys the unit
 @pytest.mark.parametrize("event", ["schedule", "pull_request_target", "pull_request_review", "issue_comment"])
 def test_refused_job_runs_nothing(agent: Deployment, runner: str, event: str) -> None:
     """After a refusal no step runs, whatever its condition, and the instance powers off."""
@@ -113,14 +114,15 @@ def test_job_cancelled_while_it_is_refused_runs_nothing(agent: Deployment, runne
 
 
 @pytest.mark.timeout(120)
-def test_flush_ends_a_busy_job_at_github(agent: Deployment, runner: str) -> None:
-    """A flushed job is shown as cancelled within seconds, not as lost after GitHub's time limit."""
+@pytest.mark.parametrize("how", ["flush", "shutdown"])
+def test_flush_and_shutdown_end_a_busy_job_at_github(agent: Deployment, runner: str, how: str) -> None:
+    """The job is shown as cancelled within seconds, not as lost after GitHub's time limit."""
     job = begun(
         agent, "grep SigIgn /proc/self/status; trap 'echo interrupted; exit 0' INT; echo begun; sleep 300 & wait"
     )
     started = time.monotonic()
 
-    agent.machine.exec("lxc", "stop", runner)
+    agent.machine.exec(*(("lxc", "stop", runner) if how == "flush" else ("lxd", "shutdown", "--timeout=60")))
 
     found = agent.control.wait_job(job, timeout=5)
     assert found["conclusion"] == "cancelled", "\n".join(found["log"])
@@ -147,11 +149,18 @@ def test_cancelled_step_that_handles_sigint_ends_at_once(agent: Deployment, runn
 @pytest.mark.timeout(120)
 def test_killed_process_costs_one_step(agent: Deployment, runner: str) -> None:
     """A step that the kernel kills for its memory fails, later steps run, and the runner reports the job."""
-    oom = "sudo systemctl show -p OOMPolicy --value github-runner.service; cat /proc/self/oom_score_adj; kill -KILL $$"
-    job = agent.job("", steps=[{"run": oom}, {"run": "echo after", "if": "failure()"}])
+    limit = "sudo systemctl set-property --runtime github-runner.service MemoryMax=200M MemorySwapMax=0"
+    kills = "grep -h oom_kill /sys/fs/cgroup/system.slice/github-runner.service/memory.events"
+    steps = [
+        {"run": f"{limit}; cat /proc/self/oom_score_adj; python3 -c 'bytearray(400 << 20)'; echo SURVIVED"},
+        {"run": f"{kills}; systemctl is-active github-runner.service; echo after", "if": "failure()"},
+    ]
+
+    job = agent.job("", steps=steps)
 
     assert job["conclusion"] == "failure"
-    assert {"continue", "500", "after"} <= set(job["log"]), "\n".join(job["log"])
+    assert {"500", "oom_kill 1", "active", "after"} <= set(job["log"]), "\n".join(job["log"])
+    assert "SURVIVED" not in job["log"]
     agent.wait_gone(runner)
 
 
@@ -228,6 +237,31 @@ def test_listener_that_ends_without_a_job_is_kept_and_reported(agent: Deployment
     agent.wait_online(1)
     agent.reconcile()
     assert "without a job" not in agent.status()[1]
+
+
+@pytest.mark.timeout(180)
+def test_runner_of_a_server_with_an_authority_of_its_own(agent: Deployment) -> None:
+    """With ca-certificates, charm, download and runner agent trust a GitHub whose certificate nobody else knows."""
+    agent.keep(0)
+    before = {name: agent.unit.config()[name]["value"] for name in ("github-url", "ca-certificates")}
+    with github.serve(bridge_address(), 0, [PAT], [REPOSITORY], tls=True) as secure:
+        there = Deployment(agent.machine, agent.unit, secure)
+        there.control = GitHubControl(secure.url, ca=secure.ca)
+        try:
+            agent.unit.set_config({"github-url": secure.url, "virtual-machines": 1})
+            assert "is not trusted" in agent.status()[1]
+
+            there.keep(1, **{"ca-certificates": secure.ca})
+
+            job = there.job(
+                "echo over TLS; curl --silent --output /dev/null --write-out '%{http_code}' $GITHUB_API_URL"
+            )
+            assert (job["conclusion"], "over TLS" in job["log"]) == ("success", True), "\n".join(job["log"])
+            assert any(line.isdigit() and line != "000" for line in job["log"])
+        finally:
+            agent.unit.set_config({"virtual-machines": 0})
+            agent.reconcile()
+            agent.unit.set_config({**before, "virtual-machines": 1})
 
 
 @pytest.mark.timeout(120)

@@ -509,6 +509,45 @@ def test_secrets_stay_out_of_logs_and_instances(deployment: Deployment) -> None:
     assert PAT not in deployment.inside(name, "cat /home/ubuntu/github-runner/.env /etc/environment; env")
 
 
+# Tried as another user of the machine: what can be read, what can be changed, and whether a path can be exchanged.
+PLACES = (
+    "/var/lib/github-runner /run/github-runner /run/github-runner-pool /storage/juju /home/ubuntu/runner-fs "
+    "/home/ubuntu/runner-fs-images /home/ubuntu/runner-fs-quarantine /var/log/github-runner-logs "
+    "/var/log/github-runner-metrics.log"
+)
+ATTACKS = f"""
+exec 2> /dev/null
+find {PLACES} -type f -readable
+find {PLACES} -writable
+for folder in {PLACES}; do
+    test -w $(dirname $folder) && test $(dirname $folder) != /home/ubuntu && echo parent of $folder
+    mv $folder $folder.taken && echo renamed $folder
+    rmdir $folder && echo removed $folder
+done
+for lock in github-runner-0 build-image; do flock --nonblock /run/github-runner/$lock.lock echo held $lock; done
+cat /home/ubuntu/runner-fs/*/* /var/lib/github-runner/runner-fs/*/*
+true
+"""
+
+
+def test_nothing_that_a_unit_made_is_open_to_other_users(deployment: Deployment) -> None:
+    """No other user reads, writes, holds, renames or replaces anything of a unit. The metrics log may be read."""
+    [name] = deployment.keep(1)
+    machine = deployment.machine
+    owner = machine.exec("stat", "-c", "%u", "/home/ubuntu").strip()
+    machine.exec("chown", "1000", "/home/ubuntu")
+    for user in ("1000", "65534"):
+        other = ("setpriv", f"--reuid={user}", "--regid=65534", "--clear-groups")
+        assert machine.exec(*other, "sh", "-c", ATTACKS).split() == ["/var/log/github-runner-metrics.log"]
+
+    assert machine.exec("sh", "-c", f"find {PLACES} -xdev ! -user root ! -name {name} 2> /dev/null; true") == ""
+    places = ("/var/lib/github-runner/runner-fs-images/*", "/storage/juju/*.img", "/run/github-runner/*")
+    modes = machine.exec("sh", "-c", f"stat -c %a {' '.join(places)}").split()
+    assert set(modes) == {"600"}
+    assert deployment.mounts() == [f"/home/ubuntu/runner-fs/{name}"]
+    machine.exec("chown", owner, "/home/ubuntu")
+
+
 def test_update_status_repairs_a_dead_timer(deployment: Deployment) -> None:
     """A timer that somebody stopped runs again after the next update-status."""
     timer = "ghro.reconcile-runners.github-runner-0.timer"

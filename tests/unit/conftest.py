@@ -46,12 +46,13 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No unit test mounts a metrics volume: a runner that would have one goes without."""
+    """No unit test mounts a metrics volume: a runner that would have one goes without. Nothing is shown elsewhere."""
 
     def refuse(runner_name: str, /) -> MetricsStorage:
         raise CreateMetricsStorageError(f"{runner_name}: no mounts in unit tests")
 
     monkeypatch.setattr(shared_fs, "create", refuse)
+    monkeypatch.setattr(shared_fs, "VIEWS", {})
 
 
 @pytest.fixture(autouse=True)

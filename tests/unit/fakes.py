@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import provision
+import runner
 from errors import (
     ConfigurationError,
     GithubApiError,
@@ -128,8 +129,15 @@ class FakeInstance:
             raise LxdNotFoundError(path)
         return self.files[path][:limit]
 
-    def list_folder(self, path: str) -> list[str]:
-        return [Path(name).name for name in self.files if name.startswith(f"{path}/")]
+    def output(self, command: Sequence[str], limit: int, timeout: float) -> bytes:
+        self.lxd.fault("output", self.name)
+        script, *arguments = command[2:]
+        if script == runner.LIST_LOGS:
+            names = [Path(name).name for name in self.files if name.startswith(f"{arguments[0]}/")]
+            return "\n".join(names).encode()[:limit]
+        if "--identifier" in script:
+            return self.files.get("last words", b"")[:limit]
+        return self.files.get(arguments[0] if arguments else "journal", b"")[:limit]
 
 
 class FakeLxd:
@@ -235,11 +243,6 @@ class FakeGithub:
     def registration_token(self, path: GithubPath) -> str:
         self.tokens += 1
         return "AABF3JGZDX3P5PMEXLND6TS6FCWO6"
-
-    def remove_token(self, path: GithubPath) -> str:
-        if "remove token" in self.down:
-            raise GithubApiError("no removal token")
-        return "removal"
 
     def delete_runner(self, path: GithubPath, runner_id: int) -> None:
         if "delete" in self.down:

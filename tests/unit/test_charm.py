@@ -814,6 +814,18 @@ def test_a_new_unit_never_had_a_policy_check(context: Any, world: Surroundings) 
     assert NOTICE not in tick(context).message
 
 
+def test_a_machine_that_is_shared_is_in_the_status(context: Any, world: Surroundings, marker_root: Path) -> None:
+    """Another unit of this charm on the machine is named, for as long as Juju has its agent there."""
+    markers.Markers("other/1").note(markers.SET_UP)
+    assert "shared" not in tick(context).message
+
+    agent = marker_root / "agents" / "unit-other-1"
+    agent.mkdir(parents=True)
+    assert "; the machine is shared with other/1" in tick(context).message
+    agent.rmdir()
+    assert "shared" not in tick(context).message
+
+
 def refused(world: Surroundings) -> None:
     """The only runner has ended as GitHub ends deprecated versions, before it was ever online."""
     [instance] = world.lxd.found.values()
@@ -890,7 +902,7 @@ def failed(world: Surroundings, words: str = DELETED) -> None:
         printed = (
             f"Connecting\n{words}\nRunner listener exit with terminated error, stop the service\nExiting runner...\n"
         )
-        instance.files[str(provision.RUN_FOLDER / "last-words")] = printed.encode()
+        instance.files["last words"] = printed.encode()
 
 
 def test_runners_that_end_without_a_job_back_off(

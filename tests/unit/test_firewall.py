@@ -251,16 +251,6 @@ table inet lxd {
 		iifname "lxdbr0" ip daddr 10.217.77.0/24 reject with icmp port-unreachable
 		iifname "lxdbr0" accept
 	}
-
-	chain aclin.lxdbr0 {
-		iifname "lxdbr0" tcp dport 53 accept
-		iifname "lxdbr0" icmp type { destination-unreachable, time-exceeded } accept
-		iifname "lxdbr0" jump acl.lxdbr0
-	}
-
-	chain aclfwd.lxdbr0 {
-		iifname "lxdbr0" jump acl.lxdbr0
-	}
 }
 """
 CARDS = """\
@@ -268,13 +258,11 @@ table bridge lxd {
 	chain in.runner-0-1.eth0 {
 		iifname "veth1" ether saddr != 00:16:3e:00:00:01 drop
 	}
-
-	chain fwd.runner-0-1.eth0 {
-	}
 }
 """
 XTABLES = """\
 -N lxd_acl_lxdbr0
+-A INPUT -i lxdbr0 -m comment --comment "generated for LXD network lxdbr0" -j lxd_acl_lxdbr0
 -A lxd_acl_lxdbr0 -d 10.1.2.3/32 -i lxdbr0 -j REJECT --reject-with icmp-port-unreachable
 -A lxd_acl_lxdbr0 -d 10.217.77.0/24 -i lxdbr0 -j REJECT --reject-with icmp-port-unreachable
 """
@@ -288,9 +276,9 @@ XTABLES = """\
         ("nftables", {"inet": WRITTEN}, False),
         ("nftables", {"inet": WRITTEN, "bridge": CARDS.replace("drop", "")}, False),
         ("nftables", {"inet": WRITTEN.replace("10.1.2.3", "10.1.2.4"), "bridge": CARDS}, False),
-        ("nftables", {"inet": WRITTEN.replace("jump", "#", 1), "bridge": CARDS}, False),
-        ("xtables", {"lxd_acl_lxdbr0": XTABLES}, True),
-        ("xtables", {"lxd_acl_lxdbr0": XTABLES.replace("10.1.2.3", "10.1.2.4")}, False),
+        ("nftables", {"inet": WRITTEN.replace("lxdbr0", "other"), "bridge": CARDS}, False),
+        ("xtables", {"iptables": XTABLES}, True),
+        ("xtables", {"iptables": XTABLES.replace("10.1.2.3", "10.1.2.4")}, False),
         ("xtables", {}, False),
         ("nftables", None, True),
         ("xtables", None, True),
@@ -301,7 +289,7 @@ XTABLES = """\
         "cards flushed",
         "card's rules flushed",
         "rule gone",
-        "not used",
+        "of another bridge",
         "xtables",
         "xtables, rule gone",
         "xtables, flushed",
@@ -325,10 +313,16 @@ def test_lost_rules_are_noticed(
     lxd.driver = driver
     lxd.instances = [
         instance("runner-0-1"),
-        instance("stopped", status="Stopped"),
-        instance("own-card", devices={"eth0": ETH0}),
-        instance("unfiltered", expanded_devices={"eth0": {"type": "nic"}}),
-        instance("other-profile", profiles=["other"]),
+        instance("starting", config={}),
+        *(
+            instance(name, config={"volatile.eth0.host_name": "veth2"}, **fields)
+            for name, fields in {
+                "stopped": {"status": "Stopped"},
+                "own-card": {"devices": {"eth0": ETH0}},
+                "unfiltered": {"expanded_devices": {"eth0": {"type": "nic"}}},
+                "other-profile": {"profiles": ["other"]},
+            }.items()
+        ),
     ]
 
     assert packet_filter.is_applied(cast(LxdClient, lxd), RULES) is applied
@@ -337,7 +331,7 @@ def test_lost_rules_are_noticed(
 def instance(name: str, **fields: Any) -> dict[str, Any]:
     """A running instance with the network card of the profile default, but for these fields."""
     about = {"status": "Running", "profiles": ["default"], "devices": {}, "expanded_devices": {"eth0": ETH0}}
-    return {"name": name, **about, **fields}
+    return {"name": name, "config": {"volatile.eth0.host_name": "veth1"}, **about, **fields}
 
 
 @pytest.mark.parametrize("before", ["", "1h", "24h"])

@@ -196,12 +196,13 @@ def test_disk_of_a_virtual_machines_image(source_size: int, disk: int) -> None:
     """The builder has a small disk, or one of the source image's size; the image says how small a disk can be."""
     lxd = ImageLxd()
     lxd.source_size = source_size
-    assert image.smallest_disk(cast(LxdClient, lxd), "jammy") == image.DISK
+    assert image.smallest_disk(cast(LxdClient, lxd), "jammy", MACHINE.source) == image.DISK
 
     make(lxd, MACHINE)
 
     assert lxd.created["devices"]["root"]["size"] == str(disk)
-    assert image.smallest_disk(cast(LxdClient, lxd), "jammy") == disk
+    assert image.smallest_disk(cast(LxdClient, lxd), "jammy", MACHINE.source) == disk
+    assert image.smallest_disk(cast(LxdClient, lxd), "jammy", ImageSource(alias="other")) == image.DISK
 
 
 def test_virtual_machines_get_their_name_and_no_seed() -> None:
@@ -318,6 +319,20 @@ def test_only_images_of_our_making_are_renewed(monkeypatch: pytest.MonkeyPatch) 
         image.renew(lxd, "runner/0", alias)
 
     assert calls == [["systemctl", "start", "--no-block", "ghro.build-image.runner-0.service"]]
+
+
+def test_an_image_of_the_operator_keeps_an_alias(caplog: pytest.LogCaptureFixture) -> None:
+    """The charm's alias on another image: it serves, with a line in the log, and a build gives it another alias."""
+    lxd = ImageLxd()
+    lxd.aliases = {"jammy": "theirs"}
+
+    image.ensure_later(cast(LxdClient, lxd), "app/0", BUILD)
+    assert "Image jammy was not built by this charm: theirs." in caplog.text
+    make(lxd)
+    make(lxd)
+
+    assert lxd.aliases == {"jammy": "new", "jammy-theirs": "theirs"}
+    assert set(lxd.images) == {"old", "theirs", "new"} - {"old"}
 
 
 def test_age_of_an_image_of_ours() -> None:

@@ -203,6 +203,17 @@ def test_quarantine_is_for_root_alone(tmp_path: Path) -> None:
     assert (tmp_path / "quarantine").stat().st_mode & 0o077 == 0
 
 
+def test_quarantine_has_a_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many jobs break the rules: the oldest archives make room for the newest."""
+    monkeypatch.setattr(storage, "KEPT_OF_JOBS", 3 * 4096)
+    for age, name in enumerate(["r-1", "r-2", "r-3", "r-4", "r-5"]):
+        MANAGER.create(name)
+        storage.move_to_quarantine(MANAGER, name)
+        os.utime(tmp_path / "quarantine" / f"{name}.tar.gz", (1000 + age, 1000 + age))
+
+    assert {path.name for path in (tmp_path / "quarantine").iterdir()} == {f"r-{n}.tar.gz" for n in (3, 4, 5)}
+
+
 def test_quarantine_of_nothing() -> None:
     """A storage that is not there cannot be archived."""
     with pytest.raises(QuarantineMetricsStorageError, match="nobody"):

@@ -753,10 +753,11 @@ def test_a_registration_that_is_gone_ends_its_runner() -> None:
 
 
 def test_the_first_time_online_is_noted() -> None:
-    """A runner that GitHub lists as online for the first time, and no other."""
+    """A runner that GitHub lists as online or busy for the first time, and no other."""
     views = [idle("a"), busy("b"), idle("c", seen_online=True), ghost("d"), starting("e")]
+    lost = busy("f", github=replace(ONLINE_BUSY, online=False))
 
-    assert plan(5, *views).note_online == ("a", "b")
+    assert plan(6, *views, lost).note_online == ("a", "b", "f")
 
 
 def test_outdated_runners_stay_while_none_can_be_created() -> None:

@@ -644,19 +644,16 @@ def test_registration_of_repository_and_organisation(path: GithubRepo | GithubOr
     assert script.rstrip().splitlines()[-1] == command + (f" --runnergroup {group}" if group else "")
 
 
-@pytest.mark.parametrize("arguments", [(), ("remove",)], ids=["register", "remove"])
-def test_registration_token(shell: Shell, arguments: tuple[str, ...]) -> None:
+def test_registration_token(shell: Shell) -> None:
     """The token is deleted with its file and given to config.sh in the environment, never as an argument."""
     shell.stub("config.sh", f'[ ! -e "{shell.folder}/token" ] && echo "$ACTIONS_RUNNER_INPUT_TOKEN"', shell.application)
     (shell.folder / "token").write_text("AABBCC")
 
-    done = shell.run(shell.render("register.sh.j2"), *arguments)
+    done = shell.run(shell.render("register.sh.j2"))
 
     assert (done.returncode, done.stdout) == (0, "AABBCC\n")
     assert "AABBCC" not in " ".join(shell.arguments("config.sh"))
     assert not (shell.folder / "token").exists()
-    if arguments:
-        assert shell.arguments("config.sh") == ["remove"]
 
 
 def test_registration_without_a_token_fails(shell: Shell) -> None:
@@ -817,6 +814,26 @@ def test_agent_that_ended_without_a_job_is_kept(shell: Shell, run: str, mark: st
     assert [name for name in marks if (shell.folder / name).exists()] == ([mark] if mark else [])
     assert shell.arguments("sleep") == (["3600"] if mark else [])
     assert shell.arguments("sudo") == POWER_OFF
+
+
+@pytest.mark.parametrize(
+    ("settings", "starts"),
+    [
+        ('\ufeff{\n  "agentId": 1,\n  "ephemeral": true\n}', True),
+        ('{"agentId": 1}', False),
+        ('{"ephemeral": false}', False),
+    ],
+)
+def test_only_an_ephemeral_runner_starts(shell: Shell, settings: str, starts: bool) -> None:
+    """config.sh goes on without an option that it does not know: the next reconcile reports such a runner."""
+    shell.stub("run.sh", "exit 0", shell.application)
+    (shell.application / ".runner").write_text(settings)
+
+    done = shell.run(shell.render("start.sh.j2"))
+
+    assert (shell.folder / "run.sh.args").exists() is starts
+    assert (done.stdout == "The runner is not registered as ephemeral.\n") is not starts
+    assert (shell.folder / "failed").exists()
 
 
 @pytest.mark.parametrize("broken", ["no application", "no run.sh", "no metrics folder", "metrics cannot be written"])

@@ -22,7 +22,8 @@ class ImageOnly:
     def find(self, *path: str) -> Any:
         if path[:2] == ("images", "aliases"):
             return {"target": "new"} if self.disk else None
-        return {"properties": {image.DISK_PROPERTY: str(self.disk)}} if path[0] == "images" else None
+        properties = {image.DISK_PROPERTY: str(self.disk), image.SOURCE_PROPERTY: str(state().image_source)}
+        return {"properties": properties} if path[0] == "images" else None
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,12 @@
 """Spec 2, One pass and Flush: the order of things, and what one runner's failure does not stop."""
 
 import errno
+import io
 import json
 import logging
 import os
 import socket
+import tarfile
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -35,11 +37,13 @@ from models import (
     GithubRunner,
     ProxyConfig,
     RepoPolicy,
+    RunnerConfig,
+    RunnerStatus,
     SSHDebugConnection,
     VirtualMachineResources,
     WorkflowJob,
 )
-from runner import KEY, RunnerManagerClients
+from runner import KEY, Runner, RunnerManagerClients
 from runner_manager import RunnerManager, fingerprint
 from system import exclusive
 from tests.unit.fakes import (
@@ -175,10 +179,10 @@ def test_files_with_secrets_are_readable_for_one_user_only(world: World) -> None
     """The files of the set-up belong to root and the tokens to the runner's user, each without access for others."""
     world.reconcile(1)
     [created] = world.lxd.found.values()
-    assert {
-        (str(provision.FILES_ARCHIVE), 0o600, 0),
-        (str(provision.TOKEN_FILE), 0o600, provision.UBUNTU),
-    } <= set(created.pushed)
+    assert (str(provision.FILES_ARCHIVE), 0o600, 0) in created.pushed
+    with tarfile.open(fileobj=io.BytesIO(created.files[str(provision.FILES_ARCHIVE)])) as archive:
+        token = archive.getmember(str(provision.TOKEN_FILE).lstrip("/"))
+        assert (token.mode, token.uid, token.gid) == (0o600, provision.UBUNTU, provision.UBUNTU)
 
 
 @pytest.fixture
@@ -406,6 +410,22 @@ def test_logs_that_cannot_be_pulled_do_not_stop_the_removal(world: World) -> Non
     assert manager.report.failures == []
 
 
+def test_logs_are_pulled_no_further_once_one_fails(world: World, tmp_path: Path) -> None:
+    """Every log of an instance that hangs would cost its time limit; a stopped instance is not read at all."""
+    world.state = state(issue_metrics=True)
+    name, stopped = (world.add(suffix, online=False, process=11) for suffix in ("aa", "bb"))
+    world.lxd.found[stopped].running = False
+    asked: list[str] = []
+    world.lxd.faults["output"] = lambda name: asked.append(name) or True  # type: ignore[func-returns-value]
+
+    manager = world.reconcile(0)
+
+    assert asked == [name]
+    assert world.lxd.found == {}
+    assert manager.report.failures == []
+    assert not (tmp_path / "logs").exists()
+
+
 def test_ghost_is_noted_and_the_note_goes_when_it_is_back(world: World) -> None:
     """The first pass that sees it writes the time on the instance; GitHub saying online takes it away."""
     name = world.add("aa", online=False)
@@ -446,18 +466,29 @@ def test_ghost_of_odd_lists_stays(world: World, answer: str) -> None:
     assert manager.report.created == []
 
 
-def test_ghost_that_github_does_not_list_deregisters_itself(world: World) -> None:
-    """A runner without a known id gets a removal token and runs `config.sh remove` inside."""
+def test_no_token_goes_into_an_instance_that_a_job_may_own(world: World) -> None:
+    """A runner without a known id that GitHub does not list is removed without a word to it, by both callers."""
     name = world.add("aa", offline_since=str(NOW - 1000))
     world.github.runners.clear()
     instance = world.lxd.found[name]
 
     world.reconcile(0)
 
-    assert [str(provision.REGISTER_SCRIPT), "remove"] in instance.commands
-    assert instance.files[str(provision.TOKEN_FILE)] == b"removal"
-    assert instance.pushed == [(str(provision.TOKEN_FILE), 0o600, provision.UBUNTU)]
+    assert instance.files == {}
+    assert {command[0] for command in instance.commands} == {"/bin/sh"}
     assert world.lxd.found == {}
+    assert world.github.tokens == 0
+
+
+def test_a_removal_token_is_not_used(world: World) -> None:
+    """`Runner.remove` accepts one, as its signature is fixed, and gives it to nobody."""
+    instance = world.lxd.found[world.add("aa")]
+    config = RunnerConfig("app", False, (), Path("/"), instance.name, REPO, ProxyConfig())
+    clients = RunnerManagerClients(world.github, None, world.lxd, None)  # type: ignore[arg-type]
+
+    Runner(clients, config, RunnerStatus(), instance).remove("AAA")  # type: ignore[arg-type]
+
+    assert (instance.files, instance.commands, world.lxd.found) == ({}, [], {})
 
 
 def test_registration_without_instance_is_deleted_when_offline(world: World) -> None:
@@ -783,7 +814,7 @@ def test_flush_takes_an_idle_runner_that_github_does_not_let_go(world: World) ->
 def test_force_flush_works_without_github(world: World) -> None:
     """A dead token or no GitHub does not keep runners on a machine that is being given back."""
     world.add("aa", busy=True, runner_id="1")
-    world.github.down = {"list", "delete", "remove token"}
+    world.github.down = {"list", "delete"}
 
     assert world.manager().flush(FlushMode.FORCE_FLUSH) == 1
     assert world.lxd.found == {}
@@ -965,6 +996,18 @@ def test_old_crash_logs_are_deleted_with_their_folders(world: World, tmp_path: P
     assert (outside / "file").read_text() == "kept"
 
 
+def test_crash_logs_have_a_total(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A series of jobs that leave as much as they can does not fill the disk: the newest logs within it are kept."""
+    monkeypatch.setattr(runner, "KEPT_OF_JOBS", 5 << 19)
+    for age, name in enumerate(["new", "middle", "old"]):
+        (old_logs(tmp_path, name) / "_diag" / "Runner_1.log").write_bytes(b"x" * (1 << 20))
+        os.utime(tmp_path / "logs" / name, (world.now - age, world.now - age))
+
+    runner.remove_old_logs(world.now)
+
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["middle", "new"]
+
+
 def test_only_folders_of_crash_logs_are_deleted(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A link in the place of a folder is not followed, a file beside the folders is left alone; neither is logged."""
     (tmp_path / "outside").mkdir()
@@ -1077,9 +1120,7 @@ def test_runner_that_ended_without_a_job_is_a_failed_creation(world: World, tmp_
     """Its logs are pulled also without metrics, its own reason is in the report, and it counts in the events."""
     kept, ended = world.add("aa"), world.add("bb", online=False, process=13)
     instance = world.lxd.found[ended]
-    instance.files[str(provision.RUN_FOLDER / "last-words")] = (
-        b"An error occurred: \x1b[31mnot allowed\nExiting runner...\n"
-    )
+    instance.files["last words"] = b"An error occurred: \x1b[31mnot allowed\nExiting runner...\n"
     instance.files[f"{provision.RUNNER_APPLICATION}/_diag/Runner_1.log"] = b"why"
 
     manager = world.reconcile(3)
@@ -1106,7 +1147,7 @@ def test_runner_that_ended_without_a_job_is_in_the_events(world: World, tmp_path
 def test_job_cannot_make_its_runner_a_failed_creation(world: World) -> None:
     """A runner that GitHub does not list may have had its job: it is reported without its words, and replaced."""
     ended = world.add("aa", online=False, process=13)
-    world.lxd.found[ended].files[str(provision.RUN_FOLDER / "last-words")] = b"words of a job\n"
+    world.lxd.found[ended].files["last words"] = b"words of a job\n"
     world.github.runners.clear()
 
     manager = world.reconcile(1)

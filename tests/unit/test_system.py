@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from errors import CommandError
-from system import is_mounted, run, run_surviving, write_file
+from system import exclusive, is_mounted, oldest_beyond, run, run_surviving, write_file
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 
@@ -239,3 +239,46 @@ def test_a_bind_mount_of_the_same_filesystem_is_a_mount(tmp_path: Path) -> None:
     finally:
         subprocess.run(["umount", str(target)], check=True)
     assert not is_mounted(target)
+
+
+def test_other_users_cannot_hold_a_lock(tmp_path: Path) -> None:
+    """Whoever can open a lock's file can hold it: file and folder are closed to others."""
+    with exclusive(tmp_path / "locks" / "one.lock", 0) as free:
+        assert free
+        with exclusive(tmp_path / "locks" / "one.lock", 0) as second:
+            assert not second
+
+    assert (tmp_path / "locks").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "locks" / "one.lock").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("planted", ["link", "FIFO"])
+def test_what_lies_in_a_locks_place_is_not_followed_and_does_not_block(tmp_path: Path, planted: str) -> None:
+    """A link creates nothing elsewhere, and a pipe without a reader holds nobody up."""
+    lock = tmp_path / "one.lock"
+    if planted == "FIFO":
+        os.mkfifo(lock)
+        with exclusive(lock, 0) as free:
+            assert free
+    else:
+        lock.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(OSError, match="symbolic links"), exclusive(lock, 0):
+            pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_newest_within_a_total_are_kept(tmp_path: Path) -> None:
+    """Files and whole folders count with what they take of the disk; what a link leads to does not count."""
+    for age, name in enumerate(["new", "folder", "old", "oldest"]):
+        path = tmp_path / name
+        if name == "folder":
+            path.mkdir()
+            (path / "inside").write_bytes(b"x" * (1 << 20))
+            (path / "link").symlink_to(tmp_path / "new")
+        else:
+            path.write_bytes(b"x" * (1 << 20))
+        os.utime(path, (1000 - age, 1000 - age))
+
+    assert oldest_beyond(tmp_path.iterdir(), 5 << 20) == []
+    assert oldest_beyond(tmp_path.iterdir(), (5 << 19) + 65536) == [tmp_path / "old", tmp_path / "oldest"]
+    assert oldest_beyond([], 0) == []

@@ -1,13 +1,8 @@
 """What a virtual machine is given, what it cannot do to its metrics storage, and what remains of a dead one."""
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from sandbox import github
-from tests.vm.conftest import VmDeployment, deployed, wait_for
+from tests.vm.conftest import VmDeployment, wait_for
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -25,18 +20,9 @@ true
 """
 
 
-@pytest.fixture(scope="module")
-def unit(packed: Path, hub: github.GitHub) -> Iterator[VmDeployment]:
-    """A unit whose runners have a disk that is larger than the image."""
-    found = deployed("vm-defects", packed, hub, **{"vm-disk": "12GiB"})
-    yield found
-    if not os.environ.get("SANDBOX_KEEP"):
-        found.machine.destroy()
-
-
 def test_a_runner_is_what_was_asked_for(unit: VmDeployment) -> None:
     """CPUs, memory and root filesystem are those of the options, the name is the runner's, and it has booted once."""
-    [name] = unit.keep(1)
+    [name] = unit.keep(1, **{"vm-disk": "12GiB"})
 
     size = int(unit.inside(name, "df --block-size=1 --output=size / | tail -n 1"))
     memory = int(unit.inside(name, "sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")) << 10
@@ -111,5 +97,7 @@ def test_a_smaller_disk_than_lxds_default(unit: VmDeployment) -> None:
     [name] = unit.keep(1, **{"vm-disk": "8GiB"})
 
     size = int(unit.inside(name, "df --block-size=1 --output=size / | tail -n 1"))
+
+    unit.unit.set_config({"vm-disk": "10GiB"})
 
     assert 7 * GIB < size < 8 * GIB

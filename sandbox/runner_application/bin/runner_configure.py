@@ -36,10 +36,9 @@ def parse(arguments: list[str], inputs: dict[str, str]) -> dict[str, str]:
         else:
             unknown.append(name or argument)
     if unknown:
+        # The real one says so, too, and goes on.
         found = ", ".join(f"'{name}'" for name in unknown)
-        raise TerminatedError(
-            f"Unrecognized command-line input arguments: {found}. For usage refer to: ./config.sh --help"
-        )
+        say(f"Unrecognized command-line input arguments: {found}. For usage refer to: ./config.sh --help")
     return values
 
 

@@ -32,6 +32,8 @@ from runner_configure import TerminatedError, say
 
 RESULTS = {100: "Succeeded", 102: "Failed", 103: "Canceled"}
 CONFLICT_SECONDS = 240.0
+# The first version that tells its deprecation by the exit code.
+EXIT_CODE_7 = (2, 333, 0)
 FIRST_PAUSE = float(os.environ.get("RUNNER_SANDBOX_FIRST_PAUSE", "1"))
 LONGEST_PAUSE = 30.0
 SHUTDOWN_SECONDS = 30.0
@@ -154,7 +156,7 @@ class Listener:
         self.log.write(f"{error.status} {error}", "ERR")
         if error.code == "version_deprecated":
             say(f"An error occurred: {error}")
-            raise OverError(7)
+            raise OverError(7 if tuple(map(int, VERSION.split("."))) >= EXIT_CODE_7 else 1)
         say(DELETED if error.code == "deleted" else f"An error occurred: {error}")
         raise OverError(1)
 

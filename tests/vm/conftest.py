@@ -1,0 +1,102 @@
+"""A Juju machine whose own LXD starts virtual machines, with the charm on it, and a GitHub that speaks HTTPS."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox import github, lxd_setup
+from sandbox.juju.unit import Unit
+from sandbox.machine import Machine
+from sandbox.pack import pack
+from sandbox.vm import template
+from tests.integration.conftest import PAT, REPOSITORY, ROOT, Deployment, wait_for
+
+__all__ = ["REPOSITORY", "VmDeployment", "wait_for"]
+
+
+class VmDeployment(Deployment):
+    """A unit whose runners are virtual machines. Their boot takes a minute and more in software emulation."""
+
+    patience = 400.0
+
+    def console(self, name: str) -> str:
+        """What a runner has written to its serial console: firmware, boot loader, kernel."""
+        return self.machine.exec("sh", "-c", f"tr -d '\\r' < /run/lxd-vsock/{name}.console", check=False)
+
+    def qemu(self, name: str) -> int:
+        """The process of a runner's QEMU, in the machine."""
+        return int(self.machine.exec("cat", f"/var/log/lxd/{name}/qemu.pid"))
+
+    def address(self, name: str) -> str:
+        """The IPv4 address of a runner."""
+        found = self.inside(name, "ip -json -4 address show scope global")
+        return str(json.loads(found)[0]["addr_info"][0]["local"])
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The charm as it is deployed."""
+    template.ensure()
+    return pack(ROOT, tmp_path_factory.mktemp("packed") / "charm")
+
+
+@pytest.fixture(scope="session")
+def hub(packed: Path) -> Iterator[github.GitHub]:
+    """GitHub, outside the machine, over HTTPS."""
+    settings = github.Settings(grace=20)
+    address = lxd_setup.bridge_address()
+    with github.serve(address, 0, [PAT], [REPOSITORY], ["octo-org"], settings=settings, tls=True) as served:
+        yield served
+
+
+def deployed(
+    name: str,
+    packed: Path,
+    hub: github.GitHub,
+    on_machine: Callable[[Machine], object] = lambda machine: None,
+    **config: Any,
+) -> VmDeployment:
+    """A new machine with a unit on it, without runners but with metrics; the image is built by its install hook."""
+    machine = Machine(name, template.TEMPLATE)
+    machine.destroy()
+    machine.create()
+    on_machine(machine)
+    options = {
+        "path": REPOSITORY,
+        "token": PAT,
+        "github-url": hub.url,
+        "ca-certificates": hub.ca,
+        "image-source": f"local:{template.IMAGE}",
+        "virtual-machines": 0,
+        "vm-cpu": 2,
+        "vm-memory": "1GiB",
+        "vm-disk": "10GiB",
+        "replace-on-exit": False,
+        "reconcile-interval": 60,
+        **config,
+    }
+    unit = Unit(machine, on_event=show)
+    unit.deploy(packed, options)
+    unit.integrate("cos-agent")
+    return VmDeployment(machine, unit, hub)
+
+
+@pytest.fixture(scope="session")
+def unit(packed: Path, hub: github.GitHub) -> Iterator[VmDeployment]:
+    """The unit that all tests use, one after the other: its image takes minutes. The last test removes it."""
+    found = deployed("vm-tests", packed, hub)
+    yield found
+    if not os.environ.get("SANDBOX_KEEP"):
+        found.machine.destroy()
+
+
+def show(event: dict[str, Any]) -> None:
+    """The hooks and the statuses of the unit, as they come: some of them take minutes."""
+    if event["event"] == "hook-end":
+        print(f"  hook {event['hook']} ({event['seconds']:.0f} s)", flush=True)
+    elif event["event"] == "status":
+        print(f"    {event['status']}: {event['message']}", flush=True)

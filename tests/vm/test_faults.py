@@ -1,0 +1,38 @@
+"""Guests that reboot, hang, or vanish under a running unit."""
+
+import pytest
+
+from tests.vm.conftest import VmDeployment, wait_for
+
+
+def test_a_guest_that_reboots_and_one_that_hangs(unit: VmDeployment) -> None:
+    """A guest that reboots ends and is replaced. A hung one is not taken for dead: ``flush-runners`` removes it."""
+    rebooting, hung = unit.keep(2)
+    unit.inside(rebooting, "systemctl reboot", check=False)
+    unit.machine.exec("kill", "-STOP", str(unit.qemu(hung)))
+    unit.wait_gone(rebooting)
+    wait_for(lambda: unit.online() == [], "GitHub's notice of the hung guest", 60)
+
+    unit.reconcile()
+
+    wait_for(unit.online, "the successor of the guest that rebooted", unit.patience)
+    assert hung in unit.instances()
+    assert len(unit.instances()) == 2
+    assert "1 starting or offline" in unit.status()[1] or "1 offline" in unit.status()[1], unit.status()
+
+    task = unit.unit.run("flush-runners")
+
+    assert task["status"] == "completed", task
+    assert hung not in unit.wait_online(2)
+
+
+@pytest.mark.long
+def test_a_reboot_of_the_host(unit: VmDeployment) -> None:
+    """After a power failure of the host the unit has new runners, and nothing of the old ones is left."""
+    before = unit.keep(2)
+
+    unit.unit.reboot(hard=True)
+
+    assert not set(before) & set(unit.wait_online(2))
+    assert sorted(unit.mounts()) == [f"/home/ubuntu/runner-fs/{name}" for name in unit.instances()]
+    assert unit.status()[0] == "active", unit.status()

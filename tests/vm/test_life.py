@@ -1,0 +1,69 @@
+"""The image, two runners, and a job with its metrics, all in virtual machines."""
+
+import time
+
+from tests.vm.conftest import REPOSITORY, VmDeployment, wait_for
+
+# What a job finds out about the machine that it runs in.
+ABOUT = """
+echo "kernel: $(uname -srvm)"
+echo "machine: $(systemd-detect-virt) $(cat /sys/class/dmi/id/product_name)"
+echo "firmware: $(cat /sys/class/dmi/id/bios_vendor) $(cat /sys/class/dmi/id/bios_version)"
+echo "secure boot: $(od -An -t u1 -j 4 -N 1 /sys/firmware/efi/efivars/SecureBoot-*)"
+echo "agent: $(pgrep -a lxd-agent)"
+echo "metrics: $(findmnt -no FSTYPE /metrics-exchange)"
+echo "boots: $(sudo journalctl --list-boots --quiet | wc -l)"
+"""
+
+
+def test_image_is_built_in_a_virtual_machine(unit: VmDeployment) -> None:
+    """The install hook builds the runners' image from the base image, in a virtual machine that is then gone."""
+    [image] = [found for found in unit.lxd("images?recursion=1") if found["aliases"][0]["name"] == "jammy"]
+
+    assert image["type"] == "virtual-machine"
+    assert image["properties"]["github-runner.source"] == "local:sandbox-vm"
+    assert image["properties"]["github-runner.application"].startswith("actions-runner-linux-x64-")
+    assert unit.instances() == []
+    assert unit.status()[0] == "active", unit.status()
+
+
+def test_runners_are_virtual_machines(unit: VmDeployment) -> None:
+    """Runners come online as virtual machines; the status does not mention the test mode."""
+    started = time.monotonic()
+    names = unit.keep(2)
+    print(f"two runners online after {time.monotonic() - started:.0f} s", flush=True)
+
+    assert {found["type"] for found in unit.lxd("instances?recursion=1")} == {"virtual-machine"}
+    assert unit.status()[1].startswith("2 runners: 2 idle"), unit.status()
+    assert "test mode" not in unit.status()[1]
+    for name in names:
+        print(unit.console(name)[-1500:], flush=True)
+
+
+def test_outdated_runners_and_a_job(unit: VmDeployment) -> None:
+    """A job runs in a virtual machine, and is left alone when its runner is outdated; the idle runner is replaced.
+
+    The metrics of the job reach the host through virtiofs, its virtual machine is deleted, and it has a successor.
+    """
+    before = unit.keep(2)
+    job = unit.job(f"{ABOUT}\nuntil [ -e /tmp/go ]; do sleep 1; done", status="in_progress")
+    busy = job["runner_name"]
+    wait_for(lambda: "pre-job" in unit.inside(busy, "ls /metrics-exchange"), "the job's start")
+
+    unit.unit.set_config({"labels": "changed"})
+    wait_for(lambda: len(unit.online()) == 2, "the successor of the idle runner", unit.patience)
+
+    assert set(before) & set(unit.instances()) == {busy}
+    assert unit.busy() == [busy]
+
+    unit.inside(busy, "touch /tmp/go")
+    done = unit.control.wait_job(job["id"])
+    print("\n".join(done["log"]), flush=True)
+    assert done["conclusion"] == "success"
+    assert any("metrics: virtiofs" in line for line in done["log"])
+    unit.wait_gone(busy)
+    unit.reconcile()
+    [stop] = unit.events("runner_stop")
+    assert (stop["repo"], stop["status"]) == (REPOSITORY, "normal")
+    assert unit.events("runner_start")[0]["workflow"] == "CI"
+    assert busy not in unit.wait_online(2)

@@ -1,0 +1,32 @@
+"""The whole image of the runners, with its packages: an hour and more in software emulation."""
+
+from pathlib import Path
+
+import pytest
+
+from sandbox import github
+from sandbox.vm import base_image, template
+from tests.vm.conftest import deployed
+
+ALIAS = "sandbox-vm-with-apt"
+PROGRAMS = "docker npm yarn pip shellcheck jq wget unzip gh yq gcc g++ make"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3 * 3600)
+def test_every_step_of_the_image(packed: Path, hub: github.GitHub) -> None:
+    """The image is built with all of its packages from the distribution, and a job finds the programs."""
+    image = base_image.ensure(template.cache(), with_apt=True)
+    unit = deployed(
+        "vm-image",
+        packed,
+        hub,
+        lambda machine: template.import_image(machine, image, ALIAS),
+        **{"image-source": f"local:{ALIAS}"},
+    )
+    try:
+        unit.keep(1)
+        job = unit.job(f"set -e; for program in {PROGRAMS}; do command -v $program; done; sudo docker info")
+        assert job["conclusion"] == "success", "\n".join(job["log"])
+    finally:
+        unit.machine.destroy()
