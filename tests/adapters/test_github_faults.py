@@ -18,6 +18,7 @@ import ops
 import pytest
 
 import errors
+import metrics.events
 import provision
 import runner
 import runner_manager
@@ -471,6 +472,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner_manager, "LOCKS", tmp_path_factory.mktemp("locks"))
         patch.setattr(runner, "LOGS_PATH", tmp_path_factory.mktemp("logs"))
+        # These units reconcile side by side in one process, and each takes the name of another one for the former.
+        patch.setattr(metrics.events, "_unit", None)
         yield folder
 
 

@@ -9,15 +9,16 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import pytest
 
 import lifecycle
 import lxd
-from errors import LxdError
+from errors import LxdError, LxdNotFoundError
 from lxd import LxdClient, LxdInstance
 
 DATA = {"name": "app-0-aa", "status": "Running", "type": "container", "config": {}}
@@ -44,8 +45,8 @@ class Daemon(http.server.BaseHTTPRequestHandler):
         except OSError:
             pass
 
-    def _answer(self, body: bytes) -> None:
-        self.send_response(200)
+    def _answer(self, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -62,17 +63,24 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
 
 
+@contextmanager
+def served(folder: Path, handler: type[Daemon]) -> Iterator[LxdClient]:
+    """A client of a stand-in for LXD."""
+    path = folder / "lxd.socket"
+    with Server(str(path), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        client = LxdClient(f"http+unix://{quote(str(path), safe='')}")
+        yield client
+        client._client().api.session.close()
+        server.shutdown()
+
+
 @pytest.fixture
 def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LxdInstance]:
     """An instance of the stand-in for LXD."""
     monkeypatch.setattr(Daemon, "sent", 0)
-    path = tmp_path / "lxd.socket"
-    with Server(str(path), Daemon) as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        client = LxdClient(f"http+unix://{quote(str(path), safe='')}")
+    with served(tmp_path, Daemon) as client:
         yield LxdInstance(client, DATA)
-        client._client().api.session.close()
-        server.shutdown()
 
 
 @pytest.mark.parametrize("limit", [1, 65536, MIB + 1])
@@ -103,14 +111,15 @@ class Events:
     """LXD's event stream: the messages of one connection after another, each of which ends on request."""
 
     def __init__(self, path: Path, *connections: list[str]) -> None:
-        self._path, self._connections = path, connections
+        self._connections = connections
         self._ends = threading.Semaphore(0)
+        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listening.bind(str(path))
+        self._listening.listen()
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
-            listening.bind(str(self._path))
-            listening.listen()
+        with self._listening as listening:
             for messages in self._connections:
                 with listening.accept()[0] as peer:
                     self._handshake(peer)
@@ -179,3 +188,78 @@ def test_the_watcher_waits_longer_for_an_lxd_that_stays_away(tmp_path: Path, wai
     assert waits[:7] == [1, 2, 4, 8, 16, 30, 30]
     assert waits[7] == lifecycle.RETRY_AFTER
     events.end()
+
+
+class Operations(Daemon):
+    """An LXD where each POST becomes an operation, which ends as a test says."""
+
+    end: ClassVar[dict[str, Any]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        if "/operations/" not in self.path:
+            super().do_GET()
+            return
+        self._record({"type": "sync", "metadata": Operations.end})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._record({"type": "async", "metadata": {"id": "7"}})
+
+    def do_DELETE(self) -> None:
+        self._record({"type": "sync", "metadata": None})
+
+    def _record(self, body: dict[str, Any]) -> None:
+        Operations.asked.append(f"{self.command} {self.path}")
+        self._answer(json.dumps(body).encode(), 202 if body["type"] == "async" else 200)
+
+
+@pytest.fixture
+def operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LxdClient]:
+    """A client of an LXD whose changes become operations."""
+    monkeypatch.setattr(Operations, "asked", [])
+    with served(tmp_path, Operations) as client:
+        yield client
+
+
+STARTED = ["POST /1.0/instances/app-0-aa/exec", "GET /1.0/operations/7/wait?timeout=3"]
+CANCELLED = "DELETE /1.0/operations/7"
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        {"status_code": 200, "metadata": {"return": 5}, "err": ""},
+        {"status_code": 400, "metadata": {"return": 127}, "err": "Command not found"},
+    ],
+    ids=["a success", "an exit code that LXD reports as an error"],
+)
+def test_an_operation_that_has_ended_gives_its_result(
+    operations: LxdClient, monkeypatch: pytest.MonkeyPatch, end: dict[str, Any]
+) -> None:
+    """The client waits on the side of LXD for as many seconds as the caller allows."""
+    monkeypatch.setattr(Operations, "end", end)
+
+    assert operations.change("POST", "instances", "app-0-aa", "exec", json={}, timeout=3) == end["metadata"]
+    assert Operations.asked == STARTED
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "text"),
+    [
+        ({"status_code": 400, "metadata": None, "err": "no space left"}, LxdError, "no space left"),
+        ({"status_code": 400, "metadata": None, "err": "Instance Not Found"}, LxdNotFoundError, "Not Found"),
+        ({"status_code": 103, "metadata": {}, "err": ""}, LxdError, "not done within 3 s"),
+    ],
+    ids=["a failure", "a missing instance", "still running"],
+)
+def test_an_operation_without_a_result_is_an_error_and_is_cancelled(
+    operations: LxdClient, monkeypatch: pytest.MonkeyPatch, end: dict[str, Any], error: type[LxdError], text: str
+) -> None:
+    """The error names the request and the reason. LXD does not go on with what nobody waits for."""
+    monkeypatch.setattr(Operations, "end", end)
+
+    with pytest.raises(LxdError, match=f"POST instances/app-0-aa/exec: .*{text}") as raised:
+        operations.change("POST", "instances", "app-0-aa", "exec", json={}, timeout=3)
+    assert type(raised.value) is error
+    assert Operations.asked == [*STARTED, CANCELLED]

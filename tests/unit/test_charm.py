@@ -960,5 +960,4 @@ def test_no_note_of_failed_starts_stops_the_unit(context: Any, world: Surroundin
 
 def test_templates_are_the_projects(context: Any, world: Surroundings) -> None:
     """The charm finds its templates beside src."""
-    assert charm_module.TEMPLATES == TEMPLATES
-    assert provision.environment(TEMPLATES).get_template("start.sh.j2")
+    assert provision.environment(charm_module.TEMPLATES).get_template("start.sh.j2")
