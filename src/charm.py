@@ -421,7 +421,8 @@ class GithubRunnerCharm(ops.CharmBase):
         using = application.current()
         if changed and using is not None:
             self.unit.set_workload_version(application.version(using))
-            with suppress(LxdError):
+            # The service is not there before the first set-up, which builds the image itself.
+            with suppress(LxdError, HostError):
                 image.renew(self._lxd, self.unit.name, state.base_image.value)
         return changed
 

@@ -21,11 +21,12 @@ def read(lxd: LxdClient, name: str, *, end: bytes, limit: int, timeout: float) -
     Whatever the guest prints is returned: a job may have replaced what answers.
     """
     deadline = time.monotonic() + timeout
-    opened = lxd.request("POST", "instances", name, "console", json={"type": "console"}).json()["metadata"]
-    fds = opened["metadata"]["fds"]
-    resource, path = f"/1.0/operations/{opened['id']}/websocket?secret=", socket_path()
+    answer = lxd.request("POST", "instances", name, "console", json={"type": "console"})
     data = b""
     try:
+        opened = answer.json()["metadata"]
+        fds = opened["metadata"]["fds"]
+        resource, path = f"/1.0/operations/{opened['id']}/websocket?secret=", socket_path()
         with closing(connect(resource + fds["0"], path)) as stream, closing(connect(resource + fds["control"], path)):
             stream.send_binary(b"\r\n")
             # A frame holds at most 128 KiB, and may cut the end in two.
@@ -35,7 +36,7 @@ def read(lxd: LxdClient, name: str, *, end: bytes, limit: int, timeout: float) -
                 data += chunk if isinstance(chunk, bytes) else chunk.encode()
     except websocket.WebSocketTimeoutException:
         pass
-    except (OSError, websocket.WebSocketException) as error:
+    except (OSError, ValueError, KeyError, TypeError, websocket.WebSocketException) as error:
         if not data:
             raise LxdError(f"the console of {name} cannot be read: {error}") from error
     return data[:limit]

@@ -342,12 +342,17 @@ class LxdInstance:
             return data
 
     def _recorded(self, path: str | None) -> str:
-        """A recorded output, which is then removed: LXD keeps it for as long as the instance lives."""
+        """A recorded output, which is then removed: LXD keeps it for as long as the instance lives.
+
+        LXD 5.0 has it in ``logs/``, newer versions in ``logs/exec-output/``. Nothing if it cannot be read: the exit
+        code counts, this only explains it.
+        """
         if not path:
             return ""
-        where = ("instances", self.name, "logs", path.rsplit("/", 1)[-1])
-        text: str = self._lxd.request("GET", *where, is_api=False).content.decode(errors="replace")
+        where = path.removeprefix("/1.0/").split("/")
+        text = ""
         with suppress(LxdError):
+            text = self._lxd.request("GET", *where, is_api=False).content.decode(errors="replace")
             self._lxd.request("DELETE", *where)
         return text
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import console
 import provision
 import shared_fs
 import times
@@ -259,6 +258,8 @@ class Runner:
         """Write what a virtual machine prints to its console to ``NAME/console.log``; returns whether it printed."""
         if not (instance.virtual_machine and instance.running):
             return False
+        import console
+
         try:
             end = provision.CONSOLE_END.encode()
             said = console.read(
@@ -332,10 +333,12 @@ class Runner:
         if not config.in_image:
             with config.binary_path.open("rb") as tarball:
                 instance.push(str(provision.APPLICATION_ARCHIVE), tarball, mode=0o600)
+        # A container answers before its /run is mounted, which would hide the token.
+        mounted = "n=0; until mountpoint -q /run || [ $((n += 1)) -gt 100 ]; do sleep 0.1; done"
         unpack = f"tar -xf {provision.FILES_ARCHIVE} -C / && rm -f {provision.FILES_ARCHIVE}"
         # Before any job: output is ours and may be recorded.
         done = instance.execute(
-            ["/bin/sh", "-c", f"{unpack} && exec {provision.SETUP_SCRIPT}"],
+            ["/bin/sh", "-c", f"{mounted}; {unpack} && exec {provision.SETUP_SCRIPT}"],
             timeout=times.SET_UP + times.REGISTER,
             output=True,
             environment={"HOME": "/root", "LANG": "C.UTF-8"},

@@ -435,7 +435,8 @@ class RunnerManager:
         A registration is gone, too, in the moment between the end of a job and the power-off: those are left to it.
         """
         unlisted = [item for item in observed.values() if _may_be_gone(item, now)]
-        gone = [item for item in unlisted if self._registration_is_gone(item)]
+        answers = self._side_by_side(self._registration_is_gone, unlisted)
+        gone = [item for item, is_gone in zip(unlisted, answers, strict=True) if is_gone]
         if not gone:
             return {}
         time.sleep(times.POWER_OFF)

@@ -150,7 +150,8 @@ def remove() -> list[str]:
 def _is_shown(folder: Path, view: Path) -> bool:
     try:
         return os.path.samestat(os.lstat(folder), os.lstat(view))
-    except FileNotFoundError:
+    except OSError:
+        # Another user can mount something there that even root may not look into.
         return False
 
 
@@ -172,11 +173,14 @@ def _take_along(view: Path, folder: Path) -> None:
 
 
 def _show(folder: Path, view: Path) -> None:
-    """Mount on the folder that was opened: a path could lead elsewhere by the time of the mount."""
+    """Mount on the folder that was opened: a path could lead elsewhere by the time of the mount.
+
+    With the dot at its end the kernel follows the link in /proc. It does not otherwise for util-linux 2.39 and newer.
+    """
     view.mkdir(parents=True, exist_ok=True)
     handle = os.open(view, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        run(["mount", "--no-canonicalize", "--rbind", str(folder), f"/proc/{os.getpid()}/fd/{handle}"])
+        run(["mount", "--no-canonicalize", "--rbind", str(folder), f"/proc/{os.getpid()}/fd/{handle}/."])
     finally:
         os.close(handle)
 

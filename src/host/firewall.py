@@ -85,7 +85,8 @@ def remove(lxd: LxdClient, unit: str) -> list[str]:
     bridge = lxd.find("networks", BRIDGE)
     if bridge is not None:
         others = [other for other in _acls(bridge) if other != name]
-        if not others and any("/instances/" in user for user in bridge["used_by"]):
+        users = f"/instances/{name}-" if others else "/instances/"
+        if any(users in user for user in bridge["used_by"]):
             raise HostError(f"instances use {BRIDGE}: its network ACL {name} stays")
         config = {"security.acls": ",".join(others), DEFAULT: "allow" if others else ""}
         lxd.change("PATCH", "networks", BRIDGE, json={"config": config})
@@ -128,7 +129,9 @@ def _exceptions(state: CharmState, own: Iterable[ipaddress.IPv4Network]) -> dict
 def own_networks() -> list[ipaddress.IPv4Network]:
     """What the kernel delivers to this machine itself: its addresses, also those routed to it, and broadcasts."""
     routes = json.loads(run(["ip", "-json", "-4", "route", "show", "table", "all"]).stdout)
-    found = {ipaddress.IPv4Network(route["dst"]) for route in routes if route.get("type") in ("local", "broadcast")}
+    own = {route["dst"] for route in routes if route.get("type") in ("local", "broadcast")}
+    # A local default route is for packets with a mark, as of a transparent proxy.
+    found = {ipaddress.IPv4Network(destination) for destination in own - {"default", "0.0.0.0/0"}}
     return sorted(network for network in found if not network.is_loopback)
 
 

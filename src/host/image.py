@@ -250,6 +250,14 @@ def remove_timer(unit: str) -> list[str]:
     return _unlinked(units.FOLDER / service(unit), units.FOLDER / timer(unit), settings(unit))
 
 
+def remove_builder(lxd: LxdClient) -> list[str]:
+    """Remove what a build that was stopped has left, unless another unit builds; returns nothing."""
+    with exclusive(LOCK, 0) as free:
+        if free:
+            _remove_builder(lxd)
+    return []
+
+
 def remove(lxd: LxdClient) -> list[str]:
     """Remove every image of our making and the builder; returns what was removed."""
     paths = _unlinked(LOCK, FAILURE)

@@ -122,9 +122,10 @@ def release(lxd: LxdClient, markers: Markers) -> list[str]:
     unit, others = markers.unit, markers.others()
     if others:
         logger.info("Pool, image and bridge stay, other units use them: %s", ", ".join(others))
+    images = (image.remove_builder,) if others else (image.remove, storage.remove)
     return _each(
         partial(image.remove_timer, unit),
-        *(() if others else (partial(image.remove, lxd), partial(storage.remove, lxd))),
+        *(partial(remove, lxd) for remove in images),
         partial(firewall.remove, lxd, unit),
         *(() if others else (partial(daemon.remove, lxd),)),
     )

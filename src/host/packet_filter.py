@@ -5,10 +5,11 @@ example `nft flush ruleset`, which a reload of nftables.service runs.
 """
 
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from errors import CommandError
+from errors import CommandError, LxdError
 from host.daemon import BRIDGE, ETH0
 from lxd import LxdClient
 from system import run
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 WRITTEN_WITH, LXD_DEFAULT = "ipv4.dhcp.expiry", "1h"
 # An option of network cards that LXD changes while an instance runs.
 CARD_OPTION = "security.ipv6_filtering"
+# To change it, a second apart.
+ATTEMPTS = 5
 
 
 def is_applied(lxd: LxdClient, rules: Iterable[Mapping[str, str]]) -> bool:
@@ -26,8 +29,12 @@ def is_applied(lxd: LxdClient, rules: Iterable[Mapping[str, str]]) -> bool:
 
     What is looked for is the same in all versions of LXD: addresses and interfaces, not the names of chains.
     """
+    rules = list(rules)
     if lxd.get()["environment"].get("firewall") == "xtables":
-        return _has_rules(_listed("iptables", "--wait", "--list-rules"), rules)
+        # Where `iptables` writes for nftables, LXD may still have written for the kernel's older tables.
+        return any(
+            _has_rules(_listed(program, "--wait", "--list-rules"), rules) for program in ("iptables", "iptables-legacy")
+        )
     table = _listed("nft", "list", "table", "inet", "lxd")
     return _has_rules(table, rules) and _are_cards_filtered(lxd)
 
@@ -38,18 +45,42 @@ def restore(lxd: LxdClient) -> None:
     before = lxd.get("networks", BRIDGE)["config"].get(WRITTEN_WITH, "")
     for value in ("" if before == LXD_DEFAULT else LXD_DEFAULT, before):
         lxd.change("PATCH", "networks", BRIDGE, json={"config": {WRITTEN_WITH: value}})
-    for card in ({**ETH0, CARD_OPTION: "false"}, ETH0):
-        devices = {**lxd.get("profiles", "default")["devices"], "eth0": card}
-        lxd.change("PATCH", "profiles", "default", json={"devices": devices})
+    try:
+        _set_card(lxd, {**ETH0, CARD_OPTION: "false"})
+    finally:
+        _set_card(lxd, ETH0)
+
+
+def _set_card(lxd: LxdClient, card: Mapping[str, str]) -> None:
+    """Change the network card of the profile, and of all running instances with it.
+
+    LXD saves the profile, and fails if an instance is just starting or stopping: then again.
+    """
+    devices = {**lxd.get("profiles", "default")["devices"], "eth0": dict(card)}
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            lxd.change("PATCH", "profiles", "default", json={"devices": devices})
+        except LxdError:
+            if not left:
+                raise
+            time.sleep(1)
+        else:
+            return
 
 
 def _are_cards_filtered(lxd: LxdClient) -> bool:
-    cards = [_filtered_card(instance) for instance in lxd.get("instances", recursion=1)]
-    table = _listed("nft", "list", "table", "bridge", "lxd") if any(cards) else None
+    cards = _filtered_cards(lxd)
+    table = _listed("nft", "list", "table", "bridge", "lxd") if cards else None
     if table is None:
         return True
     dropping = [line for line in table.splitlines() if line.endswith("drop")]
-    return all(any(f'"{card}"' in line for line in dropping) for card in cards if card)
+    unfiltered = {card for card in cards if not any(f'"{card}"' in line for line in dropping)}
+    # The filters of an instance that ended before the listing have gone with it.
+    return not unfiltered or not unfiltered & _filtered_cards(lxd)
+
+
+def _filtered_cards(lxd: LxdClient) -> set[str]:
+    return {_filtered_card(instance) for instance in lxd.get("instances", recursion=1)} - {""}
 
 
 def _filtered_card(instance: Mapping[str, Any]) -> str:
@@ -69,7 +100,9 @@ def _has_rules(text: str | None, rules: Iterable[Mapping[str, str]]) -> bool:
         return True
     rejecting = (line for line in text.splitlines() if BRIDGE in line and "reject" in line.lower())
     words = {word.removesuffix("/32") for line in rejecting for word in line.split()}
-    return all(rule["destination"] in words for rule in rules if ":" not in rule["destination"])
+    # A rule for all of IPv4 is listed without a destination.
+    wanted = {rule["destination"] for rule in rules} - {"0.0.0.0/0"}
+    return all(destination in words for destination in wanted if ":" not in destination)
 
 
 def _listed(*command: str) -> str | None:

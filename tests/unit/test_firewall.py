@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errors import CommandError, HostError
+from errors import CommandError, HostError, LxdError
 from host import daemon, firewall, packet_filter
 from host.daemon import ETH0
 from host.firewall import acl_name, egress_rules, own_networks, split
@@ -159,6 +159,7 @@ def test_own_networks_are_what_the_kernel_delivers_to_itself(monkeypatch: pytest
         {"type": "broadcast", "dst": "10.1.2.255", "dev": "eth0"},
         {"type": "local", "dst": "192.0.2.0/24", "dev": "lo"},
         {"type": "local", "dst": "127.0.0.0/8", "dev": "lo"},
+        {"type": "local", "dst": "default", "dev": "lo", "table": "100"},
         {"type": "unicast", "dst": "10.9.0.0/16", "dev": "eth1"},
     ]
     monkeypatch.setattr(firewall, "run", lambda _: subprocess.CompletedProcess([], 0, json.dumps(routes)))
@@ -326,6 +327,54 @@ def test_lost_rules_are_noticed(
     ]
 
     assert packet_filter.is_applied(cast(LxdClient, lxd), RULES) is applied
+
+
+def test_filters_of_a_runner_that_has_just_ended_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the two lists of LXD and the kernel a runner may end, and its filters with it."""
+    lxd = AclLxd()
+    lxd.instances = [instance("runner-0-1", config={"volatile.eth0.host_name": "veth2"})]
+
+    def run(command: list[str], **_: Any) -> "subprocess.CompletedProcess[str]":
+        if "bridge" in command:
+            lxd.instances = []
+        return subprocess.CompletedProcess(command, 0, CARDS if "bridge" in command else WRITTEN)
+
+    monkeypatch.setattr(packet_filter, "run", run)
+
+    assert packet_filter.is_applied(cast(LxdClient, lxd), RULES)
+
+
+def test_rules_for_everything_have_no_destination_in_a_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """iptables leaves it out: a denylist of all of IPv4 is not lost for that."""
+    monkeypatch.setattr(packet_filter, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, XTABLES))
+    lxd = AclLxd()
+    lxd.driver = "xtables"
+
+    assert packet_filter.is_applied(cast(LxdClient, lxd), [*RULES, {"destination": "0.0.0.0/0"}])
+
+
+def test_the_card_is_filtered_again_whatever_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LXD refuses to change the profile while an instance starts or stops: it is tried again, and put back."""
+    lxd = AclLxd()
+    monkeypatch.setattr(packet_filter.time, "sleep", lambda _: None)
+    cards: list[str] = []
+    change = lxd.change
+
+    def refuse_first(method: str, *path: str, json: Any = None) -> None:
+        if path[0] == "profiles":
+            cards.append(json["devices"]["eth0"]["security.ipv6_filtering"])
+            if cards.count("false") < 7 and cards[-1] == "false":
+                raise LxdError("The following instances failed to update")
+        change(method, *path, json=json)
+
+    monkeypatch.setattr(lxd, "change", refuse_first)
+
+    with pytest.raises(LxdError):
+        packet_filter.restore(cast(LxdClient, lxd))
+    assert cards == ["false"] * packet_filter.ATTEMPTS + ["true"]
+
+    packet_filter.restore(cast(LxdClient, lxd))
+    assert cards[-3:] == ["false", "false", "true"]
 
 
 def instance(name: str, **fields: Any) -> dict[str, Any]:

@@ -88,6 +88,35 @@ def test_every_exit_code_is_an_answer(code: int, error: str) -> None:
     assert LxdInstance(client, DATA).execute(["x"], output=True) == Execution(code, "words", "words")
 
 
+@pytest.mark.parametrize("folder", ["logs", "logs/exec-output"])
+def test_recorded_output_is_asked_for_where_lxd_has_it(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    """LXD 5.15 and later have a folder of its own for it."""
+    path = f"/1.0/instances/a/{folder}/exec.stderr"
+    client = EndedExec({"status_code": 200, "metadata": {"return": 1, "output": {"2": path}}})
+    asked: list[tuple[str, ...]] = []
+    request = client.request
+    monkeypatch.setattr(client, "request", lambda *what, **more: asked.append(what) or request(*what, **more))
+
+    LxdInstance(client, DATA).execute(["x"], output=True)
+
+    assert ("GET", "instances", "a", *folder.split("/"), "exec.stderr") in asked
+
+
+def test_output_that_cannot_be_read_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit code counts: without its explanation it is still the answer."""
+    client = EndedExec({"status_code": 200, "metadata": {"return": 75, "output": {"2": "/1.0/instances/a/logs/e"}}})
+    request = client.request
+
+    def without_logs(*what: str, **more: Any) -> Any:
+        if "logs" in what:
+            raise LxdNotFoundError("no such file")
+        return request(*what, **more)
+
+    monkeypatch.setattr(client, "request", without_logs)
+
+    assert LxdInstance(client, DATA).execute(["x"], output=True) == Execution(75)
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [

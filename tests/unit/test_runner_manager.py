@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import console
 import metrics.events
 import metrics.storage
 import provision
@@ -392,7 +393,7 @@ def test_logs_come_from_the_console_where_the_agent_is_dead(
             raise LxdError("no console")
         return said
 
-    monkeypatch.setattr(runner.console, "read", read)
+    monkeypatch.setattr(console, "read", read)
 
     world.reconcile(0)
 
