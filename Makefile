@@ -8,7 +8,7 @@ help:
 	@echo "make vm           runners that are real virtual machines, in software emulation where there is no KVM (root, apt)"
 	@echo "make vm-long      the same at length, every step of the runners' image among it (root, an hour and more)"
 	@echo "make bench        how fast it is beside raw LXD; figures and pictures to docs/benchmarks/ (root, 15 min)"
-	@echo "make faults       faults at length: kills, churn, fuzzing; figures to docs/reference/ (root, two hours)"
+	@echo "make faults       faults at length: kills, churn, attacks, fuzzing; figures to docs/reference/ (root, two hours)"
 	@echo "                  a part of it: make faults ONLY=mutations"
 	@echo "make fmt|lint|static|charmcraft|unit|adapters|integration|lifecycle    one gate"
 	@echo "make clean        remove what the sandbox and the gates made"
@@ -27,7 +27,7 @@ vm-long: .venv/bin/tox
 	@.venv/bin/tox run -e vm -- -m long tests/vm
 
 bench: .venv/bin/tox
-	@.venv/bin/tox run -e bench
+	@.venv/bin/tox run -e bench -- $(ONLY)
 
 faults: .venv/bin/tox
 	@.venv/bin/tox run -e faults -- $(ONLY)

@@ -416,7 +416,9 @@ class RunnerManager:
     def _note_failed_starts(self, plan: Plan, observed: dict[str, _Observed], now: float) -> None:
         """Report the runners whose agent ended without a job, with the reason that the last of them has printed."""
         online = [item.view for item in observed.values() if item.view.github and item.view.github.online]
-        proven = any(view.created_at > self._failed_starts.last for view in online)
+        # In the future, if the clock was wrong then: any runner that is online proves that it works now.
+        last = self._failed_starts.last if self._failed_starts.last <= now else 0.0
+        proven = any(view.created_at > last for view in online)
         before = FailedStarts() if proven else self._failed_starts
         unlisted = [item.view.name for item in observed.values() if _failed_unlisted(item.view)]
         self.report.failures += [f"{name}: ended without a job, and GitHub does not list it" for name in unlisted]

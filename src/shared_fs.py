@@ -19,7 +19,7 @@ from errors import (
     MetricsStorageError,
 )
 from metrics.storage import FILESYSTEM_BASE_PATH, FILESYSTEM_QUARANTINE_PATH, MetricsStorage, safe_name
-from system import run, try_lock
+from system import LOCKS, exclusive, run, try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ VIEWS = {
     FILESYSTEM_IMAGES_PATH: Path("/home/ubuntu/runner-fs-images"),
     FILESYSTEM_QUARANTINE_PATH: Path("/home/ubuntu/runner-fs-quarantine"),
 }
+# In seconds.
+LOCK_TIMEOUT = 10
 FILESYSTEM_SIZE = 1 << 20
 # A job that is root in a virtual machine is root on its storage, too: device nodes and setuid files that it makes there
 # are the host's. These flags keep them from being of use.
@@ -115,15 +117,19 @@ def ensure_views() -> None:
 
     Volumes that an earlier revision made at the public paths are taken along with their mounts.
     """
-    for folder, view in VIEWS.items():
-        try:
-            if not _is_shown(folder, view):
-                _take_along(view, folder)
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                folder.chmod(0o700)
-                _show(folder, view)
-        except (OSError, CommandError) as error:
-            logger.warning("%s is not shown at %s: %s", folder, view, error)
+    if all(_is_shown(folder, view) for folder, view in VIEWS.items()):
+        return
+    # Units that share a machine would mount a folder twice.
+    with exclusive(LOCKS / "metrics-folders.lock", LOCK_TIMEOUT):
+        for folder, view in VIEWS.items():
+            try:
+                if not _is_shown(folder, view):
+                    _take_along(view, folder)
+                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    folder.chmod(0o700)
+                    _show(folder, view)
+            except (OSError, CommandError) as error:
+                logger.warning("%s is not shown at %s: %s", folder, view, error)
 
 
 def remove() -> list[str]:
@@ -133,7 +139,7 @@ def remove() -> list[str]:
         delete(image.stem)
         gone.append(str(image))
     for folder, view in VIEWS.items():
-        if _is_shown(folder, view):
+        while _is_shown(folder, view):
             run(["umount", "--lazy", str(view)])
             gone.append(f"mount {view}")
         with suppress(OSError):

@@ -192,6 +192,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     os.chown(root / "home", 1000, 1000)
     subprocess.run(["mount", "--bind", str(root), str(root)], check=True)
     subprocess.run(["mount", "--make-shared", str(root)], check=True)
+    monkeypatch.setattr(shared_fs, "LOCKS", tmp_path / "locks")
     names = ("FILESYSTEM_BASE_PATH", "FILESYSTEM_IMAGES_PATH", "FILESYSTEM_QUARANTINE_PATH")
     for name, folder in zip(names, ("runner-fs", "runner-fs-images", "runner-fs-quarantine"), strict=True):
         monkeypatch.setattr(shared_fs, name, root / "lib" / folder)

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any
 
-WRITTEN = ("/home/ubuntu/runner-fs", "/var/log/github-runner")
+WRITTEN = ("/var/lib/github-runner/runner-fs", "/var/log/github-runner")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.chown", "os.link"}
 PROGRAMS = {"mount", "umount", "mkfs.ext4", "truncate", "fallocate", "tar", "e2fsck", "losetup"}

@@ -83,9 +83,10 @@ class World:
             b"\xef\xbb\xbf" + json.dumps({"agentId": registered.runner_id}).encode()
         )
 
-    def manager(self) -> RunnerManager:
+    def manager(self, **options: Any) -> RunnerManager:
         clients = RunnerManagerClients(self.github, provision.environment(TEMPLATES), self.lxd, None)  # type: ignore[arg-type]
-        return RunnerManager(IDENTITY, self.state, clients, self.storages, self.application, clock=lambda: self.now)
+        options["clock"] = lambda: self.now
+        return RunnerManager(IDENTITY, self.state, clients, self.storages, self.application, **options)
 
     def reconcile(self, quantity: int, resources: VirtualMachineResources = RESOURCES) -> RunnerManager:
         manager = self.manager()
@@ -1142,6 +1143,18 @@ def test_runner_that_ended_without_a_job_is_in_the_events(world: World, tmp_path
 
     [health] = [event for event in events(tmp_path) if event["event"] == "unit_health"]
     assert (health["failed_creations"], health["failed_starts"]) == (1, 1)
+
+
+@pytest.mark.parametrize(("last", "proven"), [(-7200, True), (-60, False), (360, True)])
+def test_what_ends_a_row_of_failed_starts(world: World, last: float, proven: bool) -> None:
+    """A runner that was created later and is online; after a correction of the clock any that is online."""
+    world.add("aa")  # an hour ago
+    manager = world.manager(failed_starts=FailedStarts(3, NOW + last, "the clock"))
+
+    manager.reconcile(1, RESOURCES)
+
+    assert manager.report.failed_starts is not None
+    assert (manager.report.failed_starts.count == 0) is proven
 
 
 def test_job_cannot_make_its_runner_a_failed_creation(world: World) -> None:

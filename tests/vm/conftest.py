@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,26 @@ from tests.integration.conftest import PAT, REPOSITORY, ROOT, Deployment, wait_f
 
 __all__ = ["REPOSITORY", "VmDeployment", "wait_for"]
 
+# LXD's agent waits 5 seconds for LXD's own connections before it begins a command: too short on a busy machine.
+NOT_BEGUN = ("Timed out waiting for websockets to connect", "websocket: bad handshake")
+
 
 class VmDeployment(Deployment):
     """A unit whose runners are virtual machines. Their boot takes a minute and more in software emulation."""
 
     patience = 400.0
+
+    def inside(self, name: str, command: str, check: bool = True) -> str:
+        """A shell command as root in a runner's virtual machine; repeated if LXD could not begin it in time."""
+        calls: list[subprocess.CompletedProcess[str]] = []
+
+        def begun() -> bool:
+            calls.append(self.machine.call("lxc", "exec", name, "--", "sh", "-c", command))
+            return not any(text in calls[-1].stderr for text in NOT_BEGUN)
+
+        wait_for(begun, f"a command in {name}", self.patience)
+        assert calls[-1].returncode == 0 or not check, calls[-1].stderr
+        return calls[-1].stdout
 
     def console(self, name: str) -> str:
         """What a runner has written to its serial console: firmware, boot loader, kernel."""
@@ -74,7 +90,8 @@ def deployed(
         "virtual-machines": 0,
         "vm-cpu": 2,
         "vm-memory": "1GiB",
-        "vm-disk": "10GiB",
+        # Larger than the image, and two of them fit the machine.
+        "vm-disk": "9GiB",
         "replace-on-exit": False,
         "reconcile-interval": 60,
         **config,
