@@ -68,9 +68,13 @@ def _tests_by_line(folder: Path) -> Tests:
     (folder / "coveragerc").write_text("[run]\nsource = src\ndynamic_context = test_function\n")
     ignored = [f"--ignore={file}" for file in OTHERS]
     command = ["coverage", "run", "--rcfile=coveragerc", "-m", "pytest", *SUITES, *ignored]
-    if failed := _python(folder, command, timeout=None):
+    failed, output = _python(folder, command, timeout=None)
+    if failed:
         # Tests that fail anyway would kill everything.
-        raise RuntimeError(f"the tests fail without a change: {failed[-2000:]}")
+        raise RuntimeError(f"the tests fail without a change: {output[-2000:]}")
+    # pytest also fails for a name that it does not know.
+    _, output = _python(folder, ["pytest", "--collect-only", "-q", *SUITES], timeout=None)
+    known = {line.partition("[")[0] for line in output.splitlines()}
     from coverage import CoverageData
 
     data = CoverageData(str(folder / ".coverage"))
@@ -79,7 +83,7 @@ def _tests_by_line(folder: Path) -> Tests:
     for file in data.measured_files():
         name = str(Path(file).relative_to(folder))
         for line, contexts in data.contexts_by_lineno(file).items():
-            found[name, line] |= {test for context in contexts if (test := node_id(context))}
+            found[name, line] |= {test for context in contexts if (test := node_id(context)) in known}
     return found
 
 
@@ -112,15 +116,15 @@ def _survivor(folder: Path, change: "MutationSpec", tests: Tests) -> str:
     name = str(change.module_path.relative_to(folder))
     chosen = selected(tests, name, change.start_pos[0])
     with use_mutation(change.module_path, get_operator(change.operator_name)(), change.occurrence) as (before, after):
-        noticed = bool(chosen) and bool(_python(folder, ["pytest", "-x", "-q", *chosen], TIMEOUT))
+        noticed = bool(chosen) and _python(folder, ["pytest", "-x", "-q", *chosen], TIMEOUT)[0]
     added = [line[1:].strip() for line in difflib.ndiff(before.splitlines(), after.splitlines()) if line[0] == "+"]
     text = f"{name}:{change.start_pos[0]}: {' / '.join(added)}{'' if chosen else ' (no test runs this line)'}"
     print(f"{'killed  ' if noticed else 'SURVIVED'} {text}", flush=True)
     return "" if noticed else text
 
 
-def _python(folder: Path, command: list[str], timeout: float | None) -> str:
-    """Run a module in the folder; what it printed if it failed or took too long, or else nothing."""
+def _python(folder: Path, command: list[str], timeout: float | None) -> tuple[bool, str]:
+    """Run a module in the folder; whether it failed or took too long, and what it printed."""
     # Bytecode of one change would be taken for the next one's of the same second and size. Hypothesis draws the same
     # examples where CI is set.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "CI": "1", "PYTHONPATH": "src:."}
@@ -135,5 +139,5 @@ def _python(folder: Path, command: list[str], timeout: float | None) -> str:
             timeout=timeout,
         )
     except subprocess.TimeoutExpired:
-        return "not done in time"
-    return (done.stdout + done.stderr or "failed") if done.returncode else ""
+        return True, "not done in time"
+    return done.returncode != 0, done.stdout + done.stderr

@@ -46,3 +46,8 @@ def test_a_creation_within_its_limits_is_never_judged_stale(process: Process) ->
 
     assert health(view, end) is Health.STARTING
     assert health(replace(view, prepared=True, prepared_at=end), end + times.COME_ONLINE - 1) is Health.STARTING
+
+
+def test_a_limit_is_longer_than_what_it_waits_for() -> None:
+    """The agent starts, its runner is awaited online, then has time to come online, and may be offline for longer."""
+    assert times.START_AGENT < times.PROOF < times.COME_ONLINE < times.OFFLINE < times.SILENT
