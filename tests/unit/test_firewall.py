@@ -206,7 +206,7 @@ class AclLxd:
 def test_units_of_one_machine_have_acls_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each unit adds its ACL to those of the bridge, and takes away its own only; version 1.0's goes."""
     monkeypatch.setattr(firewall, "own_networks", lambda: OWN)
-    lxd = AclLxd("/1.0/instances/runner-0-1")
+    lxd = AclLxd("/1.0/instances/other-1-1")
     lxd.acls, lxd.bridge["security.acls"] = {"github": [], "operators": []}, "github,operators"
 
     for unit in ("runner/0", "other/1"):
@@ -220,9 +220,12 @@ def test_units_of_one_machine_have_acls_of_their_own(monkeypatch: pytest.MonkeyP
     assert firewall.remove(cast(LxdClient, lxd), "runner/0") == []
 
 
-def test_the_last_acl_outlives_the_runners() -> None:
-    """An instance that resists its removal keeps the last ACL of its bridge."""
+def test_an_acl_outlives_its_runners() -> None:
+    """An instance that resists its removal keeps the ACL of its unit, and the last ACL of its bridge."""
     lxd = AclLxd("/1.0/profiles/default", "/1.0/instances/runner-0-1")
+    lxd.acls, lxd.bridge["security.acls"] = {"runner-0": [], "other-1": []}, "runner-0,other-1"
+    with pytest.raises(HostError, match="its network ACL runner-0 stays"):
+        firewall.remove(cast(LxdClient, lxd), "runner/0")
     lxd.acls, lxd.bridge["security.acls"] = {"runner-0": []}, "runner-0"
 
     with pytest.raises(HostError, match="instances use lxdbr0: its network ACL runner-0 stays"):

@@ -69,6 +69,7 @@ def test_what_another_unit_uses_stays(monkeypatch: pytest.MonkeyPatch, marker_ro
     for module in (image, storage, firewall, daemon):
         monkeypatch.setattr(module, "remove", lambda *_, name=module.__name__: [name])
     monkeypatch.setattr(image, "remove_timer", lambda unit: [f"timer of {unit}"])
+    monkeypatch.setattr(image, "remove_builder", lambda _: ["what a stopped build left"])
     mine, other = Markers(UNIT), Markers("other/1")
     for one in (mine, other):
         one.note(markers.SET_UP)
@@ -80,7 +81,7 @@ def test_what_another_unit_uses_stays(monkeypatch: pytest.MonkeyPatch, marker_ro
     assert released() == [f"timer of {UNIT}", "host.image", "host.storage", "host.firewall", "host.daemon"]
     (marker_root / "agents" / "unit-other-1").mkdir(parents=True)
     assert mine.others() == ["other/1"]
-    assert released() == [f"timer of {UNIT}", "host.firewall"]
+    assert released() == [f"timer of {UNIT}", "what a stopped build left", "host.firewall"]
 
 
 def test_units_of_one_machine_have_systemd_units_of_their_own() -> None:
