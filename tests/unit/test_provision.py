@@ -116,6 +116,7 @@ def test_certificates_of_the_option_are_in_each_runner() -> None:
         "github-runner.pem": "one\ntwo\n",
     }
     assert f"NODE_EXTRA_CA_CERTS={folder}/github-runner.pem\n" in env
+    assert "TMPDIR=/run/github-runner update-ca-certificates" in setup  # the boot may still be emptying /tmp
     connecting = [setup.index(word) for word in ("getent", "wget")]
     assert 0 < setup.index("update-ca-certificates") < min(connecting)
 
