@@ -110,6 +110,9 @@ def a_forged_worker_of_a_lost_runner(found: Deployment) -> None:
 def a_silent_instance(found: Deployment) -> None:
     """No shell that could answer the health probe: the instance stays for an hour."""
     name = kept(found, SHELL_GONE)
+    # Until then it could still be starting.
+    age(found, name, 3600)
+    found.reconcile()
     later(found, name, 3600)
     replaced(found, name)
 
