@@ -1,5 +1,6 @@
 """Spec 3, Shared storage: loop mounts for real (root)."""
 
+import ctypes
 import os
 import shutil
 import stat
@@ -236,6 +237,26 @@ def test_volumes_are_shown_where_they_always_were(machine: Path) -> None:
     assert len(shared_fs.remove()) == 4
     assert list((machine / "home").iterdir()) == []
     assert not is_mounted(storage.path)
+
+
+def test_volumes_are_shown_with_a_newer_mount_too(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mount of util-linux 2.39 and newer makes a mount and moves it to a place, by system calls of its own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    clone, empty_path, here = 0x8001, 4, -100
+
+    def run(command: list[str]) -> None:
+        *_, source, target = command
+        tree = libc.syscall(428, here, source.encode(), clone)  # open_tree, recursively
+        assert tree >= 0
+        assert libc.syscall(429, tree, b"", here, target.encode(), empty_path) == 0, os.strerror(ctypes.get_errno())
+        os.close(tree)
+
+    monkeypatch.setattr(shared_fs, "run", run)
+    shared_fs.ensure_views()
+
+    for view in (machine / "home").iterdir():
+        assert os.path.ismount(view)
+        subprocess.run(["umount", "--lazy", str(view)], check=True)
 
 
 def test_volumes_of_an_earlier_revision_are_taken_along(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
