@@ -255,7 +255,7 @@ def test_volumes_are_shown_with_a_newer_mount_too(machine: Path, monkeypatch: py
     shared_fs.ensure_views()
 
     for view in (machine / "home").iterdir():
-        assert os.path.ismount(view)
+        assert is_mounted(view)
         subprocess.run(["umount", "--lazy", str(view)], check=True)
 
 
