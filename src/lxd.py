@@ -31,6 +31,9 @@ OPERATION_TIMEOUT = 120.0
 READY_INTERVAL = {"virtual-machine": 0.5, "container": 0.1}
 # For an operation of LXD's on an instance that somebody else has asked for.
 BUSY_TIMEOUT = 60
+# LXD's agent in a virtual machine waits 5 seconds for LXD's connections before it begins a command: a busy machine may
+# need longer. https://github.com/canonical/lxd/blob/lxd-5.0.2/lxd-agent/exec.go
+NOT_BEGUN = ("Timed out waiting for websockets to connect", "websocket: bad handshake")
 # Of one file that is read from inside an instance, in seconds.
 READ_TIMEOUT = 10.0
 # https://documentation.ubuntu.com/lxd/latest/rest-api/#list-of-current-status-codes
@@ -279,11 +282,21 @@ class LxdInstance:
         what = f"{PurePosixPath(command[0]).name} in {self.name}"
         path = ("instances", self.name, "exec")
         with _renamed(what):
-            done = self._lxd.change("POST", *path, json=body, timeout=timeout) or {}
+            done = self._begun(*path, json=body, timeout=timeout) or {}
         code = int(done.get("return", -1))
         # What went well is not worth four requests: LXD removes its record with the instance.
         recorded = done.get("output", {}) if output and code != 0 else {}
         return Execution(code, *(self._recorded(recorded.get(stream)) for stream in ("1", "2")))
+
+    def _begun(self, *path: str, **options: Any) -> Any:
+        """Request a command again until LXD could begin it, as often as ``BUSY_TIMEOUT`` allows."""
+        deadline = time.monotonic() + BUSY_TIMEOUT
+        while True:
+            try:
+                return self._lxd.change("POST", *path, **options)
+            except LxdError as error:
+                if not any(text in str(error) for text in NOT_BEGUN) or time.monotonic() > deadline:
+                    raise
 
     def output(self, command: Sequence[str], limit: int, timeout: float) -> bytes:
         """At most ``limit`` bytes of a command's output; LxdError if it is not over within ``timeout`` seconds.

@@ -173,6 +173,28 @@ def test_what_a_killed_process_has_started_is_stopped() -> None:
     assert [asked.partition(" ")[0] for asked in client.asked] == ["DELETE", "DELETE", "PUT", "DELETE"]
 
 
+@pytest.mark.parametrize("text", lxd.NOT_BEGUN)
+def test_a_command_that_lxd_could_not_begin_is_requested_again(text: str) -> None:
+    """On a busy machine LXD may be too slow for the agent's 5 seconds, and the command never begins."""
+    client = BusyClient([LxdError(f"Error: {text}"), LxdError(f"Error: {text}")])
+
+    LxdInstance(client, DATA).execute(["true"])
+
+    assert client.asked == ["POST instances app-0-aa exec"] * 3
+
+
+@pytest.mark.parametrize("text", ["unexpected EOF", lxd.NOT_BEGUN[0]])
+def test_a_command_that_may_have_begun_is_not_repeated(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A connection that broke says nothing about the command; and the repetition has an end."""
+    monkeypatch.setattr(lxd, "BUSY_TIMEOUT", -1)
+    client = BusyClient([LxdError(text)] * 2)
+
+    with pytest.raises(LxdError, match=text):
+        LxdInstance(client, DATA).execute(["true"])
+
+    assert len(client.asked) == 1
+
+
 def test_other_refusals_are_errors_at_once() -> None:
     """Only what ends by itself is waited for."""
     client = BusyClient([LxdError("no space left on device")])

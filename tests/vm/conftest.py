@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lxd import NOT_BEGUN
 from sandbox import github, lxd_setup
 from sandbox.juju.unit import Unit
 from sandbox.machine import Machine
@@ -17,9 +18,6 @@ from sandbox.vm import template
 from tests.integration.conftest import PAT, REPOSITORY, ROOT, Deployment, wait_for
 
 __all__ = ["REPOSITORY", "VmDeployment", "wait_for"]
-
-# LXD's agent waits 5 seconds for LXD's own connections before it begins a command: too short on a busy machine.
-NOT_BEGUN = ("Timed out waiting for websockets to connect", "websocket: bad handshake")
 
 
 class VmDeployment(Deployment):
