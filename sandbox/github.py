@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import json
 import select
+import signal
 import socket
 import ssl
 import struct
@@ -304,7 +305,9 @@ def serve(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve on the command line's terms until interrupted."""
+    """Serve on the command line's terms until interrupted or terminated."""
+    # A shell lets a program in the background ignore interrupts.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(prog="python3 -m sandbox.github", description="Serve a stand-in for GitHub.")
     parser.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT")
     parser.add_argument("--token", action="append", default=[], help="a token that may do everything")

@@ -785,12 +785,12 @@ def test_the_server_as_a_program_with_tls(tmp_path):
         url = process.stdout.readline().split()[-1]
         assert url.startswith("https://")
         assert GitHubControl(url, ca=(tmp_path / "ca.pem").read_text()).runners() == []
-        process.send_signal(2)
+        process.terminate()
         assert process.wait(10) == 0
 
 
 def test_the_server_as_a_program(tmp_path):
-    """The command line serves with plain Python, says where, and ends on an interrupt."""
+    """The command line serves with plain Python, says where, and ends when it is terminated."""
     command = [sys.executable, "-I", "-c", "import sys; sys.path.insert(0, sys.argv.pop(1)); "]
     command[-1] += "from sandbox.github import main; main(sys.argv[1:])"
     command += [str(ROOT), "--listen", "127.0.0.1:0", "--token", TOKEN, "--repository", REPOSITORY]
@@ -800,5 +800,5 @@ def test_the_server_as_a_program(tmp_path):
         url = process.stdout.readline().split()[-1]
         control = GitHubControl(url)
         assert control.add_runner(ORGANISATION, "x")["name"] == "x"
-        process.send_signal(2)
+        process.terminate()
         assert process.wait(10) == 0
