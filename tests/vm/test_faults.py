@@ -5,11 +5,13 @@ import pytest
 from tests.vm.conftest import VmDeployment, wait_for
 
 
+@pytest.mark.long
 def test_a_guest_that_reboots_and_one_that_hangs(unit: VmDeployment) -> None:
     """A guest that reboots ends and is replaced. A hung one is not taken for dead: ``flush-runners`` removes it."""
     rebooting, hung = unit.keep(2)
     unit.inside(rebooting, "systemctl reboot", check=False)
-    unit.machine.exec("kill", "-STOP", str(unit.qemu(hung)))
+    # A panic: the kernel stands still. A QEMU that is stopped would hang LXD's list of instances, too.
+    unit.inside(hung, "(sleep 1; echo c > /proc/sysrq-trigger) > /dev/null 2>&1 &")
     unit.wait_gone(rebooting)
     wait_for(lambda: unit.online() == [], "GitHub's notice of the hung guest", 60)
 
@@ -18,7 +20,6 @@ def test_a_guest_that_reboots_and_one_that_hangs(unit: VmDeployment) -> None:
     wait_for(unit.online, "the successor of the guest that rebooted", unit.patience)
     assert hung in unit.instances()
     assert len(unit.instances()) == 2
-    assert "1 starting or offline" in unit.status()[1] or "1 offline" in unit.status()[1], unit.status()
 
     task = unit.unit.run("flush-runners")
 
