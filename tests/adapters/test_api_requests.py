@@ -11,7 +11,10 @@ import pytest
 import metrics.events
 import provision
 import runner_manager
+import shared_fs
+from errors import CreateMetricsStorageError
 from github_client import JOB_PAGES, GithubClient
+from metrics.storage import MetricsStorage
 from models import GithubOrg, GithubPath, GithubRepo
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
@@ -84,6 +87,11 @@ def hub() -> Iterator[github.GitHub]:
 def unit(request: Any, hub: github.GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Unit]:
     monkeypatch.setattr(metrics.events, "METRICS_LOG_PATH", tmp_path / "metrics.log")
     monkeypatch.setattr(runner_manager, "LOCKS", tmp_path / "locks")
+
+    def no_volume(name: str, /) -> MetricsStorage:
+        raise CreateMetricsStorageError(f"{name}: nothing is mounted on the machine that runs the tests")
+
+    monkeypatch.setattr(shared_fs, "create", no_volume)
     found = Unit(hub, tmp_path, request.param)
     found.control.add_organisation(ORG.org, ["builders"])
     yield found
