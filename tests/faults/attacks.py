@@ -58,6 +58,7 @@ def later(found: Deployment, name: str, seconds: float) -> None:
     """Let so much time pass for a runner that GitHub does not know."""
     since = float(found.machine.exec("lxc", "config", "get", name, f"{KEY}offline-since"))
     found.machine.exec("lxc", "config", "set", name, f"{KEY}offline-since={since - seconds:.0f}")
+    age(found, name, seconds)
 
 
 def complete(found: Deployment) -> None:
