@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.integration.conftest import REPOSITORY, Deployment, wait_for
-from tests.integration.test_network import heard_by_a_neighbour, heard_by_the_machine, leases_taken
+from tests.integration.test_unit_network import heard_by_a_neighbour, heard_by_the_machine, leases_taken
 
 # One has the neighbour's job.
 RUNNERS = 4

@@ -11,8 +11,6 @@ import pytest
 
 from tests.integration.conftest import ROOT
 
-pytestmark = pytest.mark.lifecycle
-
 # A machine of its own, so that a sandbox that somebody plays with is left alone.
 SANDBOX = f"{sys.executable} -m sandbox --machine tutorial"
 LIMIT = 240

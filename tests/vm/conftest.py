@@ -19,6 +19,14 @@ from tests.integration.conftest import PAT, REPOSITORY, ROOT, Deployment, wait_f
 
 __all__ = ["REPOSITORY", "VmDeployment", "wait_for"]
 
+# The modules share one unit: its life first, its removal at the end.
+ORDER = ("life", "isolation", "defects", "faults", "long", "removal")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the modules of this folder in the order of the unit's life."""
+    items.sort(key=lambda item: ORDER.index(item.path.stem.removeprefix("test_")))
+
 
 class VmDeployment(Deployment):
     """A unit whose runners are virtual machines. Their boot takes a minute and more in software emulation."""
