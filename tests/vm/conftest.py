@@ -25,7 +25,8 @@ ORDER = ("life", "isolation", "defects", "faults", "long", "removal")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the modules of this folder in the order of the unit's life."""
-    items.sort(key=lambda item: ORDER.index(item.path.stem.removeprefix("test_")))
+    here = Path(__file__).parent
+    items.sort(key=lambda item: ORDER.index(item.path.stem[5:]) if item.path.parent == here else -1)
 
 
 class VmDeployment(Deployment):
