@@ -260,7 +260,6 @@ class LxdInstance:
         command: Sequence[str],
         *,
         timeout: float = 60,
-        user: int = 0,
         environment: Mapping[str, str] | None = None,
         output: bool = False,
     ) -> Execution:
@@ -272,8 +271,6 @@ class LxdInstance:
         body = {
             "command": list(command),
             "environment": dict(environment or {}),
-            "user": user,
-            "group": user,
             "cwd": "/",
             "record-output": output,
             "wait-for-websocket": False,

@@ -194,6 +194,30 @@ def certificate_files(certificates: Sequence[str]) -> list[InstanceFile]:
     ]
 
 
+# What the templates may use and no option changes.
+FIXED: dict[str, Any] = {
+    "user": UBUNTU,
+    "folder": RUNNER_APPLICATION,
+    "pre_job_script": PRE_JOB_SCRIPT,
+    "metrics_folder": METRICS_FOLDER,
+    "without_metrics": WITHOUT_METRICS,
+    "not_registered": NOT_REGISTERED,
+    "register_script": REGISTER_SCRIPT,
+    "register_timeout": times.REGISTER,
+    "home": HOME,
+    "pre_job_file": PRE_JOB_METRICS_FILE_NAME,
+    "post_job_file": POST_JOB_METRICS_FILE_NAME,
+    "policy_token_file": POLICY_TOKEN_FILE,
+    "run_folder": RUN_FOLDER,
+    "token_file": TOKEN_FILE,
+    "kept_wait": KEPT_WAIT,
+    "stop_timeout": times.STOP_AGENT,
+    "application_archive": APPLICATION_ARCHIVE,
+    "image_application": IMAGE_APPLICATION,
+    "network_timeout": NETWORK_TIMEOUT,
+}
+
+
 def _values(
     config: RunnerConfig,
     ssh_debug: SSHDebugConnection | None,
@@ -205,34 +229,16 @@ def _values(
     proxies = {} if aproxy else config.proxies.environment(config.name, ".svc")
     wanted_snaps, wanted_executables = software
     return {
+        **FIXED,
         "proxies": proxies,
         "ca_bundle": CA_BUNDLE if config.ca_certificates else None,
         "dockerhub_mirror": config.dockerhub_mirror,
         "tmate": tmate_variables(ssh_debug),
-        "user": UBUNTU,
-        "folder": RUNNER_APPLICATION,
-        "pre_job_script": PRE_JOB_SCRIPT,
-        "metrics_folder": METRICS_FOLDER,
         "issue_metrics": config.issue_metrics,
-        "without_metrics": WITHOUT_METRICS,
-        "not_registered": NOT_REGISTERED,
-        "register_script": REGISTER_SCRIPT,
-        "register_timeout": times.REGISTER,
-        "home": HOME,
         "container": config.container,
-        "pre_job_file": PRE_JOB_METRICS_FILE_NAME,
-        "post_job_file": POST_JOB_METRICS_FILE_NAME,
         "policy_url": policy_url,
         "external_contributors": config.allow_external_contributor,
-        "policy_token_file": POLICY_TOKEN_FILE,
-        "run_folder": RUN_FOLDER,
-        "token_file": TOKEN_FILE,
-        "kept_wait": KEPT_WAIT,
-        "stop_timeout": times.STOP_AGENT,
-        "application_archive": APPLICATION_ARCHIVE,
-        "image_application": IMAGE_APPLICATION,
         "network_host": network_host(config),
-        "network_timeout": NETWORK_TIMEOUT,
         "snaps": wanted_snaps,
         "executables": wanted_executables,
         "docker_changed": bool(config.dockerhub_mirror or proxies),
