@@ -31,6 +31,7 @@ OPERATION_TIMEOUT = 120.0
 READY_INTERVAL = {"virtual-machine": 0.5, "container": 0.1}
 # For an operation of LXD's on an instance that somebody else has asked for.
 BUSY_TIMEOUT = 60
+BUSY_INTERVAL = 0.1
 # LXD's agent in a virtual machine waits 5 seconds for LXD's connections before it begins a command: a busy machine may
 # need longer. https://github.com/canonical/lxd/blob/lxd-5.0.2/lxd-agent/exec.go
 NOT_BEGUN = ("Timed out waiting for websockets to connect", "websocket: bad handshake")
@@ -80,7 +81,21 @@ class LxdClient:
             return response.json()["metadata"]
 
     def change(self, method: str, *path: str, timeout: float = OPERATION_TIMEOUT, **options: Any) -> Any:
-        """A request that may become an operation: wait until it is done and return its metadata."""
+        """A request that may become an operation: wait until it is done and return its metadata.
+
+        It is repeated while LXD is busy with an instance that it changes, such as one that uses a changed profile.
+        """
+        deadline = time.monotonic() + BUSY_TIMEOUT
+        while True:
+            try:
+                return self._change(method, *path, timeout=timeout, **options)
+            except LxdError as error:
+                if "busy running" not in str(error) or time.monotonic() > deadline:
+                    raise
+                logger.info("LXD is asked again: %s", error)
+                time.sleep(BUSY_INTERVAL)
+
+    def _change(self, method: str, *path: str, timeout: float, **options: Any) -> Any:
         what = f"{method} {'/'.join(path)}"
         response = self.request(method, *path, **options)
         with _errors(what):
@@ -211,7 +226,7 @@ class LxdInstance:
         for forced in (True,) if force else (False, True):
             body = {"action": "stop", "timeout": timeout, "force": forced}
             try:
-                self._once_idle("PUT", "state", json=body, timeout=timeout + 60)
+                self._lxd.change("PUT", "instances", self.name, "state", json=body, timeout=timeout + 60)
                 return
             except LxdNotFoundError:
                 return
@@ -227,32 +242,17 @@ class LxdInstance:
         """Delete it; gone already counts as done. It may run: whoever asked LXD for its start may be dead by now."""
         with suppress(LxdNotFoundError):
             try:
-                self._once_idle("DELETE")
+                self._lxd.change("DELETE", "instances", self.name)
             except LxdError as error:
                 if "is running" not in str(error):
                     raise
                 self.stop(force=True)
-                self._once_idle("DELETE")
-
-    def _once_idle(self, method: str, *path: str, **options: Any) -> None:
-        """A change after whatever LXD still does to it, such as what a process asked for that is dead by now."""
-
-        def done() -> bool:
-            try:
-                self._lxd.change(method, "instances", self.name, *path, **options)
-            except LxdNotFoundError:
-                raise
-            except LxdError as error:
-                if "busy running" not in str(error):
-                    raise
-                return False
-            return True
-
-        wait_until(done, BUSY_TIMEOUT, f"the end of what LXD does to {self.name}")
+                self._lxd.change("DELETE", "instances", self.name)
 
     def set_config(self, values: Mapping[str, str | None]) -> None:
         """Set keys of its configuration, None takes a key away."""
-        self._once_idle("PATCH", json={"config": {key: value or "" for key, value in values.items()}})
+        body = {"config": {key: value or "" for key, value in values.items()}}
+        self._lxd.change("PATCH", "instances", self.name, json=body)
         self.config = {k: v for k, v in {**self.config, **values}.items() if v}
 
     def execute(

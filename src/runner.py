@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -68,6 +69,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+PROFILE_LOCK = threading.Lock()
 LOGS_PATH = Path("/var/log/github-runner-logs")
 # The runner agent's own folder of logs.
 DIAG = "_diag"
@@ -435,16 +437,18 @@ def ensure_resource_profile(lxd: LxdClient, resources: VirtualMachineResources, 
         "config": {"limits.cpu": str(resources.cpu), "limits.memory": resources.memory, f"{KEY}resources": "true"},
         "devices": {"root": root},
     }
-    found = lxd.find("profiles", resources.profile)
-    if found is None:
-        try:
-            lxd.change("POST", "profiles", json={"name": resources.profile, **profile})
-        except LxdError:
-            # Runners are made side by side: another one may have been faster.
-            if lxd.find("profiles", resources.profile) is None:
-                raise
-    elif found["devices"] != profile["devices"]:
-        lxd.change("PUT", "profiles", resources.profile, json=profile)
+    # Runners are made side by side, and a profile that is changed while one of them is created is an error of LXD's.
+    with PROFILE_LOCK:
+        found = lxd.find("profiles", resources.profile)
+        if found is None:
+            try:
+                lxd.change("POST", "profiles", json={"name": resources.profile, **profile})
+            except LxdError:
+                # Another unit of this machine may have been faster.
+                if lxd.find("profiles", resources.profile) is None:
+                    raise
+        elif found["devices"] != profile["devices"]:
+            lxd.change("PUT", "profiles", resources.profile, json=profile)
 
 
 def _registered_id(instance: LxdInstance) -> int | None:

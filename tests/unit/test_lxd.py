@@ -1,7 +1,10 @@
 """What of the LXD adapter needs a fault that no real daemon can be made to show here."""
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,6 +14,8 @@ import lxd
 import times
 from errors import LxdError, LxdNotFoundError
 from lxd import Execution, LxdClient, LxdInstance
+from models import VirtualMachineResources
+from runner import ensure_resource_profile
 
 DATA = {"name": "app-0-aa", "status": "Running", "type": "virtual-machine", "config": {}}
 
@@ -143,7 +148,7 @@ class BusyClient(LxdClient):
         self.errors = list(errors)
         self.asked: list[str] = []
 
-    def change(self, method: str, *path: str, **_: Any) -> Any:
+    def _change(self, method: str, *path: str, **_: Any) -> Any:
         self.asked.append(" ".join((method, *path)))
         if self.errors:
             raise self.errors.pop(0)
@@ -162,6 +167,49 @@ def test_what_lxd_still_does_is_waited_for(errors: list[LxdError], requests: int
     LxdInstance(client, DATA).delete()
 
     assert client.asked == ["DELETE instances app-0-aa"] * requests
+
+
+def test_a_profile_is_changed_once_its_instances_are_free() -> None:
+    """A changed profile changes its instances, one of which LXD may be creating at the moment."""
+    client = BusyClient([LxdError('Failed to create instance update operation: Instance is busy running a "create"')])
+
+    client.change("PUT", "profiles", "cpu-2-mem-7GiB-disk-10GiB", json={})
+
+    assert client.asked == ["PUT profiles cpu-2-mem-7GiB-disk-10GiB"] * 2
+
+
+class ProfileClient(LxdClient):
+    """LXD with one profile, which two threads read at the same time if nothing keeps them from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.profile: dict[str, Any] = {"devices": {}}
+        self.both = threading.Barrier(2, timeout=0.2)
+        self.changes = 0
+
+    def has_extension(self, name: str) -> bool:
+        return False
+
+    def find(self, *path: str) -> Any:
+        found = self.profile
+        with suppress(threading.BrokenBarrierError):
+            self.both.wait()
+        return found
+
+    def change(self, method: str, *path: str, timeout: float = 0, **options: Any) -> Any:
+        self.changes += 1
+        self.profile = options["json"]
+
+
+def test_runners_made_side_by_side_change_their_profile_once() -> None:
+    """The second change would meet the instance that the first one's runner is made of."""
+    client = ProfileClient()
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(2):
+            pool.submit(ensure_resource_profile, client, VirtualMachineResources(1, "1GiB", "1GiB"), container=True)
+
+    assert client.changes == 1
 
 
 def test_what_a_killed_process_has_started_is_stopped() -> None:
