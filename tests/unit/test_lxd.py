@@ -256,5 +256,5 @@ def test_an_instance_that_stays_busy_is_an_error(monkeypatch: pytest.MonkeyPatch
     """The wait has an end."""
     monkeypatch.setattr(lxd, "BUSY_TIMEOUT", 0)
 
-    with pytest.raises(LxdError, match="app-0-aa"):
+    with pytest.raises(LxdError, match="busy running"):
         LxdInstance(BusyClient([BUSY] * 9), DATA).delete()
