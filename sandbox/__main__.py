@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from . import demo, session
-from .github_control import GitHubControlError
-from .shell import SandboxError
+from sandbox import demo, session
+from sandbox.github.control import GitHubControlError
+from sandbox.shell import SandboxError
 
 Command = Callable[[argparse.Namespace], int | None]
 

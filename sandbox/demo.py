@@ -6,12 +6,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import github, lxd_setup
-from .github_control import GitHubControl
-from .juju.unit import Unit
-from .machine import Machine
-from .pack import pack
-from .shell import say, wait_until
+from sandbox import github
+from sandbox.github.control import GitHubControl
+from sandbox.juju.unit import Unit
+from sandbox.lab import lxd_setup
+from sandbox.lab.machine import Machine
+from sandbox.lab.pack import pack
+from sandbox.shell import say, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "ghp_demo0123456789abcdefghijklmnopqrstuvwxy"

@@ -12,13 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from . import lxd_setup
-from .github_control import GitHubControl
-from .juju.unit import Unit
-from .machine import Machine
-from .pack import pack
-from .shell import SandboxError, say, start_daemon, step, stream, succeeds, wait_until
-from .vm import template
+from sandbox.github.control import GitHubControl
+from sandbox.juju.unit import Unit
+from sandbox.lab import lxd_setup
+from sandbox.lab.machine import Machine
+from sandbox.lab.pack import pack
+from sandbox.shell import SandboxError, say, start_daemon, step, stream, succeeds, wait_until
+from sandbox.vm import template
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = "octo-org/demo"

@@ -19,6 +19,7 @@ import redaction
 import status
 import times
 from cos_agent import CosAgentProvider
+from engine.client import LxdClient
 from errors import (
     ConfigurationError,
     GithubApiError,
@@ -29,8 +30,7 @@ from errors import (
     RateLimitError,
     TokenError,
 )
-from host import application, follower, markers, state_database, timer
-from lxd import LxdClient
+from host import follower, markers, runner_binary, state_database, timer
 from models import CharmState, FailedStarts, FlushMode, Identity
 from redaction import redact
 from system import are_active
@@ -38,7 +38,7 @@ from system import are_active
 if TYPE_CHECKING:
     import jinja2
 
-    from github_client import GithubClient
+    from gh.client import GithubClient
     from runner_manager import Report, RunnerManager
 
 logger = logging.getLogger(__name__)
@@ -312,7 +312,7 @@ class GithubRunnerCharm(ops.CharmBase):
             lost = machine.lost(self._lxd, state, self.unit.name)
             if not lost:
                 machine.tend(self._jinja, state, self.unit.name)
-                if not application.is_recent(time.time()):
+                if not runner_binary.is_recent(time.time()):
                     self._refresh_application(state)
                 return
             logger.warning("Lost since the set-up, and set up again: %s", ", ".join(lost))
@@ -343,9 +343,9 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _check_creation(self, state: CharmState) -> None:
         """Raise what would keep new runners from being created."""
-        from host import storage
+        from host import pool
 
-        storage.check(self._lxd, state)
+        pool.check(self._lxd, state)
         self._repair(state)
         if self._reboot_awaited() is not None:
             raise HostError("a reboot is about to happen")
@@ -363,13 +363,13 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _free_previous_pool(self, state: CharmState) -> None:
         """Once no job runs, remove the runners in the previous charm's storage pool, which the set-up then replaces."""
-        from host import storage
+        from host import pool
 
         try:
-            users = storage.previous_pool_users(self._lxd)
+            users = pool.previous_pool_users(self._lxd)
             if not users:
                 return
-            storage.check(self._lxd, state)
+            pool.check(self._lxd, state)
             manager = self._manager(state)
             manager.check_creation()
             if users <= manager.observe().keys() and not manager.any_busy():
@@ -407,7 +407,7 @@ class GithubRunnerCharm(ops.CharmBase):
         try:
             self._update_application(state)
         except (GithubApiError, HostError) as error:
-            if application.current() is None:
+            if runner_binary.current() is None:
                 raise
             logger.warning("The runner application was not refreshed: %s", error)
 
@@ -417,19 +417,19 @@ class GithubRunnerCharm(ops.CharmBase):
         def downloading() -> None:
             self._status(ops.MaintenanceStatus("Downloading runner binary"))
 
-        changed = application.update(self._github(state), state.path, state.arch, downloading=downloading)
-        using = application.current()
+        changed = runner_binary.update(self._github(state), state.path, state.arch, downloading=downloading)
+        using = runner_binary.current()
         if changed and using is not None:
-            self.unit.set_workload_version(application.version(using))
+            self.unit.set_workload_version(runner_binary.version(using))
             # The service is not there before the first set-up, which builds the image itself.
             with suppress(LxdError, HostError):
                 image.renew(self._lxd, self.unit.name, state.base_image.value)
         return changed
 
     def _reconcile(self, state: CharmState) -> int:
-        from host import storage
+        from host import pool
 
-        storage.check(self._lxd, state)
+        pool.check(self._lxd, state)
         if self._reboot_awaited() is not None:
             self._status(ops.MaintenanceStatus(REBOOTING))
             return 0
@@ -447,9 +447,9 @@ class GithubRunnerCharm(ops.CharmBase):
             self._report = manager.report
         self._keep_failed_starts(manager.report.failed_starts)
         if manager.report.refused and self._is_deprecated(state):
-            application.refuse()
+            runner_binary.refuse()
         elif manager.report.proven:
-            application.accept()
+            runner_binary.accept()
         self._status(status.of_report(manager.report, state.test_mode, self._notices(state, manager.report)))
         return delta
 
@@ -457,7 +457,7 @@ class GithubRunnerCharm(ops.CharmBase):
         """What delays the creation of runners: the manager's arguments."""
         failed, now = self._failed_starts(), time.time()
         hold = self._hold or _hold(tarball) or _pause(failed, now)
-        return {"hold": hold, "canary": application.refused_at(now), "failed_starts": failed}
+        return {"hold": hold, "canary": runner_binary.refused_at(now), "failed_starts": failed}
 
     def _failed_starts(self) -> FailedStarts:
         numbers = self._markers.numbers(markers.FAILED_STARTS, 2)
@@ -475,16 +475,16 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _try_at_once(self) -> None:
         """Create runners although GitHub calls their version deprecated, or the last ones ended without a job."""
-        application.accept()
+        runner_binary.accept()
         self._markers.clear(markers.FAILED_STARTS)
 
     def _is_deprecated(self, state: CharmState) -> bool:
         """Whether GitHub, asked for the version, does not contradict what an instance has reported."""
-        using = application.current()
+        using = runner_binary.current()
         if using is None:
             return True
         try:
-            return self._github(state).is_deprecated(state.path, application.version(using)) is not False
+            return self._github(state).is_deprecated(state.path, runner_binary.version(using)) is not False
         except GithubClientError as error:
             logger.warning("GitHub is not asked for the version of the runner binary: %s", error)
             return True
@@ -526,21 +526,21 @@ class GithubRunnerCharm(ops.CharmBase):
     def _manager(self, state: CharmState) -> "RunnerManager":
         # A hook that has nothing to do with runners loads none of this: imports are most of its time.
         import shared_fs
-        from host import image, storage
+        from host import image, pool
         from repo_policy import RepoPolicyClient
         from runner import RunnerManagerClients
         from runner_manager import RunnerManager
 
         policy = RepoPolicyClient(state.repo_policy) if state.repo_policy else None
         clients = RunnerManagerClients(self._github(state), self._jinja, self._lxd, policy)
-        tarball = application.current() or NO_BINARY
+        tarball = runner_binary.current() or NO_BINARY
         return RunnerManager(
             self._identity(),
             state,
             clients,
             shared_fs,
             tarball,
-            lxd_storage_path=storage.MOUNT_POINT,
+            lxd_storage_path=pool.MOUNT_POINT,
             **self._creation(tarball),
             image_age=lambda: image.age(self._lxd, state.base_image.value, time.time()),
             in_image=lambda: image.holds(self._lxd, state.base_image.value, tarball),
@@ -555,7 +555,7 @@ class GithubRunnerCharm(ops.CharmBase):
     def _github(self, state: CharmState) -> "GithubClient":
         """One for the whole hook, and with it one connection."""
         if self._github_client is None:
-            from github_client import GithubClient
+            from gh.client import GithubClient
 
             self._github_client = GithubClient(state.github_url, state.token, ca_certificates=state.ca_certificates)
         return self._github_client
@@ -575,12 +575,12 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _notices(self, state: CharmState, report: "Report") -> list[str]:
         """What is not wrong yet and will be, and what was wrong for a while, for the end of the status line."""
-        from host import image, kernel, resources, storage
+        from host import image, kernel, pool, resources
         from runner_manager import failed_starts
 
         now = time.time()
         ages = (
-            ("runner application not refreshed", application.age(now), application.STALE_AFTER),
+            ("runner application not refreshed", runner_binary.age(now), runner_binary.STALE_AFTER),
             ("image not rebuilt", report.image_age, image.STALE_AFTER),
         )
         found = [f"{what} for {age / 86400:.0f} days" for what, age, limit in ages if age is not None and age > limit]
@@ -595,7 +595,7 @@ class GithubRunnerCharm(ops.CharmBase):
             found.insert(0, status.fit(failed_starts(failed, now), 120))
         if others := self._markers.others():
             found.append(f"the machine is shared with {', '.join(others)}")
-        if shortage := storage.shortage(state):
+        if shortage := pool.shortage(state):
             found.append(shortage)
         found += resources.overcommitment(state)
         away = self._markers.numbers(markers.UNATTENDED, 2)
@@ -618,7 +618,7 @@ def _hold(tarball: Path) -> str:
     if tarball == NO_BINARY:
         return "the runner application is not downloaded yet"
     now = time.time()
-    since = application.refused_at(now)
+    since = runner_binary.refused_at(now)
     if since is not None and now - since < times.DEPRECATED_CANARY:
         from runner_manager import refusal
 

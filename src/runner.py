@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import provision
 import shared_fs
 import times
+from engine.client import Execution, LxdClient, LxdInstance
 from errors import (
     GithubClientError,
     GithubRunnerError,
@@ -29,7 +30,6 @@ from errors import (
     RunnerLogsError,
     RunnerRemoveError,
 )
-from lxd import Execution, LxdClient, LxdInstance
 from metrics.storage import MetricsStorage, write_new
 from models import (
     RUNNER_INSTALLED_TS_FILE_NAME,
@@ -48,7 +48,7 @@ from system import KEPT_OF_JOBS, oldest_beyond, write_file
 if TYPE_CHECKING:
     import jinja2
 
-    from github_client import GithubClient
+    from gh.client import GithubClient
     from repo_policy import RepoPolicyClient
 
 __all__ = [
@@ -260,7 +260,7 @@ class Runner:
         """Write what a virtual machine prints to its console to ``NAME/console.log``; returns whether it printed."""
         if not (instance.virtual_machine and instance.running):
             return False
-        import console
+        from engine import console
 
         try:
             end = provision.CONSOLE_END.encode()

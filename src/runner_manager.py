@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import system
 import times
+from engine.client import LxdInstance, wait_until
 from errors import (
     GithubClientError,
     GithubRunnerError,
@@ -29,7 +30,6 @@ from errors import (
     RunnerLogsError,
     TemporaryGithubError,
 )
-from lxd import LxdInstance, wait_until
 from metrics.events import (
     Event,
     Reconciliation,

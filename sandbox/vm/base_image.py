@@ -8,8 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from .. import debian, lxd_setup
-from ..shell import apt_install, run, step
+from sandbox.lab import debian, lxd_setup
+from sandbox.shell import apt_install, run, step
 
 PACKAGES = (
     *lxd_setup.BASE_PACKAGES,

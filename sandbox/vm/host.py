@@ -5,7 +5,7 @@ import os
 import platform
 from pathlib import Path
 
-from ..shell import SandboxError
+from sandbox.shell import SandboxError
 
 KVM, VHOST_VSOCK = Path("/dev/kvm"), Path("/dev/vhost-vsock")
 # https://docs.kernel.org/virt/kvm/api.html#kvm-create-vm

@@ -7,9 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from .. import debian
-from ..lxd_setup import recipe_of
-from ..shell import SandboxError, run, step
+from sandbox.lab import debian
+from sandbox.lab.lxd_setup import recipe_of
+from sandbox.shell import SandboxError, run, step
 
 PATCH = Path(__file__).with_name("lxd")
 VERSION = "5.0.2"

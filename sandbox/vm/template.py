@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from .. import lxd_setup
-from ..machine import Machine
-from ..shell import run, step, succeeds, wait_until
-from . import base_image, host, lxd_build
+from sandbox.lab import lxd_setup
+from sandbox.lab.machine import Machine
+from sandbox.shell import run, step, succeeds, wait_until
+from sandbox.vm import base_image, host, lxd_build
 
 TEMPLATE = lxd_setup.VM_TEMPLATE
 # The alias of the base image in the machine's LXD, for the option image-source=local:sandbox-vm.

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from engine.client import LxdClient
 from errors import HostError
 from host import packet_filter
-from host.daemon import BRIDGE
-from lxd import LxdClient
+from host.lxd_server import BRIDGE
 from models import CharmState
 from system import run
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import provision
+from engine.client import LxdClient, LxdInstance, wait_until
 from errors import HostError, LxdError
-from host import application, units
-from lxd import LxdClient, LxdInstance, wait_until
+from host import runner_binary, units
 from models import Arch, ImageSource, ProxyConfig
 from redaction import redact
 from system import LOCKS, are_active, exclusive, run, write_file
@@ -156,7 +156,7 @@ def make(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progres
 
     HostError names the step; whatever was made is then removed, and the image of before stays in use.
     """
-    tarball = application.current()
+    tarball = runner_binary.current()
     try:
         with _step(build, f"creating the builder from {build.source}", progress):
             builder, disk = _create_builder(lxd, build)

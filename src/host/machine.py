@@ -8,10 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import shared_fs
+from engine.client import LxdClient
 from errors import GithubRunnerError
-from host import application, daemon, firewall, follower, image, kernel, logrotate, packages, storage, takeover, timer
+from host import (
+    firewall,
+    follower,
+    image,
+    kernel,
+    logrotate,
+    lxd_server,
+    packages,
+    pool,
+    runner_binary,
+    takeover,
+    timer,
+)
 from host.markers import SET_UP, Markers
-from lxd import LxdClient
 from metrics.events import METRICS_LOG_PATH
 from metrics.storage import FILESYSTEM_QUARANTINE_PATH
 from models import CharmState
@@ -24,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHARM = Path(__file__).resolve().parents[2]
-STATE = application.FOLDER.parent
+STATE = runner_binary.FOLDER.parent
 
 
 def image_build(state: CharmState) -> image.ImageBuild:
@@ -56,13 +68,13 @@ def set_up(
     else:
         kernel.ensure_module()
     progress("Setting up LXD")
-    daemon.ensure(lxd, state.proxies)
+    lxd_server.ensure(lxd, state.proxies)
     # Before anything that may fail for long: the runners that exist need it, too.
     progress("Setting up firewall")
     firewall.ensure(lxd, state, unit)
-    storage.check(lxd, state)
+    pool.check(lxd, state)
     progress("Setting up storage")
-    storage.ensure(lxd, jinja, state)
+    pool.ensure(lxd, jinja, state)
     logrotate.ensure(jinja)
     build = image_build(state)
     image.ensure_timer(jinja, unit, build)
@@ -76,12 +88,12 @@ def set_up(
 
 def lost(lxd: LxdClient, state: CharmState, unit: str) -> list[str]:
     """What runners need of a complete set-up and is not there any more: a few requests to LXD; nothing is changed."""
-    bridge = lxd.find("networks", daemon.BRIDGE)
+    bridge = lxd.find("networks", lxd_server.BRIDGE)
     parts = {
         "kernel module": state.test_mode or kernel.is_module_loaded(),
-        "network": daemon.is_intact(lxd, state.proxies, bridge),
+        "network": lxd_server.is_intact(lxd, state.proxies, bridge),
         "firewall": firewall.is_intact(lxd, state, unit, bridge),
-        "storage": storage.is_intact(lxd, state),
+        "storage": pool.is_intact(lxd, state),
         "image": image.is_there(lxd, image_build(state)),
     }
     return [name for name, intact in parts.items() if not intact]
@@ -122,12 +134,12 @@ def release(lxd: LxdClient, markers: Markers) -> list[str]:
     unit, others = markers.unit, markers.others()
     if others:
         logger.info("Pool, image and bridge stay, other units use them: %s", ", ".join(others))
-    images = (image.remove_builder,) if others else (image.remove, storage.remove)
+    images = (image.remove_builder,) if others else (image.remove, pool.remove)
     return _each(
         partial(image.remove_timer, unit),
         *(partial(remove, lxd) for remove in images),
         partial(firewall.remove, lxd, unit),
-        *(() if others else (partial(daemon.remove, lxd),)),
+        *(() if others else (partial(lxd_server.remove, lxd),)),
     )
 
 

@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from engine.client import LxdClient
 from errors import CommandError, LxdError
-from host.daemon import BRIDGE, ETH0
-from lxd import LxdClient
+from host.lxd_server import BRIDGE, ETH0
 from system import run
 
 logger = logging.getLogger(__name__)

@@ -2,9 +2,9 @@
 
 import os
 
+from engine.client import LxdClient
 from errors import ConfigurationError
 from host import image
-from lxd import LxdClient
 from models import CharmState, RunnerStorage, gibibytes, size_in_bytes
 
 

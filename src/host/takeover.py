@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from engine.client import LxdClient
 from errors import HostError
-from lxd import LxdClient
 from system import is_mounted, run, write_file
 
 logger = logging.getLogger(__name__)

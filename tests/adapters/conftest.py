@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-import github_client
+from gh import client
 
 
 @pytest.fixture(scope="module", autouse=True)
 def short_waits() -> Iterator[None]:
     """The client of GitHub waits a twentieth of its time between two attempts, and in the same proportions."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(github_client, "random", SimpleNamespace(uniform=lambda low, _: low / 20))
+        patch.setattr(client, "random", SimpleNamespace(uniform=lambda low, _: low / 20))
         yield

@@ -13,13 +13,13 @@ import provision
 import runner_manager
 import shared_fs
 from errors import CreateMetricsStorageError
-from github_client import JOB_PAGES, GithubClient
+from gh.client import JOB_PAGES, GithubClient
 from metrics.storage import MetricsStorage
 from models import GithubOrg, GithubPath, GithubRepo
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
 from sandbox import github
-from sandbox.github_control import GitHubControl
+from sandbox.github.control import GitHubControl
 from tests.unit.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeInstance, FakeLxd, FakeStorages, state
 
 TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"

@@ -24,11 +24,12 @@ from errors import (
     TemporaryGithubError,
     TokenError,
 )
-from github_client import GithubClient, api_url
-from github_errors import translated
+from gh.client import GithubClient, api_url
+from gh.errors import translated
 from models import Arch, GithubOrg, GithubRepo, RunnerApplication
-from sandbox import github, github_tls
-from sandbox.github_control import GitHubControl
+from sandbox import github
+from sandbox.github import tls
+from sandbox.github.control import GitHubControl
 
 TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
 REPO = GithubRepo("octo-org", "demo")
@@ -533,7 +534,7 @@ def test_unknown_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     message = r"the host name of github\.example cannot be resolved \(Name or service not known\)"
     with pytest.raises(TemporaryGithubError, match=message):
-        GithubClient("https://github.example", TOKEN, deadline=0.1).registration_token(REPO)
+        GithubClient("https://github.example", TOKEN, deadline=1).registration_token(REPO)
 
 
 def closed_port() -> int:
@@ -547,7 +548,7 @@ def test_closed_port_is_named() -> None:
     """Where nothing listens, the error has host and port."""
     port = closed_port()
     with pytest.raises(TemporaryGithubError, match=f"127.0.0.1:{port} refuses the connection"):
-        GithubClient(f"http://127.0.0.1:{port}", TOKEN, deadline=0.1).registration_token(REPO)
+        GithubClient(f"http://127.0.0.1:{port}", TOKEN, deadline=1).registration_token(REPO)
 
 
 def test_closed_port_of_a_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -556,7 +557,7 @@ def test_closed_port_of_a_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("http_proxy", f"http://user:secret@127.0.0.1:{port}")
     monkeypatch.setenv("no_proxy", "")
     with pytest.raises(TemporaryGithubError, match=f"^the proxy 127.0.0.1:{port} refuses the connection"):
-        GithubClient("http://github.example", TOKEN, deadline=0.1).registration_token(REPO)
+        GithubClient("http://github.example", TOKEN, deadline=1).registration_token(REPO)
 
 
 def test_certificate_of_an_unknown_authority_is_named() -> None:
@@ -572,7 +573,7 @@ def test_certificate_of_an_unknown_authority_is_named() -> None:
 
 def test_certificates_of_the_option_are_trusted(tmp_path: Path) -> None:
     """With the authority's certificate the API and the download work, beside any other authority of the option."""
-    other = github_tls.make("localhost").pem
+    other = tls.make("localhost").pem
     with github.serve("127.0.0.1", 0, [TOKEN], [REPO.path], tls=True) as served:
         client = GithubClient(served.url, TOKEN, ca_certificates=(other, str(served.ca)), deadline=5)
         offered = client.application(REPO, Arch.X64)
@@ -585,7 +586,7 @@ def test_certificates_of_the_option_are_trusted(tmp_path: Path) -> None:
 def test_usual_authorities_stay_trusted() -> None:
     """The option adds to the machine's authorities and replaces none."""
     plain = GithubClient("https://github.example", TOKEN)._trust.cert_store_stats()["x509"]
-    more = GithubClient("https://github.example", TOKEN, ca_certificates=(github_tls.make("localhost").pem,))
+    more = GithubClient("https://github.example", TOKEN, ca_certificates=(tls.make("localhost").pem,))
     assert more._trust.cert_store_stats()["x509"] == plain + 1
 
 
@@ -607,7 +608,7 @@ def test_other_failures_of_a_connection_name_the_host(error: Exception, text: st
 
 def test_list_without_an_end_is_an_error(client: GithubClient, control: GitHubControl, monkeypatch: Any) -> None:
     """A total that grows for ever does not hold the hook."""
-    import github_client
+    from gh import client as github_client
 
     monkeypatch.setattr(github_client, "MOST_PAGES", 3)
     body = '{"total_count": 1000000, "runners": [{"id": 1, "name": "x", "status": "offline", "busy": false}]}'

@@ -32,13 +32,13 @@ from errors import (
     TemporaryGithubError,
     TokenError,
 )
-from github_client import ANSWER_LIMIT, ATTEMPTS, PER_PAGE, GithubClient
+from gh.client import ANSWER_LIMIT, ATTEMPTS, PER_PAGE, GithubClient
 from models import Arch, GithubOrg, GithubPath, GithubRepo, Identity, RunnerApplication
 from runner import KEY, RunnerManagerClients
 from runner_manager import Report, RunnerManager, fingerprint
 from sandbox import github
-from sandbox.github_control import GitHubControl
-from sandbox.github_state import Settings
+from sandbox.github.control import GitHubControl
+from sandbox.github.state import Settings
 from tests.unit.fakes import RESOURCES, TEMPLATES, FakeInstance, FakeLxd, FakeStorages, state
 
 TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from github_client import GithubClient
+from gh.client import GithubClient
 from models import Arch, GithubOrg, GithubRepo
-from sandbox import github, github_api, lxd_setup
-from sandbox.github_control import GitHubControl
-from sandbox.github_state import Settings
+from sandbox import github
+from sandbox.github import api
+from sandbox.github.control import GitHubControl
+from sandbox.github.state import Settings
+from sandbox.lab import lxd_setup
 from tests.adapters.openapi import Description, fetch
 
 # The first run may have to install npm.
@@ -142,7 +144,7 @@ def test_redirect_is_as_described(description: Description, hub: github.GitHub, 
 
 def test_every_route_is_checked(description: Description) -> None:
     """Each route of the stand-in is in the description and in the table above, or is known to be newer."""
-    for method, pattern, _ in github_api.routes._routes:
+    for method, pattern, _ in api.routes._routes:
         if any(word in pattern.pattern for word in NEWER):
             continue
         called = [target for verb, target, _ in CALLS if verb == method]

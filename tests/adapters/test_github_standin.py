@@ -18,9 +18,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from sandbox import github, runner_tarball
-from sandbox.github_control import GitHubControl, GitHubControlError
-from sandbox.github_state import Settings
+from sandbox import github
+from sandbox.github import runner_tarball
+from sandbox.github.control import GitHubControl, GitHubControlError
+from sandbox.github.state import Settings
 from sandbox.shell import wait_until
 
 TOKEN = "ghp_0123456789abcdef"
@@ -792,7 +793,7 @@ def test_the_server_as_a_program_with_tls(tmp_path):
 def test_the_server_as_a_program(tmp_path):
     """The command line serves with plain Python, says where, and ends when it is terminated."""
     command = [sys.executable, "-I", "-c", "import sys; sys.path.insert(0, sys.argv.pop(1)); "]
-    command[-1] += "from sandbox.github import main; main(sys.argv[1:])"
+    command[-1] += "from sandbox.github.server import main; main(sys.argv[1:])"
     command += [str(ROOT), "--listen", "127.0.0.1:0", "--token", TOKEN, "--repository", REPOSITORY]
     command += ["--organisation", ORGANISATION, "--log", str(tmp_path / "log"), "--grace", "3"]
     environment = {"PATH": os.environ["PATH"]}

@@ -16,10 +16,10 @@ from urllib.parse import quote
 
 import pytest
 
-import lifecycle
-import lxd
+from engine import client as lxd
+from engine import events as lifecycle
+from engine.client import LxdClient, LxdInstance
 from errors import LxdError, LxdNotFoundError
-from lxd import LxdClient, LxdInstance
 
 DATA = {"name": "app-0-aa", "status": "Running", "type": "container", "config": {}}
 MIB = 1 << 20

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 import provision
-from sandbox import github, runner_tarball
-from sandbox.github_control import GitHubControl
-from sandbox.github_state import Settings
+from sandbox import github
+from sandbox.github import runner_tarball
+from sandbox.github.control import GitHubControl
+from sandbox.github.state import Settings
 from sandbox.shell import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

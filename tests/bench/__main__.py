@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sandbox import github, lxd_setup
-from sandbox.pack import pack
+from sandbox import github
+from sandbox.lab import lxd_setup
+from sandbox.lab.pack import pack
 from tests.bench import simulated, unit, virtual_machines
 from tests.integration.conftest import PAT, REPOSITORY, ROOT, Deployment, deployed
 

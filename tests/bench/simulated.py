@@ -11,13 +11,13 @@ from typing import Any
 import metrics.events
 import metrics.storage
 import provision
-from github_client import GithubClient
+from gh.client import GithubClient
 from metrics.runner import extract, issue_events
 from models import GithubOrg
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
 from sandbox import github
-from sandbox.github_control import GitHubControl
+from sandbox.github.control import GitHubControl
 from tests.bench.report import write
 from tests.unit.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages, state
 

@@ -6,8 +6,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sandbox import github, lxd_setup
-from sandbox.pack import pack
+from sandbox import github
+from sandbox.lab import lxd_setup
+from sandbox.lab.pack import pack
 from sandbox.vm import host, template
 from tests.bench.report import write
 from tests.integration.conftest import PAT, REPOSITORY, ROOT

@@ -19,7 +19,7 @@ import metrics.events
 import metrics.storage
 import provision
 import runner_manager
-from github_client import GithubClient
+from gh.client import GithubClient
 from metrics.events import Event
 from metrics.storage import FILE_NAMES, FILE_SIZE_BYTES_LIMIT
 from models import POST_JOB_METRICS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, RUNNER_INSTALLED_TS_FILE_NAME, FlushMode

@@ -13,9 +13,9 @@ from typing import Any
 import metrics.events
 import metrics.storage
 import provision
+from engine.client import Execution
 from errors import GithubApiError, JobNotFoundError, RunnerBusyError, TemporaryGithubError
-from github_client import GithubClient
-from lxd import Execution
+from gh.client import GithubClient
 from models import POST_JOB_METRICS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, GithubPath, GithubRunner, WorkflowJob
 from tests.unit.fakes import IDENTITY, FakeInstance, FakeLxd
 from tests.unit.test_model import NONE, OTHERS, OTHERS_KEYS, RUNNING, WORKER, Hub, Killed

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from sandbox import github, lxd_setup
-from sandbox.github_control import GitHubControl
+from sandbox import github
+from sandbox.github.control import GitHubControl
 from sandbox.juju.unit import Unit
-from sandbox.machine import Machine
-from sandbox.pack import pack
+from sandbox.lab import lxd_setup
+from sandbox.lab.machine import Machine
+from sandbox.lab.pack import pack
 
 ROOT = Path(__file__).resolve().parents[2]
 PAT = "ghp_0123456789abcdefghijklmnopqrstuvwxyzAB"

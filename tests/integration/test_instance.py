@@ -12,14 +12,14 @@ from typing import Any, cast
 
 import pytest
 
-import lifecycle
 import provision
 import runner
+from engine import events
+from engine.client import LxdClient, LxdInstance, wait_until
 from errors import LxdError, LxdNotFoundError
-from lxd import LxdClient, LxdInstance, wait_until
 from models import Arch, GithubRepo, Process, ProxyConfig, RunnerConfig, RunnerStatus, Snap, WgetExecutable
 from runner import KEY, Runner, ensure_resource_profile, probe
-from sandbox import lxd_setup
+from sandbox.lab import lxd_setup
 from tests.unit.fakes import RESOURCES, TEMPLATES
 
 PROFILE = "ghr-test-instance"
@@ -375,10 +375,10 @@ def test_what_runs_against_its_listing_is_deleted(client: LxdClient) -> None:
 
 def test_end_of_an_instance_is_told(client: LxdClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """LXD's events name it within a moment, others' instances stay unnamed, and a daemon that is away is waited for."""
-    monkeypatch.setattr(lifecycle, "RETRY_AFTER", 0.01)
+    monkeypatch.setattr(events, "RETRY_AFTER", 0.01)
     paths = [Path("/nowhere/unix.socket")] * 2
-    ended = lifecycle.ended(
-        lambda name: name == "ghr-test-ends", 0.2, lambda: paths.pop() if paths else lifecycle.socket_path()
+    ended = events.ended(
+        lambda name: name == "ghr-test-ends", 0.2, lambda: paths.pop() if paths else events.socket_path()
     )
 
     assert next(ended) == set()

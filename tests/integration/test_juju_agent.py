@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.juju.unit import JujuError, Unit
-from sandbox.machine import Machine
-from sandbox.pack import pack
+from sandbox.lab.machine import Machine
+from sandbox.lab.pack import pack
 from tests.integration.conftest import wait_for
 
 CHARM = """#!/usr/bin/env python3

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sandbox import github
-from sandbox.lxd_setup import bridge_address
+from sandbox.lab.lxd_setup import bridge_address
 from tests.integration.conftest import PAT, RECONCILE, REPOSITORY, Deployment, deployed, undeploy, wait_for
 from tests.integration.watch import Watch
 

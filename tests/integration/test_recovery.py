@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sandbox import github
-from sandbox.machine import Machine
+from sandbox.lab.machine import Machine
 from tests.integration.conftest import PAT, Deployment, deployed, undeploy, wait_for
 from tests.integration.test_lifecycle import left_over
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sandbox import github
-from sandbox.github_control import GitHubControl
-from sandbox.lxd_setup import bridge_address
+from sandbox.github.control import GitHubControl
+from sandbox.lab.lxd_setup import bridge_address
 from tests.integration.conftest import PAT, REPOSITORY, Deployment, deployed, undeploy, wait_for
 
 pytestmark = pytest.mark.lifecycle

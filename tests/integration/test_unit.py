@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.lxd_setup import BRIDGE
+from sandbox.lab.lxd_setup import BRIDGE
 from tests.integration.conftest import PAT, REPOSITORY, Deployment, wait_for
 
 

@@ -1,6 +1,6 @@
 """Looks for secrets in everything that a machine shows while a unit lives on it."""
 
-from sandbox.machine import Machine
+from sandbox.lab.machine import Machine
 
 SEEN = "/root/watch"
 # Every process of the machine and of its instances; the environment of those that are the machine's own.

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import provision
 import runner
+from engine.client import Execution
 from errors import (
     ConfigurationError,
     GithubApiError,
@@ -18,7 +19,6 @@ from errors import (
     RunnerBusyError,
     TemporaryGithubError,
 )
-from lxd import Execution
 from metrics.storage import MetricsStorage
 from models import (
     Arch,

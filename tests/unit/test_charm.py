@@ -12,11 +12,11 @@ import pytest
 from ops import testing
 
 import charm as charm_module
-import github_client
 import provision
 import shared_fs
 from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenError
-from host import application, kernel, machine, markers, storage
+from gh import client
+from host import kernel, machine, markers, pool, runner_binary
 from runner_manager import RunnerManager
 from tests.unit.fakes import TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages
 
@@ -29,7 +29,7 @@ class Surroundings:
     lxd: FakeLxd
     github: FakeGithub
     storages: FakeStorages
-    application: Path
+    runner_binary: Path
     fault: Exception | None = None
     set_up_fault: Exception | None = None
     lost: tuple[str, ...] = ()
@@ -63,29 +63,29 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     (tmp_path / "current").symlink_to(found.application.name)
     # Two hours old, so that GitHub is asked for a newer one.
     os.utime(found.application, times=(time.time() - 7200,) * 2)
-    for function in (application.current, application.age, application.refuse, application.accept):
+    for function in (runner_binary.current, runner_binary.age, runner_binary.refuse, runner_binary.accept):
         monkeypatch.setattr(function, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(application.is_recent, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(application.refused_at, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(runner_binary.is_recent, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(runner_binary.refused_at, "__defaults__", (tmp_path,))
     found.steps = []
     monkeypatch.setattr(charm_module, "LxdClient", lambda: found.lxd)
     # Its default was bound before a test sets the time.
     monkeypatch.setitem(RunnerManager.__init__.__kwdefaults__, "clock", lambda: time.time())
-    monkeypatch.setattr(github_client, "GithubClient", lambda *_, **__: found.github)
+    monkeypatch.setattr(client, "GithubClient", lambda *_, **__: found.github)
     for storage_function in ("list_all", "get", "delete"):
         monkeypatch.setattr(shared_fs, storage_function, getattr(found.storages, storage_function))
-    monkeypatch.setattr(application, "update", lambda *_, **__: found.steps.append("application") or True)
+    monkeypatch.setattr(runner_binary, "update", lambda *_, **__: found.steps.append("application") or True)
     monkeypatch.setattr(charm_module.timer, "ensure", lambda _, __, interval: found.steps.append(f"timer {interval}"))
     monkeypatch.setattr(charm_module.follower, "ensure", lambda *_: found.steps.append("follower"))
     monkeypatch.setattr(machine, "set_up", found.set_up)
     markers.Markers("github-runner/0").note(markers.TAKEN_OVER)
     monkeypatch.setattr(machine, "take_over", found.take_over)
-    monkeypatch.setattr(storage, "previous_pool_users", lambda *_: set())
+    monkeypatch.setattr(pool, "previous_pool_users", lambda *_: set())
     monkeypatch.setattr(machine, "lost", lambda *_: list(found.lost))
     monkeypatch.setattr(machine, "tend", lambda *_: None)
     monkeypatch.setattr(machine, "release", lambda *_: found.steps.append("release") or [])
-    monkeypatch.setattr(storage, "check", found.check)
-    monkeypatch.setattr(storage, "shortage", lambda *_: None)
+    monkeypatch.setattr(pool, "check", found.check)
+    monkeypatch.setattr(pool, "shortage", lambda *_: None)
     monkeypatch.setattr(kernel, "REBOOT_REQUIRED", tmp_path / "reboot-required")
     monkeypatch.setattr(kernel, "are_active", lambda *_: False)
     monkeypatch.setattr(kernel, "update", list)
@@ -191,7 +191,7 @@ def test_the_binary_is_asked_for_once_an_hour(context: Any, world: Surroundings)
     tick(context)
     assert world.steps == []
 
-    application.refuse()
+    runner_binary.refuse()
     tick(context)
     assert world.steps == ["application"]
 
@@ -499,7 +499,7 @@ def test_the_watcher_of_old_code_is_replaced(
 def in_previous_pool(world: Surroundings, monkeypatch: pytest.MonkeyPatch, *others: str) -> set[str]:
     """Let the instances that are there lie in a pool of the previous charm."""
     there = {*world.lxd.found, *others}
-    monkeypatch.setattr(storage, "previous_pool_users", lambda *_: there & {*world.lxd.found, *others})
+    monkeypatch.setattr(pool, "previous_pool_users", lambda *_: there & {*world.lxd.found, *others})
     return there
 
 
@@ -882,7 +882,7 @@ def test_github_may_contradict_a_runner_that_calls_its_version_deprecated(
 @pytest.mark.parametrize("action", ["reconcile-runners", "update-dependencies"])
 def test_actions_try_a_deprecated_version_again(context: Any, world: Surroundings, action: str) -> None:
     """The operator does not wait for the next attempt."""
-    application.refuse()
+    runner_binary.refuse()
     tick(context)
     assert world.lxd.found == {}
 

@@ -25,7 +25,7 @@ from models import (
     SSHDebugConnection,
     VirtualMachineResources,
 )
-from sandbox import github_tls
+from sandbox.github import tls
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 META, CONFIG, ACTIONS = (
@@ -451,7 +451,7 @@ def test_bad_group_is_refused(value: str) -> None:
 @pytest.fixture(scope="session")
 def authorities() -> list[str]:
     """Certificates of two authorities."""
-    return [github_tls.make("localhost").pem for _ in range(2)]
+    return [tls.make("localhost").pem for _ in range(2)]
 
 
 def test_certificates(authorities: list[str]) -> None:

@@ -8,9 +8,9 @@ import pytest
 import requests
 import websocket
 
-import console
+from engine import console
+from engine.client import LxdClient
 from errors import LxdError
-from lxd import LxdClient
 
 CLOSED = websocket.WebSocketConnectionClosedException("closed")
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.client import LxdClient
 from errors import CommandError, HostError, LxdError
-from host import daemon, firewall, packet_filter
-from host.daemon import ETH0
+from host import firewall, lxd_server, packet_filter
 from host.firewall import acl_name, egress_rules, own_networks, split
-from lxd import LxdClient
+from host.lxd_server import ETH0
 from models import RepoPolicy, SSHDebugConnection
 from tests.unit.fakes import state
 
@@ -430,16 +430,16 @@ DHCP = "dhcp-ignore=tag:!known\ndhcp-ignore-clid"
 )
 def test_the_operators_lines_for_dhcp_stay(monkeypatch: pytest.MonkeyPatch, before: str, after: str) -> None:
     """The lines that keep a runner from taking all addresses are added once, and taken from a bridge that stays."""
-    monkeypatch.setattr(daemon, "_ensure_proxies", lambda *_: None)
+    monkeypatch.setattr(lxd_server, "_ensure_proxies", lambda *_: None)
     lxd = AclLxd()
     lxd.find = lambda *_: {"managed": True, "config": dict(lxd.bridge)}  # type: ignore[method-assign]
     lxd.bridge["raw.dnsmasq"] = before
     for _ in range(2):
-        daemon._ensure_bridge(cast(LxdClient, lxd))
+        lxd_server._ensure_bridge(cast(LxdClient, lxd))
 
     assert lxd.bridge["raw.dnsmasq"] == after
     assert lxd.changed == ["PATCH networks lxdbr0"]
-    daemon.remove(cast(LxdClient, lxd))
+    lxd_server.remove(cast(LxdClient, lxd))
     assert lxd.bridge["raw.dnsmasq"] == "\n".join(
         line for line in before.splitlines() if not line.startswith("dhcp-ig")
     )

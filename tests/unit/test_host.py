@@ -16,11 +16,12 @@ import pytest
 
 import provision
 import times
+from engine.client import LxdClient
 from errors import CommandError, ConfigurationError, GithubApiError, HostError
-from github_client import GithubClient
-from host import application, image, kernel, packages, storage
-from host.daemon import SUBNETS, free_subnet
-from lxd import LxdClient
+from gh.client import GithubClient
+from host import image, kernel, packages, runner_binary
+from host import pool as storage
+from host.lxd_server import SUBNETS, free_subnet
 from models import (
     Arch,
     BaseImage,
@@ -224,7 +225,7 @@ class FakeGithub:
 
 
 def update(github: FakeGithub, folder: Path, arch: Arch = Arch.X64) -> bool:
-    return application.update(cast(GithubClient, github), PATH, arch, folder)
+    return runner_binary.update(cast(GithubClient, github), PATH, arch, folder)
 
 
 def names(folder: Path) -> list[str]:
@@ -233,8 +234,8 @@ def names(folder: Path) -> list[str]:
 
 def test_no_application_yet(tmp_path: Path) -> None:
     """Before the first download there is none, whether its folder exists or not."""
-    assert application.current(tmp_path) is None
-    assert application.current(tmp_path / "missing") is None
+    assert runner_binary.current(tmp_path) is None
+    assert runner_binary.current(tmp_path / "missing") is None
 
 
 def test_folder_is_no_application(tmp_path: Path) -> None:
@@ -242,7 +243,7 @@ def test_folder_is_no_application(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "current").symlink_to("folder")
 
-    assert application.current(tmp_path) is None
+    assert runner_binary.current(tmp_path) is None
 
 
 @pytest.mark.parametrize("target", ["current", "../outside.tar.gz", "{}/outside.tar.gz", "link.tar.gz", "gone.tar.gz"])
@@ -254,12 +255,12 @@ def test_a_link_that_leads_elsewhere_is_no_application(tmp_path: Path, target: s
     (folder / "link.tar.gz").symlink_to("../outside.tar.gz")
     (folder / "current").symlink_to(target.format(tmp_path))
 
-    assert application.current(folder) is None
-    assert application.age(0, folder) is None
+    assert runner_binary.current(folder) is None
+    assert runner_binary.age(0, folder) is None
 
     github = FakeGithub("link.tar.gz")
     assert update(github, folder)
-    assert application.current(folder) == folder / github.filename
+    assert runner_binary.current(folder) == folder / github.filename
     assert (tmp_path / "outside.tar.gz").read_bytes() == b"something else"
 
 
@@ -270,7 +271,7 @@ def test_first_application(tmp_path: Path) -> None:
 
     assert update(github, folder, Arch.ARM64) is True
 
-    found = application.current(folder)
+    found = runner_binary.current(folder)
     assert found == folder / github.filename
     assert found is not None
     assert found.read_bytes() == b"application"
@@ -295,7 +296,7 @@ def test_new_application_takes_the_place(tmp_path: Path) -> None:
     assert update(FakeGithub("actions-runner-linux-x64-2.301.0.tar.gz", b"new"), tmp_path) is True
 
     assert names(tmp_path) == ["actions-runner-linux-x64-2.301.0.tar.gz", "current"]
-    found = application.current(tmp_path)
+    found = runner_binary.current(tmp_path)
     assert found is not None
     assert found.read_bytes() == b"new"
 
@@ -306,7 +307,7 @@ def test_old_application_is_in_use_until_the_new_one_is_whole(tmp_path: Path) ->
     seen: list[bytes] = []
 
     def look() -> None:
-        found = application.current(tmp_path)
+        found = runner_binary.current(tmp_path)
         seen.append(found.read_bytes() if found else b"")
 
     github = FakeGithub("new.tar.gz", b"new")
@@ -332,7 +333,7 @@ def test_failed_download_keeps_the_old_one(tmp_path: Path, error: Exception, rai
         update(github, tmp_path)
 
     assert names(tmp_path) == before
-    found = application.current(tmp_path)
+    found = runner_binary.current(tmp_path)
     assert found is not None
     assert found.read_bytes() == b"application"
 
@@ -355,9 +356,9 @@ def test_lost_application_is_fetched_again(tmp_path: Path) -> None:
     update(github, tmp_path)
     (tmp_path / github.filename).unlink()
 
-    assert application.current(tmp_path) is None
+    assert runner_binary.current(tmp_path) is None
     assert update(github, tmp_path) is True
-    assert application.current(tmp_path) is not None
+    assert runner_binary.current(tmp_path) is not None
 
 
 def test_nothing_missing_nothing_installed() -> None:
@@ -543,16 +544,16 @@ def test_storage_without_a_mount_of_its_own_is_known_by_the_pool(juju_storage: P
 def test_age_of_the_application_counts_from_githubs_word(tmp_path: Path) -> None:
     """Asked again and offered the same, it is as good as new; never offered again, it ages."""
     github = FakeGithub("actions-runner-linux-x64-2.320.0.tar.gz")
-    assert application.age(0, tmp_path) is None
-    application.update(cast(GithubClient, github), PATH, Arch.X64, tmp_path)
-    using = application.current(tmp_path)
+    assert runner_binary.age(0, tmp_path) is None
+    runner_binary.update(cast(GithubClient, github), PATH, Arch.X64, tmp_path)
+    using = runner_binary.current(tmp_path)
     assert using is not None
     os.utime(using, (1000, 1000))
-    assert application.age(1000 + 15 * 86400, tmp_path) == 15 * 86400
+    assert runner_binary.age(1000 + 15 * 86400, tmp_path) == 15 * 86400
 
-    application.update(cast(GithubClient, github), PATH, Arch.X64, tmp_path)
+    runner_binary.update(cast(GithubClient, github), PATH, Arch.X64, tmp_path)
 
-    age = application.age(time.time(), tmp_path)
+    age = runner_binary.age(time.time(), tmp_path)
     assert age is not None
     assert age < 60
 
@@ -562,38 +563,38 @@ def test_age_of_the_application_counts_from_githubs_word(tmp_path: Path) -> None
 )
 def test_githubs_word_for_the_application_holds_for_an_hour(tmp_path: Path, age: int, expected: bool) -> None:
     """A time in the future says nothing: the clock was set back."""
-    assert not application.is_recent(0, tmp_path)
-    application.update(cast(GithubClient, FakeGithub()), PATH, Arch.X64, tmp_path)
-    using = application.current(tmp_path)
+    assert not runner_binary.is_recent(0, tmp_path)
+    runner_binary.update(cast(GithubClient, FakeGithub()), PATH, Arch.X64, tmp_path)
+    using = runner_binary.current(tmp_path)
     assert using is not None
     now = using.stat().st_mtime + age
 
-    assert application.is_recent(now, tmp_path) is expected
+    assert runner_binary.is_recent(now, tmp_path) is expected
 
-    application.refuse(tmp_path)
-    assert not application.is_recent(time.time(), tmp_path)
+    runner_binary.refuse(tmp_path)
+    assert not runner_binary.is_recent(time.time(), tmp_path)
 
 
 def test_refusal_is_of_one_application_and_one_hour(tmp_path: Path) -> None:
     """A newer binary is not refused for what its predecessor was, and after an hour the same is tried again."""
     now = time.time()
-    application.refuse(tmp_path)
-    assert application.refused_at(now, tmp_path) is None
-    application.update(
+    runner_binary.refuse(tmp_path)
+    assert runner_binary.refused_at(now, tmp_path) is None
+    runner_binary.update(
         cast(GithubClient, FakeGithub("actions-runner-linux-x64-2.320.0.tar.gz")), PATH, Arch.X64, tmp_path
     )
-    application.refuse(tmp_path)
+    runner_binary.refuse(tmp_path)
 
-    assert application.refused_at(now + 60, tmp_path) is not None
-    assert application.refused_at(now + 3601, tmp_path) is None
-    application.accept(tmp_path)
-    assert application.refused_at(now + 60, tmp_path) is None
-    application.refuse(tmp_path)
-    assert application.refused_at(now - 3600, tmp_path) is None
-    application.update(
+    assert runner_binary.refused_at(now + 60, tmp_path) is not None
+    assert runner_binary.refused_at(now + 3601, tmp_path) is None
+    runner_binary.accept(tmp_path)
+    assert runner_binary.refused_at(now + 60, tmp_path) is None
+    runner_binary.refuse(tmp_path)
+    assert runner_binary.refused_at(now - 3600, tmp_path) is None
+    runner_binary.update(
         cast(GithubClient, FakeGithub("actions-runner-linux-x64-2.321.0.tar.gz")), PATH, Arch.X64, tmp_path
     )
-    assert application.refused_at(now + 60, tmp_path) is None
+    assert runner_binary.refused_at(now + 60, tmp_path) is None
 
 
 def build(**changes: Any) -> image.ImageBuild:

@@ -9,9 +9,9 @@ from typing import Any, BinaryIO, cast
 import pytest
 
 import provision
+from engine.client import Execution, LxdClient
 from errors import HostError, LxdError
 from host import image
-from lxd import Execution, LxdClient
 from models import Arch, ImageSource, ProxyConfig
 from system import exclusive
 from tests.unit.fakes import TEMPLATES
@@ -298,7 +298,7 @@ def test_application_goes_into_the_image(monkeypatch: pytest.MonkeyPatch, tmp_pa
     """The image says which one it holds, so that a newer one is sent to runners until the next build."""
     tarball, newer = tmp_path / "actions-runner-linux-x64-2.320.0.tar.gz", tmp_path / "newer.tar.gz"
     tarball.write_bytes(b"tarball")
-    monkeypatch.setattr(image.application, "current", lambda: tarball if downloaded else None)
+    monkeypatch.setattr(image.runner_binary, "current", lambda: tarball if downloaded else None)
     lxd = ImageLxd()
 
     make(lxd)

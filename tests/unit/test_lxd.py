@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import requests
 
-import lxd
 import times
+from engine import client as lxd
+from engine.client import Execution, LxdClient, LxdInstance
 from errors import LxdError, LxdNotFoundError
-from lxd import Execution, LxdClient, LxdInstance
 from models import VirtualMachineResources
 from runner import ensure_resource_profile
 

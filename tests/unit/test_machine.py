@@ -6,20 +6,20 @@ from typing import Any, cast
 
 import pytest
 
+from engine.client import LxdClient
 from errors import ConfigurationError, HostError, LxdError
-from host import daemon, firewall, follower, image, kernel, logrotate, machine, markers, packages, storage, timer
+from host import firewall, follower, image, kernel, logrotate, lxd_server, machine, markers, packages, pool, timer
 from host.markers import Markers
-from lxd import LxdClient
 from tests.unit.fakes import state
 
 UNIT = "github-runner/0"
 STEPS: dict[str, tuple[Any, str]] = {
     "packages": (packages, "ensure"),
     "kernel": (kernel, "ensure_inotify"),
-    "LXD": (daemon, "ensure"),
+    "LXD": (lxd_server, "ensure"),
     "firewall": (firewall, "ensure"),
-    "storage check": (storage, "check"),
-    "storage": (storage, "ensure"),
+    "storage check": (pool, "check"),
+    "storage": (pool, "ensure"),
     "logrotate": (logrotate, "ensure"),
     "image timer": (image, "ensure_timer"),
     "image": (image, "ensure"),
@@ -66,7 +66,7 @@ def test_the_firewall_does_not_wait_for_storage(monkeypatch: pytest.MonkeyPatch,
 
 def test_what_another_unit_uses_stays(monkeypatch: pytest.MonkeyPatch, marker_root: Path) -> None:
     """Each unit removes its own timer and ACL; pool, image and bridge go with the last unit that Juju knows."""
-    for module in (image, storage, firewall, daemon):
+    for module in (image, pool, firewall, lxd_server):
         monkeypatch.setattr(module, "remove", lambda *_, name=module.__name__: [name])
     monkeypatch.setattr(image, "remove_timer", lambda unit: [f"timer of {unit}"])
     monkeypatch.setattr(image, "remove_builder", lambda _: ["what a stopped build left"])
@@ -78,7 +78,7 @@ def test_what_another_unit_uses_stays(monkeypatch: pytest.MonkeyPatch, marker_ro
         return machine.release(cast(LxdClient, None), mine)
 
     assert mine.others() == []
-    assert released() == [f"timer of {UNIT}", "host.image", "host.storage", "host.firewall", "host.daemon"]
+    assert released() == [f"timer of {UNIT}", "host.image", "host.pool", "host.firewall", "host.lxd_server"]
     (marker_root / "agents" / "unit-other-1").mkdir(parents=True)
     assert mine.others() == ["other/1"]
     assert released() == [f"timer of {UNIT}", "what a stopped build left", "host.firewall"]

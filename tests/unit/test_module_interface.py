@@ -24,7 +24,7 @@ import metrics.runner
 import metrics.storage
 import runner_manager
 from errors import DeleteMetricsStorageError, GetMetricsStorageError, QuarantineMetricsStorageError
-from github_client import GithubClient
+from gh.client import GithubClient
 from metrics.events import Event, RunnerInstalled, RunnerStart, RunnerStop, issue_event
 from metrics.runner import (
     CodeInformation,

@@ -7,7 +7,7 @@ from tests.faults.mutations import node_id, selected
 LINES = {
     ("src/plan.py", 3): {"tests/adapters/test_b.py::test_b", "tests/unit/test_a.py::test_a"},
     ("src/plan.py", 4): {"tests/unit/test_c.py::test_c"},
-    ("src/lxd.py", 3): {"tests/unit/test_d.py::test_d"},
+    ("src/engine/client.py", 3): {"tests/unit/test_d.py::test_d"},
 }
 
 

@@ -19,7 +19,7 @@ from ops import testing
 import charm as charm_module
 import errors
 import redaction
-from host import machine, markers, storage
+from host import machine, markers, pool
 from repo_policy import RepoPolicyClient
 from tests.unit.fakes import FakeGithub
 from tests.unit.test_charm import MODEL, Surroundings, context, noted, world
@@ -147,7 +147,7 @@ def plant(world: Surroundings, monkeypatch: pytest.MonkeyPatch, place: str, erro
         raise error
 
     owner: dict[str, Any] = {"github": world.github, "lxd": world.lxd, "storages": world.storages}
-    owner |= {"machine": machine, "storage": storage, "policy": RepoPolicyClient, "markers": markers.Markers}
+    owner |= {"machine": machine, "storage": pool, "policy": RepoPolicyClient, "markers": markers.Markers}
     where, _, name = place.partition(".")
     if where == "instance":
         monkeypatch.setattr(world.lxd, "fault", lambda action, _: fail() if action == name else None)

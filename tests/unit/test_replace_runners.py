@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-import lifecycle
-import replace_runners
+from engine import events
 from host import timer
+from programs import watch_runners
 
 
 def message(action: str = "instance-deleted", source: Any = "/1.0/instances/app-0-0123abcdaa") -> str:
@@ -34,7 +34,7 @@ def message(action: str = "instance-deleted", source: Any = "/1.0/instances/app-
 )
 def test_which_messages_say_that_a_runner_ended(text: str | bytes, names: set[str]) -> None:
     """An instance of ours that ended counts, and no other message, whatever it holds."""
-    assert lifecycle._names(text, lambda name: name.startswith("app-0-")) == names
+    assert events._names(text, lambda name: name.startswith("app-0-")) == names
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_when_a_pass_is_asked_for(
         commands.append(command)
         return subprocess.CompletedProcess(command, 0, stdout=f"{state}\n")
 
-    monkeypatch.setattr(replace_runners, "run", run)
-    monkeypatch.setattr(replace_runners.time, "sleep", pauses.append)
+    monkeypatch.setattr(watch_runners, "run", run)
+    monkeypatch.setattr(watch_runners.time, "sleep", pauses.append)
 
     service = timer.service("runner/0")
     begun = ["systemctl", "start", service]
-    replace_runners.replace({"a"}, lambda: set(after if begun in commands else there), wanted=2, service=service)
+    watch_runners.replace({"a"}, lambda: set(after if begun in commands else there), wanted=2, service=service)
 
     assert commands.count(begun) == starts
     # A pass that made the successor needs no pause.

@@ -4,9 +4,9 @@ from typing import Any, cast
 
 import pytest
 
+from engine.client import LxdClient
 from errors import ConfigurationError
-from host import image, resources, storage
-from lxd import LxdClient
+from host import image, pool, resources
 from models import CharmState, RunnerStorage, VirtualMachineResources
 from tests.unit.fakes import state
 
@@ -39,7 +39,7 @@ def wanting(cpu: int, memory: str, disk: str, number: int = 1, **changes: Any) -
 
 
 def check(wanted: CharmState, disk: int | None = None) -> None:
-    storage.resources.check(cast(LxdClient, ImageOnly(disk)), wanted)
+    pool.resources.check(cast(LxdClient, ImageOnly(disk)), wanted)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,10 @@ def test_more_in_total_is_a_notice(wanted: Any, changes: dict[str, Any], expecte
     assert resources.overcommitment(wanting(*wanted, **changes)) == expected
 
 
-@pytest.mark.parametrize(("number", "expected"), [(1, 6 * GIB + storage.CONFIG_VOLUME), (4, 8 * GIB)])
+@pytest.mark.parametrize(("number", "expected"), [(1, 6 * GIB + pool.CONFIG_VOLUME), (4, 8 * GIB)])
 def test_memory_pool_has_room_for_more_than_disks(monkeypatch: pytest.MonkeyPatch, number: int, expected: int) -> None:
     """The image, a builder and LXD's own volumes fit beside full disks, as far as the machine's memory allows."""
-    monkeypatch.setattr(storage, "DISK", 2 * GIB)
+    monkeypatch.setattr(pool, "DISK", 2 * GIB)
     monkeypatch.setattr(resources, "memory_bytes", lambda: 8 * GIB)
 
-    assert storage._memory_size(wanting(1, "1GiB", "2GiB", number)) == expected
+    assert pool._memory_size(wanting(1, "1GiB", "2GiB", number)) == expected

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-import console
 import metrics.events
 import metrics.storage
 import provision
@@ -23,8 +22,9 @@ import runner
 import runner_manager
 import shared_fs
 import times
+from engine import console
+from engine.client import Execution
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
-from lxd import Execution
 from models import (
     RUNNER_INSTALLED_TS_FILE_NAME as INSTALLED,
 )

@@ -7,7 +7,7 @@ import pytest
 
 import runner
 import times
-from lxd import LxdClient
+from engine.client import LxdClient
 from models import Process, RunnerView
 from plan import Health, health
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from lxd import NOT_BEGUN
-from sandbox import github, lxd_setup
+from engine.client import NOT_BEGUN
+from sandbox import github
 from sandbox.juju.unit import Unit
-from sandbox.machine import Machine
-from sandbox.pack import pack
+from sandbox.lab import lxd_setup
+from sandbox.lab.machine import Machine
+from sandbox.lab.pack import pack
 from sandbox.vm import template
 from tests.integration.conftest import PAT, REPOSITORY, ROOT, Deployment, wait_for
 

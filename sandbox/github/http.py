@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .github_state import RefusedError
+from sandbox.github.state import RefusedError
 
 JSON = "application/json; charset=utf-8"
 

@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 
-import lifecycle
 import redaction
 import times
+from engine import events
+from engine.client import LxdClient
 from errors import GithubRunnerError
 from host import timer
-from lxd import LxdClient
 from system import run
 
 # Seconds. What ends together is one pass, which looks half a second after it was asked for anyway; a runner that ends
@@ -43,7 +43,7 @@ def main() -> int:
     def ours(name: str) -> bool:
         return pattern.fullmatch(name) is not None
 
-    for names in lifecycle.ended(ours, GATHER):
+    for names in events.ended(ours, GATHER):
         try:
             replace(names, lambda: set(filter(ours, lxd.instance_names())), arguments.wanted, service)
         except GithubRunnerError as error:

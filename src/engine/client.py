@@ -301,7 +301,7 @@ class LxdInstance:
         A job may have replaced the command, or what it reads: the output comes as a stream, is cut here and recorded
         nowhere. The process is killed then, and ends with the instance at the latest.
         """
-        from lifecycle import connect, socket_path
+        from engine.events import connect, socket_path
 
         deadline = time.monotonic() + timeout
         what = f"{PurePosixPath(command[0]).name} in {self.name}"

@@ -5,8 +5,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from . import lxd_setup
-from .shell import SandboxError, run, succeeds, wait_until
+from sandbox.lab import lxd_setup
+from sandbox.shell import SandboxError, run, succeeds, wait_until
 
 COVERAGE_FOLDER = "/var/lib/juju/coverage"
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from . import runner_tarball
+from sandbox.github import runner_tarball
 
 HOUR = 3600.0
 UNAUTHENTICATED_LIMIT = 60

@@ -7,10 +7,10 @@ import re
 import time
 from collections.abc import Callable
 
-from . import github_documents as documents
-from .github_faults import Faults
-from .github_http import Answer, Request, Routes, answer
-from .github_state import HOUR, Application, Job, RefusedError, Runner, State, Token
+from sandbox.github import documents
+from sandbox.github.faults import Faults
+from sandbox.github.http import Answer, Request, Routes, answer
+from sandbox.github.state import HOUR, Application, Job, RefusedError, Runner, State, Token
 
 PREFIX = "/_control/"
 WATCH = 0.2

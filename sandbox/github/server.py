@@ -21,10 +21,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from . import github_actions, github_api, github_control_routes
-from .github_faults import Fault, Faults
-from .github_http import Answer, Request, answer
-from .github_state import Settings, State, Token
+from sandbox.github import actions, api, control_routes
+from sandbox.github.faults import Fault, Faults
+from sandbox.github.http import Answer, Request, answer
+from sandbox.github.state import Settings, State, Token
 
 WATCH = 0.1
 MAX_BODY = 10_000_000
@@ -63,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = self._request()
         if request is None:
             return
-        if request.path.startswith(github_control_routes.PREFIX):
+        if request.path.startswith(control_routes.PREFIX):
             with self.server.state.lock:
                 self._send(self.server.control.respond(request))
             return
@@ -177,7 +177,7 @@ class _Server(ThreadingHTTPServer):
         if context:  # each connection shakes hands in its own thread, with its first read
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.state, self.faults = state, Faults()
-        self.control = github_control_routes.Control(state, self.faults)
+        self.control = control_routes.Control(state, self.faults)
         self.connections: set[socket.socket] = set()
         self.resetting: set[socket.socket] = set()
         self.address = f"{self.server_address[0]}:{self.server_address[1]}"
@@ -205,12 +205,12 @@ class _Server(ThreadingHTTPServer):
     def respond(self, request: Request) -> Answer:
         """Let the part that is responsible answer."""
         with self.state.lock:
-            registration = request.path == f"{github_api.PREFIX}/actions/runner-registration"
+            registration = request.path == f"{api.PREFIX}/actions/runner-registration"
             if request.path.startswith("/_actions/") or registration:
-                return github_actions.respond(self.state, request)
-            if request.path == github_api.PREFIX or request.path.startswith(f"{github_api.PREFIX}/"):
-                return github_api.respond(self.state, request)
-            return github_api.download(self.state, request)
+                return actions.respond(self.state, request)
+            if request.path == api.PREFIX or request.path.startswith(f"{api.PREFIX}/"):
+                return api.respond(self.state, request)
+            return api.download(self.state, request)
 
     def record(self, request: Request) -> dict:
         """Note a request when it comes; its status follows. No whole token is ever kept."""
@@ -257,7 +257,7 @@ class GitHub:
         self.url = f"{server.scheme}://{server.address}"
         self.ca = ca
         """The certificate of the authority that signed the server's, as PEM; None without TLS."""
-        self.api_url = f"{self.url}{github_api.PREFIX}"
+        self.api_url = f"{self.url}{api.PREFIX}"
         self._thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 
@@ -298,9 +298,9 @@ def serve(
         state.add_organisation(organisation)
     if not tls:
         return GitHub(_Server((host, port), state, log))
-    from . import github_tls  # it needs openssl
+    from sandbox.github.tls import make  # it needs openssl
 
-    authority = github_tls.make(host)
+    authority = make(host)
     return GitHub(_Server((host, port), state, log, authority.context), authority.pem)
 
 
@@ -330,7 +330,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.tls.write_text(github.ca)
         print(f"GitHub is at {github.url}", flush=True)
         github.wait()
-
-
-if __name__ == "__main__":
-    main()

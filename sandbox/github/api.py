@@ -5,9 +5,9 @@ import re
 import secrets
 from urllib.parse import urlencode
 
-from . import github_documents as documents
-from .github_http import Answer, Request, Routes, answer
-from .github_state import UNAUTHENTICATED_LIMIT, Budget, RefusedError, State, Token, version_parts
+from sandbox.github import documents
+from sandbox.github.http import Answer, Request, Routes, answer
+from sandbox.github.state import UNAUTHENTICATED_LIMIT, Budget, RefusedError, State, Token, version_parts
 
 PREFIX = "/api/v3"
 DOCUMENTATION = "https://docs.github.com/rest"

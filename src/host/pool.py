@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.client import LxdClient
 from errors import ConfigurationError, HostError, LxdError
-from host import daemon, resources
+from host import lxd_server, resources
 from host.image import DISK
-from lxd import LxdClient
 from models import RESOURCES_NAME, BaseImage, CharmState, RunnerStorage, gibibytes, size_in_bytes
 from system import is_mounted, run, write_file
 
@@ -164,7 +164,7 @@ def _ensure_pool(lxd: LxdClient, jinja: "jinja2.Environment", state: CharmState)
 
 def _found_again(lxd: LxdClient) -> Any:
     """The pool after a restart of LXD, which looks for its pools when it starts: Juju's storage may come later."""
-    daemon.restart(lxd)
+    lxd_server.restart(lxd)
     return lxd.find("storage-pools", POOL)
 
 

@@ -21,7 +21,6 @@ from urllib.parse import urlsplit
 import httpx2
 import stamina
 
-import github_errors
 import redaction
 from errors import (
     ConfigurationError,
@@ -31,7 +30,8 @@ from errors import (
     TemporaryGithubError,
     TokenError,
 )
-from github_errors import NotVisibleError, StatusError, check_redirect, translated
+from gh import errors
+from gh.errors import NotVisibleError, StatusError, check_redirect, translated
 from models import Arch, GithubPath, GithubRepo, GithubRunner, RunnerApplication, WorkflowJob
 from system import within
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = httpx2.Timeout(github_errors.TIMEOUT, connect=github_errors.CONNECT_TIMEOUT)
+TIMEOUT = httpx2.Timeout(errors.TIMEOUT, connect=errors.CONNECT_TIMEOUT)
 CALL_DEADLINE = 45.0
 # A list of many pages and a download take their time even where all is well.
 LONG_DEADLINE = 600.0

@@ -8,9 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .lxd_setup import state_dir
-from .machine import COVERAGE_FOLDER
-from .shell import SandboxError, apt_install, run, step, succeeds
+from sandbox.lab.lxd_setup import state_dir
+from sandbox.lab.machine import COVERAGE_FOLDER
+from sandbox.shell import SandboxError, apt_install, run, step, succeeds
 
 # The Python of the machine's Debian release, whatever this program itself runs on.
 PYTHON = "3.11"

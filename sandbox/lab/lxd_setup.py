@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .debian import SUITE, bootstrap
-from .debian import ready as _chroot_ready
-from .shell import SandboxError, apt_install, run, say, start_daemon, step, succeeds, wait_until
+from sandbox.lab.debian import SUITE, bootstrap
+from sandbox.lab.debian import ready as _chroot_ready
+from sandbox.shell import SandboxError, apt_install, run, say, start_daemon, step, succeeds, wait_until
 
 BRIDGE = "ghr-sandbox0"
 POOL = "ghr-sandbox"

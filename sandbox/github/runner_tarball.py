@@ -7,7 +7,7 @@ import json
 import tarfile
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "runner_application"
+FOLDER = Path(__file__).parent.parent / "runner_application"
 MODIFIED = 1_735_689_600  # one fixed moment, so that equal content gives equal bytes
 OWNER = 1001  # GitHub's tarball carries the numbers of its build machine's user
 EXECUTABLE_NAMES = {"run-helper.sh.template", "Runner.Listener", "Runner.Worker"}

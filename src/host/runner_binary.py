@@ -14,7 +14,7 @@ from models import Arch, GithubPath
 from system import write_file
 
 if TYPE_CHECKING:
-    from github_client import GithubClient
+    from gh.client import GithubClient
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from engine.client import LxdClient, wait_until
 from errors import HostError, LxdError
-from lxd import LxdClient, wait_until
 from models import ProxyConfig
 from system import run
 

@@ -4,7 +4,7 @@ import base64
 import hashlib
 from datetime import datetime, timedelta, timezone
 
-from .github_state import Job, Runner, State, version_parts
+from sandbox.github.state import Job, Runner, State, version_parts
 
 AVATAR = "/avatars/u/{id}?v=4"
 

@@ -8,9 +8,9 @@ import secrets
 import time
 from urllib.parse import urlparse
 
-from . import github_api
-from .github_http import Answer, Request, Routes, answer
-from .github_state import Job, RefusedError, Runner, State, version_parts
+from sandbox.github import api
+from sandbox.github.http import Answer, Request, Routes, answer
+from sandbox.github.state import Job, RefusedError, Runner, State, version_parts
 
 MAX_NAME = 64
 WATCH = 0.2  # how often a waiting request looks whether its client is still there
@@ -27,12 +27,12 @@ def respond(state: State, request: Request) -> Answer:
             raise RefusedError(404, "Not Found")
         return found[0](state, request, **found[1])
     except RefusedError as refusal:
-        reply = github_api.refuse(refusal)
+        reply = api.refuse(refusal)
     reply.headers["X-GitHub-Request-Id"] = secrets.token_hex(8).upper()
     return reply
 
 
-@routes.add("POST", github_api.PREFIX + "/actions/runner-registration")
+@routes.add("POST", api.PREFIX + "/actions/runner-registration")
 def _registration(state: State, request: Request) -> Answer:
     """The real address: exchange the token that the user has for access to the service."""
     body = request.json()

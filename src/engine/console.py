@@ -10,9 +10,9 @@ from contextlib import closing
 
 import websocket
 
+from engine.client import LxdClient
+from engine.events import connect, socket_path
 from errors import LxdError
-from lifecycle import connect, socket_path
-from lxd import LxdClient
 
 
 def read(lxd: LxdClient, name: str, *, end: bytes, limit: int, timeout: float) -> bytes:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import provision
 import redaction
+from engine.client import LxdClient
 from errors import GithubRunnerError
 from host import image, timer
-from lxd import LxdClient
 from system import run
 
-TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .shell import apt_install, run
+from sandbox.shell import apt_install, run
 
 SUITE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"

@@ -1,0 +1,1 @@
+"""The machine that Juju would give: a real LXD and a container with the distribution's packages."""

@@ -1,0 +1,1 @@
+"""What systemd units run outside of hooks."""
