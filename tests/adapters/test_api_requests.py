@@ -20,7 +20,7 @@ from runner import RunnerManagerClients
 from runner_manager import RunnerManager
 from sandbox import github
 from sandbox.github.control import GitHubControl
-from tests.unit.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeInstance, FakeLxd, FakeStorages, state
+from tests.support.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeInstance, FakeLxd, FakeStorages, state
 
 TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
 REPO, ORG = GithubRepo("octo-org", "demo"), GithubOrg("octo-org")

@@ -39,7 +39,7 @@ from runner_manager import Report, RunnerManager, fingerprint
 from sandbox import github
 from sandbox.github.control import GitHubControl
 from sandbox.github.state import Settings
-from tests.unit.fakes import RESOURCES, TEMPLATES, FakeInstance, FakeLxd, FakeStorages, state
+from tests.support.fakes import RESOURCES, TEMPLATES, FakeInstance, FakeLxd, FakeStorages, state
 
 TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
 DEMO = GithubRepo("octo-org", "demo")

@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 
 from sandbox.vm import base_image, host, lxd_build, template
-from tests.integration.conftest import wait_for
+from tests.support.deployment import wait_for
 
 PROGRAMS = template.PROGRAMS
 CONFIG = """[machine]

@@ -16,7 +16,7 @@ from sandbox import github
 from sandbox.lab import lxd_setup
 from sandbox.lab.pack import pack
 from tests.bench import simulated, unit, virtual_machines
-from tests.integration.conftest import PAT, REPOSITORY, ROOT, Deployment, deployed
+from tests.support.deployment import PAT, REPOSITORY, ROOT, Deployment, deployed
 
 ON_A_UNIT: dict[str, Callable[[Deployment, int], None]] = {
     "create": unit.create,

@@ -19,7 +19,7 @@ from runner_manager import RunnerManager
 from sandbox import github
 from sandbox.github.control import GitHubControl
 from tests.bench.report import write
-from tests.unit.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages, state
+from tests.support.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages, state
 
 FLEETS = (1, 16, 64, 100)
 FINISHED = (100, 1000, 10000)

@@ -12,7 +12,7 @@ from host.runner_binary import FOLDER
 from programs.watch_runners import PAUSE
 from sandbox.lab.pack import SITE_PACKAGES
 from tests.bench.report import write
-from tests.integration.conftest import PAT, RECONCILE, REPOSITORY, Deployment, wait_for
+from tests.support.deployment import PAT, RECONCILE, REPOSITORY, Deployment, wait_for
 
 NUMBERS = (1, 4, 8, 16)
 WORKERS = (2, 4, 8)

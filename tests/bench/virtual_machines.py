@@ -11,7 +11,7 @@ from sandbox.lab import lxd_setup
 from sandbox.lab.pack import pack
 from sandbox.vm import host, template
 from tests.bench.report import write
-from tests.integration.conftest import PAT, REPOSITORY, ROOT
+from tests.support.deployment import PAT, REPOSITORY, ROOT
 from tests.vm.conftest import VmDeployment, deployed, wait_for
 
 BARE = "bare"

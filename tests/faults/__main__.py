@@ -18,7 +18,7 @@ from sandbox import github
 from sandbox.lab import lxd_setup
 from sandbox.lab.pack import pack
 from tests.faults import attacks, churn, kill, report
-from tests.integration.conftest import PAT, REPOSITORY, ROOT, Deployment, deployed
+from tests.support.deployment import PAT, REPOSITORY, ROOT, Deployment, deployed
 
 REFERENCE = ROOT / "docs" / "reference"
 # Modules beside this one, loaded when they are run: some need tools of their own.

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.integration.conftest import REPOSITORY, Deployment, wait_for
-from tests.integration.test_unit_network import heard_by_a_neighbour, heard_by_the_machine, leases_taken
+from tests.support.deployment import REPOSITORY, Deployment, wait_for
+from tests.support.network import heard_by_a_neighbour, heard_by_the_machine, leases_taken
 
 # One has the neighbour's job.
 RUNNERS = 4

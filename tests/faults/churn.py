@@ -9,7 +9,7 @@ import time
 from datetime import datetime
 from typing import Any
 
-from tests.integration.conftest import REPOSITORY, Deployment, wait_for
+from tests.support.deployment import REPOSITORY, Deployment, wait_for
 
 RUNNERS = 3
 QUEUE = 4

@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.integration import test_github_faults
-from tests.integration.conftest import ROOT
+from tests.adapters import test_github_faults
+from tests.support.deployment import ROOT
 
 
 def run(short: bool) -> dict[str, object]:

@@ -25,7 +25,7 @@ from metrics.storage import FILE_NAMES, FILE_SIZE_BYTES_LIMIT
 from models import POST_JOB_METRICS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, RUNNER_INSTALLED_TS_FILE_NAME, FlushMode
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
-from tests.unit.fakes import IDENTITY, TEMPLATES, FakeGithub, FakeLxd, state
+from tests.support.fakes import IDENTITY, TEMPLATES, FakeGithub, FakeLxd, state
 
 DEADLINE = 10.0
 RUNNER, NEIGHBOUR = f"{IDENTITY.prefix}1", f"{IDENTITY.prefix}2"

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sandbox.shell import SandboxError
-from tests.integration.conftest import RECONCILE, Deployment, wait_for
+from tests.support.deployment import RECONCILE, Deployment, wait_for
 
 CHARM = "/var/lib/juju/agents/unit-github-runner-0/charm"
 NOTES = "/root/boundaries"

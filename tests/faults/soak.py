@@ -26,8 +26,8 @@ from models import CharmState, FlushMode, GithubOrg, VirtualMachineResources
 from runner import KEY, RunnerManagerClients
 from runner_manager import Report, RunnerManager, fingerprint
 from tests.faults.world import DAY, World
-from tests.unit.fakes import IDENTITY, RESOURCES, state
-from tests.unit.test_model import JINJA, RUNNING, WORKER, Killed
+from tests.support.fakes import IDENTITY, RESOURCES, state
+from tests.support.model import JINJA, RUNNING, WORKER, Killed
 
 TICK = 600.0
 TICKS_A_DAY = int(DAY / TICK)

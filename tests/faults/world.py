@@ -17,8 +17,8 @@ from engine.client import Execution
 from errors import GithubApiError, JobNotFoundError, RunnerBusyError, TemporaryGithubError
 from gh.client import GithubClient
 from models import POST_JOB_METRICS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, GithubPath, GithubRunner, WorkflowJob
-from tests.unit.fakes import IDENTITY, FakeInstance, FakeLxd
-from tests.unit.test_model import NONE, OTHERS, OTHERS_KEYS, RUNNING, WORKER, Hub, Killed
+from tests.support.fakes import IDENTITY, FakeInstance, FakeLxd
+from tests.support.model import NONE, OTHERS, OTHERS_KEYS, RUNNING, WORKER, Hub, Killed
 
 HOUR, DAY = 3600.0, 86400.0
 # A midnight, in UTC.

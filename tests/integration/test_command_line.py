@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from sandbox.__main__ import build_parser
-from tests.integration.conftest import ROOT, wait_for
+from tests.support.deployment import ROOT, wait_for
 
 NAME = "cli"
 

@@ -20,7 +20,7 @@ from errors import LxdError, LxdNotFoundError
 from models import Arch, GithubRepo, Process, ProxyConfig, RunnerConfig, RunnerStatus, Snap, WgetExecutable
 from runner import KEY, Runner, ensure_resource_profile, probe
 from sandbox.lab import lxd_setup
-from tests.unit.fakes import RESOURCES, TEMPLATES
+from tests.support.fakes import RESOURCES, TEMPLATES
 
 PROFILE = "ghr-test-instance"
 FAKE_SNAP = """#!/bin/sh

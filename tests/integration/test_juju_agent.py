@@ -11,7 +11,7 @@ import pytest
 from sandbox.juju.unit import JujuError, Unit
 from sandbox.lab.machine import Machine
 from sandbox.lab.pack import pack
-from tests.integration.conftest import wait_for
+from tests.support.deployment import wait_for
 
 CHARM = """#!/usr/bin/env python3
 import json, os, subprocess, sys, time

@@ -13,8 +13,8 @@ import pytest
 
 from sandbox import github
 from sandbox.lab.lxd_setup import bridge_address
-from tests.integration.conftest import PAT, RECONCILE, REPOSITORY, Deployment, deployed, undeploy, wait_for
-from tests.integration.watch import Watch
+from tests.support.deployment import PAT, RECONCILE, REPOSITORY, Deployment, deployed, left_over, undeploy, wait_for
+from tests.support.watch import Watch
 
 pytestmark = pytest.mark.lifecycle
 
@@ -100,22 +100,6 @@ def test_reboot_upgrade_and_removal(alone: Deployment, packed: Path) -> None:
     assert alone.resource_profiles() == []
     assert alone.registered() == []
     assert left_over(alone) == []
-
-
-def left_over(deployment: Deployment) -> list[str]:
-    """What a removed unit has left on its machine: LXD's things, mounts, units of systemd, files."""
-    found = [profile["name"] for profile in deployment.lxd("profiles?recursion=1") if profile["name"] != "default"]
-    found += [pool["name"] for pool in deployment.lxd("storage-pools?recursion=1")]
-    found += [network["name"] for network in deployment.lxd("networks?recursion=1") if network["managed"]]
-    found += [acl["name"] for acl in deployment.lxd("network-acls?recursion=1")]
-    found += list(deployment.lxd("profiles/default")["devices"])
-    places = "/var/lib/github-runner* /etc/systemd/system/ghro.* /etc/systemd/system/*github*.mount /var/log/github-*"
-    places += " /etc/logrotate.d/github-* /home/ubuntu/runner-fs* /run/github-* /etc/modules-load.d/git*"
-    places += " /var/lib/juju/storage/fs/*/*"
-    found += deployment.machine.exec("sh", "-c", f"ls -d {places} 2>/dev/null || true").split()
-    found += deployment.machine.exec("sh", "-c", "grep -o '[^ ]*github-runner[^ ]*' /proc/mounts || true").split()
-    units = deployment.machine.exec("systemctl", "list-units", "--all", "--no-legend", "ghro.*", "*github-runner*")
-    return [*found, *units.split()]
 
 
 POLICY = """

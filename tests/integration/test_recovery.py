@@ -10,8 +10,7 @@ import pytest
 
 from sandbox import github
 from sandbox.lab.machine import Machine
-from tests.integration.conftest import PAT, Deployment, deployed, undeploy, wait_for
-from tests.integration.test_lifecycle import left_over
+from tests.support.deployment import PAT, Deployment, deployed, left_over, undeploy, wait_for
 
 MARKERS = "/var/lib/github-runner/unit-github-runner-0"
 TIMER, SERVICE = "ghro.reconcile-runners.github-runner-0.timer", "ghro.reconcile-runners.github-runner-0.service"

@@ -12,7 +12,7 @@ import pytest
 from sandbox import github
 from sandbox.github.control import GitHubControl
 from sandbox.lab.lxd_setup import bridge_address
-from tests.integration.conftest import PAT, REPOSITORY, Deployment, deployed, undeploy, wait_for
+from tests.support.deployment import PAT, REPOSITORY, Deployment, deployed, undeploy, wait_for
 
 pytestmark = pytest.mark.lifecycle
 

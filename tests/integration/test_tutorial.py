@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.integration.conftest import ROOT
+from tests.support.deployment import ROOT
 
 # A machine of its own, so that a sandbox that somebody plays with is left alone.
 SANDBOX = f"{sys.executable} -m sandbox --machine tutorial"

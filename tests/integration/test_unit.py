@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sandbox.lab.lxd_setup import BRIDGE
-from tests.integration.conftest import PAT, REPOSITORY, Deployment, wait_for
+from tests.support.deployment import PAT, REPOSITORY, Deployment, wait_for
 
 
 def test_deployment_brings_runners_online(deployment: Deployment) -> None:

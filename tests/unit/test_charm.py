@@ -18,7 +18,7 @@ from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenErr
 from gh import client
 from host import kernel, machine, markers, pool, runner_binary
 from runner_manager import RunnerManager
-from tests.unit.fakes import TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages
+from tests.support.fakes import TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages
 
 CONFIG: dict[str, Any] = {"path": "octo-org/demo", "token": "secret", "test-mode": "insecure", "virtual-machines": 2}
 

@@ -17,7 +17,7 @@ from host import firewall, lxd_server, packet_filter
 from host.firewall import acl_name, egress_rules, own_networks, split
 from host.lxd_server import ETH0
 from models import RepoPolicy, SSHDebugConnection
-from tests.unit.fakes import state
+from tests.support.fakes import state
 
 OWN = [IPv4Network("10.1.2.3"), IPv4Network("10.217.77.1")]
 

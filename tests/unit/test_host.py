@@ -34,7 +34,7 @@ from models import (
     RunnerStorage,
     VirtualMachineResources,
 )
-from tests.unit.fakes import state
+from tests.support.fakes import state
 
 TEMPLATES = Path(__file__).resolve().parent.parent.parent / "templates"
 JINJA = provision.environment(TEMPLATES)

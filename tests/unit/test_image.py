@@ -14,7 +14,7 @@ from errors import HostError, LxdError
 from host import image
 from models import Arch, ImageSource, ProxyConfig
 from system import exclusive
-from tests.unit.fakes import TEMPLATES
+from tests.support.fakes import TEMPLATES
 
 JINJA = provision.environment(TEMPLATES)
 BUILD = image.ImageBuild(ImageSource("https://images.example"), "jammy", True, Arch.X64, ProxyConfig())

@@ -10,7 +10,7 @@ from engine.client import LxdClient
 from errors import ConfigurationError, HostError, LxdError
 from host import firewall, follower, image, kernel, logrotate, lxd_server, machine, markers, packages, pool, timer
 from host.markers import Markers
-from tests.unit.fakes import state
+from tests.support.fakes import state
 
 UNIT = "github-runner/0"
 STEPS: dict[str, tuple[Any, str]] = {

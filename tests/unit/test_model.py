@@ -14,43 +14,16 @@ import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-import provision
 import runner
 import runner_manager
 import times
 from errors import GithubRunnerError
-from models import GithubPath, GithubRunner
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager, fingerprint
-from tests.unit.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages, state
+from tests.support.fakes import IDENTITY, RESOURCES, FakeInstance, FakeLxd, FakeStorages, state
+from tests.support.model import JINJA, NONE, OTHERS, OTHERS_KEYS, RUNNING, WORKER, Hub, Killed
 
-JINJA = provision.environment(TEMPLATES)
-WORKER, RUNNING, NONE = 0, 10, 11
 MINUTE = 60.0
-OTHERS = ("app-00-0123abcdaa", "app-0-99999999aaaaaaaaaaaaaaaa", "other-0-0123abcdaa")
-# What this charm notes on every instance that it creates: without it the second one would be the previous charm's.
-OTHERS_KEYS = {f"{runner.KEY}created": "1600000000.0"}
-
-
-class Killed(BaseException):
-    """The charm's process is killed: nothing of it may catch this."""
-
-
-class Hub(FakeGithub):
-    """GitHub, whose list may be late, short or empty, and which deregisters a runner with its job."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.answer: list[GithubRunner] | None = None
-        self.ids = itertools.count(1)
-
-    def register(self, name: str, *, online: bool = True, busy: bool = False) -> GithubRunner:
-        self.runners[name] = GithubRunner(next(self.ids), name, online, busy)
-        return self.runners[name]
-
-    def list_runners(self, path: GithubPath, wanted):  # type: ignore[no-untyped-def]
-        found = super().list_runners(path, wanted)
-        return found if self.answer is None else [item for item in self.answer if wanted(item.name)]
 
 
 class Reconciles(RuleBasedStateMachine):

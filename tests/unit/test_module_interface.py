@@ -40,7 +40,7 @@ from metrics.type import GithubJobMetrics
 from models import GithubRepo, ProxyConfig, SSHDebugConnection, plain
 from repo_policy import RepoPolicyClient
 from runner import Runner, RunnerConfig, RunnerStatus, Snap, VirtualMachineResources, WgetExecutable
-from tests.unit.fakes import state
+from tests.support.fakes import state
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/reference/python-api.md").read_text()
 SECTIONS = re.split(r"^## `([a-z_.]+)`$", PAGE, flags=re.MULTILINE)

@@ -21,7 +21,7 @@ import errors
 import redaction
 from host import machine, markers, pool
 from repo_policy import RepoPolicyClient
-from tests.unit.fakes import FakeGithub
+from tests.support.fakes import FakeGithub
 from tests.unit.test_charm import MODEL, Surroundings, context, noted, world
 
 __all__ = ["context", "world"]

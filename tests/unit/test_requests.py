@@ -13,7 +13,7 @@ from engine.client import LxdClient
 from metrics.storage import MetricsStorage
 from models import Arch, CreateRunnerConfig, GithubRepo, ProxyConfig, RunnerConfig, RunnerStatus
 from runner import Runner, RunnerManagerClients
-from tests.unit.fakes import RESOURCES, TEMPLATES, FakeGithub
+from tests.support.fakes import RESOURCES, TEMPLATES, FakeGithub
 
 NAME = "app-0-0123abcdaa"
 

@@ -8,7 +8,7 @@ from engine.client import LxdClient
 from errors import ConfigurationError
 from host import image, pool, resources
 from models import CharmState, RunnerStorage, VirtualMachineResources
-from tests.unit.fakes import state
+from tests.support.fakes import state
 
 GIB = 1 << 30
 

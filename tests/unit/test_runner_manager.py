@@ -47,7 +47,7 @@ from models import (
 from runner import KEY, Runner, RunnerManagerClients
 from runner_manager import RunnerManager, fingerprint
 from system import exclusive
-from tests.unit.fakes import (
+from tests.support.fakes import (
     IDENTITY,
     REPO,
     RESOURCES,

@@ -373,7 +373,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_new_code_restarts_the_watcher(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its unit file names the version of the code, so that new code is a changed unit; the same code is none."""
     import provision
-    from tests.unit.fakes import TEMPLATES
+    from tests.support.fakes import TEMPLATES
 
     commands: list[list[str]] = []
     monkeypatch.setattr(follower, "run", lambda command, **_: commands.append(command))

@@ -16,7 +16,7 @@ from sandbox.lab import lxd_setup
 from sandbox.lab.machine import Machine
 from sandbox.lab.pack import pack
 from sandbox.vm import template
-from tests.integration.conftest import PAT, REPOSITORY, ROOT, Deployment, wait_for
+from tests.support.deployment import PAT, REPOSITORY, ROOT, Deployment, wait_for
 
 __all__ = ["REPOSITORY", "VmDeployment", "wait_for"]
 
