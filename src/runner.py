@@ -7,10 +7,9 @@ import random
 import re
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 import provision
 import shared_fs
 import times
-from engine.client import Execution, LxdClient, LxdInstance
+from engine import console, profiles
+from engine.client import LxdClient
+from engine.instance import KEY, Execution, LxdInstance
+from engine.probe import probe
 from errors import (
     GithubClientError,
     GithubRunnerError,
@@ -64,12 +66,10 @@ __all__ = [
     "Snap",
     "VirtualMachineResources",
     "WgetExecutable",
-    "probe",
 ]
 
 logger = logging.getLogger(__name__)
 
-PROFILE_LOCK = threading.Lock()
 LOGS_PATH = Path("/var/log/github-runner-logs")
 # The runner agent's own folder of logs.
 DIAG = "_diag"
@@ -83,24 +83,7 @@ LIST_LOGS = 'cd "$0" 2> /dev/null && find . -maxdepth 1 -type f -printf "%f\\n" 
 READ_LOG = 'test -f "$0" && test ! -L "$0" && exec head -c "$1" -- "$0" 2> /dev/null'
 READ_JOURNAL = "exec journalctl --no-pager --lines=5000 2> /dev/null"
 CONSOLE_TIMEOUT = 20
-RUNNER_PROFILE = "runner"
-KEY = "user.github-runner."
 STOP_TIMEOUT = times.STOP_INSTANCE
-# Exit codes of the probe; others say nothing.
-PROBE = {0: Process.WORKER, 10: Process.RUNNING, 11: Process.NONE, 12: Process.REFUSED, 13: Process.FAILED}
-PROBE_SCRIPT = (
-    # By name, and by path for a worker that was started by another program. An update of the agent renames bin.
-    "{ pgrep -x 'Runner[.]Worker' || pgrep -f 'bin[^/ ]*/Runner[.]Worker'; } > /dev/null && exit 0; "
-    f"[ -e {provision.REFUSED_FILE} ] && exit 12; [ -e {provision.FAILED_FILE} ] && exit 13; "
-    f"systemctl --quiet is-active {provision.SERVICE} && exit 10; exit 11"
-)
-# What run.sh prints after the end of the listener and what says nothing about its reason.
-RUN_SCRIPT_WORDS = re.compile(r"Exiting runner\.\.\.|Runner listener exit with (terminated|Session Conflict) error")
-# The previous charm starts the runner agent without a systemd unit.
-PREVIOUS_PROBE_SCRIPT = (
-    "pgrep -f 'bin/Runner[.]Worker' > /dev/null && exit 0; "
-    "pgrep -f 'bin/Runner[.]Listener' > /dev/null && exit 10; exit 11"
-)
 
 
 @dataclass(frozen=True)
@@ -111,50 +94,6 @@ class RunnerManagerClients:
     jinja: "jinja2.Environment"
     lxd: LxdClient
     repo: "RepoPolicyClient | None"
-
-
-def probe(instance: LxdInstance) -> Process:
-    """What runs inside: a job, only the runner application, neither; UNKNOWN if it does not say.
-
-    The answer is an exit code: a job may have replaced every program inside, and recorded output has no limit.
-    """
-    script = PREVIOUS_PROBE_SCRIPT if is_previous(instance) else PROBE_SCRIPT
-    try:
-        done = instance.execute(["/bin/sh", "-c", script], timeout=15)
-    except LxdError as error:
-        logger.warning("%s cannot be looked into: %s", instance.name, error)
-        return Process.UNKNOWN
-    return PROBE.get(done.code, Process.UNKNOWN)
-
-
-def last_words(instance: LxdInstance) -> str:
-    """The last line that the listener of a runner agent printed; empty if it cannot be read.
-
-    Bounded and printable, but not to be believed if a job may have run in the instance.
-    """
-    command = f"journalctl --identifier={provision.RUNNER_SCRIPT.name} --output=cat --lines=20 2> /dev/null"
-    try:
-        lines = instance.output(["/bin/sh", "-c", f"exec {command}"], 16384, 20).decode(errors="replace").splitlines()
-    except LxdError as error:
-        logger.warning("The output of the runner agent of %s cannot be read: %s", instance.name, error)
-        return ""
-    said = [" ".join(line.split()) for line in lines if line.strip() and not RUN_SCRIPT_WORDS.match(line)]
-    return "".join(filter(str.isprintable, said[-1][:300])) if said else ""
-
-
-def is_previous(instance: LxdInstance) -> bool:
-    """Whether an instance lacks the key that every version of this charm sets when it creates one.
-
-    Other keys prove nothing: ``offline-since`` is written to instances of the previous charm as well.
-    """
-    return f"{KEY}created" not in instance.config
-
-
-def in_pre_job(instance: LxdInstance) -> bool:
-    """Whether the pre-job script runs inside."""
-    with suppress(LxdError):
-        return instance.execute(["pgrep", "-f", str(provision.PRE_JOB_SCRIPT)], timeout=15).code == 0
-    return False
 
 
 class Runner:
@@ -260,8 +199,6 @@ class Runner:
         """Write what a virtual machine prints to its console to ``NAME/console.log``; returns whether it printed."""
         if not (instance.virtual_machine and instance.running):
             return False
-        from engine import console
-
         try:
             end = provision.CONSOLE_END.encode()
             said = console.read(
@@ -284,7 +221,7 @@ class Runner:
             return None
 
     def _create_instance(self, config: CreateRunnerConfig, storage: MetricsStorage | None) -> LxdInstance:
-        ensure_resource_profile(self._clients.lxd, config.resources, container=self.config.container)
+        profiles.ensure_resources(self._clients.lxd, config.resources, container=self.config.container)
         devices = {}
         if storage is not None:
             path = str(provision.METRICS_FOLDER)
@@ -305,7 +242,7 @@ class Runner:
             self.config.name,
             source={"type": "image", "alias": config.image},
             virtual_machine=not self.config.container,
-            profiles=["default", RUNNER_PROFILE, config.resources.profile],
+            profiles=["default", profiles.RUNNER, config.resources.profile],
             config=keys,
             devices=devices,
         )
@@ -424,31 +361,6 @@ class Runner:
                 yield Path(DIAG, name), ["/bin/sh", "-c", READ_LOG, str(folder / name), str(LOG_SIZE_LIMIT)]
         yield Path("github-runner-journal.log"), ["/bin/sh", "-c", READ_JOURNAL]
         yield Path("syslog"), ["/bin/sh", "-c", READ_LOG, "/var/log/syslog", str(LOG_SIZE_LIMIT)]
-
-
-def ensure_resource_profile(lxd: LxdClient, resources: VirtualMachineResources, *, container: bool) -> None:
-    """Make sure of the profile that gives an instance its resources."""
-    root = {"type": "disk", "path": "/", "pool": RUNNER_PROFILE, "size": resources.disk}
-    if not container and lxd.has_extension("disk_io_cache"):
-        # Lets the disk image lie on a tmpfs. Containers refuse it, and LXD 5.0 does not know it.
-        root["io.cache"] = "unsafe"
-    profile = {
-        "description": "Resources of GitHub runners",
-        "config": {"limits.cpu": str(resources.cpu), "limits.memory": resources.memory, f"{KEY}resources": "true"},
-        "devices": {"root": root},
-    }
-    # Runners are made side by side, and a profile that is changed while one of them is created is an error of LXD's.
-    with PROFILE_LOCK:
-        found = lxd.find("profiles", resources.profile)
-        if found is None:
-            try:
-                lxd.change("POST", "profiles", json={"name": resources.profile, **profile})
-            except LxdError:
-                # Another unit of this machine may have been faster.
-                if lxd.find("profiles", resources.profile) is None:
-                    raise
-        elif found["devices"] != profile["devices"]:
-            lxd.change("PUT", "profiles", resources.profile, json=profile)
 
 
 def _registered_id(instance: LxdInstance) -> int | None:

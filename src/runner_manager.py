@@ -17,7 +17,10 @@ from typing import TypeVar
 
 import system
 import times
-from engine.client import LxdInstance, wait_until
+from engine import profiles
+from engine.api import wait_until
+from engine.instance import KEY, LxdInstance
+from engine.probe import in_pre_job, is_previous, last_words, probe
 from errors import (
     GithubClientError,
     GithubRunnerError,
@@ -46,7 +49,6 @@ from metrics.runner import RunnerMetrics, extract, issue_events, quarantine
 from metrics.storage import StorageManager
 from metrics.type import GithubJobMetrics
 from models import (
-    RESOURCES_NAME,
     CharmState,
     CreateRunnerConfig,
     FailedStarts,
@@ -74,7 +76,7 @@ from plan import (
     needs_confirmation,
     needs_probe,
 )
-from runner import KEY, Runner, RunnerManagerClients, in_pre_job, is_previous, last_words, probe, remove_old_logs
+from runner import Runner, RunnerManagerClients, remove_old_logs
 from system import exclusive
 
 logger = logging.getLogger(__name__)
@@ -707,11 +709,7 @@ class RunnerManager:
         if not (plan.changes or self.report.removed or quantity == 0):
             return
         try:
-            for profile in self._clients.lxd.get("profiles", recursion=1):
-                today = quantity > 0 and profile["name"] == resources.profile
-                resource = f"{KEY}resources" in profile["config"] or RESOURCES_NAME.fullmatch(profile["name"])
-                if resource and not profile["used_by"] and not today:
-                    self._clients.lxd.change("DELETE", "profiles", profile["name"])
+            profiles.remove_unused_resources(self._clients.lxd, keep=resources.profile if quantity > 0 else None)
         except LxdError as error:
             logger.warning("Unused profiles were not removed: %s", error)
 

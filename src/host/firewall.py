@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from engine.client import LxdClient
+from engine.profiles import BRIDGE
 from errors import HostError
 from host import packet_filter
-from host.lxd_server import BRIDGE
 from models import CharmState
 from system import run
 

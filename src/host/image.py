@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import provision
-from engine.client import LxdClient, LxdInstance, wait_until
+from engine.api import wait_until
+from engine.client import LxdClient
+from engine.instance import LxdInstance
 from errors import HostError, LxdError
 from host import runner_binary, units
 from models import Arch, ImageSource, ProxyConfig

@@ -5,28 +5,21 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from engine.client import LxdClient, wait_until
+from engine import profiles
+from engine.api import wait_until
+from engine.client import LxdClient
+from engine.profiles import BRIDGE
 from errors import HostError, LxdError
 from models import ProxyConfig
 from system import run
 
 OLDEST = (5, 0)
-BRIDGE = "lxdbr0"
 BRIDGE_CONFIG = {"ipv6.address": "none", "ipv4.nat": "true"}
 # Only known network cards get an address, and each a single one: otherwise one runner could take all addresses of the
 # bridge, by invented hardware addresses or by invented client ids. https://thekelleys.org.uk/dnsmasq/docs/dnsmasq-man.html
 DNSMASQ = ["dhcp-ignore=tag:!known", "dhcp-ignore-clid"]
 # What tells a bridge of our making from one that was there before.
 OURS = "user.github-runner.made"
-ETH0 = {
-    "type": "nic",
-    "network": BRIDGE,
-    "name": "eth0",
-    "security.ipv4_filtering": "true",
-    "security.ipv6_filtering": "true",
-    "security.mac_filtering": "true",
-    "security.port_isolation": "true",
-}
 # LXD's own choice (`auto`) pings candidates: it takes minutes where pings are dropped and fails where all are answered.
 SUBNETS = [ipaddress.IPv4Network(f"10.{second}.77.0/24") for second in range(217, 227)]
 
@@ -36,7 +29,7 @@ def ensure(lxd: LxdClient, proxies: ProxyConfig) -> None:
     _ensure_answer(lxd)
     _ensure_proxies(lxd, proxies)
     _ensure_bridge(lxd)
-    _ensure_default_profile(lxd)
+    profiles.ensure_network_card(lxd)
 
 
 def _ensure_answer(lxd: LxdClient) -> None:
@@ -57,7 +50,7 @@ def is_intact(lxd: LxdClient, proxies: ProxyConfig, bridge: Mapping[str, Any] | 
     """
     if bridge is None or not bridge["managed"] or not _is_configured(bridge) or not _has_proxies(lxd, proxies):
         return False
-    return bool(lxd.get("profiles", "default")["devices"].get("eth0") == ETH0)
+    return profiles.has_network_card(lxd)
 
 
 def _is_configured(bridge: Mapping[str, Any]) -> bool:
@@ -80,11 +73,7 @@ def remove(lxd: LxdClient) -> list[str]:
         lines = [line for line in bridge["config"].get("raw.dnsmasq", "").splitlines() if line not in DNSMASQ]
         lxd.change("PATCH", "networks", BRIDGE, json={"config": {"raw.dnsmasq": "\n".join(lines)}})
         return []
-    default = lxd.get("profiles", "default")
-    if default["devices"].get("eth0") == ETH0:
-        devices = {name: device for name, device in default["devices"].items() if name != "eth0"}
-        body = {"config": default["config"], "description": default["description"], "devices": devices}
-        lxd.change("PUT", "profiles", "default", json=body)
+    profiles.remove_network_card(lxd)
     if lxd.get("networks", BRIDGE)["used_by"]:
         return []
     lxd.change("DELETE", "networks", BRIDGE)
@@ -165,10 +154,3 @@ def _used_networks() -> list[ipaddress.IPv4Network]:
         if destination != "default":
             used.append(ipaddress.IPv4Network(destination, strict=False))
     return used
-
-
-def _ensure_default_profile(lxd: LxdClient) -> None:
-    profile = lxd.get("profiles", "default")
-    if profile["devices"].get("eth0") != ETH0:
-        devices = {**profile["devices"], "eth0": ETH0}
-        lxd.change("PATCH", "profiles", "default", json={"devices": devices})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import shared_fs
 from engine.client import LxdClient
+from engine.profiles import BRIDGE
 from errors import GithubRunnerError
 from host import (
     firewall,
@@ -88,7 +89,7 @@ def set_up(
 
 def lost(lxd: LxdClient, state: CharmState, unit: str) -> list[str]:
     """What runners need of a complete set-up and is not there any more: a few requests to LXD; nothing is changed."""
-    bridge = lxd.find("networks", lxd_server.BRIDGE)
+    bridge = lxd.find("networks", BRIDGE)
     parts = {
         "kernel module": state.test_mode or kernel.is_module_loaded(),
         "network": lxd_server.is_intact(lxd, state.proxies, bridge),

@@ -5,23 +5,19 @@ example `nft flush ruleset`, which a reload of nftables.service runs.
 """
 
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from engine import profiles
 from engine.client import LxdClient
-from errors import CommandError, LxdError
-from host.lxd_server import BRIDGE, ETH0
+from engine.profiles import BRIDGE, NETWORK_CARD
+from errors import CommandError
 from system import run
 
 logger = logging.getLogger(__name__)
 
 # Changing this option of the bridge makes LXD write all rules of the bridge; the value is LXD's default.
 WRITTEN_WITH, LXD_DEFAULT = "ipv4.dhcp.expiry", "1h"
-# An option of network cards that LXD changes while an instance runs.
-CARD_OPTION = "security.ipv6_filtering"
-# To change it, a second apart.
-ATTEMPTS = 5
 
 
 def is_applied(lxd: LxdClient, rules: Iterable[Mapping[str, str]]) -> bool:
@@ -45,27 +41,7 @@ def restore(lxd: LxdClient) -> None:
     before = lxd.get("networks", BRIDGE)["config"].get(WRITTEN_WITH, "")
     for value in ("" if before == LXD_DEFAULT else LXD_DEFAULT, before):
         lxd.change("PATCH", "networks", BRIDGE, json={"config": {WRITTEN_WITH: value}})
-    try:
-        _set_card(lxd, {**ETH0, CARD_OPTION: "false"})
-    finally:
-        _set_card(lxd, ETH0)
-
-
-def _set_card(lxd: LxdClient, card: Mapping[str, str]) -> None:
-    """Change the network card of the profile, and of all running instances with it.
-
-    LXD saves the profile, and fails if an instance is just starting or stopping: then again.
-    """
-    devices = {**lxd.get("profiles", "default")["devices"], "eth0": dict(card)}
-    for left in reversed(range(ATTEMPTS)):
-        try:
-            lxd.change("PATCH", "profiles", "default", json={"devices": devices})
-        except LxdError:
-            if not left:
-                raise
-            time.sleep(1)
-        else:
-            return
+    profiles.touch_network_card(lxd)
 
 
 def _are_cards_filtered(lxd: LxdClient) -> bool:
@@ -85,7 +61,7 @@ def _filtered_cards(lxd: LxdClient) -> set[str]:
 
 def _filtered_card(instance: Mapping[str, Any]) -> str:
     """The host's interface of a running instance's network card, if that is the profile's; otherwise nothing."""
-    is_ours = "default" in instance["profiles"] and instance["expanded_devices"].get("eth0") == ETH0
+    is_ours = "default" in instance["profiles"] and instance["expanded_devices"].get("eth0") == NETWORK_CARD
     if not is_ours or "eth0" in instance["devices"] or instance["status"] != "Running":
         return ""
     return str(instance["config"].get("volatile.eth0.host_name", ""))

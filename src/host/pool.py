@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine import profiles
 from engine.client import LxdClient
+from engine.profiles import POOL
 from errors import ConfigurationError, HostError, LxdError
 from host import lxd_server, resources
 from host.image import DISK
-from models import RESOURCES_NAME, BaseImage, CharmState, RunnerStorage, gibibytes, size_in_bytes
+from models import BaseImage, CharmState, RunnerStorage, gibibytes, size_in_bytes
 from system import is_mounted, run, write_file
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-POOL = PROFILE = "runner"
 JUJU_STORAGE = Path("/storage/juju")
 MEMORY = Path("/var/lib/github-runner/memory")
 # Not there after a reboot until it is mounted: LXD must not take an empty folder for the pool.
@@ -35,9 +36,6 @@ POOL_FOLDERS = (
 # A virtual machine's volume for firmware settings and LXD's agent (`size.state`), in bytes.
 CONFIG_VOLUME = 100 << 20
 UNITS = Path("/etc/systemd/system")
-BASE_IMAGE_KEY = "user.github-runner.base-image"
-RESOURCES_KEY = "user.github-runner.resources"
-STORAGE_KEY = "user.github-runner.runner-storage"
 
 
 def check(lxd: LxdClient, state: CharmState) -> None:
@@ -81,11 +79,14 @@ def _check_mounted(lxd: LxdClient) -> None:
 
 def check_unchanged(lxd: LxdClient, base_image: BaseImage, storage: RunnerStorage) -> None:
     """ConfigurationError if what cannot change after deployment was changed; the profile knows the old values."""
-    profile = lxd.find("profiles", PROFILE)
+    profile = lxd.find("profiles", profiles.RUNNER)
     if profile is None:
         return
     config = profile["config"]
-    wanted = (("base-image", BASE_IMAGE_KEY, base_image.value), ("runner-storage", STORAGE_KEY, storage.value))
+    wanted = (
+        ("base-image", profiles.BASE_IMAGE_KEY, base_image.value),
+        ("runner-storage", profiles.STORAGE_KEY, storage.value),
+    )
     faults = [
         f"{option}: cannot change after deployment, set it back to {config[key]}"
         for option, key, value in wanted
@@ -121,14 +122,13 @@ def is_intact(lxd: LxdClient, state: CharmState) -> bool:
     in_use = any("/instances/" in user for user in pool["used_by"])
     if not (in_use or _made_here(pool)):
         return False
-    found, profile = lxd.find("profiles", PROFILE), _profile(state)
-    return found is not None and all(found[key] == profile[key] for key in ("config", "devices"))
+    return profiles.is_runner_intact(lxd, state.base_image, state.runner_storage)
 
 
 def ensure(lxd: LxdClient, jinja: "jinja2.Environment", state: CharmState) -> None:
     """Make sure of pool and profile, on a copy-on-write filesystem where this LXD has one."""
     _ensure_pool(lxd, jinja, state)
-    _ensure_profile(lxd, state)
+    profiles.ensure_runner(lxd, state.base_image, state.runner_storage)
 
 
 def _ensure_pool(lxd: LxdClient, jinja: "jinja2.Environment", state: CharmState) -> None:
@@ -197,16 +197,7 @@ def _made_here(pool: Mapping[str, Any]) -> bool:
 
 def remove_pool(lxd: LxdClient) -> None:
     """Delete the pool with the profiles and images that hold it; LxdError where an instance still does."""
-    for profile in lxd.get("profiles", recursion=1):
-        if (
-            profile["name"] == PROFILE
-            or RESOURCES_KEY in profile["config"]
-            or RESOURCES_NAME.fullmatch(profile["name"])
-        ):
-            devices = {name: device for name, device in profile["devices"].items() if device.get("pool") != POOL}
-            if devices != profile["devices"]:
-                body = {"config": profile["config"], "description": profile["description"], "devices": devices}
-                lxd.change("PUT", "profiles", profile["name"], json=body)
+    profiles.release_pool(lxd)
     lxd.change("DELETE", "storage-pools", POOL)
 
 
@@ -310,11 +301,7 @@ def remove(lxd: LxdClient) -> list[str]:
     if lxd.find("storage-pools", POOL) is not None:
         remove_pool(lxd)
         gone.append(f"storage pool {POOL}")
-    for profile in lxd.get("profiles", recursion=1):
-        ours = profile["name"] == PROFILE or RESOURCES_KEY in profile["config"]
-        if ours and not profile["used_by"]:
-            lxd.change("DELETE", "profiles", profile["name"])
-            gone.append(f"profile {profile['name']}")
+    gone += [f"profile {name}" for name in profiles.remove(lxd)]
     for where in (MOUNT_POINT, MEMORY):
         unit = UNITS / _mount_unit(where)
         if unit.exists():
@@ -331,24 +318,3 @@ def remove(lxd: LxdClient) -> list[str]:
             gone.append(str(folder / DIR_POOL))
     run(["systemctl", "daemon-reload"])
     return gone
-
-
-def _profile(state: CharmState) -> dict[str, Any]:
-    return {
-        "description": "GitHub runners",
-        "config": {
-            "security.devlxd": "false",
-            BASE_IMAGE_KEY: state.base_image.value,
-            STORAGE_KEY: state.runner_storage.value,
-        },
-        "devices": {"root": {"type": "disk", "path": "/", "pool": POOL}},
-    }
-
-
-def _ensure_profile(lxd: LxdClient, state: CharmState) -> None:
-    profile = _profile(state)
-    found = lxd.find("profiles", PROFILE)
-    if found is None:
-        lxd.change("POST", "profiles", json={"name": PROFILE, **profile})
-    elif found["config"] != profile["config"] or found["devices"] != profile["devices"]:
-        lxd.change("PUT", "profiles", PROFILE, json=profile)

@@ -23,6 +23,7 @@ import provision
 import runner
 import runner_manager
 import status
+from engine.instance import KEY
 from errors import (
     GithubApiError,
     GithubClientError,
@@ -34,7 +35,7 @@ from errors import (
 )
 from gh.client import ANSWER_LIMIT, ATTEMPTS, PER_PAGE, GithubClient
 from models import Arch, GithubOrg, GithubPath, GithubRepo, Identity, RunnerApplication
-from runner import KEY, RunnerManagerClients
+from runner import RunnerManagerClients
 from runner_manager import Report, RunnerManager, fingerprint
 from sandbox import github
 from sandbox.github.control import GitHubControl

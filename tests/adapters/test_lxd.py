@@ -16,9 +16,10 @@ from urllib.parse import quote
 
 import pytest
 
-from engine import client as lxd
 from engine import events as lifecycle
-from engine.client import LxdClient, LxdInstance
+from engine import instance as lxd_instance
+from engine.client import LxdClient
+from engine.instance import LxdInstance
 from errors import LxdError, LxdNotFoundError
 
 DATA = {"name": "app-0-aa", "status": "Running", "type": "container", "config": {}}
@@ -101,7 +102,7 @@ def test_only_a_regular_file_is_read(instance: LxdInstance, monkeypatch: pytest.
 
 def test_a_file_that_does_not_end_in_time_is_an_error(instance: LxdInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     """However slowly its bytes arrive, the read has an end."""
-    monkeypatch.setattr(lxd.time, "monotonic", iter(range(0, 10**6, 20)).__next__)
+    monkeypatch.setattr(lxd_instance.time, "monotonic", iter(range(0, 10**6, 20)).__next__)
 
     with pytest.raises(LxdError, match="was not read within"):
         instance.pull("/var/log/syslog", 32 * MIB)

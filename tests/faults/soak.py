@@ -21,9 +21,10 @@ import metrics.events
 import metrics.storage
 import runner
 import runner_manager
+from engine.instance import KEY
 from errors import GithubClientError
 from models import CharmState, FlushMode, GithubOrg, VirtualMachineResources
-from runner import KEY, RunnerManagerClients
+from runner import RunnerManagerClients
 from runner_manager import Report, RunnerManager, fingerprint
 from tests.faults.world import DAY, World
 from tests.support.fakes import IDENTITY, RESOURCES, state

@@ -13,7 +13,7 @@ from typing import Any
 import metrics.events
 import metrics.storage
 import provision
-from engine.client import Execution
+from engine.instance import Execution
 from errors import GithubApiError, JobNotFoundError, RunnerBusyError, TemporaryGithubError
 from gh.client import GithubClient
 from models import POST_JOB_METRICS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, GithubPath, GithubRunner, WorkflowJob

@@ -138,7 +138,7 @@ def test_lxd_that_hangs_is_given_up(deployment: Deployment) -> None:
     """A daemon that takes requests and never answers: the pass ends, says so, and the next one finds all as it was."""
     before = deployment.keep(2)
     daemon = ("systemctl", "kill", "--kill-whom=main", "lxd.service")
-    with changed(deployment, "engine/client.py", "REQUEST_TIMEOUT = 30.0", "REQUEST_TIMEOUT = 2.0"):
+    with changed(deployment, "engine/api.py", "REQUEST_TIMEOUT = 30.0", "REQUEST_TIMEOUT = 2.0"):
         deployment.machine.exec(*daemon, "--signal=STOP")
         try:
             deployment.reconcile()

@@ -15,10 +15,14 @@ import pytest
 import provision
 import runner
 from engine import events
-from engine.client import LxdClient, LxdInstance, wait_until
+from engine.api import wait_until
+from engine.client import LxdClient
+from engine.instance import KEY, LxdInstance
+from engine.probe import probe
+from engine.profiles import ensure_resources
 from errors import LxdError, LxdNotFoundError
 from models import Arch, GithubRepo, Process, ProxyConfig, RunnerConfig, RunnerStatus, Snap, WgetExecutable
-from runner import KEY, Runner, ensure_resource_profile, probe
+from runner import Runner
 from sandbox.lab import lxd_setup
 from tests.support.fakes import RESOURCES, TEMPLATES
 
@@ -309,9 +313,9 @@ def test_resource_profile_is_what_the_instances_type_takes(client: LxdClient) ->
     if pool is None:
         client.change("POST", "storage-pools", json={"name": "runner", "driver": "dir", "config": {}})
     try:
-        ensure_resource_profile(client, RESOURCES, container=False)
-        ensure_resource_profile(client, RESOURCES, container=True)
-        ensure_resource_profile(client, RESOURCES, container=True)
+        ensure_resources(client, RESOURCES, container=False)
+        ensure_resources(client, RESOURCES, container=True)
+        ensure_resources(client, RESOURCES, container=True)
         profile = client.find("profiles", RESOURCES.profile)
         assert profile["config"]["limits.cpu"] == "1"
         assert profile["config"]["limits.memory"] == "1GiB"

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import provision
 import runner
-from engine.client import Execution
+from engine.instance import Execution
 from errors import (
     ConfigurationError,
     GithubApiError,

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable
 
 import provision
-import runner
+from engine.instance import KEY
 from models import GithubPath, GithubRunner
 from tests.support.fakes import TEMPLATES, FakeGithub
 
@@ -12,7 +12,7 @@ JINJA = provision.environment(TEMPLATES)
 WORKER, RUNNING, NONE = 0, 10, 11
 OTHERS = ("app-00-0123abcdaa", "app-0-99999999aaaaaaaaaaaaaaaa", "other-0-0123abcdaa")
 # What this charm notes on every instance that it creates: without it the second one would be the previous charm's.
-OTHERS_KEYS = {f"{runner.KEY}created": "1600000000.0"}
+OTHERS_KEYS = {f"{KEY}created": "1600000000.0"}
 
 
 class Killed(BaseException):

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import profiles
 from engine.client import LxdClient
+from engine.profiles import NETWORK_CARD
 from errors import CommandError, HostError, LxdError
 from host import firewall, lxd_server, packet_filter
 from host.firewall import acl_name, egress_rules, own_networks, split
-from host.lxd_server import ETH0
 from models import RepoPolicy, SSHDebugConnection
 from tests.support.fakes import state
 
@@ -190,7 +191,7 @@ class AclLxd:
         if not path:
             return {"environment": {"firewall": self.driver}}
         if path == ("profiles", "default"):
-            return {"devices": {"eth0": ETH0, "root": {}}}
+            return {"devices": {"eth0": NETWORK_CARD, "root": {}}}
         return self.instances if path == ("instances",) else self.find(*path)
 
     def change(self, method: str, *path: str, json: Any = None) -> None:
@@ -322,7 +323,7 @@ def test_lost_rules_are_noticed(
             instance(name, config={"volatile.eth0.host_name": "veth2"}, **fields)
             for name, fields in {
                 "stopped": {"status": "Stopped"},
-                "own-card": {"devices": {"eth0": ETH0}},
+                "own-card": {"devices": {"eth0": NETWORK_CARD}},
                 "unfiltered": {"expanded_devices": {"eth0": {"type": "nic"}}},
                 "other-profile": {"profiles": ["other"]},
             }.items()
@@ -359,7 +360,7 @@ def test_rules_for_everything_have_no_destination_in_a_listing(monkeypatch: pyte
 def test_the_card_is_filtered_again_whatever_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """LXD refuses to change the profile while an instance starts or stops: it is tried again, and put back."""
     lxd = AclLxd()
-    monkeypatch.setattr(packet_filter.time, "sleep", lambda _: None)
+    monkeypatch.setattr(profiles.time, "sleep", lambda _: None)
     cards: list[str] = []
     change = lxd.change
 
@@ -374,7 +375,7 @@ def test_the_card_is_filtered_again_whatever_fails(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(LxdError):
         packet_filter.restore(cast(LxdClient, lxd))
-    assert cards == ["false"] * packet_filter.ATTEMPTS + ["true"]
+    assert cards == ["false"] * profiles.ATTEMPTS + ["true"]
 
     packet_filter.restore(cast(LxdClient, lxd))
     assert cards[-3:] == ["false", "false", "true"]
@@ -382,7 +383,7 @@ def test_the_card_is_filtered_again_whatever_fails(monkeypatch: pytest.MonkeyPat
 
 def instance(name: str, **fields: Any) -> dict[str, Any]:
     """A running instance with the network card of the profile default, but for these fields."""
-    about = {"status": "Running", "profiles": ["default"], "devices": {}, "expanded_devices": {"eth0": ETH0}}
+    about = {"status": "Running", "profiles": ["default"], "devices": {}, "expanded_devices": {"eth0": NETWORK_CARD}}
     return {"name": name, "config": {"volatile.eth0.host_name": "veth1"}, **about, **fields}
 
 

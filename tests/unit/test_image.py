@@ -9,7 +9,8 @@ from typing import Any, BinaryIO, cast
 import pytest
 
 import provision
-from engine.client import Execution, LxdClient
+from engine.client import LxdClient
+from engine.instance import Execution
 from errors import HostError, LxdError
 from host import image
 from models import Arch, ImageSource, ProxyConfig

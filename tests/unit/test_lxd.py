@@ -11,11 +11,12 @@ import pytest
 import requests
 
 import times
-from engine import client as lxd
-from engine.client import Execution, LxdClient, LxdInstance
+from engine import api, instance
+from engine.client import LxdClient
+from engine.instance import Execution, LxdInstance
+from engine.profiles import ensure_resources
 from errors import LxdError, LxdNotFoundError
 from models import VirtualMachineResources
-from runner import ensure_resource_profile
 
 DATA = {"name": "app-0-aa", "status": "Running", "type": "virtual-machine", "config": {}}
 
@@ -56,8 +57,8 @@ def test_an_instance_that_never_answers_is_an_error(monkeypatch: pytest.MonkeyPa
 def test_readiness_is_polled_at_a_pace_that_suits(monkeypatch: pytest.MonkeyPatch, kind: str, most: int) -> None:
     """A virtual machine takes many seconds to boot and is asked less often than a container."""
     now = [0.0]
-    monkeypatch.setattr(lxd.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(lxd.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(api.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(api.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     instance = BootingInstance([LxdError("the agent does not run")] * (most - 1) + [Execution(0)])
     instance.virtual_machine = kind == "virtual-machine"
 
@@ -207,7 +208,7 @@ def test_runners_made_side_by_side_change_their_profile_once() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         for _ in range(2):
-            pool.submit(ensure_resource_profile, client, VirtualMachineResources(1, "1GiB", "1GiB"), container=True)
+            pool.submit(ensure_resources, client, VirtualMachineResources(1, "1GiB", "1GiB"), container=True)
 
     assert client.changes == 1
 
@@ -221,7 +222,7 @@ def test_what_a_killed_process_has_started_is_stopped() -> None:
     assert [asked.partition(" ")[0] for asked in client.asked] == ["DELETE", "DELETE", "PUT", "DELETE"]
 
 
-@pytest.mark.parametrize("text", lxd.NOT_BEGUN)
+@pytest.mark.parametrize("text", instance.NOT_BEGUN)
 def test_a_command_that_lxd_could_not_begin_is_requested_again(text: str) -> None:
     """On a busy machine LXD may be too slow for the agent's 5 seconds, and the command never begins."""
     client = BusyClient([LxdError(f"Error: {text}"), LxdError(f"Error: {text}")])
@@ -231,10 +232,10 @@ def test_a_command_that_lxd_could_not_begin_is_requested_again(text: str) -> Non
     assert client.asked == ["POST instances app-0-aa exec"] * 3
 
 
-@pytest.mark.parametrize("text", ["unexpected EOF", lxd.NOT_BEGUN[0]])
+@pytest.mark.parametrize("text", ["unexpected EOF", instance.NOT_BEGUN[0]])
 def test_a_command_that_may_have_begun_is_not_repeated(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """A connection that broke says nothing about the command; and the repetition has an end."""
-    monkeypatch.setattr(lxd, "BUSY_TIMEOUT", -1)
+    monkeypatch.setattr(instance, "BUSY_TIMEOUT", -1)
     client = BusyClient([LxdError(text)] * 2)
 
     with pytest.raises(LxdError, match=text):
@@ -254,7 +255,7 @@ def test_other_refusals_are_errors_at_once() -> None:
 
 def test_an_instance_that_stays_busy_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait has an end."""
-    monkeypatch.setattr(lxd, "BUSY_TIMEOUT", 0)
+    monkeypatch.setattr(api, "BUSY_TIMEOUT", 0)
 
     with pytest.raises(LxdError, match="busy running"):
         LxdInstance(BusyClient([BUSY] * 9), DATA).delete()

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import runner
 import runner_manager
 import times
+from engine.instance import KEY
 from errors import GithubRunnerError
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager, fingerprint
@@ -228,7 +229,7 @@ class Reconciles(RuleBasedStateMachine):
             assert len(self.ours()) <= max(self.wanted, number), "more instances than wanted"
 
     def _is_todays(self, item: FakeInstance) -> bool:
-        return item.config.get(f"{runner.KEY}fingerprint") == fingerprint(self.state, self.application.name)
+        return item.config.get(f"{KEY}fingerprint") == fingerprint(self.state, self.application.name)
 
     @invariant()
     def others_are_not_touched(self) -> None:

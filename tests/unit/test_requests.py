@@ -82,7 +82,7 @@ class _Settings:
 def test_requests_of_a_creation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From nothing to a started runner agent LXD is asked twelve times, besides the polls while it boots."""
     monkeypatch.setattr(runner.shared_fs, "create", lambda name: MetricsStorage(tmp_path, name))
-    monkeypatch.setattr("engine.client.READY_INTERVAL", {"virtual-machine": 0})
+    monkeypatch.setattr("engine.instance.READY_INTERVAL", {"virtual-machine": 0})
     lxd, github = RecordingLxd(booting=5), FakeGithub()
     clients = RunnerManagerClients(github, provision.environment(TEMPLATES), lxd, None)  # type: ignore[arg-type]
     config = RunnerConfig(

@@ -23,7 +23,7 @@ import runner_manager
 import shared_fs
 import times
 from engine import console
-from engine.client import Execution
+from engine.instance import KEY, Execution
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
 from models import (
     RUNNER_INSTALLED_TS_FILE_NAME as INSTALLED,
@@ -44,7 +44,7 @@ from models import (
     VirtualMachineResources,
     WorkflowJob,
 )
-from runner import KEY, Runner, RunnerManagerClients
+from runner import Runner, RunnerManagerClients
 from runner_manager import RunnerManager, fingerprint
 from system import exclusive
 from tests.support.fakes import (

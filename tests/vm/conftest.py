@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.client import NOT_BEGUN
+from engine.instance import NOT_BEGUN
 from sandbox import github
 from sandbox.juju.unit import Unit
 from sandbox.lab import lxd_setup

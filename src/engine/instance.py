@@ -1,0 +1,268 @@
+"""One LXD instance: its state, commands inside it and its files."""
+
+import json
+import logging
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import times
+from engine.api import BUSY_TIMEOUT, LxdApi, errors_of, wait_until
+from errors import LxdError, LxdNotFoundError
+from redaction import tail
+
+if TYPE_CHECKING:
+    # A tenth of a second that a hook without LXD need not pay: imported where it is used.
+    import websocket
+
+logger = logging.getLogger(__name__)
+
+# What this charm records in the configuration of LXD's objects begins with this.
+KEY = "user.github-runner."
+# Between two attempts to execute the first command. A virtual machine boots for many seconds, and LXD dials its agent
+# for each attempt.
+READY_INTERVAL = {"virtual-machine": 0.5, "container": 0.1}
+# LXD's agent in a virtual machine waits 5 seconds for LXD's connections before it begins a command: a busy machine may
+# need longer. https://github.com/canonical/lxd/blob/lxd-5.0.2/lxd-agent/exec.go
+NOT_BEGUN = ("Timed out waiting for websockets to connect", "websocket: bad handshake")
+# Of one file that is read from inside an instance, in seconds.
+READ_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What a command inside an instance answered; the texts are empty unless it failed and its output was recorded."""
+
+    code: int
+    stdout: str = ""
+    stderr: str = ""
+
+    @property
+    def last_words(self) -> str:
+        """The end of what it said, for a message."""
+        return tail(self.stderr.strip() or self.stdout)
+
+
+class LxdInstance:
+    """One instance. Its data is what LXD said when it was listed."""
+
+    def __init__(self, lxd: LxdApi, data: Mapping[str, Any]) -> None:
+        self._lxd = lxd
+        self.name: str = data["name"]
+        # Frozen, or in error for a moment, is not stopped.
+        self.running: bool = data["status"] != "Stopped"
+        self.virtual_machine: bool = data["type"] == "virtual-machine"
+        self.config: dict[str, str] = dict(data["config"])
+
+    def host_uid(self, uid: int) -> int:
+        """The user on the host that the instance sees as ``uid``."""
+        key = "volatile.idmap.current" if self.running else "volatile.idmap.next"
+        for entry in json.loads(self.config.get(key) or "[]"):
+            if entry.get("Isuid") and entry["Nsid"] <= uid < entry["Nsid"] + entry["Maprange"]:
+                return int(entry["Hostid"]) + uid - int(entry["Nsid"])
+        return uid
+
+    def start(self) -> None:
+        """Start it and wait until it runs (not until it has booted)."""
+        self._lxd.change("PUT", "instances", self.name, "state", json={"action": "start", "timeout": -1})
+        self.running = True
+
+    def wait_ready(self) -> None:
+        """Wait until it runs commands; a virtual machine's agent takes a while, and until then LXD refuses them."""
+        kind = "virtual-machine" if self.virtual_machine else "container"
+        wait_until(self._answers, times.READY[kind], f"the first command in {self.name}", READY_INTERVAL[kind])
+
+    def _answers(self) -> bool:
+        with suppress(LxdError):
+            return self.execute(["true"], timeout=10).code == 0
+        return False
+
+    def stop(self, timeout: int = 60, force: bool = False) -> None:
+        """Stop it, an ephemeral one is deleted by that; by force if it did not stop in ``timeout`` seconds."""
+        for forced in (True,) if force else (False, True):
+            body = {"action": "stop", "timeout": timeout, "force": forced}
+            try:
+                self._lxd.change("PUT", "instances", self.name, "state", json=body, timeout=timeout + 60)
+                return
+            except LxdNotFoundError:
+                return
+            except LxdError as error:
+                # The state at this moment counts, not the one that was listed.
+                if not self._runs():
+                    return
+                if forced:
+                    raise
+                logger.info("%s did not stop, now by force: %s", self.name, error)
+
+    def delete(self) -> None:
+        """Delete it; gone already counts as done. It may run: whoever asked LXD for its start may be dead by now."""
+        with suppress(LxdNotFoundError):
+            try:
+                self._lxd.change("DELETE", "instances", self.name)
+            except LxdError as error:
+                if "is running" not in str(error):
+                    raise
+                self.stop(force=True)
+                self._lxd.change("DELETE", "instances", self.name)
+
+    def set_config(self, values: Mapping[str, str | None]) -> None:
+        """Set keys of its configuration, None takes a key away."""
+        body = {"config": {key: value or "" for key, value in values.items()}}
+        self._lxd.change("PATCH", "instances", self.name, json=body)
+        self.config = {k: v for k, v in {**self.config, **values}.items() if v}
+
+    def execute(
+        self,
+        command: Sequence[str],
+        *,
+        timeout: float = 60,
+        environment: Mapping[str, str] | None = None,
+        output: bool = False,
+    ) -> Execution:
+        """Run a command to its end inside; ``output`` records what it says, which is read if it fails.
+
+        Arguments and environment are seen in the host's process list: no secrets in them. Output is recorded on
+        the host's disk without a limit: never ask for it where a job's code may have replaced the command.
+        """
+        body = {
+            "command": list(command),
+            "environment": dict(environment or {}),
+            "cwd": "/",
+            "record-output": output,
+            "wait-for-websocket": False,
+            "interactive": False,
+        }
+        what = f"{PurePosixPath(command[0]).name} in {self.name}"
+        path = ("instances", self.name, "exec")
+        with _renamed(what):
+            done = self._begun(*path, json=body, timeout=timeout) or {}
+        code = int(done.get("return", -1))
+        # What went well is not worth four requests: LXD removes its record with the instance.
+        recorded = done.get("output", {}) if output and code != 0 else {}
+        return Execution(code, *(self._recorded(recorded.get(stream)) for stream in ("1", "2")))
+
+    def _begun(self, *path: str, **options: Any) -> Any:
+        """Request a command again until LXD could begin it, as often as ``BUSY_TIMEOUT`` allows."""
+        deadline = time.monotonic() + BUSY_TIMEOUT
+        while True:
+            try:
+                return self._lxd.change("POST", *path, **options)
+            except LxdError as error:
+                if not any(text in str(error) for text in NOT_BEGUN) or time.monotonic() > deadline:
+                    raise
+
+    def output(self, command: Sequence[str], limit: int, timeout: float) -> bytes:
+        """At most ``limit`` bytes of a command's output; LxdError if it is not over within ``timeout`` seconds.
+
+        A job may have replaced the command, or what it reads: the output comes as a stream, is cut here and recorded
+        nowhere. The process is killed then, and ends with the instance at the latest.
+        """
+        from engine.events import connect, socket_path
+
+        deadline = time.monotonic() + timeout
+        what = f"{PurePosixPath(command[0]).name} in {self.name}"
+        body = {"command": list(command), "cwd": "/", "wait-for-websocket": True, "interactive": False}
+        with errors_of(what), ExitStack() as opened:
+            answer = self._lxd.request("POST", "instances", self.name, "exec", json=body).json()["metadata"]
+            streams = {}
+            # The command starts when 0, 1 and 2 are connected, and may end before the control could be.
+            for number, secret in sorted(answer["metadata"]["fds"].items(), reverse=True):
+                resource = f"/1.0/operations/{answer['id']}/websocket?secret={secret}"
+                streams[number] = connect(resource, socket_path())
+                opened.callback(streams[number].shutdown)
+            try:
+                return _received(streams["1"], limit, deadline)
+            finally:
+                with suppress(Exception):
+                    streams["control"].send(json.dumps({"command": "signal", "signal": signal.SIGKILL}))
+
+    def push(self, path: str, content: "bytes | BinaryIO", *, mode: int = 0o644, user: int = 0) -> None:
+        """Write a file inside; its folder must be there. An open file is sent as it is read, never held in memory."""
+        headers = {"X-LXD-uid": str(user), "X-LXD-gid": str(user), "X-LXD-mode": f"{mode:04o}", "X-LXD-type": "file"}
+        self._lxd.request(
+            "POST", "instances", self.name, "files", params={"path": path}, data=content, headers=headers, timeout=300
+        )
+
+    def pull(self, path: str, limit: int) -> bytes:
+        """At most ``limit`` bytes of a regular file inside.
+
+        Never once a job can have run: LXD opens the path whatever it is, and with a FIFO in its place the instance
+        cannot be deleted any more (LXD 5.0.2). ``output`` has no such fault.
+        """
+        where = f"{path} in {self.name}"
+        deadline = time.monotonic() + READ_TIMEOUT
+        with (
+            self._lxd.request(
+                "GET", "instances", self.name, "files", params={"path": path}, stream=True, timeout=READ_TIMEOUT
+            ) as response,
+            errors_of(where),
+        ):
+            found = response.headers.get("X-LXD-type")
+            if found != "file":
+                raise LxdError(f"{where} is a {found}, not a file")
+            data = b""
+            while len(data) < limit and (chunk := response.raw.read1(min(65536, limit - len(data)))):
+                data += chunk
+                if time.monotonic() > deadline:
+                    raise LxdError(f"{where} was not read within {READ_TIMEOUT:.0f} s")
+            return data
+
+    def _recorded(self, path: str | None) -> str:
+        """A recorded output, which is then removed: LXD keeps it for as long as the instance lives.
+
+        LXD 5.0 has it in ``logs/``, newer versions in ``logs/exec-output/``. Nothing if it cannot be read: the exit
+        code counts, this only explains it.
+        """
+        if not path:
+            return ""
+        where = path.removeprefix("/1.0/").split("/")
+        text = ""
+        with suppress(LxdError):
+            text = self._lxd.request("GET", *where, is_api=False).content.decode(errors="replace")
+            self._lxd.request("DELETE", *where)
+        return text
+
+    def _runs(self) -> bool:
+        try:
+            return bool(self._lxd.get("instances", self.name, "state")["status"] != "Stopped")
+        except LxdNotFoundError:
+            return False
+
+
+def _received(stream: "websocket.WebSocket", limit: int, deadline: float) -> bytes:
+    """What a stream of LXD's carries until its end: a text, or a close.
+
+    Frame by frame: a message may have any size.
+    """
+    import websocket
+
+    carries = (websocket.ABNF.OPCODE_BINARY, websocket.ABNF.OPCODE_CONT)
+    data = b""
+    while len(data) < limit:
+        stream.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            frame = stream.recv_frame()  # type: ignore[no-untyped-call]
+        except (websocket.WebSocketConnectionClosedException, ConnectionError):
+            break
+        if time.monotonic() > deadline:
+            raise websocket.WebSocketTimeoutException("timed out")
+        if frame.opcode in (websocket.ABNF.OPCODE_CLOSE, websocket.ABNF.OPCODE_TEXT):
+            break
+        if frame.opcode in carries:
+            data += frame.data
+    return data[:limit]
+
+
+@contextmanager
+def _renamed(what: str) -> Iterator[None]:
+    """Name the command instead of the request in what goes wrong."""
+    try:
+        yield
+    except LxdNotFoundError as error:
+        raise LxdNotFoundError(f"{what}: {error}") from error
+    except LxdError as error:
+        raise LxdError(f"{what}: {error}") from error

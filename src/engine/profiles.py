@@ -1,0 +1,173 @@
+"""The LXD profiles of runners.
+
+``default`` gives an instance its network card, ``runner`` the storage pool, and ``cpu-…-mem-…-disk-…`` its resources.
+"""
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from engine.client import LxdClient
+from engine.instance import KEY
+from errors import LxdError
+from models import RESOURCES_NAME, BaseImage, RunnerStorage, VirtualMachineResources
+
+RUNNER = "runner"
+POOL = "runner"
+BRIDGE = "lxdbr0"
+NETWORK_CARD = {
+    "type": "nic",
+    "network": BRIDGE,
+    "name": "eth0",
+    "security.ipv4_filtering": "true",
+    "security.ipv6_filtering": "true",
+    "security.mac_filtering": "true",
+    "security.port_isolation": "true",
+}
+RESOURCES_KEY = f"{KEY}resources"
+BASE_IMAGE_KEY = f"{KEY}base-image"
+STORAGE_KEY = f"{KEY}runner-storage"
+# Runners are created side by side, and LXD refuses to change a profile while it creates an instance of it.
+RESOURCES_LOCK = threading.Lock()
+# To change the network card of running instances, a second apart.
+ATTEMPTS = 5
+
+
+def ensure_resources(lxd: LxdClient, resources: VirtualMachineResources, *, container: bool) -> None:
+    """Create or correct the profile that gives an instance its resources."""
+    profile = _resources(lxd, resources, container)
+    with RESOURCES_LOCK:
+        found = lxd.find("profiles", resources.profile)
+        if found is None:
+            try:
+                lxd.change("POST", "profiles", json={"name": resources.profile, **profile})
+            except LxdError:
+                # Another unit of this machine may have created it since.
+                if lxd.find("profiles", resources.profile) is None:
+                    raise
+        elif found["devices"] != profile["devices"]:
+            lxd.change("PUT", "profiles", resources.profile, json=profile)
+
+
+def _resources(lxd: LxdClient, resources: VirtualMachineResources, container: bool) -> dict[str, Any]:
+    root = {"type": "disk", "path": "/", "pool": POOL, "size": resources.disk}
+    if not container and lxd.has_extension("disk_io_cache"):
+        # Lets the disk image lie on a tmpfs. Containers refuse it, and LXD 5.0 does not know it.
+        root["io.cache"] = "unsafe"
+    return {
+        "description": "Resources of GitHub runners",
+        "config": {"limits.cpu": str(resources.cpu), "limits.memory": resources.memory, RESOURCES_KEY: "true"},
+        "devices": {"root": root},
+    }
+
+
+def remove_unused_resources(lxd: LxdClient, keep: str | None) -> None:
+    """Delete the profiles of resources that no instance uses, but for ``keep``. Those of the previous charm as well."""
+    for profile in lxd.get("profiles", recursion=1):
+        if _has_resources(profile) and not profile["used_by"] and profile["name"] != keep:
+            lxd.change("DELETE", "profiles", profile["name"])
+
+
+def _has_resources(profile: Mapping[str, Any]) -> bool:
+    return RESOURCES_KEY in profile["config"] or RESOURCES_NAME.fullmatch(profile["name"]) is not None
+
+
+def ensure_runner(lxd: LxdClient, base_image: BaseImage, storage: RunnerStorage) -> None:
+    """Create or correct the profile ``runner``."""
+    profile = _runner(base_image, storage)
+    if lxd.find("profiles", RUNNER) is None:
+        lxd.change("POST", "profiles", json={"name": RUNNER, **profile})
+    elif not is_runner_intact(lxd, base_image, storage):
+        lxd.change("PUT", "profiles", RUNNER, json=profile)
+
+
+def is_runner_intact(lxd: LxdClient, base_image: BaseImage, storage: RunnerStorage) -> bool:
+    """Whether LXD has the profile ``runner`` as it should be."""
+    found, profile = lxd.find("profiles", RUNNER), _runner(base_image, storage)
+    return found is not None and all(found[key] == profile[key] for key in ("config", "devices"))
+
+
+def _runner(base_image: BaseImage, storage: RunnerStorage) -> dict[str, Any]:
+    return {
+        "description": "GitHub runners",
+        # The options that cannot change after deployment are recorded here.
+        "config": {
+            "security.devlxd": "false",
+            BASE_IMAGE_KEY: base_image.value,
+            STORAGE_KEY: storage.value,
+        },
+        "devices": {"root": {"type": "disk", "path": "/", "pool": POOL}},
+    }
+
+
+def release_pool(lxd: LxdClient) -> None:
+    """Take the storage pool out of the profiles of this charm and of the previous charm: LXD deletes no used pool."""
+    for profile in lxd.get("profiles", recursion=1):
+        if profile["name"] != RUNNER and not _has_resources(profile):
+            continue
+        devices = {name: device for name, device in profile["devices"].items() if device.get("pool") != POOL}
+        if devices != profile["devices"]:
+            _replace_devices(lxd, profile, devices)
+
+
+def remove(lxd: LxdClient) -> list[str]:
+    """Delete the profiles that this charm made and that no instance uses; returns their names."""
+    removed = []
+    for profile in lxd.get("profiles", recursion=1):
+        made_here = profile["name"] == RUNNER or RESOURCES_KEY in profile["config"]
+        if made_here and not profile["used_by"]:
+            lxd.change("DELETE", "profiles", profile["name"])
+            removed.append(str(profile["name"]))
+    return removed
+
+
+def has_network_card(lxd: LxdClient) -> bool:
+    """Whether the default profile has the filtered network card."""
+    return bool(lxd.get("profiles", "default")["devices"].get("eth0") == NETWORK_CARD)
+
+
+def ensure_network_card(lxd: LxdClient) -> None:
+    """Give the default profile the filtered network card."""
+    if not has_network_card(lxd):
+        _set_network_card(lxd, NETWORK_CARD)
+
+
+def touch_network_card(lxd: LxdClient) -> None:
+    """Change an option of the network card and change it back, so that LXD writes the filters of running instances."""
+    try:
+        # LXD changes this option while an instance runs.
+        _retried(lxd, {**NETWORK_CARD, "security.ipv6_filtering": "false"})
+    finally:
+        _retried(lxd, NETWORK_CARD)
+
+
+def remove_network_card(lxd: LxdClient) -> None:
+    """Take this charm's network card out of the default profile."""
+    default = lxd.get("profiles", "default")
+    if default["devices"].get("eth0") == NETWORK_CARD:
+        _replace_devices(lxd, default, {name: one for name, one in default["devices"].items() if name != "eth0"})
+
+
+def _retried(lxd: LxdClient, card: Mapping[str, str]) -> None:
+    """LXD refuses the change if an instance is just starting or stopping."""
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            _set_network_card(lxd, card)
+        except LxdError:
+            if not left:
+                raise
+            time.sleep(1)
+        else:
+            return
+
+
+def _set_network_card(lxd: LxdClient, card: Mapping[str, str]) -> None:
+    devices = {**lxd.get("profiles", "default")["devices"], "eth0": dict(card)}
+    lxd.change("PATCH", "profiles", "default", json={"devices": devices})
+
+
+def _replace_devices(lxd: LxdClient, profile: Mapping[str, Any], devices: Mapping[str, Any]) -> None:
+    """Only PUT takes a device away. It replaces the whole profile."""
+    body = {"config": profile["config"], "description": profile["description"], "devices": devices}
+    lxd.change("PUT", "profiles", profile["name"], json=body)
