@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     import jinja2
 
     from gh.client import GithubClient
-    from runner_manager import Report, RunnerManager
+    from report import Report
+    from runner_manager import RunnerManager
 
 logger = logging.getLogger(__name__)
 # Every line is a process (juju-log): what these say of each request is not worth that.
@@ -372,7 +373,7 @@ class GithubRunnerCharm(ops.CharmBase):
             pool.check(self._lxd, state)
             manager = self._manager(state)
             manager.check_creation()
-            if users <= manager.observe().keys() and not manager.any_busy():
+            if users <= manager.observer.observe().runners.keys() and not manager.observer.any_busy():
                 manager.drain()
         except (GithubRunnerError, OSError) as error:
             logger.warning("The storage pool of the previous charm is kept for now: %s", error)
@@ -445,10 +446,11 @@ class GithubRunnerCharm(ops.CharmBase):
             delta = manager.reconcile(state.virtual_machines, state.resources)
         finally:
             self._report = manager.report
-        self._keep_failed_starts(manager.report.failed_starts)
-        if manager.report.refused and self._is_deprecated(state):
+        findings = manager.findings
+        self._keep_failed_starts(findings.failed_starts)
+        if findings.deprecated and self._is_deprecated(state):
             runner_binary.refuse()
-        elif manager.report.proven:
+        elif findings.proven:
             runner_binary.accept()
         self._status(status.of_report(manager.report, state.test_mode, self._notices(state, manager.report)))
         return delta
@@ -505,7 +507,7 @@ class GithubRunnerCharm(ops.CharmBase):
     def _is_drained(self, state: CharmState) -> bool:
         """Whether no runner is left: idle ones are deregistered first, so that no job goes down with the machine."""
         manager = self._manager(state)
-        return not manager.any_busy() and manager.drain()
+        return not manager.observer.any_busy() and manager.drain()
 
     def _reboot_awaited(self) -> float | None:
         """Seconds since a reboot was requested that may still come."""
@@ -576,7 +578,7 @@ class GithubRunnerCharm(ops.CharmBase):
     def _notices(self, state: CharmState, report: "Report") -> list[str]:
         """What is not wrong yet and will be, and what was wrong for a while, for the end of the status line."""
         from host import image, kernel, pool, resources
-        from runner_manager import failed_starts
+        from report import describe_failed_starts
 
         now = time.time()
         ages = (
@@ -592,7 +594,7 @@ class GithubRunnerCharm(ops.CharmBase):
             found.append("no repository policy check since the upgrade: see acknowledge-no-policy of reconcile-runners")
         failed = report.failed_starts
         if failed and failed.count and not report.failures:
-            found.insert(0, status.fit(failed_starts(failed, now), 120))
+            found.insert(0, status.fit(describe_failed_starts(failed, now), 120))
         if others := self._markers.others():
             found.append(f"the machine is shared with {', '.join(others)}")
         if shortage := pool.shortage(state):
@@ -620,17 +622,17 @@ def _hold(tarball: Path) -> str:
     now = time.time()
     since = runner_binary.refused_at(now)
     if since is not None and now - since < times.DEPRECATED_CANARY:
-        from runner_manager import refusal
+        from report import describe_deprecated
 
-        return refusal(tarball)
+        return describe_deprecated(tarball)
     return ""
 
 
 def _pause(failed: FailedStarts, now: float) -> str:
     """Why no runner is created yet after the last ones ended without a job; empty where one may be."""
-    from runner_manager import failed_starts
+    from report import describe_failed_starts
 
-    return failed_starts(failed, now) if failed.wait(now) else ""
+    return describe_failed_starts(failed, now) if failed.wait(now) else ""
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import times
-from models import Process, RunnerView
+from models import FailedStarts, Process, RunnerView
 
 # No runner agent runs any more.
 ENDED = (Process.NONE, Process.REFUSED, Process.FAILED)
@@ -247,3 +247,16 @@ def _replaceable(live: list[RunnerView], desired: Desired, may_create: bool) -> 
         return len(live)
     # One that is being tried already, or a place that is free for it.
     return 0 if current or len(live) < desired.quantity else 1
+
+
+def failed_unlisted(view: RunnerView) -> bool:
+    """Whether an instance reports that its agent ended without a job, and GitHub has never listed the runner."""
+    return view.process is Process.FAILED and view.github is None and view.github_known and not view.seen_online
+
+
+def still_failing(recorded: FailedStarts, views: Iterable[RunnerView], now: float) -> FailedStarts:
+    """The recorded failed starts; none if a runner that was created after the last of them is online at GitHub."""
+    # If the last one is in the future, the clock was wrong then: any runner that is online proves that starts work.
+    last = recorded.last if recorded.last <= now else 0.0
+    online = [view for view in views if view.github is not None and view.github.online]
+    return FailedStarts() if any(view.created_at > last for view in online) else recorded

@@ -10,7 +10,7 @@ from errors import ConfigurationError, GithubClientError, LxdError, TokenError
 from redaction import redact
 
 if TYPE_CHECKING:
-    from runner_manager import Report
+    from report import Report
 
 LIMIT = 200
 CUT = " … "

@@ -35,8 +35,9 @@ from errors import (
 )
 from gh.client import ANSWER_LIMIT, ATTEMPTS, PER_PAGE, GithubClient
 from models import Arch, GithubOrg, GithubPath, GithubRepo, Identity, RunnerApplication
+from report import Report
 from runner import RunnerManagerClients
-from runner_manager import Report, RunnerManager, fingerprint
+from runner_manager import RunnerManager, fingerprint
 from sandbox import github
 from sandbox.github.control import GitHubControl
 from sandbox.github.state import Settings

@@ -17,15 +17,18 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import changes
 import metrics.events
 import metrics.storage
 import runner
 import runner_manager
+import system
 from engine.instance import KEY
 from errors import GithubClientError
 from models import CharmState, FlushMode, GithubOrg, VirtualMachineResources
+from report import Report
 from runner import RunnerManagerClients
-from runner_manager import Report, RunnerManager, fingerprint
+from runner_manager import RunnerManager, fingerprint
 from tests.faults.world import DAY, World
 from tests.support.fakes import IDENTITY, RESOURCES, state
 from tests.support.model import JINJA, RUNNING, WORKER, Killed
@@ -266,7 +269,7 @@ class Month:
 
 def fleet(scale: Scale) -> dict[str, object]:
     """From none to many on one unit, a pass with nothing to do, and none again; side by side as in the charm."""
-    with unit(scale, workers=runner_manager.WORKERS) as month:
+    with unit(scale, workers=system.WORKERS) as month:
         month.world.close()
         seconds = [time.perf_counter()]
         month.reconcile()
@@ -308,8 +311,8 @@ def unit(scale: Scale, workers: int = 1) -> Iterator[Month]:
             (runner, "shared_fs", shared_fs),
             (runner, "time", SimpleNamespace(time=lambda: month.world.now, monotonic=time.monotonic)),
             (runner_manager, "LOCKS", folder / "locks"),
-            (runner_manager, "secrets", SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")),
-            (runner_manager, "WORKERS", workers),
+            (changes, "secrets", SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")),
+            (system, "WORKERS", workers),
         ):
             patches.enter_context(mock.patch.object(owner, attribute, value))
         patches.callback(logging.disable, level)

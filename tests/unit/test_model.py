@@ -14,8 +14,9 @@ import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+import changes
 import runner
-import runner_manager
+import system
 import times
 from engine.instance import KEY
 from errors import GithubRunnerError
@@ -56,8 +57,8 @@ class Reconciles(RuleBasedStateMachine):
         self.patches = contextlib.ExitStack()
         # The same steps must lead to the same world: names in their order, one after the other, no waiting.
         self.patches.enter_context(mock.patch.object(runner, "time", clock))
-        self.patches.enter_context(mock.patch.object(runner_manager, "secrets", names))
-        self.patches.enter_context(mock.patch.object(runner_manager, "WORKERS", 1))
+        self.patches.enter_context(mock.patch.object(changes, "secrets", names))
+        self.patches.enter_context(mock.patch.object(system, "WORKERS", 1))
 
     def teardown(self) -> None:
         self.patches.close()

@@ -17,6 +17,7 @@ import pytest
 
 import metrics.events
 import metrics.storage
+import observe
 import provision
 import runner
 import runner_manager
@@ -25,6 +26,7 @@ import times
 from engine import console
 from engine.instance import KEY, Execution
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
+from metrics import collect
 from models import (
     RUNNER_INSTALLED_TS_FILE_NAME as INSTALLED,
 )
@@ -268,7 +270,7 @@ def test_one_failing_creation_costs_only_that_runner(
 
 def test_name_that_is_taken_costs_nobody_else(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """An instance that has the name already is not what the failed creation takes back."""
-    monkeypatch.setattr("runner_manager.secrets.token_hex", lambda _: "ab" * 8)
+    monkeypatch.setattr("changes.secrets.token_hex", lambda _: "ab" * 8)
 
     manager = world.reconcile(2)
 
@@ -661,7 +663,7 @@ def test_look_ups_of_a_reconcile_have_one_time_limit(
         raise GithubApiError("no such job")
 
     monkeypatch.setattr(world.github, "job", job)
-    monkeypatch.setattr(runner_manager.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(collect.time, "monotonic", lambda: now[0])
 
     world.reconcile(0)
 
@@ -835,13 +837,13 @@ def test_flush_that_waits_needs_github(world: World) -> None:
 def test_busy_is_what_either_account_says(world: World) -> None:
     """A worker inside counts although GitHub does not know yet, and an instance that does not say counts as well."""
     name = world.add("aa")
-    assert not world.manager().any_busy()
+    assert not world.manager().observer.any_busy()
 
     world.lxd.found[name].process = 0
-    assert world.manager().any_busy()
+    assert world.manager().observer.any_busy()
 
     world.lxd.faults = {"execute": lambda _: True}
-    assert world.manager().any_busy()
+    assert world.manager().observer.any_busy()
 
 
 def forged(world: World, listed: bool, seen_online: bool = False, **keys: str) -> str:
@@ -868,7 +870,7 @@ def test_a_forged_worker_keeps_its_instance_up_to_a_limit(
     world.now += hours * 3600 - 1
     report = world.reconcile(1).report
     assert (report.busy, report.unknown_jobs, set(world.lxd.found)) == ([name], [name], {name})
-    assert world.manager().any_busy()
+    assert world.manager().observer.any_busy()
 
     world.now += 1
     world.reconcile(1)
@@ -893,7 +895,7 @@ def test_a_forged_worker_does_not_put_a_reboot_off_for_ever(world: World) -> Non
     """What is over by GitHub's account does not count as a job, neither before a reboot nor in a drain."""
     forged(world, listed=False, offline_since=str(NOW - 7 * 3600))
 
-    assert not world.manager().any_busy()
+    assert not world.manager().observer.any_busy()
     assert world.manager().drain()
 
 
@@ -1111,7 +1113,7 @@ def test_refused_application_stops_creation_and_says_so(world: World, tmp_path: 
 
     manager = world.reconcile(3)
 
-    assert manager.report.refused
+    assert manager.findings.deprecated
     assert list(world.lxd.found) == [kept]
     assert refused not in world.github.runners
     assert world.github.tokens == 0
@@ -1327,12 +1329,22 @@ def test_an_upgrade_never_has_too_many_runners(world: World, wanted: int, busy: 
     assert len(world.lxd.found) == max(wanted, busy - 1)
 
 
-CLEAN_UPS = ["_clean_profiles", "remove_old_logs", "_image_age", "_application_age", "issue_event"]
+CLEAN_UPS = [
+    (RunnerManager, "_remove_unused_profiles"),
+    (runner_manager, "remove_old_logs"),
+    (collect, "_age"),
+    (collect, "issue_event"),
+]
 
 
-@pytest.mark.parametrize("broken", CLEAN_UPS)
+@pytest.mark.parametrize(("owner", "broken"), CLEAN_UPS)
 def test_no_clean_up_ends_a_reconcile(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    owner: Any,
+    broken: str,
 ) -> None:
     """Whatever a clean-up raises is logged. The report is complete, and the events are written."""
     world.state = state(issue_metrics=True)
@@ -1343,12 +1355,10 @@ def test_no_clean_up_ends_a_reconcile(
         if broken != "issue_event" or len(failed) == 1:
             raise RuntimeError("a defect")
 
-    manager = world.manager()
-    module = runner_manager if hasattr(runner_manager, broken) else manager
-    monkeypatch.setattr(module, broken, fails)
+    monkeypatch.setattr(owner, broken, fails)
 
     with caplog.at_level(logging.ERROR, logger="runner_manager"):
-        manager.reconcile(0, RESOURCES)
+        world.reconcile(0)
 
     assert failed
     assert "a defect" in caplog.text
@@ -1356,6 +1366,37 @@ def test_no_clean_up_ends_a_reconcile(
         assert len(failed) == 2
     else:
         assert "reconciliation" in {event["event"] for event in events(tmp_path)}
+
+
+def test_a_reconcile_does_not_depend_on_its_report(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a report that stays empty, the same runners are removed and created, and the same events are written."""
+    world.state = state(issue_metrics=True)
+    outdated, finished = world.add("aa", fingerprint="old"), world.add("bb", online=False, process=11)
+    job_storage(world, finished)
+    monkeypatch.setattr(RunnerManager, "_describe", lambda *_: None)
+
+    manager = world.reconcile(2)
+
+    assert manager.report.removed == []
+    assert len(world.lxd.found) == 2
+    assert {outdated, finished}.isdisjoint(world.lxd.found)
+    assert "runner_stop" in {event["event"] for event in events(tmp_path)}
+    assert world.storages.names() == []
+
+
+def test_an_unknown_age_of_the_image_does_not_end_a_reconcile(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A defect while the age of the image is read is logged, and the events are written without it."""
+    world.state = state(issue_metrics=True)
+
+    with caplog.at_level(logging.ERROR, logger="runner_manager"):
+        world.manager(image_age=lambda: 1 // 0).reconcile(0, RESOURCES)
+
+    assert "Age of the image" in caplog.text
+    assert "reconciliation" in {event["event"] for event in events(tmp_path)}
 
 
 def test_broken_clean_ups_keep_the_report(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1535,7 +1576,7 @@ def test_a_runner_at_the_end_of_its_job_is_left_to_it(world: World, monkeypatch:
     world.github.runners.pop(name)
     world.github.gone = {7}
     instance = world.lxd.found[name]
-    monkeypatch.setattr(runner_manager.time, "sleep", lambda _: setattr(instance, "process", 11))
+    monkeypatch.setattr(observe.time, "sleep", lambda _: setattr(instance, "process", 11))
 
     world.reconcile(1)
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+import metrics.collect
 import metrics.runner
 import plan
 import runner_manager
 import times
+from changes import Changes
 from metrics.events import Event
 from models import Identity, RunnerView
 from plan import Health
@@ -57,11 +59,9 @@ def test_another_seed_makes_another_world() -> None:
     assert first["jobs_queued"] != second["jobs_queued"]
 
 
-def careless(manager: Any, plan: Any, observed: Any) -> int:
-    for name in plan.busy:
-        if name.endswith("0"):
-            manager._remove(observed[name])
-    return UNHEALTHY(manager, plan, observed)
+def careless(manager: Any, plan: Any, runners: Any, changes: Any) -> int:
+    changes.remove([runners[name] for name in plan.busy if name.endswith("0")])
+    return UNHEALTHY(manager, plan, runners, changes)
 
 
 def overlooking(view: RunnerView, now: float) -> Health:
@@ -73,8 +73,8 @@ def greedy(identity: Identity, name: str) -> bool:
     return name.startswith(identity.prefix)
 
 
-def hasty(manager: Any, number: int, resources: Any) -> None:
-    CREATE(manager, number + 1, resources)
+def hasty(changes: Any, number: int, resources: Any) -> None:
+    CREATE(changes, number + 1, resources)
 
 
 def leaky(path: Path, limit: int) -> bytes:
@@ -87,7 +87,7 @@ def twice(event: Event) -> None:
     ISSUE(event)
 
 
-HEALTH, CREATE = plan.health, runner_manager.RunnerManager._create
+HEALTH, CREATE = plan.health, Changes.create
 UNHEALTHY = runner_manager.RunnerManager._remove_unhealthy
 READ, ISSUE = metrics.runner.read_limited, metrics.events.issue_event
 OPEN: list[Any] = []
@@ -107,9 +107,9 @@ def closed() -> Iterator[None]:
         (plan, "health", overlooking, "a dead runner stays|that GitHub does not see"),
         (times, "OFFLINE", math.inf, "a runner stays that GitHub does not see"),
         (Identity, "owns", greedy, "a foreign runner was deleted"),
-        (runner_manager.RunnerManager, "_create", hasty, "more instances than wanted"),
-        (runner_manager.RunnerManager, "_remove_idle", lambda *_: False, "an outdated runner stays|wanted are"),
-        (runner_manager, "issue_events", lambda *_: set(), "events are missing"),
+        (Changes, "create", hasty, "more instances than wanted"),
+        (Changes, "_remove_one_idle", lambda *_: False, "an outdated runner stays|wanted are"),
+        (metrics.collect, "issue_events", lambda *_: set(), "events are missing"),
         (metrics.runner, "_runner_stop", lambda *_: None, "events are missing"),
         (metrics.runner, "_remove", lambda *_: None, "a metrics storage is left over"),
         (metrics.events, "issue_event", twice, "events_repeated"),

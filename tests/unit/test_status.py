@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 import status
 from errors import ConfigurationError, GithubApiError, HostError, LxdError, TokenError
-from runner_manager import Report
+from report import Report
 
 CONFIG_SH = (
     "config.sh ended with 1:\n\n√ Connected to GitHub\n\x1b[31m✗ Could not find any self-hosted runner group\x1b[0m\r\n"

@@ -1,0 +1,164 @@
+"""The events of a unit: those of finished runners out of their metrics storages, and those of each reconcile."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import times
+from errors import GithubClientError, IssueMetricEventError, MetricsStorageError, RateLimitError, TemporaryGithubError
+from metrics.events import (
+    Event,
+    Reconciliation,
+    RunnerInstalled,
+    RunnerStart,
+    RunnerStop,
+    UnitHealth,
+    issue_event,
+    log_is_writable,
+)
+from metrics.github import job_metrics
+from metrics.runner import RunnerMetrics, extract, issue_events, quarantine
+from metrics.storage import StorageManager
+from metrics.type import GithubJobMetrics
+from models import FailedStarts, GithubPath, Identity
+
+if TYPE_CHECKING:
+    from gh.client import GithubClient
+
+logger = logging.getLogger(__name__)
+
+
+class Collector:
+    """Issues the events of a unit. Without ``enabled`` it issues none, and removes metrics storages unread."""
+
+    def __init__(
+        self, identity: Identity, path: GithubPath, github: "GithubClient", storages: StorageManager, *, enabled: bool
+    ) -> None:
+        self._identity = identity
+        self._path = path
+        self._github = github
+        self._storages = storages
+        self._enabled = enabled
+
+    def installed(self, started: float, now: float) -> None:
+        """Issue the event of a runner whose creation started and ended at these UNIX times."""
+        self._issue(lambda flavor: RunnerInstalled(timestamp=now, flavor=flavor, duration=max(0.0, now - started)))
+
+    def finished(self, existing: AbstractSet[str], previous_volumes: AbstractSet[str]) -> int:
+        """Issue the events of runners that do not exist any more, and remove their metrics storages.
+
+        ``previous_volumes`` are the storages of runners of the previous charm. Returns how many runners started a job
+        and left no result.
+        """
+        stored = {storage.runner_name for storage in self._storages.list_all()}
+        managed = {name for name in stored if self._identity.owns(name) or name in previous_volumes}
+        finished = managed - existing
+        if not self._enabled:
+            self._drop(finished)
+            return 0
+        starts = stops = 0
+        jobs = Jobs(self._github, self._path)
+        found = extract(self._storages, stored - finished)
+        for metrics in found:
+            issued = issue_events(metrics, self._identity.app_name, jobs.look_up(metrics))
+            starts, stops = starts + (RunnerStart in issued), stops + (RunnerStop in issued)
+            if RunnerStart in issued and (RunnerStop in issued or metrics.post_job is None):
+                continue
+            if not log_is_writable():
+                # The storage stays, because `extract` is not asked for the next one: its events are issued later.
+                found.close()
+                break
+            quarantine(self._storages, metrics.runner_name)
+        return starts - stops
+
+    def unit_health(
+        self,
+        now: float,
+        *,
+        wanted: int,
+        failed_creations: int,
+        failed_starts: FailedStarts | None,
+        binary: Path,
+        image_age: float | None,
+    ) -> None:
+        """Issue the event of the unit's state after a reconcile; ``binary`` is the runner binary in use."""
+        self._issue(
+            lambda flavor: UnitHealth(
+                timestamp=now,
+                flavor=flavor,
+                wanted_runners=wanted,
+                failed_creations=failed_creations,
+                failed_starts=failed_starts.count or None if failed_starts else None,
+                application_age=_age(binary, now),
+                image_age=image_age,
+                api_quota_left=self._github.quota_left,
+            )
+        )
+
+    def reconciliation(self, started: float, now: float, *, crashed: int, idle: int, active: int, wanted: int) -> None:
+        """Issue the event of a reconcile that started and ended at these UNIX times."""
+        self._issue(
+            lambda flavor: Reconciliation(
+                timestamp=now,
+                flavor=flavor,
+                crashed_runners=crashed,
+                idle_runners=idle,
+                active_runners=active,
+                expected_runners=wanted,
+                duration=max(0.0, now - started),
+            )
+        )
+
+    def _issue(self, event: Callable[[str], Event]) -> None:
+        """Issue the event of a flavor; a line that cannot be written is an error in the charm's own log."""
+        if not self._enabled:
+            return
+        try:
+            issue_event(event(self._identity.app_name))
+        except IssueMetricEventError as error:
+            logger.error("%s", error)
+
+    def _drop(self, names: Iterable[str]) -> None:
+        for name in names:
+            try:
+                self._storages.delete(name)
+            except MetricsStorageError as error:
+                logger.warning("%s", error)
+
+
+def _age(binary: Path, now: float) -> float | None:
+    with suppress(OSError):
+        return max(0.0, now - binary.stat().st_mtime)
+    return None
+
+
+class Jobs:
+    """Looks up the jobs that finished runners ran, at ``path`` or below it.
+
+    The limit of time is for all look-ups of a reconcile. After it, and after an outage of GitHub, no further job is
+    looked up. Repository and run are what the job wrote: only repositories that its runner served are asked for.
+    """
+
+    def __init__(self, github: "GithubClient", path: GithubPath) -> None:
+        self._github = github
+        self._path = path
+        self._answering = True
+        self._end = time.monotonic() + times.JOB_LOOK_UPS
+
+    def look_up(self, metrics: RunnerMetrics) -> GithubJobMetrics | None:
+        """GitHub's metrics of the job, or None if they are not available."""
+        left = self._end - time.monotonic()
+        pre_job = metrics.pre_job
+        if not self._answering or left <= 0 or not self._path.serves(pre_job.repository):
+            return None
+        try:
+            job = self._github.job(pre_job.repository, pre_job.workflow_run_id, metrics.runner_name, left)
+            return job_metrics(job)
+        except GithubClientError as error:
+            logger.warning("The job of %s is not known: %s", metrics.runner_name, error)
+            self._answering = not isinstance(error, (TemporaryGithubError, RateLimitError))
+            return None

@@ -1,0 +1,309 @@
+"""What exists: LXD's instances and GitHub's runners, put together as the runners of this unit."""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import times
+from engine.api import wait_until
+from engine.instance import KEY, LxdInstance
+from engine.probe import in_pre_job, is_previous, last_words, probe
+from errors import GithubClientError, LxdError
+from metrics.storage import StorageManager
+from models import (
+    GithubPath,
+    GithubRunner,
+    Identity,
+    Process,
+    RunnerView,
+    parse_github_path,
+)
+from plan import may_have_job, needs_probe
+from runner import RunnerManagerClients
+from system import in_parallel
+
+logger = logging.getLogger(__name__)
+
+# How long a flush waits for the end of all pre-job scripts, in seconds.
+PRE_JOB_LIMIT = 150
+
+
+@dataclass(frozen=True)
+class ObservedRunner:
+    """A runner as the plan sees it, with what is needed to change it."""
+
+    view: RunnerView
+    path: GithubPath
+    instance: LxdInstance | None = None
+    at_this_github: bool = True
+    """Whether it is registered at the configured GitHub. At another GitHub its id is another runner's."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The runners of this unit by name.
+
+    ``previous_volumes`` are the names of the metrics volumes that belong to runners of the previous charm.
+    """
+
+    runners: dict[str, ObservedRunner]
+    previous_volumes: frozenset[str] = frozenset()
+
+
+class Observer:
+    """Reads LXD and GitHub. ``url`` and ``path`` are the configured ones, ``clock`` gives UNIX seconds."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        url: str,
+        path: GithubPath,
+        clients: RunnerManagerClients,
+        storages: StorageManager,
+        clock: Callable[[], float],
+    ) -> None:
+        self._identity = identity
+        self._url = url
+        self._path = path
+        self._clients = clients
+        self._storages = storages
+        self._clock = clock
+
+    def observe(self, github_needed: bool = True) -> Observation:
+        """One list of LXD, one list of GitHub for each path, and the health probes that the plan needs.
+
+        LxdError; GithubClientError if the runners of the configured path cannot be listed and ``github_needed``.
+        """
+        instances, previous_volumes = self._instances()
+        paths = {name: self._path_of(instance) for name, instance in instances.items()}
+        is_managed = self._selector(instances.keys() | previous_volumes)
+        listed = self._list_github(set(paths.values()) - {None}, is_managed, github_needed)
+        runners: dict[str, ObservedRunner] = {}
+        for name, instance in instances.items():
+            path = paths[name]
+            known = listed.get(path) if path is not None else None
+            view = _view(instance, (known or {}).get(name), known is not None)
+            runners[name] = ObservedRunner(view, path or self._path, instance, at_this_github=path is not None)
+        for name, registration in (listed.get(self._path) or {}).items():
+            if name not in instances:
+                view = RunnerView(name, exists=False, github=registration)
+                runners[name] = ObservedRunner(view, self._path)
+        return Observation(_probed(runners), previous_volumes)
+
+    def any_busy(self) -> bool:
+        """Whether a job may run in any instance, by GitHub's list or by a health probe of each running instance."""
+        now = self._clock()
+        running = [item for item in self.observe().runners.values() if item.instance and item.view.running]
+        processes = in_parallel(probe_runner, running)
+        probed = [
+            item if item.view.busy else _with_process(item, process)
+            for item, process in zip(running, processes, strict=True)
+        ]
+        return any(may_have_job(item.view, now) for item in probed)
+
+    def counts(self, fingerprint: str) -> dict[str, list[str]]:
+        """The names of this unit's runners that GitHub lists as online and offline, and of instances without a runner.
+
+        ``details`` has a line for each: name, state and age, and whether it differs from today's ``fingerprint``.
+        """
+        instances, previous_volumes = self._instances()
+        is_managed = self._selector(instances.keys() | previous_volumes)
+        listed = {item.name: item for item in self._clients.github.list_runners(self._path, is_managed)}
+        claims = _claimed_jobs(instances, listed)
+        return {
+            "online": sorted(name for name, runner in listed.items() if runner.online),
+            "offline": sorted(name for name, runner in listed.items() if not runner.online),
+            "unknown": sorted(instances.keys() - listed.keys()),
+            "details": [
+                self._detail(name, listed.get(name), instances.get(name), name in claims, fingerprint)
+                for name in sorted({*listed, *instances})
+            ],
+        }
+
+    def without_registration(self, runners: dict[str, ObservedRunner], now: float) -> dict[str, ObservedRunner]:
+        """Runners whose registration GitHub has deleted, marked as gone: they can never get a job.
+
+        A registration is deleted at the end of a job, too: these runners are given the time to power off.
+        """
+        unlisted = [item for item in runners.values() if _may_be_gone(item, now)]
+        answers = in_parallel(self._registration_is_gone, unlisted)
+        gone = [item for item, is_gone in zip(unlisted, answers, strict=True) if is_gone]
+        if not gone:
+            return {}
+        time.sleep(times.POWER_OFF)
+        processes = in_parallel(probe_runner, gone)
+        hung = [item for item, process in zip(gone, processes, strict=True) if process is item.view.process]
+        return {item.view.name: replace(item, view=replace(item.view, gone=True)) for item in hung}
+
+    def is_offline(self, item: ObservedRunner) -> bool:
+        """Whether GitHub, asked for this runner alone, lists it neither as online nor as busy.
+
+        A list of all runners may lack one. False if GitHub does not answer.
+        """
+        try:
+            found = self._clients.github.find_runner(item.path, item.view.name)
+        except GithubClientError as error:
+            logger.warning("%s is kept, because GitHub cannot be asked for it: %s", item.view.name, error)
+            return False
+        return not (found and (found.online or found.busy))
+
+    def _instances(self) -> tuple[dict[str, LxdInstance], frozenset[str]]:
+        """This unit's instances by name, with those of the previous charm, and the previous charm's metrics volumes.
+
+        A metrics volume with a name of the previous charm is one of its volumes, unless an instance of this charm (a
+        unit of another model) has that name.
+        """
+        found = {item.name: item for item in self._clients.lxd.instances()}
+        managed = {name: item for name, item in found.items() if self._is_managed(item)}
+        volumes = {storage.runner_name for storage in self._storages.list_all()} - (found.keys() - managed.keys())
+        return managed, frozenset(filter(self._identity.may_be_previous, volumes))
+
+    def _is_managed(self, instance: LxdInstance) -> bool:
+        """Whether an instance is this unit's by its name, or one that the previous charm made for this unit."""
+        if self._identity.owns(instance.name):
+            return True
+        return self._identity.may_be_previous(instance.name) and is_previous(instance)
+
+    def _selector(self, known: Iterable[str]) -> Callable[[str], bool]:
+        """Which names at GitHub are this unit's.
+
+        A name of the previous charm counts only if this machine has an instance or a metrics volume of exactly that
+        name: the runners of another model may have the same prefix and as many digits.
+        """
+        names = frozenset(known)
+        return lambda name: name in names or self._identity.owns(name)
+
+    def _path_of(self, instance: LxdInstance) -> GithubPath | None:
+        """Where an instance is registered; None if the configured GitHub cannot be asked for it."""
+        path = instance.config.get(f"{KEY}path", "")
+        if instance.config.get(f"{KEY}url", self._url) != self._url:
+            return None
+        if not path or path == self._path.path:
+            return self._path
+        try:
+            return parse_github_path(path)
+        except ValueError:
+            return None
+
+    def _list_github(
+        self, paths: Iterable[GithubPath | None], is_managed: Callable[[str], bool], needed: bool
+    ) -> dict[GithubPath, dict[str, GithubRunner]]:
+        """This unit's runners by path and name. A path that is not the configured one is left out if it fails."""
+        listed: dict[GithubPath, dict[str, GithubRunner]] = {}
+        for path in [self._path, *(path for path in paths if path and path != self._path)]:
+            try:
+                runners = self._clients.github.list_runners(path, is_managed)
+                listed[path] = {runner.name: runner for runner in runners}
+            except GithubClientError as error:
+                if needed and path == self._path:
+                    raise
+                logger.warning("The runners of %s are not listed: %s", path.path, error)
+        return listed
+
+    def _registration_is_gone(self, item: ObservedRunner) -> bool:
+        recorded = item.instance.config.get(f"{KEY}runner-id", "") if item.instance else ""
+        try:
+            return recorded.isdecimal() and self._clients.github.runner_is_gone(item.path, int(recorded))
+        except GithubClientError as error:
+            logger.warning("GitHub cannot be asked for %s by its id: %s", item.view.name, error)
+            return False
+
+    def _detail(
+        self, name: str, github: GithubRunner | None, instance: LxdInstance | None, claimed: bool, fingerprint: str
+    ) -> str:
+        state = "not at GitHub" if github is None else "busy" if github.busy else "idle" if github.online else "offline"
+        state = "busy, unknown to GitHub" if claimed else state
+        if instance is None:
+            return f"{name}: {state}, no instance"
+        created = _number(instance.config.get(f"{KEY}created"))
+        age = f"{max(0.0, self._clock() - created) / 60:.0f} min old" if created else "age unknown"
+        outdated = "" if instance.config.get(f"{KEY}fingerprint") == fingerprint else ", outdated"
+        return f"{name}: {state}, {age}{outdated}{'' if instance.running else ', stopped'}"
+
+
+def end_of_agent(item: ObservedRunner) -> str:
+    """Why a runner's agent ended without a job, by the last line that it printed."""
+    words = last_words(item.instance) if item.instance is not None else ""
+    logger.warning("%s: the runner agent ended without a job: %s", item.view.name, words)
+    # GitHub lists the registration: the agent contradicts that if its signed request is from another time.
+    skewed = re.search("registration has been deleted|clock", words)
+    reason = "the clock of the runner differs from GitHub's: " if skewed else ""
+    return reason + (words or "it printed nothing")
+
+
+def wait_for_pre_job(runners: Iterable[ObservedRunner]) -> None:
+    """Wait while a pre-job script runs in any of the runners, for at most 150 seconds in all."""
+    waiting = [item.instance for item in runners if item.instance and item.view.running]
+
+    def over() -> bool:
+        running = in_parallel(in_pre_job, waiting)
+        waiting[:] = [item for item, runs in zip(waiting, running, strict=True) if runs]
+        return not waiting
+
+    try:
+        wait_until(over, PRE_JOB_LIMIT, "the end of all pre-job scripts", interval=1)
+    except LxdError as error:
+        logger.warning("%s; the flush goes on", error)
+
+
+def probe_runner(item: ObservedRunner) -> Process:
+    """What runs in a runner's instance; UNKNOWN if it has none."""
+    return probe(item.instance) if item.instance is not None else Process.UNKNOWN
+
+
+def _probed(runners: dict[str, ObservedRunner]) -> dict[str, ObservedRunner]:
+    """The runners, with a health probe of those whose state GitHub's list does not settle."""
+    names = [name for name, item in runners.items() if needs_probe(item.view)]
+    processes = in_parallel(lambda name: probe_runner(runners[name]), names)
+    found = zip(names, processes, strict=True)
+    return {**runners, **{name: _with_process(runners[name], process) for name, process in found}}
+
+
+def _with_process(item: ObservedRunner, process: Process) -> ObservedRunner:
+    return replace(item, view=replace(item.view, process=process))
+
+
+def _claimed_jobs(instances: dict[str, LxdInstance], listed: dict[str, GithubRunner]) -> set[str]:
+    """The names of instances in which a worker runs although GitHub lists the runner neither as online nor as busy."""
+    views = {name: _view(item, listed.get(name), True) for name, item in instances.items()}
+    names = [name for name, view in views.items() if needs_probe(view) and not view.busy]
+    processes = in_parallel(lambda name: probe(instances[name]), names)
+    return {name for name, process in zip(names, processes, strict=True) if process is Process.WORKER}
+
+
+def _may_be_gone(item: ObservedRunner, now: float) -> bool:
+    """Whether GitHub does not list a runner, although its creation ended a while ago.
+
+    If a worker runs, GitHub must have listed the runner before, and must not have listed it for a while: a job can fake
+    a worker only in a runner that GitHub has listed, and the end of a job takes a moment.
+    """
+    view = item.view
+    settled = view.prepared and now - (view.prepared_at or view.created_at) > times.SETTLED
+    unlisted = view.running and view.github is None and view.github_known and item.at_this_github
+    over = view.seen_online and view.offline_since is not None and now - view.offline_since >= times.OFFLINE
+    return settled and unlisted and (view.process is Process.RUNNING or (view.process is Process.WORKER and over))
+
+
+def _view(instance: LxdInstance, github: GithubRunner | None, github_known: bool) -> RunnerView:
+    return RunnerView(
+        name=instance.name,
+        exists=True,
+        running=instance.running,
+        created_at=_number(instance.config.get(f"{KEY}created")) or 0.0,
+        fingerprint=instance.config.get(f"{KEY}fingerprint", ""),
+        prepared=f"{KEY}prepared" in instance.config or is_previous(instance),
+        prepared_at=_number(instance.config.get(f"{KEY}prepared")) or 0.0,
+        offline_since=_number(instance.config.get(f"{KEY}offline-since")),
+        seen_online=f"{KEY}online" in instance.config,
+        github=github,
+        github_known=github_known,
+    )
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

@@ -1,0 +1,46 @@
+"""What a reconcile found and did, for the unit's status.
+
+It is written during the reconcile, and no function decides by reading it.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import times
+from models import FailedStarts
+
+
+@dataclass
+class Report:
+    """Names of runners by what they do now, and lines for the operator in ``failures``."""
+
+    wanted: int = 0
+    idle: list[str] = field(default_factory=list)
+    busy: list[str] = field(default_factory=list)
+    unknown_jobs: list[str] = field(default_factory=list)
+    """Busy runners whose job GitHub does not know."""
+    other: list[str] = field(default_factory=list)
+    """Instances that are neither idle nor busy, such as starting ones."""
+    created: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    failed_starts: FailedStarts | None = None
+    """Reconciles that found runners whose agent had ended without a job; None if this reconcile did not find out."""
+    image_age: float | None = None
+    """Seconds since the image was built; None if this charm did not build it."""
+
+
+def describe_deprecated(binary: Path) -> str:
+    """Why no runner is created while GitHub calls the version of a runner binary deprecated."""
+    version = binary.name.removesuffix(".tar.gz").rsplit("-", 1)[-1]
+    return (
+        f"runner version {version} is deprecated by GitHub: one runner is tried after "
+        f"{times.DEPRECATED_CANARY // times.MINUTE} minutes, the action update-dependencies tries at once"
+    )
+
+
+def describe_failed_starts(found: FailedStarts, now: float) -> str:
+    """Why and for how long no runner is created while runners end without a job."""
+    times_in_a_row = f", {found.count} times in a row" if found.count > 1 else ""
+    attempt = f"; next attempt in {wait:.0f} s" if (wait := found.wait(now)) else ""
+    return f"runners ended without a job{times_in_a_row}: {found.reason}{attempt}"
