@@ -9,8 +9,9 @@ import time
 from urllib.parse import urlparse
 
 from sandbox.github import api
+from sandbox.github.errors import RefusedError
 from sandbox.github.http import Answer, Request, Routes, answer
-from sandbox.github.state import Job, RefusedError, Runner, State, version_parts
+from sandbox.github.state import Job, Runner, State, version_parts
 
 MAX_NAME = 64
 WATCH = 0.2  # how often a waiting request looks whether its client is still there
@@ -54,8 +55,7 @@ def _add_runner(state: State, request: Request) -> Answer:
     known = {known.lower(): known for known in state.groups(path)}
     if group.lower() not in known:
         raise RefusedError(404, f'Could not find any self-hosted runner group named "{group}".', code="no_group")
-    state.sweep()
-    existing = next((r for r in state.runners.values() if r.path == path and r.name.lower() == name.lower()), None)
+    existing = state.runner_named(path, name)
     if existing and not body.get("replace"):
         raise RefusedError(409, f"A runner exists with the same name {name}.", code="exists")
     version = str(body.get("version", ""))
@@ -107,7 +107,7 @@ def _open_session(state: State, request: Request, number: str) -> Answer:
     _check_version(state, version)
     if runner.session is not None and time.monotonic() - runner.seen < state.settings.grace:
         raise RefusedError(409, "A session for this runner already exists.", code="session_conflict")
-    runner.session, runner.version = secrets.token_hex(16), version
+    runner.session, runner.version, runner.os = secrets.token_hex(16), version, "Linux"
     runner.seen = -state.settings.grace  # online with the first question for a job, not before
     return answer({"session": runner.session}, 201)
 

@@ -5,9 +5,11 @@ import re
 import secrets
 from urllib.parse import urlencode
 
-from sandbox.github import documents
-from sandbox.github.http import Answer, Request, Routes, answer
-from sandbox.github.state import UNAUTHENTICATED_LIMIT, Budget, RefusedError, State, Token, version_parts
+from sandbox.github import app_routes, documents, jit
+from sandbox.github.apps import SUSPENDED, InstallationToken
+from sandbox.github.errors import RefusedError
+from sandbox.github.http import Answer, Handler, Request, Routes, answer, paginate
+from sandbox.github.state import UNAUTHENTICATED_LIMIT, Budget, State, Token, version_parts
 
 PREFIX = "/api/v3"
 DOCUMENTATION = "https://docs.github.com/rest"
@@ -15,7 +17,6 @@ API_VERSIONS = ("2022-11-28", "2026-03-10")
 LIMITS = "https://docs.github.com/rest/overview/rate-limits-for-the-rest-api"
 SECONDARY = "https://docs.github.com/free-pro-team@latest/rest/overview/rate-limits-for-the-rest-api"
 PAGES = {"rate-limiting": LIMITS, "secondary-rate-limits": f"{SECONDARY}#about-secondary-rate-limits"}
-MAX_PER_PAGE = 100
 
 routes = Routes()
 REPOSITORY = r"/repos/(?P<path>[^/]+/[^/]+)"
@@ -29,6 +30,8 @@ def respond(state: State, request: Request) -> Answer:
         "X-GitHub-Media-Type": "github.v3; format=json",
         "X-Content-Type-Options": "nosniff",
     }
+    if state.settings.enterprise_version:
+        headers["X-GitHub-Enterprise-Version"] = state.settings.enterprise_version
     budget: Budget | None = None
     try:
         if not request.headers.get("user-agent"):
@@ -37,8 +40,11 @@ def respond(state: State, request: Request) -> Answer:
         headers["X-GitHub-Api-Version-Selected"] = wanted
         if wanted not in API_VERSIONS:
             raise RefusedError(400, f'"{wanted}" is not a supported API version.')
-        token, budget = _caller(state, request)
-        reply = _dispatch(state, request, token, budget)
+        token, who, budget = _caller(state, request)
+        path = _by_name(state, request.path[len(PREFIX) :])
+        if path.rstrip("/") != "/rate_limit":  # asking for the limit costs nothing
+            state.spend(budget, 1 if request.method in ("GET", "HEAD") else 5, who)
+        reply = _dispatch(state, request, path, token, budget)
     except RefusedError as refusal:
         reply = refuse(refusal)
     if budget is not None:
@@ -55,35 +61,67 @@ def refuse(refusal: RefusedError) -> Answer:
     return answer(body, refusal.status, refusal.headers)
 
 
-def _caller(state: State, request: Request) -> tuple[Token | None, Budget]:
-    """The token of the request, None for a bad one, and the budget that it uses up."""
-    value = request.credential("bearer", "token")
-    token = state.tokens.get(value or "")
-    if token is None:
-        return None, state.budget(f"address {request.address}", UNAUTHENTICATED_LIMIT)
-    return token, state.budget(f"token {token.token}", state.settings.rate_limit)
+def _caller(state: State, request: Request) -> tuple[Token | InstallationToken | None, str, Budget]:
+    """The token of the request, None for a bad one or a JWT; whose requests are counted, and the budget for them."""
+    value = request.credential("bearer", "token") or ""
+    token = find_token(state, value)
+    if token is not None:
+        return token, token.who, state.budget(token.budget, state.settings.rate_limit)
+    app = state.apps.claimed(value)
+    if app is not None:
+        return None, f"app ID {app.id}", state.budget(f"app {app.id}", state.settings.rate_limit)
+    return None, request.address, state.budget(f"address {request.address}", UNAUTHENTICATED_LIMIT)
 
 
-def _dispatch(state: State, request: Request, token: Token | None, budget: Budget) -> Answer:
-    path = _by_name(state, request.path[len(PREFIX) :])
-    if path.rstrip("/") != "/rate_limit":  # asking for the limit costs nothing
-        who = f"user ID {documents.stable_number(token.token)}" if token else request.address
-        state.spend(budget, 1 if request.method in ("GET", "HEAD") else 5, who)
+def find_token(state: State, text: str) -> Token | InstallationToken | None:
+    """A personal access token, or the token of an App's installation, that is valid now."""
+    return state.tokens.get(text) or state.apps.token(text)
+
+
+def permission(method: str, path: str) -> str:
+    """The permission that GitHub wants for a request, in the form of its header X-Accepted-GitHub-Permissions."""
+    level = "read" if method in ("GET", "HEAD") else "write"
+    if "/actions/runner" in path:
+        return f"{'administration' if path.startswith('/repos/') else 'organization_self_hosted_runners'}={level}"
+    return f"actions={level}" if "/actions/" in path else "metadata=read"
+
+
+def _dispatch(
+    state: State, request: Request, path: str, token: Token | InstallationToken | None, budget: Budget
+) -> Answer:
+    found = app_routes.routes.find(request.method, path)
+    if found is not None:
+        return _as_app(state, request, *found)
     if token is None and request.headers.get("authorization"):
         raise RefusedError(401, "Bad credentials")
+    if isinstance(token, InstallationToken) and token.installation.suspended_at is not None:
+        raise RefusedError(403, SUSPENDED)
     found = routes.find(request.method, path)
     if found is None:
         raise RefusedError(404, "Not Found")
     handler, groups = found
-    if "path" in groups or "organisation" in groups:
-        groups = {"place": _place(state, request, token, groups), **groups}
-        for name in ("path", "repository", "organisation"):
-            groups.pop(name, None)
-        if token is not None and token.needs_sso(groups["place"]):
-            raise _sso(request, groups["place"])
-        if "/actions/runner" in path and not token.may_manage(groups["place"]):  # type: ignore[union-attr]
-            raise RefusedError(403, "Resource not accessible by personal access token")
-    return handler(state, request, budget=budget, **groups)
+    if "path" not in groups and "organisation" not in groups:
+        return handler(state, request, budget=budget, **groups)
+    token, place = _place(state, request, token, groups)
+    groups = {name: value for name, value in groups.items() if name not in ("path", "repository", "organisation")}
+    if token.needs_sso(place):
+        raise _sso(request, place)
+    wanted = permission(request.method, path)
+    accepted = {"X-Accepted-GitHub-Permissions": wanted}
+    if not token.may_use(place, wanted):
+        raise RefusedError(403, token.refusal, accepted)
+    reply = handler(state, request, budget=budget, place=place, **groups)
+    reply.headers.update(accepted)
+    return reply
+
+
+def _as_app(state: State, request: Request, handler: Handler, groups: dict[str, str]) -> Answer:
+    """Answer a request that only an App may send; GitHub refuses every other credential as a JWT that is none."""
+    app = state.apps.authenticate(request.credential("bearer") or "")
+    former = groups.get("path", "").lower()
+    if former in state.moved and state.find_path(former) is None:
+        raise _moved(state, request, state.moved[former])
+    return handler(state, request, app=app, **groups)
 
 
 def _sso(request: Request, place: str) -> RefusedError:
@@ -96,8 +134,10 @@ def _sso(request: Request, place: str) -> RefusedError:
     return RefusedError(403, message, {"X-GitHub-SSO": f"required; url={url}"})
 
 
-def _place(state: State, request: Request, token: Token | None, groups: dict[str, str]) -> str:
-    """The repository or organisation of the request, if the token can see it."""
+def _place(
+    state: State, request: Request, token: Token | InstallationToken | None, groups: dict[str, str]
+) -> tuple[Token | InstallationToken, str]:
+    """The token, and the repository or organisation of the request, if the token can see it."""
     if token is None:
         raise RefusedError(401, "Requires authentication")
     wanted = groups.get("path") or groups.get("repository") or groups.get("organisation") or ""
@@ -106,7 +146,7 @@ def _place(state: State, request: Request, token: Token | None, groups: dict[str
         raise _moved(state, request, state.moved[wanted.lower()])
     if place is None or not token.may_see(place):
         raise RefusedError(404, "Not Found")
-    return place
+    return token, place
 
 
 def _by_name(state: State, path: str) -> str:
@@ -135,23 +175,6 @@ def _limit_headers(budget: Budget) -> dict[str, str]:
     }
 
 
-def paginate(request: Request, items: list) -> tuple[list, dict[str, str]]:
-    """The page that was asked for, and the Link header that leads to the others."""
-    size = min(max(request.number("per_page", 30), 1), MAX_PER_PAGE)
-    page, last = max(request.number("page", 1), 1), max(1, -(-len(items) // size))
-    places = {}
-    if page > 1:
-        places["prev"] = min(page - 1, last)
-    if page < last:
-        places.update(next=page + 1, last=last)
-    if page > 1:
-        places["first"] = 1
-    first = max(0, (page - 1) * size + request.shift) if page > 1 else 0
-    url = request.root + request.path
-    links = [f'<{url}?{urlencode({**request.query, "page": number})}>; rel="{name}"' for name, number in places.items()]
-    return items[first : first + size], {"Link": ", ".join(links)} if links else {}
-
-
 @routes.add("GET", "/?")
 def _root(state: State, request: Request, budget: Budget) -> Answer:
     return answer(documents.overview(request.root, request.api))
@@ -159,17 +182,26 @@ def _root(state: State, request: Request, budget: Budget) -> Answer:
 
 @routes.add("GET", "/meta")
 def _meta(state: State, request: Request, budget: Budget) -> Answer:
-    return answer({"verifiable_password_authentication": False, "installed_version": "3.17.0"})
+    return answer({"verifiable_password_authentication": False, "installed_version": state.settings.enterprise_version})
 
 
 @routes.add("GET", "/rate_limit")
 def _rate_limit(state: State, request: Request, budget: Budget) -> Answer:
-    if request.headers.get("authorization") and request.credential("bearer", "token") not in state.tokens:
+    if request.headers.get("authorization") and _caller(state, request)[0] is None:
         raise RefusedError(401, "Bad credentials")
     reset = int(budget.reset)
     core = {"limit": budget.limit, "used": budget.used, "remaining": max(0, budget.limit - budget.used), "reset": reset}
     search = {"limit": 30, "used": 0, "remaining": 30, "reset": reset}
     return answer({"resources": {"core": core, "search": search}, "rate": core})
+
+
+@routes.add("DELETE", "/installation/token")
+def _revoke(state: State, request: Request, budget: Budget) -> Answer:
+    token = find_token(state, request.credential("bearer", "token") or "")
+    if not isinstance(token, InstallationToken):
+        raise RefusedError(401 if token is None else 403, "Requires authentication" if token is None else token.refusal)
+    del state.apps.tokens[token.token]
+    return Answer(204, content_type=None)
 
 
 @routes.add("GET", REPOSITORY)
@@ -195,6 +227,22 @@ def _runner_groups(state: State, request: Request, budget: Budget, place: str) -
 def _runner_token(state: State, request: Request, budget: Budget, place: str, kind: str) -> Answer:
     token, end = state.make_runner_token(kind, place)
     return answer({"token": token, "expires_at": documents.local_instant(end)}, 201)
+
+
+@routes.add("POST", PATH + r"/actions/runners/generate-jitconfig")
+def _jit_config(state: State, request: Request, budget: Budget, place: str) -> Answer:
+    """Register a runner that does not exist yet; it is removed like others that never connect."""
+    if not jit.is_offered(state.settings.enterprise_version):
+        raise RefusedError(404, "Not Found")
+    name, group, labels, folder = jit.wanted(request.json())
+    groups = state.groups(place)
+    if not 0 < group <= len(groups):
+        raise RefusedError(404, "Not Found")
+    if state.runner_named(place, name) is not None:
+        raise RefusedError(409, f"Already exists - A runner with the name {name} already exists.")
+    runner = state.add_runner(place, name, labels, group=groups[group - 1], secret=jit.secret())
+    encoded = jit.encode(runner, group, folder, f"{request.root}/_actions")
+    return answer({"runner": documents.runner(state, runner), "encoded_jit_config": encoded}, 201)
 
 
 @routes.add("GET", PATH + r"/actions/runners")

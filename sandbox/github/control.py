@@ -8,6 +8,9 @@ from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
+# What an App needs to manage the runners of repositories and organisations, and to look up their jobs.
+RUNNERS = {"administration": "write", "organization_self_hosted_runners": "write", "actions": "read"}
+
 
 class GitHubControlError(Exception):
     """The control interface refused; the text is its reason."""
@@ -43,7 +46,7 @@ class GitHubControl:
         self._call("DELETE", "requests")
 
     def add_fault(self, **fields: object) -> int:
-        """Plant a fault (fields: see github_faults.Fault) and return its id."""
+        """Plant a fault (fields: see faults.Fault) and return its id."""
         return self._call("POST", "faults", fields)["id"]
 
     def faults(self) -> list[dict]:
@@ -124,9 +127,60 @@ class GitHubControl:
         """Revoke a token."""
         self._call("DELETE", f"tokens/{quote(token, safe='')}")
 
-    def rate_limit(self, token: str, **fields: object) -> dict:
-        """Set `remaining`, `reset_in`, or `retry_after`, `status` and `header` (Retry-After) of a token's limits."""
+    def rate_limit(self, token: str = "", **fields: object) -> dict:
+        """Set `remaining`, `reset_in`, or `retry_after`, `status` and `header` (Retry-After) of a token's limits.
+
+        With `installation` it is that of all tokens of an App's installation.
+        """
         return self._call("POST", "rate-limit", {"token": token, **fields})
+
+    def add_app(
+        self, slug: str, owner: str, permissions: dict[str, str] | None = None, private_key: str | None = None
+    ) -> dict:
+        """Make a GitHub App: its id, client_id, key (the key's number) and private_key (PEM), a new one if not given.
+
+        Its permissions are those that managing runners takes, unless others are named.
+        """
+        fields = {"slug": slug, "owner": owner, "permissions": RUNNERS if permissions is None else permissions}
+        return self._call("POST", "apps", {**fields, "private_key": private_key})
+
+    def add_app_key(self, app: int) -> dict:
+        """Make another key of an App: its number as key, and private_key; the others stay active."""
+        return self._call("POST", f"apps/{app}/keys", {})
+
+    def remove_app_key(self, app: int, key: int) -> None:
+        """Delete one of an App's keys."""
+        self._call("DELETE", f"apps/{app}/keys/{key}")
+
+    def install_app(
+        self,
+        app: int,
+        account: str,
+        repositories: list[str] | None = None,
+        permissions: dict[str, str] | None = None,
+    ) -> int:
+        """Install an App on an organisation or user and return the installation's id.
+
+        It is for all repositories and has all of the App's permissions, unless some are named.
+        """
+        fields = {"account": account, "repositories": repositories, "permissions": permissions}
+        return self._call("POST", f"apps/{app}/installations", fields)["id"]
+
+    def change_installation(self, installation: int, **fields: object) -> dict:
+        """Set `suspended`, `permissions` or `repositories` (None for all) of an installation."""
+        return self._call("PATCH", f"installations/{installation}", fields)
+
+    def uninstall_app(self, installation: int) -> None:
+        """Remove an installation, and its tokens with it."""
+        self._call("DELETE", f"installations/{installation}")
+
+    def installation_tokens(self) -> list[dict]:
+        """What the valid tokens of installations may do: installation, permissions, repositories."""
+        return self._call("GET", "installation-tokens")
+
+    def revoke_installation_tokens(self) -> None:
+        """Let all tokens of installations be over."""
+        self._call("DELETE", "installation-tokens")
 
     def expire_registration_tokens(self) -> None:
         """Let all registration and remove tokens be over."""
@@ -145,9 +199,9 @@ class GitHubControl:
         self._call("POST", "organisations", {"organisation": organisation, "runner_groups": list(runner_groups)})
 
     def application(self, **fields: object) -> dict:
-        """Change the runner application that is offered (fields: see github_state.Application)."""
+        """Change the runner application that is offered (fields: see state.Application)."""
         return self._call("PATCH", "application", fields)
 
     def settings(self, **fields: object) -> dict:
-        """Change times and limits (fields: see github_state.Settings)."""
+        """Change times and limits (fields: see state.Settings)."""
         return self._call("PATCH", "settings", fields)

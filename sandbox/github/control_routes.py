@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 
 from sandbox.github import documents
+from sandbox.github.apps import App, Installation
+from sandbox.github.errors import RefusedError
 from sandbox.github.faults import Faults
 from sandbox.github.http import Answer, Request, Routes, answer
-from sandbox.github.state import HOUR, Application, Job, RefusedError, Runner, State, Token
+from sandbox.github.state import HOUR, Application, Job, Runner, State, Token
 
 PREFIX = "/_control/"
 WATCH = 0.2
@@ -194,9 +196,10 @@ def _remove_token(control: Control, request: Request, token: str) -> Answer:
 
 @routes.add("POST", "/_control/rate-limit")
 def _rate_limit(control: Control, request: Request) -> Answer:
-    """Leave a token so many requests, until `reset_in` seconds from now; `retry_after` starts the secondary limit."""
+    """Leave a token or installation so many requests for `reset_in` s; `retry_after` starts the secondary limit."""
     fields, state = request.json(), control.state
-    budget = state.budget(f"token {fields['token']}", state.settings.rate_limit)
+    key = f"installation {fields['installation']}" if "installation" in fields else f"token {fields['token']}"
+    budget = state.budget(key, state.settings.rate_limit)
     if "remaining" in fields:
         budget.used = budget.limit - int(fields["remaining"])
     if "reset_in" in fields:
@@ -206,6 +209,100 @@ def _rate_limit(control: Control, request: Request) -> Answer:
         budget.refuse_status = int(fields.get("status", 403))
         budget.refuse_header = bool(fields.get("header", True))
     return answer({"remaining": budget.limit - budget.used, "reset": int(budget.reset)})
+
+
+def _app(control: Control, number: str) -> App:
+    app = control.state.apps.apps.get(int(number))
+    if app is None:
+        raise RefusedError(404, f"there is no App {number}")
+    return app
+
+
+@routes.add("POST", "/_control/apps")
+def _add_app(control: Control, request: Request) -> Answer:
+    """Make a GitHub App with a first key; only this answer has the private key."""
+    fields, apps = request.json(), control.state.apps
+    app = apps.add_app(str(fields["slug"]), str(fields["owner"]), fields["permissions"])
+    key, pem = apps.add_key(app, fields.get("private_key"))
+    return answer({"id": app.id, "client_id": app.client_id, "key": key, "private_key": pem}, 201)
+
+
+@routes.add("POST", r"/_control/apps/(?P<number>\d+)/keys")
+def _add_app_key(control: Control, request: Request, number: str) -> Answer:
+    key, pem = control.state.apps.add_key(_app(control, number), request.json().get("private_key"))
+    return answer({"key": key, "private_key": pem}, 201)
+
+
+@routes.add("DELETE", r"/_control/apps/(?P<number>\d+)/keys/(?P<key>\d+)")
+def _remove_app_key(control: Control, request: Request, number: str, key: str) -> Answer:
+    del _app(control, number).keys[int(key)]
+    return Answer(204, content_type=None)
+
+
+def _known(state: State, repositories: list | None) -> list[str] | None:
+    """Repositories in their own spelling; None stays None, which is all of them."""
+    if repositories is None:
+        return None
+    known = [state.find_path(each) for each in repositories]
+    if None in known:
+        raise RefusedError(422, f"one of {repositories} does not exist")
+    return [each for each in known if each is not None]
+
+
+@routes.add("POST", r"/_control/apps/(?P<number>\d+)/installations")
+def _install(control: Control, request: Request, number: str) -> Answer:
+    """Install an App on an organisation or a user: on all repositories, or those that are named in full."""
+    fields, state = request.json(), control.state
+    account = state.find_path(fields["account"]) or fields["account"]
+    kind = "Organization" if account in state.organisations else "User"
+    places = _known(state, fields.get("repositories"))
+    made = state.apps.install(_app(control, number), account, kind, fields.get("permissions"), places)
+    return answer({"id": made.id}, 201)
+
+
+def _installation(control: Control, number: str) -> Installation:
+    installation = control.state.apps.installations.get(int(number))
+    if installation is None:
+        raise RefusedError(404, f"there is no installation {number}")
+    return installation
+
+
+@routes.add("PATCH", r"/_control/installations/(?P<number>\d+)")
+def _change_installation(control: Control, request: Request, number: str) -> Answer:
+    """Suspend an installation or end that, change its permissions, or its repositories (null for all)."""
+    installation, fields, state = _installation(control, number), request.json(), control.state
+    if "suspended" in fields:
+        installation.suspended_at = state.clock() if fields["suspended"] else None
+    if "permissions" in fields:
+        installation.permissions = state.apps.checked(fields["permissions"])
+    if "repositories" in fields:
+        installation.repositories = _known(state, fields["repositories"])
+    return answer(documents.installation(installation, request.root, request.api))
+
+
+@routes.add("DELETE", r"/_control/installations/(?P<number>\d+)")
+def _uninstall(control: Control, request: Request, number: str) -> Answer:
+    control.state.apps.uninstall(_installation(control, number))
+    return Answer(204, content_type=None)
+
+
+@routes.add("GET", "/_control/installation-tokens")
+def _installation_tokens(control: Control, request: Request) -> Answer:
+    """What the valid tokens of installations may do; the tokens themselves stay hidden."""
+    apps = control.state.apps
+    return answer(
+        [
+            {"installation": each.installation.id, "permissions": each.permissions, "repositories": each.repositories}
+            for text, each in apps.tokens.items()
+            if apps.token(text)
+        ]
+    )
+
+
+@routes.add("DELETE", "/_control/installation-tokens")
+def _revoke_installation_tokens(control: Control, request: Request) -> Answer:
+    control.state.apps.tokens.clear()
+    return Answer(204, content_type=None)
 
 
 @routes.add("POST", "/_control/registration-tokens/expire")

@@ -4,6 +4,7 @@ import base64
 import hashlib
 from datetime import datetime, timedelta, timezone
 
+from sandbox.github.apps import App, Installation, InstallationToken
 from sandbox.github.state import Job, Runner, State, version_parts
 
 AVATAR = "/avatars/u/{id}?v=4"
@@ -185,6 +186,64 @@ def organisation(login: str, root: str, api: str) -> dict:
         "archived_at": None,
         "type": "Organization",
     }
+
+
+def app(state: State, item: App, root: str, api: str) -> dict:
+    """A GitHub App, as it sees itself."""
+    kind = "Organization" if state.find_path(item.owner) else "User"
+    return {
+        "id": item.id,
+        "slug": item.slug,
+        "client_id": item.client_id,
+        "node_id": node_id("A", item.id),
+        "owner": account(item.owner, kind, root, api),
+        "name": item.slug,
+        "description": None,
+        "external_url": f"{root}/{item.owner}",
+        "html_url": f"{root}/apps/{item.slug}",
+        **dict.fromkeys(("created_at", "updated_at"), instant(item.created_at)),
+        "permissions": item.permissions,
+        "events": [],
+        "installations_count": sum(each.app is item for each in state.apps.installations.values()),
+    }
+
+
+def installation(item: Installation, root: str, api: str) -> dict:
+    """An App's installation on an account."""
+    page = f"organizations/{item.account}/settings" if item.kind == "Organization" else "settings"
+    return {
+        "id": item.id,
+        "client_id": item.app.client_id,
+        "account": account(item.account, item.kind, root, api),
+        "repository_selection": "all" if item.repositories is None else "selected",
+        "access_tokens_url": f"{api}/app/installations/{item.id}/access_tokens",
+        "repositories_url": f"{api}/installation/repositories",
+        "html_url": f"{root}/{page}/installations/{item.id}",
+        "app_id": item.app.id,
+        "app_slug": item.app.slug,
+        "target_id": stable_number(item.account),
+        "target_type": item.kind,
+        "permissions": item.permissions,
+        "events": [],
+        **dict.fromkeys(("created_at", "updated_at"), instant(item.created_at)),
+        "single_file_name": None,
+        "has_multiple_single_files": False,
+        "single_file_paths": [],
+        "suspended_by": account("admin", "User", root, api) if item.suspended_at is not None else None,
+        "suspended_at": instant(item.suspended_at),
+    }
+
+
+def installation_token(state: State, item: InstallationToken, root: str, api: str) -> dict:
+    """A new token of an installation; the repositories are there if the request named them."""
+    document: dict = {"token": item.token, "expires_at": instant(item.end), "permissions": item.permissions}
+    selected = item.repositories if item.repositories is not None else item.installation.repositories
+    document["repository_selection"] = "all" if selected is None else "selected"
+    if item.repositories is not None:
+        document["repositories"] = [repository(state, place, root, api) for place in item.repositories]
+        for each in document["repositories"]:  # lists have the short form
+            del each["network_count"], each["subscribers_count"]
+    return document
 
 
 # The many links of a repository: what is appended to its URL, by the name of the link.

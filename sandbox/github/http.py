@@ -4,10 +4,12 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from urllib.parse import urlencode
 
-from sandbox.github.state import RefusedError
+from sandbox.github.errors import RefusedError
 
 JSON = "application/json; charset=utf-8"
+MAX_PER_PAGE = 100
 
 
 @dataclass
@@ -62,6 +64,23 @@ class Answer:
 def answer(document: object, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
     """A JSON answer."""
     return Answer(status, json.dumps(document, separators=(",", ":")).encode(), dict(headers or {}))
+
+
+def paginate(request: Request, items: list) -> tuple[list, dict[str, str]]:
+    """The page that was asked for, and the Link header that leads to the others."""
+    size = min(max(request.number("per_page", 30), 1), MAX_PER_PAGE)
+    page, last = max(request.number("page", 1), 1), max(1, -(-len(items) // size))
+    places = {}
+    if page > 1:
+        places["prev"] = min(page - 1, last)
+    if page < last:
+        places.update(next=page + 1, last=last)
+    if page > 1:
+        places["first"] = 1
+    first = max(0, (page - 1) * size + request.shift) if page > 1 else 0
+    url = request.root + request.path
+    links = [f'<{url}?{urlencode({**request.query, "page": number})}>; rel="{name}"' for name, number in places.items()]
+    return items[first : first + size], {"Link": ", ".join(links)} if links else {}
 
 
 Handler = Callable[..., Answer]

@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from sandbox.github import actions, api, control_routes
+from sandbox.github.control import GitHubControl
 from sandbox.github.faults import Fault, Faults
 from sandbox.github.http import Answer, Request, answer
 from sandbox.github.state import Settings, State, Token
@@ -40,6 +41,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def version_string(self) -> str:
         return "github.com"
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The Date header goes by GitHub's clock."""
+        return super().date_time_string(int(self.server.state.clock() if timestamp is None else timestamp))
 
     def log_message(self, format: str, *args: object) -> None:
         pass  # requests are recorded, see Server
@@ -304,20 +309,39 @@ def serve(
     return GitHub(_Server((host, port), state, log, authority.context), authority.pem)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve on the command line's terms until interrupted or terminated."""
-    # A shell lets a program in the background ignore interrupts.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _make_app(control: GitHubControl, file: Path, owners: list[str]) -> str:
+    """Make a GitHub App that is installed on all owners and write its private key; what there is to know about it."""
+    app = control.add_app("runners", owners[0])
+    installations = [f"{control.install_app(app['id'], owner)} on {owner}" for owner in owners]
+    file.touch(mode=0o600)
+    file.write_text(app["private_key"])
+    return f"GitHub App {app['id']}, client id {app['client_id']}, installed as {', '.join(installations)}"
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line; `owners` are those of all its repositories and organisations."""
     parser = argparse.ArgumentParser(prog="python3 -m sandbox.github", description="Serve a stand-in for GitHub.")
     parser.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT")
     parser.add_argument("--token", action="append", default=[], help="a token that may do everything")
     parser.add_argument("--repository", action="append", default=[], metavar="OWNER/NAME")
     parser.add_argument("--organisation", action="append", default=[])
+    parser.add_argument("--app", type=Path, metavar="FILE", help="make a GitHub App; FILE gets its private key")
     parser.add_argument("--log", type=Path, metavar="FILE", help="append each request as a line of JSON")
     parser.add_argument("--grace", type=float, default=Settings.grace, help="seconds until a silent runner is offline")
     parser.add_argument("--poll", type=float, default=Settings.poll, help="seconds that a runner's question stays open")
     parser.add_argument("--tls", type=Path, metavar="FILE", help="serve HTTPS; FILE gets the authority's certificate")
     options = parser.parse_args(arguments)
+    options.owners = sorted({path.partition("/")[0] for path in (*options.repository, *options.organisation)})
+    if options.app and not options.owners:
+        parser.error("--app needs a --repository or an --organisation")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve on the command line's terms until interrupted or terminated."""
+    # A shell lets a program in the background ignore interrupts.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    options = _options(arguments)
     host, _, port = options.listen.rpartition(":")
     settings = Settings(grace=options.grace, poll=options.poll)
     paths = (options.token, options.repository, options.organisation)
@@ -329,4 +353,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if github.ca:
             options.tls.write_text(github.ca)
         print(f"GitHub is at {github.url}", flush=True)
+        if options.app:
+            print(_make_app(GitHubControl(github.url, ca=github.ca), options.app, options.owners), flush=True)
         github.wait()

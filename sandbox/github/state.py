@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sandbox.github import runner_tarball
+from sandbox.github.apps import Apps
+from sandbox.github.errors import RefusedError
 
 HOUR = 3600.0
 UNAUTHENTICATED_LIMIT = 60
@@ -26,6 +28,10 @@ class Settings:
     linger: float = 1.0  # so long GitHub still lists an ephemeral runner, busy, after its job
     keep_lost: float = 24 * HOUR  # so long an ephemeral runner that is not connected stays listed, as offline
     token_life: float = HOUR
+    installation_token_life: float = HOUR  # of a GitHub App's token
+    stateless_tokens: bool = True  # whether such a token has the long form with dots, or 40 characters
+    clock_ahead: float = 0.0  # so far is GitHub's clock ahead of the machine's, or behind it if below 0
+    enterprise_version: str = "3.17.0"  # of GitHub Enterprise Server; empty for GitHub.com
     rate_limit: int = 5000
     points_a_minute: int = 900  # secondary limit: a GET counts 1, everything else 5
 
@@ -33,14 +39,6 @@ class Settings:
 def version_parts(version: str) -> list[int]:
     """The numbers of a version, to compare it with others."""
     return [int(part) for part in re.findall(r"\d+", version)]
-
-
-class RefusedError(Exception):
-    """GitHub says no: an HTTP status, a message and what else belongs into the answer."""
-
-    def __init__(self, status: int, message: str, headers: dict | None = None, **more: object) -> None:
-        super().__init__(message)
-        self.status, self.message, self.headers, self.more = status, message, headers or {}, more
 
 
 @dataclass
@@ -51,6 +49,16 @@ class Token:
     manages: list[str] = field(default_factory=lambda: ["*"])
     sees: list[str] = field(default_factory=list)
     sso: list[str] = field(default_factory=list)  # organisations for whose single sign-on it is not authorized
+    refusal = "Resource not accessible by personal access token"
+
+    @property
+    def budget(self) -> str:
+        """The key of its limit of requests, which is its own here; at GitHub a user's tokens share one."""
+        return f"token {self.token}"
+
+    @property
+    def who(self) -> str:
+        return f"user ID {int(hashlib.sha256(self.token.encode()).hexdigest()[:7], 16)}"
 
     def needs_sso(self, path: str) -> bool:
         return path.partition("/")[0].lower() in (name.lower() for name in self.sso)
@@ -60,6 +68,10 @@ class Token:
 
     def may_see(self, path: str) -> bool:
         return self.may_manage(path) or any(fnmatch.fnmatchcase(path.lower(), p.lower()) for p in self.sees)
+
+    def may_use(self, path: str, permission: str) -> bool:
+        """Whether it has the permission (``name=level``); whoever sees a repository may read what is not of runners."""
+        return self.may_manage(path) or permission in ("metadata=read", "actions=read")
 
 
 @dataclass
@@ -158,12 +170,13 @@ class State:
     def __init__(self, settings: Settings | None = None, clock: Callable[[], float] = time.time) -> None:
         self.lock = threading.Condition(threading.RLock())
         self.settings = settings or Settings()
-        self.clock = clock
+        self._clock = clock
         self.closing = False
         self.repositories: dict[str, int] = {}
         self.organisations: dict[str, list[str]] = {}
         self.moved: dict[str, str] = {}  # names that repositories had before (lower case)
         self.tokens: dict[str, Token] = {}
+        self.apps = Apps(self.clock)
         self.budgets: dict[str, Budget] = {}
         self.runner_tokens: dict[str, tuple[str, str, float]] = {}  # token: kind, path, end of life
         self.runners: dict[int, Runner] = {}
@@ -174,6 +187,10 @@ class State:
         self._numbers: dict[str, int] = {"runner": 0, "job": 40_000_000_000, "run": 16_000_000_000, "label": 3}
         self._label_ids = {"self-hosted": 1, "linux": 2, "x64": 3}
         self._id_base = 1_000_000
+
+    def clock(self) -> float:
+        """GitHub's time, in seconds since 1970."""
+        return self._clock() + self.settings.clock_ahead
 
     def number(self, kind: str) -> int:
         """The next id of its kind."""
@@ -198,6 +215,7 @@ class State:
         self.add_repository(new)
         self.repositories[new] = self.repositories.pop(place)
         self.moved[place.lower()] = new
+        self.apps.rename(place, new)
         for runner in self.runners.values():
             runner.path = new if runner.path == place else runner.path
         for job in self.jobs.values():
@@ -237,6 +255,10 @@ class State:
         if runner is None or path not in (None, runner.path):
             raise RefusedError(404, "Not Found")
         return runner
+
+    def runner_named(self, path: str, name: str) -> Runner | None:
+        """The runner of this path whose name it is; names differ by more than case."""
+        return next((each for each in self.runners_of(path) if each.name.lower() == name.lower()), None)
 
     def make_labels(self, names: list[str]) -> list[dict]:
         """Label documents; a label has one id wherever it is used, and names differ by more than case."""

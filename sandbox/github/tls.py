@@ -2,10 +2,11 @@
 
 import ipaddress
 import ssl
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from sandbox.github import openssl
 
 DAYS = "7"
 # What strict clients (Python 3.13) ask of a certificate.
@@ -45,16 +46,10 @@ def _alternative(host: str) -> str:
 def _request(folder: Path, name: str, subject: str, *extensions: str, signer: tuple[str, ...] = ()) -> None:
     """A new key and its certificate, self-signed if no signer is given."""
     files = ("-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.pem"))
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-days", DAYS, "-subj", subject, *files, *signer]
     for extension in extensions:
         command += ["-addext", extension]
-    try:
-        # The distribution's configuration would add extensions of its own.
-        (folder / "openssl.cnf").write_text("[req]\ndistinguished_name = name\n[name]\n")
-        command += ["-config", str(folder / "openssl.cnf")]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        raise RuntimeError("TLS of the sandbox needs openssl: apt-get install openssl") from None
-    except subprocess.CalledProcessError as error:
-        raise RuntimeError(f"openssl: {error.stderr.strip()}") from None
+    # The distribution's configuration would add extensions of its own.
+    (folder / "openssl.cnf").write_text("[req]\ndistinguished_name = name\n[name]\n")
+    openssl.run(*command, "-config", str(folder / "openssl.cnf"))

@@ -2,17 +2,19 @@
 
 import http.client
 import json
+import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
+import jwt
 import pytest
 
 from gh.client import GithubClient
 from models import Arch, GithubOrg, GithubRepo
 from sandbox import github
-from sandbox.github import api
+from sandbox.github import api, app_routes, apps
 from sandbox.github.control import GitHubControl
 from sandbox.github.state import Settings
 from sandbox.lab import lxd_setup
@@ -34,6 +36,12 @@ ENTERPRISE = {"/meta": {"installed_version"}}
 def description() -> Description:
     """Fetched once and kept outside of the repository."""
     return Description(fetch(lxd_setup.state_dir()))
+
+
+@pytest.fixture(scope="module")
+def key() -> str:
+    """A GitHub App's private key."""
+    return apps.make_key()[0]
 
 
 @pytest.fixture
@@ -59,12 +67,24 @@ def control(hub: github.GitHub) -> GitHubControl:
     return control
 
 
-def ask(hub: github.GitHub, method: str, target: str, token: str | None = TOKEN) -> tuple[int, Any]:
+@pytest.fixture
+def app_token(hub: github.GitHub, control: GitHubControl, key: str) -> str:
+    """The JWT of an App that has one installation; the installation has the number 2000003."""
+    app = control.add_app("runners", ORG, private_key=key)
+    control.install_app(app["id"], ORG)
+    now = int(time.time())
+    return jwt.encode({"iss": app["client_id"], "iat": now - 60, "exp": now + 300}, key, "RS256")
+
+
+def ask(
+    hub: github.GitHub, method: str, target: str, token: str | None = TOKEN, body: object = None
+) -> tuple[int, Any]:
     """Send a request; the answer's status and document, or its bytes."""
     address = urllib.parse.urlsplit(hub.url)
     headers = {"User-Agent": "test", **({"Authorization": f"Bearer {token}"} if token else {})}
     with closing(http.client.HTTPConnection(str(address.hostname), address.port, timeout=5)) as connection:
-        connection.request(method, f"/api/v3{target}", headers=headers)
+        data = None if body is None else json.dumps(body)
+        connection.request(method, f"/api/v3{target}", data, headers)
         answer = connection.getresponse()
         content = answer.read()
         is_json = "json" in answer.headers.get("Content-Type", "")
@@ -92,6 +112,31 @@ CALLS: list[tuple[str, str, int]] = [
     *zip(["DELETE"] * 2, [both("/2")[0], both("/4")[1]], [422] * 2, strict=True),
     ("GET", f"/repos/{REPO}/actions/runs/77/jobs?filter=latest&per_page=100&page=1", 200),
 ]
+JIT_CONFIG = {"name": "new", "runner_group_id": 1, "labels": ["self-hosted"], "work_folder": "_work"}
+# Requests with a body, with which runners are registered just in time: method, target, status and body.
+JIT_CALLS: list[tuple[str, str, int, object]] = [
+    *(("POST", path, 201, JIT_CONFIG) for path in both("/generate-jitconfig")),
+    *(("POST", path, 404, {**JIT_CONFIG, "runner_group_id": 9}) for path in both("/generate-jitconfig")),
+    *(("POST", path, 409, {**JIT_CONFIG, "name": "idle"}) for path in both("/generate-jitconfig")),
+    *(("POST", path, 422, {**JIT_CONFIG, "labels": []}) for path in both("/generate-jitconfig")),
+]
+# Requests of an App: method, target, status and body.
+INSTALLATION = "/app/installations/2000003"
+ONLY_DEMO = {"repositories": ["demo"], "permissions": {"administration": "write"}}
+APP_CALLS: list[tuple[str, str, int, object]] = [
+    ("GET", "/app", 200, None),
+    ("GET", "/app/installations?per_page=100&page=1", 200, None),
+    ("GET", INSTALLATION, 200, None),
+    ("GET", "/app/installations/1", 404, None),
+    ("GET", f"/repos/{REPO}/installation", 200, None),
+    ("GET", "/repos/octo-org/none/installation", 404, None),
+    ("GET", f"/orgs/{ORG}/installation", 200, None),
+    ("GET", "/users/nobody/installation", 404, None),
+    ("POST", f"{INSTALLATION}/access_tokens", 201, {}),
+    ("POST", f"{INSTALLATION}/access_tokens", 201, ONLY_DEMO),
+    ("POST", f"{INSTALLATION}/access_tokens", 422, {"permissions": {"contents": "read"}}),
+    ("POST", "/app/installations/1/access_tokens", 404, {}),
+]
 REFUSED = [(None, 401), ("ghp_wrong", 401), (SEER, 403)]
 
 
@@ -113,6 +158,69 @@ def test_answers_are_as_described(
 
     assert found == status
     assert description.answer_errors(operation, found, without_enterprise(target, answer)) == []
+
+
+@pytest.mark.parametrize(("method", "target", "status", "body"), JIT_CALLS)
+def test_configurations_are_as_described(
+    description: Description,
+    hub: github.GitHub,
+    control: GitHubControl,
+    method: str,
+    target: str,
+    status: int,
+    body: object,
+) -> None:
+    """The answers to requests for a just-in-time configuration are as described."""
+    operation = description.operation(method, target)
+    assert operation is not None
+
+    found, answer = ask(hub, method, target, TOKEN, body)
+
+    assert (found, description.answer_errors(operation, found, answer)) == (status, [])
+
+
+@pytest.mark.parametrize(("method", "target", "status", "body"), APP_CALLS)
+def test_answers_to_an_app_are_as_described(
+    description: Description, hub: github.GitHub, app_token: str, method: str, target: str, status: int, body: object
+) -> None:
+    """The requests that an App sends with a JWT, and their answers, are as described."""
+    operation = description.operation(method, urllib.parse.urlsplit(target).path)
+    assert operation is not None
+    sent = b"" if body is None else json.dumps(body).encode()
+    assert description.request_errors(method, target, sent) == []
+
+    found, answer = ask(hub, method, target, app_token, body)
+
+    assert found == status
+    answers = [answer]
+    if isinstance(answer, list):  # the list's description wants an account that is a user and an enterprise at once
+        operation, answers = description.operation("GET", INSTALLATION), answer
+    assert operation is not None
+    assert [error for each in answers for error in description.answer_errors(operation, found, each)] == []
+
+
+def test_a_suspended_installation_is_as_described(
+    description: Description, hub: github.GitHub, control: GitHubControl, app_token: str
+) -> None:
+    """A suspended installation, and the refusal of a token for it, have the described forms."""
+    control.change_installation(2000003, suspended=True)
+
+    for method, target, status in (("GET", INSTALLATION, 200), ("POST", f"{INSTALLATION}/access_tokens", 403)):
+        operation = description.operation(method, target)
+        assert operation is not None
+        found, answer = ask(hub, method, target, app_token)
+        assert (found, description.answer_errors(operation, found, answer)) == (status, [])
+
+
+def test_revoking_is_as_described(description: Description, hub: github.GitHub, app_token: str) -> None:
+    """A token is revoked with the described request and answer."""
+    token = ask(hub, "POST", f"{INSTALLATION}/access_tokens", app_token)[1]["token"]
+    operation = description.operation("DELETE", "/installation/token")
+    assert operation is not None
+
+    found, answer = ask(hub, "DELETE", "/installation/token", token)
+
+    assert (found, description.answer_errors(operation, found, answer)) == (204, [])
 
 
 @pytest.mark.parametrize(("token", "status"), REFUSED)
@@ -144,10 +252,11 @@ def test_redirect_is_as_described(description: Description, hub: github.GitHub, 
 
 def test_every_route_is_checked(description: Description) -> None:
     """Each route of the stand-in is in the description and in the table above, or is known to be newer."""
-    for method, pattern, _ in api.routes._routes:
+    calls = [*CALLS, *(call[:3] for call in JIT_CALLS + APP_CALLS), ("DELETE", "/installation/token", 204)]
+    for method, pattern, _ in (*api.routes._routes, *app_routes.routes._routes):
         if any(word in pattern.pattern for word in NEWER):
             continue
-        called = [target for verb, target, _ in CALLS if verb == method]
+        called = [target for verb, target, _ in calls if verb == method]
         assert any(pattern.fullmatch(urllib.parse.urlsplit(target).path) for target in called), pattern.pattern
 
 

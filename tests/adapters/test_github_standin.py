@@ -5,6 +5,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -788,6 +789,21 @@ def test_the_server_as_a_program_with_tls(tmp_path):
         assert GitHubControl(url, ca=(tmp_path / "ca.pem").read_text()).runners() == []
         process.terminate()
         assert process.wait(10) == 0
+
+
+def test_the_program_makes_an_app(tmp_path):
+    """With --app the command line makes a GitHub App, installs it, and leaves its private key for the user alone."""
+    command = [sys.executable, "-m", "sandbox.github", "--listen", "127.0.0.1:0", "--app", str(tmp_path / "key.pem")]
+    command += ["--repository", REPOSITORY, "--organisation", ORGANISATION]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        assert re.fullmatch(
+            r"GitHub App \d+, client id Iv23li\w+, installed as \d+ on Org, \d+ on Owner\n", process.stdout.readline()
+        )
+        process.terminate()
+        assert process.wait(10) == 0
+    assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600
+    assert "PRIVATE KEY" in (tmp_path / "key.pem").read_text()
 
 
 def test_the_server_as_a_program(tmp_path):

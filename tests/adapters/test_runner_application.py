@@ -1,5 +1,6 @@
 """The stand-in for GitHub's runner application, end to end against the stand-in for GitHub."""
 
+import base64
 import contextlib
 import io
 import json
@@ -195,7 +196,7 @@ def test_a_session_alone_is_not_online(server, control, install):
     """A runner is online with its first question for a job, not already when it opens its session."""
     runner = install()
     runner.register("one")
-    secret = json.loads((runner.folder / ".credentials_rsaparams").read_text())["secret"]
+    secret = json.loads((runner.folder / ".credentials_rsaparams").read_text())["d"]
     url = f"{server.url}/_actions/runners/{control.runners()[0]['id']}/sessions"
     request = urllib.request.Request(url, b"{}", {"Authorization": f"Bearer {secret}"})
     with urllib.request.urlopen(request, timeout=5) as answer:
@@ -392,6 +393,99 @@ def test_remove_what_github_forgot(control, install):
     output, code = runner.config("remove", "--token", runner.token("remove"))
     assert code == 0, output
     assert not (runner.folder / ".runner").exists()
+
+
+# Just-in-time configuration -------------------------------------------------------------------------------------------
+
+
+def jit_config(server, name="one"):
+    """A configuration for a runner of the repository, as GitHub encodes it."""
+    body = json.dumps({"name": name, "runner_group_id": 1, "labels": ["self-hosted", "big"]}).encode()
+    headers = {"Authorization": f"Bearer {TOKEN}", "User-Agent": "test"}
+    url = f"{server.api_url}/repos/{REPOSITORY}/actions/runners/generate-jitconfig"
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=5) as answer:
+        return json.loads(answer.read())["encoded_jit_config"]
+
+
+def jit_files(encoded):
+    """The files of a configuration by name."""
+    return {name: base64.b64decode(content) for name, content in json.loads(base64.b64decode(encoded)).items()}
+
+
+@pytest.mark.parametrize("how", ["by an option", "by the environment", "by files"])
+def test_a_runner_that_is_configured_just_in_time(server, control, install, how):
+    """Without config.sh it does one job, in which the variable is gone, and is then forgotten on both sides."""
+    runner, encoded = install(), jit_config(server)
+    job = control.add_job(REPOSITORY, "env | grep -c JITCONFIG || true", labels=["self-hosted", "big"])["id"]
+    if how == "by an option":
+        process = runner.start(str(runner.folder / "run.sh"), "--jitconfig", encoded)
+    elif how == "by the environment":
+        process = runner.start(ACTIONS_RUNNER_INPUT_JITCONFIG=encoded)
+    else:
+        for name, content in jit_files(encoded).items():
+            (runner.folder / name).write_bytes(content)
+        process = runner.start()
+    found = control.wait_job(job, timeout=20)
+    assert (found["conclusion"], found["runner_name"], "0" in found["log"]) == ("success", "one", True)
+    assert process.wait(10) == 0
+    wait_until(lambda: control.runners() == [], "the runner's end at GitHub", 5, 0.05)
+    assert not any((runner.folder / name).exists() for name in CREDENTIALS)
+
+
+def packed(document):
+    return base64.b64encode(json.dumps(document).encode()).decode()
+
+
+def without(name):
+    """A configuration that lacks a file."""
+    return lambda encoded: packed(
+        {each: text for each, text in json.loads(base64.b64decode(encoded)).items() if each != name}
+    )
+
+
+JIT_REFUSALS = {
+    "no base64": (lambda _: "%%%", "base64"),
+    "no object": (lambda _: packed([]), "items"),
+    "a file that is no base64": (lambda _: packed({".runner": "%%%"}), "base64"),
+    "settings that are none": (lambda _: packed({".runner": "e30"}), "padding"),
+    "no settings": (without(".runner"), "Not configured. Run config.(sh/cmd) to configure the runner."),
+    "no credentials": (without(".credentials"), "Credentials not stored. Must reconfigure."),
+    "no key": (without(".credentials_rsaparams"), ".credentials_rsaparams was not found"),
+}
+
+
+@pytest.mark.parametrize("name", JIT_REFUSALS)
+def test_configurations_that_are_refused(server, control, install, name):
+    """A configuration that the real listener cannot start with ends this one, too, with code 1."""
+    change, words = JIT_REFUSALS[name]
+    runner = install()
+    command = [runner.folder / "bin/Runner.Listener", "run", "--jitconfig", change(jit_config(server))]
+    done = subprocess.run(command, env=runner.environment, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert words in done.stdout
+    assert [listed["session"] for listed in control.runners()] == [False]
+
+
+def test_config_refuses_what_is_configured_just_in_time(server, control, install):
+    """config.sh neither registers such a folder again nor takes its registration back."""
+    runner = install()
+    for name, content in jit_files(jit_config(server)).items():
+        (runner.folder / name).write_bytes(content)
+    assert "already configured" in runner.config("--unattended")[0]
+    output, code = runner.config("remove", "--token", runner.token("remove"))
+    assert (code, len(control.runners())) == (1, 1)
+    assert "Failed: Removing runner from the server" in output
+
+
+def test_a_record_that_is_removed_ends_its_runner(server, control, install):
+    """A runner whose registration GitHub drops while it waits for a job ends, and a later start fails."""
+    runner = install()
+    process = runner.start(ACTIONS_RUNNER_INPUT_JITCONFIG=jit_config(server))
+    [listed] = online(control)
+    assert listed["os"] == "Linux"
+    control.remove_runner(listed["id"])
+    assert process.wait(10) == 0
+    assert "registration has been deleted" in runner.output
 
 
 # run.sh and its exit codes --------------------------------------------------------------------------------------------
@@ -612,7 +706,7 @@ def test_the_job_sees_no_credentials(control, install):
     """What the runner got for registering is in no job's environment; what .env says is."""
     runner = install()
     runner.register("one")
-    secret = json.loads((runner.folder / ".credentials_rsaparams").read_text())["secret"]
+    secret = json.loads((runner.folder / ".credentials_rsaparams").read_text())["d"]
     (runner.folder / ".env").write_text(f"PATH=/opt/first:{PATH}\nHINT=a=b\n\nEMPTY=\nnonsense\n")
     runner.start(ACTIONS_RUNNER_INPUT_TOKEN="secret-input")
     job = control.add_job(REPOSITORY, "env; cat /proc/$PPID/environ /proc/$PPID/cmdline | tr '\\0' '\\n'")

@@ -1,5 +1,6 @@
-"""Register this folder as a runner, and take the registration back."""
+"""Register this folder as a runner, or take over a registration, and take the registration back."""
 
+import base64
 import json
 import os
 import socket
@@ -12,6 +13,8 @@ from runner_common import ARCHITECTURE, ROOT, VERSION, Diagnostics, ServiceError
 OPTIONS = ("url", "token", "name", "labels", "runnergroup", "work")
 FLAGS = ("unattended", "ephemeral", "replace", "disableupdate", "no-default-labels")
 FILES = (".credentials", ".credentials_rsaparams", ".runner")
+SETTINGS = ("agentId", "agentName", "poolId", "poolName", "serverUrl", "gitHubUrl", "workFolder")
+TRUTHS = ("ephemeral", "disableUpdate")
 MAX_NAME = 64
 SECONDS = float(os.environ.get("RUNNER_SANDBOX_CONFIGURE_SECONDS", "0.4"))  # the real one is not instant either
 
@@ -48,13 +51,43 @@ def configured() -> bool:
 
 
 def settings() -> dict:
-    """The kept registration; its file begins with a byte order mark, as the real one does."""
-    return json.loads((ROOT / ".runner").read_text(encoding="utf-8-sig"))
+    """The kept registration; its file begins with a byte order mark, as the real one does.
+
+    Names are read in any case, and numbers and truths also as text: a just-in-time configuration has them so.
+    """
+    try:
+        found = json.loads((ROOT / ".runner").read_text(encoding="utf-8-sig"))
+        kept = {name.lower(): value for name, value in found.items()}
+    except (ValueError, AttributeError) as error:
+        raise TerminatedError(f"The settings cannot be read: {error}") from None
+    kept = {name: kept[name.lower()] for name in SETTINGS + TRUTHS if name.lower() in kept}
+    return {name: str(value).lower() == "true" if name in TRUTHS else value for name, value in kept.items()}
 
 
 def secret() -> str:
-    """The runner's credential."""
-    return json.loads((ROOT / ".credentials_rsaparams").read_text())["secret"]
+    """The runner's credential: the private exponent of its key."""
+    if not (ROOT / ".credentials").exists():
+        raise TerminatedError("Credentials not stored. Must reconfigure.")
+    file = ROOT / ".credentials_rsaparams"
+    if not file.exists():
+        raise TerminatedError(f"RSA key file {file} was not found")
+    return json.loads(file.read_text())["d"]
+
+
+def take_jit_config(arguments: list[str], inputs: dict[str, str]) -> None:
+    """Write the files of a just-in-time configuration, from the command line or the environment, if there is one.
+
+    As the real application does, over those that are there, and whatever their names are.
+    """
+    given = arguments[arguments.index("--jitconfig") + 1 :][:1] if "--jitconfig" in arguments else []
+    encoded = (given or [inputs.get("jitconfig", "")])[0]
+    if not encoded:
+        return
+    try:
+        for name, content in json.loads(base64.b64decode(encoded, validate=True)).items():
+            (ROOT / name).write_bytes(base64.b64decode(content, validate=True))
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise TerminatedError(str(error)) from None
 
 
 def forget(names: tuple[str, ...] = FILES) -> None:
@@ -99,6 +132,8 @@ def remove(values: dict[str, str], log: Diagnostics) -> None:
         say("Does not exist. Skipping Removing runner from the server")
         return
     kept = settings()
+    if "gitHubUrl" not in kept:  # the real one fails, too: https://github.com/actions/runner/issues/2920
+        raise TerminatedError("Failed: Removing runner from the server\nThe runner has a just-in-time configuration.")
     access = _access(kept["gitHubUrl"], "remove", _value({"unattended": "true", **values}, "token"))
     try:
         request("DELETE", f"{access['url']}/runners/{kept['agentId']}", f"Bearer {access['token']}")
@@ -149,7 +184,7 @@ def _save(values: dict[str, str], url: str, service: str, added: dict) -> None:
     kept.update({"disableUpdate": True} if "disableupdate" in values else {})
     (ROOT / ".runner").write_text(json.dumps(kept, indent=2), encoding="utf-8-sig")
     _write_private(ROOT / ".credentials", {"scheme": "OAuth", "data": {"authorizationUrl": service}})
-    _write_private(ROOT / ".credentials_rsaparams", {"secret": added["secret"]})
+    _write_private(ROOT / ".credentials_rsaparams", {"d": added["secret"]})
 
 
 def _write_private(path: Path, document: dict) -> None:

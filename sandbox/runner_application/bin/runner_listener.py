@@ -79,6 +79,7 @@ def main(arguments: list[str]) -> int:
         elif command == "remove":
             runner_configure.remove(runner_configure.parse(rest, inputs), log)
         elif command == "run":
+            runner_configure.take_jit_config(rest, inputs)
             return Listener(log).run()
         else:
             raise TerminatedError(f"Unrecognized command-line input arguments: '{command}'.")
