@@ -557,9 +557,12 @@ class GithubRunnerCharm(ops.CharmBase):
     def _github(self, state: CharmState) -> "GithubClient":
         """One for the whole hook, and with it one connection."""
         if self._github_client is None:
+            from gh.auth import Pat
             from gh.client import GithubClient
 
-            self._github_client = GithubClient(state.github_url, state.token, ca_certificates=state.ca_certificates)
+            self._github_client = GithubClient(
+                state.github_url, Pat(state.token), ca_certificates=state.ca_certificates
+            )
         return self._github_client
 
     def _identity(self) -> Identity:

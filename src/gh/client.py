@@ -3,10 +3,8 @@
 https://docs.github.com/en/rest/actions/self-hosted-runners
 """
 
-import hashlib
 import logging
 import math
-import os
 import random
 import re
 import ssl
@@ -15,11 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
 import stamina
+from fastspec.oapi import SyncOpFunc
+from ghapi.core import GhSyncTransport, pspec
 
 import redaction
 from errors import (
@@ -30,17 +30,15 @@ from errors import (
     TemporaryGithubError,
     TokenError,
 )
-from gh import errors
-from gh.errors import NotVisibleError, StatusError, check_redirect, translated
+from gh import answers
+from gh.auth import Auth
+from gh.download import fetch
+from gh.errors import TIMEOUTS, NotVisibleError, StatusError, check_redirect, translated
 from models import Arch, GithubPath, GithubRepo, GithubRunner, RunnerApplication, WorkflowJob
 from system import within
 
-if TYPE_CHECKING:
-    from ghapi.core import GhSyncTransport
-
 logger = logging.getLogger(__name__)
 
-TIMEOUT = httpx2.Timeout(errors.TIMEOUT, connect=errors.CONNECT_TIMEOUT)
 CALL_DEADLINE = 45.0
 # A list of many pages and a download take their time even where all is well.
 LONG_DEADLINE = 600.0
@@ -49,9 +47,6 @@ PER_PAGE = 100
 MOST_PAGES = 1000
 # A run may have thousands of jobs, and a job may name any run.
 JOB_PAGES = 5
-DOWNLOAD_LIMIT = 1 << 30
-# Of one answer, in bytes: a page of 100 runners has some 100 KiB.
-ANSWER_LIMIT = 16 << 20
 
 Answer = TypeVar("Answer")
 
@@ -76,15 +71,14 @@ class GithubClient:
     def __init__(
         self,
         github_url: str,
-        token: str,
+        auth: Auth,
         *,
         ca_certificates: Sequence[str] = (),
         deadline: float = CALL_DEADLINE,
         long_deadline: float = LONG_DEADLINE,
     ) -> None:
         self._url = api_url(github_url)
-        self._token = token
-        redaction.note(token)
+        self._auth = auth
         self._ca_certificates = ca_certificates
         self._deadline = deadline
         self._long_deadline = long_deadline
@@ -102,7 +96,7 @@ class GithubClient:
         """The path's runners whose name is wanted; others are dropped page by page."""
         found: dict[int, GithubRunner] = {}
         for item in self._pages(self._operation("list_self_hosted_runners_for_{}", path), "runners", path.path):
-            runner = _read_runner(item)
+            runner = answers.runner(item)
             if wanted(runner.name):
                 found[runner.runner_id] = runner
         return list(found.values())
@@ -110,14 +104,14 @@ class GithubClient:
     def find_runner(self, path: GithubPath, name: str) -> GithubRunner | None:
         """One runner by its whole name."""
         answer = self._call(self._operation("list_self_hosted_runners_for_{}", path, name=name), path.path)
-        runners = map(_read_runner, _field(answer, "runners", list))
+        runners = map(answers.runner, answers.field(answer, "runners", list))
         return next((runner for runner in runners if runner.name == name), None)
 
     def runner(self, path: GithubPath, runner_id: int) -> GithubRunner | None:
         """One runner by its id; None only if GitHub confirms that it is gone (see ``_confirm_gone``)."""
         operation = self._operation("get_self_hosted_runner_for_{}", path, runner_id=runner_id)
         try:
-            return _read_runner(self._call(operation, path.path))
+            return answers.runner(self._call(operation, path.path))
         except NotVisibleError:
             self._confirm_gone(path)
             return None
@@ -132,12 +126,12 @@ class GithubClient:
         404 is also the answer for a path that the token cannot see, for example since a moment ago.
         """
         answer = self._call(self._operation("list_self_hosted_runners_for_{}", path), path.path, per_page=1)
-        _field(answer, "total_count", int)
+        answers.field(answer, "total_count", int)
 
     def registration_token(self, path: GithubPath) -> str:
         """A token with which runners can register for one hour."""
         answer = self._call(self._operation("create_registration_token_for_{}", path), path.path)
-        token: str = _field(answer, "token", str)
+        token: str = answers.field(answer, "token", str)
         redaction.note(token)
         return token
 
@@ -168,22 +162,8 @@ class GithubClient:
             raise
 
     def application(self, path: GithubPath, arch: Arch) -> RunnerApplication:
-        """The runner application that GitHub offers for Linux on an architecture."""
-        answer = self._call(self._operation("list_runner_applications_for_{}", path), path.path)
-        if not isinstance(answer, list):
-            raise GithubApiError("the list of runner binaries is not a list")
-        for item in answer:
-            if _field(item, "os", str) == "linux" and _field(item, "architecture", str) == arch.value:
-                checksum = item.get("sha256_checksum")
-                if not isinstance(checksum, str) or not re.fullmatch("[0-9a-fA-F]{64}", checksum):
-                    raise GithubApiError("the runner binary is offered without a SHA-256 checksum")
-                filename = _field(item, "filename", str)
-                # It becomes the name of a file beside others: no path, and none of their names.
-                if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.tar\.gz", filename):
-                    raise GithubApiError("the runner binary is offered with an invalid file name")
-                url, token = _field(item, "download_url", str), _download_token(item)
-                return RunnerApplication(url, filename, checksum.lower(), token)
-        raise GithubApiError(f"no runner binary is offered for linux {arch.value}")
+        """The runner binary that GitHub offers for Linux on an architecture."""
+        return answers.offer(self._call(self._operation("list_runner_applications_for_{}", path), path.path), arch)
 
     def is_deprecated(self, path: GithubPath, version: str) -> bool | None:
         """Whether GitHub refuses a version of the runner, at its registration or later.
@@ -198,7 +178,7 @@ class GithubClient:
         except NotVisibleError:
             return None
         now = datetime.now(timezone.utc)
-        times = (_time(answer, key) for key in ("registration_deprecates_at", "runtime_deprecates_at"))
+        times = (answers.time(answer, key) for key in ("registration_deprecates_at", "runtime_deprecates_at"))
         return any(time is not None and time <= now for time in times)
 
     def download(self, application: RunnerApplication, target: Path) -> None:
@@ -206,7 +186,7 @@ class GithubClient:
         end = time.monotonic() + self._long_deadline
         for attempt in _attempts(end):
             with attempt, translated(application.url, None):
-                _within(end, application.url, lambda: _fetch(application, target, end, self._trust))
+                _within(end, application.url, lambda: fetch(application, target, end, self._trust))
 
     def job(self, repository: str, run_id: str, runner_name: str, timeout: float = CALL_DEADLINE) -> WorkflowJob:
         """The job of a workflow run's latest attempt that a runner ran; JobNotFoundError if there is none.
@@ -222,7 +202,7 @@ class GithubClient:
         try:
             for item in self._pages(operation, "jobs", repository, JOB_PAGES, timeout):
                 if item.get("runner_name") == runner_name:
-                    return _read_job(item)
+                    return answers.job(item)
         except TokenError as error:
             raise JobNotFoundError(f"workflow run {run_id} of {repository} is not to be seen") from error
         raise JobNotFoundError(f"no job of workflow run {run_id} of {repository} was run by {runner_name}")
@@ -242,33 +222,31 @@ class GithubClient:
         return call
 
     def _function(self, name: str) -> Callable[..., Any]:
-        """ghapi's function for an operation; GhApi would make those of all 1,200, a quarter of a second each pass."""
-        from fastspec.oapi import SyncOpFunc  # a fifth of a second that a hook without GitHub need not pay
-        from ghapi.core import pspec
+        """The function of ghapi for one operation.
 
+        Made from ghapi's description of the operation (``pspec``), because ``GhApi(…)`` makes the functions of all
+        1,225 operations: 220 ms for each reconcile, instead of 0.5 ms for each operation.
+        """
         description = next(item for item in pspec.ops if (item.group, item.name) == ("actions", name))
         function: Callable[..., Any] = SyncOpFunc(description, self._connected(), self._url)
         return function
 
-    def _connected(self) -> "GhSyncTransport":
+    def _connected(self) -> GhSyncTransport:
         if self._transport is None:
-            from ghapi.core import GhSyncTransport
-
-            if not self._token:
-                raise TokenError("there is no GitHub token")
             headers = {
                 "Accept": "application/vnd.github+json",
                 # What is packed may unpack to any size.
                 "Accept-Encoding": "identity",
-                "Authorization": f"Bearer {self._token}",
             }
-            self._transport = GhSyncTransport(base_headers=headers)  # type: ignore[no-untyped-call]
-            # ghapi opens a connection per call and repeats failed ones by itself; here both are ours.
-            hooks = {"response": [self._note_quota, _limit, check_redirect]}
-            self._transport.client = httpx2.Client(
-                timeout=TIMEOUT, follow_redirects=True, event_hooks=hooks, verify=self._trust
+            # Without a client, ghapi opens a connection for each call. It repeats no call: ``_call`` does.
+            client = httpx2.Client(
+                auth=self._auth,
+                timeout=TIMEOUTS,
+                follow_redirects=True,
+                event_hooks={"response": [self._note_quota, answers.limit, check_redirect]},
+                verify=self._trust,
             )
-            self._transport.retries = 0
+            self._transport = GhSyncTransport(client=client, base_headers=headers, retries=0)  # type: ignore[no-untyped-call]
         return self._transport
 
     @cached_property
@@ -307,7 +285,7 @@ class GithubClient:
         seen, end = 0, time.monotonic() + min(timeout, self._long_deadline)
         for page in range(1, most + 1):
             answer = self._call(operation, path, end, per_page=PER_PAGE, page=page)
-            total, items = _field(answer, "total_count", int), _field(answer, key, list)
+            total, items = answers.field(answer, "total_count", int), answers.field(answer, key, list)
             if not all(isinstance(item, dict) for item in items):
                 raise GithubApiError(f"the list of {key} has an item that is not an object")
             yield from items
@@ -334,110 +312,3 @@ def _within(end: float, url: str, action: Callable[[], Answer]) -> Answer:
         return within(end, action)
     except TimeoutError:
         raise TemporaryGithubError(f"no answer from {urlsplit(url).hostname} in time") from None
-
-
-def _fetch(application: RunnerApplication, target: Path, end: float, trust: ssl.SSLContext) -> None:
-    """Download once; nothing is written after the end, when nobody waits for it any more."""
-    digest, size = hashlib.sha256(), 0
-    headers = {"Authorization": f"Bearer {application.token}"} if application.token else {}
-
-    def first_hop_only(request: httpx2.Request) -> None:
-        if request.url != httpx2.URL(application.url):
-            request.headers.pop("Authorization", None)
-
-    hooks = {"request": [first_hop_only]}
-    with (
-        httpx2.Client(timeout=TIMEOUT, follow_redirects=True, event_hooks=hooks, verify=trust) as client,
-        client.stream("GET", application.url, headers=headers) as answer,
-        target.open("wb") as file,
-    ):
-        answer.raise_for_status()
-        for chunk in answer.iter_bytes(1 << 16):
-            size += len(chunk)
-            if size > DOWNLOAD_LIMIT:
-                raise GithubApiError(f"{application.filename} is larger than {DOWNLOAD_LIMIT} bytes")
-            if time.monotonic() > end:
-                raise TemporaryGithubError(f"{application.filename} is not downloaded in time")
-            digest.update(chunk)
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    if digest.hexdigest() != application.sha256:
-        raise GithubApiError(f"the checksum of {application.filename} is wrong: the file is not used")
-
-
-class _Limited(httpx2.SyncByteStream):
-    """An answer's bytes, up to ANSWER_LIMIT."""
-
-    def __init__(self, stream: httpx2.SyncByteStream) -> None:
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[bytes]:
-        size = 0
-        for chunk in self._stream:
-            size += len(chunk)
-            if size > ANSWER_LIMIT:
-                raise GithubApiError(f"the answer is larger than {ANSWER_LIMIT} bytes")
-            yield chunk
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-def _limit(response: httpx2.Response) -> None:
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise GithubApiError("the answer is compressed, which was not asked for")
-    if isinstance(response.stream, httpx2.SyncByteStream):
-        response.stream = _Limited(response.stream)
-
-
-def _field(item: Any, name: str, kind: type) -> Any:
-    """A field of an answer; GithubApiError if the answer is not an object or the field not of that kind."""
-    value = item.get(name) if isinstance(item, dict) else None
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise GithubApiError(f"the answer has no valid {name}")
-    return value
-
-
-def _time(item: Any, name: str) -> datetime | None:
-    """A time of an answer, which may be missing or null."""
-    text = item.get(name) if isinstance(item, dict) else ""
-    if text is None:
-        return None
-    try:
-        return datetime.fromisoformat(str(text).replace("Z", "+00:00")).astimezone(timezone.utc)
-    except (ValueError, OverflowError) as error:
-        raise GithubApiError(f"the answer has no valid {name}") from error
-
-
-def _download_token(item: dict[str, Any]) -> str | None:
-    token = item.get("temp_download_token")
-    if not token:
-        return None
-    if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]{1,16384}", token):
-        raise GithubApiError("the runner binary is offered with an invalid download token")
-    redaction.note(token)
-    return token
-
-
-def _read_runner(item: Any) -> GithubRunner:
-    return GithubRunner(
-        runner_id=_field(item, "id", int),
-        name=_field(item, "name", str),
-        online=_field(item, "status", str) == "online",
-        busy=_field(item, "busy", bool),
-    )
-
-
-def _read_job(item: Any) -> WorkflowJob:
-    conclusion = item.get("conclusion")
-    if conclusion is not None and not (isinstance(conclusion, str) and re.fullmatch("[a-z_]{1,64}", conclusion)):
-        raise GithubApiError("the answer has no valid conclusion")
-    try:
-        created, started = (
-            datetime.fromisoformat(_field(item, key, str).replace("Z", "+00:00"))
-            for key in ("created_at", "started_at")
-        )
-        return WorkflowJob(created.astimezone(timezone.utc), started.astimezone(timezone.utc), conclusion)
-    except (ValueError, OverflowError) as error:
-        raise GithubApiError("the answer has no valid time of a job") from error

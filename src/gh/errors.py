@@ -16,7 +16,9 @@ import httpx2
 from errors import GithubApiError, GithubClientError, RateLimitError, TemporaryGithubError, TokenError
 from redaction import redact
 
+# In seconds.
 CONNECT_TIMEOUT, TIMEOUT = 5, 15
+TIMEOUTS = httpx2.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT)
 # Of GitHub's own message and of a text with a URL, in characters: what a status has room for.
 MESSAGE_LIMIT = 200
 LIMIT_WORDS = re.compile("rate limit|abuse|secondary", re.IGNORECASE)

@@ -13,6 +13,7 @@ import provision
 import runner_manager
 import shared_fs
 from errors import CreateMetricsStorageError
+from gh.auth import Pat
 from gh.client import JOB_PAGES, GithubClient
 from metrics.storage import MetricsStorage
 from models import GithubOrg, GithubPath, GithubRepo
@@ -40,7 +41,7 @@ class Unit:
         (folder / "fs").mkdir()
         self.lxd, self.storages = FakeLxd(), FakeStorages(folder / "fs")
         self.control = GitHubControl(hub.url)
-        self.client = GithubClient(hub.url, TOKEN)
+        self.client = GithubClient(hub.url, Pat(TOKEN))
         self.state = state(github_url=hub.url, path=path, issue_metrics=True)
         self.application = folder / "actions-runner-linux-x64-2.320.0.tar.gz"
         self.application.write_bytes(b"tarball")

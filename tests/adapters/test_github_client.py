@@ -1,4 +1,4 @@
-"""Spec 4, GitHub API: the client against the stand-in, over real HTTP."""
+"""The client of GitHub's API against the stand-in, over real HTTP."""
 
 import hashlib
 import json
@@ -24,6 +24,7 @@ from errors import (
     TemporaryGithubError,
     TokenError,
 )
+from gh.auth import Pat
 from gh.client import GithubClient, api_url
 from gh.errors import translated
 from models import Arch, GithubOrg, GithubRepo, RunnerApplication
@@ -50,7 +51,7 @@ def control(hub: github.GitHub) -> GitHubControl:
 
 @pytest.fixture
 def client(hub: github.GitHub) -> Iterator[GithubClient]:
-    made = GithubClient(hub.url, TOKEN, deadline=3)
+    made = GithubClient(hub.url, Pat(TOKEN), deadline=3)
     yield made
     made.close()
 
@@ -534,7 +535,7 @@ def test_unknown_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     message = r"the host name of github\.example cannot be resolved \(Name or service not known\)"
     with pytest.raises(TemporaryGithubError, match=message):
-        GithubClient("https://github.example", TOKEN, deadline=1).registration_token(REPO)
+        GithubClient("https://github.example", Pat(TOKEN), deadline=1).registration_token(REPO)
 
 
 def closed_port() -> int:
@@ -548,7 +549,7 @@ def test_closed_port_is_named() -> None:
     """Where nothing listens, the error has host and port."""
     port = closed_port()
     with pytest.raises(TemporaryGithubError, match=f"127.0.0.1:{port} refuses the connection"):
-        GithubClient(f"http://127.0.0.1:{port}", TOKEN, deadline=1).registration_token(REPO)
+        GithubClient(f"http://127.0.0.1:{port}", Pat(TOKEN), deadline=1).registration_token(REPO)
 
 
 def test_closed_port_of_a_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -557,13 +558,13 @@ def test_closed_port_of_a_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("http_proxy", f"http://user:secret@127.0.0.1:{port}")
     monkeypatch.setenv("no_proxy", "")
     with pytest.raises(TemporaryGithubError, match=f"^the proxy 127.0.0.1:{port} refuses the connection"):
-        GithubClient("http://github.example", TOKEN, deadline=1).registration_token(REPO)
+        GithubClient("http://github.example", Pat(TOKEN), deadline=1).registration_token(REPO)
 
 
 def test_certificate_of_an_unknown_authority_is_named() -> None:
     """A certificate that no known authority has signed is the cause, and the error names the remedy."""
     with github.serve("127.0.0.1", 0, [TOKEN], [REPO.path], tls=True) as served:
-        client = GithubClient(served.url, TOKEN, deadline=5)
+        client = GithubClient(served.url, Pat(TOKEN), deadline=5)
         message = r"the certificate of 127\.0\.0\.1 is not trusted \(.*issuer.*\); set ca-certificates"
         with pytest.raises(GithubApiError, match=message):
             client.registration_token(REPO)
@@ -575,7 +576,7 @@ def test_certificates_of_the_option_are_trusted(tmp_path: Path) -> None:
     """With the authority's certificate the API and the download work, beside any other authority of the option."""
     other = tls.make("localhost").pem
     with github.serve("127.0.0.1", 0, [TOKEN], [REPO.path], tls=True) as served:
-        client = GithubClient(served.url, TOKEN, ca_certificates=(other, str(served.ca)), deadline=5)
+        client = GithubClient(served.url, Pat(TOKEN), ca_certificates=(other, str(served.ca)), deadline=5)
         offered = client.application(REPO, Arch.X64)
         client.download(offered, tmp_path / "tarball")
         client.close()
@@ -585,8 +586,8 @@ def test_certificates_of_the_option_are_trusted(tmp_path: Path) -> None:
 
 def test_usual_authorities_stay_trusted() -> None:
     """The option adds to the machine's authorities and replaces none."""
-    plain = GithubClient("https://github.example", TOKEN)._trust.cert_store_stats()["x509"]
-    more = GithubClient("https://github.example", TOKEN, ca_certificates=(tls.make("localhost").pem,))
+    plain = GithubClient("https://github.example", Pat(TOKEN))._trust.cert_store_stats()["x509"]
+    more = GithubClient("https://github.example", Pat(TOKEN), ca_certificates=(tls.make("localhost").pem,))
     assert more._trust.cert_store_stats()["x509"] == plain + 1
 
 
@@ -621,7 +622,7 @@ def test_list_without_an_end_is_an_error(client: GithubClient, control: GitHubCo
 def test_no_token_is_a_token_error_without_a_request(hub: github.GitHub, control: GitHubControl) -> None:
     """A unit that is cleared with invalid options asks nobody."""
     with pytest.raises(TokenError):
-        GithubClient(hub.url, "").list_runners(REPO, everything)
+        GithubClient(hub.url, Pat("")).list_runners(REPO, everything)
     assert control.requests() == []
 
 

@@ -33,7 +33,9 @@ from errors import (
     TemporaryGithubError,
     TokenError,
 )
-from gh.client import ANSWER_LIMIT, ATTEMPTS, PER_PAGE, GithubClient
+from gh.answers import ANSWER_LIMIT
+from gh.auth import Pat
+from gh.client import ATTEMPTS, PER_PAGE, GithubClient
 from models import Arch, GithubOrg, GithubPath, GithubRepo, Identity, RunnerApplication
 from report import Report
 from runner import RunnerManagerClients
@@ -258,7 +260,7 @@ def deadline(fault: str) -> float:
 @pytest.fixture(scope="module")
 def clients(hub: github.GitHub) -> Iterator[dict[float, GithubClient]]:
     """A connected client for each deadline."""
-    found = {limit: GithubClient(hub.url, TOKEN, deadline=limit, long_deadline=limit) for limit in LIMITS}
+    found = {limit: GithubClient(hub.url, Pat(TOKEN), deadline=limit, long_deadline=limit) for limit in LIMITS}
     for client in found.values():
         client.registration_token(DEMO)
     yield found
@@ -371,7 +373,7 @@ def test_resolver_that_hangs_holds_no_call(monkeypatch: pytest.MonkeyPatch) -> N
     """The deadline is for all of a call, with what no time-out of a connection sees."""
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait())
-    client = GithubClient("http://github.example", TOKEN, deadline=0.2)
+    client = GithubClient("http://github.example", Pat(TOKEN), deadline=0.2)
 
     with pytest.raises(TemporaryGithubError):
         client.registration_token(DEMO)
@@ -384,7 +386,7 @@ def test_list_of_slow_pages_ends_in_time(hub: github.GitHub, control: GitHubCont
     control.add_repository("octo-org/slow")
     body = '{"total_count": 1000000, "runners": [{"id": 1, "name": "x", "status": "offline", "busy": false}]}'
     control.add_fault(path="octo-org/slow/", status=200, delay=0.2, body=body)
-    client = GithubClient(hub.url, TOKEN, long_deadline=1)
+    client = GithubClient(hub.url, Pat(TOKEN), long_deadline=1)
     client.registration_token(DEMO)
 
     started = time.monotonic()

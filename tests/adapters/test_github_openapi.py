@@ -11,6 +11,7 @@ from typing import Any
 import jwt
 import pytest
 
+from gh.auth import Pat
 from gh.client import GithubClient
 from models import Arch, GithubOrg, GithubRepo
 from sandbox import github
@@ -272,7 +273,7 @@ def test_requests_of_the_charm_are_as_described(
 ) -> None:
     """Each request that the client can send is in the description, with its parameters."""
     control.clear_requests()
-    client = GithubClient(hub.url, TOKEN, deadline=5)
+    client = GithubClient(hub.url, Pat(TOKEN), deadline=5)
     found = client.list_runners(path, lambda name: name == "idle")[0]
     client.find_runner(path, "idle")
     client.registration_token(path)

@@ -11,6 +11,7 @@ from typing import Any
 import metrics.events
 import metrics.storage
 import provision
+from gh.auth import Pat
 from gh.client import GithubClient
 from metrics.runner import extract, issue_events
 from models import GithubOrg
@@ -127,7 +128,7 @@ def listing(repeat: int) -> None:
     with github.serve("127.0.0.1", 0, ["ghp_bench"], [], ["octo-org"]) as hub:
         control = GitHubControl(hub.url)
         control.add_runner("octo-org", "other", count=10000, status="online")
-        client = GithubClient(hub.url, "ghp_bench")
+        client = GithubClient(hub.url, Pat("ghp_bench"))
         path = GithubOrg("octo-org")
         client.list_runners(path, IDENTITY.owns)
         seconds, tops, asked = [], [], 0

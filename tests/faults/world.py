@@ -15,6 +15,7 @@ import metrics.storage
 import provision
 from engine.instance import Execution
 from errors import GithubApiError, JobNotFoundError, RunnerBusyError, TemporaryGithubError
+from gh.auth import Pat
 from gh.client import GithubClient
 from models import POST_JOB_METRICS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, GithubPath, GithubRunner, WorkflowJob
 from tests.support.fakes import IDENTITY, FakeInstance, FakeLxd
@@ -156,7 +157,7 @@ class Client(GithubClient):
     """GitHub's real client as far as lists go, on pages that are made here."""
 
     def __init__(self, hub: "Organisation") -> None:
-        super().__init__("https://github.example", "secret")
+        super().__init__("https://github.example", Pat("secret"))
         self._hub = hub
 
     def _call(self, operation: Callable[..., Any], path: str, end: float = 0, **parameters: Any) -> Any:

@@ -1,0 +1,53 @@
+"""How requests to GitHub's API are authorized."""
+
+from collections.abc import Generator
+
+import httpx2
+
+import redaction
+from errors import TokenError
+
+TokenFlow = Generator[httpx2.Request, httpx2.Response, str]
+
+
+class Auth(httpx2.Auth):
+    """Sends a token with each request. If GitHub answers 401, the token is renewed once and the request repeated."""
+
+    def token(self, request: httpx2.Request) -> TokenFlow:
+        """The token for a request. Requests that are needed to get it are yielded, and sent over the same connection.
+
+        https://www.python-httpx.org/advanced/authentication/#custom-authentication-schemes
+        """
+        raise NotImplementedError
+
+    def discard(self, token: str) -> bool:
+        """Do not use this token again, because GitHub has refused it; returns whether there can be another one."""
+        raise NotImplementedError
+
+    def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
+        """Called by httpx2 for each request."""
+        token = yield from self.token(request)
+        request.headers["Authorization"] = f"Bearer {token}"
+        response = yield request
+        if response.status_code == 401 and self.discard(token):
+            request.headers["Authorization"] = f"Bearer {yield from self.token(request)}"
+            yield request
+
+
+class Pat(Auth):
+    """A personal access token, which the operator has made."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+        redaction.note(token)
+
+    def token(self, _: httpx2.Request) -> TokenFlow:
+        """The token of the options, which needs no request."""
+        if not self._token:
+            raise TokenError("there is no GitHub token")
+        yield from ()
+        return self._token
+
+    def discard(self, _: str) -> bool:
+        """Only the operator can give another one."""
+        return False

@@ -1,0 +1,65 @@
+"""How requests to GitHub are authorized."""
+
+from collections.abc import Callable
+
+import httpx2
+import pytest
+
+from errors import TokenError
+from gh.auth import Auth, Pat, TokenFlow
+
+URL = "https://api.github.example/repos/octo-org/demo/actions/runners"
+
+
+class Renewable(Auth):
+    """A token that is another one after each refusal, up to a number of tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        self.refused: list[str] = []
+        self._tokens = tokens
+
+    def token(self, request: httpx2.Request) -> TokenFlow:
+        yield from ()
+        return f"token-{len(self.refused) + 1}"
+
+    def discard(self, token: str) -> bool:
+        self.refused.append(token)
+        return len(self.refused) < self._tokens
+
+
+def sent(auth: Auth, answer: Callable[[str], int]) -> tuple[list[str], int]:
+    """The authorizations of the requests that one call makes, and the status that it ends with."""
+    seen: list[str] = []
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request.headers["Authorization"])
+        return httpx2.Response(answer(seen[-1]))
+
+    with httpx2.Client(auth=auth, transport=httpx2.MockTransport(handle)) as client:
+        return seen, client.post(URL).status_code
+
+
+@pytest.mark.parametrize("status", [200, 403, 404, 500])
+def test_only_401_renews_a_token(status: int) -> None:
+    """Any other answer is the answer, whatever it says about permissions."""
+    assert sent(Renewable(9), lambda _: status) == (["Bearer token-1"], status)
+
+
+def test_a_refused_token_is_renewed_once() -> None:
+    """The request is repeated with the new token, and not a third time."""
+    assert sent(Renewable(9), lambda token: 401 if token == "Bearer token-1" else 201) == (
+        ["Bearer token-1", "Bearer token-2"],
+        201,
+    )
+    assert sent(Renewable(9), lambda _: 401) == (["Bearer token-1", "Bearer token-2"], 401)
+
+
+def test_a_personal_access_token_is_not_renewed() -> None:
+    """Only the operator can give another one: the refusal is the answer."""
+    assert sent(Pat("ghp_secret"), lambda _: 401) == (["Bearer ghp_secret"], 401)
+
+
+def test_without_a_token_nothing_is_sent() -> None:
+    """A unit that is cleared although its options are not valid makes no request."""
+    with pytest.raises(TokenError):
+        sent(Pat(""), lambda _: 200)
