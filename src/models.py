@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -212,6 +213,43 @@ class RepoPolicy:
     def __post_init__(self) -> None:
         """Mask the token."""
         redaction.note(self.token)
+
+
+@dataclass(frozen=True)
+class AppCredentials:
+    """A GitHub App: its client id or number, and one of its private keys in PEM form.
+
+    Without ``installation_id`` the installation is looked for by the path.
+    """
+
+    app_id: str
+    private_key: str = field(repr=False)
+    installation_id: int | None = None
+
+    def __post_init__(self) -> None:
+        """Mask the key, also if a text has only a line of it."""
+        lines = self.private_key.splitlines()
+        redaction.note(self.private_key, *(line for line in lines if not line.startswith("-----")))
+
+
+class RegistrationMethod(str, Enum):
+    """How runners register: just in time where the server has that, always, or with a registration token."""
+
+    AUTO = "auto"
+    JIT = "jit"
+    TOKEN = "token"  # noqa: S105  # nosec B105
+
+
+@dataclass(frozen=True)
+class RegistrationData:
+    """What registers one runner: a token for ``config.sh``, or the texts of the files that it would write, by name.
+
+    ``runner_id`` is None where GitHub gives it only in the instance.
+    """
+
+    token: str = field(default="", repr=False)
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
+    runner_id: int | None = None
 
 
 @dataclass(frozen=True)

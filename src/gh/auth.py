@@ -1,6 +1,6 @@
 """How requests to GitHub's API are authorized."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import httpx2
 
@@ -23,6 +23,10 @@ class Auth(httpx2.Auth):
     def discard(self, token: str) -> bool:
         """Do not use this token again, because GitHub has refused it; returns whether there can be another one."""
         raise NotImplementedError
+
+    def revocations(self) -> Iterator[httpx2.Request]:
+        """Requests that end the tokens which were obtained. Those that the operator gave are left alone."""
+        return iter(())
 
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
         """Called by httpx2 for each request."""

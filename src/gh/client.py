@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ import redaction
 from errors import (
     ConfigurationError,
     GithubApiError,
+    GithubClientError,
     JobNotFoundError,
     RunnerBusyError,
     TemporaryGithubError,
@@ -34,7 +35,7 @@ from gh import answers
 from gh.auth import Auth
 from gh.download import fetch
 from gh.errors import TIMEOUTS, NotVisibleError, StatusError, check_redirect, translated
-from models import Arch, GithubPath, GithubRepo, GithubRunner, RunnerApplication, WorkflowJob
+from models import Arch, GithubOrg, GithubPath, GithubRepo, GithubRunner, RunnerApplication, WorkflowJob
 from system import within
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,10 @@ PER_PAGE = 100
 MOST_PAGES = 1000
 # A run may have thousands of jobs, and a job may name any run.
 JOB_PAGES = 5
+# The group that every organisation and repository has.
+DEFAULT_GROUP = 1
+# Of the Enterprise Server that has just-in-time configurations first.
+JIT_VERSION = (3, 10)
 
 Answer = TypeVar("Answer")
 
@@ -55,11 +60,15 @@ def api_url(github_url: str) -> str:
     """The API's base for a GitHub (https://docs.github.com/en/rest/using-the-rest-api/getting-started-with-the-rest-api)."""
     parts = urlsplit(github_url)
     host = (parts.hostname or "").lower()
-    if host == "github.com":
-        return "https://api.github.com"
-    if host.endswith(".ghe.com"):
-        return f"https://api.{host}"
-    return f"{github_url.rstrip('/')}/api/v3"
+    if is_enterprise_server(github_url):
+        return f"{github_url.rstrip('/')}/api/v3"
+    return f"https://api.{host}"
+
+
+def is_enterprise_server(github_url: str) -> bool:
+    """Whether it is a server of somebody's own, and neither github.com nor SUB.ghe.com."""
+    host = (urlsplit(github_url).hostname or "").lower()
+    return host != "github.com" and not host.endswith(".ghe.com")
 
 
 class GithubClient:
@@ -78,6 +87,7 @@ class GithubClient:
         long_deadline: float = LONG_DEADLINE,
     ) -> None:
         self._url = api_url(github_url)
+        self._is_enterprise_server = is_enterprise_server(github_url)
         self._auth = auth
         self._ca_certificates = ca_certificates
         self._deadline = deadline
@@ -85,12 +95,23 @@ class GithubClient:
         self._transport: GhSyncTransport | None = None
         self.quota_left: int | None = None
         """What the last answer said is left of the token's requests."""
+        self.server_version: str | None = None
+        """The version that an Enterprise Server names in its answers."""
 
     def close(self) -> None:
         """Give the connection back."""
         if self._transport is not None:
             self._transport.close()
             self._transport = None
+
+    def revoke(self) -> None:
+        """End the tokens that were obtained, when the unit goes. One that cannot be ended now is good for an hour."""
+        for request in self._auth.revocations():
+            send = partial(self._connected().client.send, request, auth=None)
+            try:
+                _within(time.monotonic() + self._deadline, self._url, send)
+            except (GithubClientError, httpx2.HTTPError) as error:
+                logger.warning("A token of the GitHub App is not revoked: %s", type(error).__name__)
 
     def list_runners(self, path: GithubPath, wanted: Callable[[str], bool]) -> list[GithubRunner]:
         """The path's runners whose name is wanted; others are dropped page by page."""
@@ -135,19 +156,49 @@ class GithubClient:
         redaction.note(token)
         return token
 
+    def has_jit(self, path: GithubPath) -> bool:
+        """Whether the server knows just-in-time configurations."""
+        if not self._is_enterprise_server:
+            return True
+        if self.server_version is None:
+            self._confirm_gone(path)  # any answer has the version
+        found = re.search("([0-9]{1,4})[.]([0-9]{1,4})", self.server_version or "")
+        return found is not None and (int(found[1]), int(found[2])) >= JIT_VERSION
+
+    def generate_jit_config(
+        self, path: GithubPath, name: str, group: int, labels: Sequence[str]
+    ) -> tuple[GithubRunner, str]:
+        """Register a runner; the record, and the configuration that its agent starts with (base64).
+
+        StatusError with 409 if the name is taken.
+        """
+        operation = self._operation("generate_runner_jitconfig_for_{}", path)
+        answer = self._call(operation, path.path, name=name, runner_group_id=group, labels=list(labels))
+        encoded: str = answers.field(answer, "encoded_jit_config", str)
+        return answers.runner(answers.field(answer, "runner", dict)), encoded
+
+    def group_id(self, path: GithubPath) -> int:
+        """The number of a path's runner group; ConfigurationError if GitHub shows no group of that name."""
+        if isinstance(path, GithubRepo) or path.group.lower() == "default":
+            return DEFAULT_GROUP
+        found = self._groups(path)
+        if path.group.lower() not in found:
+            raise ConfigurationError(f"group: {path.path} has no runner group {path.group!r} that GitHub shows")
+        return found[path.group.lower()]
+
+    def _groups(self, path: GithubOrg) -> dict[str, int]:
+        """The numbers of an organisation's runner groups by name in lower case, as names are compared."""
+        operation = self._operation("list_self_hosted_runner_groups_for_org", path)
+        groups = self._pages(operation, "runner_groups", path.path)
+        return {answers.field(item, "name", str).lower(): answers.field(item, "id", int) for item in groups}
+
     def check_group(self, path: GithubPath) -> None:
         """ConfigurationError if an organisation lacks the runner group; nothing where GitHub does not show groups."""
-        if isinstance(path, GithubRepo) or path.group.lower() == "default":
-            return
-        operation = self._operation("list_self_hosted_runner_groups_for_org", path)
         try:
-            found = {str(item.get("name")).lower() for item in self._pages(operation, "runner_groups", path.path)}
+            self.group_id(path)
         except TokenError as error:
             # A plan without groups, or a token that may register runners and not list groups: config.sh decides.
             logger.info("The runner groups of %s cannot be listed: %s", path.path, error)
-            return
-        if path.group.lower() not in found:
-            raise ConfigurationError(f"group: {path.path} has no runner group {path.group!r} that GitHub shows")
 
     def delete_runner(self, path: GithubPath, runner_id: int) -> None:
         """Deregister; a runner that is confirmed to be gone counts as done. RunnerBusyError while it runs a job."""
@@ -243,7 +294,7 @@ class GithubClient:
                 auth=self._auth,
                 timeout=TIMEOUTS,
                 follow_redirects=True,
-                event_hooks={"response": [self._note_quota, answers.limit, check_redirect]},
+                event_hooks={"response": [self._note_headers, answers.limit, check_redirect]},
                 verify=self._trust,
             )
             self._transport = GhSyncTransport(client=client, base_headers=headers, retries=0)  # type: ignore[no-untyped-call]
@@ -257,7 +308,9 @@ class GithubClient:
             context.load_verify_locations(cadata="".join(self._ca_certificates))
         return context
 
-    def _note_quota(self, response: httpx2.Response) -> None:
+    def _note_headers(self, response: httpx2.Response) -> None:
+        version = response.headers.get("x-github-enterprise-version", "")
+        self.server_version = version if re.fullmatch("[ -~]{1,40}", version) else self.server_version
         left = response.headers.get("x-ratelimit-remaining", "")
         self.quota_left = int(left) if re.fullmatch("[0-9]{1,9}", left) else self.quota_left
 

@@ -99,18 +99,24 @@ def status_error(response: httpx2.Response, path: str | None) -> GithubClientErr
     if status == 429 or (status == 403 and _is_limit(response, message)):
         reset = _reset(response)
         return RateLimitError(f"rate limit reached until {reset:%H:%M:%S} UTC", reset)
-    detail = f": {message}" if message else ""
+    said = detail(response)
     if status >= 500:
-        return TemporaryGithubError(f"server error (HTTP {status}){detail}")
+        return TemporaryGithubError(f"server error (HTTP {status}){said}")
     if path is None:
         return StatusError(f"the runner binary cannot be downloaded (HTTP {status})", status)
     if status == 401:
-        return TokenError(f"the GitHub token is invalid or expired (HTTP 401){detail}")
+        return TokenError(f"the GitHub token is invalid or expired (HTTP 401){said}")
     if status == 403:
         return _denied(response, path, message)
     if status == 404:
-        return NotVisibleError(path, detail)
-    return StatusError(f"request refused (HTTP {status}){detail}", status)
+        return NotVisibleError(path, said)
+    return StatusError(f"request refused (HTTP {status}){said}", status)
+
+
+def detail(response: httpx2.Response) -> str:
+    """GitHub's message as the end of an error's text; empty if it only names the status."""
+    message = _message(response)
+    return f": {message}" if message else ""
 
 
 def _message(response: httpx2.Response) -> str:
@@ -122,11 +128,16 @@ def _message(response: httpx2.Response) -> str:
     text = body.get("message") if isinstance(body, dict) else None
     if not isinstance(text, str):
         return ""
-    line = " ".join("".join(char if char.isprintable() else " " for char in redact(text)).split())
+    line = _line(text)
     with suppress(ValueError):
         if line.rstrip(".") == http.HTTPStatus(response.status_code).phrase:
             return ""
     return line[:MESSAGE_LIMIT]
+
+
+def _line(text: str) -> str:
+    """Text of a server on one printable line without secrets."""
+    return " ".join("".join(char if char.isprintable() else " " for char in redact(text)).split())
 
 
 def _is_limit(response: httpx2.Response, message: str) -> bool:
@@ -140,7 +151,10 @@ def _denied(response: httpx2.Response, path: str, message: str) -> TokenError:
     sso = re.search(r"url=(https?://[!-~]+)", response.headers.get("x-github-sso", ""))
     if sso is None:
         reason = message or "the token lacks permission"
-        return TokenError(f"no access to the runners of {path} (HTTP 403): {reason}")
+        # https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api
+        needed = _line(response.headers.get("x-accepted-github-permissions", ""))[: MESSAGE_LIMIT // 2]
+        needs = f"; the request needs {needed}" if needed else ""
+        return TokenError(f"no access to the runners of {path} (HTTP 403): {reason}{needs}")
     text = f"authorize the token for single sign-on: {sso[1]} (HTTP 403)"
     room = MESSAGE_LIMIT - len(text) - 2
     return TokenError(f"{text}: {message[:room]}" if message and room > 0 else text)
