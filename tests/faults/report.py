@@ -31,6 +31,11 @@ ABOUT = {
         "all of it. An attack has held if what the row says was seen, and an ordinary job and all runners followed. "
         "Times that would take hours are set forward.",
     ),
+    "vm-long": (
+        "Virtual machines at length",
+        "The last result of each test of `make vm-long` on two cores, which starts real virtual machines in software "
+        "emulation; see [Virtual machines](virtual-machines.md).",
+    ),
     "soak": (
         "A month in simulation",
         "The real reconciles over a simulated LXD and GitHub: jobs, crashes, reboots, outages and changed options at "
@@ -54,9 +59,9 @@ ABOUT = {
 }
 HEAD = """# Reliability in figures
 
-What `make faults` measured, at length; a sample of each is part of `make test`. The promises behind them are in
-[SECURITY.md](../../SECURITY.md), what an operator sees of each failure in [Failures](failures.md). This page is written
-by the run, as are the [figures in JSON](reliability.json).
+What `make faults` and `make vm-long` measured, at length; a sample is part of `make test` and `make vm`. The promises
+behind them are in [SECURITY.md](../../SECURITY.md), what an operator sees of each failure in [Failures](failures.md).
+This page is written by the run, as are the [figures in JSON](reliability.json).
 """
 
 
@@ -71,8 +76,8 @@ def _section(title: str, about: str, figures: dict[str, object]) -> str:
         for name, value in figures.items()
         if name not in ("date", "minutes")
     )
-    taken = f"Taken on {figures['date']} in {figures['minutes']} minutes on two cores."
-    words = textwrap.fill(f"{about} {taken}", 120, break_on_hyphens=False)
+    taken = f" Taken on {figures['date']} in {figures['minutes']} minutes on two cores." if "date" in figures else ""
+    words = textwrap.fill(f"{about}{taken}", 120, break_on_hyphens=False)
     return f"## {title}\n\n{words}\n\n| figure | value |\n| --- | ---: |\n{rows}\n"
 
 
@@ -83,9 +88,15 @@ def _words(value: object) -> str:
 
 
 def write(name: str, figures: dict[str, object], folder: Path) -> None:
-    """Keep the figures of a run, in JSON and on the page."""
+    """Keep the figures of a run, in JSON and on the page, in the place of those of the run before."""
     source = folder / "reliability.json"
     known = json.loads(source.read_text()) if source.exists() else {}
     known[name] = figures
     source.write_text(json.dumps(known, indent=2) + "\n")
     (folder / "reliability.md").write_text(page(known))
+
+
+def update(name: str, figures: dict[str, object], folder: Path) -> None:
+    """Keep some figures of a run; its others stay."""
+    known = json.loads((folder / "reliability.json").read_text())
+    write(name, {**known.get(name, {}), **figures}, folder)

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,33 @@ from sandbox.lab import lxd_setup
 from sandbox.lab.machine import Machine
 from sandbox.lab.pack import pack
 from sandbox.vm import template
+from tests.faults import report as reliability
 from tests.support.deployment import PAT, REPOSITORY, ROOT, Deployment, wait_for
 
 __all__ = ["REPOSITORY", "VmDeployment", "wait_for"]
 
-# The modules share one unit: its life first, its removal at the end.
-ORDER = ("life", "isolation", "defects", "faults", "long", "removal")
+# The modules share one unit: its life first, its removal at the end. A runner takes a minute, so each
+# module begins with as many as the one before leaves.
+ORDER = ("life", "isolation", "faults", "defects", "long", "removal")
+# The section of docs/reference/reliability.md with the results of the tests that are marked `long`.
+LONG = "vm-long"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the modules of this folder in the order of the unit's life."""
+    """Run the modules of this folder in the order of the unit's life, and give the long tests a row on the page."""
     here = Path(__file__).parent
     items.sort(key=lambda item: ORDER.index(item.path.stem[5:]) if item.path.parent == here else -1)
+    for item in items:
+        if isinstance(item, pytest.Function) and item.path.parent == here and item.get_closest_marker("long"):
+            item.user_properties.append((LONG, str(item.obj.__doc__).partition("\n")[0].rstrip(".")))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep the last result of each long test on the page of reliability, whichever of them are run."""
+    rule = dict(report.user_properties).get(LONG)
+    if rule and (report.when == "call" or report.failed):
+        result = f"{report.outcome} ({report.duration / 60:.1f} minutes, {time.strftime('%Y-%m-%d')})"
+        reliability.update(LONG, {str(rule): result}, ROOT / "docs" / "reference")
 
 
 class VmDeployment(Deployment):
