@@ -6,10 +6,20 @@ from tests.vm.conftest import VmDeployment, wait_for
 
 GIB = 1 << 30
 SHARE = "/home/ubuntu/runner-fs"
+# Extended attributes: a capability (cap_setuid) that takes effect when the program starts, and one of each other kind.
+SET_ATTRIBUTES = """
+import contextlib, os, struct
+capability = struct.pack("<5I", 0x02000001, 1 << 7, 0, 0, 0)
+for name, value in ("security.capability", capability), ("trusted.test", b"x"), ("user.test", b"x" * 3000):
+    with contextlib.suppress(OSError):
+        os.setxattr("/metrics-exchange/program", name, value)
+"""
 # What root of a virtual machine can leave in its metrics storage.
-ATTACK = """
+ATTACK = f"""
+SET_ATTRIBUTES='{SET_ATTRIBUTES}'
 mknod -m 666 /metrics-exchange/node c 1 5
 install -m 4755 /usr/bin/id /metrics-exchange/program
+python3 -c "$SET_ATTRIBUTES"
 ln -s /etc/hostname /metrics-exchange/link
 ln /metrics-exchange/program /metrics-exchange/hard
 head -c 4M /dev/zero > /metrics-exchange/fill
@@ -35,7 +45,10 @@ def test_a_runner_is_what_was_asked_for(unit: VmDeployment) -> None:
 
 
 def test_what_root_leaves_in_the_storage_is_of_no_use(unit: VmDeployment) -> None:
-    """Device nodes, setuid programs and links of a virtual machine's root are on the host, and dead there."""
+    """Device nodes, setuid programs and links of a virtual machine's root are on the host, and dead there.
+
+    Extended attributes, such as capabilities, do not reach it at all.
+    """
     [name] = unit.keep(1)
     folder = f"{SHARE}/{name}"
     unit.inside(name, ATTACK)
@@ -44,6 +57,8 @@ def test_what_root_leaves_in_the_storage_is_of_no_use(unit: VmDeployment) -> Non
         failed = unit.machine.exec("sh", "-c", f"{command} 2>&1; echo code $?")
         assert "code 0" not in failed
         assert "ermission denied" in failed or "symbolic links" in failed
+    listed = "import os, sys; print([os.listxattr(path) for path in sys.argv[1:]])"
+    assert unit.machine.exec("python3", "-c", listed, folder, f"{folder}/program", f"{folder}/hard") == "[[], [], []]\n"
     assert int(unit.machine.exec("df", "--block-size=1", "--output=used", folder).split()[-1]) < 1 << 20
 
 
