@@ -1,7 +1,7 @@
 """The hook tools: one program under all of Juju's names, on the PATH of hooks, actions and juju-exec commands.
 
-As in Juju, what describes the unit (status, logs, the workload's version) is done at once, and what others read
-(relation data, secrets, the charm's stored state, ports) waits in the hook's context until the hook has succeeded.
+They are those that this charm, ops and the tests call. As in Juju, what describes the unit (status, logs, the
+workload's version) is done at once; relation data waits in the hook's context until the hook has succeeded.
 """
 
 # Files are opened the short way: pathlib alone would take a third of a tool's time.
@@ -267,12 +267,6 @@ def _pairs(words):
     return dict(word.split("=", 1) for word in words)
 
 
-def relation_model_get(call):
-    options, _ = call.parse(("format", "output", "r"), (), {**FORMAT, "relation": "r"})
-    call.relation(options)
-    _show({"uuid": call.state["model"]["uuid"]}, options)
-
-
 def _action(call, tool):
     if call.context["kind"] != "action":
         raise ToolError("not running an action")
@@ -363,7 +357,7 @@ def _secret(call, words, options):
         label = options.get("label", "")
         if not label:
             raise ToolError("require either a secret URI or label")
-        labels = {r["labels"].get(call.state["unit"]) or r["label"]: i for i, r in call.state["secrets"].items()}
+        labels = {r["labels"].get(call.state["unit"]): i for i, r in call.state["secrets"].items()}
         if label not in labels:
             raise ToolError(f'consumer label "{label}" not found')
         identity = labels[label]
@@ -377,7 +371,7 @@ def secret_get(call):
     options, words = call.parse(("format", "output", "label"), ("refresh", "peek"), FORMAT)
     identity, record = _secret(call, words[:1], options)
     app, unit = call.state["app"], call.state["unit"]
-    if record["owner"] != app and app not in record["granted"]:
+    if app not in record["granted"]:
         raise ToolError("permission denied")
     latest = max(int(number) for number in record["revisions"])
     revision = record["tracked"].get(unit)
@@ -394,72 +388,6 @@ def secret_get(call):
     if key is not None and key not in content:
         raise ToolError(f'value for key "{key}" not found')
     _show(content if key is None else content[key], options)
-
-
-def secret_info_get(call):
-    options, words = call.parse(("format", "output", "label"), (), FORMAT)
-    identity, record = _secret(call, words, options)
-    if record["owner"] != call.state["app"]:
-        raise ToolError(f'secret "{identity}" not found')
-    info = {"revision": max(int(n) for n in record["revisions"]), "label": record["label"], "owner": "application"}
-    _show({identity: {**info, "description": record["description"], "rotation": "never"}}, options)
-
-
-def secret_ids(call):
-    options, _ = call.parse(("format", "output"), (), FORMAT)
-    _show([i for i, r in call.state["secrets"].items() if r["owner"] == call.state["app"]], options)
-
-
-def secret_add(call):
-    options, words = call.parse(("label", "description", "expire", "rotate", "owner"))
-    content = _secret_content(words)
-    identity = os.urandom(15).hex()[:20]
-    _buffer_secret(call, {"do": "add", "id": identity, "content": content, **_only(options, "label", "description")})
-    print(f"secret:{identity}")
-
-
-def secret_set(call):
-    options, words = call.parse(("label", "description", "expire", "rotate", "owner"))
-    identity, record = _secret(call, words[:1], {})
-    if record["owner"] != call.state["app"]:
-        raise ToolError("permission denied")
-    change = {"do": "set", "id": identity, "content": _secret_content(words[1:]) if words[1:] else None}
-    _buffer_secret(call, {**change, **_only(options, "label", "description")})
-
-
-def secret_remove(call):
-    options, words = call.parse(("revision",))
-    identity, record = _secret(call, words, {})
-    if record["owner"] != call.state["app"]:
-        raise ToolError("permission denied")
-    _buffer_secret(call, {"do": "remove", "id": identity, "revision": options.get("revision")})
-
-
-def secret_grant(call):
-    options, words = call.parse(("relation", "unit", "app"), (), {"r": "relation"})
-    _, relation = call.relation({"r": options.get("relation", "")})
-    identity, _ = _secret(call, words, {})
-    do = "revoke" if call.context["tool"] == "secret-revoke" else "grant"
-    _buffer_secret(call, {"do": do, "id": identity, "app": relation["remote_app"]})
-
-
-def _only(options, *names):
-    return {name: options[name] for name in names if name in options}
-
-
-def _secret_content(words):
-    content = {}
-    for key, value in _pairs(words).items():
-        name, _, kind = key.partition("#")
-        content[name] = open(value, encoding="utf-8").read() if kind == "file" else value
-    if not content:
-        raise ToolError("missing secret value or filename")
-    return content
-
-
-def _buffer_secret(call, change):
-    with call.change_context() as context:
-        context["buffer"]["secrets"].append(change)
 
 
 def application_version_set(call):
@@ -481,24 +409,6 @@ def juju_reboot(call):
         os.kill(process, 9)
 
 
-def network_get(call):
-    options, words = call.parse(
-        ("format", "output", "r"), ("bind-address", "ingress-address", "egress-subnets", "primary-address"), FORMAT
-    )
-    if not words:
-        raise ToolError("no arguments specified")
-    endpoints = [*call.state["charm"]["endpoints"], "juju-info"]
-    if words[0] not in endpoints:
-        raise ToolError(f'no network config found for binding "{words[0]}"')
-    address = unit_address()
-    bind = {"mac-address": "", "interface-name": "eth0", "addresses": [{"value": address, "cidr": "", "hostname": ""}]}
-    full = {"bind-addresses": [bind], "egress-subnets": [f"{address}/32"], "ingress-addresses": [address]}
-    for switch, value in (("bind-address", address), ("primary-address", address), ("ingress-address", address)):
-        if options.get(switch):
-            return _show(value, options)
-    return _show(full["egress-subnets"] if options.get("egress-subnets") else full, options)
-
-
 def unit_address():
     """The machine's own IPv4 address."""
     import socket
@@ -511,113 +421,25 @@ def unit_address():
             return NO_ADDRESS
 
 
-def goal_state(call):
-    options, _ = call.parse(("format", "output"), (), FORMAT)
-    since = call.state["since"]
-    relations = {}
-    for record in call.state["relations"].values():
-        goals = relations.setdefault(record["endpoint"], {})
-        goals[record["remote_app"]] = {"status": "joined", "since": since}
-        goals.update({unit: {"status": "active", "since": since} for unit in record["units"]})
-    unit = {"status": call.state["unit_status"]["status"], "since": since}
-    _show({"units": {call.state["unit"]: unit}, "relations": relations}, options)
-
-
-def unit_get(call):
-    options, words = call.parse(("format", "output"), (), FORMAT)
-    if words not in (["private-address"], ["public-address"]):
-        raise ToolError(f'unknown setting "{words[0]}"' if words else "no setting specified")
-    _show(unit_address(), options)
-
-
-def open_port(call):
-    _, words = call.parse(("endpoints", "format"))
-    if len(words) != 1 or not re.match(r"^(icmp|\d+(-\d+)?(/(tcp|udp))?)$", words[0]):
-        raise ToolError(f'expected <port>[/<protocol>] or <from>-<to>[/<protocol>] or icmp; got "{" ".join(words)}"')
-    name = words[0] if "/" in words[0] or words[0] == "icmp" else words[0] + "/tcp"
-    opens = call.context["tool"] == "open-port"
-    with call.change_context() as context:
-        context["buffer"]["ports"][name] = opens
-
-
-def opened_ports(call):
-    options, _ = call.parse(("format", "output"), ("endpoints",), FORMAT)
-    _show(sorted(call.state["ports"]), options)
-
-
-def state_get(call):
-    options, words = call.parse(("format", "output"), (), FORMAT)
-    values = {**call.state["charm_state"], **call.context["buffer"]["state"]}
-    values = {key: value for key, value in values.items() if value is not None}
-    if not words or words[0] == "-":
-        return _show(values, options)
-    if words[0] not in values:
-        raise ToolError(f'"{words[0]}" not found')
-    return _show(values[words[0]], options)
-
-
-def state_set(call):
-    options, words = call.parse(("file",))
-    values = {**(_document(options["file"]) if "file" in options else {}), **_pairs(words)}
-    with call.change_context() as context:
-        context["buffer"]["state"].update(values)
-
-
-def state_delete(call):
-    _, words = call.parse()
-    with call.change_context() as context:
-        context["buffer"]["state"][words[0]] = None
-
-
-def credential_get(call):
-    raise ToolError("cannot access cloud credentials: permission denied")
-
-
-def resource_get(call):
-    _, words = call.parse()
-    raise ToolError(
-        f"could not download resource: HTTP request failed: resource#{call.state['app']}/{words[0]} not found"
-    )
-
-
 TOOLS = {
     "action-fail": action_fail,
     "action-get": action_get,
     "action-log": action_log,
     "action-set": action_set,
     "application-version-set": application_version_set,
-    "close-port": open_port,
     "config-get": config_get,
-    "credential-get": credential_get,
-    "goal-state": goal_state,
     "is-leader": is_leader,
     "juju-log": juju_log,
     "juju-reboot": juju_reboot,
-    "network-get": network_get,
-    "open-port": open_port,
-    "opened-ports": opened_ports,
     "relation-get": relation_get,
     "relation-ids": relation_ids,
     "relation-list": relation_list,
-    "relation-model-get": relation_model_get,
     "relation-set": relation_set,
-    "resource-get": resource_get,
-    "secret-add": secret_add,
     "secret-get": secret_get,
-    "secret-grant": secret_grant,
-    "secret-ids": secret_ids,
-    "secret-info-get": secret_info_get,
-    "secret-remove": secret_remove,
-    "secret-revoke": secret_grant,
-    "secret-set": secret_set,
-    "state-delete": state_delete,
-    "state-get": state_get,
-    "state-set": state_set,
     "status-get": status_get,
     "status-set": status_set,
     "storage-get": storage_get,
     "storage-list": storage_list,
-    "unit-get": unit_get,
 }
 
 

@@ -1,8 +1,7 @@
-"""What an operator, or Juju itself, does to the unit: deploy, configure, relate, run actions, refresh, remove."""
+"""What an operator, or Juju itself, does to the unit: deploy, run actions, refresh, remove; and all operations."""
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,17 +13,25 @@ from pathlib import Path
 import hooktools
 import storage
 import store
+from options import (
+    get_config,
+    get_model_config,
+    parse_config,
+    reset_config,
+    set_config,
+    set_model_config,
+    write_timer,
+)
+from relations import break_relation, integrate, join, relation_data, remove_relation, set_relation_data
 from running import (
     HERE,
     JUJU_VERSION,
-    MODEL_DEFAULTS,
     SYSTEM_PATH,
     TOOLS,
     JujuError,
     charm_dir,
     close_context,
     machine_lock,
-    new_secret,
     open_context,
     run_in_context,
 )
@@ -35,15 +42,14 @@ from uniter import (
     ingress,
     note_config_seen,
     queue,
-    queue_config_changed,
     reboot,
     recover,
     refuse_while_down,
     retries,
     summary,
 )
+from user_secrets import add_secret, grant_secret, remove_secret, update_secret
 
-SYSTEMD = Path("/etc/systemd/system")
 INCOMING = Path(store.FOLDER, "incoming")
 MANIFEST = Path(store.FOLDER, "manifest.json")
 
@@ -70,7 +76,7 @@ def deploy(app, number=0, config=None, model_config=None, model_uuid="", juju_ve
         queue(state, hook)
     for relation, record in state["relations"].items():
         for remote, data in record["units"].items():
-            _join(state, relation, remote, data)
+            join(state, relation, remote, data)
     set_up_unit(state)
     store.replace(store.STATE, state)
     if model_config:
@@ -89,8 +95,6 @@ def _first_state(app, number):
         "next_relation": 0,
         "secrets": {},
         "storage": {},
-        "charm_state": {},
-        "ports": [],
         "version": "",
         "life": "alive",
         "since": store.now(),
@@ -188,128 +192,6 @@ def install_charm(state):
     subprocess.run(("cp", "-a", "--reflink=auto", f"{INCOMING}/.", str(folder)), check=True)
     shutil.rmtree(INCOMING)
     store.replace(str(MANIFEST), {"files": sorted(fresh)})
-
-
-def parse_config(options, app, values):
-    """Settings as `juju config` takes them, strings of every type, turned into what the charm sees."""
-    parsed = {}
-    for name, word in values.items():
-        if name not in options:
-            raise JujuError(f'parsing settings for application: unknown option "{name}"')
-        kind = options[name]["type"]
-        try:
-            parsed[name] = _PARSERS[kind](str(word))
-        except ValueError:
-            quoted = json.dumps(str(word), ensure_ascii=False)
-            reason = f'option "{name}" expected {kind}, got {quoted}'
-            raise JujuError(f"parsing settings for application: {reason}") from None
-    return parsed
-
-
-def _parse_boolean(word):
-    if word in ("1", "t", "T", "TRUE", "true", "True"):
-        return True
-    if word in ("0", "f", "F", "FALSE", "false", "False"):
-        return False
-    raise ValueError(word)
-
-
-def _parse_int(word):
-    if not word.lstrip("+-").isdigit() or not word.isascii() or not -(2**63) <= int(word) < 2**63:
-        raise ValueError(word)
-    return int(word)
-
-
-def _parse_secret(word):
-    if word and not word.startswith("secret:"):
-        raise ValueError(word)
-    return word
-
-
-_PARSERS = {"string": str, "int": _parse_int, "float": float, "boolean": _parse_boolean, "secret": _parse_secret}
-
-
-def get_config():
-    """All options: type, default, description, the value now, and whether the user gave it."""
-    state = store.read()
-    effective = store.effective_config(state)
-    return {
-        name: {
-            "type": option["type"],
-            "description": (option.get("description") or "").strip(),
-            "default": option.get("default"),
-            "value": effective.get(name),
-            "user": name in state["config"],
-        }
-        for name, option in sorted(state["charm"]["config"].items())
-    }
-
-
-def set_config(values):
-    with store.Changing() as state:
-        state["config"].update(parse_config(state["charm"]["config"], state["app"], values))
-        queue_config_changed(state)
-    return drain()
-
-
-def reset_config(names):
-    with store.Changing() as state:
-        for name in names:
-            if name not in state["charm"]["config"]:
-                raise JujuError(f'parsing settings for application: unknown option "{name}"')
-            state["config"].pop(name, None)
-        queue_config_changed(state)
-    return drain()
-
-
-def get_model_config():
-    return {**MODEL_DEFAULTS, **store.read()["model"]["config"]}
-
-
-def set_model_config(values):
-    """Set the model's configuration; no hook fires for it, the next one sees it."""
-    for name, value in values.items():
-        if name == "update-status-hook-interval":
-            seconds = _duration(value)
-            if not 60 <= seconds <= 3600:
-                bound = "less than 1m0s" if seconds < 60 else "greater than 60m"
-                raise JujuError(f"update-status-hook-interval: {value} cannot be {bound}")
-        if name == "automatically-retry-hooks" and value not in ("true", "false"):
-            raise JujuError(f"automatically-retry-hooks: expected bool, got string({json.dumps(value)})")
-    with store.Changing() as state:
-        state["model"]["config"].update({name: str(value) for name, value in values.items()})
-    if "update-status-hook-interval" in values:
-        write_timer()
-    return get_model_config()
-
-
-def _duration(word):
-    units = {"h": 3600, "m": 60, "s": 1}
-    total, number = 0.0, ""
-    for letter in word:
-        if letter.isdigit() or letter == ".":
-            number += letter
-        elif letter in units and number:
-            total, number = total + float(number) * units[letter], ""
-        else:
-            number = "bad"
-            break
-    if number or not word:
-        raise JujuError(f'update-status-hook-interval: time: invalid duration "{word}"')
-    return total
-
-
-def write_timer():
-    """The timer that stands for Juju's own clock for update-status; it too comes with a random delay."""
-    seconds = int(_duration(get_model_config()["update-status-hook-interval"]))
-    timer = SYSTEMD / "juju-sandbox-update-status.timer"
-    timer.write_text(
-        "[Unit]\nDescription=Juju's update-status\n[Timer]\n"
-        f"OnActiveSec={seconds}\nOnUnitActiveSec={seconds}\nRandomizedDelaySec={seconds // 5}\n"
-        "[Install]\nWantedBy=timers.target\n"
-    )
-    for command in (("daemon-reload",), ("enable", "--quiet", timer.name), ("restart", timer.name)):
-        subprocess.run(("systemctl", *command), check=True, capture_output=True)
 
 
 def update_status():
@@ -416,172 +298,6 @@ def run_commands(command, unit=None, context=True):
     return {"code": code, "stdout": stdout, "stderr": stderr}
 
 
-def integrate(endpoint, remote_app="", data=None, app_data=None):
-    """Relate the unit to an application with one unit, whose databag holds data; gives the relation's id."""
-    with store.Changing() as state:
-        known = state["charm"]["endpoints"].get(endpoint)
-        if known is None:
-            raise JujuError(f'application "{state["app"]}" has no "{endpoint}" relation')
-        remote = remote_app or f"remote-{endpoint}"
-        if any((r["endpoint"], r["remote_app"]) == (endpoint, remote) for r in state["relations"].values()):
-            raise JujuError(
-                f'cannot add relation "{state["app"]}:{endpoint} {remote}:{endpoint}": relation already exists'
-            )
-        number, state["next_relation"] = str(state["next_relation"]), state["next_relation"] + 1
-        state["relations"][number] = {
-            "endpoint": endpoint,
-            "interface": known["interface"],
-            "remote_app": remote,
-            "units": {},
-            "remote_app_data": dict(app_data or {}),
-            "local_unit": ingress(),
-            "local_app": {},
-        }
-        queue(state, f"{endpoint}-relation-created", relation_id=number, remote_app=remote)
-        _join(state, number, f"{remote}/0", data or {})
-        if app_data:
-            queue(state, f"{endpoint}-relation-changed", relation_id=number, remote_app=remote)
-    drain()
-    return number
-
-
-def _join(state, number, unit, data):
-    record = state["relations"][number]
-    record["units"][unit] = {str(key): str(value) for key, value in data.items()}
-    for event in ("joined", "changed"):
-        about = {"relation_id": number, "remote_app": record["remote_app"], "remote_unit": unit}
-        queue(state, f"{record['endpoint']}-relation-{event}", **about)
-
-
-def relation_number(state, which):
-    """A relation's id from its id or its endpoint's name."""
-    which = str(which).rpartition(":")[2]
-    found = [n for n, record in state["relations"].items() if which in (n, record["endpoint"])]
-    if not found:
-        raise JujuError(f'relation "{which}" not found')
-    return found[0]
-
-
-def join_unit(relation, unit, data=None):
-    """One more unit of the remote application joins."""
-    with store.Changing() as state:
-        _join(state, relation_number(state, relation), unit, data or {})
-    return drain()
-
-
-def set_relation_data(relation, data, unit=None, app=False):
-    """The remote side changes its databag; an empty value removes a key. Fires relation-changed if it differs."""
-    with store.Changing() as state:
-        number = relation_number(state, relation)
-        record = state["relations"][number]
-        unit = unit or next(iter(record["units"]), "")
-        bag = record["remote_app_data"] if app else record["units"][unit]
-        merged = {key: value for key, value in {**bag, **data}.items() if value != ""}
-        if merged != bag:
-            bag.clear()
-            bag.update(merged)
-            about = {"relation_id": number, "remote_app": record["remote_app"]}
-            queue(state, f"{record['endpoint']}-relation-changed", **about, **({} if app else {"remote_unit": unit}))
-    return drain()
-
-
-def depart_unit(relation, unit):
-    """A unit of the remote application leaves."""
-    with store.Changing() as state:
-        _depart(state, relation_number(state, relation), unit)
-    return drain()
-
-
-def _depart(state, number, unit):
-    record = state["relations"][number]
-    if unit not in record["units"]:
-        raise JujuError(f'unit "{unit}" not found')
-    departed = {unit: record["units"].pop(unit)}
-    # Hooks that were still due for the unit are not run any more.
-    state["queue"] = [h for h in state["queue"] if (h.get("relation_id"), h.get("remote_unit")) != (number, unit)]
-    about = {"relation_id": number, "remote_app": record["remote_app"], "remote_unit": unit}
-    queue(state, f"{record['endpoint']}-relation-departed", **about, departing_unit=unit, departed=departed)
-
-
-def remove_relation(relation):
-    with store.Changing() as state:
-        _break(state, relation_number(state, relation))
-    return drain()
-
-
-def _break(state, number):
-    record = state["relations"][number]
-    for unit in sorted(record["units"]):
-        _depart(state, number, unit)
-    about = {"relation_id": number, "remote_app": record["remote_app"]}
-    queue(state, f"{record['endpoint']}-relation-broken", **about)
-
-
-def relation_data(relation):
-    """Both sides' databags of a relation."""
-    state = store.read()
-    return state["relations"][relation_number(state, relation)]
-
-
-def find_secret(state, name):
-    identity = name.removeprefix("secret:")
-    for key, record in state["secrets"].items():
-        if identity == key or (record["owner"] == "model" and record["name"] == name):
-            return key
-    raise JujuError(f'secret "{name}" not found')
-
-
-def add_secret(name, content, identity=None):
-    """A user's secret; gives its URI. A further unit is given the identity that the secret has already."""
-    with store.Changing() as state:
-        if any(record["name"] == name for record in state["secrets"].values()):
-            raise JujuError(f'secret with name "{name}" already exists')
-        identity = (identity or os.urandom(15).hex()[:20]).removeprefix("secret:")
-        state["secrets"][identity] = new_secret("model", name, _secret_content(content))
-    return f"secret:{identity}"
-
-
-def _secret_content(content):
-    for key in content:
-        if len(key) < 3 or not key.replace("-", "").isalnum() or not key[0].isalpha() or key != key.lower():
-            raise JujuError(f'key "{key}" not valid')
-    if not content:
-        raise JujuError("missing secret value or filename")
-    return content
-
-
-def update_secret(name, content):
-    """A new revision; who follows the secret hears of it with secret-changed."""
-    with store.Changing() as state:
-        identity = find_secret(state, name)
-        record = state["secrets"][identity]
-        latest = max(int(number) for number in record["revisions"])
-        if record["revisions"][str(latest)] == _secret_content(content):
-            return drain()
-        record["revisions"][str(latest + 1)] = content
-        if state["unit"] in record["tracked"]:
-            queue(state, "secret-changed", secret_id=identity, secret_label=record["labels"].get(state["unit"], ""))
-    return drain()
-
-
-def grant_secret(name, app=None):
-    """Let the application read the secret; no hook fires for it."""
-    with store.Changing() as state:
-        record = state["secrets"][find_secret(state, name)]
-        record["granted"] = sorted({*record["granted"], app or state["app"]})
-
-
-def revoke_secret(name, app=None):
-    with store.Changing() as state:
-        record = state["secrets"][find_secret(state, name)]
-        record["granted"] = [granted for granted in record["granted"] if granted != (app or state["app"])]
-
-
-def remove_secret(name):
-    with store.Changing() as state:
-        del state["secrets"][find_secret(state, name)]
-
-
 def refresh():
     """Replace the charm by the incoming one; upgrade-charm and config-changed follow."""
     charm = read_charm(INCOMING, store.read()["charm"]["revision"] + 1)
@@ -609,7 +325,7 @@ def remove_application():
             if record["attached"]:
                 queue(state, f"{name.split('/')[0]}-storage-detaching", storage_id=name)
         for number in list(state["relations"]):
-            _break(state, number)
+            break_relation(state, number)
         queue(state, "stop")
         queue(state, "remove")
     return drain()
@@ -689,11 +405,11 @@ def get_state():
 
 QUESTIONS = (summary, get_config, get_model_config, relation_data, get_state)
 SETTINGS = (
-    *(set_model_config, add_secret, grant_secret, revoke_secret, remove_secret),
+    *(set_model_config, add_secret, grant_secret, remove_secret),
     *(agent_down, set_reboot_mode, late_storage, mount_storage, fail_tool),
 )
 WORK = (
-    *(deploy, set_config, reset_config, update_status, run_action, run_commands, integrate, join_unit, drain, retry),
-    *(set_relation_data, depart_unit, remove_relation, update_secret, refresh, remove_application, resolved, agent_up),
+    *(deploy, set_config, reset_config, update_status, run_action, run_commands, integrate, drain, retry),
+    *(set_relation_data, remove_relation, update_secret, refresh, remove_application, resolved, agent_up),
 )
 OPERATIONS = {function.__name__.replace("_", "-"): function for function in (*QUESTIONS, *SETTINGS, *WORK)}

@@ -28,9 +28,6 @@ MODEL_DEFAULTS = {
 }
 EMPTY_BUFFER = {
     "relations": {},
-    "secrets": [],
-    "state": {},
-    "ports": {},
     "results": {},
     "failed": False,
     "message": "",
@@ -209,43 +206,3 @@ def _flush(state, buffer):
         for kind, values in bags.items() if record else ():
             merged = {**record[f"local_{kind}"], **values}
             record[f"local_{kind}"] = {key: value for key, value in merged.items() if value != ""}
-    merged = {**state["charm_state"], **buffer["state"]}
-    state["charm_state"] = {key: value for key, value in merged.items() if value is not None}
-    ports = dict.fromkeys(state["ports"], True) | buffer["ports"]
-    state["ports"] = sorted(name for name, is_open in ports.items() if is_open)
-    for change in buffer["secrets"]:
-        _flush_secret(state, change)
-
-
-def _flush_secret(state, change):
-    secrets, identity = state["secrets"], change["id"]
-    if change["do"] == "add":
-        secrets[identity] = new_secret(state["app"], "", change["content"])
-    record = secrets.get(identity)
-    if record is None:
-        return
-    if change["do"] == "set" and change["content"]:
-        record["revisions"][str(max(int(n) for n in record["revisions"]) + 1)] = change["content"]
-    if change["do"] in ("add", "set"):
-        record.update({key: change[key] for key in ("label", "description") if key in change})
-    if change["do"] == "remove" and change["revision"]:
-        record["revisions"].pop(str(change["revision"]), None)
-    elif change["do"] == "remove":
-        del secrets[identity]
-    if change["do"] == "grant":
-        record["granted"] = sorted({*record["granted"], change["app"]})
-    if change["do"] == "revoke":
-        record["granted"] = [app for app in record["granted"] if app != change["app"]]
-
-
-def new_secret(owner, name, content):
-    return {
-        "owner": owner,
-        "name": name,
-        "label": name,
-        "description": "",
-        "revisions": {"1": content},
-        "granted": [],
-        "tracked": {},
-        "labels": {},
-    }

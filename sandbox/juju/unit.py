@@ -14,7 +14,10 @@ from sandbox.shell import SandboxError, wait_until
 AGENT_FOLDER = "/usr/local/lib/juju-sandbox"
 AGENT = f"{AGENT_FOLDER}/agent.py"
 # What goes into the machine; it imports nothing of the rest.
-AGENT_FILES = ("agent", "hooktools", "operations", "running", "storage", "store", "uniter")
+AGENT_FILES = (
+    *("agent", "hooktools", "operations", "options", "relations"),
+    *("running", "storage", "store", "uniter", "user_secrets"),
+)
 # What LXD says when a command was never begun (a race of its own): it can be given again.
 NOT_STARTED = "Failed to retrieve PID of executing child process"
 INCOMING = "/var/lib/juju/sandbox/incoming"
@@ -97,10 +100,6 @@ class Unit:
         """The whole log of the unit."""
         return self.machine.exec("cat", self.log_file, check=False)
 
-    def depart_unit(self, relation: str, unit: str) -> dict:
-        """Let a remote unit leave a relation (its id or endpoint)."""
-        return self._work("depart-unit", relation=relation, unit=unit)
-
     def deploy(
         self,
         charm: Path,
@@ -170,10 +169,6 @@ class Unit:
         arguments = {"endpoint": endpoint, "remote_app": remote_app, "data": data or {}, "app_data": app_data or {}}
         return str(self._agent("integrate", **arguments))
 
-    def join_unit(self, relation: str, unit: str, data: dict[str, str] | None = None) -> dict:
-        """Let one more remote unit join a relation (its id or endpoint)."""
-        return self._work("join-unit", relation=relation, unit=unit, data=data or {})
-
     def late_storage(self, seconds: float) -> None:
         """At the next boot let storage be mounted so many seconds after `start` may run, with no hook for it."""
         self._agent("late-storage", seconds=seconds)
@@ -217,9 +212,6 @@ class Unit:
     def resolved(self, no_retry: bool = False) -> dict:
         """Run a failed hook again; with no_retry go on as if it had succeeded."""
         return self._work("resolved", no_retry=no_retry)
-
-    def revoke_secret(self, name: str) -> None:
-        self._agent("revoke-secret", name=name)
 
     def run(self, action: str, params: dict[str, Any] | None = None) -> dict:
         """Run an action; gives its task: id, status (completed, failed), message, results, log."""

@@ -284,7 +284,6 @@ def summary():
         "life": state["life"],
         "queue": [hook["name"] for hook in state["queue"]],
         "failed": failed,
-        "ports": state["ports"],
         "booted": state["boot"] == boot_mark(),
         "rebooting": state["rebooting"],
         "address": hooktools.unit_address(),

@@ -119,8 +119,8 @@ class LocalUnit:
             "relations": {"0": {**relation, **bags}},
             "unit_status": STATUS,
             "app_status": STATUS,
-            **{name: {} for name in ("config", "secrets", "storage", "charm_state")},
-            **{name: [] for name in ("ports", "history")},
+            **{name: {} for name in ("config", "secrets", "storage")},
+            "history": [],
             **dict.fromkeys(("version", "zone"), ""),
             "contexts": 0,
         }
