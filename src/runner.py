@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,6 +94,8 @@ class RunnerManagerClients:
     jinja: "jinja2.Environment"
     lxd: LxdClient
     repo: "RepoPolicyClient | None"
+    clock: Callable[[], float] = time.time
+    """UNIX seconds, for what is recorded on an instance."""
 
 
 class Runner:
@@ -226,7 +228,7 @@ class Runner:
         if storage is not None:
             path = str(provision.METRICS_FOLDER)
             devices["metrics"] = {"type": "disk", "source": str(storage.path), "path": path}
-        self._created = f"{time.time():.6f}"
+        self._created = f"{self._clients.clock():.6f}"
         keys = {
             f"{KEY}url": self.config.github_url,
             f"{KEY}path": self.config.path.path,
@@ -297,11 +299,11 @@ class Runner:
         if storage is not None:
             # Before the first job can begin: from then on the storage is somebody else's.
             try:
-                write_new(Path(storage.path) / RUNNER_INSTALLED_TS_FILE_NAME, f"{time.time():.3f}".encode())
+                write_new(Path(storage.path) / RUNNER_INSTALLED_TS_FILE_NAME, f"{self._clients.clock():.3f}".encode())
             except OSError as error:
                 logger.error("%s goes without metrics: %s", self.config.name, error)
         runner_id = str(self.status.runner_id) if self.status.runner_id is not None else None
-        instance.set_config({f"{KEY}prepared": f"{time.time():.0f}", f"{KEY}runner-id": runner_id})
+        instance.set_config({f"{KEY}prepared": f"{self._clients.clock():.0f}", f"{KEY}runner-id": runner_id})
         # The last step: from here on it may have a job, which nothing that fails later may end.
         done = instance.execute(["systemctl", "start", "--no-block", provision.SERVICE], timeout=times.START_AGENT)
         if done.code != 0:

@@ -1,19 +1,22 @@
-"""Errors and reports as the unit's status: one printable line of bounded length, whatever a program or server said."""
+"""Errors and reports as the unit's status: one printable line of bounded length, whatever a program has printed."""
 
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import ops
+from typing import NamedTuple
 
 from errors import ConfigurationError, GithubClientError, LxdError, TokenError
 from redaction import redact
-
-if TYPE_CHECKING:
-    from report import Report
+from report import Report
 
 LIMIT = 200
 CUT = " … "
+
+
+class Status(NamedTuple):
+    """A unit's status: Juju's name of it, such as ``waiting``, and its message."""
+
+    name: str
+    message: str
 
 
 def line(text: str) -> str:
@@ -35,9 +38,9 @@ def fit(text: str, limit: int = LIMIT) -> str:
     return text[: limit - len(CUT) - end].rstrip() + CUT + text[-end:].lstrip()
 
 
-def bounded(status: ops.StatusBase) -> ops.StatusBase:
+def bounded(status: Status) -> Status:
     """The same status with a message that fits."""
-    return type(status)(fit(status.message))
+    return Status(status.name, fit(status.message))
 
 
 def describe(error: Exception) -> str:
@@ -61,20 +64,20 @@ def _describe_options(error: ConfigurationError) -> str:
     return f"{head}; {fit(error.faults[0], room)}" if room > LIMIT // 4 else head
 
 
-def of_error(error: Exception) -> ops.StatusBase:
+def of_error(error: Exception) -> Status:
     """Blocked where the operator must act, waiting where it resolves by itself."""
     if isinstance(error, (ConfigurationError, TokenError)):
-        return ops.BlockedStatus(describe(error))
-    return ops.WaitingStatus(describe(error))
+        return Status("blocked", describe(error))
+    return Status("waiting", describe(error))
 
 
-def of_report(report: "Report", test_mode: bool, notices: Sequence[str] = ()) -> ops.StatusBase:
+def of_report(report: Report, test_mode: bool, notices: Sequence[str] = ()) -> Status:
     """What runs, the last failure, and the notices; the failure is shortened where not all of it fits."""
     serving = len(report.idle) + len(report.busy)
     there = serving + len(report.other)
     tail = "".join(f"; {notice}" for notice in notices) + (" (test mode: containers)" if test_mode else "")
     if report.wanted and (not there or (report.failures and not serving)):
-        return ops.WaitingStatus(_joined(f"no runner of {report.wanted}", report.failures, tail))
+        return Status("waiting", _joined(f"no runner of {report.wanted}", report.failures, tail))
     parts = [f"{len(report.idle)} idle", f"{len(report.busy)} busy"]
     if report.unknown_jobs:
         parts.append(f"{len(report.unknown_jobs)} of them unknown to GitHub")
@@ -82,7 +85,7 @@ def of_report(report: "Report", test_mode: bool, notices: Sequence[str] = ()) ->
         parts.append(f"{len(report.other)} starting or unclear")
     of = f"{there} of {report.wanted}" if there < report.wanted else f"{there}"
     noun = "runner" if of == "1" else "runners"
-    return ops.ActiveStatus(_joined(f"{of} {noun}: {', '.join(parts)}", report.failures, tail))
+    return Status("active", _joined(f"{of} {noun}: {', '.join(parts)}", report.failures, tail))
 
 
 def _joined(head: str, failures: Sequence[str], tail: str) -> str:

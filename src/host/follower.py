@@ -1,27 +1,20 @@
 """The systemd service that replaces runners as soon as they end, beside the timer (option replace-on-exit)."""
 
-import hashlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import jinja2
 
 from host import units
+from host.triggers import code, watcher
 from system import are_active, run, write_file
-
-if TYPE_CHECKING:
-    import jinja2
 
 NAME = "replace-runners"
 CHARM = Path(__file__).resolve().parents[2]
 
 
-def service(unit: str) -> str:
-    """The service of a unit."""
-    return units.name(NAME, unit, "service")
-
-
-def ensure(jinja: "jinja2.Environment", unit: str, prefix: str, wanted: int) -> bool:
+def ensure(jinja: jinja2.Environment, unit: str, prefix: str, wanted: int) -> bool:
     """Render the service, enable and start it; return whether anything changed. Nobody is wanted: no service."""
     if wanted == 0:
         return bool(remove(unit))
@@ -32,41 +25,24 @@ def ensure(jinja: "jinja2.Environment", unit: str, prefix: str, wanted: int) -> 
         charm=str(CHARM),
         python=sys.executable,
         python_path=os.environ.get("PYTHONPATH", ""),
-        code=_code(),
+        code=code(),
     )
-    changed = write_file(units.FOLDER / service(unit), content)
+    changed = write_file(units.FOLDER / watcher(unit), content)
     if changed:
         run(["systemctl", "daemon-reload"])
-    if changed or not are_active(service(unit)):
-        run(["systemctl", "enable", "--quiet", service(unit)])
-        run(["systemctl", "restart", service(unit)])
+    if changed or not are_active(watcher(unit)):
+        run(["systemctl", "enable", "--quiet", watcher(unit)])
+        run(["systemctl", "restart", watcher(unit)])
         changed = True
     return changed
 
 
-def is_current(unit: str) -> bool:
-    """Whether the service, if there is one, was started with today's code: an upgrade leaves the old code running."""
-    try:
-        return _code() in (units.FOLDER / service(unit)).read_text()
-    except FileNotFoundError:
-        return True
-
-
-def _code() -> str:
-    """What tells one version of the charm's code from another."""
-    digest = hashlib.sha256()
-    source = CHARM / "src"
-    for path in sorted(source.rglob("*.py")):
-        digest.update(f"{path.relative_to(source)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
-
-
 def remove(unit: str) -> list[str]:
     """Stop the service and remove its unit; returns what went."""
-    path = units.FOLDER / service(unit)
+    path = units.FOLDER / watcher(unit)
     if not path.exists():
         return []
-    run(["systemctl", "disable", "--quiet", "--now", service(unit)], check=False)
+    run(["systemctl", "disable", "--quiet", "--now", watcher(unit)], check=False)
     path.unlink()
     run(["systemctl", "daemon-reload"])
     return [str(path)]

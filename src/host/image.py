@@ -14,7 +14,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import jinja2
 
 import provision
 from engine.api import wait_until
@@ -25,9 +27,6 @@ from host import runner_binary, units
 from models import Arch, ImageSource, ProxyConfig
 from redaction import redact
 from system import LOCKS, are_active, exclusive, run, write_file
-
-if TYPE_CHECKING:
-    import jinja2
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +110,7 @@ class ImageBuild:
             raise HostError(f"{path} cannot be used, the charm writes it anew in its next hook: {error}") from error
 
 
-def ensure(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progress: Callable[[str], None]) -> bool:
+def ensure(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> bool:
     """Build the image unless it is there; whether it was built. HostError while another process builds it."""
     if is_there(lxd, build):
         _name_foreign(lxd, build.alias)
@@ -143,7 +142,7 @@ def is_there(lxd: LxdClient, build: ImageBuild) -> bool:
     return found is not None and found["type"] == ("container" if build.container else "virtual-machine")
 
 
-def rebuild(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progress: Callable[[str], None]) -> bool:
+def rebuild(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> bool:
     """Build it anew, as the timer does; False if another build is under way."""
     with exclusive(LOCK, 0) as free:
         if free:
@@ -151,7 +150,7 @@ def rebuild(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, prog
         return free
 
 
-def make(lxd: LxdClient, jinja: "jinja2.Environment", build: ImageBuild, progress: Callable[[str], None]) -> str:
+def make(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> str:
     """Build, publish, move the alias, delete the old images; returns the new fingerprint.
 
     With the runner application in it, if one has been downloaded.
@@ -219,7 +218,7 @@ def age(lxd: LxdClient, alias: str, now: float) -> float | None:
     return max(0.0, now - built.timestamp())
 
 
-def ensure_timer(jinja: "jinja2.Environment", unit: str, build: ImageBuild) -> bool:
+def ensure_timer(jinja: jinja2.Environment, unit: str, build: ImageBuild) -> bool:
     """Rebuild every six hours at a minute of the unit's own, so that not all units ask the server at once."""
     changed = build.save(settings(unit))
     FORMER_SETTINGS.unlink(missing_ok=True)
@@ -327,7 +326,7 @@ def _set_templates(lxd: LxdClient) -> None:
 
 def _provision(
     builder: LxdInstance,
-    jinja: "jinja2.Environment",
+    jinja: jinja2.Environment,
     build: ImageBuild,
     tarball: Path | None,
     progress: Callable[[str], None],

@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from charmlibs import snap
+
 from engine import profiles
 from engine.api import wait_until
 from engine.client import LxdClient
@@ -96,8 +98,6 @@ def _answers(lxd: LxdClient) -> bool:
 
 
 def _install() -> None:
-    from charmlibs import snap
-
     try:
         snap.ensure_installed("lxd", channel="latest/stable")
     except (snap.Error, OSError) as error:

@@ -5,7 +5,8 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import jinja2
 
 import shared_fs
 from engine.client import LxdClient
@@ -23,6 +24,7 @@ from host import (
     runner_binary,
     takeover,
     timer,
+    triggers,
 )
 from host.markers import SET_UP, Markers
 from metrics.events import METRICS_LOG_PATH
@@ -30,9 +32,6 @@ from metrics.storage import FILESYSTEM_QUARANTINE_PATH
 from models import CharmState
 from runner import LOGS_PATH
 from system import LOCKS, are_active
-
-if TYPE_CHECKING:
-    import jinja2
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ def image_build(state: CharmState) -> image.ImageBuild:
 
 def set_up(
     lxd: LxdClient,
-    jinja: "jinja2.Environment",
+    jinja: jinja2.Environment,
     state: CharmState,
     unit: str,
     progress: Callable[[str], None],
@@ -100,7 +99,7 @@ def lost(lxd: LxdClient, state: CharmState, unit: str) -> list[str]:
     return [name for name, intact in parts.items() if not intact]
 
 
-def tend(jinja: "jinja2.Environment", state: CharmState, unit: str) -> None:
+def tend(jinja: jinja2.Environment, state: CharmState, unit: str) -> None:
     """Make again what runners can do without for a while: packages, timers. What fails is logged, and tried again."""
     if not packages.missing_packages() and logrotate.CONFIG.exists() and are_active(image.timer(unit), logrotate.TIMER):
         return
@@ -123,7 +122,7 @@ def has_previous_charm() -> bool:
 
 def take_over(lxd: LxdClient, unit: str) -> bool:
     """Remove what the previous charm left on this unit; returns whether nothing of it is left to do."""
-    names = {timer.service(unit), timer.timer(unit), image.service(unit), image.timer(unit), follower.service(unit)}
+    names = {timer.service(unit), triggers.timer(unit), image.service(unit), image.timer(unit), triggers.watcher(unit)}
     return takeover.take_over(lxd, takeover.Places(CHARM), names)
 
 

@@ -6,7 +6,9 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import jinja2
 
 from engine import profiles
 from engine.client import LxdClient
@@ -16,9 +18,6 @@ from host import lxd_server, resources
 from host.image import DISK
 from models import BaseImage, CharmState, RunnerStorage, gibibytes, size_in_bytes
 from system import is_mounted, run, write_file
-
-if TYPE_CHECKING:
-    import jinja2
 
 logger = logging.getLogger(__name__)
 
@@ -125,13 +124,13 @@ def is_intact(lxd: LxdClient, state: CharmState) -> bool:
     return profiles.is_runner_intact(lxd, state.base_image, state.runner_storage)
 
 
-def ensure(lxd: LxdClient, jinja: "jinja2.Environment", state: CharmState) -> None:
+def ensure(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None:
     """Make sure of pool and profile, on a copy-on-write filesystem where this LXD has one."""
     _ensure_pool(lxd, jinja, state)
     profiles.ensure_runner(lxd, state.base_image, state.runner_storage)
 
 
-def _ensure_pool(lxd: LxdClient, jinja: "jinja2.Environment", state: CharmState) -> None:
+def _ensure_pool(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None:
     pool = lxd.find("storage-pools", POOL)
     if pool is not None and pool["config"].get("source") == str(MOUNT_POINT):
         folder = _folder(jinja, state)
@@ -209,7 +208,7 @@ def _create(lxd: LxdClient, driver: str, source: Path) -> None:
         raise HostError(f"the storage pool {POOL} cannot be made on {source}: {error}") from error
 
 
-def _folder(jinja: "jinja2.Environment", state: CharmState) -> Path:
+def _folder(jinja: jinja2.Environment, state: CharmState) -> Path:
     if state.runner_storage is RunnerStorage.JUJU_STORAGE:
         if not JUJU_STORAGE.is_dir():
             raise HostError(f"the Juju storage `runner` is not attached at {JUJU_STORAGE}")
@@ -237,7 +236,7 @@ def _total(folder: Path) -> int:
     return stat.f_blocks * stat.f_frsize
 
 
-def _ensure_filesystem(jinja: "jinja2.Environment", folder: Path, *, known: bool) -> bool:
+def _ensure_filesystem(jinja: jinja2.Environment, folder: Path, *, known: bool) -> bool:
     """A sparse image with btrfs on it: LXD's own loop files lie elsewhere, and btrfs takes no source on ext4.
 
     ``known`` says that LXD has a pool on it already. Returns whether it had to be mounted.
@@ -278,7 +277,7 @@ def _grow(image: Path, size: int) -> None:
     run(["btrfs", "filesystem", "resize", "max", str(MOUNT_POINT)])
 
 
-def _ensure_mount(jinja: "jinja2.Environment", where: Path, *, what: str, kind: str, options: str) -> bool:
+def _ensure_mount(jinja: jinja2.Environment, where: Path, *, what: str, kind: str, options: str) -> bool:
     """A systemd mount unit, so that it is back before LXD starts after a reboot. Whether it was not mounted."""
     missing = not is_mounted(where)
     name = _mount_unit(where)

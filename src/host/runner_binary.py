@@ -6,15 +6,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import times
 from errors import HostError
+from gh.client import GithubClient
 from models import Arch, GithubPath
 from system import write_file
-
-if TYPE_CHECKING:
-    from gh.client import GithubClient
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +77,7 @@ def refused_at(now: float, folder: Path = FOLDER) -> float | None:
 
 
 def update(
-    github: "GithubClient",
+    github: GithubClient,
     path: GithubPath,
     arch: Arch,
     folder: Path = FOLDER,

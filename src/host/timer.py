@@ -1,13 +1,11 @@
 """The systemd timer that fires the event ``reconcile-runners`` (spec 4, Timer)."""
 
-from typing import TYPE_CHECKING
+import jinja2
 
 import times
 from host import units
+from host.triggers import timer
 from system import are_active, run, write_file
-
-if TYPE_CHECKING:
-    import jinja2
 
 NAME = "reconcile-runners"
 
@@ -17,12 +15,7 @@ def service(unit: str) -> str:
     return units.name(NAME, unit, "service")
 
 
-def timer(unit: str) -> str:
-    """The timer that starts the service."""
-    return units.name(NAME, unit, "timer")
-
-
-def ensure(jinja: "jinja2.Environment", unit: str, interval: int) -> bool:
+def ensure(jinja: jinja2.Environment, unit: str, interval: int) -> bool:
     """Render the units, enable and start the timer; return whether anything changed. ``interval`` in minutes."""
     changed = False
     for name in (service(unit), timer(unit)):

@@ -21,11 +21,11 @@ FOLDERS = {"src", "templates", "venv"}
 IMPORT_ALL = """
 import importlib, pathlib
 
-import charm, provision
+import provision, service
 
 for path in sorted(pathlib.Path("src").rglob("*.py")):
     importlib.import_module(".".join(path.relative_to("src").with_suffix("").parts).removesuffix(".__init__"))
-environment = provision.environment(charm.TEMPLATES)
+environment = provision.environment(service.TEMPLATES)
 for name in environment.list_templates():
     environment.get_template(name)
 print(len(environment.list_templates()))

@@ -1,6 +1,8 @@
-"""Spec 1: events, actions and statuses, in process; what the machine needs is tested on the machine."""
+"""Events, actions and statuses, in process. What the machine needs is tested on a machine."""
 
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -11,13 +13,12 @@ import ops
 import pytest
 from ops import testing
 
-import charm as charm_module
 import provision
-import shared_fs
+import service
+from charm import GithubRunnerCharm
 from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenError
-from gh import client
-from host import kernel, machine, markers, pool, runner_binary
-from runner_manager import RunnerManager
+from host import follower, kernel, machine, markers, pool, runner_binary, timer, triggers
+from service import Adapters
 from tests.support.fakes import TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages
 
 CONFIG: dict[str, Any] = {"path": "octo-org/demo", "token": "secret", "test-mode": "insecure", "virtual-machines": 2}
@@ -29,12 +30,27 @@ class Surroundings:
     lxd: FakeLxd
     github: FakeGithub
     storages: FakeStorages
-    runner_binary: Path
+    binary: Path
+    moment: float | None = None
+    """Where the charm's clock stands; the machine's time until a test moves it."""
     fault: Exception | None = None
     set_up_fault: Exception | None = None
     lost: tuple[str, ...] = ()
     taken_over: bool = True
     steps: list[str]
+
+    def now(self) -> float:
+        return time.time() if self.moment is None else self.moment
+
+    def later(self, seconds: float) -> None:
+        """Move the charm's clock, and stop it there."""
+        self.moment = self.now() + seconds
+
+    def adapters(self) -> Adapters:
+        """What the charm of one event gets in place of LXD, GitHub and the clock."""
+        lxd: Any = self.lxd
+        github: Any = self.github
+        return Adapters(lxd=lxd, github=lambda _: github, storages=self.storages, clock=self.now)
 
     def take_over(self, *_: Any) -> bool:
         self.steps.append("take over")
@@ -58,25 +74,19 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     found = Surroundings()
     (tmp_path / "fs").mkdir()
     found.lxd, found.github, found.storages = FakeLxd(), FakeGithub(), FakeStorages(tmp_path / "fs")
-    found.application = tmp_path / "actions-runner-linux-x64-2.320.0.tar.gz"
-    found.application.write_bytes(b"tarball")
-    (tmp_path / "current").symlink_to(found.application.name)
+    found.binary = tmp_path / "actions-runner-linux-x64-2.320.0.tar.gz"
+    found.binary.write_bytes(b"tarball")
+    (tmp_path / "current").symlink_to(found.binary.name)
     # Two hours old, so that GitHub is asked for a newer one.
-    os.utime(found.application, times=(time.time() - 7200,) * 2)
+    os.utime(found.binary, times=(time.time() - 7200,) * 2)
     for function in (runner_binary.current, runner_binary.age, runner_binary.refuse, runner_binary.accept):
         monkeypatch.setattr(function, "__defaults__", (tmp_path,))
     monkeypatch.setattr(runner_binary.is_recent, "__defaults__", (tmp_path,))
     monkeypatch.setattr(runner_binary.refused_at, "__defaults__", (tmp_path,))
     found.steps = []
-    monkeypatch.setattr(charm_module, "LxdClient", lambda: found.lxd)
-    # Its default was bound before a test sets the time.
-    monkeypatch.setitem(RunnerManager.__init__.__kwdefaults__, "clock", lambda: time.time())
-    monkeypatch.setattr(client, "GithubClient", lambda *_, **__: found.github)
-    for storage_function in ("list_all", "get", "delete"):
-        monkeypatch.setattr(shared_fs, storage_function, getattr(found.storages, storage_function))
-    monkeypatch.setattr(runner_binary, "update", lambda *_, **__: found.steps.append("application") or True)
-    monkeypatch.setattr(charm_module.timer, "ensure", lambda _, __, interval: found.steps.append(f"timer {interval}"))
-    monkeypatch.setattr(charm_module.follower, "ensure", lambda *_: found.steps.append("follower"))
+    monkeypatch.setattr(runner_binary, "update", lambda *_, **__: found.steps.append("binary") or True)
+    monkeypatch.setattr(timer, "ensure", lambda _, __, interval: found.steps.append(f"timer {interval}"))
+    monkeypatch.setattr(follower, "ensure", lambda *_: found.steps.append("follower"))
     monkeypatch.setattr(machine, "set_up", found.set_up)
     markers.Markers("github-runner/0").note(markers.TAKEN_OVER)
     monkeypatch.setattr(machine, "take_over", found.take_over)
@@ -88,8 +98,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     monkeypatch.setattr(pool, "shortage", lambda *_: None)
     monkeypatch.setattr(kernel, "REBOOT_REQUIRED", tmp_path / "reboot-required")
     monkeypatch.setattr(kernel, "are_active", lambda *_: False)
-    monkeypatch.setattr(kernel, "update", list)
-    for module, name in ((charm_module.follower, "follower"), (charm_module.timer, "timer")):
+    monkeypatch.setattr(kernel, "update", lambda _: [])
+    for module, name in ((follower, "follower"), (timer, "timer")):
         monkeypatch.setattr(module, "remove", lambda _, name=name: found.steps.append(f"no {name}") or [])
 
     def registered(instance: FakeInstance) -> None:
@@ -100,15 +110,24 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     return found
 
 
-@pytest.fixture
-def context() -> "testing.Context[charm_module.GithubRunnerCharm]":
+def make_context(world: Surroundings) -> "testing.Context[GithubRunnerCharm]":
+    """The charm with a test's adapters."""
     import yaml
+
+    class Charm(GithubRunnerCharm):
+        def __init__(self, framework: ops.Framework) -> None:
+            super().__init__(framework, world.adapters())
 
     root = TEMPLATES.parent
     meta, config, actions = (
         yaml.safe_load((root / f"{name}.yaml").read_text()) for name in ("metadata", "config", "actions")
     )
-    return testing.Context(charm_module.GithubRunnerCharm, meta=meta, config=config, actions=actions, unit_id=0)
+    return testing.Context(Charm, meta=meta, config=config, actions=actions, unit_id=0)
+
+
+@pytest.fixture
+def context(world: Surroundings) -> "testing.Context[GithubRunnerCharm]":
+    return make_context(world)
 
 
 MODEL = testing.Model("ci", uuid="6ae9bb4a-9b0e-4b5c-8a0e-000000000001")
@@ -149,7 +168,7 @@ def test_changes_set_up_the_machine_and_reconcile(context: Any, world: Surroundi
     out = context.run(getattr(context.on, event)(), state())
 
     taken_over = ["take over"] if event == "upgrade_charm" else []
-    assert world.steps == [*taken_over, "timer 10", "application", "set up", "follower"]
+    assert world.steps == [*taken_over, "timer 10", "binary", "set up", "follower"]
     assert len(world.lxd.found) == 2
     assert out.unit_status == testing.ActiveStatus("2 runners: 2 idle, 0 busy (test mode: containers)")
 
@@ -170,7 +189,7 @@ def test_install_makes_no_runner(context: Any, world: Surroundings) -> None:
     """Runners come with `config-changed` and `start`."""
     context.run(context.on.install(), state())
 
-    assert world.steps == ["timer 10", "application", "set up"]
+    assert world.steps == ["timer 10", "binary", "set up"]
     assert world.lxd.found == {}
 
 
@@ -179,21 +198,21 @@ def test_timer_refreshes_the_application_and_reconciles(context: Any, world: Sur
     noted(markers.SET_UP)
     tick(context)
 
-    assert world.steps == ["application"]
+    assert world.steps == ["binary"]
     assert len(world.lxd.found) == 2
 
 
 def test_the_binary_is_asked_for_once_an_hour(context: Any, world: Surroundings) -> None:
     """A reconcile after each job does not cost a request for the list of runner binaries."""
     noted(markers.SET_UP)
-    os.utime(world.application)
+    os.utime(world.binary)
 
     tick(context)
     assert world.steps == []
 
     runner_binary.refuse()
     tick(context)
-    assert world.steps == ["application"]
+    assert world.steps == ["binary"]
 
 
 @pytest.fixture
@@ -220,35 +239,27 @@ def test_pending_reboot_waits_for_jobs(context: Any, world: Surroundings, reboot
     assert (status.name == "maintenance") is not busy
 
 
-def at(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Move the charm's clock."""
-    now = time.time() + seconds
-    monkeypatch.setattr(charm_module.time, "time", lambda: now)
-
-
 def test_a_reboot_that_never_comes_does_not_stop_the_unit(
-    context: Any, world: Surroundings, reboots: list[bool], monkeypatch: pytest.MonkeyPatch
+    context: Any, world: Surroundings, reboots: list[bool]
 ) -> None:
     """Ten minutes without runners, then the unit serves on and says so, and asks again after a day."""
     tick(context)
     for _ in range(2):
-        at(295, monkeypatch)
-        assert tick(context).message == charm_module.REBOOTING
+        world.later(295)
+        assert tick(context).message == service.REBOOTING
     assert (reboots, world.lxd.found) == ([True], {})
 
-    at(301, monkeypatch)
+    world.later(301)
     status = tick(context)
     assert (status.name, len(world.lxd.found)) == ("active", 2)
     assert "a reboot for a pending update was requested 15 minutes ago and did not happen" in status.message
 
-    at(86400, monkeypatch)
+    world.later(86400)
     tick(context)
     assert reboots == [True, True]
 
 
-def test_after_a_reboot_none_is_awaited(
-    context: Any, world: Surroundings, reboots: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_reboot_none_is_awaited(context: Any, world: Surroundings, reboots: list[bool]) -> None:
     """A request of an earlier boot counts for nothing, also where another update asks for the next reboot."""
     noted(markers.REBOOT, f"{time.time():.0f} an-earlier-boot")
     kernel.REBOOT_REQUIRED.unlink()
@@ -282,7 +293,7 @@ def test_a_set_up_that_failed_is_completed_by_the_next_reconcile(context: Any, w
 
     tick(context)
     assert (world.steps, world.lxd.found) == (
-        ["timer 10", "application", "set up, build later", "follower"],
+        ["timer 10", "binary", "set up, build later", "follower"],
         {},
     )
 
@@ -322,7 +333,7 @@ def test_update_status_completes_a_set_up(context: Any, world: Surroundings) -> 
 
     out = context.run(context.on.update_status(), state())
 
-    assert world.steps == ["timer 10", "application", "set up, build later", "follower"]
+    assert world.steps == ["timer 10", "binary", "set up, build later", "follower"]
     assert (out.unit_status.name, len(world.lxd.found)) == ("active", 2)
 
 
@@ -345,24 +356,22 @@ def test_what_was_lost_is_made_again(context: Any, world: Surroundings) -> None:
 
     tick(context)
 
-    assert world.steps == ["timer 10", "application", "set up, build later", "follower"]
+    assert world.steps == ["timer 10", "binary", "set up, build later", "follower"]
 
 
-def test_a_time_without_reconciles_is_in_the_status(
-    context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_time_without_reconciles_is_in_the_status(context: Any, world: Surroundings) -> None:
     """After the controller was away the status says from when to when, for a day."""
     assert "no reconcile" not in tick(context).message
-    at(29 * 60, monkeypatch)
+    world.later(29 * 60)
     assert "no reconcile" not in tick(context).message
-    at(31 * 60, monkeypatch)
+    world.later(31 * 60)
 
     assert "no reconcile from " in tick(context).message
-    at(23 * 3600, monkeypatch)
+    world.later(23 * 3600)
     # This time is one more: what counts is the last.
     assert "no reconcile from " in tick(context).message
     for _ in range(60):
-        at(25 * 60, monkeypatch)
+        world.later(25 * 60)
         status = tick(context)
     assert "no reconcile" not in status.message
 
@@ -404,7 +413,7 @@ def test_storage_that_comes_back_brings_the_unit_back(context: Any, world: Surro
     assert len(world.lxd.found) == 2
 
 
-TIMER, FOLLOWER = charm_module.timer.timer("github-runner/0"), charm_module.follower.service("github-runner/0")
+TIMER, FOLLOWER = triggers.timer(UNIT), triggers.watcher(UNIT)
 
 
 @pytest.mark.parametrize(
@@ -427,13 +436,34 @@ def test_update_status_makes_sure_of_timer_and_follower(
     steps: list[str],
 ) -> None:
     """What is dead and wanted is repaired, runners are not looked at."""
-    monkeypatch.setattr(charm_module, "are_active", lambda *units: active.issuperset(units))
+    monkeypatch.setattr(triggers, "are_active", lambda *units: active.issuperset(units))
     noted(markers.SET_UP)
 
     context.run(context.on.update_status(), state(**{"reconcile-interval": 7, **options}))
 
     assert world.steps == steps
     assert world.lxd.lists == 0
+
+
+def test_update_status_needs_no_service_where_nothing_is_missing(
+    context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The modules behind the service are most of the time of a hook."""
+    monkeypatch.setattr(triggers, "are_active", lambda *_: True)
+    monkeypatch.delattr(service, "Service")
+    noted(markers.SET_UP)
+
+    context.run(context.on.update_status(), state())
+
+
+def test_modules_of_a_hook_without_work() -> None:
+    """The charm imports neither the service nor a library of LXD, GitHub, templates or events before it needs them."""
+    late = "service", "runner_manager", "jinja2", "pydantic", "httpx2", "pylxd", "ghapi", "cosl"
+    code = f"import sys, charm; print([name for name in {late} if name in sys.modules])"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TEMPLATES.parent / "src")
+
+    assert done.stdout == "[]\n", done.stderr
 
 
 RESET = datetime(2026, 1, 1, 12, 30, tzinfo=timezone.utc)
@@ -487,8 +517,8 @@ def test_the_watcher_of_old_code_is_replaced(
 ) -> None:
     """Where the hook of an upgrade ended early, the next reconcile or update-status starts the watcher anew."""
     noted(markers.SET_UP)
-    monkeypatch.setattr(charm_module.follower, "is_current", lambda _: current)
-    monkeypatch.setattr(charm_module, "are_active", lambda *_: True)
+    monkeypatch.setattr(triggers, "watcher_is_current", lambda _: current)
+    monkeypatch.setattr(triggers, "are_active", lambda *_: True)
 
     tick(context)
     context.run(context.on.update_status(), state())
@@ -834,9 +864,7 @@ def refused(world: Surroundings) -> None:
     world.github.runners[instance.name] = replace(registered, online=False)
 
 
-def test_a_version_that_github_calls_deprecated_by_mistake(
-    context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_version_that_github_calls_deprecated_by_mistake(context: Any, world: Surroundings) -> None:
     """No runner for 15 minutes, then one is tried, and all are created once it is online."""
     options = {"virtual-machines": 1}
     world.lxd.registered = lambda instance: world.github.register(instance.name, online=False)
@@ -845,10 +873,10 @@ def test_a_version_that_github_calls_deprecated_by_mistake(
 
     assert "2.320.0 is deprecated by GitHub" in tick(context, **options).message
     assert world.lxd.found == {}
-    at(14 * 60, monkeypatch)
+    world.later(14 * 60)
     tick(context, **options)
     assert world.lxd.found == {}
-    at(61, monkeypatch)
+    world.later(61)
     tick(context, **{"virtual-machines": 3})
     assert len(world.lxd.found) == 1
     tick(context, **{"virtual-machines": 3})
@@ -905,12 +933,10 @@ def failed(world: Surroundings, words: str = DELETED) -> None:
         instance.files["last words"] = printed.encode()
 
 
-def test_runners_that_end_without_a_job_back_off(
-    context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runners_that_end_without_a_job_back_off(context: Any, world: Surroundings) -> None:
     """Creation pauses for 2, 4, 8 … seconds and never longer than 10 minutes, until a later runner is online."""
     world.lxd.registered = lambda instance: world.github.register(instance.name, online=False)
-    at(0, monkeypatch)
+    world.later(0)
     tick(context)
     for count in range(1, 13):
         failed(world)
@@ -919,11 +945,11 @@ def test_runners_that_end_without_a_job_back_off(
         assert f"next attempt in {pause} s" in first.message
         assert "the clock of the runner differs from GitHub's" in first.message
         assert world.lxd.found == {}
-        at(pause - 1, monkeypatch)
+        world.later(pause - 1)
         held = tick(context)
         assert (held.name, world.lxd.found) == ("waiting", {})
         assert OWN_WORDS in held.message
-        at(1, monkeypatch)
+        world.later(1)
         assert OWN_WORDS in tick(context).message
         assert len(world.lxd.found) == 2
 
@@ -960,4 +986,4 @@ def test_no_note_of_failed_starts_stops_the_unit(context: Any, world: Surroundin
 
 def test_templates_are_the_projects(context: Any, world: Surroundings) -> None:
     """The charm finds its templates beside src."""
-    assert provision.environment(charm_module.TEMPLATES).get_template("start.sh.j2")
+    assert provision.environment(service.TEMPLATES).get_template("start.sh.j2")

@@ -8,7 +8,19 @@ import pytest
 
 from engine.client import LxdClient
 from errors import ConfigurationError, HostError, LxdError
-from host import firewall, follower, image, kernel, logrotate, lxd_server, machine, markers, packages, pool, timer
+from host import (
+    firewall,
+    image,
+    kernel,
+    logrotate,
+    lxd_server,
+    machine,
+    markers,
+    packages,
+    pool,
+    timer,
+    triggers,
+)
 from host.markers import Markers
 from tests.support.fakes import state
 
@@ -90,8 +102,8 @@ def test_units_of_one_machine_have_systemd_units_of_their_own() -> None:
         name
         for unit in ("github-runner/0", "github-runner/10", "runner/0", "runner-0/1")
         for name in (
-            *(timer.service(unit), timer.timer(unit), image.service(unit), image.timer(unit)),
-            *(follower.service(unit), str(image.settings(unit)), firewall.acl_name(unit)),
+            *(timer.service(unit), triggers.timer(unit), image.service(unit), image.timer(unit)),
+            *(triggers.watcher(unit), str(image.settings(unit)), firewall.acl_name(unit)),
         )
     ]
 

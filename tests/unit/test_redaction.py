@@ -16,13 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ops import testing
 
-import charm as charm_module
 import errors
 import redaction
 from host import machine, markers, pool
 from repo_policy import RepoPolicyClient
 from tests.support.fakes import FakeGithub
-from tests.unit.test_charm import MODEL, Surroundings, context, noted, world
+from tests.unit.test_charm import MODEL, Surroundings, context, make_context, noted, world
 
 __all__ = ["context", "world"]
 
@@ -213,16 +212,11 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def charm_with_policy(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """Makes contexts of a unit whose machine is set up."""
-    import yaml
-
     world.github = Broken()
     monkeypatch.setattr(RepoPolicyClient, "one_time_token", lambda _: "one-time-token")
     monkeypatch.setattr(ops.Unit, "reboot", lambda _: None)
     noted(markers.SET_UP)
-    root = charm_module.TEMPLATES.parent
-    names = ("metadata", "config", "actions")
-    meta, config, actions = (yaml.safe_load((root / f"{name}.yaml").read_text()) for name in names)
-    return lambda: testing.Context(charm_module.GithubRunnerCharm, meta=meta, config=config, actions=actions, unit_id=0)
+    return lambda: make_context(world)
 
 
 @pytest.mark.usefixtures("proxied")

@@ -13,7 +13,7 @@ import ops.storage
 import pytest
 
 from errors import CommandError, LxdError
-from host import follower, state_database, takeover, units
+from host import follower, state_database, takeover, triggers, units
 from host.takeover import Places
 
 TOKEN = "ghp_0f1e2d3c4b5a69788796a5b4c3d2e1f001234567"
@@ -365,7 +365,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     source = tmp_path / "charm" / "src"
     source.mkdir(parents=True)
     (source / "a.py").write_text("1\n")
-    monkeypatch.setattr(follower, "CHARM", source.parent)
+    monkeypatch.setattr(triggers, "SOURCE", source)
     monkeypatch.setattr(units, "FOLDER", tmp_path / "units")
     return source
 
@@ -379,19 +379,19 @@ def test_new_code_restarts_the_watcher(code: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(follower, "run", lambda command, **_: commands.append(command))
     monkeypatch.setattr(follower, "are_active", lambda *_: True)
     jinja = provision.environment(TEMPLATES)
-    assert follower.is_current("github-runner/0")
+    assert triggers.watcher_is_current("github-runner/0")
     assert follower.ensure(jinja, "github-runner/0", "github-runner-0-0123abcd", 1)
-    assert follower.is_current("github-runner/0")
+    assert triggers.watcher_is_current("github-runner/0")
     assert not follower.ensure(jinja, "github-runner/0", "github-runner-0-0123abcd", 1)
 
     os.utime(code / "a.py", (0, 0))
-    assert follower.is_current("github-runner/0")
+    assert triggers.watcher_is_current("github-runner/0")
     for change in (lambda: (code / "a.py").write_text("2\n"), lambda: (code / "a.py").rename(code / "b.py")):
         commands.clear()
         change()
-        assert not follower.is_current("github-runner/0")
+        assert not triggers.watcher_is_current("github-runner/0")
         assert follower.ensure(jinja, "github-runner/0", "github-runner-0-0123abcd", 1)
-        assert ["systemctl", "restart", follower.service("github-runner/0")] in commands
+        assert ["systemctl", "restart", triggers.watcher("github-runner/0")] in commands
 
 
 def test_an_operators_own_policy_service_is_kept(world: World) -> None:

@@ -1,0 +1,87 @@
+"""What the unit's status says behind the counts: what will become a problem, and what was one for a while."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import status
+import times
+from errors import HostError
+from host import image, kernel, pool, resources, runner_binary
+from host.markers import NO_POLICY, RECONCILED, UNATTENDED, Markers
+from models import CharmState
+from report import Report, describe_failed_starts
+
+logger = logging.getLogger(__name__)
+
+# Of the reason why runners ended without a job, in characters.
+REASON_LIMIT = 120
+
+
+def notices(state: CharmState, markers: Markers, report: Report, now: float) -> list[str]:
+    """A short text for each, in the order of the status line; ``now`` in UNIX seconds."""
+    return [
+        *_failed_starts(report, now),
+        *_old(report, now),
+        *_missing_reboot(markers, now),
+        *_no_policy(state, markers),
+        *_other_units(markers),
+        *filter(None, [pool.shortage(state)]),
+        *resources.overcommitment(state),
+        *_absence(markers, now),
+    ]
+
+
+def note_attendance(markers: Markers, interval: int, now: float) -> None:
+    """Record that the timer's event came, and a time without it: the controller or Juju's agent was away.
+
+    ``interval`` between two events in minutes.
+    """
+    last = markers.numbers(RECONCILED, 1)
+    with suppress(HostError):
+        if last and now - last[0] > max(times.UNATTENDED, 3 * times.MINUTE * interval):
+            logger.warning("No reconcile for %.0f minutes", (now - last[0]) / times.MINUTE)
+            markers.note(UNATTENDED, f"{last[0]:.0f} {int(now)}")
+        markers.note(RECONCILED, str(int(now)))
+
+
+def _failed_starts(report: Report, now: float) -> Iterator[str]:
+    failed = report.failed_starts
+    if failed and failed.count and not report.failures:
+        yield status.fit(describe_failed_starts(failed, now), REASON_LIMIT)
+
+
+def _old(report: Report, now: float) -> Iterator[str]:
+    ages = (
+        ("runner application not refreshed", runner_binary.age(now), runner_binary.STALE_AFTER),
+        ("image not rebuilt", report.image_age, image.STALE_AFTER),
+    )
+    for what, age, limit in ages:
+        if age is not None and age > limit:
+            yield f"{what} for {age / times.DAY:.0f} days"
+
+
+def _missing_reboot(markers: Markers, now: float) -> Iterator[str]:
+    since = kernel.requested(markers, now)
+    if since is not None and kernel.reboot_is_due():
+        yield f"a reboot for a pending update was requested {since / 60:.0f} minutes ago and did not happen"
+
+
+def _no_policy(state: CharmState, markers: Markers) -> Iterator[str]:
+    unchecked = state.repo_policy is None and state.allow_external_contributor
+    if unchecked and markers.read(NO_POLICY) is None:
+        yield "no repository policy check since the upgrade: see acknowledge-no-policy of reconcile-runners"
+
+
+def _other_units(markers: Markers) -> Iterator[str]:
+    if others := markers.others():
+        yield f"the machine is shared with {', '.join(others)}"
+
+
+def _absence(markers: Markers, now: float) -> Iterator[str]:
+    """A time without reconciles, for a day after its end."""
+    away = markers.numbers(UNATTENDED, 2)
+    if away and 0 <= now - away[1] < times.DAY:
+        start, end = (time.strftime("%d %b %H:%M", time.gmtime(moment)) for moment in away)
+        yield f"no reconcile from {start} to {end} UTC"

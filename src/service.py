@@ -1,0 +1,383 @@
+"""What the charm does on its machine, without Juju: a unit's state, LXD, GitHub and the machine put together.
+
+charm.py hands Juju's events to a Service. Programs outside of hooks and tests make one of their own.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Protocol
+
+import jinja2
+
+import creation
+import notices
+import provision
+import shared_fs
+import status
+import times
+from engine.client import LxdClient
+from errors import (
+    ConfigurationError,
+    GithubApiError,
+    GithubClientError,
+    GithubRunnerError,
+    HostError,
+    LxdError,
+    TokenError,
+)
+from gh.auth import Pat
+from gh.client import GithubClient
+from host import follower, image, kernel, machine, markers, pool, runner_binary, timer, triggers
+from metrics.storage import StorageManager
+from models import CharmState, FlushMode, Identity
+from repo_policy import RepoPolicyClient
+from report import Report
+from runner import RunnerManagerClients
+from runner_manager import RunnerManager
+from status import Status
+
+logger = logging.getLogger(__name__)
+
+REBOOTING = "Rebooting for a pending update"
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+
+
+class Unit(Protocol):
+    """What a service asks of Juju."""
+
+    def set_workload_version(self, version: str, /) -> None:
+        """Show the version of the runner binary."""
+
+    def reboot(self) -> None:
+        """Reboot the machine after this hook."""
+
+
+def github_client(state: CharmState) -> GithubClient:
+    """The client for the GitHub, and with the credentials, of a state."""
+    return GithubClient(state.github_url, Pat(state.token), ca_certificates=state.ca_certificates)
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What a service reaches the outside with; tests pass others. ``clock`` gives UNIX seconds."""
+
+    lxd: LxdClient = field(default_factory=LxdClient)
+    github: Callable[[CharmState], GithubClient] = github_client
+    storages: StorageManager = shared_fs
+    clock: Callable[[], float] = time.time
+
+
+class Service:
+    """One unit during one hook. Errors are those of ``errors``, and OSError."""
+
+    def __init__(
+        self,
+        state: CharmState,
+        identity: Identity,
+        markers: markers.Markers,
+        unit: Unit,
+        show: Callable[[Status], None],
+        adapters: Adapters,
+    ) -> None:
+        self.hold = ""
+        """Why no runner may be created in this hook: the set-up of the machine failed."""
+        self.report: Report | None = None
+        """What the last reconcile found and did."""
+        self._state = state
+        self._identity = identity
+        self._markers = markers
+        self._unit = unit
+        self._show = show
+        self._adapters = adapters
+        self._lxd = adapters.lxd
+        self._repaired = False
+
+    def note_installation(self) -> None:
+        """Record that there was no previous charm."""
+        with suppress(HostError):
+            self._markers.note(markers.NO_POLICY)
+            self._markers.note(markers.TAKEN_OVER)
+
+    def note_upgrade(self) -> None:
+        """Record that no repository policy check ceased, where no other charm was on this unit before."""
+        if not self._markers.exist() and not machine.has_previous_charm():
+            with suppress(HostError):
+                self._markers.note(markers.NO_POLICY)
+
+    def note_attendance(self, interval: int) -> None:
+        """Record that the timer's event came; ``interval`` between two of them in minutes."""
+        notices.note_attendance(self._markers, interval, self._adapters.clock())
+
+    def take_over(self) -> None:
+        """Remove what the previous charm left, and record that nothing of it is left to do."""
+        if machine.take_over(self._lxd, self._markers.unit):
+            with suppress(HostError):
+                self._markers.note(markers.TAKEN_OVER)
+
+    def set_up(self, build_later: bool = False) -> None:
+        """Set up the timer, the runner binary and the machine; ``build_later`` builds an image outside of this hook.
+
+        The timer is first: whatever fails then, reconciles come, and complete what is missing.
+        """
+        self._ensure_timer()
+        failure: GithubRunnerError | None = None
+        try:
+            # Before the machine, so that an image that is built contains the runner binary.
+            self._refresh_binary()
+        except GithubRunnerError as error:
+            failure = error
+        unit = self._markers.unit
+        machine.set_up(self._lxd, self._jinja, self._state, unit, self._progress, build_later=build_later)
+        if failure is not None:
+            raise failure
+
+    def apply(self, build_later: bool = False) -> None:
+        """Bring the machine and the runners to the state, as after a changed option."""
+        self._prepare(build_later)
+        self.reconcile()
+        self.ensure_watcher()
+
+    def attend(self) -> None:
+        """What the timer's event does: repair the machine, update the kernel, and reconcile or reboot."""
+        self.repair()
+        kernel.update(self._adapters.clock())
+        self._reconcile_or_reboot()
+        if self._repaired or not triggers.watcher_is_current(self._markers.unit):
+            self.ensure_watcher()
+
+    def resume(self) -> None:
+        """What update-status does where something is missing: a complete set-up, the timer or the watcher."""
+        if self._markers.read(markers.SET_UP) is None:
+            self.apply(build_later=True)
+        else:
+            self._ensure_timer()
+            self.ensure_watcher()
+
+    def repair(self) -> None:
+        """Complete a set-up that did not come to its end, and make again what was lost since; else only look."""
+        if self._markers.read(markers.SET_UP) is not None:
+            self._free_previous_pool()
+            lost = machine.lost(self._lxd, self._state, self._markers.unit)
+            if not lost:
+                machine.tend(self._jinja, self._state, self._markers.unit)
+                if not runner_binary.is_recent(self._adapters.clock()):
+                    self._refresh_binary()
+                return
+            logger.warning("Lost since the set-up, and set up again: %s", ", ".join(lost))
+        self._repaired = True
+        self._prepare(build_later=True)
+
+    def try_at_once(self, no_policy: bool = False) -> None:
+        """Create runners without waiting for the next attempt; ``no_policy`` acknowledges that no policy is checked."""
+        if no_policy:
+            self._markers.note(markers.NO_POLICY)
+        creation.try_at_once(self._markers)
+
+    def reconcile(self) -> int:
+        """One reconcile, and its status; returns how many healthy runners were missing. 0 while a reboot is awaited."""
+        pool.check(self._lxd, self._state)
+        if self._reboot_is_awaited():
+            self._progress(REBOOTING)
+            return 0
+        if self._markers.read(markers.SET_UP) is None:
+            # Also where this event did not try: without a firewall, for example, no runner may run.
+            self.hold = self.hold or "the set-up of the machine is not complete"
+        self._progress("Reconciling runners")
+        manager = self._manager()
+        delta = manager.reconcile(self._state.virtual_machines, self._state.resources)
+        self.report = manager.report
+        creation.record(manager.findings, self._markers, self._github, self._state.path)
+        found = notices.notices(self._state, self._markers, self.report, self._adapters.clock())
+        self._show(status.of_report(self.report, self._state.test_mode, found))
+        return delta
+
+    def flush(self, force: bool) -> int:
+        """Remove every runner and reconcile; returns how many runners were missing then.
+
+        Unless forced, only where new runners can be created: otherwise the unit would be left without any.
+        """
+        self._markers.clear(markers.FAILED_STARTS)
+        if not force:
+            self._check_creation()
+        self._progress("Flushing runners")
+        try:
+            self._manager().flush(FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK)
+        except GithubClientError as error:
+            if not force:
+                raise
+            logger.warning("The runners are removed without GitHub: %s", error)
+            self.clear()
+        if force:
+            self.repair()
+        return self.reconcile()
+
+    def clear(self) -> int:
+        """Remove every runner, also without GitHub; returns how many instances were removed."""
+        return self._manager().flush(FlushMode.FORCE_FLUSH)
+
+    def check(self) -> dict[str, object]:
+        """The results of the action check-runners: counts, the names of online runners, and a line for each runner."""
+        names = self._manager().counts()
+        details = "\n".join(names.pop("details"))
+        return {
+            **{key: len(value) for key, value in names.items()},
+            "runners": ", ".join(names["online"]),
+            "details": details,
+        }
+
+    def drain(self) -> bool:
+        """Remove the idle runners unless a job may run; returns whether no runner is left."""
+        manager = self._manager()
+        return not manager.observer.any_busy() and manager.drain()
+
+    def leave(self) -> None:
+        """Remove timer, watcher and runners, and record that no later event may create any.
+
+        Each step runs even if another fails: no later hook would retry it.
+        """
+        unit = self._markers.unit
+        for step in (partial(follower.remove, unit), partial(timer.remove, unit), self._note_leaving):
+            try:
+                _log_removed(step())
+            except (GithubRunnerError, OSError) as error:
+                logger.error("%s", error)
+        try:
+            logger.info("%s runners were removed", self.clear())
+        except (GithubRunnerError, OSError) as error:
+            logger.error("The runners were not removed: %s", error)
+
+    def release(self) -> None:
+        """Remove what holds the unit's storage, once no runner is there."""
+        _log_removed(machine.release(self._lxd, self._markers))
+
+    def tear_down(self) -> None:
+        """Remove everything that the charm created on the machine, once no runner is there."""
+
+        def managed(name: str) -> bool:
+            return self._identity.owns(name) or self._identity.may_be_previous(name)
+
+        _log_removed(machine.tear_down(self._lxd, self._markers, managed))
+
+    def ensure_watcher(self) -> None:
+        """Start the watcher after the runners: otherwise it would treat missing runners as lost."""
+        wanted = self._state.virtual_machines if self._state.replace_on_exit else 0
+        follower.ensure(self._jinja, self._markers.unit, self._identity.prefix, wanted)
+
+    def update_binary(self) -> bool:
+        """Download the runner binary that GitHub offers unless it is in use; returns whether it was downloaded."""
+        progress = partial(self._progress, "Downloading runner binary")
+        changed = runner_binary.update(self._github, self._state.path, self._state.arch, downloading=progress)
+        using = runner_binary.current()
+        if changed and using is not None:
+            self._unit.set_workload_version(runner_binary.version(using))
+            # The service is not there before the first set-up, which builds the image itself.
+            with suppress(LxdError, HostError):
+                image.renew(self._lxd, self._markers.unit, self._state.base_image.value)
+        return changed
+
+    def _prepare(self, build_later: bool) -> None:
+        """Set the machine up. While that fails the runners are reconciled all the same, but none is created."""
+        self._free_previous_pool()
+        try:
+            self.set_up(build_later)
+        except (ConfigurationError, TokenError):
+            raise
+        except (GithubRunnerError, OSError) as error:
+            logger.error("%s", error)
+            self.hold = status.describe(error)
+
+    def _check_creation(self) -> None:
+        """Raise what would keep new runners from being created."""
+        pool.check(self._lxd, self._state)
+        self.repair()
+        if self._reboot_is_awaited():
+            raise HostError("a reboot is about to happen")
+        self._manager().check_creation()
+
+    def _free_previous_pool(self) -> None:
+        """Once no job runs, remove the runners in the previous charm's storage pool, which the set-up then replaces."""
+        try:
+            users = pool.previous_pool_users(self._lxd)
+            if not users:
+                return
+            pool.check(self._lxd, self._state)
+            manager = self._manager()
+            manager.check_creation()
+            if users <= manager.observer.observe().runners.keys() and not manager.observer.any_busy():
+                manager.drain()
+        except (GithubRunnerError, OSError) as error:
+            logger.warning("The storage pool of the previous charm is kept for now: %s", error)
+
+    def _refresh_binary(self) -> None:
+        """Update the runner binary. If there is one already, GitHub's outage does not stop the rest."""
+        try:
+            self.update_binary()
+        except (GithubApiError, HostError) as error:
+            if runner_binary.current() is None:
+                raise
+            logger.warning("The runner application was not refreshed: %s", error)
+
+    def _reconcile_or_reboot(self) -> None:
+        """Reboot for a pending kernel if no job runs. A request that had no effect is repeated a day later."""
+        if kernel.reboot_is_due():
+            since = kernel.requested(self._markers, self._adapters.clock())
+            if (since is None or since >= times.REBOOT_AGAIN) and self.drain():
+                kernel.note_request(self._markers, self._adapters.clock())
+                self._progress(REBOOTING)
+                self._unit.reboot()
+                return
+        self.reconcile()
+
+    def _reboot_is_awaited(self) -> bool:
+        """Whether a reboot was requested that may still come."""
+        since = kernel.requested(self._markers, self._adapters.clock())
+        return since is not None and since < times.REBOOT
+
+    def _manager(self) -> RunnerManager:
+        state, clock = self._state, self._adapters.clock
+        policy = RepoPolicyClient(state.repo_policy) if state.repo_policy else None
+        tarball = runner_binary.current() or creation.NO_BINARY
+        failed, now = creation.recorded(self._markers), clock()
+        return RunnerManager(
+            self._identity,
+            state,
+            RunnerManagerClients(self._github, self._jinja, self._lxd, policy, clock),
+            self._adapters.storages,
+            tarball,
+            lxd_storage_path=pool.MOUNT_POINT,
+            clock=clock,
+            hold=self.hold or creation.hold(tarball, failed, now),
+            canary=runner_binary.refused_at(now),
+            failed_starts=failed,
+            image_age=lambda: image.age(self._lxd, state.base_image.value, clock()),
+            in_image=lambda: image.holds(self._lxd, state.base_image.value, tarball),
+        )
+
+    @cached_property
+    def _jinja(self) -> jinja2.Environment:
+        return provision.environment(TEMPLATES)
+
+    @cached_property
+    def _github(self) -> GithubClient:
+        """One for the whole hook, and with it one connection."""
+        return self._adapters.github(self._state)
+
+    def _ensure_timer(self) -> None:
+        timer.ensure(self._jinja, self._markers.unit, self._state.reconcile_interval)
+
+    def _note_leaving(self) -> list[str]:
+        self._markers.note(markers.LEAVING)
+        return []
+
+    def _progress(self, step: str) -> None:
+        self._show(Status("maintenance", step))
+
+
+def _log_removed(removed: list[str]) -> None:
+    for what in removed:
+        logger.info("Removed: %s", what)
