@@ -17,6 +17,7 @@ import jinja2
 import creation
 import notices
 import provision
+import settings
 import shared_fs
 import status
 import times
@@ -122,8 +123,9 @@ class Service:
     def set_up(self, build_later: bool = False) -> None:
         """Set up the timer, the runner binary and the machine; ``build_later`` builds an image outside of this hook.
 
-        The timer is first: whatever fails then, reconciles come, and complete what is missing.
+        The timer comes before anything that may fail: reconciles then complete what is missing.
         """
+        settings.save(self._state, self._identity)
         self._ensure_timer()
         failure: GithubRunnerError | None = None
         try:
@@ -164,6 +166,7 @@ class Service:
             self._free_previous_pool()
             lost = machine.lost(self._lxd, self._state, self._markers.unit)
             if not lost:
+                settings.save(self._state, self._identity)
                 machine.tend(self._jinja, self._state, self._markers.unit)
                 if not runner_binary.is_recent(self._adapters.clock()):
                     self._refresh_binary()
@@ -265,8 +268,10 @@ class Service:
 
     def ensure_watcher(self) -> None:
         """Start the watcher after the runners: otherwise it would treat missing runners as lost."""
-        wanted = self._state.virtual_machines if self._state.replace_on_exit else 0
-        follower.ensure(self._jinja, self._markers.unit, self._identity.prefix, wanted)
+        if self._state.replace_on_exit and self._state.virtual_machines > 0:
+            follower.ensure(self._jinja, self._markers.unit)
+        else:
+            follower.remove(self._markers.unit)
 
     def update_binary(self) -> bool:
         """Download the runner binary that GitHub offers unless it is in use; returns whether it was downloaded."""

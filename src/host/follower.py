@@ -14,14 +14,10 @@ NAME = "replace-runners"
 CHARM = Path(__file__).resolve().parents[2]
 
 
-def ensure(jinja: jinja2.Environment, unit: str, prefix: str, wanted: int) -> bool:
-    """Render the service, enable and start it; return whether anything changed. Nobody is wanted: no service."""
-    if wanted == 0:
-        return bool(remove(unit))
+def ensure(jinja: jinja2.Environment, unit: str) -> bool:
+    """Render the service, enable and start it; return whether anything changed."""
     content = jinja.get_template(f"ghro.{NAME}.service.j2").render(
         unit=unit,
-        prefix=prefix,
-        wanted=wanted,
         charm=str(CHARM),
         python=sys.executable,
         python_path=os.environ.get("PYTHONPATH", ""),

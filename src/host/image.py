@@ -1,7 +1,6 @@
 """The image that runners start from: built in an instance, published, and only then given its alias (spec 4, Image)."""
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -11,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,9 @@ from engine.client import LxdClient
 from engine.instance import LxdInstance
 from errors import HostError, LxdError
 from host import runner_binary, units
-from models import Arch, ImageSource, ProxyConfig
+from models import ImageSource
 from redaction import redact
+from settings import ImageBuild
 from system import LOCKS, are_active, exclusive, run, write_file
 
 logger = logging.getLogger(__name__)
@@ -33,9 +32,6 @@ logger = logging.getLogger(__name__)
 NAME = "build-image"
 # Units of this charm on one machine have the same images: any of them may build.
 JOURNAL = f"journalctl -u 'ghro.{NAME}.*'"
-FOLDER = Path("/var/lib/github-runner")
-# Of version 1.0, in which all units had the same one.
-FORMER_SETTINGS = FOLDER / "build-image.json"
 LOCK = LOCKS / "build-image.lock"
 # Why the last build failed; removed by one that succeeds.
 FAILURE = Path("/var/lib/github-runner/build-image.failure")
@@ -66,48 +62,6 @@ def service(unit: str) -> str:
 def timer(unit: str) -> str:
     """The timer that starts the service every six hours."""
     return units.name(NAME, unit, "timer")
-
-
-def settings(unit: str) -> Path:
-    """The file with what the service builds."""
-    return FOLDER / f"{NAME}.{unit.replace('/', '-')}.json"
-
-
-@dataclass(frozen=True)
-class ImageBuild:
-    """What to build: from which source, under which alias, for containers or virtual machines."""
-
-    source: ImageSource
-    alias: str
-    container: bool
-    arch: Arch
-    proxies: ProxyConfig
-    ca_certificates: tuple[str, ...] = ()
-
-    def save(self, path: Path) -> bool:
-        """Write it down for the build outside of hooks; readable by root alone, proxies may hold a password."""
-        text = json.dumps(
-            {
-                "source": str(self.source),
-                "alias": self.alias,
-                "container": self.container,
-                "arch": self.arch.value,
-                "proxies": [self.proxies.http, self.proxies.https, self.proxies.no_proxy],
-                "ca_certificates": self.ca_certificates,
-            }
-        )
-        return write_file(path, text, 0o600)
-
-    @classmethod
-    def load(cls, path: Path) -> "ImageBuild":
-        """What was saved; HostError where there is nothing usable."""
-        try:
-            data = json.loads(path.read_text())
-            source, proxies = ImageSource.parse(data["source"]), ProxyConfig(*data["proxies"])
-            certificates = tuple(map(str, data.get("ca_certificates", ())))
-            return cls(source, data["alias"], bool(data["container"]), Arch(data["arch"]), proxies, certificates)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise HostError(f"{path} cannot be used, the charm writes it anew in its next hook: {error}") from error
 
 
 def ensure(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> bool:
@@ -218,10 +172,8 @@ def age(lxd: LxdClient, alias: str, now: float) -> float | None:
     return max(0.0, now - built.timestamp())
 
 
-def ensure_timer(jinja: jinja2.Environment, unit: str, build: ImageBuild) -> bool:
+def ensure_timer(jinja: jinja2.Environment, unit: str) -> bool:
     """Rebuild every six hours at a minute of the unit's own, so that not all units ask the server at once."""
-    changed = build.save(settings(unit))
-    FORMER_SETTINGS.unlink(missing_ok=True)
     seed = f"{unit} {socket.gethostname()}"
     offset = int(hashlib.sha256(seed.encode()).hexdigest(), 16) % (INTERVAL_HOURS * 60)
     values = {
@@ -241,14 +193,14 @@ def ensure_timer(jinja: jinja2.Environment, unit: str, build: ImageBuild) -> boo
     if any(written) or not are_active(timer(unit)):
         run(["systemctl", "enable", "--quiet", timer(unit)])
         run(["systemctl", "restart", timer(unit)])
-    return changed or any(written)
+    return any(written)
 
 
 def remove_timer(unit: str) -> list[str]:
     """Stop the unit's builds, also one that runs; returns what was removed."""
     run(["systemctl", "disable", "--quiet", "--now", timer(unit)], check=False)
     run(["systemctl", "stop", service(unit)], check=False, timeout=120)
-    return _unlinked(units.FOLDER / service(unit), units.FOLDER / timer(unit), settings(unit))
+    return _unlinked(units.FOLDER / service(unit), units.FOLDER / timer(unit))
 
 
 def remove_builder(lxd: LxdClient) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 
+import settings
 import shared_fs
 from engine.client import LxdClient
 from engine.profiles import BRIDGE
@@ -31,18 +32,13 @@ from metrics.events import METRICS_LOG_PATH
 from metrics.storage import FILESYSTEM_QUARANTINE_PATH
 from models import CharmState
 from runner import LOGS_PATH
+from settings import image_build
 from system import LOCKS, are_active
 
 logger = logging.getLogger(__name__)
 
 CHARM = Path(__file__).resolve().parents[2]
 STATE = runner_binary.FOLDER.parent
-
-
-def image_build(state: CharmState) -> image.ImageBuild:
-    """The image that the options ask for."""
-    kind = (state.image_source, state.base_image.value, state.test_mode, state.arch)
-    return image.ImageBuild(*kind, state.proxies, state.ca_certificates)
 
 
 def set_up(
@@ -76,8 +72,8 @@ def set_up(
     progress("Setting up storage")
     pool.ensure(lxd, jinja, state)
     logrotate.ensure(jinja)
+    image.ensure_timer(jinja, unit)
     build = image_build(state)
-    image.ensure_timer(jinja, unit, build)
     progress("Building runner image")
     if build_later:
         image.ensure_later(lxd, unit, build)
@@ -106,7 +102,7 @@ def tend(jinja: jinja2.Environment, state: CharmState, unit: str) -> None:
     steps: tuple[Callable[[], object], ...] = (
         lambda: packages.ensure(lambda step: None),
         lambda: logrotate.ensure(jinja),
-        lambda: image.ensure_timer(jinja, unit, image_build(state)),
+        lambda: image.ensure_timer(jinja, unit),
     )
     for step in steps:
         try:
@@ -122,7 +118,13 @@ def has_previous_charm() -> bool:
 
 def take_over(lxd: LxdClient, unit: str) -> bool:
     """Remove what the previous charm left on this unit; returns whether nothing of it is left to do."""
-    names = {timer.service(unit), triggers.timer(unit), image.service(unit), image.timer(unit), triggers.watcher(unit)}
+    names = {
+        triggers.service(unit),
+        triggers.timer(unit),
+        image.service(unit),
+        image.timer(unit),
+        triggers.watcher(unit),
+    }
     return takeover.take_over(lxd, takeover.Places(CHARM), names)
 
 
@@ -137,6 +139,7 @@ def release(lxd: LxdClient, markers: Markers) -> list[str]:
     images = (image.remove_builder,) if others else (image.remove, pool.remove)
     return _each(
         partial(image.remove_timer, unit),
+        partial(settings.remove, unit),
         *(partial(remove, lxd) for remove in images),
         partial(firewall.remove, lxd, unit),
         *(() if others else (partial(lxd_server.remove, lxd),)),

@@ -1,18 +1,13 @@
-"""The systemd timer that fires the event ``reconcile-runners`` (spec 4, Timer)."""
+"""The systemd timer that fires the event ``reconcile-runners``."""
 
 import jinja2
 
 import times
 from host import units
-from host.triggers import timer
+from host.triggers import service, timer
 from system import are_active, run, write_file
 
 NAME = "reconcile-runners"
-
-
-def service(unit: str) -> str:
-    """The service that fires the event."""
-    return units.name(NAME, unit, "service")
 
 
 def ensure(jinja: jinja2.Environment, unit: str, interval: int) -> bool:

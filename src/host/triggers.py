@@ -12,6 +12,11 @@ from system import are_active
 SOURCE = Path(__file__).resolve().parents[1]
 
 
+def service(unit: str) -> str:
+    """The service that starts a reconcile; timer and watcher start this service."""
+    return units.name("reconcile-runners", unit, "service")
+
+
 def timer(unit: str) -> str:
     """The timer that starts a reconcile every few minutes."""
     return units.name("reconcile-runners", unit, "timer")

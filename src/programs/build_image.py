@@ -8,9 +8,10 @@ from pathlib import Path
 
 import provision
 import redaction
+import settings
 from engine.client import LxdClient
 from errors import GithubRunnerError
-from host import image, timer
+from host import image, triggers
 from system import run
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
@@ -26,12 +27,12 @@ def main() -> int:
     for chatty in ("urllib3", "ws4py", "pylxd"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        lxd, build = LxdClient(), image.ImageBuild.load(image.settings(unit))
+        lxd, build = LxdClient(), settings.load(unit).image
         awaited = not image.is_there(lxd, build)
         built = image.rebuild(lxd, provision.environment(TEMPLATES), build, _say)
         if built and awaited:
             # Runners wait for this image: none could be made without it.
-            run(["systemctl", "start", "--no-block", timer.service(unit)])
+            run(["systemctl", "start", "--no-block", triggers.service(unit)])
     except (GithubRunnerError, OSError) as error:
         logging.error("%s", error)
         return 1

@@ -6,21 +6,21 @@ The timer stays as the safety net; this one only makes its next firing come earl
 
 import argparse
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable
 
 import redaction
+import settings
 import times
 from engine import events
 from engine.client import LxdClient
 from errors import GithubRunnerError
-from host import timer
+from host import triggers
 from system import run
 
-# Seconds. What ends together is one pass, which looks half a second after it was asked for anyway; a runner that ends
-# at once is not replaced at once for ever.
+# Seconds. Runners that end together are replaced by one reconcile. The pause limits how often a runner is replaced that
+# ends as soon as it has started.
 GATHER = 0.05
 PAUSE = 2.0
 
@@ -28,35 +28,36 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Runs until it is stopped."""
+    """Runs until it is stopped; 1 with a line on standard error where the unit's settings cannot be read."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--unit", required=True, help="the unit, such as github-runner/0")
-    parser.add_argument("--prefix", required=True, help="what the names of the unit's runners begin with")
-    parser.add_argument("--wanted", required=True, type=int, help="how many runners the unit keeps")
-    arguments = parser.parse_args()
+    unit = parser.parse_args().unit
     redaction.install()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     logging.getLogger("urllib3").setLevel(logging.WARNING)
-    pattern = re.compile(re.escape(arguments.prefix) + "[0-9a-f]+")
-    lxd, service = LxdClient(), timer.service(arguments.unit)
-
-    def ours(name: str) -> bool:
-        return pattern.fullmatch(name) is not None
-
-    for names in events.ended(ours, GATHER):
+    try:
+        managed = settings.load(unit).identity.owns
+    except GithubRunnerError as error:
+        logger.error("%s", error)
+        return 1
+    lxd, service = LxdClient(), triggers.service(unit)
+    for names in events.ended(managed, GATHER):
         try:
-            replace(names, lambda: set(filter(ours, lxd.instance_names())), arguments.wanted, service)
+            # Read again each time: the number of runners is an option.
+            wanted = settings.load(unit).runners
+            replace(names, lambda: set(filter(managed, lxd.instance_names())), wanted, service)
         except GithubRunnerError as error:
             logger.warning("%s", error)
     return 0
 
 
 def replace(ended: set[str], there: Callable[[], set[str]], wanted: int, service: str) -> None:
-    """One pass, unless all are there without what ``ended``, which LXD may list for a moment longer.
+    """Start a reconcile, unless all runners are there without those that ``ended``.
 
-    A pass that runs already makes up for what it removes, but may have looked before the end: wait for it first.
+    LXD may list an instance that has ended for a moment longer. A reconcile that runs already replaces what it removes,
+    but may have observed the instances before the end: wait for it first.
     """
-    if _is_passing(service):
+    if _is_reconciling(service):
         run(["systemctl", "start", service], check=False, timeout=times.DAY)
     left = len(there() - ended)
     if left >= wanted:
@@ -66,7 +67,7 @@ def replace(ended: set[str], there: Callable[[], set[str]], wanted: int, service
     time.sleep(PAUSE)
 
 
-def _is_passing(service: str) -> bool:
+def _is_reconciling(service: str) -> bool:
     return run(["systemctl", "is-active", service], check=False).stdout.strip() == "activating"
 
 

@@ -6,6 +6,7 @@ import pytest
 
 import redaction
 import runner_manager
+import settings
 import shared_fs
 import times
 from errors import CreateMetricsStorageError
@@ -31,8 +32,9 @@ def locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(autouse=True)
 def marker_root(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where markers lie, out of the way of a unit on this machine."""
+    """Where markers and settings are, out of the way of a unit on this machine."""
     folder = tmp_path_factory.mktemp("markers")
+    monkeypatch.setattr(settings, "FOLDER", folder)
     monkeypatch.setattr(markers, "ROOT", folder)
     monkeypatch.setattr(markers, "AGENTS", folder / "agents")
     return folder

@@ -86,7 +86,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     found.steps = []
     monkeypatch.setattr(runner_binary, "update", lambda *_, **__: found.steps.append("binary") or True)
     monkeypatch.setattr(timer, "ensure", lambda _, __, interval: found.steps.append(f"timer {interval}"))
-    monkeypatch.setattr(follower, "ensure", lambda *_: found.steps.append("follower"))
+    monkeypatch.setattr(follower, "ensure", lambda *_: found.steps.append("watcher"))
     monkeypatch.setattr(machine, "set_up", found.set_up)
     markers.Markers("github-runner/0").note(markers.TAKEN_OVER)
     monkeypatch.setattr(machine, "take_over", found.take_over)
@@ -99,7 +99,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     monkeypatch.setattr(kernel, "REBOOT_REQUIRED", tmp_path / "reboot-required")
     monkeypatch.setattr(kernel, "are_active", lambda *_: False)
     monkeypatch.setattr(kernel, "update", lambda _: [])
-    for module, name in ((follower, "follower"), (timer, "timer")):
+    for module, name in ((follower, "watcher"), (timer, "timer")):
         monkeypatch.setattr(module, "remove", lambda _, name=name: found.steps.append(f"no {name}") or [])
 
     def registered(instance: FakeInstance) -> None:
@@ -168,7 +168,7 @@ def test_changes_set_up_the_machine_and_reconcile(context: Any, world: Surroundi
     out = context.run(getattr(context.on, event)(), state())
 
     taken_over = ["take over"] if event == "upgrade_charm" else []
-    assert world.steps == [*taken_over, "timer 10", "binary", "set up", "follower"]
+    assert world.steps == [*taken_over, "timer 10", "binary", "set up", "watcher"]
     assert len(world.lxd.found) == 2
     assert out.unit_status == testing.ActiveStatus("2 runners: 2 idle, 0 busy (test mode: containers)")
 
@@ -293,7 +293,7 @@ def test_a_set_up_that_failed_is_completed_by_the_next_reconcile(context: Any, w
 
     tick(context)
     assert (world.steps, world.lxd.found) == (
-        ["timer 10", "binary", "set up, build later", "follower"],
+        ["timer 10", "binary", "set up, build later", "watcher"],
         {},
     )
 
@@ -333,7 +333,7 @@ def test_update_status_completes_a_set_up(context: Any, world: Surroundings) -> 
 
     out = context.run(context.on.update_status(), state())
 
-    assert world.steps == ["timer 10", "binary", "set up, build later", "follower"]
+    assert world.steps == ["timer 10", "binary", "set up, build later", "watcher"]
     assert (out.unit_status.name, len(world.lxd.found)) == ("active", 2)
 
 
@@ -356,7 +356,7 @@ def test_what_was_lost_is_made_again(context: Any, world: Surroundings) -> None:
 
     tick(context)
 
-    assert world.steps == ["timer 10", "binary", "set up, build later", "follower"]
+    assert world.steps == ["timer 10", "binary", "set up, build later", "watcher"]
 
 
 def test_a_time_without_reconciles_is_in_the_status(context: Any, world: Surroundings) -> None:
@@ -385,7 +385,7 @@ def test_a_unit_without_storage_makes_nothing_any_more(context: Any, world: Surr
     attached = testing.Storage("runner")
     context.run(context.on.storage_detaching(attached), replace(state(), storages={attached}))
     assert world.lxd.found == {}
-    assert world.steps == ["no follower", "no timer", "release"]
+    assert world.steps == ["no watcher", "no timer", "release"]
 
     if event == "reconcile_runners":
         tick(context)
@@ -396,7 +396,7 @@ def test_a_unit_without_storage_makes_nothing_any_more(context: Any, world: Surr
         context.run(getattr(context.on, event)(), state())
 
     assert world.lxd.found == {}
-    assert world.steps == ["no follower", "no timer", "release"]
+    assert world.steps == ["no watcher", "no timer", "release"]
     with pytest.raises(testing.ActionFailed, match="the unit is being removed"):
         context.run(context.on.action("reconcile-runners"), state())
     assert world.lxd.found == {}
@@ -413,21 +413,21 @@ def test_storage_that_comes_back_brings_the_unit_back(context: Any, world: Surro
     assert len(world.lxd.found) == 2
 
 
-TIMER, FOLLOWER = triggers.timer(UNIT), triggers.watcher(UNIT)
+TIMER, WATCHER = triggers.timer(UNIT), triggers.watcher(UNIT)
 
 
 @pytest.mark.parametrize(
     ("active", "options", "steps"),
     [
-        ({TIMER, FOLLOWER}, {}, []),
-        ({FOLLOWER}, {}, ["timer 7", "follower"]),
-        ({TIMER}, {}, ["timer 7", "follower"]),
+        ({TIMER, WATCHER}, {}, []),
+        ({WATCHER}, {}, ["timer 7", "watcher"]),
+        ({TIMER}, {}, ["timer 7", "watcher"]),
         ({TIMER}, {"replace-on-exit": False}, []),
         ({TIMER}, {"virtual-machines": 0}, []),
     ],
-    ids=["all run", "no timer", "no follower", "no follower wanted", "no runners wanted"],
+    ids=["all run", "no timer", "no watcher", "no watcher wanted", "no runners wanted"],
 )
-def test_update_status_makes_sure_of_timer_and_follower(
+def test_update_status_makes_sure_of_timer_and_watcher(
     context: Any,
     world: Surroundings,
     monkeypatch: pytest.MonkeyPatch,
@@ -523,7 +523,7 @@ def test_the_watcher_of_old_code_is_replaced(
     tick(context)
     context.run(context.on.update_status(), state())
 
-    assert world.steps.count("follower") == (0 if current else 2)
+    assert world.steps.count("watcher") == (0 if current else 2)
 
 
 def in_previous_pool(world: Surroundings, monkeypatch: pytest.MonkeyPatch, *others: str) -> set[str]:
@@ -816,7 +816,7 @@ def test_removal_does_not_depend_on_a_marker(
     context.run(context.on.stop(), state())
 
     assert world.lxd.found == {}
-    assert world.steps == ["no follower", "no timer"]
+    assert world.steps == ["no watcher", "no timer"]
 
 
 def test_a_policy_check_that_ceased_is_in_the_status(context: Any, world: Surroundings) -> None:

@@ -19,7 +19,7 @@ import times
 from engine.client import LxdClient
 from errors import CommandError, ConfigurationError, GithubApiError, HostError
 from gh.client import GithubClient
-from host import image, kernel, packages, runner_binary
+from host import kernel, packages, runner_binary
 from host import pool as storage
 from host.lxd_server import SUBNETS, free_subnet
 from models import (
@@ -28,8 +28,6 @@ from models import (
     CharmState,
     GithubPath,
     GithubRepo,
-    ImageSource,
-    ProxyConfig,
     RunnerApplication,
     RunnerStorage,
     VirtualMachineResources,
@@ -595,36 +593,6 @@ def test_refusal_is_of_one_application_and_one_hour(tmp_path: Path) -> None:
         cast(GithubClient, FakeGithub("actions-runner-linux-x64-2.321.0.tar.gz")), PATH, Arch.X64, tmp_path
     )
     assert runner_binary.refused_at(now + 60, tmp_path) is None
-
-
-def build(**changes: Any) -> image.ImageBuild:
-    values: dict[str, Any] = {
-        "source": ImageSource("https://images.example"),
-        "alias": "jammy",
-        "container": True,
-        "arch": Arch.ARM64,
-        "proxies": ProxyConfig("http://user:word@proxy.example:3128", None, "10.0.0.0/8"),
-    }
-    return image.ImageBuild(**{**values, **changes})
-
-
-def test_what_to_build_is_kept_for_the_timer(tmp_path: Path) -> None:
-    """The build outside of hooks reads what the last hook wrote, which root alone can read."""
-    wanted = build()
-
-    assert wanted.save(tmp_path / "build.json")
-    assert not wanted.save(tmp_path / "build.json")
-    assert image.ImageBuild.load(tmp_path / "build.json") == wanted
-    assert stat.S_IMODE((tmp_path / "build.json").stat().st_mode) == 0o600
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"source": "local:"}', "\xff"])
-def test_damaged_settings_are_named(tmp_path: Path, text: str) -> None:
-    """A file that was damaged is no traceback in the journal."""
-    (tmp_path / "build.json").write_text(text)
-
-    with pytest.raises(HostError, match=r"build\.json"):
-        image.ImageBuild.load(tmp_path / "build.json")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Spec 4, Image: what a build leaves behind when it ends at any of its steps."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +13,12 @@ from engine.instance import Execution
 from errors import HostError, LxdError
 from host import image
 from models import Arch, ImageSource, ProxyConfig
+from settings import ImageBuild
 from system import exclusive
 from tests.support.fakes import TEMPLATES
 
 JINJA = provision.environment(TEMPLATES)
-BUILD = image.ImageBuild(ImageSource("https://images.example"), "jammy", True, Arch.X64, ProxyConfig())
+BUILD = ImageBuild(ImageSource("https://images.example"), "jammy", True, Arch.X64, ProxyConfig())
 STEPS = [*image.STEPS, "create", "publish", "alias"]
 
 
@@ -130,7 +130,7 @@ class ImageLxd:
             raise LxdError(f"{step} is not possible")
 
 
-def make(lxd: ImageLxd, build: image.ImageBuild = BUILD, progress: Callable[[str], None] = print) -> str:
+def make(lxd: ImageLxd, build: ImageBuild = BUILD, progress: Callable[[str], None] = print) -> str:
     return image.make(cast(LxdClient, lxd), JINJA, build, progress)
 
 
@@ -182,7 +182,7 @@ def test_source_of_the_builder(source: ImageSource, expected: dict[str, str]) ->
     """A server is asked for the release by its name, a local image is taken by its alias."""
     lxd = ImageLxd()
 
-    make(lxd, image.ImageBuild(source, "jammy", False, Arch.X64, ProxyConfig()))
+    make(lxd, ImageBuild(source, "jammy", False, Arch.X64, ProxyConfig()))
 
     assert lxd.created["source"] == expected
     assert lxd.created["virtual_machine"] is True
@@ -232,7 +232,7 @@ def test_image_of_the_other_type_is_built_anew(monkeypatch: pytest.MonkeyPatch, 
     """After `test-mode` changed the alias names an image that no runner can be made of."""
     monkeypatch.setattr(image, "LOCK", tmp_path / "lock")
     lxd = ImageLxd()
-    machine = image.ImageBuild(BUILD.source, "jammy", False, Arch.X64, ProxyConfig())
+    machine = ImageBuild(BUILD.source, "jammy", False, Arch.X64, ProxyConfig())
 
     assert not image.ensure(cast(LxdClient, lxd), JINJA, BUILD, print)
     assert image.ensure(cast(LxdClient, lxd), JINJA, machine, print)
@@ -346,26 +346,13 @@ def test_age_of_an_image_of_ours() -> None:
     assert image.age(lxd, "nobodys", 1767323045) is None
 
 
-def test_certificates_go_into_the_builder_and_survive_the_settings(tmp_path: Path) -> None:
-    """The builder trusts the option's authorities, also in a build outside of hooks; the image keeps none of them."""
-    build = replace(BUILD, ca_certificates=("one\n",))
-    build.save(tmp_path / "settings")
+def test_certificates_go_into_the_builder() -> None:
+    """The builder trusts the option's authorities; the image keeps none of them."""
     lxd = ImageLxd()
 
-    make(lxd, image.ImageBuild.load(tmp_path / "settings"))
+    make(lxd, replace(BUILD, ca_certificates=("one\n",)))
 
     assert lxd.pushed[str(provision.CA_FOLDER / "github-runner.crt")] == b"one\n"
     script = lxd.pushed[str(provision.IMAGE_SCRIPT)].decode()
     assert script.index("update-ca-certificates") < script.index("apt_get update")
     assert f"rm -f {provision.CA_FOLDER}/github-runner*" in script[script.index("clean()") :]
-    assert image.ImageBuild.load(tmp_path / "settings") == build
-
-
-def test_settings_of_an_older_charm_are_read(tmp_path: Path) -> None:
-    """Settings that were saved before the option existed have no certificates."""
-    BUILD.save(tmp_path / "settings")
-    older = json.loads((tmp_path / "settings").read_text())
-    del older["ca_certificates"]
-    (tmp_path / "settings").write_text(json.dumps(older))
-
-    assert image.ImageBuild.load(tmp_path / "settings") == BUILD

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+import settings
 from engine.client import LxdClient
 from errors import ConfigurationError, HostError, LxdError
 from host import (
@@ -18,7 +19,6 @@ from host import (
     markers,
     packages,
     pool,
-    timer,
     triggers,
 )
 from host.markers import Markers
@@ -102,8 +102,8 @@ def test_units_of_one_machine_have_systemd_units_of_their_own() -> None:
         name
         for unit in ("github-runner/0", "github-runner/10", "runner/0", "runner-0/1")
         for name in (
-            *(timer.service(unit), triggers.timer(unit), image.service(unit), image.timer(unit)),
-            *(triggers.watcher(unit), str(image.settings(unit)), firewall.acl_name(unit)),
+            *(triggers.service(unit), triggers.timer(unit), image.service(unit), image.timer(unit)),
+            *(triggers.watcher(unit), str(settings.path(unit)), firewall.acl_name(unit)),
         )
     ]
 

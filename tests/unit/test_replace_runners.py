@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine import events
-from host import timer
+from host import triggers
 from programs import watch_runners
 
 
@@ -63,7 +63,7 @@ def test_when_a_pass_is_asked_for(
     monkeypatch.setattr(watch_runners, "run", run)
     monkeypatch.setattr(watch_runners.time, "sleep", pauses.append)
 
-    service = timer.service("runner/0")
+    service = triggers.service("runner/0")
     begun = ["systemctl", "start", service]
     watch_runners.replace({"a"}, lambda: set(after if begun in commands else there), wanted=2, service=service)
 

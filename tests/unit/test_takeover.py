@@ -380,9 +380,9 @@ def test_new_code_restarts_the_watcher(code: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(follower, "are_active", lambda *_: True)
     jinja = provision.environment(TEMPLATES)
     assert triggers.watcher_is_current("github-runner/0")
-    assert follower.ensure(jinja, "github-runner/0", "github-runner-0-0123abcd", 1)
+    assert follower.ensure(jinja, "github-runner/0")
     assert triggers.watcher_is_current("github-runner/0")
-    assert not follower.ensure(jinja, "github-runner/0", "github-runner-0-0123abcd", 1)
+    assert not follower.ensure(jinja, "github-runner/0")
 
     os.utime(code / "a.py", (0, 0))
     assert triggers.watcher_is_current("github-runner/0")
@@ -390,7 +390,7 @@ def test_new_code_restarts_the_watcher(code: Path, monkeypatch: pytest.MonkeyPat
         commands.clear()
         change()
         assert not triggers.watcher_is_current("github-runner/0")
-        assert follower.ensure(jinja, "github-runner/0", "github-runner-0-0123abcd", 1)
+        assert follower.ensure(jinja, "github-runner/0")
         assert ["systemctl", "restart", triggers.watcher("github-runner/0")] in commands
 
 

@@ -1,0 +1,107 @@
+"""The part of a unit's state that its processes outside of hooks use, as one JSON file.
+
+Only what is named here is written: no token and no key, which these processes do not need.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errors import HostError
+from models import Arch, CharmState, Identity, ImageSource, ProxyConfig
+from system import write_file
+
+FOLDER = Path("/var/lib/github-runner")
+
+
+@dataclass(frozen=True)
+class ImageBuild:
+    """What to build: from which source, under which alias, for containers or virtual machines."""
+
+    source: ImageSource
+    alias: str
+    container: bool
+    arch: Arch
+    proxies: ProxyConfig
+    ca_certificates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Whose runners, how many of them the unit keeps, and the image that they start from."""
+
+    identity: Identity
+    runners: int
+    image: ImageBuild
+
+
+def image_build(state: CharmState) -> ImageBuild:
+    """The image that the options ask for."""
+    kind = (state.image_source, state.base_image.value, state.test_mode, state.arch)
+    return ImageBuild(*kind, state.proxies, state.ca_certificates)
+
+
+def save(state: CharmState, identity: Identity) -> bool:
+    """Write the settings of a unit; returns whether they changed. OSError where that is not possible.
+
+    Only root can read the file, because proxies may have a password.
+    """
+    build = image_build(state)
+    document = {
+        "application": identity.app_name,
+        "unit": identity.unit_number,
+        "model": identity.model_hash,
+        "runners": state.virtual_machines,
+        "image": {
+            "source": str(build.source),
+            "alias": build.alias,
+            "container": build.container,
+            "arch": build.arch.value,
+            "proxies": [build.proxies.http, build.proxies.https, build.proxies.no_proxy],
+            "ca_certificates": build.ca_certificates,
+        },
+    }
+    unit = f"{identity.app_name}/{identity.unit_number}"
+    for former in _former(unit):
+        former.unlink(missing_ok=True)
+    return write_file(path(unit), json.dumps(document, indent=1), 0o600)
+
+
+def load(unit: str) -> Settings:
+    """The settings of a unit such as ``github-runner/0``; HostError where the file is missing or damaged."""
+    try:
+        found = json.loads(path(unit).read_text())
+        identity = Identity(str(found["application"]), int(found["unit"]), str(found["model"]))
+        return Settings(identity, int(found["runners"]), _image(found["image"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HostError(f"{path(unit)} cannot be used, the charm writes it in its next hook: {error}") from error
+
+
+def _image(found: Any) -> ImageBuild:
+    return ImageBuild(
+        ImageSource.parse(found["source"]),
+        str(found["alias"]),
+        bool(found["container"]),
+        Arch(found["arch"]),
+        ProxyConfig(*found["proxies"]),
+        tuple(map(str, found["ca_certificates"])),
+    )
+
+
+def remove(unit: str) -> list[str]:
+    """Remove the settings of a unit; returns what was removed."""
+    found = [item for item in (path(unit), *_former(unit)) if item.exists()]
+    for item in found:
+        item.unlink()
+    return [str(item) for item in found]
+
+
+def path(unit: str) -> Path:
+    """The file with the settings of a unit."""
+    return FOLDER / f"settings.{unit.replace('/', '-')}.json"
+
+
+def _former(unit: str) -> tuple[Path, ...]:
+    """The files of earlier versions; all units on a machine had the same one in version 1.0."""
+    return FOLDER / f"build-image.{unit.replace('/', '-')}.json", FOLDER / "build-image.json"

@@ -1,0 +1,87 @@
+"""What processes outside of hooks know of a unit's state."""
+
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import settings
+from errors import HostError
+from models import Identity, ProxyConfig, RepoPolicy
+from programs import watch_runners
+from tests.support.fakes import IDENTITY, state
+
+UNIT = f"{IDENTITY.app_name}/{IDENTITY.unit_number}"
+PROXIES = ProxyConfig("http://user:word@proxy.example:3128", None, "10.0.0.0/8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(settings, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_what_is_saved_is_loaded(folder: Path) -> None:
+    """A process outside of hooks reads what the last hook wrote, which only root can read."""
+    saved = state(proxies=PROXIES, ca_certificates=("one\n",), virtual_machines=3)
+
+    assert settings.save(saved, IDENTITY)
+    assert not settings.save(saved, IDENTITY)
+
+    assert settings.load(UNIT) == settings.Settings(IDENTITY, 3, settings.image_build(saved))
+    assert stat.S_IMODE(settings.path(UNIT).stat().st_mode) == 0o600
+
+
+def test_no_token_is_saved(folder: Path) -> None:
+    """The file has no credential of GitHub, of the policy service, or of the Docker mirror."""
+    policy = RepoPolicy("https://policy.example", "MARKED-policy")
+    settings.save(
+        state(token="MARKED-token", repo_policy=policy, dockerhub_mirror="https://user:MARKED@mirror.example"), IDENTITY
+    )
+
+    assert "MARKED" not in settings.path(UNIT).read_text()
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"application": "app"}', "\xff", '{"image": {}}'])
+def test_damaged_settings_are_named(folder: Path, text: str | None) -> None:
+    """A file that is missing or damaged is an error with the file's name, not a traceback in the journal."""
+    if text is not None:
+        settings.path(UNIT).write_text(text)
+
+    with pytest.raises(HostError, match=r"settings\.app-0\.json"):
+        settings.load(UNIT)
+
+
+def test_files_of_earlier_versions_are_removed(folder: Path) -> None:
+    """Saving and removing settings remove the files that earlier versions wrote, and those of no other unit."""
+    other = replace(IDENTITY, unit_number=1)
+    settings.save(state(), other)
+    for action in (lambda: settings.save(state(), IDENTITY), lambda: settings.remove(UNIT)):
+        for name in ("build-image.json", "build-image.app-0.json", "build-image.app-1.json"):
+            (folder / name).touch()
+        action()
+        assert {path.name for path in folder.glob("build-image*")} == {"build-image.app-1.json"}
+
+    assert settings.remove(UNIT) == []
+    assert settings.load("app/1").identity == Identity("app", 1, IDENTITY.model_hash)
+
+
+def test_the_watcher_follows_a_changed_number(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of runners is read at each event, so that the watcher needs no restart when it changes."""
+
+    def ended(managed: Any, _: float) -> Any:
+        assert [name for name in ("other", f"{IDENTITY.prefix}0a") if managed(name)] == [f"{IDENTITY.prefix}0a"]
+        yield set()
+        settings.save(state(virtual_machines=5), IDENTITY)
+        yield set()
+
+    settings.save(state(virtual_machines=2), IDENTITY)
+    counts: list[int] = []
+    monkeypatch.setattr(watch_runners.events, "ended", ended)
+    monkeypatch.setattr(watch_runners, "replace", lambda _, __, wanted, ___: counts.append(wanted))
+    monkeypatch.setattr("sys.argv", ["watch_runners", "--unit", UNIT])
+
+    assert watch_runners.main() == 0
+    assert counts == [2, 5]
