@@ -17,7 +17,7 @@ import provision
 import service
 from charm import GithubRunnerCharm
 from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenError
-from host import follower, kernel, machine, markers, pool, runner_binary, timer, triggers
+from host import follower, kernel, machine, markers, pool, runner_binary, timer, triggers, units
 from service import Adapters
 from tests.support.fakes import TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages
 
@@ -96,6 +96,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     monkeypatch.setattr(machine, "release", lambda *_: found.steps.append("release") or [])
     monkeypatch.setattr(pool, "check", found.check)
     monkeypatch.setattr(pool, "shortage", lambda *_: None)
+    monkeypatch.setattr(units, "FOLDER", tmp_path / "systemd")
     monkeypatch.setattr(kernel, "REBOOT_REQUIRED", tmp_path / "reboot-required")
     monkeypatch.setattr(kernel, "are_active", lambda *_: False)
     monkeypatch.setattr(kernel, "update", lambda _: [])
