@@ -1,0 +1,111 @@
+"""The LXD profiles of runners: which are changed, and which are removed."""
+
+from typing import Any, cast
+
+import pytest
+
+from engine import profiles
+from engine.client import LxdClient
+from models import BaseImage, RunnerStorage
+
+ROOT = {"type": "disk", "path": "/", "pool": "runner"}
+
+
+def profile(config: dict[str, str] | None = None, users: int = 0, **devices: dict[str, str]) -> dict[str, Any]:
+    """A profile with these devices, in use by so many instances."""
+    used_by = [f"/1.0/instances/{number}" for number in range(users)]
+    return {"description": "", "config": config or {}, "devices": devices, "used_by": used_by}
+
+
+class ProfileLxd:
+    """LXD with profiles only; ``changed`` has each change."""
+
+    def __init__(self, found: dict[str, dict[str, Any]]) -> None:
+        self.found = {name: {**value, "name": name} for name, value in found.items()}
+        self.changed: list[str] = []
+
+    def find(self, *path: str) -> Any:
+        return self.found.get(path[1])
+
+    def get(self, *path: str, **_: Any) -> Any:
+        return self.found[path[1]] if len(path) > 1 else list(self.found.values())
+
+    def change(self, method: str, *path: str, json: Any = None) -> None:
+        name = path[1] if len(path) > 1 else json["name"]
+        self.changed.append(f"{method} {name}")
+        if method == "DELETE":
+            del self.found[name]
+        else:
+            self.found[name] = {**self.found.get(name, profile()), **json, "name": name}
+
+
+@pytest.fixture
+def lxd() -> ProfileLxd:
+    made_here = {profiles.RESOURCES_KEY: "true"}
+    return ProfileLxd(
+        {
+            "default": profile(eth0={"type": "nic"}, root=ROOT),
+            "runner": profile(root=ROOT),
+            "cpu-1-mem-1GiB-disk-1GiB": profile(made_here, root=ROOT),
+            "cpu-2-mem-2GiB-disk-2GiB": profile(root={**ROOT, "size": "2GiB"}),
+            "cpu-3-mem-3GiB-disk-3GiB": profile(made_here, users=1, root=ROOT),
+            "operator": profile(root={**ROOT, "pool": "other"}),
+        }
+    )
+
+
+def client(lxd: ProfileLxd) -> LxdClient:
+    return cast(LxdClient, lxd)
+
+
+@pytest.mark.parametrize("keep", ["cpu-1-mem-1GiB-disk-1GiB", None])
+def test_unused_profiles_of_resources_are_removed(lxd: ProfileLxd, keep: str | None) -> None:
+    """Those of the previous charm as well; a profile in use, today's and the operator's stay."""
+    before = set(lxd.found)
+
+    profiles.remove_unused_resources(client(lxd), keep=keep)
+
+    removed = {"cpu-1-mem-1GiB-disk-1GiB", "cpu-2-mem-2GiB-disk-2GiB"} - {keep}
+    assert before - set(lxd.found) == removed
+
+
+def test_the_pool_is_taken_out_of_the_charms_profiles(lxd: ProfileLxd) -> None:
+    """LXD deletes no pool that a profile names; what an operator's profile names is the operator's."""
+    profiles.release_pool(client(lxd))
+
+    assert sorted(name for name, found in lxd.found.items() if "root" in found["devices"]) == ["default", "operator"]
+
+
+def test_removal_leaves_profiles_of_others_and_those_in_use(lxd: ProfileLxd) -> None:
+    """The previous charm's profile has no key of this charm, and is removed by a reconcile after the upgrade."""
+    assert profiles.remove(client(lxd)) == ["runner", "cpu-1-mem-1GiB-disk-1GiB"]
+
+
+def test_the_runner_profile_is_made_once_and_corrected() -> None:
+    """It records the options that cannot change after deployment. Unchanged, it is not written."""
+    lxd = ProfileLxd({})
+    options = (BaseImage.JAMMY, RunnerStorage.MEMORY)
+
+    for _ in range(2):
+        profiles.ensure_runner(client(lxd), *options)
+    assert lxd.changed == ["POST runner"]
+    lxd.found["runner"]["devices"] = {}
+    assert not profiles.is_runner_intact(client(lxd), *options)
+    profiles.ensure_runner(client(lxd), *options)
+
+    assert lxd.changed == ["POST runner", "PUT runner"]
+    assert profiles.is_runner_intact(client(lxd), *options)
+
+
+def test_the_network_card_is_added_once_and_removed(lxd: ProfileLxd) -> None:
+    """Other devices of the profile default stay, as does a network card that is not this charm's."""
+    profiles.remove_network_card(client(lxd))
+    assert lxd.changed == []
+
+    for _ in range(2):
+        profiles.ensure_network_card(client(lxd))
+    assert lxd.changed == ["PATCH default"]
+    assert lxd.found["default"]["devices"] == {"eth0": profiles.NETWORK_CARD, "root": ROOT}
+
+    profiles.remove_network_card(client(lxd))
+    assert lxd.found["default"]["devices"] == {"root": ROOT}
