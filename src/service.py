@@ -33,7 +33,7 @@ from errors import (
 )
 from gh.auth import Pat
 from gh.client import GithubClient
-from host import follower, image, kernel, machine, markers, pool, runner_binary, timer, triggers
+from host import image, kernel, machine, markers, pool, runner_binary, timer, triggers, watcher
 from metrics.storage import StorageManager
 from models import CharmState, FlushMode, Identity
 from repo_policy import RepoPolicyClient
@@ -244,7 +244,7 @@ class Service:
         Each step runs even if another fails: no later hook would retry it.
         """
         unit = self._markers.unit
-        for step in (partial(follower.remove, unit), partial(timer.remove, unit), self._note_leaving):
+        for step in (partial(watcher.remove, unit), partial(timer.remove, unit), self._note_leaving):
             try:
                 _log_removed(step())
             except (GithubRunnerError, OSError) as error:
@@ -269,9 +269,9 @@ class Service:
     def ensure_watcher(self) -> None:
         """Start the watcher after the runners: otherwise it would treat missing runners as lost."""
         if self._state.replace_on_exit and self._state.virtual_machines > 0:
-            follower.ensure(self._jinja, self._markers.unit)
+            watcher.ensure(self._jinja, self._markers.unit)
         else:
-            follower.remove(self._markers.unit)
+            watcher.remove(self._markers.unit)
 
     def update_binary(self) -> bool:
         """Download the runner binary that GitHub offers unless it is in use; returns whether it was downloaded."""

@@ -101,12 +101,6 @@ def is_mounted(folder: Path) -> bool:
     return False
 
 
-def are_active(*units: str) -> bool:
-    """Whether systemd runs all of these units."""
-    states = run(["systemctl", "is-active", *units], check=False).stdout.split()
-    return states == ["active"] * len(units)
-
-
 def within(end: float, action: Callable[[], Answer]) -> Answer:
     """What the action returns, or TimeoutError at the end, a time of ``time.monotonic``.
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT = 30.0
 OPERATION_TIMEOUT = 120.0
-# For an operation of LXD's on an instance that somebody else has asked for.
+# For the end of an operation of LXD on an instance that another request started, in seconds.
 BUSY_TIMEOUT = 60
 BUSY_INTERVAL = 0.1
 # https://documentation.ubuntu.com/lxd/latest/rest-api/#list-of-current-status-codes
@@ -66,7 +66,7 @@ class LxdApi:
             except LxdError as error:
                 if "busy running" not in str(error) or time.monotonic() > deadline:
                     raise
-                logger.info("LXD is asked again: %s", error)
+                logger.info("LXD is busy, the request is repeated: %s", error)
                 time.sleep(BUSY_INTERVAL)
 
     def _change(self, method: str, *path: str, timeout: float, **options: Any) -> Any:

@@ -27,10 +27,10 @@ def socket_path() -> Path:
     return next((path for path in SOCKETS if path.exists()), SOCKETS[-1])
 
 
-def ended(ours: Callable[[str], bool], gather: float, path: Callable[[], Path] = socket_path) -> Iterator[set[str]]:
-    """The names of instances of ours that ended, those of one moment of ``gather`` seconds at once. Never ends.
+def ended(wanted: Callable[[str], bool], gather: float, path: Callable[[], Path] = socket_path) -> Iterator[set[str]]:
+    """The ``wanted`` names of instances that ended, those of ``gather`` seconds together. Never ends.
 
-    An empty set says that LXD was out of reach for a while: what ended meanwhile was not told.
+    An empty set comes after each connection to LXD: ends before it were not reported.
     """
     wait = RETRY_AFTER
     while True:
@@ -41,17 +41,17 @@ def ended(ours: Callable[[str], bool], gather: float, path: Callable[[], Path] =
                 wait = RETRY_AFTER
                 yield set()
                 while True:
-                    names = _names(stream.recv(), ours)
+                    names = _names(stream.recv(), wanted)
                     if names:
-                        yield names | _more(stream, ours, gather)
+                        yield names | _more(stream, wanted, gather)
         except (OSError, websocket.WebSocketException) as error:
-            logger.info("LXD's events are not to be had, again in %.0f s: %s", wait, error)
+            logger.info("Cannot connect to the LXD event stream, retrying in %.0f s: %s", wait, error)
         time.sleep(wait)
         wait = min(2 * wait, RETRY_LIMIT)
 
 
 def connect(resource: str, path: Path) -> websocket.WebSocket:
-    """A stream of LXD's at one of its paths. It waits for at most 10 seconds, until that is changed."""
+    """Connect to a websocket of LXD. Its time limit is 10 seconds, until the caller sets another one."""
     unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         unix.settimeout(10)
@@ -64,14 +64,14 @@ def connect(resource: str, path: Path) -> websocket.WebSocket:
     return stream
 
 
-def _more(stream: websocket.WebSocket, ours: Callable[[str], bool], gather: float) -> set[str]:
-    """What else ends within a moment, so that a burst is one."""
+def _more(stream: websocket.WebSocket, wanted: Callable[[str], bool], gather: float) -> set[str]:
+    """The runners that end within ``gather`` seconds."""
     names: set[str] = set()
     deadline = time.monotonic() + gather
     try:
         while (left := deadline - time.monotonic()) > 0:
             stream.settimeout(left)
-            names |= _names(stream.recv(), ours)
+            names |= _names(stream.recv(), wanted)
     except websocket.WebSocketTimeoutException:
         pass
     finally:
@@ -79,8 +79,8 @@ def _more(stream: websocket.WebSocket, ours: Callable[[str], bool], gather: floa
     return names
 
 
-def _names(message: str | bytes, ours: Callable[[str], bool]) -> set[str]:
-    """The instance of ours that a message says has ended; none for any other message, whatever it holds."""
+def _names(message: str | bytes, wanted: Callable[[str], bool]) -> set[str]:
+    """The runner whose end a message reports; none for any other message, whatever it has."""
     try:
         event = json.loads(message)["metadata"]
         if event["action"] not in ENDED:
@@ -88,4 +88,4 @@ def _names(message: str | bytes, ours: Callable[[str], bool]) -> set[str]:
         name = str(event["source"]).split("?")[0].rsplit("/", 1)[-1]
     except (ValueError, KeyError, TypeError):
         return set()
-    return {name} if ours(name) else set()
+    return {name} if wanted(name) else set()

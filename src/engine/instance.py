@@ -35,7 +35,7 @@ READ_TIMEOUT = 10.0
 
 @dataclass(frozen=True)
 class Execution:
-    """What a command inside an instance answered; the texts are empty unless it failed and its output was recorded."""
+    """The result of a command inside an instance. The texts are empty unless it failed and its output was recorded."""
 
     code: int
     stdout: str = ""
@@ -43,12 +43,12 @@ class Execution:
 
     @property
     def last_words(self) -> str:
-        """The end of what it said, for a message."""
+        """The end of its output, for a message."""
         return tail(self.stderr.strip() or self.stdout)
 
 
 class LxdInstance:
-    """One instance. Its data is what LXD said when it was listed."""
+    """One instance, with the state and the configuration that it had when it was listed."""
 
     def __init__(self, lxd: LxdApi, data: Mapping[str, Any]) -> None:
         self._lxd = lxd
@@ -72,7 +72,7 @@ class LxdInstance:
         self.running = True
 
     def wait_ready(self) -> None:
-        """Wait until it runs commands; a virtual machine's agent takes a while, and until then LXD refuses them."""
+        """Wait until it runs commands: LXD refuses them until the LXD agent of a virtual machine runs."""
         kind = "virtual-machine" if self.virtual_machine else "container"
         wait_until(self._answers, times.READY[kind], f"the first command in {self.name}", READY_INTERVAL[kind])
 
@@ -123,7 +123,7 @@ class LxdInstance:
         environment: Mapping[str, str] | None = None,
         output: bool = False,
     ) -> Execution:
-        """Run a command to its end inside; ``output`` records what it says, which is read if it fails.
+        """Run a command to its end inside; ``output`` records its output, which is read if it fails.
 
         Arguments and environment are seen in the host's process list: no secrets in them. Output is recorded on
         the host's disk without a limit: never ask for it where a job's code may have replaced the command.
@@ -234,7 +234,7 @@ class LxdInstance:
 
 
 def _received(stream: "websocket.WebSocket", limit: int, deadline: float) -> bytes:
-    """What a stream of LXD's carries until its end: a text, or a close.
+    """The output that a stream of LXD carries until its end: a text, or a close.
 
     Frame by frame: a message may have any size.
     """
@@ -259,7 +259,7 @@ def _received(stream: "websocket.WebSocket", limit: int, deadline: float) -> byt
 
 @contextmanager
 def _renamed(what: str) -> Iterator[None]:
-    """Name the command instead of the request in what goes wrong."""
+    """Errors name the command instead of the request."""
     try:
         yield
     except LxdNotFoundError as error:

@@ -1,1 +1,1 @@
-"""What the machine needs so that runners can live on it (spec 4). Every step can be repeated."""
+"""What the machine needs so that runners can be created on it. Every step can be repeated."""

@@ -1,4 +1,4 @@
-"""The image that runners start from: built in an instance, published, and only then given its alias (spec 4, Image)."""
+"""The image that runners start from: built in an instance, published, and only then given its alias."""
 
 import hashlib
 import logging
@@ -21,11 +21,11 @@ from engine.api import wait_until
 from engine.client import LxdClient
 from engine.instance import LxdInstance
 from errors import HostError, LxdError
-from host import runner_binary, units
+from host import runner_binary, systemd
 from models import ImageSource
 from redaction import redact
 from settings import ImageBuild
-from system import LOCKS, are_active, exclusive, run, write_file
+from system import LOCKS, exclusive, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ LOCK = LOCKS / "build-image.lock"
 FAILURE = Path("/var/lib/github-runner/build-image.failure")
 BUILDER = "github-runner-image-builder"
 ALIAS_PROPERTY = "github-runner.alias"
-APPLICATION_PROPERTY = "github-runner.application"
+BINARY_PROPERTY = "github-runner.application"
 SOURCE_PROPERTY = "github-runner.source"
 DISK_PROPERTY = "github-runner.disk"
 # The builder's disk where it is a virtual machine, in bytes. The published image is as large, and so is the smallest
@@ -56,12 +56,12 @@ STEPS = ("network", "upgrade", "packages", "executables", "settings", "applicati
 
 def service(unit: str) -> str:
     """The service that builds the image."""
-    return units.name(NAME, unit, "service")
+    return systemd.unit_name(NAME, unit, "service")
 
 
 def timer(unit: str) -> str:
     """The timer that starts the service every six hours."""
-    return units.name(NAME, unit, "timer")
+    return systemd.unit_name(NAME, unit, "timer")
 
 
 def ensure(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> bool:
@@ -84,7 +84,7 @@ def ensure_later(lxd: LxdClient, unit: str, build: ImageBuild) -> None:
     if is_there(lxd, build):
         _name_foreign(lxd, build.alias)
         return
-    run(["systemctl", "start", "--no-block", service(unit)])
+    systemd.start(service(unit), wait=False)
     with suppress(OSError):
         raise HostError(f"{FAILURE.read_text().strip()}; being built again")
     raise HostError(f"image {build.alias}: being built, see `{JOURNAL}`")
@@ -107,7 +107,7 @@ def rebuild(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progre
 def make(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> str:
     """Build, publish, move the alias, delete the old images; returns the new fingerprint.
 
-    With the runner application in it, if one has been downloaded.
+    With the runner binary in it, if one has been downloaded.
 
     HostError names the step; whatever was made is then removed, and the image of before stays in use.
     """
@@ -142,9 +142,9 @@ def current(lxd: LxdClient, alias: str) -> Any:
 
 
 def holds(lxd: LxdClient, alias: str, tarball: Path) -> bool:
-    """Whether a runner application is in the image of an alias."""
+    """Whether a runner binary is in the image of an alias."""
     image = current(lxd, alias)
-    return image is not None and image["properties"].get(APPLICATION_PROPERTY) == tarball.name
+    return image is not None and image["properties"].get(BINARY_PROPERTY) == tarball.name
 
 
 def smallest_disk(lxd: LxdClient, alias: str, source: ImageSource) -> int:
@@ -160,7 +160,7 @@ def renew(lxd: LxdClient, unit: str, alias: str) -> None:
     """Have an image of our making built anew now, outside of hooks; in the meantime the one that is there serves."""
     image = current(lxd, alias)
     if image is not None and ALIAS_PROPERTY in image["properties"]:
-        run(["systemctl", "start", "--no-block", service(unit)])
+        systemd.start(service(unit), wait=False)
 
 
 def age(lxd: LxdClient, alias: str, now: float) -> float | None:
@@ -184,23 +184,14 @@ def ensure_timer(jinja: jinja2.Environment, unit: str) -> bool:
         "hours": ",".join(f"{hour:02}" for hour in range(offset // 60, 24, INTERVAL_HOURS)),
         "minute": f"{offset % 60:02}",
     }
-    written = []
-    for name in (service(unit), timer(unit)):
-        template = jinja.get_template(f"ghro.{NAME}{name[name.rindex('.') :]}.j2")
-        written.append(write_file(units.FOLDER / name, template.render(values)))
-    if any(written):
-        run(["systemctl", "daemon-reload"])
-    if any(written) or not are_active(timer(unit)):
-        run(["systemctl", "enable", "--quiet", timer(unit)])
-        run(["systemctl", "restart", timer(unit)])
-    return any(written)
+    templates = {service(unit): f"ghro.{NAME}.service.j2", timer(unit): f"ghro.{NAME}.timer.j2"}
+    files = {name: jinja.get_template(template).render(values) for name, template in templates.items()}
+    return systemd.ensure(timer(unit), files)
 
 
 def remove_timer(unit: str) -> list[str]:
     """Stop the unit's builds, also one that runs; returns what was removed."""
-    run(["systemctl", "disable", "--quiet", "--now", timer(unit)], check=False)
-    run(["systemctl", "stop", service(unit)], check=False, timeout=120)
-    return _unlinked(units.FOLDER / service(unit), units.FOLDER / timer(unit))
+    return systemd.remove(service(unit), timer(unit), timeout=120)
 
 
 def remove_builder(lxd: LxdClient) -> list[str]:
@@ -319,7 +310,7 @@ def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None, disk: int)
         "properties": {
             "description": f"GitHub runner {build.alias}",
             ALIAS_PROPERTY: build.alias,
-            APPLICATION_PROPERTY: tarball.name if tarball else "",
+            BINARY_PROPERTY: tarball.name if tarball else "",
             SOURCE_PROPERTY: str(build.source),
             **properties,
         },

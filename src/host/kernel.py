@@ -1,4 +1,4 @@
-"""The kernel: a module and a limit, daily updates, and the reboots they ask for (spec 4, Pending kernel)."""
+"""The kernel: a module and a limit, daily updates, and the reboots they ask for."""
 
 import logging
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 import times
 from errors import CommandError
 from host.markers import REBOOT, Markers
-from system import are_active, run, write_file
+from host.systemd import are_active
+from system import run, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def note_request(markers: Markers, now: float) -> None:
 
 
 def remove() -> list[str]:
-    """Take the files away; module and limit stay until the next boot. Returns what went."""
+    """Remove the files; module and limit stay until the next boot. Returns what was removed."""
     gone = [path for path in (MODULES_FILE, SYSCTL_FILE) if path.exists()]
     for path in (MODULES_FILE, SYSCTL_FILE, CHECKED, UPDATE_SCRIPT):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""LXD itself: installed where it does not answer, and its bridge, default profile and proxies (spec 4, Host set-up)."""
+"""LXD itself: installed where it does not answer, and its bridge, network card and proxies."""
 
 import ipaddress
 import json
@@ -12,6 +12,7 @@ from engine.api import wait_until
 from engine.client import LxdClient
 from engine.profiles import BRIDGE
 from errors import HostError, LxdError
+from host import systemd
 from models import ProxyConfig
 from system import run
 
@@ -20,8 +21,8 @@ BRIDGE_CONFIG = {"ipv6.address": "none", "ipv4.nat": "true"}
 # Only known network cards get an address, and each a single one: otherwise one runner could take all addresses of the
 # bridge, by invented hardware addresses or by invented client ids. https://thekelleys.org.uk/dnsmasq/docs/dnsmasq-man.html
 DNSMASQ = ["dhcp-ignore=tag:!known", "dhcp-ignore-clid"]
-# What tells a bridge of our making from one that was there before.
-OURS = "user.github-runner.made"
+# Tells a bridge that this charm made from one that was there before.
+MADE_KEY = "user.github-runner.made"
 # LXD's own choice (`auto`) pings candidates: it takes minutes where pings are dropped and fails where all are answered.
 SUBNETS = [ipaddress.IPv4Network(f"10.{second}.77.0/24") for second in range(217, 227)]
 
@@ -66,12 +67,12 @@ def _bridge_config(config: Mapping[str, str]) -> dict[str, str]:
 
 
 def remove(lxd: LxdClient) -> list[str]:
-    """Take the model's proxies away, and the bridge if it was made here and nothing uses it; returns what went."""
+    """Remove the proxies, and the bridge if this charm made it and nothing uses it; returns what was removed."""
     _ensure_proxies(lxd, ProxyConfig())
     bridge = lxd.find("networks", BRIDGE)
     if bridge is None:
         return []
-    if OURS not in bridge["config"]:
+    if MADE_KEY not in bridge["config"]:
         lines = [line for line in bridge["config"].get("raw.dnsmasq", "").splitlines() if line not in DNSMASQ]
         lxd.change("PATCH", "networks", BRIDGE, json={"config": {"raw.dnsmasq": "\n".join(lines)}})
         return []
@@ -85,7 +86,7 @@ def remove(lxd: LxdClient) -> list[str]:
 def restart(lxd: LxdClient) -> None:
     """Restart the daemon; instances go on meanwhile."""
     # LXD has one of these names, as a package of the distribution or as a snap.
-    run(["systemctl", "try-restart", "lxd.service", "snap.lxd.daemon.service"], timeout=120, check=False)
+    systemd.restart_running("lxd.service", "snap.lxd.daemon.service", timeout=120)
     wait_until(lambda: _answers(lxd), 60, "LXD's answer after its restart")
 
 
@@ -131,7 +132,7 @@ def _ensure_bridge(lxd: LxdClient) -> None:
             lxd.change("PATCH", "networks", BRIDGE, json={"config": _bridge_config(network["config"])})
         return
     subnet = free_subnet(_used_networks(), SUBNETS)
-    config = {**_bridge_config({}), OURS: "true", "ipv4.address": f"{subnet[1]}/{subnet.prefixlen}"}
+    config = {**_bridge_config({}), MADE_KEY: "true", "ipv4.address": f"{subnet[1]}/{subnet.prefixlen}"}
     lxd.change("POST", "networks", json={"name": BRIDGE, "type": "bridge", "config": config})
 
 

@@ -15,7 +15,6 @@ from engine.profiles import BRIDGE
 from errors import GithubRunnerError
 from host import (
     firewall,
-    follower,
     image,
     kernel,
     logrotate,
@@ -26,14 +25,16 @@ from host import (
     takeover,
     timer,
     triggers,
+    watcher,
 )
 from host.markers import SET_UP, Markers
+from host.systemd import are_active
 from metrics.events import METRICS_LOG_PATH
 from metrics.storage import FILESYSTEM_QUARANTINE_PATH
 from models import CharmState
 from runner import LOGS_PATH
 from settings import image_build
-from system import LOCKS, are_active
+from system import LOCKS
 
 logger = logging.getLogger(__name__)
 
@@ -118,14 +119,8 @@ def has_previous_charm() -> bool:
 
 def take_over(lxd: LxdClient, unit: str) -> bool:
     """Remove what the previous charm left on this unit; returns whether nothing of it is left to do."""
-    names = {
-        triggers.service(unit),
-        triggers.timer(unit),
-        image.service(unit),
-        image.timer(unit),
-        triggers.watcher(unit),
-    }
-    return takeover.take_over(lxd, takeover.Places(CHARM), names)
+    names = (triggers.service, triggers.timer, triggers.watcher, image.service, image.timer)
+    return takeover.take_over(lxd, takeover.Places(CHARM), {name(unit) for name in names})
 
 
 def release(lxd: LxdClient, markers: Markers) -> list[str]:
@@ -146,19 +141,19 @@ def release(lxd: LxdClient, markers: Markers) -> list[str]:
     )
 
 
-def tear_down(lxd: LxdClient, markers: Markers, ours: Callable[[str], bool]) -> list[str]:
+def tear_down(lxd: LxdClient, markers: Markers, is_runner: Callable[[str], bool]) -> list[str]:
     """Leave nothing of this unit, once no runner is there; returns what was removed. What resists is logged and stays.
 
-    ``ours`` tells this unit's runners by name: applications on one machine share the quarantine.
+    ``is_runner`` tells this unit's runners by name: applications on one machine share the quarantine.
 
     LXD and the packages stay: others may use them by now.
     """
     shared = bool(markers.others())
     return [
-        *_each(partial(follower.remove, markers.unit), partial(timer.remove, markers.unit)),
+        *_each(partial(watcher.remove, markers.unit), partial(timer.remove, markers.unit)),
         *release(lxd, markers),
         *([] if shared else _each(kernel.remove, logrotate.remove, shared_fs.remove)),
-        *_each(markers.remove, partial(_remove_files, ours, shared)),
+        *_each(markers.remove, partial(_remove_files, is_runner, shared)),
     ]
 
 
@@ -173,7 +168,7 @@ def _each(*steps: Callable[[], list[str]]) -> list[str]:
     return gone
 
 
-def _remove_files(ours: Callable[[str], bool], shared: bool) -> list[str]:
+def _remove_files(is_runner: Callable[[str], bool], shared: bool) -> list[str]:
     """Everything but what other units on this machine use as well: there only this unit's quarantine."""
     gone = []
     for folder in () if shared else (STATE, LOGS_PATH, LOCKS):
@@ -184,7 +179,7 @@ def _remove_files(ours: Callable[[str], bool], shared: bool) -> list[str]:
         log.unlink()
         gone.append(str(log))
     for archive in FILESYSTEM_QUARANTINE_PATH.glob("*.tar.gz"):
-        if ours(archive.name.removesuffix(".tar.gz")):
+        if is_runner(archive.name.removesuffix(".tar.gz")):
             archive.unlink()
             gone.append(str(archive))
     return gone

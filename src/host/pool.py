@@ -1,4 +1,4 @@
-"""The storage pool and the profile ``runner`` (spec 4, Storage pool; spec 1 for what cannot change)."""
+"""The storage pool ``runner``, and the profile that has its disks of it."""
 
 import logging
 import os
@@ -14,10 +14,10 @@ from engine import profiles
 from engine.client import LxdClient
 from engine.profiles import POOL
 from errors import ConfigurationError, HostError, LxdError
-from host import lxd_server, resources
+from host import lxd_server, resources, systemd
 from host.image import DISK
 from models import BaseImage, CharmState, RunnerStorage, gibibytes, size_in_bytes
-from system import is_mounted, run, write_file
+from system import is_mounted, run
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ JUJU_STORAGE = Path("/storage/juju")
 MEMORY = Path("/var/lib/github-runner/memory")
 # Not there after a reboot until it is mounted: LXD must not take an empty folder for the pool.
 MOUNT_POINT = Path("/run/github-runner-pool")
-IMAGE_NAME = "github-runner-pool-{}.img"
+VOLUME_NAME = "github-runner-pool-{}.img"
 DIR_POOL = "github-runner-pool"
 # https://documentation.ubuntu.com/lxd/latest/reference/storage_btrfs/: what LXD has at the root of a pool.
 POOL_FOLDERS = (
@@ -34,7 +34,6 @@ POOL_FOLDERS = (
 )
 # A virtual machine's volume for firmware settings and LXD's agent (`size.state`), in bytes.
 CONFIG_VOLUME = 100 << 20
-UNITS = Path("/etc/systemd/system")
 
 
 def check(lxd: LxdClient, state: CharmState) -> None:
@@ -60,7 +59,7 @@ def shortage(state: CharmState) -> str | None:
     if state.runner_storage is RunnerStorage.MEMORY or not JUJU_STORAGE.is_dir() or (JUJU_STORAGE / DIR_POOL).is_dir():
         return None
     stat = os.statvfs(JUJU_STORAGE)
-    pool = sum(image.stat().st_blocks * 512 for image in JUJU_STORAGE.glob(IMAGE_NAME.format("*")))
+    pool = sum(volume.stat().st_blocks * 512 for volume in JUJU_STORAGE.glob(VOLUME_NAME.format("*")))
     free, needed = stat.f_bfree * stat.f_frsize + pool, needed_bytes(state)
     if free >= needed:
         return None
@@ -72,7 +71,7 @@ def _check_mounted(lxd: LxdClient) -> None:
     pool = lxd.find("storage-pools", POOL)
     if pool is None or not _made_here(pool) or is_mounted(JUJU_STORAGE):
         return
-    if _image(JUJU_STORAGE) is None and not (JUJU_STORAGE / DIR_POOL).is_dir():
+    if _volume(JUJU_STORAGE) is None and not (JUJU_STORAGE / DIR_POOL).is_dir():
         raise HostError(f"no storage is mounted at {JUJU_STORAGE} yet: the storage pool {POOL} lies on it")
 
 
@@ -134,7 +133,7 @@ def _ensure_pool(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -
     pool = lxd.find("storage-pools", POOL)
     if pool is not None and pool["config"].get("source") == str(MOUNT_POINT):
         folder = _folder(jinja, state)
-        emptied = _image(folder) is None
+        emptied = _volume(folder) is None
         mounted = _ensure_filesystem(jinja, folder, known=True)
         if mounted or pool["status"] == "Unavailable":
             pool = _found_again(lxd)
@@ -185,8 +184,8 @@ def _forget_images(lxd: LxdClient) -> None:
             lxd.change("DELETE", "storage-pools", POOL, "volumes", "image", volume["name"])
 
 
-def _image(folder: Path) -> Path | None:
-    return next(folder.glob(IMAGE_NAME.format("*")), None)
+def _volume(folder: Path) -> Path | None:
+    return next(folder.glob(VOLUME_NAME.format("*")), None)
 
 
 def _made_here(pool: Mapping[str, Any]) -> bool:
@@ -213,10 +212,10 @@ def _folder(jinja: jinja2.Environment, state: CharmState) -> Path:
         if not JUJU_STORAGE.is_dir():
             raise HostError(f"the Juju storage `runner` is not attached at {JUJU_STORAGE}")
         return JUJU_STORAGE
-    options = f"size={_memory_size(state)},mode=0700"
-    if not _ensure_mount(jinja, MEMORY, what="tmpfs", kind="tmpfs", options=options) and _total(MEMORY) < _memory_size(
-        state
-    ):
+    size = _memory_size(state)
+    options = f"size={size},mode=0700"
+    mounted = _ensure_mount(jinja, MEMORY, what="tmpfs", kind="tmpfs", options=options)
+    if not mounted and _total(MEMORY) < size:
         run(["mount", "-o", f"remount,{options}", str(MEMORY)])
     return MEMORY
 
@@ -237,42 +236,50 @@ def _total(folder: Path) -> int:
 
 
 def _ensure_filesystem(jinja: jinja2.Environment, folder: Path, *, known: bool) -> bool:
-    """A sparse image with btrfs on it: LXD's own loop files lie elsewhere, and btrfs takes no source on ext4.
+    """The pool volume, a sparse file with btrfs: LXD's own loop files lie elsewhere, and btrfs takes no source on ext4.
 
     ``known`` says that LXD has a pool on it already. Returns whether it had to be mounted.
-    Its name is its own: `mount` takes a loop device whose file has the same path for the same file, and machines
-    that are containers of one host share the kernel's loop devices.
     """
-    image = _image(folder)
-    fresh = image is None
-    if image is None:
+    volume = _volume(folder)
+    fresh = volume is None
+    if volume is None:
         if known and folder == JUJU_STORAGE and not is_mounted(folder):
             raise HostError(f"no storage is mounted at {folder} yet: the storage pool {POOL} lies on it")
-        image = folder / IMAGE_NAME.format(secrets.token_hex(8))
-        partial = image.with_suffix(".partial")
-        # It holds every runner's disk.
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.truncate(_total(folder))
-        run(["mkfs.btrfs", "-q", "-f", str(partial)])
-        partial.replace(image)
+        volume = _make_volume(folder)
     # Earlier revisions made it readable by all users.
-    image.chmod(0o600)
-    mounted = _ensure_mount(jinja, MOUNT_POINT, what=str(image), kind="btrfs", options="loop,user_subvol_rm_allowed")
+    volume.chmod(0o600)
+    mounted = _ensure_mount(jinja, MOUNT_POINT, what=str(volume), kind="btrfs", options="loop,user_subvol_rm_allowed")
     if fresh and known:
-        # A tmpfs is empty after a reboot, and LXD lays a pool out only when it makes one.
+        # A tmpfs is empty after a reboot, and LXD makes the folders of a pool only when it makes the pool.
         for name in POOL_FOLDERS:
             (MOUNT_POINT / name).mkdir(mode=0o711, exist_ok=True)
     elif not fresh:
-        _grow(image, _total(folder))
+        _grow(volume, _total(folder))
     return mounted
 
 
-def _grow(image: Path, size: int) -> None:
-    """Give the pool what its storage has gained; it never shrinks, the image is sparse."""
-    if image.stat().st_size >= size:
+def _make_volume(folder: Path) -> Path:
+    """Make the pool volume, as large as its filesystem.
+
+    Its name is random: `mount` takes a loop device whose file has the same path for the same file, and machines that
+    are containers of one host share the kernel's loop devices.
+    """
+    volume = folder / VOLUME_NAME.format(secrets.token_hex(8))
+    partial = volume.with_suffix(".partial")
+    # It holds every runner's disk.
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.truncate(_total(folder))
+    run(["mkfs.btrfs", "-q", "-f", str(partial)])
+    partial.replace(volume)
+    return volume
+
+
+def _grow(volume: Path, size: int) -> None:
+    """Give the pool what its storage has gained. It never shrinks, because its volume is a sparse file."""
+    if volume.stat().st_size >= size:
         return
-    os.truncate(image, size)
-    device = run(["losetup", "--noheadings", "--output", "NAME", "--associated", str(image)]).stdout.split()[0]
+    os.truncate(volume, size)
+    device = run(["losetup", "--noheadings", "--output", "NAME", "--associated", str(volume)]).stdout.split()[0]
     run(["losetup", "--set-capacity", device])
     run(["btrfs", "filesystem", "resize", "max", str(MOUNT_POINT)])
 
@@ -282,11 +289,10 @@ def _ensure_mount(jinja: jinja2.Environment, where: Path, *, what: str, kind: st
     missing = not is_mounted(where)
     name = _mount_unit(where)
     content = jinja.get_template("mount.j2").render(where=str(where), what=what, kind=kind, options=options)
-    if write_file(UNITS / name, content):
-        run(["systemctl", "daemon-reload"])
-    run(["systemctl", "enable", "--quiet", name])
+    systemd.write({name: content})
+    systemd.enable(name)
     if missing:
-        run(["systemctl", "restart", name])
+        systemd.restart(name)
     return missing
 
 
@@ -295,25 +301,22 @@ def _mount_unit(where: Path) -> str:
 
 
 def remove(lxd: LxdClient) -> list[str]:
-    """Delete pool, profiles, mounts and the pool's image; returns what went. LxdError where instances hold the pool."""
+    """Delete pool, profiles, mounts and pool volume; returns what was removed. LxdError if instances use the pool."""
     gone = []
     if lxd.find("storage-pools", POOL) is not None:
         remove_pool(lxd)
         gone.append(f"storage pool {POOL}")
     gone += [f"profile {name}" for name in profiles.remove(lxd)]
     for where in (MOUNT_POINT, MEMORY):
-        unit = UNITS / _mount_unit(where)
-        if unit.exists():
-            run(["systemctl", "disable", "--quiet", "--now", unit.name])
-            unit.unlink()
+        # Files stay while something uses the mount.
+        if systemd.remove(_mount_unit(where), check=True):
             where.rmdir()
             gone.append(f"mount {where}")
     for folder in (JUJU_STORAGE, MEMORY):
-        for file in [*folder.glob(IMAGE_NAME.format("*")), *folder.glob(IMAGE_NAME.format("*") + ".partial")]:
+        for file in [*folder.glob(VOLUME_NAME.format("*")), *folder.glob(VOLUME_NAME.format("*") + ".partial")]:
             file.unlink()
             gone.append(str(file))
         if (folder / DIR_POOL).is_dir():
             shutil.rmtree(folder / DIR_POOL)
             gone.append(str(folder / DIR_POOL))
-    run(["systemctl", "daemon-reload"])
     return gone

@@ -1,4 +1,4 @@
-"""GitHub's runner application on this machine: verified when fetched, swapped atomically (spec 4)."""
+"""The runner binary on this machine: verified when it is downloaded, replaced atomically."""
 
 import logging
 import os
@@ -59,7 +59,7 @@ def refuse(folder: Path = FOLDER) -> None:
 
 
 def accept(folder: Path = FOLDER) -> None:
-    """Forget what was recorded: a runner of this version is online, or the operator asks for new attempts."""
+    """Remove that record: a runner of this version is online, or the operator asks for new attempts."""
     (folder / REFUSED).unlink(missing_ok=True)
 
 
@@ -78,7 +78,7 @@ def refused_at(now: float, folder: Path = FOLDER) -> float | None:
 
 def update(
     github: GithubClient,
-    path: GithubPath,
+    github_path: GithubPath,
     arch: Arch,
     folder: Path = FOLDER,
     downloading: Callable[[], None] = lambda: None,
@@ -89,7 +89,7 @@ def update(
 
     What is in use stays until the new one is whole: nothing is lost when GitHub or the disk fails.
     """
-    offered = github.application(path, arch)
+    offered = github.application(github_path, arch)
     using = current(folder)
     if using is not None and using.name == offered.filename:
         with _host_errors():
@@ -125,4 +125,4 @@ def _host_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HostError(f"the runner application cannot be stored: {error}") from error
+        raise HostError(f"the runner binary cannot be stored: {error}") from error

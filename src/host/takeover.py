@@ -1,7 +1,7 @@
 """What the previous charm leaves on a machine: removed after an upgrade, until every step has succeeded once.
 
 Its instances and metrics volumes are removed by reconciles. Its StoredState is removed by ``state_database``, its
-storage pool by ``storage``. Nothing here needs the options.
+storage pool by ``pool``. Nothing here needs the options.
 
 Symbolic links are never followed. What another unit on this machine may still use is kept.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engine.client import LxdClient
 from errors import HostError
+from host import systemd
 from system import is_mounted, run, write_file
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Places:
     root: Path = Path("/")
 
     @property
-    def units(self) -> Path:
+    def unit_files(self) -> Path:
         """The folder of systemd units."""
         return self.root / "etc/systemd/system"
 
@@ -61,22 +62,22 @@ def is_found(places: Places) -> bool:
 
 def _has_policy_service(places: Places) -> bool:
     """Whether the policy service is the previous charm's: an operator may run one of the same name on this machine."""
-    unit = places.units / POLICY_SERVICE
+    unit = places.unit_files / POLICY_SERVICE
     files = [unit, *sorted(unit.with_name(f"{POLICY_SERVICE}.d").glob("*"))]
     texts = [path.read_text(errors="replace") for path in files if _is_file(path)]
     return any("GITHUB_TOKEN=" in text or POLICY_FOLDER in text for text in texts)
 
 
-def take_over(lxd: LxdClient, places: Places, ours: set[str]) -> bool:
+def take_over(lxd: LxdClient, places: Places, keep: set[str]) -> bool:
     """Remove what the previous charm left; returns whether every step succeeded.
 
-    ``ours`` are the names of this charm's systemd units. A step that fails is logged and does not stop the others.
+    ``keep`` has the names of this charm's systemd units. A step that fails is logged and does not stop the others.
     What is on the machine once, however many units are on it, goes with the last unit of the previous charm.
     """
     steps: list[Callable[[], Iterator[str]]] = [
         *(partial(shred, places.charm / name) for name in TOKEN_FILES),
         partial(_cron_jobs, places),
-        partial(_systemd_units, places, ours),
+        partial(_systemd_units, places, keep),
     ]
     if places.is_shared():
         logger.info("Another unit on this machine runs the previous charm: what they share is kept")
@@ -134,17 +135,17 @@ def _cron_jobs(places: Places) -> Iterator[str]:
             yield str(path)
 
 
-def _systemd_units(places: Places, ours: set[str]) -> Iterator[str]:
+def _systemd_units(places: Places, keep: set[str]) -> Iterator[str]:
     """Timers and services named as the previous charm names them, and that this charm does not write."""
     others = [_unit_name(unit) for unit in places.other_units()]
-    found = [path for path in places.units.glob("ghro.*") if path.name not in ours and _is_file(path)]
+    found = [path for path in places.unit_files.glob("ghro.*") if path.name not in keep and _is_file(path)]
     found = [path for path in found if not _names_any(path.read_text(errors="replace"), others)]
     for path in sorted(found, key=lambda path: (path.suffix != ".timer", path.name)):
-        run(["systemctl", "disable", "--quiet", "--now", path.name], check=False)
+        systemd.disable(path.name)
         path.unlink()
         yield str(path)
     if found:
-        run(["systemctl", "daemon-reload"])
+        systemd.reload()
 
 
 def _unit_name(agent: Path) -> str:
@@ -159,7 +160,7 @@ def _names_any(text: str, units: list[str]) -> bool:
 
 def _policy_service(places: Places) -> Iterator[str]:
     """Stop the policy service. Its unit file holds the GitHub token as a variable."""
-    unit = places.units / POLICY_SERVICE
+    unit = places.unit_files / POLICY_SERVICE
     drop_ins = unit.with_name(f"{POLICY_SERVICE}.d")
     if not _has_policy_service(places):
         return
@@ -168,14 +169,14 @@ def _policy_service(places: Places) -> Iterator[str]:
         "repo-policy-compliance-token to use an external service"
     )
     try:
-        run(["systemctl", "disable", "--quiet", "--now", POLICY_SERVICE], check=False, timeout=100)
+        systemd.disable(POLICY_SERVICE, timeout=100)
     finally:
         yield from shred(unit)
         if not drop_ins.is_symlink():
             for path in sorted(drop_ins.glob("*")):
                 yield from shred(path)
         yield from _remove_tree(drop_ins)
-        run(["systemctl", "daemon-reload"])
+        systemd.reload()
 
 
 def _folders(places: Places) -> list[Path]:

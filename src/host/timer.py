@@ -1,38 +1,20 @@
-"""The systemd timer that fires the event ``reconcile-runners``."""
+"""The systemd timer that fires the event ``reconcile-runners`` every ``reconcile-interval``."""
 
 import jinja2
 
 import times
-from host import units
+from host import systemd
 from host.triggers import service, timer
-from system import are_active, run, write_file
-
-NAME = "reconcile-runners"
 
 
 def ensure(jinja: jinja2.Environment, unit: str, interval: int) -> bool:
-    """Render the units, enable and start the timer; return whether anything changed. ``interval`` in minutes."""
-    changed = False
-    for name in (service(unit), timer(unit)):
-        template = jinja.get_template(f"ghro.{NAME}{name[name.rindex('.') :]}.j2")
-        content = template.render(unit=unit, interval=interval, limit=times.reconcile_limit(interval))
-        changed |= write_file(units.FOLDER / name, content)
-    if changed:
-        run(["systemctl", "daemon-reload"])
-    if changed or not are_active(timer(unit)):
-        run(["systemctl", "enable", "--quiet", timer(unit)])
-        # Only a restart makes a running timer count anew by its new interval.
-        run(["systemctl", "restart", timer(unit)])
-        changed = True
-    return changed
+    """Write, enable and start the timer; returns whether anything changed. ``interval`` in minutes."""
+    values = {"unit": unit, "interval": interval, "limit": times.reconcile_limit(interval)}
+    templates = {service(unit): "ghro.reconcile-runners.service.j2", timer(unit): "ghro.reconcile-runners.timer.j2"}
+    files = {name: jinja.get_template(template).render(values) for name, template in templates.items()}
+    return systemd.ensure(timer(unit), files)
 
 
 def remove(unit: str) -> list[str]:
-    """Stop the timer and remove its units; returns what went."""
-    run(["systemctl", "disable", "--quiet", "--now", timer(unit)], check=False)
-    paths = [units.FOLDER / name for name in (service(unit), timer(unit))]
-    gone = [path for path in paths if path.exists()]
-    for path in gone:
-        path.unlink()
-    run(["systemctl", "daemon-reload"])
-    return [str(path) for path in gone]
+    """Stop the timer and remove its files; returns the files that were removed. The service may run on."""
+    return systemd.remove(service(unit), timer(unit), stop=[timer(unit)])

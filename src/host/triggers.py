@@ -6,36 +6,35 @@ Whether they run is all that most hooks need to know, so that this module import
 import hashlib
 from pathlib import Path
 
-from host import units
-from system import are_active
+from host import systemd
 
 SOURCE = Path(__file__).resolve().parents[1]
 
 
 def service(unit: str) -> str:
     """The service that starts a reconcile; timer and watcher start this service."""
-    return units.name("reconcile-runners", unit, "service")
+    return systemd.unit_name("reconcile-runners", unit, "service")
 
 
 def timer(unit: str) -> str:
     """The timer that starts a reconcile every few minutes."""
-    return units.name("reconcile-runners", unit, "timer")
+    return systemd.unit_name("reconcile-runners", unit, "timer")
 
 
 def watcher(unit: str) -> str:
     """The service that starts a reconcile as soon as a runner has ended."""
-    return units.name("replace-runners", unit, "service")
+    return systemd.unit_name("replace-runners", unit, "service")
 
 
 def are_running(unit: str, watched: bool) -> bool:
     """Whether the timer runs and, where the runners are ``watched``, a watcher with today's code."""
-    return are_active(timer(unit), *([watcher(unit)] if watched else [])) and watcher_is_current(unit)
+    return systemd.are_active(timer(unit), *([watcher(unit)] if watched else [])) and watcher_is_current(unit)
 
 
 def watcher_is_current(unit: str) -> bool:
     """Whether the watcher, if there is one, was started with today's code: an upgrade leaves the old code running."""
     try:
-        return code() in (units.FOLDER / watcher(unit)).read_text()
+        return code() in (systemd.FOLDER / watcher(unit)).read_text()
     except FileNotFoundError:
         return True
 

@@ -11,8 +11,7 @@ import redaction
 import settings
 from engine.client import LxdClient
 from errors import GithubRunnerError
-from host import image, triggers
-from system import run
+from host import image, systemd, triggers
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 
@@ -32,7 +31,7 @@ def main() -> int:
         built = image.rebuild(lxd, provision.environment(TEMPLATES), build, _say)
         if built and awaited:
             # Runners wait for this image: none could be made without it.
-            run(["systemctl", "start", "--no-block", triggers.service(unit)])
+            systemd.start(triggers.service(unit), wait=False)
     except (GithubRunnerError, OSError) as error:
         logging.error("%s", error)
         return 1

@@ -16,8 +16,7 @@ import times
 from engine import events
 from engine.client import LxdClient
 from errors import GithubRunnerError
-from host import triggers
-from system import run
+from host import systemd, triggers
 
 # Seconds. Runners that end together are replaced by one reconcile. The pause limits how often a runner is replaced that
 # ends as soon as it has started.
@@ -57,18 +56,14 @@ def replace(ended: set[str], there: Callable[[], set[str]], wanted: int, service
     LXD may list an instance that has ended for a moment longer. A reconcile that runs already replaces what it removes,
     but may have observed the instances before the end: wait for it first.
     """
-    if _is_reconciling(service):
-        run(["systemctl", "start", service], check=False, timeout=times.DAY)
+    if systemd.is_starting(service):
+        systemd.start(service, timeout=times.DAY, check=False)
     left = len(there() - ended)
     if left >= wanted:
         return
     logger.info("%s of %s runners are there%s", left, wanted, f", ended: {', '.join(sorted(ended))}" if ended else "")
-    run(["systemctl", "start", service], check=False, timeout=times.DAY)
+    systemd.start(service, timeout=times.DAY, check=False)
     time.sleep(PAUSE)
-
-
-def _is_reconciling(service: str) -> bool:
-    return run(["systemctl", "is-active", service], check=False).stdout.strip() == "activating"
 
 
 if __name__ == "__main__":

@@ -505,8 +505,8 @@ def test_ended_runners_are_replaced_at_once(bare: Deployment) -> None:
     print(f"replaced within {time.monotonic() - started:.1f} s of the queueing")
 
     bare.machine.exec("systemctl", "restart", "lxd.service")
-    follower = ("journalctl", "--no-pager", "-u", "ghro.replace-runners.github-runner-0.service")
-    wait_for(lambda: bare.machine.exec(*follower).count("Following LXD's events") > 1, "the follower's return")
+    watcher = ("journalctl", "--no-pager", "-u", "ghro.replace-runners.github-runner-0.service")
+    wait_for(lambda: bare.machine.exec(*watcher).count("Following LXD's events") > 1, "the watcher's return")
     job = bare.job("true")
     wait_for(lambda: len(bare.online()) == 2 and job["runner_name"] not in bare.online(), "its successor")
 

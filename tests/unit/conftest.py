@@ -10,7 +10,7 @@ import settings
 import shared_fs
 import times
 from errors import CreateMetricsStorageError
-from host import markers
+from host import markers, systemd
 from metrics.storage import MetricsStorage
 
 
@@ -37,6 +37,14 @@ def marker_root(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.setattr(settings, "FOLDER", folder)
     monkeypatch.setattr(markers, "ROOT", folder)
     monkeypatch.setattr(markers, "AGENTS", folder / "agents")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def unit_files(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the files of systemd units are, out of the way of a unit on this machine."""
+    folder = tmp_path_factory.mktemp("systemd")
+    monkeypatch.setattr(systemd, "FOLDER", folder)
     return folder
 
 

@@ -17,7 +17,7 @@ import provision
 import service
 from charm import GithubRunnerCharm
 from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenError
-from host import follower, kernel, machine, markers, pool, runner_binary, timer, triggers, units
+from host import kernel, machine, markers, pool, runner_binary, systemd, timer, triggers, watcher
 from service import Adapters
 from tests.support.fakes import TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages
 
@@ -86,7 +86,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     found.steps = []
     monkeypatch.setattr(runner_binary, "update", lambda *_, **__: found.steps.append("binary") or True)
     monkeypatch.setattr(timer, "ensure", lambda _, __, interval: found.steps.append(f"timer {interval}"))
-    monkeypatch.setattr(follower, "ensure", lambda *_: found.steps.append("watcher"))
+    monkeypatch.setattr(watcher, "ensure", lambda *_: found.steps.append("watcher"))
     monkeypatch.setattr(machine, "set_up", found.set_up)
     markers.Markers("github-runner/0").note(markers.TAKEN_OVER)
     monkeypatch.setattr(machine, "take_over", found.take_over)
@@ -96,11 +96,10 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     monkeypatch.setattr(machine, "release", lambda *_: found.steps.append("release") or [])
     monkeypatch.setattr(pool, "check", found.check)
     monkeypatch.setattr(pool, "shortage", lambda *_: None)
-    monkeypatch.setattr(units, "FOLDER", tmp_path / "systemd")
     monkeypatch.setattr(kernel, "REBOOT_REQUIRED", tmp_path / "reboot-required")
     monkeypatch.setattr(kernel, "are_active", lambda *_: False)
     monkeypatch.setattr(kernel, "update", lambda _: [])
-    for module, name in ((follower, "watcher"), (timer, "timer")):
+    for module, name in ((watcher, "watcher"), (timer, "timer")):
         monkeypatch.setattr(module, "remove", lambda _, name=name: found.steps.append(f"no {name}") or [])
 
     def registered(instance: FakeInstance) -> None:
@@ -437,7 +436,7 @@ def test_update_status_makes_sure_of_timer_and_watcher(
     steps: list[str],
 ) -> None:
     """What is dead and wanted is repaired, runners are not looked at."""
-    monkeypatch.setattr(triggers, "are_active", lambda *units: active.issuperset(units))
+    monkeypatch.setattr(systemd, "are_active", lambda *units: active.issuperset(units))
     noted(markers.SET_UP)
 
     context.run(context.on.update_status(), state(**{"reconcile-interval": 7, **options}))
@@ -450,7 +449,7 @@ def test_update_status_needs_no_service_where_nothing_is_missing(
     context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The modules behind the service are most of the time of a hook."""
-    monkeypatch.setattr(triggers, "are_active", lambda *_: True)
+    monkeypatch.setattr(systemd, "are_active", lambda *_: True)
     monkeypatch.delattr(service, "Service")
     noted(markers.SET_UP)
 
@@ -519,7 +518,7 @@ def test_the_watcher_of_old_code_is_replaced(
     """Where the hook of an upgrade ended early, the next reconcile or update-status starts the watcher anew."""
     noted(markers.SET_UP)
     monkeypatch.setattr(triggers, "watcher_is_current", lambda _: current)
-    monkeypatch.setattr(triggers, "are_active", lambda *_: True)
+    monkeypatch.setattr(systemd, "are_active", lambda *_: True)
 
     tick(context)
     context.run(context.on.update_status(), state())

@@ -11,7 +11,7 @@ import provision
 from engine.client import LxdClient
 from engine.instance import Execution
 from errors import HostError, LxdError
-from host import image
+from host import image, systemd
 from models import Arch, ImageSource, ProxyConfig
 from settings import ImageBuild
 from system import exclusive
@@ -264,9 +264,9 @@ def test_a_hook_does_not_wait_for_another_build(monkeypatch: pytest.MonkeyPatch,
 
 def test_a_missing_image_is_built_outside_of_the_reconcile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A build is started and not waited for, and why the last one failed is not forgotten meanwhile."""
-    ran: list[list[str]] = []
+    ran: list[tuple[str, ...]] = []
     monkeypatch.setattr(image, "FAILURE", tmp_path / "failure")
-    monkeypatch.setattr(image, "run", ran.append)
+    monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: ran.append(arguments))
     lxd = ImageLxd()
     lxd.aliases.clear()
 
@@ -278,7 +278,7 @@ def test_a_missing_image_is_built_outside_of_the_reconcile(monkeypatch: pytest.M
     lxd.aliases["jammy"] = "theirs"
     image.ensure_later(cast(LxdClient, lxd), "runner/0", BUILD)
 
-    assert ran == [["systemctl", "start", "--no-block", "ghro.build-image.runner-0.service"]] * 2
+    assert ran == [("start", "--no-block", "ghro.build-image.runner-0.service")] * 2
 
 
 def test_the_reason_of_a_failed_build_is_kept_until_one_succeeds(
@@ -312,14 +312,14 @@ def test_application_goes_into_the_image(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_only_images_of_our_making_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A newer application goes into the image outside of hooks; an operator's own image is theirs."""
-    calls: list[list[str]] = []
-    monkeypatch.setattr(image, "run", calls.append)
+    calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: calls.append(arguments))
     lxd = cast(LxdClient, ImageLxd())
 
     for alias in ("their-image", "no-such-image", "jammy"):
         image.renew(lxd, "runner/0", alias)
 
-    assert calls == [["systemctl", "start", "--no-block", "ghro.build-image.runner-0.service"]]
+    assert calls == [("start", "--no-block", "ghro.build-image.runner-0.service")]
 
 
 def test_an_image_of_the_operator_keeps_an_alias(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine import events
-from host import triggers
+from host import systemd, triggers
 from programs import watch_runners
 
 
@@ -33,7 +33,7 @@ def message(action: str = "instance-deleted", source: Any = "/1.0/instances/app-
     ],
 )
 def test_which_messages_say_that_a_runner_ended(text: str | bytes, names: set[str]) -> None:
-    """An instance of ours that ended counts, and no other message, whatever it holds."""
+    """An instance of this unit that ended counts, and no other message, whatever it holds."""
     assert events._names(text, lambda name: name.startswith("app-0-")) == names
 
 
@@ -60,7 +60,7 @@ def test_when_a_pass_is_asked_for(
         commands.append(command)
         return subprocess.CompletedProcess(command, 0, stdout=f"{state}\n")
 
-    monkeypatch.setattr(watch_runners, "run", run)
+    monkeypatch.setattr(systemd, "run", run)
     monkeypatch.setattr(watch_runners.time, "sleep", pauses.append)
 
     service = triggers.service("runner/0")

@@ -13,7 +13,7 @@ import ops.storage
 import pytest
 
 from errors import CommandError, LxdError
-from host import follower, state_database, takeover, triggers, units
+from host import state_database, systemd, takeover, triggers, watcher
 from host.takeover import Places
 
 TOKEN = "ghp_0f1e2d3c4b5a69788796a5b4c3d2e1f001234567"
@@ -105,6 +105,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         found.write(path, text.replace("{root}", str(found.root)))
     found.write("etc/modules", "loop\nbr_netfilter\n# br_netfilter\nbr_netfilter\n")
     monkeypatch.setattr(takeover, "run", found.run)
+    monkeypatch.setattr(systemd, "run", found.run)
     monkeypatch.setattr(state_database, "run", found.run)
     return found
 
@@ -366,7 +367,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     source.mkdir(parents=True)
     (source / "a.py").write_text("1\n")
     monkeypatch.setattr(triggers, "SOURCE", source)
-    monkeypatch.setattr(units, "FOLDER", tmp_path / "units")
+    monkeypatch.setattr(systemd, "FOLDER", tmp_path / "units")
     return source
 
 
@@ -375,14 +376,14 @@ def test_new_code_restarts_the_watcher(code: Path, monkeypatch: pytest.MonkeyPat
     import provision
     from tests.support.fakes import TEMPLATES
 
-    commands: list[list[str]] = []
-    monkeypatch.setattr(follower, "run", lambda command, **_: commands.append(command))
-    monkeypatch.setattr(follower, "are_active", lambda *_: True)
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: commands.append(arguments))
+    monkeypatch.setattr(systemd, "are_active", lambda *_: True)
     jinja = provision.environment(TEMPLATES)
     assert triggers.watcher_is_current("github-runner/0")
-    assert follower.ensure(jinja, "github-runner/0")
+    assert watcher.ensure(jinja, "github-runner/0")
     assert triggers.watcher_is_current("github-runner/0")
-    assert not follower.ensure(jinja, "github-runner/0")
+    assert not watcher.ensure(jinja, "github-runner/0")
 
     os.utime(code / "a.py", (0, 0))
     assert triggers.watcher_is_current("github-runner/0")
@@ -390,8 +391,8 @@ def test_new_code_restarts_the_watcher(code: Path, monkeypatch: pytest.MonkeyPat
         commands.clear()
         change()
         assert not triggers.watcher_is_current("github-runner/0")
-        assert follower.ensure(jinja, "github-runner/0")
-        assert ["systemctl", "restart", triggers.watcher("github-runner/0")] in commands
+        assert watcher.ensure(jinja, "github-runner/0")
+        assert ("restart", triggers.watcher("github-runner/0")) in commands
 
 
 def test_an_operators_own_policy_service_is_kept(world: World) -> None:
