@@ -22,7 +22,7 @@ def hold(tarball: Path, failed: FailedStarts, now: float) -> str:
     """Why no runner is created now, for the status; empty where one may be."""
     if tarball == NO_BINARY:
         return "the runner application is not downloaded yet"
-    since = runner_binary.refused_at(now)
+    since = runner_binary.deprecated_at(now)
     if since is not None and now - since < times.DEPRECATED_CANARY:
         return describe_deprecated(tarball)
     return describe_failed_starts(failed, now) if failed.wait(now) else ""
@@ -45,9 +45,9 @@ def record(findings: Findings, found: markers.Markers, github: GithubClient, pat
     elif failed is not None:
         found.clear(markers.FAILED_STARTS)
     if findings.deprecated and _is_deprecated(github, path):
-        runner_binary.refuse()
+        runner_binary.note_deprecated()
     elif findings.proven:
-        runner_binary.accept()
+        runner_binary.clear_deprecated()
 
 
 def _is_deprecated(github: GithubClient, path: GithubPath) -> bool:
@@ -64,5 +64,5 @@ def _is_deprecated(github: GithubClient, path: GithubPath) -> bool:
 
 def try_at_once(found: markers.Markers) -> None:
     """Create runners although GitHub calls their version deprecated, or the last ones ended without a job."""
-    runner_binary.accept()
+    runner_binary.clear_deprecated()
     found.clear(markers.FAILED_STARTS)

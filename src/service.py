@@ -357,7 +357,7 @@ class Service:
             lxd_storage_path=pool.MOUNT_POINT,
             clock=clock,
             hold=self.hold or creation.hold(tarball, failed, now),
-            canary=runner_binary.refused_at(now),
+            canary=runner_binary.deprecated_at(now),
             failed_starts=failed,
             image_age=lambda: image.age(self._lxd, state.base_image.value, clock()),
             in_image=lambda: image.holds(self._lxd, state.base_image.value, tarball),

@@ -51,7 +51,7 @@ STEP_TIMEOUT = 1800
 PUBLISH_TIMEOUT = 1800
 REMOVAL_TIMEOUT = 120
 # What the script provision-image.sh knows, in this order; each is a line of progress.
-STEPS = ("network", "upgrade", "packages", "executables", "settings", "application", "clean")
+STEPS = ("network", "upgrade", "packages", "executables", "settings", "binary", "clean")
 
 
 def service(unit: str) -> str:

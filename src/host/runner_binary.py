@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path("/var/lib/github-runner/application")
 CURRENT = "current"
-REFUSED = "refused"
+DEPRECATED = "refused"
 # GitHub gives no jobs to a runner more than 30 days behind
 # (https://docs.github.com/en/actions/reference/runners/self-hosted-runners#runner-software-updates-on-self-hosted-runners).
 STALE_AFTER = 14 * 86400
@@ -40,9 +40,9 @@ def age(now: float, folder: Path = FOLDER) -> float | None:
 def is_recent(now: float, folder: Path = FOLDER) -> bool:
     """Whether GitHub offered the one in use a short while ago, and has not called it deprecated since."""
     using = current(folder)
-    return (
-        using is not None and 0 <= now - using.stat().st_mtime < times.BINARY_LIST and refused_at(now, folder) is None
-    )
+    if using is None or deprecated_at(now, folder) is not None:
+        return False
+    return 0 <= now - using.stat().st_mtime < times.BINARY_LIST
 
 
 def version(tarball: Path) -> str:
@@ -50,25 +50,25 @@ def version(tarball: Path) -> str:
     return tarball.name.removesuffix(".tar.gz").rsplit("-", 1)[-1]
 
 
-def refuse(folder: Path = FOLDER) -> None:
+def note_deprecated(folder: Path = FOLDER) -> None:
     """Record that GitHub calls the version in use deprecated: a runner ended with exit code 7."""
     using = current(folder)
     if using is not None:
-        write_file(folder / REFUSED, using.name, 0o600)
-        os.utime(folder / REFUSED)
+        write_file(folder / DEPRECATED, using.name, 0o600)
+        os.utime(folder / DEPRECATED)
 
 
-def accept(folder: Path = FOLDER) -> None:
+def clear_deprecated(folder: Path = FOLDER) -> None:
     """Remove that record: a runner of this version is online, or the operator asks for new attempts."""
-    (folder / REFUSED).unlink(missing_ok=True)
+    (folder / DEPRECATED).unlink(missing_ok=True)
 
 
-def refused_at(now: float, folder: Path = FOLDER) -> float | None:
+def deprecated_at(now: float, folder: Path = FOLDER) -> float | None:
     """When the version in use was recorded as deprecated, in UNIX seconds; None if it was not, or long enough ago.
 
     GitHub has called its newest version deprecated by mistake more than once, for an hour or two.
     """
-    using, note = current(folder), folder / REFUSED
+    using, note = current(folder), folder / DEPRECATED
     with suppress(OSError):
         if using is not None and note.read_text() == using.name:
             noted = note.stat().st_mtime
@@ -83,9 +83,9 @@ def update(
     folder: Path = FOLDER,
     downloading: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Fetch what GitHub offers unless it is in use already; return whether that changed it.
+    """Download the runner binary that GitHub offers unless it is in use already; returns whether it was downloaded.
 
-    ``downloading`` is told where there is something to fetch.
+    ``downloading`` is called before a download.
 
     What is in use stays until the new one is whole: nothing is lost when GitHub or the disk fails.
     """

@@ -79,10 +79,15 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     (tmp_path / "current").symlink_to(found.binary.name)
     # Two hours old, so that GitHub is asked for a newer one.
     os.utime(found.binary, times=(time.time() - 7200,) * 2)
-    for function in (runner_binary.current, runner_binary.age, runner_binary.refuse, runner_binary.accept):
+    for function in (
+        runner_binary.current,
+        runner_binary.age,
+        runner_binary.note_deprecated,
+        runner_binary.clear_deprecated,
+    ):
         monkeypatch.setattr(function, "__defaults__", (tmp_path,))
     monkeypatch.setattr(runner_binary.is_recent, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(runner_binary.refused_at, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(runner_binary.deprecated_at, "__defaults__", (tmp_path,))
     found.steps = []
     monkeypatch.setattr(runner_binary, "update", lambda *_, **__: found.steps.append("binary") or True)
     monkeypatch.setattr(timer, "ensure", lambda _, __, interval: found.steps.append(f"timer {interval}"))
@@ -210,7 +215,7 @@ def test_the_binary_is_asked_for_once_an_hour(context: Any, world: Surroundings)
     tick(context)
     assert world.steps == []
 
-    runner_binary.refuse()
+    runner_binary.note_deprecated()
     tick(context)
     assert world.steps == ["binary"]
 
@@ -910,7 +915,7 @@ def test_github_may_contradict_a_runner_that_calls_its_version_deprecated(
 @pytest.mark.parametrize("action", ["reconcile-runners", "update-dependencies"])
 def test_actions_try_a_deprecated_version_again(context: Any, world: Surroundings, action: str) -> None:
     """The operator does not wait for the next attempt."""
-    runner_binary.refuse()
+    runner_binary.note_deprecated()
     tick(context)
     assert world.lxd.found == {}
 

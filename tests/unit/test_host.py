@@ -569,30 +569,30 @@ def test_githubs_word_for_the_application_holds_for_an_hour(tmp_path: Path, age:
 
     assert runner_binary.is_recent(now, tmp_path) is expected
 
-    runner_binary.refuse(tmp_path)
+    runner_binary.note_deprecated(tmp_path)
     assert not runner_binary.is_recent(time.time(), tmp_path)
 
 
 def test_refusal_is_of_one_application_and_one_hour(tmp_path: Path) -> None:
     """A newer binary is not refused for what its predecessor was, and after an hour the same is tried again."""
     now = time.time()
-    runner_binary.refuse(tmp_path)
-    assert runner_binary.refused_at(now, tmp_path) is None
+    runner_binary.note_deprecated(tmp_path)
+    assert runner_binary.deprecated_at(now, tmp_path) is None
     runner_binary.update(
         cast(GithubClient, FakeGithub("actions-runner-linux-x64-2.320.0.tar.gz")), PATH, Arch.X64, tmp_path
     )
-    runner_binary.refuse(tmp_path)
+    runner_binary.note_deprecated(tmp_path)
 
-    assert runner_binary.refused_at(now + 60, tmp_path) is not None
-    assert runner_binary.refused_at(now + 3601, tmp_path) is None
-    runner_binary.accept(tmp_path)
-    assert runner_binary.refused_at(now + 60, tmp_path) is None
-    runner_binary.refuse(tmp_path)
-    assert runner_binary.refused_at(now - 3600, tmp_path) is None
+    assert runner_binary.deprecated_at(now + 60, tmp_path) is not None
+    assert runner_binary.deprecated_at(now + 3601, tmp_path) is None
+    runner_binary.clear_deprecated(tmp_path)
+    assert runner_binary.deprecated_at(now + 60, tmp_path) is None
+    runner_binary.note_deprecated(tmp_path)
+    assert runner_binary.deprecated_at(now - 3600, tmp_path) is None
     runner_binary.update(
         cast(GithubClient, FakeGithub("actions-runner-linux-x64-2.321.0.tar.gz")), PATH, Arch.X64, tmp_path
     )
-    assert runner_binary.refused_at(now + 60, tmp_path) is None
+    assert runner_binary.deprecated_at(now + 60, tmp_path) is None
 
 
 @pytest.fixture
