@@ -8,15 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
-from errors import LxdError, LxdNotFoundError
+import pylxd
+import pylxd.exceptions
+import requests
+import websocket
 
-if TYPE_CHECKING:
-    # A tenth of a second that a hook without LXD need not pay: imported where they are used.
-    import pylxd
-    import requests
+from errors import LxdError, LxdNotFoundError
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class LxdApi:
         self._endpoint = endpoint
         self._local = threading.local()
 
-    def request(self, method: str, *path: str, timeout: float = REQUEST_TIMEOUT, **options: Any) -> "requests.Response":
+    def request(self, method: str, *path: str, timeout: float = REQUEST_TIMEOUT, **options: Any) -> requests.Response:
         """One call below ``/1.0``; ``options`` are those of requests. ``timeout`` in seconds."""
         with errors_of(f"{method} /1.0/{'/'.join(path)}"):
             node = self._client().api
@@ -106,9 +106,7 @@ class LxdApi:
         with errors_of("GET /1.0"):
             return bool(self._client().has_api_extension(name))
 
-    def _client(self) -> "pylxd.Client":
-        import pylxd
-
+    def _client(self) -> pylxd.Client:
         client = getattr(self._local, "client", None)
         if client is None:
             client = self._local.client = pylxd.Client(endpoint=self._endpoint, timeout=REQUEST_TIMEOUT)
@@ -142,10 +140,6 @@ def errors_of(what: str) -> Iterator[None]:
 
 def _translated(what: str, error: Exception) -> Exception:
     """One of this module's errors for one of pylxd's, of requests', or of an answer that is not as it should be."""
-    import pylxd.exceptions
-    import requests
-    import websocket
-
     if isinstance(error, pylxd.exceptions.NotFound):
         return LxdNotFoundError(f"{what}: {error}")
     if isinstance(error, pylxd.exceptions.LXDAPIException):

@@ -8,16 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
+
+import websocket
 
 import times
 from engine.api import BUSY_TIMEOUT, LxdApi, errors_of, wait_until
+from engine.events import connect, socket_path
 from errors import LxdError, LxdNotFoundError
 from redaction import tail
-
-if TYPE_CHECKING:
-    # A tenth of a second that a hook without LXD need not pay: imported where it is used.
-    import websocket
 
 logger = logging.getLogger(__name__)
 
@@ -161,8 +160,6 @@ class LxdInstance:
         A job may have replaced the command, or what it reads: the output comes as a stream, is cut here and recorded
         nowhere. The process is killed then, and ends with the instance at the latest.
         """
-        from engine.events import connect, socket_path
-
         deadline = time.monotonic() + timeout
         what = f"{PurePosixPath(command[0]).name} in {self.name}"
         body = {"command": list(command), "cwd": "/", "wait-for-websocket": True, "interactive": False}
@@ -233,13 +230,11 @@ class LxdInstance:
             return False
 
 
-def _received(stream: "websocket.WebSocket", limit: int, deadline: float) -> bytes:
+def _received(stream: websocket.WebSocket, limit: int, deadline: float) -> bytes:
     """The output that a stream of LXD carries until its end: a text, or a close.
 
     Frame by frame: a message may have any size.
     """
-    import websocket
-
     carries = (websocket.ABNF.OPCODE_BINARY, websocket.ABNF.OPCODE_CONT)
     data = b""
     while len(data) < limit:
