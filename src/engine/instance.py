@@ -140,7 +140,7 @@ class LxdInstance:
         with _renamed(what):
             done = self._begun(*path, json=body, timeout=timeout) or {}
         code = int(done.get("return", -1))
-        # What went well is not worth four requests: LXD removes its record with the instance.
+        # The output of a command that succeeded is not worth four requests. LXD removes it with the instance.
         recorded = done.get("output", {}) if output and code != 0 else {}
         return Execution(code, *(self._recorded(recorded.get(stream)) for stream in ("1", "2")))
 
@@ -188,7 +188,7 @@ class LxdInstance:
         """At most ``limit`` bytes of a regular file inside.
 
         Never once a job can have run: LXD opens the path whatever it is, and with a FIFO in its place the instance
-        cannot be deleted any more (LXD 5.0.2). ``output`` has no such fault.
+        cannot be deleted any more (LXD 5.0.2). ``output`` does not have this problem.
         """
         where = f"{path} in {self.name}"
         deadline = time.monotonic() + READ_TIMEOUT

@@ -40,7 +40,7 @@ def acl_name(unit: str) -> str:
 
 
 def ensure(lxd: LxdClient, state: CharmState, unit: str) -> None:
-    """Bring the unit's ACL to what the options ask for, in one update: the bridge is never open meanwhile.
+    """Bring the unit's ACL to what the options ask for, in one update, so that the bridge is never open.
 
     Other ACLs of the bridge stay: what one unit closes is closed for all runners of the machine.
     """

@@ -97,7 +97,7 @@ def is_there(lxd: LxdClient, build: ImageBuild) -> bool:
 
 
 def rebuild(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> bool:
-    """Build it anew, as the timer does; False if another build is under way."""
+    """Build the image, whether there is one or not, as the timer does; False if another build is running."""
     with exclusive(LOCK, 0) as free:
         if free:
             make(lxd, jinja, build, progress)
@@ -157,7 +157,7 @@ def smallest_disk(lxd: LxdClient, alias: str, source: ImageSource) -> int:
 
 
 def renew(lxd: LxdClient, unit: str, alias: str) -> None:
-    """Have an image of our making built anew now, outside of hooks; in the meantime the one that is there serves."""
+    """Start a build outside of hooks if this charm built the image of the alias, which is used until it is done."""
     image = current(lxd, alias)
     if image is not None and ALIAS_PROPERTY in image["properties"]:
         systemd.start(service(unit), wait=False)

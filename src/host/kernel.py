@@ -110,7 +110,7 @@ def reboot_is_due() -> bool:
 
 
 def boot_id() -> str:
-    """What tells one boot of this machine from another."""
+    """The id of this boot of the machine."""
     return BOOT_ID.read_text().strip()
 
 
@@ -123,7 +123,7 @@ def requested(markers: Markers, now: float) -> float | None:
         return None
     if boot != boot_id():
         return None
-    # A request of the future: the clock was set back, and nobody can say how long ago it was.
+    # A request in the future: the clock was set back, and its age is not known.
     return age if age >= 0 else float(times.REBOOT)
 
 

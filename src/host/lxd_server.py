@@ -84,7 +84,7 @@ def remove(lxd: LxdClient) -> list[str]:
 
 
 def restart(lxd: LxdClient) -> None:
-    """Restart the daemon; instances go on meanwhile."""
+    """Restart the daemon. Instances keep running."""
     # LXD has one of these names, as a package of the distribution or as a snap.
     systemd.restart_running("lxd.service", "snap.lxd.daemon.service", timeout=120)
     wait_until(lambda: _answers(lxd), 60, "LXD's answer after its restart")

@@ -70,7 +70,7 @@ def _filtered_card(instance: Mapping[str, Any]) -> str:
 def _has_rules(text: str | None, rules: Iterable[Mapping[str, str]]) -> bool:
     """Whether the bridge's traffic to the destination of every rule is rejected, by a listing.
 
-    A listing that could not be made tells nothing.
+    True if there is no listing: then it is not known.
     """
     if text is None:
         return True

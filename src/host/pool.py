@@ -39,7 +39,7 @@ CONFIG_VOLUME = 100 << 20
 def check(lxd: LxdClient, state: CharmState) -> None:
     """ConfigurationError where the options ask for what this storage cannot be or hold; nothing is touched.
 
-    HostError where Juju has not mounted the storage yet: an empty folder says nothing about it.
+    HostError where Juju has not mounted the storage yet: the folder is empty then, and its size is another one.
     """
     check_unchanged(lxd, state.base_image, state.runner_storage)
     resources.check(lxd, state)
@@ -69,7 +69,7 @@ def shortage(state: CharmState) -> str | None:
 def _check_mounted(lxd: LxdClient) -> None:
     """After a reboot Juju may mount its storage minutes after it has run `start`."""
     pool = lxd.find("storage-pools", POOL)
-    if pool is None or not _made_here(pool) or is_mounted(JUJU_STORAGE):
+    if pool is None or not _is_own(pool) or is_mounted(JUJU_STORAGE):
         return
     if _volume(JUJU_STORAGE) is None and not (JUJU_STORAGE / DIR_POOL).is_dir():
         raise HostError(f"no storage is mounted at {JUJU_STORAGE} yet: the storage pool {POOL} lies on it")
@@ -85,13 +85,13 @@ def check_unchanged(lxd: LxdClient, base_image: BaseImage, storage: RunnerStorag
         ("base-image", profiles.BASE_IMAGE_KEY, base_image.value),
         ("runner-storage", profiles.STORAGE_KEY, storage.value),
     )
-    faults = [
+    errors = [
         f"{option}: cannot change after deployment, set it back to {config[key]}"
         for option, key, value in wanted
         if config.get(key, value) != value
     ]
-    if faults:
-        raise ConfigurationError(*faults)
+    if errors:
+        raise ConfigurationError(*errors)
 
 
 def needed_bytes(state: CharmState) -> int:
@@ -118,7 +118,7 @@ def is_intact(lxd: LxdClient, state: CharmState) -> bool:
     if pool["config"].get("source") == str(MOUNT_POINT) and not is_mounted(MOUNT_POINT):
         return False
     in_use = any("/instances/" in user for user in pool["used_by"])
-    if not (in_use or _made_here(pool)):
+    if not (in_use or _is_own(pool)):
         return False
     return profiles.is_runner_intact(lxd, state.base_image, state.runner_storage)
 
@@ -136,18 +136,18 @@ def _ensure_pool(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -
         emptied = _volume(folder) is None
         mounted = _ensure_filesystem(jinja, folder, known=True)
         if mounted or pool["status"] == "Unavailable":
-            pool = _found_again(lxd)
+            pool = _after_restart(lxd)
         if emptied:
-            _forget_images(lxd)
+            _remove_unpacked_images(lxd)
     elif pool is not None and pool["status"] == "Unavailable" and Path(str(pool["config"].get("source"))).is_dir():
-        pool = _found_again(lxd)
+        pool = _after_restart(lxd)
     if pool is not None:
         in_use = any("/instances/" in user for user in pool["used_by"])
-        if pool["status"] == "Created" and (in_use or _made_here(pool)):
+        if pool["status"] == "Created" and (in_use or _is_own(pool)):
             return
         if in_use:
             raise HostError(f"the storage pool {POOL} is {pool['status']} and in use: see `lxc storage show {POOL}`")
-        logger.warning("The storage pool %s is %s and of no use: made anew", POOL, pool["status"])
+        logger.warning("The storage pool %s is %s and no instance uses it: it is replaced", POOL, pool["status"])
         remove_pool(lxd)
     folder = _folder(jinja, state)
     drivers = {driver["Name"] for driver in lxd.get()["environment"]["storage_supported_drivers"]}
@@ -160,8 +160,8 @@ def _ensure_pool(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -
         _create(lxd, "dir", source)
 
 
-def _found_again(lxd: LxdClient) -> Any:
-    """The pool after a restart of LXD, which looks for its pools when it starts: Juju's storage may come later."""
+def _after_restart(lxd: LxdClient) -> Any:
+    """The pool after a restart of LXD, which looks for its pools only when it starts: Juju may mount storage later."""
     lxd_server.restart(lxd)
     return lxd.find("storage-pools", POOL)
 
@@ -172,13 +172,13 @@ def previous_pool_users(lxd: LxdClient) -> set[str]:
     A pool that nobody uses is replaced by ``ensure``.
     """
     pool = lxd.find("storage-pools", POOL)
-    if pool is None or _made_here(pool):
+    if pool is None or _is_own(pool):
         return set()
     return {user.split("?")[0].rsplit("/", 1)[-1] for user in pool["used_by"] if "/instances/" in user}
 
 
-def _forget_images(lxd: LxdClient) -> None:
-    """LXD unpacks an image once for a pool, and does not look whether it is still there."""
+def _remove_unpacked_images(lxd: LxdClient) -> None:
+    """Have LXD unpack images again: it does so once for a pool, and does not notice that the pool was emptied."""
     for volume in lxd.get("storage-pools", POOL, "volumes", recursion=1):
         if volume["type"] == "image":
             lxd.change("DELETE", "storage-pools", POOL, "volumes", "image", volume["name"])
@@ -188,7 +188,7 @@ def _volume(folder: Path) -> Path | None:
     return next(folder.glob(VOLUME_NAME.format("*")), None)
 
 
-def _made_here(pool: Mapping[str, Any]) -> bool:
+def _is_own(pool: Mapping[str, Any]) -> bool:
     source = str(pool["config"].get("source", ""))
     return source == str(MOUNT_POINT) or source.endswith(f"/{DIR_POOL}")
 

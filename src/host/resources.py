@@ -15,20 +15,20 @@ def check(lxd: LxdClient, state: CharmState) -> None:
     wanted = state.resources
     cpus, memory = _cpus(), memory_bytes()
     smallest = image.smallest_disk(lxd, state.base_image.value, state.image_source)
-    faults = []
+    errors = []
     if wanted.cpu > cpus:
-        faults.append(
+        errors.append(
             f"vm-cpu: {wanted.cpu} exceeds the {cpus} CPUs of this machine; lower it, or use a larger machine"
         )
     if size_in_bytes(wanted.memory) > memory:
         has = gibibytes(memory)
-        faults.append(
+        errors.append(
             f"vm-memory: {wanted.memory} exceeds the {has} of this machine; lower it, or use a larger machine"
         )
     if size_in_bytes(wanted.disk) < smallest:
-        faults.append(f"vm-disk: {wanted.disk} is smaller than the image; use {gibibytes(smallest)} or more")
-    if faults:
-        raise ConfigurationError(*faults)
+        errors.append(f"vm-disk: {wanted.disk} is smaller than the image; use {gibibytes(smallest)} or more")
+    if errors:
+        raise ConfigurationError(*errors)
 
 
 def overcommitment(state: CharmState) -> list[str]:

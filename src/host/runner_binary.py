@@ -51,7 +51,7 @@ def version(tarball: Path) -> str:
 
 
 def note_deprecated(folder: Path = FOLDER) -> None:
-    """Record that GitHub calls the version in use deprecated: a runner ended with exit code 7."""
+    """Record that GitHub has deprecated the version in use: a runner ended with exit code 7."""
     using = current(folder)
     if using is not None:
         write_file(folder / DEPRECATED, using.name, 0o600)

@@ -71,7 +71,7 @@ def _replace(path: Path) -> None:
     with _opened(path) as database:
         # A database with a write-ahead log is a single file from here on.
         database.execute("PRAGMA journal_mode = DELETE")
-        # No other process may write meanwhile. SQLite completes an interrupted transaction first.
+        # No other process may write until the end. SQLite completes an interrupted transaction first.
         database.execute("BEGIN EXCLUSIVE")
         _copy(database, new)
         new.chmod(path.stat().st_mode & 0o7777)

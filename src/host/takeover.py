@@ -72,7 +72,7 @@ def take_over(lxd: LxdClient, places: Places, keep: set[str]) -> bool:
     """Remove what the previous charm left; returns whether every step succeeded.
 
     ``keep`` has the names of this charm's systemd units. A step that fails is logged and does not stop the others.
-    What is on the machine once, however many units are on it, goes with the last unit of the previous charm.
+    What several units of a machine share is removed with the last unit of the previous charm.
     """
     steps: list[Callable[[], Iterator[str]]] = [
         *(partial(shred, places.charm / name) for name in TOKEN_FILES),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Build the runners' image anew: what the timer ghro.build-image runs, outside of hooks so that Juju is not held up."""
+"""Build the image of runners. The timer ghro.build-image runs it, outside of hooks, so that Juju does not wait."""
 
 import argparse
 import logging

@@ -161,6 +161,7 @@ def test_page_describes_the_code(module: ModuleType, stub: ast.stmt) -> None:
             "APROXY_ARM_REVISION APROXY_AMD_REVISION Arch VirtualMachineResources Snap WgetExecutable "
             "CreateRunnerConfig RunnerConfig RunnerStatus RunnerManagerClients Runner",
         ),
+        ("lxd", "LxdInstance"),
         ("runner_manager", "RunnerManager"),
         ("errors", "RunnerError RunnerLogsError CorruptMetricDataError GithubClientError LxdError ConfigurationError"),
     ],
