@@ -1,4 +1,4 @@
-"""GitHub misbehaves: each endpoint with each fault, and passes over runners while it does (spec 4, GitHub API).
+"""GitHub misbehaves: each endpoint with each fault, and passes over runners while it does.
 
 The cases mostly wait: they are tried side by side, each on a repository or organisation of its own.
 """

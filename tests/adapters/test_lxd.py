@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import pytest
 
+from engine import api
 from engine import events as lifecycle
 from engine import instance as lxd_instance
 from engine.client import LxdClient
@@ -264,3 +265,15 @@ def test_an_operation_without_a_result_is_an_error_and_is_cancelled(
         operations.change("POST", "instances", "app-0-aa", "exec", json={}, timeout=3)
     assert type(raised.value) is error
     assert Operations.asked == [*STARTED, CANCELLED]
+
+
+def test_a_daemon_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request to a daemon that accepts it and stays silent is an error after the time limit of a request."""
+    monkeypatch.setattr(api, "REQUEST_TIMEOUT", 0.1)
+    path = tmp_path / "silent.socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+        silent.bind(str(path))
+        silent.listen()
+
+        with pytest.raises(LxdError, match="timed out"):
+            LxdClient(f"http+unix://{quote(str(path), safe='')}").instances()

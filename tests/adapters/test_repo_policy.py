@@ -116,7 +116,7 @@ def test_an_answer_has_a_deadline_and_a_size(
     """A service that is broken or taken over costs bounded time and memory, whatever it sends."""
     for name, value in (("head", head), ("piece", piece), ("pause", pause)):
         monkeypatch.setattr(Odd, name, value)
-    monkeypatch.setattr(repo_policy, "DEADLINE", 3.0)
+    monkeypatch.setattr(repo_policy, "DEADLINE", 0.5 if word == "within" else 10.0)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd)
     server.stop = threading.Event()  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)

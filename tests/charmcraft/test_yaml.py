@@ -21,7 +21,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def test_charmcraft_accepts_the_project() -> None:
-    """charmcraft.yaml names the four platforms of spec 1 and parts that charmcraft knows."""
+    """charmcraft.yaml names the four platforms and parts that charmcraft knows."""
     parts.setup_parts()
 
     project = CharmcraftProject.from_yaml_file(ROOT / "charmcraft.yaml")

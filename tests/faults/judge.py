@@ -1,4 +1,4 @@
-"""What a runner can leave in its metrics storage, handed over by the charm itself, and the rules of spec 3 for that."""
+"""What a runner can leave in its metrics storage, handed over by the charm itself, and the rules for that."""
 
 import json
 import logging

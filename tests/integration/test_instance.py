@@ -1,8 +1,10 @@
-"""The LXD adapter and what is run inside a new instance, on a real container (spec 2, Creation)."""
+"""The LXD adapter and what is run inside a new instance, on a real container."""
 
 import gc
 import hashlib
 import http.server
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -138,7 +140,7 @@ def test_bad_executable_stops_the_set_up(
 
 
 def test_aproxy_is_installed_and_its_table_loaded(instance: LxdInstance) -> None:
-    """The snap with its revision, its settings, and the nftables table as spec 2 says, loaded for real."""
+    """The snap with its revision, its settings, and the nftables table, loaded for real."""
     instance.push("/usr/local/bin/snap", FAKE_SNAP.encode(), mode=0o755)
     proxies = ProxyConfig(http="http://proxy.example:3128", use_aproxy=True)
 
@@ -308,7 +310,7 @@ def test_host_uid_follows_the_instances_map(client: LxdClient, instance: LxdInst
 
 
 def test_resource_profile_is_what_the_instances_type_takes(client: LxdClient) -> None:
-    """Limits and disk size as spec 2 says; one made for virtual machines becomes one that containers take."""
+    """Limits and disk size; one made for virtual machines becomes one that containers take."""
     pool = client.find("storage-pools", "runner")
     if pool is None:
         client.change("POST", "storage-pools", json={"name": "runner", "driver": "dir", "config": {}})
@@ -358,16 +360,21 @@ def test_stop_of_what_is_gone_is_done(client: LxdClient, instance: LxdInstance) 
         gone.set_config({"user.x": "1"})
 
 
-def test_what_runs_against_its_listing_is_deleted(client: LxdClient) -> None:
-    """A start that was asked for by a process that died comes after the list, or while it is deleted."""
-    made = client.create_instance(
-        "ghr-test-starts",
+def launched(client: LxdClient, name: str) -> LxdInstance:
+    """A container of the base image, which does not run yet."""
+    return client.create_instance(
+        name,
         source={"type": "image", "alias": lxd_setup.BASE_IMAGE},
         virtual_machine=False,
         profiles=[],
         config={},
         devices={"root": {"type": "disk", "path": "/", "pool": lxd_setup.POOL}},
     )
+
+
+def test_what_runs_against_its_listing_is_deleted(client: LxdClient) -> None:
+    """A start that was asked for by a process that died comes after the list, or while it is deleted."""
+    made = launched(client, "ghr-test-starts")
     client.request("PUT", "instances", made.name, "state", json={"action": "start", "timeout": -1})
     try:
         made.delete()
@@ -375,6 +382,19 @@ def test_what_runs_against_its_listing_is_deleted(client: LxdClient) -> None:
         assert client.find("instances", made.name) is None
     finally:
         made.stop(force=True)
+
+
+def test_instance_that_will_not_stop_is_forced(client: LxdClient) -> None:
+    """An instance whose init hangs is stopped by force at the limit of an orderly stop."""
+    made = launched(client, "ghr-test-hangs")
+    made.start()
+    wait_until(lambda: client.get("instances", made.name, "state")["pid"], 10, "its init")
+    os.kill(client.get("instances", made.name, "state")["pid"], signal.SIGSTOP)
+
+    made.stop(timeout=1)
+
+    assert client.get("instances", made.name)["status"] == "Stopped"
+    made.delete()
 
 
 def test_end_of_an_instance_is_told(client: LxdClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,14 +407,6 @@ def test_end_of_an_instance_is_told(client: LxdClient, monkeypatch: pytest.Monke
 
     assert next(ended) == set()
     for name in ("ghr-test-other", "ghr-test-ends"):
-        made = client.create_instance(
-            name,
-            source={"type": "image", "alias": lxd_setup.BASE_IMAGE},
-            virtual_machine=False,
-            profiles=[],
-            config={},
-            devices={"root": {"type": "disk", "path": "/", "pool": lxd_setup.POOL}},
-        )
-        made.delete()
+        launched(client, name).delete()
     assert next(ended) == {"ghr-test-ends"}
     ended.close()

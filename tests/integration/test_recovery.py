@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from sandbox import github
+from sandbox.lab.lxd_setup import bridge_address
 from sandbox.lab.machine import Machine
-from tests.support.deployment import PAT, Deployment, deployed, left_over, undeploy, wait_for
+from tests.support.deployment import PAT, REPOSITORY, Deployment, deployed, left_over, undeploy, wait_for
 
 MARKERS = "/var/lib/github-runner/unit-github-runner-0"
 TIMER, SERVICE = "ghro.reconcile-runners.github-runner-0.timer", "ghro.reconcile-runners.github-runner-0.service"
@@ -36,6 +37,28 @@ def recovery(packed: Path, hub: github.GitHub) -> Iterator[Fixture]:
         undeploy(one)
         for runner in one.control.runners():
             one.control.remove_runner(runner["id"])
+
+
+@pytest.fixture(scope="module")
+def ungranted(packed: Path) -> Iterator[Deployment]:
+    """A unit with a GitHub of its own, whose token is in a secret that nobody has granted yet."""
+    with github.serve(
+        bridge_address(), 0, [PAT], [REPOSITORY], ["octo-org"], settings=github.Settings(grace=2.5, poll=1)
+    ) as hub:
+        found = deployed("serves", packed, hub, token="", **{"virtual-machines": 1})
+        found.unit.set_config({"token-secret": found.unit.add_secret("github", {"token": PAT})})
+        yield found
+        undeploy(found)
+
+
+@pytest.fixture
+def serving(ungranted: Deployment) -> Deployment:
+    """The same unit with one runner, for tests that leave it as they found it."""
+    if ungranted.status()[0] == "blocked":
+        ungranted.unit.grant_secret("github")
+        ungranted.unit.update_status()
+    ungranted.wait_online(1)
+    return ungranted
 
 
 def active(deployment: Deployment, unit: str) -> bool:
@@ -103,11 +126,10 @@ def test_each_step_of_the_set_up_fails_once(recovery: Fixture) -> None:
     assert machine.call("test", "-e", f"{MARKERS}/set-up").returncode == 0
 
 
-def test_a_secret_that_is_granted_later(recovery: Fixture) -> None:
+def test_a_secret_that_is_granted_later(ungranted: Deployment) -> None:
     """Deploy, grant an hour later, change nothing: Juju fires no event for a grant, and update-status is enough."""
-    unit = recovery.deploy(token="", **{"virtual-machines": 1})
-    uri = unit.unit.add_secret("github", {"token": PAT})
-    unit.unit.set_config({"token-secret": uri})
+    unit = ungranted
+    uri = unit.unit.config()["token-secret"]["value"]
     status, message = unit.status()
     assert (status, f"juju grant-secret {uri} github-runner" in message) == ("blocked", True), message
 
@@ -124,26 +146,11 @@ def test_a_secret_that_is_granted_later(recovery: Fixture) -> None:
     assert active(unit, TIMER)
 
 
-def test_locks_of_a_first_boot_are_waited_for(recovery: Fixture) -> None:
-    """A machine that updates itself while the charm is installed: the set-up waits, says so, and goes on."""
-
-    def busy(machine: Machine) -> None:
-        machine.exec("dpkg", "--purge", "logrotate")
-        machine.hold_apt_locks(12)
-
-    unit = recovery.deploy(on_machine=busy, **{"virtual-machines": 1})
-
-    assert unit.status()[0] == "active", unit.status()
-    assert "waiting for another process that holds apt's lock" in json.dumps(unit.unit.state()["history"])
-    unit.wait_online(1)
-
-
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("late", ["storage", "lxd"])
-def test_what_comes_late_after_a_reboot(recovery: Fixture, late: str) -> None:
+def test_what_comes_late_after_a_reboot(serving: Deployment, late: str) -> None:
     """Juju's storage or LXD is there only after `start` has failed: the next reconcile goes on with the same pool."""
-    unit = recovery.deploy(**{"virtual-machines": 1})
-    unit.wait_online(1)
+    unit = serving
     images = unit.machine.exec("sh", "-c", "ls /storage/juju")
     if late == "storage":
         unit.unit.late_storage(600)
@@ -174,10 +181,9 @@ def test_what_comes_late_after_a_reboot(recovery: Fixture, late: str) -> None:
 
 
 @pytest.mark.timeout(280)
-def test_reboots_that_are_lost_or_late_and_an_agent_that_is_away(recovery: Fixture) -> None:
+def test_reboots_that_are_lost_or_late_and_an_agent_that_is_away(serving: Deployment) -> None:
     """Ten minutes without runners, then the unit serves on; and without its controller nothing ends but what ends."""
-    unit = recovery.deploy(**{"virtual-machines": 1})
-    unit.wait_online(1)
+    unit = serving
     unit.unit.reboot_mode("lost")
     unit.machine.exec("touch", "/var/run/reboot-required")
 
@@ -206,21 +212,43 @@ def test_reboots_that_are_lost_or_late_and_an_agent_that_is_away(recovery: Fixtu
 
     unit.machine.exec("rm", "-rf", MARKERS)
     unit.machine.exec("rm", "/var/run/reboot-required")
+    unit.unit.reboot_mode("normal")
     assert tick(unit)[0] == "active"
     assert unit.online() == before
 
 
-@pytest.mark.timeout(200)
-def test_removal_with_a_pool_of_plain_folders(recovery: Fixture) -> None:
-    """Without btrfs nothing holds the storage: Juju unmounts it after its detaching, and nothing is left on it.
+@pytest.fixture(scope="module")
+def first_boot(packed: Path) -> Iterator[Deployment]:
+    """A unit on a machine without btrfs that updated itself while the charm was installed.
 
-    The application has the longest name that Juju's own file names allow: its runners' names are cut.
+    The application has the longest name that Juju's own file names allow.
     """
 
-    def without_btrfs(machine: Machine) -> None:
-        machine.exec("sh", "-c", "rm $(command -v mkfs.btrfs)")
+    def prepare(machine: Machine) -> None:
+        machine.exec("sh", "-c", "dpkg --purge logrotate; rm $(command -v mkfs.btrfs)")
+        machine.hold_apt_locks(12)
 
-    unit = recovery.deploy(on_machine=without_btrfs, app="a-very-" + "long-" * 12 + "name", **{"virtual-machines": 1})
+    with github.serve(bridge_address(), 0, [PAT], [REPOSITORY], ["octo-org"]) as hub:
+        name = "a-very-" + "long-" * 12 + "name"
+        found = deployed("boots", packed, hub, on_machine=prepare, app=name, **{"virtual-machines": 1})
+        yield found
+        undeploy(found)
+
+
+def test_locks_of_a_first_boot_are_waited_for(first_boot: Deployment) -> None:
+    """A machine that updates itself while the charm is installed: the set-up waits, says so, and goes on."""
+    assert first_boot.status()[0] == "active", first_boot.status()
+    assert "waiting for another process that holds apt's lock" in json.dumps(first_boot.unit.state()["history"])
+    first_boot.wait_online(1)
+
+
+@pytest.mark.timeout(200)
+def test_removal_with_a_pool_of_plain_folders(first_boot: Deployment) -> None:
+    """Without btrfs nothing holds the storage: Juju unmounts it after its detaching, and nothing is left on it.
+
+    The names of runners of an application with a long name are cut.
+    """
+    unit = first_boot
     [name] = unit.wait_online(1)
     assert len(name) <= 63
     assert unit.unit.run("check-runners")["results"]["runners"] == name

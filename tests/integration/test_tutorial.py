@@ -1,21 +1,19 @@
 """Part 1 of docs/tutorial.md, typed as it stands there: what it promises is what happens."""
 
+import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
-from tests.support.deployment import ROOT
+from tests.support.deployment import ROOT, wait_for
 
 # A machine of its own, so that a sandbox that somebody plays with is left alone.
 SANDBOX = f"{sys.executable} -m sandbox --machine tutorial"
 LIMIT = 240
-# What a reader takes to look at the output: a runner that had its job is gone by then, a new one is online.
-PAUSE = 5
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,13 @@ def test_shown_lines_are_looked_for(shown: tuple[str, ...], output: str, first: 
     assert missing(shown, output) == first
 
 
+def settled() -> bool:
+    """Whether all runners are idle: a reader looks at the output until then."""
+    wanted = int(typed("python3 -m sandbox config virtual-machines").stdout)
+    runners = json.loads(typed("python3 -m sandbox status --json").stdout)["runners"]
+    return len(runners) == wanted and all(item["status"] == "online" and not item["busy"] for item in runners)
+
+
 @pytest.mark.timeout(600)
 def test_part_1_does_what_it_says(nothing_up: None) -> None:
     """Each command exits with 0 within its limit, and what the page shows of its output is there."""
@@ -106,5 +111,6 @@ def test_part_1_does_what_it_says(nothing_up: None) -> None:
         assert done.returncode == 0, f"$ {step.command}\n{done.stdout}{done.stderr}"
         absent = missing(step.shown, done.stdout)
         assert absent is None, f"$ {step.command}\nlacks: {absent}\n{done.stdout}{done.stderr}"
-        time.sleep(PAUSE)
+        if step.command != steps()[-1].command:
+            wait_for(settled, f"idle runners after `{step.command}`")
     assert "nothing is up" in typed("python3 -m sandbox status").stderr

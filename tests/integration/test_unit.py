@@ -13,7 +13,7 @@ from tests.support.deployment import PAT, REPOSITORY, Deployment, wait_for
 
 
 def test_deployment_brings_runners_online(deployment: Deployment) -> None:
-    """After the hooks of a deployment the runners are there, labelled as spec 2 says, and the status says so."""
+    """After the hooks of a deployment the runners are there, with their labels, and the status says so."""
     names = deployment.keep(2)
 
     assert deployment.status() == ("active", "2 runners: 2 idle, 0 busy (test mode: containers)")
@@ -158,7 +158,7 @@ def test_flush_removes_busy_ones_too(deployment: Deployment) -> None:
 
 
 def test_check_runners_gives_counts(deployment: Deployment) -> None:
-    """The action's keys are those of spec 1."""
+    """The action counts online, offline and unknown runners, and names them."""
     names = deployment.keep(2)
 
     results = deployment.unit.run("check-runners")["results"]
@@ -229,7 +229,7 @@ def test_wrong_options_block_and_runners_stay(
 
 
 LIST = r"/actions/runners(\?|$)"
-# A few on the unit; all of them, at every endpoint, are in test_github_faults.py.
+# A few on the unit; all of them, at every endpoint, are in tests/adapters/test_github_faults.py.
 GITHUB_FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "401": ({"status": 401}, "blocked", "401"),
     "403 rate limit": ({"status": 403, "headers": {"retry-after": "60"}}, "waiting", "UTC"),

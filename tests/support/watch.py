@@ -20,7 +20,7 @@ while True:
                     files[kind].write(words.replace(b"\\0", b" ").replace(b"\\n", b" ") + b"\\n")
         except OSError:
             continue
-    time.sleep(0.02)
+    time.sleep(0.05)
 """
 # Not: what stands in for Juju's controller, which is told the secrets, and the disks of instances.
 PLACES = "/etc /home /root /run /tmp /var/log /var/lib/github-runner /var/lib/juju/agents /var/lib/lxd/database"

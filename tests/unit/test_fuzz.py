@@ -1,4 +1,4 @@
-"""Spec 3: whatever a runner leaves in its storage, the rules of `tests.faults.judge` hold; `make faults` is longer."""
+"""Whatever a runner leaves in its storage, the rules of `tests.faults.judge` hold; `make faults` is longer."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.faults.judge import INSTALLED, POST, PRE, PRE_JOB, Case, Entry, World
 SETTINGS = settings(
     derandomize=True,
     deadline=None,
-    max_examples=200,
+    max_examples=100,
     suppress_health_check=[HealthCheck.too_slow],
 )
 FORGED = 'x\n{"event": "runner_stop"}\r\x1b[2J\u2028'

@@ -35,8 +35,9 @@ class BootingInstance(LxdInstance):
         return answer
 
 
-def test_an_agent_that_does_not_run_yet_is_waited_for() -> None:
+def test_an_agent_that_does_not_run_yet_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """LXD refuses commands until a virtual machine's agent runs, which is no failure of its creation."""
+    monkeypatch.setattr(api.time, "sleep", lambda seconds: None)
     instance = BootingInstance([LxdError("the agent does not run"), Execution(1), Execution(0), Execution(0)])
 
     instance.wait_ready()

@@ -999,6 +999,17 @@ def test_set_up_tells_whether_the_metrics_storage_is_mounted(shell: Shell, mount
     assert "mountpoint" not in (content("/root/github-runner/setup.sh", replace(PLAIN, issue_metrics=False)) or "")
 
 
+def test_a_registration_that_hangs_is_ended(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registration that does not end fails at its time limit, with the limit in its words."""
+    monkeypatch.setitem(provision.FIXED, "register_timeout", 0.1)
+    shell.stub("setpriv", "exec sleep 60")
+    setup = content("/root/github-runner/setup.sh") or ""
+
+    done = shell.run(part(setup, "timeout 0.1", "}"))
+
+    assert (done.returncode, done.stderr) == (provision.NOT_REGISTERED, "not done within 0.1 s\n")
+
+
 @pytest.mark.parametrize("failing", [False, True])
 def test_set_up_ends_with_the_registration(shell: Shell, failing: bool) -> None:
     """The runner registers with its own rights; a failed registration has an exit code of its own, and its words."""
