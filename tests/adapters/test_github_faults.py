@@ -107,7 +107,7 @@ def listed(client: GithubClient, at: Place) -> list[str]:
 
 def found(client: GithubClient, at: Place) -> str | None:
     runner = client.find_runner(at.path, "ours")
-    return runner and runner.name
+    return runner.name if runner else None
 
 
 def downloaded(client: GithubClient, at: Place) -> bool:
@@ -321,7 +321,7 @@ def made(control: GitHubControl, slug: str, endpoint: Endpoint, tarball: RunnerA
 
 def seen(control: GitHubControl, fault: int) -> int:
     """How many requests came to where a fault lies."""
-    return next(item["seen"] for item in control.faults() if item["id"] == fault)
+    return int(next(item["seen"] for item in control.faults() if item["id"] == fault))
 
 
 each_case = pytest.mark.parametrize(("fault", "endpoint"), CASES)

@@ -18,7 +18,6 @@ import pytest
 
 from engine import api
 from engine import events as lifecycle
-from engine import instance as lxd_instance
 from engine.client import LxdClient
 from engine.instance import LxdInstance
 from errors import LxdError, LxdNotFoundError
@@ -103,7 +102,7 @@ def test_only_a_regular_file_is_read(instance: LxdInstance, monkeypatch: pytest.
 
 def test_a_file_that_does_not_end_in_time_is_an_error(instance: LxdInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     """However slowly its bytes arrive, the read has an end."""
-    monkeypatch.setattr(lxd_instance.time, "monotonic", iter(range(0, 10**6, 20)).__next__)
+    monkeypatch.setattr("engine.instance.time.monotonic", iter(range(0, 10**6, 20)).__next__)
 
     with pytest.raises(LxdError, match="was not read within"):
         instance.pull("/var/log/syslog", 32 * MIB)
@@ -156,7 +155,7 @@ def deleted(name: str) -> str:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The waits between two attempts to connect, which last no time."""
     found: list[float] = []
-    monkeypatch.setattr(lifecycle.time, "sleep", found.append)
+    monkeypatch.setattr("engine.events.time.sleep", found.append)
     return found
 
 

@@ -140,7 +140,7 @@ def test_hardware_counts_only_where_all_of_it_works(monkeypatch: pytest.MonkeyPa
     (tmp_path / "vhost-vsock").touch()
     assert not host.has_hardware()
 
-    monkeypatch.setattr(host.fcntl, "ioctl", lambda *_: os.open("/dev/null", os.O_RDONLY))
+    monkeypatch.setattr("sandbox.vm.host.fcntl.ioctl", lambda *_: os.open("/dev/null", os.O_RDONLY))
     assert host.has_hardware()
 
     monkeypatch.setenv("SANDBOX_EMULATE", "1")
@@ -244,7 +244,7 @@ def read(sock: socket.socket, length: int) -> bytes:
 @pytest.fixture
 def guest(tmp_path: Path) -> Iterator[Guest]:
     """A guest with CID 7, served by the back end as a process of its own."""
-    command = [sys.executable, str(PROGRAMS / "vsock_backend.py"), "7", str(tmp_path / "vhost"), tmp_path]
+    command = [sys.executable, str(PROGRAMS / "vsock_backend.py"), "7", str(tmp_path / "vhost"), str(tmp_path)]
     with subprocess.Popen(command) as process:
         found = Guest(tmp_path / "vhost")
         yield found

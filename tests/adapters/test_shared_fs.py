@@ -1,4 +1,4 @@
-"""Spec 3, Shared storage: loop mounts for real (root)."""
+"""The metrics volumes: loop mounts for real (root)."""
 
 import ctypes
 import os

@@ -155,7 +155,8 @@ class FakeLxd:
         self.registered: Callable[[FakeInstance], None] = lambda instance: None
 
     def fault(self, action: str, name: str) -> None:
-        if self.faults.get(action, lambda _: False)(name):
+        fails = self.faults.get(action)
+        if fails and fails(name):
             raise LxdError(f"{action} of {name} is not possible")
 
     def has_extension(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Spec 4: what the host part decides and writes, without the machine: subnets, units, logrotate, the application."""
+"""What the host part decides and writes, without the machine: subnets, units, logrotate, the runner binary."""
 
 import configparser
 import os

@@ -1,4 +1,4 @@
-"""Spec 4, Image: what a build leaves behind when it ends at any of its steps."""
+"""What an image build leaves behind when it ends at any of its steps."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,8 @@
-"""Spec 3, Events: one whole line per event, or none."""
+"""One whole line for each event, or none."""
 
 import json
 import os
+import re
 import resource
 import subprocess
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from metrics.events import (
     written_by,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 START = RunnerStart(
     timestamp=1.5, flavor="runner", workflow="w", repo="o/r", github_event="push", idle=2.0, queue_duration=3.0
 )
@@ -50,8 +52,10 @@ def files_end_at(size: int) -> Iterator[None]:
 
 
 def test_place_of_the_log() -> None:
-    """The log is where dashboards and alert rules read it."""
-    assert Path("/var/log/github-runner-metrics.log") == METRICS_LOG_PATH
+    """The log is where the alert rules read it."""
+    rules = (ROOT / "src/loki_alert_rules/health.yaml").read_text()
+
+    assert set(re.findall(r'filename="([^"]+)"', rules)) == {str(METRICS_LOG_PATH)}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Spec 3: what is taken from the metrics storage, what is refused, and what is never lost."""
+"""What is taken from the metrics storage, what is refused, and what is never lost."""
 
 import errno
 import json

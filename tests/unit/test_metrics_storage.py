@@ -1,4 +1,4 @@
-"""Spec 3, Shared storage: plain folders that follow the protocol, safe reads and writes, and the quarantine."""
+"""Plain folders that follow the protocol of metrics storages, safe reads and writes, and the quarantine."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Spec 2, Files inside and Pre-job script: what an instance gets, and what its scripts do when bash runs them."""
+"""What an instance gets, and what its scripts do when bash runs them."""
 
 import io
 import json
