@@ -90,7 +90,7 @@ def test_every_collector_gets_it() -> None:
     relations = [testing.Relation("cos-agent"), testing.Relation("cos-agent")]
     out = ctx.run(ctx.on.upgrade_charm(), testing.State(relations=relations))
 
-    assert all("config" in out.get_relation(relation.id).local_unit_data for relation in relations)
+    assert all("config" in dict(out.get_relation(relation.id).local_unit_data) for relation in relations)
 
 
 def test_nothing_is_written_without_a_relation() -> None:
@@ -124,7 +124,8 @@ def test_content_is_the_same_each_time() -> None:
     )
     again = ctx.run(ctx.on.upgrade_charm(), out)
 
-    assert again.get_relation(relation.id).local_unit_data == out.get_relation(relation.id).local_unit_data
+    first, second = (found.get_relation(relation.id).local_unit_data for found in (out, again))
+    assert dict(second) == dict(first)
 
 
 def wire_rules(application: str = "big-runners") -> list[dict[str, Any]]:

@@ -14,13 +14,14 @@ import pytest
 import metrics.events
 import metrics.storage
 from errors import DeleteMetricsStorageError, GetMetricsStorageError
-from metrics.events import RunnerStart, RunnerStop
+from metrics.events import CodeInformation, RunnerStart, RunnerStop
 from metrics.runner import (
     FILE_SIZE_BYTES_LIMIT,
     POST_JOB_METRICS_FILE_NAME,
     PRE_JOB_METRICS_FILE_NAME,
     RUNNER_INSTALLED_TS_FILE_NAME,
     PostJobMetrics,
+    PostJobStatus,
     PreJobMetrics,
     RunnerMetrics,
     extract,
@@ -409,8 +410,8 @@ def test_status_info_is_written(log: Path) -> None:
     """The HTTP code of a refused policy check reaches Loki."""
     post_job = PostJobMetrics(
         timestamp=1010,
-        status="repo-policy-check-failure",
-        status_info={"code": 403},  # type: ignore[arg-type]
+        status=PostJobStatus.REPO_POLICY_CHECK_FAILURE,
+        status_info=CodeInformation(code=403),
     )
     issue_events(metrics_of(post_job=post_job), "app", None)
 

@@ -409,7 +409,7 @@ class Broken:
         if self._delete:
             raise self._delete
 
-    create = list_all = get  # type: ignore[assignment]
+    create = list_all = get
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 import requests
 
 import provision
-import runner
 from engine.client import LxdClient
 from metrics.storage import MetricsStorage
 from models import Arch, CreateRunnerConfig, GithubRepo, ProxyConfig, RunnerConfig, RunnerStatus
@@ -81,7 +80,7 @@ class _Settings:
 
 def test_requests_of_a_creation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From nothing to a started runner agent LXD is asked twelve times, besides the polls while it boots."""
-    monkeypatch.setattr(runner.shared_fs, "create", lambda name: MetricsStorage(tmp_path, name))
+    monkeypatch.setattr("runner.shared_fs.create", lambda name: MetricsStorage(tmp_path, name))
     monkeypatch.setattr("engine.instance.READY_INTERVAL", {"virtual-machine": 0})
     lxd, github = RecordingLxd(booting=5), FakeGithub()
     clients = RunnerManagerClients(github, provision.environment(TEMPLATES), lxd, None)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import pytest
 
 import metrics.collect
 import metrics.runner
+import metrics.storage
 import plan
 import runner_manager
 import times
@@ -89,7 +90,7 @@ def twice(event: Event) -> None:
 
 HEALTH, CREATE = plan.health, Changes.create
 UNHEALTHY = runner_manager.RunnerManager._remove_unhealthy
-READ, ISSUE = metrics.runner.read_limited, metrics.events.issue_event
+READ, ISSUE = metrics.storage.read_limited, metrics.events.issue_event
 OPEN: list[Any] = []
 
 
