@@ -1,6 +1,7 @@
 """A unit's whole life: reboot with runners and jobs present, upgrade, removal. On machines of their own."""
 
 import json
+import re
 import secrets
 import subprocess
 import sys
@@ -395,10 +396,11 @@ def fire_the_timer(deployment: Deployment) -> None:
 def hang_a_reconcile(deployment: Deployment) -> None:
     """Freeze the charm's process in a reconcile of the timer's service, and see the time limit end it.
 
-    The limit is longer than a creation may take: here its number is a smaller one, until the charm writes it again.
+    The limit is longer than a creation may take: here its number is a smaller one for this reconcile.
     """
     service = "/etc/systemd/system/ghro.reconcile-runners.github-runner-0.service"
-    deployment.machine.exec("sed", "-i", "s/timeout -k 30s [0-9]*s/timeout -k 3s 10s/", service)
+    before = deployment.machine.exec("cat", service)
+    deployment.machine.push(service, re.sub("timeout -k 30s [0-9]*s", "timeout -k 3s 10s", before))
     deployment.machine.exec("systemctl", "daemon-reload")
 
     def signalled(name: str) -> bool:
@@ -409,6 +411,7 @@ def hang_a_reconcile(deployment: Deployment) -> None:
     deployment.machine.exec("systemctl", "start", "--no-block", "ghro.reconcile-runners.github-runner-0.service")
     wait_for(lambda: signalled("STOP"), "the charm's process")
     wait_for(lambda: not signalled("0"), "the end of a reconcile that hangs", 60)
+    deployment.machine.push(service, before)
 
 
 @pytest.mark.timeout(590)

@@ -17,6 +17,13 @@ MARKERS = "/var/lib/github-runner/unit-github-runner-0"
 TIMER, SERVICE = "ghro.reconcile-runners.github-runner-0.timer", "ghro.reconcile-runners.github-runner-0.service"
 
 
+# As soon as the status says that they are waited for.
+RELEASE_APT_LOCKS = """
+until grep -rqs "holds apt's lock" /var/lib/juju/sandbox; do sleep 0.2; done
+systemctl stop apt-locks
+"""
+
+
 class Fixture:
     """Deploys units that a test may ruin, and takes them away."""
 
@@ -226,7 +233,8 @@ def first_boot(packed: Path) -> Iterator[Deployment]:
 
     def prepare(machine: Machine) -> None:
         machine.exec("sh", "-c", "dpkg --purge logrotate; rm $(command -v mkfs.btrfs)")
-        machine.hold_apt_locks(12)
+        machine.hold_apt_locks(120)
+        machine.exec("systemd-run", "--quiet", "sh", "-c", RELEASE_APT_LOCKS)
 
     with github.serve(bridge_address(), 0, [PAT], [REPOSITORY], ["octo-org"]) as hub:
         name = "a-very-" + "long-" * 12 + "name"

@@ -96,10 +96,11 @@ def test_shown_lines_are_looked_for(shown: tuple[str, ...], output: str, first: 
 
 
 def settled() -> bool:
-    """Whether all runners are idle: a reader looks at the output until then."""
+    """Whether all runners are idle and no reconcile goes on: a reader looks at the output until then."""
     wanted = int(typed("python3 -m sandbox config virtual-machines").stdout)
-    runners = json.loads(typed("python3 -m sandbox status --json").stdout)["runners"]
-    return len(runners) == wanted and all(item["status"] == "online" and not item["busy"] for item in runners)
+    found = json.loads(typed("python3 -m sandbox status --json").stdout)
+    idle = [item for item in found["runners"] if item["status"] == "online" and not item["busy"]]
+    return len(idle) == len(found["runners"]) == wanted and found["unit"]["status"] != "maintenance"
 
 
 @pytest.mark.timeout(600)
