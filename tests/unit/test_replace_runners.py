@@ -61,7 +61,7 @@ def test_when_a_pass_is_asked_for(
         return subprocess.CompletedProcess(command, 0, stdout=f"{state}\n")
 
     monkeypatch.setattr(systemd, "run", run)
-    monkeypatch.setattr(watch_runners.time, "sleep", pauses.append)
+    monkeypatch.setattr("programs.watch_runners.time.sleep", pauses.append)
 
     service = triggers.service("runner/0")
     begun = ["systemctl", "start", service]

@@ -79,7 +79,7 @@ def test_the_watcher_follows_a_changed_number(folder: Path, monkeypatch: pytest.
 
     settings.save(state(virtual_machines=2), IDENTITY)
     counts: list[int] = []
-    monkeypatch.setattr(watch_runners.events, "ended", ended)
+    monkeypatch.setattr("programs.watch_runners.events.ended", ended)
     monkeypatch.setattr(watch_runners, "replace", lambda _, __, wanted, ___: counts.append(wanted))
     monkeypatch.setattr("sys.argv", ["watch_runners", "--unit", UNIT])
 
