@@ -1,0 +1,119 @@
+"""What the charm does on its machine, without Juju: a service that is put together by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errors import HostError
+from host import kernel, markers, runner_binary
+from service import Service
+from status import Status
+from tests.support.fakes import IDENTITY, state
+from tests.unit.test_charm import Surroundings, world
+
+__all__ = ["world"]
+
+
+class RecordingUnit:
+    """What a service shows and asks for, in order."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def show(self, found: Status) -> None:
+        self.done.append(f"{found.name}: {found.message}")
+
+    def set_workload_version(self, version: str, /) -> None:
+        self.done.append(f"version {version}")
+
+    def reboot(self) -> None:
+        self.done.append("reboot")
+
+
+@pytest.fixture
+def unit() -> RecordingUnit:
+    return RecordingUnit()
+
+
+def make(world: Surroundings, unit: RecordingUnit, **changes: Any) -> Service:
+    """The service of a unit whose machine is set up."""
+    found = markers.Markers(f"{IDENTITY.app_name}/{IDENTITY.unit_number}")
+    found.note(markers.SET_UP)
+    return Service(state(**changes), IDENTITY, found, unit, unit.show, world.adapters())
+
+
+def test_a_reconcile_shows_what_it_does_and_what_it_came_to(world: Surroundings, unit: RecordingUnit) -> None:
+    """The status while it works, then the counts; the number of missing runners is returned."""
+    service = make(world, unit)
+
+    assert service.reconcile() == 2
+    assert unit.done == [
+        "maintenance: Reconciling runners",
+        "active: 2 runners: 2 idle, 0 busy; no repository policy check since the upgrade: see acknowledge-no-policy of "
+        "reconcile-runners (test mode: containers)",
+    ]
+    assert service.report is not None
+    assert len(service.report.created) == 2
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_draining_leaves_jobs_alone(world: Surroundings, unit: RecordingUnit, busy: bool) -> None:
+    """Idle runners are removed, unless a job may run; no status says that runners are missing."""
+    service = make(world, unit)
+    service.reconcile()
+    shown = len(unit.done)
+    next(iter(world.lxd.found.values())).process = 0 if busy else 10
+
+    assert service.drain() is not busy
+    assert len(world.lxd.found) == (2 if busy else 0)
+    assert len(unit.done) == shown
+
+
+def test_a_reboot_comes_after_its_record(
+    world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time and boot are recorded before the reboot is requested, and nothing is created any more."""
+    service = make(world, unit)
+    kernel.REBOOT_REQUIRED.touch()
+    monkeypatch.setattr(kernel, "note_request", lambda *_: unit.done.append("record"))
+
+    service.attend()
+
+    assert unit.done[-3:] == ["record", "maintenance: Rebooting for a pending update", "reboot"]
+    assert world.lxd.found == {}
+
+
+def test_a_new_runner_binary_is_shown_as_version(
+    world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the build of an image that contains it cannot be started."""
+
+    def fail(*_: Any) -> None:
+        raise HostError("no such systemd unit")
+
+    monkeypatch.setattr("host.image.renew", fail)
+
+    assert make(world, unit).update_binary()
+    assert unit.done == ["version 2.320.0"]
+
+
+@pytest.mark.parametrize("changes", [{"replace_on_exit": False}, {"virtual_machines": 0}, {}], ids=str)
+def test_the_watcher_runs_where_runners_are_to_be_replaced(
+    world: Surroundings, unit: RecordingUnit, changes: dict[str, Any]
+) -> None:
+    """A unit without runners, or without replace-on-exit, has no watcher."""
+    make(world, unit, **changes).ensure_watcher()
+
+    assert world.steps == (["no watcher"] if changes else ["watcher"])
+
+
+def test_without_a_runner_binary_none_is_created(world: Surroundings, unit: RecordingUnit, tmp_path: Path) -> None:
+    """The status says why."""
+    (tmp_path / runner_binary.CURRENT).unlink()
+    service = make(world, unit)
+
+    service.reconcile()
+
+    assert unit.done[-1].startswith("waiting: no runner of 2; the runner application is not downloaded yet")
+    assert world.lxd.found == {}
