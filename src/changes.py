@@ -1,7 +1,6 @@
 """Create and remove the runners of one reconcile, in parallel. The failure of one runner never stops the others."""
 
 import logging
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,41 +9,41 @@ from pathlib import Path
 
 import times
 from engine.api import wait_until
-from engine.instance import KEY
 from errors import GithubClientError, GithubRunnerError, LxdError, LxdNotFoundError, RunnerLogsError
 from metrics.collect import Collector
 from models import (
-    CharmState,
     CreateRunnerConfig,
     GithubPath,
-    Identity,
+    PublishedImage,
     RunnerConfig,
+    RunnerSpec,
     RunnerStatus,
     VirtualMachineResources,
 )
+from naming import RUNNER_ID_KEY, Identity, fingerprint
 from observe import ObservedRunner
 from runner import Runner, RunnerManagerClients
 from system import in_parallel
 
 logger = logging.getLogger(__name__)
 
+# Of a value that only the public module interface needs.
+NO_PATH = Path()
+
 
 @dataclass
 class Changes:
     """The changes of one reconcile, flush or drain: makes them, and has the names of the runners that were changed.
 
-    ``report`` takes a line for the operator for each failure, ``clock`` gives UNIX seconds. ``in_image`` says whether
-    the image has the runner binary.
+    ``report`` takes a line for the operator for each failure, ``clock`` gives UNIX seconds.
     """
 
     identity: Identity
-    state: CharmState
+    spec: RunnerSpec
     clients: RunnerManagerClients
     collector: Collector
     binary: Path
-    lxd_storage_path: Path
-    fingerprint: str
-    in_image: Callable[[], bool]
+    image: Callable[[], PublishedImage]
     clock: Callable[[], float]
     report: Callable[[str], None]
     created: list[str] = field(default_factory=list)
@@ -53,23 +52,25 @@ class Changes:
 
     def check_registration(self) -> None:
         """Raise GithubClientError or ConfigurationError if no runner can be registered."""
-        self.clients.github.check_group(self.state.path)
+        self.clients.github.check_group(self.spec.path)
         _ = self._registration_token
 
     def create(self, number: int, resources: VirtualMachineResources) -> None:
         """Create this many runners."""
         if number == 0:
             return
+        image = self.image()
         config = CreateRunnerConfig(
-            self.state.base_image.value,
+            self.spec.base_image.value,
             resources,
             self.binary,
             self._registration_token,
-            self.state.arch,
-            self.in_image(),
+            self.spec.arch,
+            in_image=image.binary == self.binary.name,
         )
-        names = [self._new_name() for _ in range(number)]
-        made = in_parallel(lambda name: self._create_one(name, config), names)
+        names = [self.identity.new_name() for _ in range(number)]
+        of_today = fingerprint(self.spec, self.binary.name, image.identity)
+        made = in_parallel(lambda name: self._create_one(name, config, of_today), names)
         self.failed_creations += made.count(False)
 
     def remove(self, items: Sequence[ObservedRunner]) -> int:
@@ -103,7 +104,7 @@ class Changes:
         name = self.created[0]
 
         def online() -> bool:
-            found = self.clients.github.find_runner(self.state.path, name)
+            found = self.clients.github.find_runner(self.spec.path, name)
             return found is not None and found.online
 
         try:
@@ -113,8 +114,8 @@ class Changes:
             return False
         return True
 
-    def _create_one(self, name: str, config: CreateRunnerConfig) -> bool:
-        runner = Runner(self.clients, self._config(name, self.state.path), RunnerStatus())
+    def _create_one(self, name: str, config: CreateRunnerConfig, of_today: str) -> bool:
+        runner = Runner(self.clients, self._config(name, self.spec.path, of_today), RunnerStatus())
         started = self.clock()
 
         def create() -> None:
@@ -171,11 +172,11 @@ class Changes:
     @cached_property
     def _registration_token(self) -> str:
         """Requested once for all runners, and only if one is created."""
-        return self.clients.github.registration_token(self.state.path)
+        return self.clients.github.registration_token(self.spec.path)
 
     def _runner(self, item: ObservedRunner) -> Runner:
         github = item.view.github
-        recorded = item.instance.config.get(f"{KEY}runner-id") if item.instance and item.at_this_github else None
+        recorded = item.instance.config.get(RUNNER_ID_KEY) if item.instance and item.at_this_github else None
         status = RunnerStatus(
             runner_id=github.runner_id if github else int(recorded) if recorded and recorded.isdecimal() else None,
             exist=item.view.exists,
@@ -184,25 +185,21 @@ class Changes:
         )
         return Runner(self.clients, self._config(item.view.name, item.path), status, item.instance)
 
-    def _config(self, name: str, path: GithubPath) -> RunnerConfig:
-        state = self.state
+    def _config(self, name: str, path: GithubPath, fingerprint: str = "") -> RunnerConfig:
+        spec = self.spec
         return RunnerConfig(
             app_name=self.identity.app_name,
-            issue_metrics=state.issue_metrics,
-            labels=tuple(dict.fromkeys([self.identity.app_name, state.base_image.value, *state.labels])),
-            lxd_storage_path=self.lxd_storage_path,
+            issue_metrics=spec.issue_metrics,
+            labels=tuple(dict.fromkeys([self.identity.app_name, spec.base_image.value, *spec.labels])),
+            lxd_storage_path=NO_PATH,
             name=name,
             path=path,
-            proxies=state.proxies,
-            dockerhub_mirror=state.dockerhub_mirror,
-            ssh_debug_connections=state.ssh_debug_connections,
-            github_url=state.github_url,
-            ca_certificates=state.ca_certificates,
-            allow_external_contributor=state.allow_external_contributor,
-            container=state.test_mode,
-            fingerprint=self.fingerprint,
+            proxies=spec.proxies,
+            dockerhub_mirror=spec.dockerhub_mirror,
+            ssh_debug_connections=spec.ssh_debug_connections,
+            github_url=spec.github_url,
+            ca_certificates=spec.ca_certificates,
+            allow_external_contributor=spec.allow_external_contributor,
+            container=spec.container,
+            fingerprint=fingerprint,
         )
-
-    def _new_name(self) -> str:
-        """``APP-UNIT-MODELHASH`` and 16 random hex digits, fewer, but 8 at least, where it would be too long."""
-        return self.identity.prefix + secrets.token_hex(8)[: self.identity.random_digits]

@@ -18,7 +18,8 @@ import status
 from cos_agent import CosAgentProvider
 from errors import ConfigurationError, GithubRunnerError, HostError, RateLimitError
 from host import markers, state_database, triggers
-from models import CharmState, Identity
+from models import CharmState
+from naming import Identity
 from redaction import redact
 from status import Status
 

@@ -1,6 +1,5 @@
-"""Frozen values shared by all. Nothing here does I/O."""
+"""Frozen values that several modules use. Nothing here does I/O."""
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from datetime import datetime
 from enum import Enum
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import redaction
@@ -59,21 +58,18 @@ class ImageSource:
 
 
 class FlushMode(Enum):
-    """What a flush does with busy runners (spec 2, Flush)."""
+    """What a flush does with busy runners."""
 
     FLUSH_BUSY_WAIT_REPO_CHECK = "wait for the pre-job check"
     FORCE_FLUSH = "at once"
 
 
-# The files of a runner's metrics storage (spec 3, Files).
+# The files of a runner's metrics storage.
 PRE_JOB_METRICS_FILE_NAME = "pre-job-metrics.json"
 POST_JOB_METRICS_FILE_NAME = "post-job-metrics.json"
 RUNNER_INSTALLED_TS_FILE_NAME = "runner-installed.timestamp"
 
-# Of an instance's name in LXD.
-NAME_LIMIT = 63
-FEWEST_DIGITS = 8
-UNITS = {"KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40, "PiB": 50, "EiB": 60}
+SIZE_UNITS = {"KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40, "PiB": 50, "EiB": 60}
 SIZE_PATTERN = re.compile(r"([1-9][0-9]*)(KiB|MiB|GiB|TiB|PiB|EiB)")
 
 
@@ -81,8 +77,8 @@ def size_in_bytes(size: str) -> int:
     """Bytes of a size such as ``7GiB``; ValueError for any other form."""
     match = SIZE_PATTERN.fullmatch(size)
     if match is None:
-        raise ValueError(f"{size!r} is not a positive whole number followed by {', '.join(UNITS)}")
-    return int(match[1]) << UNITS[match[2]]
+        raise ValueError(f"{size!r} is not a positive whole number followed by {', '.join(SIZE_UNITS)}")
+    return int(match[1]) << SIZE_UNITS[match[2]]
 
 
 def gibibytes(size: int) -> str:
@@ -158,7 +154,7 @@ def parse_github_path(path: str, group: str = "default") -> GithubPath:
 
 @dataclass(frozen=True)
 class ProxyConfig:
-    """The model's proxies; a lone no-proxy is ignored (spec 1)."""
+    """The model's proxies; no-proxy alone is ignored."""
 
     http: str | None = field(default=None, repr=False)
     https: str | None = field(default=None, repr=False)
@@ -253,6 +249,41 @@ class RegistrationData:
 
 
 @dataclass(frozen=True)
+class RunnerSpec:
+    """Everything that goes into a runner. If any of it changes, idle runners are replaced.
+
+    Credentials are no part of it, nor is what only the build of the image needs: they replace no runner.
+    """
+
+    github_url: str
+    path: GithubPath
+    labels: tuple[str, ...]
+    base_image: BaseImage
+    resources: VirtualMachineResources
+    arch: Arch
+    container: bool
+    proxies: ProxyConfig
+    ca_certificates: tuple[str, ...]
+    dockerhub_mirror: str | None = field(repr=False)
+    ssh_debug_connections: tuple[SSHDebugConnection, ...]
+    policy_url: str | None
+    allow_external_contributor: bool
+    issue_metrics: bool
+
+
+@dataclass(frozen=True)
+class PublishedImage:
+    """What the image that runners start from records about itself; nothing if this charm did not build it."""
+
+    identity: str = ""
+    """What it was built from."""
+    binary: str = ""
+    """The file name of the runner binary in it."""
+    built_at: float | None = None
+    """UNIX time of its build."""
+
+
+@dataclass(frozen=True)
 class CharmState:
     """Everything the operator and the model ask for, valid as a whole."""
 
@@ -283,6 +314,27 @@ class CharmState:
         """Mask the token, and the mirror's password."""
         redaction.note(self.token)
         redaction.note_url(self.dockerhub_mirror)
+
+    @property
+    def runners(self) -> tuple[RunnerSpec, ...]:
+        """What goes into runners: one specification for each kind of runner, and there is one kind."""
+        spec = RunnerSpec(
+            github_url=self.github_url,
+            path=self.path,
+            labels=self.labels,
+            base_image=self.base_image,
+            resources=self.resources,
+            arch=self.arch,
+            container=self.test_mode,
+            proxies=self.proxies,
+            ca_certificates=self.ca_certificates,
+            dockerhub_mirror=self.dockerhub_mirror,
+            ssh_debug_connections=self.ssh_debug_connections,
+            policy_url=self.repo_policy.url if self.repo_policy else None,
+            allow_external_contributor=self.allow_external_contributor,
+            issue_metrics=self.issue_metrics,
+        )
+        return (spec,)
 
 
 class Snap(NamedTuple):
@@ -315,7 +367,11 @@ class WgetExecutable(_UrlAndCommand):
 
 @dataclass
 class RunnerConfig:
-    """Configuration of one runner. ``labels`` does not contain the labels that GitHub adds by itself."""
+    """Configuration of one runner. ``labels`` does not contain the labels that GitHub adds by itself.
+
+    The public module interface fixes this class, see docs/reference/python-api.md. ``app_name`` and
+    ``lxd_storage_path`` are not used: they are there for that interface only.
+    """
 
     app_name: str
     issue_metrics: bool
@@ -335,7 +391,10 @@ class RunnerConfig:
 
 @dataclass(frozen=True)
 class CreateRunnerConfig:
-    """What making a runner takes: image alias, resources, the runner application's tarball, a token."""
+    """What is needed to create a runner: image alias, resources, the runner binary, a registration token.
+
+    The public module interface fixes this class, see docs/reference/python-api.md.
+    """
 
     image: str
     resources: VirtualMachineResources
@@ -343,7 +402,7 @@ class CreateRunnerConfig:
     registration_token: str = field(repr=False)
     arch: Arch = Arch.X64
     in_image: bool = False
-    """Whether the image has the runner application already."""
+    """Whether the image has the runner binary already."""
 
 
 @dataclass
@@ -354,46 +413,6 @@ class RunnerStatus:
     exist: bool = False
     online: bool = False
     busy: bool = False
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Whose runners: application, unit and model. Names follow spec 2."""
-
-    app_name: str
-    unit_number: int
-    model_hash: str
-
-    @property
-    def prefix(self) -> str:
-        """What every runner name of this unit begins with.
-
-        The name of an application that is too long for LXD is cut, and a hash of all of it tells it from others.
-        """
-        rest = f"-{self.unit_number}-{self.model_hash}"
-        room = NAME_LIMIT - len(rest) - FEWEST_DIGITS
-        app = self.app_name
-        if len(app) > room:
-            app = f"{app[: room - 7].rstrip('-')}-{hashlib.sha256(app.encode()).hexdigest()[:6]}"
-        return app + rest
-
-    @property
-    def random_digits(self) -> int:
-        """How many hex digits follow the prefix: 16, fewer, but 8 at least, where LXD's limit would be passed."""
-        return max(FEWEST_DIGITS, min(16, NAME_LIMIT - len(self.prefix)))
-
-    def may_be_previous(self, name: str) -> bool:
-        """Whether the previous charm may have given this name to a runner of this unit.
-
-        It used the full application name and 24 hex digits. A unit of another model with the same application name and
-        unit number has such names as well, so the name alone proves nothing.
-        """
-        pattern = re.escape(f"{self.app_name}-{self.unit_number}-") + "[0-9a-f]+"
-        return re.fullmatch(pattern, name) is not None and not self.owns(name)
-
-    def owns(self, name: str) -> bool:
-        """Whether a runner's or instance's whole name is one of this unit's."""
-        return re.fullmatch(re.escape(self.prefix) + "[0-9a-f]+", name) is not None
 
 
 @dataclass(frozen=True)
@@ -493,16 +512,3 @@ class RunnerView:
         """Whether only the instance claims a job: GitHub was asked, and lists the runner neither as busy nor online."""
         claimed = self.exists and self.running and self.process is Process.WORKER
         return claimed and self.github_known and not (self.github and (self.github.busy or self.github.online))
-
-
-def plain(value: Any) -> Any:
-    """A value of this module as JSON can hold it, for fingerprints."""
-    if isinstance(value, Enum):
-        return value.value
-    # A NamedTuple is converted by its fields, too: a list of its values would lose which value is which.
-    names = getattr(value, "__dataclass_fields__", None) or getattr(value, "_fields", None)
-    if names:
-        return {name: plain(getattr(value, name)) for name in names}
-    if isinstance(value, (tuple, list)):
-        return [plain(item) for item in value]
-    return value

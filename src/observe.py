@@ -8,17 +8,27 @@ from dataclasses import dataclass, replace
 
 import times
 from engine.api import wait_until
-from engine.instance import KEY, LxdInstance
+from engine.instance import LxdInstance
 from engine.probe import in_pre_job, is_previous, last_words, probe
 from errors import GithubClientError, LxdError
 from metrics.storage import StorageManager
 from models import (
     GithubPath,
     GithubRunner,
-    Identity,
     Process,
     RunnerView,
     parse_github_path,
+)
+from naming import (
+    CREATED_KEY,
+    FINGERPRINT_KEY,
+    OFFLINE_SINCE_KEY,
+    ONLINE_KEY,
+    PATH_KEY,
+    PREPARED_KEY,
+    RUNNER_ID_KEY,
+    URL_KEY,
+    Identity,
 )
 from plan import may_have_job, needs_probe
 from runner import RunnerManagerClients
@@ -177,8 +187,8 @@ class Observer:
 
     def _path_of(self, instance: LxdInstance) -> GithubPath | None:
         """Where an instance is registered; None if the configured GitHub cannot be asked for it."""
-        path = instance.config.get(f"{KEY}path", "")
-        if instance.config.get(f"{KEY}url", self._url) != self._url:
+        path = instance.config.get(PATH_KEY, "")
+        if instance.config.get(URL_KEY, self._url) != self._url:
             return None
         if not path or path == self._path.path:
             return self._path
@@ -203,7 +213,7 @@ class Observer:
         return listed
 
     def _registration_is_gone(self, item: ObservedRunner) -> bool:
-        recorded = item.instance.config.get(f"{KEY}runner-id", "") if item.instance else ""
+        recorded = item.instance.config.get(RUNNER_ID_KEY, "") if item.instance else ""
         try:
             return recorded.isdecimal() and self._clients.github.runner_is_gone(item.path, int(recorded))
         except GithubClientError as error:
@@ -217,9 +227,9 @@ class Observer:
         state = "busy, unknown to GitHub" if claimed else state
         if instance is None:
             return f"{name}: {state}, no instance"
-        created = _number(instance.config.get(f"{KEY}created"))
+        created = _number(instance.config.get(CREATED_KEY))
         age = f"{max(0.0, self._clock() - created) / 60:.0f} min old" if created else "age unknown"
-        outdated = "" if instance.config.get(f"{KEY}fingerprint") == fingerprint else ", outdated"
+        outdated = "" if instance.config.get(FINGERPRINT_KEY) == fingerprint else ", outdated"
         return f"{name}: {state}, {age}{outdated}{'' if instance.running else ', stopped'}"
 
 
@@ -291,12 +301,12 @@ def _view(instance: LxdInstance, github: GithubRunner | None, github_known: bool
         name=instance.name,
         exists=True,
         running=instance.running,
-        created_at=_number(instance.config.get(f"{KEY}created")) or 0.0,
-        fingerprint=instance.config.get(f"{KEY}fingerprint", ""),
-        prepared=f"{KEY}prepared" in instance.config or is_previous(instance),
-        prepared_at=_number(instance.config.get(f"{KEY}prepared")) or 0.0,
-        offline_since=_number(instance.config.get(f"{KEY}offline-since")),
-        seen_online=f"{KEY}online" in instance.config,
+        created_at=_number(instance.config.get(CREATED_KEY)) or 0.0,
+        fingerprint=instance.config.get(FINGERPRINT_KEY, ""),
+        prepared=PREPARED_KEY in instance.config or is_previous(instance),
+        prepared_at=_number(instance.config.get(PREPARED_KEY)) or 0.0,
+        offline_since=_number(instance.config.get(OFFLINE_SINCE_KEY)),
+        seen_online=ONLINE_KEY in instance.config,
         github=github,
         github_known=github_known,
     )

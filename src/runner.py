@@ -19,7 +19,7 @@ import shared_fs
 import times
 from engine import console, profiles
 from engine.client import LxdClient
-from engine.instance import KEY, Execution, LxdInstance
+from engine.instance import Execution, LxdInstance
 from engine.probe import probe
 from errors import (
     GithubClientError,
@@ -44,6 +44,7 @@ from models import (
     VirtualMachineResources,
     WgetExecutable,
 )
+from naming import CREATED_KEY, FINGERPRINT_KEY, PATH_KEY, PREPARED_KEY, RUNNER_ID_KEY, URL_KEY
 from provision import APROXY_AMD_REVISION, APROXY_ARM_REVISION
 from system import KEPT_OF_JOBS, oldest_beyond, write_file
 
@@ -230,10 +231,10 @@ class Runner:
             devices["metrics"] = {"type": "disk", "source": str(storage.path), "path": path}
         self._created = f"{self._clients.clock():.6f}"
         keys = {
-            f"{KEY}url": self.config.github_url,
-            f"{KEY}path": self.config.path.path,
-            f"{KEY}created": self._created,
-            f"{KEY}fingerprint": self.config.fingerprint,
+            URL_KEY: self.config.github_url,
+            PATH_KEY: self.config.path.path,
+            CREATED_KEY: self._created,
+            FINGERPRINT_KEY: self.config.fingerprint,
             "boot.autostart": "false",
             # When the machine shuts down, LXD waits as long for an orderly end as the charm does.
             "boot.host_shutdown_timeout": str(STOP_TIMEOUT),
@@ -303,7 +304,7 @@ class Runner:
             except OSError as error:
                 logger.error("%s goes without metrics: %s", self.config.name, error)
         runner_id = str(self.status.runner_id) if self.status.runner_id is not None else None
-        instance.set_config({f"{KEY}prepared": f"{self._clients.clock():.0f}", f"{KEY}runner-id": runner_id})
+        instance.set_config({PREPARED_KEY: f"{self._clients.clock():.0f}", RUNNER_ID_KEY: runner_id})
         # The last step: from here on it may have a job, which nothing that fails later may end.
         done = instance.execute(["systemctl", "start", "--no-block", provision.SERVICE], timeout=times.START_AGENT)
         if done.code != 0:
@@ -333,7 +334,7 @@ class Runner:
     def _cut_off(self) -> LxdInstance:
         """What a request made whose answer never came; one that had the name before is none of ours."""
         instance = self._clients.lxd.instance(self.config.name)
-        if instance.config.get(f"{KEY}created") != self._created:
+        if instance.config.get(CREATED_KEY) != self._created:
             raise LxdNotFoundError(f"{self.config.name} was not made here")
         return instance
 

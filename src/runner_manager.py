@@ -1,25 +1,23 @@
 """All runners of a unit: the order of a reconcile, of a flush and of a drain."""
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import system
 import times
 from changes import Changes
 from engine import profiles
-from engine.instance import KEY
 from errors import HostError, LxdError
 from metrics.collect import Collector
 from metrics.events import written_by
 from metrics.storage import StorageManager
-from models import CharmState, FailedStarts, FlushMode, Identity, VirtualMachineResources, plain
+from models import CharmState, FailedStarts, FlushMode, PublishedImage, VirtualMachineResources
+from naming import OFFLINE_SINCE_KEY, ONLINE_KEY, Identity, fingerprint
 from observe import ObservedRunner, Observer, end_of_agent, wait_for_pre_job
 from plan import (
     Desired,
@@ -42,18 +40,6 @@ logger = logging.getLogger(__name__)
 # Two reconciles at once would remove what the other one is creating. Juju runs one hook at a time, but a process of a
 # hook that Juju has given up may still run.
 LOCKS = system.LOCKS
-STATE_PARTS = (
-    *("github_url", "path", "labels", "base_image", "resources", "proxies", "dockerhub_mirror"),
-    *("ssh_debug_connections", "repo_policy", "test_mode", "issue_metrics", "ca_certificates"),
-    "allow_external_contributor",
-)
-
-
-def fingerprint(state: CharmState, application: str) -> str:
-    """Of everything that goes into an instance; ``application`` is the runner application's file name."""
-    parts = {name: plain(getattr(state, name)) for name in STATE_PARTS}
-    text = json.dumps([parts, application], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -79,13 +65,11 @@ class RunnerManager:
         storages: StorageManager,
         binary: Path,
         *,
-        lxd_storage_path: Path = Path("/var/lib/github-runner/pool"),
         clock: Callable[[], float] = time.time,
         hold: str = "",
         canary: float | None = None,
         failed_starts: FailedStarts | None = None,
-        image_age: Callable[[], float | None] = lambda: None,
-        in_image: Callable[[], bool] = lambda: False,
+        image: Callable[[], PublishedImage] = PublishedImage,
     ) -> None:
         self.report = Report()
         self.findings = Findings()
@@ -98,11 +82,12 @@ class RunnerManager:
         self._hold = hold
         self._canary = canary
         self._failed_starts = failed_starts or FailedStarts()
-        self._image_age = image_age
-        self._fingerprint = fingerprint(state, binary.name)
+        self._read_image = image
+        [self._spec] = state.runners
         self._collector = Collector(identity, state.path, clients.github, storages, enabled=state.issue_metrics)
-        parts = (identity, state, clients, self._collector, binary, lxd_storage_path, self._fingerprint, in_image)
-        self._new_changes = partial(Changes, *parts, clock)
+        self._new_changes = partial(
+            Changes, identity, self._spec, clients, self._collector, binary, lambda: self._image, clock
+        )
 
     def reconcile(self, quantity: int, resources: VirtualMachineResources) -> int:
         """One reconcile. Returns quantity - healthy runners found.
@@ -180,6 +165,15 @@ class RunnerManager:
         """The names of this unit's runners by state, and in ``details`` a line for each."""
         return self.observer.counts(self._fingerprint)
 
+    @cached_property
+    def _image(self) -> PublishedImage:
+        """Read once for all runners, and only if it is needed."""
+        return self._read_image()
+
+    @property
+    def _fingerprint(self) -> str:
+        return fingerprint(self._spec, self._binary.name, self._image.identity)
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         with exclusive(LOCKS / f"{self._identity.prefix.rstrip('-')}.lock", times.LOCK) as free:
@@ -220,7 +214,7 @@ class RunnerManager:
         confirmed = in_parallel(self.observer.is_offline, doubtful)
         kept = {item.view.name for item, offline in zip(doubtful, confirmed, strict=True) if not offline}
         leaving = [item for item in unhealthy if item.view.name not in kept]
-        changes.pull_logs([item for item in leaving if self._state.issue_metrics or item.view.name in plan.failed])
+        changes.pull_logs([item for item in leaving if self._spec.issue_metrics or item.view.name in plan.failed])
         return len(kept) + changes.remove(leaving)
 
     def _change(
@@ -267,8 +261,8 @@ class RunnerManager:
                 self._remove_unused_profiles(resources if quantity else None)
         with _continuing("Removal of old crash logs"):
             remove_old_logs(now)
-        with _continuing("Age of the image"), suppress(LxdError):
-            self.report.image_age = self._image_age()
+        if self._image.built_at is not None:
+            self.report.image_age = max(0.0, now - self._image.built_at)
 
     def _remove_unused_profiles(self, needed: VirtualMachineResources | None) -> None:
         try:
@@ -305,10 +299,10 @@ class RunnerManager:
 
 def _sightings(plan: Plan, now: float) -> dict[str, dict[str, str | None]]:
     """The keys of instances that record since when GitHub has not listed a runner as online, and that it once did."""
-    keys: dict[str, dict[str, str | None]] = {name: {f"{KEY}offline-since": f"{now:.0f}"} for name in plan.note_offline}
-    keys |= {name: {f"{KEY}offline-since": None} for name in plan.clear_offline}
+    keys: dict[str, dict[str, str | None]] = {name: {OFFLINE_SINCE_KEY: f"{now:.0f}"} for name in plan.note_offline}
+    keys |= {name: {OFFLINE_SINCE_KEY: None} for name in plan.clear_offline}
     for name in plan.note_online:
-        keys.setdefault(name, {})[f"{KEY}online"] = "true"
+        keys.setdefault(name, {})[ONLINE_KEY] = "true"
     return keys
 
 

@@ -35,7 +35,8 @@ from gh.auth import Pat
 from gh.client import GithubClient
 from host import image, kernel, machine, markers, pool, runner_binary, timer, triggers, watcher
 from metrics.storage import StorageManager
-from models import CharmState, FlushMode, Identity
+from models import CharmState, FlushMode
+from naming import Identity
 from repo_policy import RepoPolicyClient
 from report import Report
 from runner import RunnerManagerClients
@@ -354,13 +355,11 @@ class Service:
             RunnerManagerClients(self._github, self._jinja, self._lxd, policy, clock),
             self._adapters.storages,
             tarball,
-            lxd_storage_path=pool.MOUNT_POINT,
             clock=clock,
             hold=self.hold or creation.hold(tarball, failed, now),
             canary=runner_binary.deprecated_at(now),
             failed_starts=failed,
-            image_age=lambda: image.age(self._lxd, state.base_image.value, clock()),
-            in_image=lambda: image.holds(self._lxd, state.base_image.value, tarball),
+            image=lambda: image.published(self._lxd, state.base_image.value),
         )
 
     @cached_property

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from errors import HostError
-from models import Arch, CharmState, Identity, ImageSource, ProxyConfig
+from models import Arch, CharmState, ImageSource, ProxyConfig
+from naming import Identity
 from system import write_file
 
 FOLDER = Path("/var/lib/github-runner")

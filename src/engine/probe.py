@@ -8,9 +8,10 @@ import re
 from contextlib import suppress
 
 import provision
-from engine.instance import KEY, LxdInstance
+from engine.instance import LxdInstance
 from errors import LxdError
 from models import Process
+from naming import CREATED_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def is_previous(instance: LxdInstance) -> bool:
 
     Other keys prove nothing: ``offline-since`` is written to instances of the previous charm as well.
     """
-    return f"{KEY}created" not in instance.config
+    return CREATED_KEY not in instance.config
 
 
 def last_words(instance: LxdInstance) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.client import LxdClient
-from engine.instance import KEY
 from errors import LxdError
 from models import RESOURCES_NAME, BaseImage, RunnerStorage, VirtualMachineResources
+from naming import BASE_IMAGE_KEY, RESOURCES_KEY, STORAGE_KEY
 
 RUNNER = "runner"
 POOL = "runner"
@@ -25,9 +25,6 @@ NETWORK_CARD = {
     "security.mac_filtering": "true",
     "security.port_isolation": "true",
 }
-RESOURCES_KEY = f"{KEY}resources"
-BASE_IMAGE_KEY = f"{KEY}base-image"
-STORAGE_KEY = f"{KEY}runner-storage"
 # Runners are created side by side, and LXD refuses to change a profile while it creates an instance of it.
 RESOURCES_LOCK = threading.Lock()
 # To change the network card of running instances, a second apart.

@@ -22,7 +22,7 @@ from engine.client import LxdClient
 from engine.instance import LxdInstance
 from errors import HostError, LxdError
 from host import runner_binary, systemd
-from models import ImageSource
+from models import ImageSource, PublishedImage
 from redaction import redact
 from settings import ImageBuild
 from system import LOCKS, exclusive, write_file
@@ -141,12 +141,6 @@ def current(lxd: LxdClient, alias: str) -> Any:
     return lxd.find("images", found["target"]) if found else None
 
 
-def holds(lxd: LxdClient, alias: str, tarball: Path) -> bool:
-    """Whether a runner binary is in the image of an alias."""
-    image = current(lxd, alias)
-    return image is not None and image["properties"].get(BINARY_PROPERTY) == tarball.name
-
-
 def smallest_disk(lxd: LxdClient, alias: str, source: ImageSource) -> int:
     """The smallest disk, in bytes, of a virtual machine that is made from the image of an alias.
 
@@ -163,13 +157,14 @@ def renew(lxd: LxdClient, unit: str, alias: str) -> None:
         systemd.start(service(unit), wait=False)
 
 
-def age(lxd: LxdClient, alias: str, now: float) -> float | None:
-    """Seconds since an image of our making was built; None for any other."""
+def published(lxd: LxdClient, alias: str) -> PublishedImage:
+    """What the image of an alias records about itself. Its identity is what it was built from: see SOURCE_PROPERTY."""
     image = current(lxd, alias)
     if image is None or ALIAS_PROPERTY not in image["properties"]:
-        return None
+        return PublishedImage()
     built = datetime.strptime(image["uploaded_at"][:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
-    return max(0.0, now - built.timestamp())
+    properties = image["properties"]
+    return PublishedImage(properties.get(SOURCE_PROPERTY, ""), properties.get(BINARY_PROPERTY, ""), built.timestamp())
 
 
 def ensure_timer(jinja: jinja2.Environment, unit: str) -> bool:

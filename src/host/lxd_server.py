@@ -14,6 +14,7 @@ from engine.profiles import BRIDGE
 from errors import HostError, LxdError
 from host import systemd
 from models import ProxyConfig
+from naming import BRIDGE_KEY
 from system import run
 
 OLDEST = (5, 0)
@@ -21,8 +22,6 @@ BRIDGE_CONFIG = {"ipv6.address": "none", "ipv4.nat": "true"}
 # Only known network cards get an address, and each a single one: otherwise one runner could take all addresses of the
 # bridge, by invented hardware addresses or by invented client ids. https://thekelleys.org.uk/dnsmasq/docs/dnsmasq-man.html
 DNSMASQ = ["dhcp-ignore=tag:!known", "dhcp-ignore-clid"]
-# Tells a bridge that this charm made from one that was there before.
-MADE_KEY = "user.github-runner.made"
 # LXD's own choice (`auto`) pings candidates: it takes minutes where pings are dropped and fails where all are answered.
 SUBNETS = [ipaddress.IPv4Network(f"10.{second}.77.0/24") for second in range(217, 227)]
 
@@ -72,7 +71,7 @@ def remove(lxd: LxdClient) -> list[str]:
     bridge = lxd.find("networks", BRIDGE)
     if bridge is None:
         return []
-    if MADE_KEY not in bridge["config"]:
+    if BRIDGE_KEY not in bridge["config"]:
         lines = [line for line in bridge["config"].get("raw.dnsmasq", "").splitlines() if line not in DNSMASQ]
         lxd.change("PATCH", "networks", BRIDGE, json={"config": {"raw.dnsmasq": "\n".join(lines)}})
         return []
@@ -132,7 +131,7 @@ def _ensure_bridge(lxd: LxdClient) -> None:
             lxd.change("PATCH", "networks", BRIDGE, json={"config": _bridge_config(network["config"])})
         return
     subnet = free_subnet(_used_networks(), SUBNETS)
-    config = {**_bridge_config({}), MADE_KEY: "true", "ipv4.address": f"{subnet[1]}/{subnet.prefixlen}"}
+    config = {**_bridge_config({}), BRIDGE_KEY: "true", "ipv4.address": f"{subnet[1]}/{subnet.prefixlen}"}
     lxd.change("POST", "networks", json={"name": BRIDGE, "type": "bridge", "config": config})
 
 

@@ -17,6 +17,7 @@ from errors import ConfigurationError, HostError, LxdError
 from host import lxd_server, resources, systemd
 from host.image import DISK
 from models import BaseImage, CharmState, RunnerStorage, gibibytes, size_in_bytes
+from naming import BASE_IMAGE_KEY, STORAGE_KEY
 from system import is_mounted, run
 
 logger = logging.getLogger(__name__)
@@ -82,8 +83,8 @@ def check_unchanged(lxd: LxdClient, base_image: BaseImage, storage: RunnerStorag
         return
     config = profile["config"]
     wanted = (
-        ("base-image", profiles.BASE_IMAGE_KEY, base_image.value),
-        ("runner-storage", profiles.STORAGE_KEY, storage.value),
+        ("base-image", BASE_IMAGE_KEY, base_image.value),
+        ("runner-storage", STORAGE_KEY, storage.value),
     )
     errors = [
         f"{option}: cannot change after deployment, set it back to {config[key]}"

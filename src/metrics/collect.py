@@ -24,7 +24,8 @@ from metrics.github import job_metrics
 from metrics.runner import RunnerMetrics, extract, issue_events, quarantine
 from metrics.storage import StorageManager
 from metrics.type import GithubJobMetrics
-from models import FailedStarts, GithubPath, Identity
+from models import FailedStarts, GithubPath
+from naming import Identity
 
 if TYPE_CHECKING:
     from gh.client import GithubClient

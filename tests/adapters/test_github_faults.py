@@ -22,7 +22,6 @@ import provision
 import runner
 import runner_manager
 import status
-from engine.instance import KEY
 from errors import (
     GithubApiError,
     GithubClientError,
@@ -35,10 +34,11 @@ from errors import (
 from gh.answers import ANSWER_LIMIT
 from gh.auth import Pat
 from gh.client import ATTEMPTS, PER_PAGE, GithubClient
-from models import Arch, GithubOrg, GithubPath, GithubRepo, Identity, RunnerApplication
+from models import Arch, GithubOrg, GithubPath, GithubRepo, RunnerApplication
+from naming import KEY, Identity, fingerprint
 from report import Report
 from runner import RunnerManagerClients
-from runner_manager import RunnerManager, fingerprint
+from runner_manager import RunnerManager
 from sandbox import github
 from sandbox.github.control import GitHubControl
 from sandbox.github.state import Settings
@@ -436,7 +436,7 @@ class Unit:
             f"{KEY}path": self.path.path,
             f"{KEY}url": self._state.github_url,
             f"{KEY}created": str(time.time() - 3600),
-            f"{KEY}fingerprint": fingerprint(self._state, APPLICATION),
+            f"{KEY}fingerprint": fingerprint(self._state.runners[0], APPLICATION, ""),
             f"{KEY}prepared": "true",
         }
         instance = self.lxd.found[name] = FakeInstance(self.lxd, name, config)

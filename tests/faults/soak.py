@@ -17,18 +17,18 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import changes
 import metrics.events
 import metrics.storage
+import naming
 import runner
 import runner_manager
 import system
-from engine.instance import KEY
 from errors import GithubClientError
 from models import CharmState, FlushMode, GithubOrg, VirtualMachineResources
+from naming import KEY, fingerprint
 from report import Report
 from runner import RunnerManagerClients
-from runner_manager import RunnerManager, fingerprint
+from runner_manager import RunnerManager
 from tests.faults.world import DAY, World
 from tests.support.fakes import IDENTITY, RESOURCES, state
 from tests.support.model import JINJA, RUNNING, WORKER, Killed
@@ -225,7 +225,7 @@ class Month:
         assert all(item.running and item.process in (RUNNING, WORKER) for item in ours), "a dead runner stays"
         online = {name for name, found in world.hub.runners.items() if found.online}
         assert online >= {item.name for item in ours}, "a runner stays that GitHub does not see"
-        today = fingerprint(self._state, self._application.name)
+        today = fingerprint(self._state.runners[0], self._application.name, "")
         idle = [item for item in ours if item.name not in world.jobs]
         assert all(item.config[f"{KEY}fingerprint"] == today for item in idle), "an outdated runner stays"
         assert not world.ledger.missing, f"events are missing: {sorted(world.ledger.missing)[:5]}"
@@ -311,7 +311,7 @@ def unit(scale: Scale, workers: int = 1) -> Iterator[Month]:
             (runner, "shared_fs", shared_fs),
             (runner, "time", SimpleNamespace(time=lambda: month.world.now, monotonic=time.monotonic)),
             (runner_manager, "LOCKS", folder / "locks"),
-            (changes, "secrets", SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")),
+            (naming, "secrets", SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")),
             (system, "WORKERS", workers),
         ):
             patches.enter_context(mock.patch.object(owner, attribute, value))

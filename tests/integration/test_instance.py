@@ -19,11 +19,12 @@ import runner
 from engine import events
 from engine.api import wait_until
 from engine.client import LxdClient
-from engine.instance import KEY, LxdInstance
+from engine.instance import LxdInstance
 from engine.probe import probe
 from engine.profiles import ensure_resources
 from errors import LxdError, LxdNotFoundError
 from models import Arch, GithubRepo, Process, ProxyConfig, RunnerConfig, RunnerStatus, Snap, WgetExecutable
+from naming import KEY
 from runner import Runner
 from sandbox.lab import lxd_setup
 from tests.support.fakes import RESOURCES, TEMPLATES

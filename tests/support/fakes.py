@@ -27,13 +27,13 @@ from models import (
     GithubPath,
     GithubRepo,
     GithubRunner,
-    Identity,
     ImageSource,
     ProxyConfig,
     RunnerStorage,
     VirtualMachineResources,
     WorkflowJob,
 )
+from naming import Identity
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 IDENTITY = Identity("app", 0, "0123abcd")

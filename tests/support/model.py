@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Callable
 
 import provision
-from engine.instance import KEY
 from models import GithubPath, GithubRunner
+from naming import KEY
 from tests.support.fakes import TEMPLATES, FakeGithub
 
 JINJA = provision.environment(TEMPLATES)

@@ -12,7 +12,7 @@ from engine.client import LxdClient
 from engine.instance import Execution
 from errors import HostError, LxdError
 from host import image, systemd
-from models import Arch, ImageSource, ProxyConfig
+from models import Arch, ImageSource, ProxyConfig, PublishedImage
 from settings import ImageBuild
 from system import exclusive
 from tests.support.fakes import TEMPLATES
@@ -297,7 +297,7 @@ def test_the_reason_of_a_failed_build_is_kept_until_one_succeeds(
 @pytest.mark.parametrize("downloaded", [True, False])
 def test_application_goes_into_the_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, downloaded: bool) -> None:
     """The image says which one it holds, so that a newer one is sent to runners until the next build."""
-    tarball, newer = tmp_path / "actions-runner-linux-x64-2.320.0.tar.gz", tmp_path / "newer.tar.gz"
+    tarball = tmp_path / "actions-runner-linux-x64-2.320.0.tar.gz"
     tarball.write_bytes(b"tarball")
     monkeypatch.setattr(image.runner_binary, "current", lambda: tarball if downloaded else None)
     lxd = ImageLxd()
@@ -305,9 +305,8 @@ def test_application_goes_into_the_image(monkeypatch: pytest.MonkeyPatch, tmp_pa
     make(lxd)
 
     assert (lxd.pushed.get(str(provision.APPLICATION_ARCHIVE)) == b"tarball") is downloaded
-    assert image.holds(cast(LxdClient, lxd), "jammy", tarball) is downloaded
-    assert not image.holds(cast(LxdClient, lxd), "jammy", newer)
-    assert not image.holds(cast(LxdClient, lxd), "no-such-image", tarball)
+    assert image.published(cast(LxdClient, lxd), "jammy").binary == (tarball.name if downloaded else "")
+    assert image.published(cast(LxdClient, lxd), "no-such-image") == PublishedImage()
 
 
 def test_only_images_of_our_making_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,14 +335,13 @@ def test_an_image_of_the_operator_keeps_an_alias(caplog: pytest.LogCaptureFixtur
     assert set(lxd.images) == {"old", "theirs", "new"} - {"old"}
 
 
-def test_age_of_an_image_of_ours() -> None:
-    """LXD's time of publication counts, and only for images of our making; a clock that was set back makes it 0."""
+def test_what_a_published_image_records() -> None:
+    """LXD's time of publication counts, and only for images that this charm built."""
     lxd = cast(LxdClient, ImageLxd())
 
-    assert image.age(lxd, "jammy", 1767323045 + 60) == 60
-    assert image.age(lxd, "jammy", 0) == 0
-    assert image.age(lxd, "their-image", 1767323045) is None
-    assert image.age(lxd, "nobodys", 1767323045) is None
+    assert image.published(lxd, "jammy").built_at == 1767323045
+    assert image.published(lxd, "their-image") == PublishedImage()
+    assert image.published(lxd, "nobodys") == PublishedImage()
 
 
 def test_certificates_go_into_the_builder() -> None:

@@ -14,14 +14,14 @@ import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-import changes
+import naming
 import runner
 import system
 import times
-from engine.instance import KEY
 from errors import GithubRunnerError
+from naming import KEY, fingerprint
 from runner import RunnerManagerClients
-from runner_manager import RunnerManager, fingerprint
+from runner_manager import RunnerManager
 from tests.support.fakes import IDENTITY, RESOURCES, FakeInstance, FakeLxd, FakeStorages, state
 from tests.support.model import JINJA, NONE, OTHERS, OTHERS_KEYS, RUNNING, WORKER, Hub, Killed
 
@@ -57,7 +57,7 @@ class Reconciles(RuleBasedStateMachine):
         self.patches = contextlib.ExitStack()
         # The same steps must lead to the same world: names in their order, one after the other, no waiting.
         self.patches.enter_context(mock.patch.object(runner, "time", clock))
-        self.patches.enter_context(mock.patch.object(changes, "secrets", names))
+        self.patches.enter_context(mock.patch.object(naming, "secrets", names))
         self.patches.enter_context(mock.patch.object(system, "WORKERS", 1))
 
     def teardown(self) -> None:
@@ -230,7 +230,7 @@ class Reconciles(RuleBasedStateMachine):
             assert len(self.ours()) <= max(self.wanted, number), "more instances than wanted"
 
     def _is_todays(self, item: FakeInstance) -> bool:
-        return item.config.get(f"{KEY}fingerprint") == fingerprint(self.state, self.application.name)
+        return item.config.get(f"{KEY}fingerprint") == fingerprint(self.state.runners[0], self.application.name, "")
 
     @invariant()
     def others_are_not_touched(self) -> None:

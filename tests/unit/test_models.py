@@ -1,31 +1,24 @@
-"""The frozen values: sizes, names and ownership, paths, proxies."""
+"""The frozen values: sizes, paths, proxies."""
 
 import dataclasses
-import re
-from enum import Enum
 
 import pytest
 
 from models import (
-    Arch,
     CharmState,
     CreateRunnerConfig,
     GithubOrg,
     GithubPath,
     GithubRepo,
-    Identity,
     ProxyConfig,
     RepoPolicy,
     RunnerConfig,
+    RunnerSpec,
     RunnerStatus,
-    Snap,
     VirtualMachineResources,
     parse_github_path,
-    plain,
     size_in_bytes,
 )
-
-HASH = "0a1b2c3d"
 
 
 @pytest.mark.parametrize(
@@ -120,115 +113,6 @@ def test_what_is_no_path(path: str) -> None:
     """A path that could lead elsewhere in GitHub's API is refused."""
     with pytest.raises(ValueError, match="neither owner/repo nor org"):
         parse_github_path(path)
-
-
-def test_prefix() -> None:
-    """A runner's name begins with application, unit and the model's hash."""
-    assert Identity("runner", 1, HASH).prefix == f"runner-1-{HASH}"
-
-
-NAMES = ["a", "github-runner", "a" * 45, "a" * 46, "a" * 44 + "-b", "a" * 62, "a" * 200]
-
-
-@pytest.mark.parametrize("unit", [0, 9, 10, 12345])
-@pytest.mark.parametrize("app", NAMES, ids=len)
-def test_any_application_name_gives_names_that_lxd_takes(app: str, unit: int) -> None:
-    """At most 63 characters, letters, digits and single hyphens, the first one a letter, and owned by their unit."""
-    identity = Identity(app, unit, HASH)
-
-    name = identity.prefix + "0123456789abcdef"[: identity.random_digits]
-
-    assert re.fullmatch(r"[a-z][a-z0-9-]*[a-z0-9]", name)
-    assert len(name) <= 63
-    assert identity.random_digits >= 8
-    assert identity.owns(name)
-    assert app not in NAMES[:2] or name.startswith(f"{app}-{unit}-{HASH}")
-
-
-def test_long_application_names_are_told_apart() -> None:
-    """Two applications whose names begin alike have runners that neither takes for its own."""
-    one, other = Identity("a" * 60 + "-one", 1, HASH), Identity("a" * 60 + "-two", 1, HASH)
-
-    assert one.prefix != other.prefix
-    assert not other.owns(one.prefix + "0" * one.random_digits)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        (f"runner-1-{HASH}00ff", True),
-        (f"runner-1-{HASH}0", True),
-        (f"runner-1-{HASH}", False),
-        (f"runner-11-{HASH}00ff", False),
-        (f"runner-1-0-{HASH}00ff", False),
-        (f"runner-1-1-{HASH}00ff", False),
-        ("runner-1-ffffffff00ff", False),
-        (f"runner-0-{HASH}00ff", False),
-        (f"a-runner-1-{HASH}00ff", False),
-        (f"runner-1-{HASH}00fg", False),
-        (f"runner-1-{HASH}00FF", False),
-        (f"runner-1-{HASH}00ff\n", False),
-        (f"runner-1-{HASH}00ff-x", False),
-        (f"Runner-1-{HASH}00ff", False),
-        ("runner-1-00ff", False),
-        ("", False),
-    ],
-    ids=[
-        "ours",
-        "ours, short",
-        "no suffix",
-        "unit 11",
-        "unit 0 of application runner-1",
-        "unit 1 of application runner-1",
-        "another model",
-        "another unit",
-        "an application that ends like ours",
-        "not hexadecimal",
-        "upper case",
-        "newline",
-        "more behind",
-        "application in other letters",
-        "the previous charm's",
-        "empty",
-    ],
-)
-def test_ownership(name: str, expected: bool) -> None:
-    """A runner is this unit's only if its whole name is: a prefix is shared with other units and applications."""
-    assert Identity("runner", 1, HASH).owns(name) is expected
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("runner-1-" + "0a" * 12, True),
-        ("runner-1-" + "ffffffff" + "0" * 16, True),
-        ("runner-1-a1b2c3d4e5f6", True),
-        (f"runner-1-{HASH}" + "0" * 16, False),
-        ("runner-11-" + "0a" * 12, False),
-        ("runner-1-1-" + "0a" * 12, False),
-        ("my-runner-1-" + "0a" * 12, False),
-        ("runner-1-" + "0A" * 12, False),
-        ("runner-1-", False),
-        ("runner-1-" + "0a" * 12 + "\n", False),
-    ],
-)
-def test_names_of_the_previous_charm(name: str, expected: bool) -> None:
-    """Any hex digits after APP-UNIT- may be the previous charm's, except those with this model's hash."""
-    assert Identity("runner", 1, HASH).may_be_previous(name) is expected
-
-
-def test_the_previous_charm_used_the_full_application_name() -> None:
-    """A long name is shortened by this charm only; the shortened one is not taken for the previous charm's."""
-    identity = Identity("a" * 50, 0, HASH)
-
-    assert identity.may_be_previous("a" * 50 + "-0-" + "0a" * 12)
-    assert not identity.may_be_previous(identity.prefix + "00")
-    assert not identity.may_be_previous("a" * 36 + "-0-" + "0a" * 12)
-
-
-def test_application_name_is_no_pattern() -> None:
-    """A name that would be a pattern stands for itself."""
-    assert not Identity("a.c", 0, HASH).owns(f"abc-0-{HASH}1")
 
 
 @pytest.mark.parametrize(
@@ -328,29 +212,7 @@ def test_fixed_fields(kind: type, names: list[str]) -> None:
     assert [field.name for field in dataclasses.fields(kind)][: len(names)] == names
 
 
-@pytest.mark.parametrize("kind", [CharmState, CreateRunnerConfig, Identity, ProxyConfig])
+@pytest.mark.parametrize("kind", [CharmState, CreateRunnerConfig, ProxyConfig, RunnerSpec])
 def test_values_are_frozen(kind: type) -> None:
     """What was read once cannot change on the way down."""
     assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
-
-
-class Colour(Enum):
-    RED = "red"
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (Arch.X64, "x64"),
-        (Colour.RED, "red"),
-        (GithubRepo("o", "r"), {"owner": "o", "repo": "r"}),
-        ((1, ("a",), [None]), [1, ["a"], [None]]),
-        ((GithubRepo("o", "r"), Colour.RED), [{"owner": "o", "repo": "r"}, "red"]),
-        (VirtualMachineResources(2, "7GiB", "10GiB"), {"cpu": 2, "memory": "7GiB", "disk": "10GiB"}),
-        (Snap("a", "edge"), {"name": "a", "channel": "edge", "revision": None}),
-    ],
-)
-def test_plain_values(value: object, expected: object) -> None:
-    """A value for a fingerprint holds nothing but what JSON holds."""
-    assert plain(value) == expected
-    assert not isinstance(plain(value), Enum)

@@ -22,7 +22,6 @@ import errors
 import metrics.events
 import metrics.runner
 import metrics.storage
-import runner_manager
 from errors import DeleteMetricsStorageError, GetMetricsStorageError, QuarantineMetricsStorageError
 from gh.client import GithubClient
 from metrics.events import Event, RunnerInstalled, RunnerStart, RunnerStop, issue_event
@@ -37,7 +36,8 @@ from metrics.runner import (
 )
 from metrics.storage import MetricsStorage, move_to_quarantine
 from metrics.type import GithubJobMetrics
-from models import GithubRepo, ProxyConfig, SSHDebugConnection, plain
+from models import GithubRepo, ProxyConfig, SSHDebugConnection
+from naming import fingerprint, plain
 from repo_policy import RepoPolicyClient
 from runner import Runner, RunnerConfig, RunnerStatus, Snap, VirtualMachineResources, WgetExecutable
 from tests.support.fakes import state
@@ -217,7 +217,7 @@ def test_fingerprint_keeps_the_names_of_resources() -> None:
 def test_fingerprint_tells_resources_apart() -> None:
     """The fingerprint is the same for equal resources, and differs where any of them differs."""
     found = [
-        runner_manager.fingerprint(state(resources=VirtualMachineResources(*values)), "a.tar.gz")
+        fingerprint(state(resources=VirtualMachineResources(*values)).runners[0], "a.tar.gz", "")
         for values in [(2, "7GiB", "9GiB"), (2, "7GiB", "9GiB"), (2, "9GiB", "7GiB"), (1, "7GiB", "9GiB")]
     ]
 

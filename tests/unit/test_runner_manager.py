@@ -24,7 +24,7 @@ import runner_manager
 import shared_fs
 import times
 from engine import console
-from engine.instance import KEY, Execution
+from engine.instance import Execution
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
 from metrics import collect
 from models import (
@@ -32,13 +32,16 @@ from models import (
 )
 from models import (
     BaseImage,
+    CharmState,
     FailedStarts,
     FlushMode,
     GithubOrg,
     GithubPath,
     GithubRepo,
     GithubRunner,
+    ImageSource,
     ProxyConfig,
+    PublishedImage,
     RepoPolicy,
     RunnerConfig,
     RunnerStatus,
@@ -46,8 +49,9 @@ from models import (
     VirtualMachineResources,
     WorkflowJob,
 )
+from naming import KEY, fingerprint
 from runner import Runner, RunnerManagerClients
-from runner_manager import RunnerManager, fingerprint
+from runner_manager import RunnerManager
 from system import exclusive
 from tests.support.fakes import (
     IDENTITY,
@@ -65,6 +69,11 @@ NOW = 1_700_000_000.0
 # All files of a test are older than the time for which crash logs are kept.
 LATER = 4_000_000_000.0
 APPLICATION = "actions-runner-linux-x64-2.320.0.tar.gz"
+
+
+def today(state: CharmState, binary: str = APPLICATION, image: str = "") -> str:
+    """The fingerprint of a runner that is created now."""
+    return fingerprint(state.runners[0], binary, image)
 
 
 class World:
@@ -103,7 +112,7 @@ class World:
             f"{KEY}path": REPO.path,
             f"{KEY}url": self.state.github_url,
             f"{KEY}created": str(self.now - 3600),
-            f"{KEY}fingerprint": fingerprint(self.state, APPLICATION),
+            f"{KEY}fingerprint": today(self.state),
             f"{KEY}prepared": "true",
             **{KEY + key.replace("_", "-"): value for key, value in keys.items()},
         }
@@ -142,9 +151,8 @@ def test_missing_runners_are_made_with_one_token(world: World) -> None:
 def test_an_application_that_is_in_the_image_is_not_sent(world: World, in_image: bool) -> None:
     """It is some 200 MB for each runner."""
     clients = RunnerManagerClients(world.github, provision.environment(TEMPLATES), world.lxd, None)  # type: ignore[arg-type]
-    manager = RunnerManager(
-        IDENTITY, world.state, clients, world.storages, world.application, in_image=lambda: in_image
-    )
+    image = PublishedImage(binary=world.application.name if in_image else "another")
+    manager = RunnerManager(IDENTITY, world.state, clients, world.storages, world.application, image=lambda: image)
 
     manager.reconcile(2, RESOURCES)
 
@@ -173,7 +181,7 @@ def test_instance_carries_what_a_later_pass_needs(world: World) -> None:
     [instance] = world.lxd.found.values()
     assert instance.config[f"{KEY}path"] == REPO.path
     assert instance.config[f"{KEY}url"] == world.state.github_url
-    assert instance.config[f"{KEY}fingerprint"] == fingerprint(world.state, APPLICATION)
+    assert instance.config[f"{KEY}fingerprint"] == today(world.state)
     assert instance.config[f"{KEY}runner-id"] == "1"
     assert instance.config["boot.autostart"] == "false"
     assert world.github.registration_token(REPO) not in str(instance.config) + str(instance.commands)
@@ -270,7 +278,7 @@ def test_one_failing_creation_costs_only_that_runner(
 
 def test_name_that_is_taken_costs_nobody_else(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """An instance that has the name already is not what the failed creation takes back."""
-    monkeypatch.setattr("changes.secrets.token_hex", lambda _: "ab" * 8)
+    monkeypatch.setattr("naming.secrets.token_hex", lambda _: "ab" * 8)
 
     manager = world.reconcile(2)
 
@@ -943,18 +951,48 @@ def test_counts_are_githubs_and_unknown_instances(world: World) -> None:
 )
 def test_fingerprint_tells_configurations_apart(change: dict[str, Any]) -> None:
     """What goes into an instance is in its fingerprint."""
-    assert fingerprint(state(**change), APPLICATION) != fingerprint(state(), APPLICATION)
+    assert today(state(**change)) != today(state())
 
 
-@pytest.mark.parametrize("change", [{"token": "other"}, {"virtual_machines": 9}, {"reconcile_interval": 5}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token": "other"},
+        {"virtual_machines": 9},
+        {"reconcile_interval": 5},
+        {"image_source": ImageSource("https://other.example")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
 def test_fingerprint_is_blind_to_what_instances_do_not_hold(change: dict[str, Any]) -> None:
-    """A new token or interval replaces no runner."""
-    assert fingerprint(state(**change), APPLICATION) == fingerprint(state(), APPLICATION)
+    """A new token, interval or source of the image replaces no runner."""
+    assert today(state(**change)) == today(state())
 
 
 def test_fingerprint_holds_the_application() -> None:
     """A new runner application makes runners outdated."""
-    assert fingerprint(state(), APPLICATION) != fingerprint(state(), "actions-runner-linux-x64-2.321.0.tar.gz")
+    assert today(state()) != today(state(), "actions-runner-linux-x64-2.321.0.tar.gz")
+
+
+def test_a_new_token_of_the_policy_service_replaces_no_runner() -> None:
+    """Runners get a token for one use, so that the service's own token is no part of them."""
+    states = [state(repo_policy=RepoPolicy("https://policy.example", token)) for token in ("one", "other")]
+
+    assert today(states[0]) == today(states[1])
+
+
+@pytest.mark.parametrize(("built_from", "replaced"), [("a", False), ("b", True)])
+def test_an_image_that_was_built_from_another_source_replaces_runners(
+    world: World, built_from: str, replaced: bool
+) -> None:
+    """An image that was rebuilt from the same source replaces no runner, one of another source does."""
+    name = world.add("aa", fingerprint=today(world.state, image="a"))
+
+    world.manager(image=lambda: PublishedImage(built_from)).reconcile(1, RESOURCES)
+
+    [left] = world.lxd.found.values()
+    assert (left.name != name) is replaced
+    assert left.config[f"{KEY}fingerprint"] == today(world.state, image=built_from)
 
 
 def test_old_crash_logs_are_deleted(world: World, tmp_path: Path) -> None:
@@ -1386,19 +1424,6 @@ def test_a_reconcile_does_not_depend_on_its_report(
     assert world.storages.names() == []
 
 
-def test_an_unknown_age_of_the_image_does_not_end_a_reconcile(
-    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A defect while the age of the image is read is logged, and the events are written without it."""
-    world.state = state(issue_metrics=True)
-
-    with caplog.at_level(logging.ERROR, logger="runner_manager"):
-        world.manager(image_age=lambda: 1 // 0).reconcile(0, RESOURCES)
-
-    assert "Age of the image" in caplog.text
-    assert "reconciliation" in {event["event"] for event in events(tmp_path)}
-
-
 def test_broken_clean_ups_keep_the_report(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The status is made from the report, so a defect in a clean-up must not empty it."""
     monkeypatch.setattr(runner_manager, "remove_old_logs", lambda _: 1 // 0)
@@ -1435,6 +1460,20 @@ def test_health_of_the_unit_is_an_event(world: World, tmp_path: Path) -> None:
         "api_quota_left": 4999,
         "unit": "app/0",
     }
+
+
+@pytest.mark.parametrize(("built_at", "age"), [(NOW - 60, 60.0), (NOW + 60, 0.0), (None, None)])
+def test_age_of_the_image_is_in_the_events(
+    world: World, tmp_path: Path, built_at: float | None, age: float | None
+) -> None:
+    """Seconds since its build, 0 after the clock was set back, nothing if this charm did not build the image."""
+    world.state = state(issue_metrics=True)
+    manager = world.manager(image=lambda: PublishedImage(built_at=built_at))
+
+    manager.reconcile(0, RESOURCES)
+
+    [health] = [event for event in events(tmp_path) if event["event"] == "unit_health"]
+    assert (health.get("image_age"), manager.report.image_age) == (age, age)
 
 
 def online_by_and_by(world: World, online: bool) -> None:

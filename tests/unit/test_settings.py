@@ -9,7 +9,8 @@ import pytest
 
 import settings
 from errors import HostError
-from models import Identity, ProxyConfig, RepoPolicy
+from models import ProxyConfig, RepoPolicy
+from naming import Identity
 from programs import watch_runners
 from tests.support.fakes import IDENTITY, state
 

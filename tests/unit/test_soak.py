@@ -16,7 +16,8 @@ import runner_manager
 import times
 from changes import Changes
 from metrics.events import Event
-from models import Identity, RunnerView
+from models import RunnerView
+from naming import Identity
 from plan import Health
 from tests.faults import soak
 
