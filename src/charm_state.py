@@ -1,4 +1,4 @@
-"""Options, relations and proxies into one frozen CharmState, or every fault at once (spec 1)."""
+"""Options, relations and proxies as one frozen CharmState, or all errors at once."""
 
 import ipaddress
 import logging
@@ -72,11 +72,24 @@ def load(charm: ops.CharmBase, needed: tuple[str, ...] | None = None) -> CharmSt
     Where only some fields are needed, and good, the others may be at fault: they are then empty ones.
     """
     faults = _Faults()
+    values = _values(charm, faults)
+    if needed and faults.found and all(values[name] is not None for name in needed):
+        empty = without_credentials(charm)
+        return replace(empty, **{name: values[name] for name in (*needed, "proxies", "arch") if values[name]})
+    if faults.found:
+        raise ConfigurationError(*faults.found)
+    if faults.passing:
+        raise faults.passing
+    return CharmState(**values)
+
+
+def _values(charm: ops.CharmBase, faults: _Faults) -> dict[str, Any]:
+    """The fields of CharmState by name; those that cannot be read are None, and ``faults`` has the reasons."""
     config = charm.config
     test_mode = faults.read("test-mode", lambda: parse_test_mode(config.get("test-mode")))
     # Where test-mode itself is not valid, its own fault is enough.
     plain = test_mode is not False
-    values: dict[str, Any] = {
+    return {
         "github_url": faults.read("github-url", lambda: parse_github_url(str(config["github-url"]), plain)),
         "ca_certificates": faults.read("ca-certificates", lambda: parse_certificates(str(config["ca-certificates"]))),
         "path": _path(config, faults),
@@ -100,14 +113,6 @@ def load(charm: ops.CharmBase, needed: tuple[str, ...] | None = None) -> CharmSt
         "arch": faults.read("architecture", lambda: parse_arch(platform.machine())),
         "issue_metrics": bool(charm.model.relations[COS_AGENT_RELATION]),
     }
-    if needed and faults.found and all(values[name] is not None for name in needed):
-        empty = without_credentials(charm)
-        return replace(empty, **{name: values[name] for name in (*needed, "proxies", "arch") if values[name]})
-    if faults.found:
-        raise ConfigurationError(*faults.found)
-    if faults.passing:
-        raise faults.passing
-    return CharmState(**values)
 
 
 def without_credentials(charm: ops.CharmBase) -> CharmState:

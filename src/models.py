@@ -464,21 +464,21 @@ class FailedStarts:
 
 
 class Process(Enum):
-    """What a look inside an instance found."""
+    """What the health probe of an instance found."""
 
     UNKNOWN = "unknown"
     NONE = "none"
     RUNNING = "running"
     WORKER = "worker"
-    REFUSED = "ended because GitHub calls it outdated"
+    DEPRECATED = "ended because GitHub no longer accepts its version"
     FAILED = "ended without a job"
 
 
 @dataclass(frozen=True)
 class RunnerView:
-    """One runner as LXD and GitHub show it in one pass. Times are UNIX seconds.
+    """One runner as LXD and GitHub show it in one observation. Times are UNIX seconds.
 
-    ``github`` is None where GitHub does not list it, ``exists`` is False where LXD does not.
+    ``github`` is None if GitHub does not list it, ``exists`` is False if LXD does not.
     ``seen_online``: GitHub has listed it as online before. ``gone``: GitHub has no registration with its id.
     ``prepared`` says that its creation came to the end, ``prepared_at`` when (0 where that is not recorded).
     """
@@ -499,7 +499,7 @@ class RunnerView:
 
     @property
     def busy(self) -> bool:
-        """Whether it runs a job, by either account."""
+        """Whether it runs a job, by the health probe or by GitHub's list."""
         return self.process is Process.WORKER or self.github_has_job
 
     @property
@@ -508,7 +508,12 @@ class RunnerView:
         return self.github is not None and self.github.busy
 
     @property
+    def is_listed_alive(self) -> bool:
+        """Whether GitHub lists it as online or busy."""
+        return self.github is not None and (self.github.online or self.github.busy)
+
+    @property
     def job_is_unknown(self) -> bool:
         """Whether only the instance claims a job: GitHub was asked, and lists the runner neither as busy nor online."""
         claimed = self.exists and self.running and self.process is Process.WORKER
-        return claimed and self.github_known and not (self.github and (self.github.busy or self.github.online))
+        return claimed and self.github_known and not self.is_listed_alive

@@ -1,4 +1,4 @@
-"""What a pass does, decided without touching anything (spec 2, Health, Removal, One pass)."""
+"""What a reconcile does, decided without I/O: which runners are healthy, which are removed, how many are created."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,27 +7,27 @@ from enum import Enum
 import times
 from models import FailedStarts, Process, RunnerView
 
-# No runner agent runs any more.
-ENDED = (Process.NONE, Process.REFUSED, Process.FAILED)
+# The runner agent has exited.
+ENDED = (Process.NONE, Process.DEPRECATED, Process.FAILED)
 
 
 class Health(Enum):
-    """What a runner is, as far as a pass is concerned."""
+    """The state of a runner, as a reconcile sees it."""
 
     IDLE = "idle"
     BUSY = "busy"
     STARTING = "starting"
-    GHOST = "its process runs and GitHub does not see it"
-    UNKNOWN = "could not be looked at"
+    OFFLINE = "its agent runs, and GitHub does not list it as online"
+    UNKNOWN = "neither GitHub nor the health probe tells"
     UNHEALTHY = "unhealthy"
-    FORGOTTEN = "known to GitHub only"
+    ORPHANED = "registered at GitHub, without an instance"
 
 
 class Reason(str, Enum):
     """Why a runner is removed."""
 
     UNHEALTHY = "unhealthy"
-    FORGOTTEN = "registered without an instance"
+    ORPHANED = "registered without an instance"
     OUTDATED = "outdated"
     SURPLUS = "surplus"
     AGED = "idle for too long"
@@ -40,7 +40,7 @@ class Desired:
     quantity: int
     fingerprint: str
     may_create: bool = True
-    """False while no runner can be made: then outdated ones stay, too."""
+    """False while no runner can be created: then outdated ones stay, too."""
     canary: float | None = None
     """Since when GitHub may call the version deprecated: one later runner is tried, all follow once it is online."""
     idle_max_age: float = 0.0
@@ -49,25 +49,28 @@ class Desired:
 
 @dataclass(frozen=True)
 class Plan:
-    """Names to remove by reason, how many runners to create, and which offline notes to make or take away."""
+    """Which runners to remove and why, how many to create, and what to record on instances.
+
+    ``record_offline`` are runners that were found offline for the first time, ``clear_offline`` those that are online
+    again, ``record_online`` those that GitHub lists as online or busy for the first time.
+    """
 
     remove: tuple[tuple[str, Reason], ...] = ()
     create: int = 0
-    note_offline: tuple[str, ...] = ()
+    record_offline: tuple[str, ...] = ()
     clear_offline: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
     busy: tuple[str, ...] = ()
     unknown_jobs: tuple[str, ...] = ()
     """Busy runners of whose job GitHub has not known since an earlier reconcile."""
     healthy: int = 0
-    refused: bool = False
-    """Whether a runner of today's ended because GitHub calls its application outdated."""
+    deprecated: bool = False
+    """Whether a runner of today's configuration ended because GitHub no longer accepts its version."""
     failed: tuple[str, ...] = ()
-    """Runners of today's whose agent ended without a job."""
+    """Runners of today's configuration whose agent ended without a job."""
     proven: bool = False
     """Whether a runner of today's configuration and version is online at GitHub."""
-    note_online: tuple[str, ...] = ()
-    """Runners that GitHub lists as online or busy for the first time."""
+    record_online: tuple[str, ...] = ()
     postponed: tuple[str, ...] = ()
     """Outdated idle runners that stay until a runner of today's configuration is online."""
 
@@ -82,25 +85,28 @@ class Plan:
 
 
 def needs_probe(view: RunnerView) -> bool:
-    """Whether only a look inside the instance can tell: GitHub saying online settles it (spec 2, Health)."""
+    """Whether the health probe is needed. It is not if GitHub lists the runner as online."""
     return view.exists and view.running and not (view.github and view.github.online)
 
 
 def health(view: RunnerView, now: float) -> Health:
     """One runner's health. ``now`` is UNIX seconds."""
     if not view.exists:
-        return Health.FORGOTTEN
+        return Health.ORPHANED
     if not view.running or view.gone:
         return Health.UNHEALTHY
-    # Dead in its job, or left by a pass that was cut off: passes are one at a time, nobody is at work on it. GitHub
-    # takes minutes to notice: until then it calls a dead one busy, and offline. Another charm's tells less.
+    # The runner agent has exited, or a reconcile that created the runner was killed. GitHub may list the runner as busy
+    # for several more minutes. Instances of the previous charm have no creation time, so this rule does not hold for
+    # them.
     ended = view.process in ENDED
     died = ended and view.created_at > 0 and not (view.github and view.github.online)
     if view.busy and not died:
-        return Health.UNHEALTHY if view.job_is_unknown and _is_unseen_for(view, times.UNKNOWN_JOB, now) else Health.BUSY
+        return (
+            Health.UNHEALTHY if view.job_is_unknown and _is_offline_for(view, times.UNKNOWN_JOB, now) else Health.BUSY
+        )
     if view.github and view.github.online:
         return Health.IDLE
-    # Made in the future, or noted as unseen already: the clock was set back, and it is older than it looks.
+    # If it was created in the future, or is recorded as offline already, it is older than the clock says.
     limit = times.COME_ONLINE if view.prepared else times.CREATION
     young = 0 <= now - (view.prepared_at or view.created_at) < limit and view.offline_since is None
     if young and not died:
@@ -108,49 +114,48 @@ def health(view: RunnerView, now: float) -> Health:
     if ended:
         return Health.UNHEALTHY
     if view.process is Process.UNKNOWN and view.github_known:
-        silent = _is_unseen_for(view, times.SILENT, now)
+        silent = _is_offline_for(view, times.SILENT, now)
         return Health.UNHEALTHY if silent or not view.prepared else Health.UNKNOWN
     if not view.github_known:
         return Health.UNKNOWN
-    return Health.UNHEALTHY if _is_unseen_for(view, times.OFFLINE, now) else Health.GHOST
+    return Health.UNHEALTHY if _is_offline_for(view, times.OFFLINE, now) else Health.OFFLINE
 
 
-def _is_unseen_for(view: RunnerView, limit: float, now: float) -> bool:
+def _is_offline_for(view: RunnerView, limit: float, now: float) -> bool:
     return view.offline_since is not None and now - view.offline_since >= limit
 
 
 def may_have_job(view: RunnerView, now: float) -> bool:
-    """Whether a job may run in it; an instance that does not answer may have one until it is unhealthy."""
+    """Whether a job may run in the instance. One that does not answer may have a job until it is unhealthy."""
     state = health(view, now)
     return state is Health.BUSY or (view.process is Process.UNKNOWN and state is not Health.UNHEALTHY and view.exists)
 
 
-def _is_newly_unseen(view: RunnerView, state: Health, now: float) -> bool:
-    """Whether GitHub was asked for a runner that should be online, does not see it, and no note says since when."""
-    unseen = state is Health.GHOST or (state is Health.UNKNOWN and view.github_known) or view.job_is_unknown
-    # A note of the future: the clock was set back.
-    return unseen and (view.offline_since is None or view.offline_since > now)
+def _is_newly_offline(view: RunnerView, state: Health, now: float) -> bool:
+    """Whether a runner should be online at GitHub and is not, and no time is recorded since when."""
+    offline = state is Health.OFFLINE or (state is Health.UNKNOWN and view.github_known) or view.job_is_unknown
+    # If the recorded time is in the future, the clock was set back.
+    return offline and (view.offline_since is None or view.offline_since > now)
 
 
-def _is_seen_again(view: RunnerView) -> bool:
-    seen = view.github is not None and (view.github.online or view.github.busy)
-    return seen and view.offline_since is not None
+def _is_online_again(view: RunnerView) -> bool:
+    return view.is_listed_alive and view.offline_since is not None
 
 
-def _is_newly_seen(view: RunnerView) -> bool:
+def _is_newly_online(view: RunnerView) -> bool:
     """Whether GitHub lists a runner as online or busy for the first time: from then on it may have had a job."""
-    return not view.seen_online and view.github is not None and (view.github.online or view.github.busy)
+    return view.is_listed_alive and not view.seen_online
 
 
 def needs_confirmation(view: RunnerView) -> bool:
-    """Whether only GitHub's lists speak against an unhealthy runner: its application may run, and they may be odd."""
+    """Whether a runner is unhealthy by GitHub's list only: its agent may run, and the list may be wrong."""
     return view.running and not view.gone and view.process not in ENDED
 
 
 def _ended(views: list[RunnerView], desired: Desired, process: Process) -> tuple[str, ...]:
-    """Runners of today's configuration that say so how their agent ended, and are believed: no job can have said it.
+    """Runners of today's configuration whose instances report this end of the agent, if no job can have faked it.
 
-    GitHub lists them as idle, and was never seen to list them as online: a job needs a runner that is online.
+    GitHub lists them as offline and not busy, and has never listed them as online: a job needs a runner that is online.
     """
     listed = [view for view in views if view.github and not view.github.busy and not view.github.online]
     believed = [view for view in listed if not view.seen_online and view.fingerprint == desired.fingerprint]
@@ -158,7 +163,7 @@ def _ended(views: list[RunnerView], desired: Desired, process: Process) -> tuple
 
 
 def is_healthy(view: RunnerView) -> bool:
-    """Whether the instance runs and the runner application in it does; GitHub saying online settles it (spec 2)."""
+    """Whether the instance and the runner agent in it run. They do if GitHub lists the runner as online."""
     online = view.github is not None and view.github.online
     return view.exists and view.running and (online or view.process in (Process.RUNNING, Process.WORKER))
 
@@ -171,12 +176,12 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     """
     views = sorted(observed, key=lambda view: view.name)
     states = {view.name: health(view, now) for view in views}
-    live = [view for view in views if states[view.name] not in (Health.UNHEALTHY, Health.FORGOTTEN)]
+    live = [view for view in views if states[view.name] not in (Health.UNHEALTHY, Health.ORPHANED)]
     idle = [view for view in live if states[view.name] is Health.IDLE]
     outdated = [view for view in idle if view.fingerprint != desired.fingerprint]
     current = [view for view in idle if view not in outdated]
-    refused, failed = _ended(views, desired, Process.REFUSED), _ended(views, desired, Process.FAILED)
-    may_create = desired.may_create and not (refused or failed)
+    deprecated, failed = _ended(views, desired, Process.DEPRECATED), _ended(views, desired, Process.FAILED)
+    may_create = desired.may_create and not (deprecated or failed)
     proven = _is_proven(live, desired)
     canary = desired.canary is not None and not proven
     surplus = [*outdated, *current][: max(0, len(live) - desired.quantity)]
@@ -191,16 +196,16 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     return Plan(
         remove=(*_useless(views, states), *_idle_removals(leaving, outdated, aged)),
         create=missing if may_create else 0,
-        note_offline=tuple(view.name for view in live if _is_newly_unseen(view, states[view.name], now)),
-        clear_offline=tuple(v.name for v in live if _is_seen_again(v)),
+        record_offline=tuple(view.name for view in live if _is_newly_offline(view, states[view.name], now)),
+        clear_offline=tuple(v.name for v in live if _is_online_again(v)),
         idle=tuple(view.name for view in idle if view not in (*surplus, *replaced, *aged)),
         busy=tuple(view.name for view in live if states[view.name] is Health.BUSY),
         unknown_jobs=tuple(view.name for view in live if view.job_is_unknown and view.offline_since is not None),
         healthy=sum(1 for view in live if is_healthy(view)),
-        refused=bool(refused),
+        deprecated=bool(deprecated),
         failed=failed,
         proven=proven,
-        note_online=tuple(view.name for view in live if _is_newly_seen(view)),
+        record_online=tuple(view.name for view in live if _is_newly_online(view)),
         postponed=tuple(view.name for view in waiting if view not in replaced) if may_create else (),
     )
 
@@ -209,9 +214,9 @@ def _useless(views: list[RunnerView], states: dict[str, Health]) -> list[tuple[s
     """Runners that can run no job, and registrations without an instance that GitHub lists as offline."""
     removals = [(view.name, Reason.UNHEALTHY) for view in views if states[view.name] is Health.UNHEALTHY]
     for view in views:
-        listed = view.github if states[view.name] is Health.FORGOTTEN else None
+        listed = view.github if states[view.name] is Health.ORPHANED else None
         if listed is not None and not (listed.online or listed.busy):
-            removals.append((view.name, Reason.FORGOTTEN))
+            removals.append((view.name, Reason.ORPHANED))
     return removals
 
 
@@ -223,7 +228,7 @@ def _idle_removals(
 
 
 def _tried(live: list[RunnerView], desired: Desired) -> list[RunnerView]:
-    """Runners of today's configuration that tell whether it works; one from before a doubt says nothing about it."""
+    """Runners that show whether today's configuration works. Those from before the canary's time do not."""
     since = desired.canary or 0.0
     return [view for view in live if view.fingerprint == desired.fingerprint and view.created_at > since]
 
@@ -233,19 +238,19 @@ def _is_proven(live: list[RunnerView], desired: Desired) -> bool:
 
 
 def _aged(current: list[RunnerView], surplus: list[RunnerView], desired: Desired, now: float) -> list[RunnerView]:
-    """The oldest idle runner beyond its age: its agent may have stopped to poll, and its image is an old one."""
+    """The oldest idle runner beyond its age: its agent may have stopped polling, and its image is an old one."""
     old = [view for view in current if view not in surplus and 0 < desired.idle_max_age < now - view.created_at]
     return sorted(old, key=lambda view: view.created_at)[:1]
 
 
 def _replaceable(live: list[RunnerView], desired: Desired, may_create: bool) -> int:
-    """How many outdated idle runners may be replaced now: all once one of today's is online, the first one before."""
+    """How many outdated idle runners may be replaced now: all once a runner of today's is online, one before."""
     current = [view for view in live if view.fingerprint == desired.fingerprint]
     if not may_create:
         return 0
     if _is_proven(live, desired):
         return len(live)
-    # One that is being tried already, or a place that is free for it.
+    # None if a runner is being tried already, or if there is room to try one without a removal.
     return 0 if current or len(live) < desired.quantity else 1
 
 

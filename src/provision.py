@@ -1,4 +1,4 @@
-"""What an instance gets: files and scripts, rendered from ``templates/`` (spec 2, Files inside). No I/O here.
+"""What is written into an instance: files and scripts, rendered from ``templates/``. No I/O here.
 
 Values from options, relations and the API reach scripts only through the filter ``sh``, units through ``systemd``.
 """
@@ -169,17 +169,24 @@ def files(
     wanted += certificate_files(config.ca_certificates)
     if policy_url:
         wanted.append(InstanceFile(POLICY_TOKEN_FILE, policy_token, 0o600, UBUNTU))
-    if config.dockerhub_mirror:
-        # dockerd does not start with credentials in the URL of a mirror.
-        mirror = json.dumps({"registry-mirrors": [without_user(config.dockerhub_mirror)]}) + "\n"
-        wanted.append(InstanceFile(PurePosixPath("/etc/docker/daemon.json"), mirror))
     if proxies:
         unit = PurePosixPath("/etc/systemd/system/docker.service.d/http-proxy.conf")
         wanted.append(rendered("docker-http-proxy.conf.j2", unit))
+    return wanted + docker_files(config.dockerhub_mirror, proxies)
+
+
+def docker_files(mirror: str | None, proxies: Mapping[str, str]) -> list[InstanceFile]:
+    """The configuration of Docker's daemon and clients, if there is a mirror or a proxy."""
+    found = []
+    if mirror:
+        # dockerd does not start with credentials in the URL of a mirror.
+        daemon = json.dumps({"registry-mirrors": [without_user(mirror)]}) + "\n"
+        found.append(InstanceFile(PurePosixPath("/etc/docker/daemon.json"), daemon))
+    if proxies:
         client = docker_client_config(proxies)
-        wanted.append(InstanceFile(PurePosixPath("/root/.docker/config.json"), client))
-        wanted.append(InstanceFile(HOME / ".docker/config.json", client, user=UBUNTU))
-    return wanted
+        found.append(InstanceFile(PurePosixPath("/root/.docker/config.json"), client))
+        found.append(InstanceFile(HOME / ".docker/config.json", client, user=UBUNTU))
+    return found
 
 
 def certificate_files(certificates: Sequence[str]) -> list[InstanceFile]:
@@ -251,7 +258,7 @@ def _values(
 
 
 def tmate_variables(connection: SSHDebugConnection | None) -> dict[str, str]:
-    """What a debug session needs to know (spec 1, debug-ssh relation)."""
+    """The variables with which action-tmate finds the server of the debug-ssh relation."""
     if connection is None:
         return {}
     return {

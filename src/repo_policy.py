@@ -1,4 +1,4 @@
-"""Client of an external repo-policy-compliance service (spec 2, Pre-job script)."""
+"""Client of an external repo-policy-compliance service."""
 
 import time
 
@@ -50,7 +50,7 @@ class RepoPolicyClient:
         """One answer as it is sent: what is packed is not unpacked, which could have any size."""
         headers = {"Authorization": f"Bearer {self._policy.token}", "Accept-Encoding": "identity"}
         url, found = f"{self._policy.url}/one-time-token", b""
-        # The service is the operator's own: never through the model's proxy (spec 2).
+        # The service is the operator's own: never through the model's proxy.
         with (
             httpx2.Client(timeout=TIMEOUT, trust_env=False) as client,
             client.stream("GET", url, headers=headers) as sent,

@@ -1,4 +1,4 @@
-"""One runner's life on LXD and at GitHub: create, remove, pull logs (spec 2)."""
+"""One runner on LXD and at GitHub: create, remove, pull logs."""
 
 import json
 import logging
@@ -156,9 +156,9 @@ class Runner:
         self._deregister()
 
     def remove_idle(self) -> bool:
-        """Remove it unless it runs a job: GitHub forgets it first, so that it can get none any more.
+        """Remove it unless it runs a job. It is deregistered first, so that it can get no job any more.
 
-        False if it has become busy meanwhile, by its own or by GitHub's account; it is then left alone.
+        False if it has become busy, by the health probe or by GitHub's answer; it is then kept.
         """
         if self.instance is None or self.status.runner_id is None:
             raise RunnerRemoveError(f"{self.config.name}: not removed, GitHub does not say that it is idle")
@@ -318,7 +318,7 @@ class Runner:
             raise RunnerCreateError(f"{self.config.name}: {what} failed: {error}") from error
 
     def _undo(self, storage: MetricsStorage | None, registering: bool) -> None:
-        """Take back what a failed creation made; what cannot be taken back now, the next pass finds."""
+        """Take back what a failed creation made; the next reconcile finds what cannot be taken back now."""
         with _logged("instance", self.config.name):
             instance = self.instance or self._cut_off()
             instance.stop(force=True)
@@ -352,7 +352,7 @@ class Runner:
         try:
             self._clients.github.delete_runner(self.config.path, self.status.runner_id)
         except GithubClientError as error:
-            logger.warning("%s is still registered, the next pass looks again: %s", self.config.name, error)
+            logger.warning("%s is still registered, the next reconcile deregisters it: %s", self.config.name, error)
 
     def _log_commands(self, instance: LxdInstance) -> Iterator[tuple[Path, list[str]]]:
         """Where each log is written, and the command that reads it."""

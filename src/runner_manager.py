@@ -133,7 +133,7 @@ class RunnerManager:
             observation = self.observer.observe()
             runners = observation.runners
             states = {name: health(item.view, now) for name, item in runners.items()}
-            if not set(states.values()) <= {Health.IDLE, Health.UNHEALTHY, Health.FORGOTTEN}:
+            if not set(states.values()) <= {Health.IDLE, Health.UNHEALTHY, Health.ORPHANED}:
                 return False
             stayed = changes.remove_idle([runners[name] for name, state in states.items() if state is Health.IDLE])
             self._collector.finished(_existing(runners, changes), observation.previous_volumes)
@@ -192,7 +192,7 @@ class RunnerManager:
     ) -> None:
         """What the plan says about the version of the runner agent, and about agents that ended without a job."""
         failures = self.report.failures
-        hold = describe_deprecated(self._binary) if plan.refused else self._hold
+        hold = describe_deprecated(self._binary) if plan.deprecated else self._hold
         if hold and quantity > 0:
             failures.append(hold)
         views = [item.view for item in runners.values()]
@@ -205,7 +205,7 @@ class RunnerManager:
             found = FailedStarts(found.count + 1, now, reasons[-1])
             failures.append(describe_failed_starts(found, now))
         self.report.failed_starts = found
-        self.findings = Findings(plan.refused, plan.proven, found)
+        self.findings = Findings(plan.deprecated, plan.proven, found)
 
     def _remove_unhealthy(self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes) -> int:
         """Pull the logs of unhealthy runners, then remove them; returns how many instances stayed."""
@@ -233,7 +233,7 @@ class RunnerManager:
         """
         if plan.create or plan.postponed:
             changes.check_registration()
-        for name in plan.names(Reason.FORGOTTEN):
+        for name in plan.names(Reason.ORPHANED):
             changes.remove([runners[name]])
         idle = plan.names(Reason.OUTDATED) + plan.names(Reason.SURPLUS) + plan.names(Reason.AGED)
         stayed += changes.remove_idle([runners[name] for name in idle])
@@ -299,9 +299,9 @@ class RunnerManager:
 
 def _sightings(plan: Plan, now: float) -> dict[str, dict[str, str | None]]:
     """The keys of instances that record since when GitHub has not listed a runner as online, and that it once did."""
-    keys: dict[str, dict[str, str | None]] = {name: {OFFLINE_SINCE_KEY: f"{now:.0f}"} for name in plan.note_offline}
+    keys: dict[str, dict[str, str | None]] = {name: {OFFLINE_SINCE_KEY: f"{now:.0f}"} for name in plan.record_offline}
     keys |= {name: {OFFLINE_SINCE_KEY: None} for name in plan.clear_offline}
-    for name in plan.note_online:
+    for name in plan.record_online:
         keys.setdefault(name, {})[ONLINE_KEY] = "true"
     return keys
 

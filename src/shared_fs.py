@@ -1,4 +1,4 @@
-"""Loop-mounted metrics storage: 1 MiB of ext4 a runner, so that none can fill the host's disk (spec 3, Shared storage).
+"""Loop-mounted metrics storage: 1 MiB of ext4 a runner, so that none can fill the host's disk.
 
 A module that follows ``metrics.storage.StorageManager``.
 """

@@ -30,8 +30,6 @@ FILES = (
 )
 # Not converted yet: delete the line with the last private word of the file.
 UNCONVERTED = {
-    # Written from the code, which is not converted.
-    "docs/reference/events.md",
     # Has the messages of the code, which is not converted.
     "docs/reference/statuses.md",
     "docs/how-to/scale-and-update.md",

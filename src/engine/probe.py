@@ -16,7 +16,7 @@ from naming import CREATED_KEY
 logger = logging.getLogger(__name__)
 
 # Exit codes of the scripts below. Any other exit code means Process.UNKNOWN.
-PROBE = {0: Process.WORKER, 10: Process.RUNNING, 11: Process.NONE, 12: Process.REFUSED, 13: Process.FAILED}
+PROBE = {0: Process.WORKER, 10: Process.RUNNING, 11: Process.NONE, 12: Process.DEPRECATED, 13: Process.FAILED}
 PROBE_SCRIPT = (
     # By name, and by path for a worker that was started by another program. An update of the agent renames bin.
     "{ pgrep -x 'Runner[.]Worker' || pgrep -f 'bin[^/ ]*/Runner[.]Worker'; } > /dev/null && exit 0; "

@@ -1,1 +1,1 @@
-"""What the jobs did, as events in a log that reaches Loki (spec 3)."""
+"""What the jobs did, as events in a log that reaches Loki"""

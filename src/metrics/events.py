@@ -1,4 +1,4 @@
-"""Events, one JSON object per line of the metrics log (spec 3, Events)."""
+"""Events, one JSON object per line of the metrics log. docs/reference/events.md has them."""
 
 import json
 import os
@@ -103,7 +103,7 @@ class Reconciliation(Event):
 
 
 class UnitHealth(Event):
-    """What a pass knows beyond its runners.
+    """What a reconcile knows beyond its runners.
 
     ``failed_starts`` counts the reconciles in a row that found runners whose agent had ended without a job; it is
     missing if there is none.

@@ -1,4 +1,4 @@
-"""Runner metrics out of the shared storage and into the log (spec 3).
+"""Runner metrics out of the metrics storage and into the log.
 
 Every file read here was written by somebody else's code inside a runner.
 """
@@ -296,7 +296,7 @@ def _runner_stop(metrics: RunnerMetrics, flavor: str, job: GithubJobMetrics | No
 
 
 def _not_negative(name: str, seconds: float, runner_name: str) -> float:
-    """Clocks and GitHub do give negative durations (spec 3)."""
+    """The clocks of runners and of GitHub differ, so that a duration may be negative."""
     if math.isnan(seconds) or seconds >= 0:
         return seconds
     logger.warning("%s of %s is negative (%s s); taken as 0", name, runner_name, seconds)

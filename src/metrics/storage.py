@@ -1,4 +1,4 @@
-"""Where a runner's metrics lie: the protocol, plain folders that follow it, and the quarantine (spec 3)."""
+"""Where a runner's metrics lie: the protocol, plain folders that follow it, and the quarantine."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""Spec 1: options, relations and proxies become one valid state, or every fault is named."""
+"""Options, relations and proxies become one valid state, or all errors are named."""
 
 import logging
 from ipaddress import IPv4Network

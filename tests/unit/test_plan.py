@@ -1,4 +1,4 @@
-"""Spec 2, Health, Removal and One pass step 5: what a pass does, as tables over the pure plan."""
+"""When a runner is healthy, when it is removed, and how many are created: tables over the pure plan."""
 
 from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
@@ -64,7 +64,7 @@ def dead(name: str, **changes: Any) -> RunnerView:
     return view(name, running=False, **changes)
 
 
-def ghost(name: str, **changes: Any) -> RunnerView:
+def offline(name: str, **changes: Any) -> RunnerView:
     return view(name, **changes)
 
 
@@ -72,7 +72,7 @@ def unknown(name: str, **changes: Any) -> RunnerView:
     return view(name, process=Process.UNKNOWN, **changes)
 
 
-def forgotten(name: str, **changes: Any) -> RunnerView:
+def orphaned(name: str, **changes: Any) -> RunnerView:
     return RunnerView(name, **{"exists": False, "github": OFFLINE, **changes})
 
 
@@ -106,8 +106,8 @@ def plan(quantity: int, *views: RunnerView) -> Plan:
         pytest.param({"process": Process.NONE, "github": OFFLINE}, Health.UNHEALTHY, id="process gone, offline"),
         pytest.param({"process": Process.NONE, "prepared": False}, Health.UNHEALTHY, id="never prepared, old"),
         pytest.param({"process": Process.NONE, "github_known": False}, Health.UNHEALTHY, id="process gone, no GitHub"),
-        pytest.param({}, Health.GHOST, id="ghost, not listed"),
-        pytest.param({"github": OFFLINE}, Health.GHOST, id="ghost, listed offline"),
+        pytest.param({}, Health.OFFLINE, id="offline, not listed"),
+        pytest.param({"github": OFFLINE}, Health.OFFLINE, id="offline, listed offline"),
         pytest.param({"github_known": False}, Health.UNKNOWN, id="GitHub unknown"),
         pytest.param(
             {"github_known": False, "offline_since": OLD}, Health.UNKNOWN, id="GitHub unknown, noted long ago"
@@ -122,7 +122,7 @@ def plan(quantity: int, *views: RunnerView) -> Plan:
         pytest.param(
             {"process": Process.UNKNOWN, "github": OFFLINE_BUSY, "offline_since": OLD}, Health.BUSY, id="silent, busy"
         ),
-        pytest.param({"exists": False, "github": OFFLINE}, Health.FORGOTTEN, id="at GitHub only"),
+        pytest.param({"exists": False, "github": OFFLINE}, Health.ORPHANED, id="at GitHub only"),
         pytest.param(
             {"process": Process.NONE, "github": OFFLINE_BUSY, "created_at": 0.0},
             Health.BUSY,
@@ -153,16 +153,16 @@ def test_health(seen: dict[str, Any], expected: Health) -> None:
         (times.CREATION, {"prepared": False, "process": Process.UNKNOWN}, Health.UNHEALTHY),
         (times.CREATION - 1, {"prepared": False, "process": Process.UNKNOWN}, Health.STARTING),
         (times.COME_ONLINE - 1, {"github": OFFLINE}, Health.STARTING),
-        (times.COME_ONLINE, {"github": OFFLINE}, Health.GHOST),
+        (times.COME_ONLINE, {"github": OFFLINE}, Health.OFFLINE),
         (times.COME_ONLINE - 1, {"process": Process.NONE}, Health.UNHEALTHY),
         (times.COME_ONLINE - 1, {"process": Process.UNKNOWN}, Health.STARTING),
         (1, {"process": Process.WORKER, "prepared": False}, Health.BUSY),
         (times.CREATION, {"prepared_at": NOW - times.COME_ONLINE + 1}, Health.STARTING),
-        (times.CREATION, {"prepared_at": NOW - times.COME_ONLINE}, Health.GHOST),
-        (1, {"prepared_at": NOW + MINUTE}, Health.GHOST),
-        (-MINUTE, {"github": OFFLINE}, Health.GHOST),
-        (-1, {"github": OFFLINE}, Health.GHOST),
-        (1, {"github": OFFLINE, "offline_since": NOW - 14 * MINUTE}, Health.GHOST),
+        (times.CREATION, {"prepared_at": NOW - times.COME_ONLINE}, Health.OFFLINE),
+        (1, {"prepared_at": NOW + MINUTE}, Health.OFFLINE),
+        (-MINUTE, {"github": OFFLINE}, Health.OFFLINE),
+        (-1, {"github": OFFLINE}, Health.OFFLINE),
+        (1, {"github": OFFLINE, "offline_since": NOW - 14 * MINUTE}, Health.OFFLINE),
     ],
     ids=[
         "its creation was cut off",
@@ -192,7 +192,7 @@ def test_young_instance(age: float, seen: dict[str, Any], expected: Health) -> N
     [
         (15, {}, Health.UNHEALTHY),
         (15, {"github": OFFLINE}, Health.UNHEALTHY),
-        (14.9, {}, Health.GHOST),
+        (14.9, {}, Health.OFFLINE),
         (15, {"process": Process.WORKER}, Health.BUSY),
         (15, {"process": Process.UNKNOWN}, Health.UNKNOWN),
         (15, {"github_known": False}, Health.UNKNOWN),
@@ -200,8 +200,8 @@ def test_young_instance(age: float, seen: dict[str, Any], expected: Health) -> N
     ],
     ids=["not listed", "listed offline", "not yet", "job inside", "cannot look inside", "no GitHub", "came back"],
 )
-def test_ghost_is_not_healthy_for_ever(minutes: float, seen: dict[str, Any], expected: Health) -> None:
-    """Fifteen minutes after it was first seen offline a ghost without a job is unhealthy."""
+def test_an_offline_runner_is_not_healthy_for_ever(minutes: float, seen: dict[str, Any], expected: Health) -> None:
+    """Fifteen minutes after it was first found offline a runner without a job is unhealthy."""
     assert health(view(offline_since=NOW - minutes * MINUTE, **seen), NOW) is expected
 
 
@@ -238,9 +238,9 @@ def test_a_worker_counts_while_github_may_have_a_job_for_it(
         (starting("r"), True),
         (view(), False),
         (idle("r", process=Process.RUNNING), False),
-        (forgotten("r"), False),
+        (orphaned("r"), False),
     ],
-    ids=["does not answer", "did not for an hour", "online, silent", "starting", "ghost", "idle", "no instance"],
+    ids=["does not answer", "did not for an hour", "online, silent", "starting", "offline", "idle", "no instance"],
 )
 def test_what_does_not_answer_may_have_a_job_up_to_a_limit(seen: RunnerView, expected: bool) -> None:
     """An instance that does not answer the health probe keeps the machine from a reboot until it is unhealthy."""
@@ -250,7 +250,7 @@ def test_what_does_not_answer_may_have_a_job_up_to_a_limit(seen: RunnerView, exp
 def test_jobs_that_github_does_not_know_are_named() -> None:
     """A busy runner is named once an earlier reconcile has recorded that GitHub knows of no job."""
     noted = {"process": Process.WORKER, "offline_since": NOW - MINUTE}
-    found = plan(4, view("a", **noted), view("b", process=Process.WORKER), busy("c"), ghost("d"))
+    found = plan(4, view("a", **noted), view("b", process=Process.WORKER), busy("c"), offline("d"))
 
     assert (found.busy, found.unknown_jobs) == (("a", "b", "c"), ("a",))
 
@@ -265,7 +265,7 @@ def test_jobs_that_github_does_not_know_are_named() -> None:
         (view(github=ONLINE), False),
         (view(github=ONLINE_BUSY), False),
         (dead("r"), False),
-        (forgotten("r"), False),
+        (orphaned("r"), False),
     ],
     ids=["not listed", "offline", "GitHub unknown", "young", "online", "online and busy", "stopped", "no instance"],
 )
@@ -277,13 +277,13 @@ def test_who_is_looked_into(seen: RunnerView, expected: bool) -> None:
 @pytest.mark.parametrize(
     ("seen", "expected"),
     [
-        (ghost("r"), True),
+        (offline("r"), True),
         (unknown("r"), True),
         (dead("r"), False),
         (view(process=Process.NONE), False),
-        (view(process=Process.REFUSED), False),
+        (view(process=Process.DEPRECATED), False),
     ],
-    ids=["application runs", "does not say", "stopped", "application ended", "application refused"],
+    ids=["agent runs", "does not answer", "stopped", "agent ended", "version deprecated"],
 )
 def test_whose_end_github_confirms(seen: RunnerView, expected: bool) -> None:
     """A runner whose own account is not that it ended goes only if GitHub is asked for it once more."""
@@ -296,13 +296,13 @@ def test_whose_end_github_confirms(seen: RunnerView, expected: bool) -> None:
         (idle("r"), True),
         (busy("r"), True),
         (view(process=Process.WORKER), True),
-        (ghost("r"), True),
+        (offline("r"), True),
         (view(github_known=False), True),
         (dead("r", github=ONLINE), False),
         (view(process=Process.NONE), False),
         (starting("r"), False),
         (unknown("r"), False),
-        (forgotten("r", github=ONLINE), False),
+        (orphaned("r", github=ONLINE), False),
     ],
     ids=[
         "online",
@@ -330,12 +330,12 @@ def test_healthy_count_is_of_what_was_found() -> None:
         idle("kept"),
         idle("surplus"),
         busy("busy"),
-        ghost("ghost"),
-        ghost("long-offline", offline_since=OLD),
+        offline("offline"),
+        offline("long-offline", offline_since=OLD),
         dead("dead"),
         starting("starting"),
         unknown("unknown"),
-        forgotten("forgotten"),
+        orphaned("orphaned"),
     )
 
     assert found.healthy == 5
@@ -351,8 +351,8 @@ def test_healthy_count_is_of_what_was_found() -> None:
         pytest.param(4, [idle("a"), idle("b")], {}, 2, id="two missing: those that are there stay"),
         pytest.param(2, [dead("a"), idle("b")], {"a": Reason.UNHEALTHY}, 1, id="the dead one is replaced"),
         pytest.param(1, [view("a", process=Process.NONE)], {"a": Reason.UNHEALTHY}, 1, id="process gone"),
-        pytest.param(1, [ghost("a", offline_since=OLD)], {"a": Reason.UNHEALTHY}, 1, id="long offline"),
-        pytest.param(1, [ghost("a")], {}, 0, id="a new ghost stays and counts"),
+        pytest.param(1, [offline("a", offline_since=OLD)], {"a": Reason.UNHEALTHY}, 1, id="long offline"),
+        pytest.param(1, [offline("a")], {}, 0, id="newly offline stays and counts"),
         pytest.param(2, [starting("a")], {}, 1, id="a starting one counts"),
         pytest.param(1, [unknown("a")], {}, 0, id="an unknown one stays and counts"),
         pytest.param(1, [idle("a", fingerprint="old")], {"a": Reason.OUTDATED}, 1, id="outdated idle is replaced"),
@@ -363,13 +363,13 @@ def test_healthy_count_is_of_what_was_found() -> None:
         pytest.param(1, [busy("a", fingerprint="old")], {}, 0, id="outdated busy stays and counts"),
         pytest.param(2, [busy("a", fingerprint="old")], {}, 1, id="outdated busy counts against the quantity"),
         pytest.param(1, [starting("a", fingerprint="old")], {}, 0, id="outdated starting stays"),
-        pytest.param(1, [ghost("a", fingerprint="old")], {}, 0, id="outdated ghost stays"),
+        pytest.param(1, [offline("a", fingerprint="old")], {}, 0, id="outdated offline stays"),
         pytest.param(1, [unknown("a", fingerprint="old")], {}, 0, id="outdated unknown stays"),
         pytest.param(0, [idle("a", fingerprint="old")], {"a": Reason.OUTDATED}, 0, id="outdated idle is not replaced"),
         pytest.param(1, [idle("a"), busy("b")], {"a": Reason.SURPLUS}, 0, id="surplus: the idle one"),
         pytest.param(1, [busy("a"), busy("b")], {}, 0, id="surplus but busy"),
         pytest.param(0, [busy("a"), idle("b")], {"b": Reason.SURPLUS}, 0, id="none wanted: busy stays"),
-        pytest.param(0, [ghost("a"), unknown("b"), starting("c")], {}, 0, id="surplus but not known to be idle"),
+        pytest.param(0, [offline("a"), unknown("b"), starting("c")], {}, 0, id="surplus but not known to be idle"),
         pytest.param(
             1,
             [view("a", process=Process.WORKER, github=OFFLINE), idle("b")],
@@ -391,10 +391,10 @@ def test_healthy_count_is_of_what_was_found() -> None:
             0,
             id="no replacement while the busy ones fill the machine",
         ),
-        pytest.param(0, [forgotten("a")], {"a": Reason.FORGOTTEN}, 0, id="forgotten, offline"),
-        pytest.param(1, [forgotten("a")], {"a": Reason.FORGOTTEN}, 1, id="forgotten does not count"),
-        pytest.param(0, [forgotten("a", github=ONLINE)], {}, 0, id="registered elsewhere, online"),
-        pytest.param(0, [forgotten("a", github=OFFLINE_BUSY)], {}, 0, id="registered, offline and busy"),
+        pytest.param(0, [orphaned("a")], {"a": Reason.ORPHANED}, 0, id="orphaned, offline"),
+        pytest.param(1, [orphaned("a")], {"a": Reason.ORPHANED}, 1, id="orphaned does not count"),
+        pytest.param(0, [orphaned("a", github=ONLINE)], {}, 0, id="registered elsewhere, online"),
+        pytest.param(0, [orphaned("a", github=OFFLINE_BUSY)], {}, 0, id="registered, offline and busy"),
     ],
 )
 def test_pass(quantity: int, views: list[RunnerView], removed: dict[str, Reason], created: int) -> None:
@@ -418,11 +418,11 @@ def test_surplus_is_no_more_than_needed(names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("seen", "noted", "cleared"),
     [
-        (ghost("a"), ("a",), ()),
-        (ghost("a", github=OFFLINE), ("a",), ()),
-        (ghost("a", offline_since=NOW - MINUTE), (), ()),
-        (ghost("a", offline_since=NOW + MINUTE), ("a",), ()),
-        (ghost("a", github_known=False), (), ()),
+        (offline("a"), ("a",), ()),
+        (offline("a", github=OFFLINE), ("a",), ()),
+        (offline("a", offline_since=NOW - MINUTE), (), ()),
+        (offline("a", offline_since=NOW + MINUTE), ("a",), ()),
+        (offline("a", github_known=False), (), ()),
         (unknown("a"), ("a",), ()),
         (starting("a"), (), ()),
         (view("a", process=Process.WORKER), ("a",), ()),
@@ -434,7 +434,7 @@ def test_surplus_is_no_more_than_needed(names: tuple[str, ...]) -> None:
         (idle("a"), (), ()),
         (idle("a", offline_since=OLD), (), ("a",)),
         (busy("a", offline_since=OLD), (), ("a",)),
-        (ghost("a", offline_since=OLD), (), ()),
+        (offline("a", offline_since=OLD), (), ()),
     ],
     ids=[
         "first seen, not listed",
@@ -456,11 +456,11 @@ def test_surplus_is_no_more_than_needed(names: tuple[str, ...]) -> None:
         "removed",
     ],
 )
-def test_offline_notes(seen: RunnerView, noted: tuple[str, ...], cleared: tuple[str, ...]) -> None:
-    """The first pass that sees a ghost notes it, later ones keep that time, and coming back takes it away."""
+def test_records_of_offline_runners(seen: RunnerView, noted: tuple[str, ...], cleared: tuple[str, ...]) -> None:
+    """The first reconcile that finds a runner offline records the time, later ones keep it; coming online clears it."""
     decided = plan(1, seen)
 
-    assert (decided.note_offline, decided.clear_offline) == (noted, cleared)
+    assert (decided.record_offline, decided.clear_offline) == (noted, cleared)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["an empty list", "no answer"])
@@ -472,7 +472,7 @@ def test_odd_answer_from_github_removes_nothing(known: bool) -> None:
     decided = plan(3, *seen)
 
     assert not decided.changes
-    assert decided.note_offline == (("a", "b", "c") if known else ())
+    assert decided.record_offline == (("a", "b", "c") if known else ())
 
 
 def test_what_a_plan_says_of_the_runners_that_stay() -> None:
@@ -486,11 +486,11 @@ def test_what_a_plan_says_of_the_runners_that_stay() -> None:
 
 def test_names_by_reason() -> None:
     """Each reason has the names that go for it, and no others."""
-    decided = plan(1, dead("a"), forgotten("b"), idle("c", fingerprint="old"), idle("d"), idle("e"))
+    decided = plan(1, dead("a"), orphaned("b"), idle("c", fingerprint="old"), idle("d"), idle("e"))
 
     assert {reason: decided.names(reason) for reason in Reason} == {
         Reason.UNHEALTHY: ["a"],
-        Reason.FORGOTTEN: ["b"],
+        Reason.ORPHANED: ["b"],
         Reason.OUTDATED: ["c"],
         Reason.SURPLUS: ["d"],
         Reason.AGED: [],
@@ -542,7 +542,7 @@ def after(views: list[RunnerView], decided: Plan, done: set[str]) -> list[Runner
     for seen in views:
         if seen.name in done:
             continue
-        if seen.name in decided.note_offline:
+        if seen.name in decided.record_offline:
             seen = replace(seen, offline_since=NOW)
         if seen.name in decided.clear_offline:
             seen = replace(seen, offline_since=None)
@@ -567,7 +567,7 @@ def test_who_is_never_removed(quantity: int, views: list[RunnerView]) -> None:
     removed = dict(plan(quantity, *views).remove)
 
     for seen in views:
-        ended = seen.process in (Process.NONE, Process.REFUSED, Process.FAILED)
+        ended = seen.process in (Process.NONE, Process.DEPRECATED, Process.FAILED)
         alive = not ended or not seen.created_at or (seen.github and seen.github.online)
         busy_by_github = seen.github and seen.github.busy and alive
         if seen.exists and seen.running and (seen.process is Process.WORKER or busy_by_github):
@@ -589,9 +589,9 @@ def test_names_have_one_fate(quantity: int, views: list[RunnerView]) -> None:
     removed = [name for name, _ in decided.remove]
 
     assert len(removed) == len(set(removed))
-    assert not set(removed) & (set(decided.idle) | set(decided.busy) | set(decided.note_offline))
+    assert not set(removed) & (set(decided.idle) | set(decided.busy) | set(decided.record_offline))
     assert not set(decided.idle) & set(decided.busy)
-    assert not set(decided.note_offline) & set(decided.clear_offline)
+    assert not set(decided.record_offline) & set(decided.clear_offline)
 
 
 @given(quantity=st.integers(0, 6), views=runner_views(), data=st.data())
@@ -607,7 +607,7 @@ def test_passes_converge(quantity: int, views: list[RunnerView], data: st.DataOb
     One more each where outdated runners wait until today's configuration has proven itself.
     """
     first = plan(quantity, *views)
-    assume(not first.refused and not first.failed)
+    assume(not first.deprecated and not first.failed)
     names = [name for name, _ in first.remove]
     done = set(data.draw(st.lists(st.sampled_from(names), unique=True))) if names else set()
     # Cut off: creations come after the removals.
@@ -623,7 +623,7 @@ def test_passes_converge(quantity: int, views: list[RunnerView], data: st.DataOb
     if done == set(names) and not first.postponed:
         assert not second.changes
     assert not last.changes
-    assert not last.note_offline
+    assert not last.record_offline
     assert not last.clear_offline
 
 
@@ -643,14 +643,14 @@ LISTED = GithubRunner(7, "r", online=False, busy=False)
         pytest.param({"github": LISTED, "seen_online": True}, False, 2, id="was online: it may have had a job"),
     ],
 )
-@pytest.mark.parametrize("process", [Process.REFUSED, Process.FAILED])
+@pytest.mark.parametrize("process", [Process.DEPRECATED, Process.FAILED])
 def test_agent_that_ended_without_a_job(process: Process, seen: dict[str, Any], believed: bool, create: int) -> None:
     """It is removed. If today's configuration was meant and no job can have said it, no runner is created for now."""
     decided = plan(2, view("r", **{"process": process, **seen}))
 
     assert decided.remove == (("r", Reason.UNHEALTHY),)
     assert decided.create == create
-    assert decided.refused is (believed and process is Process.REFUSED)
+    assert decided.deprecated is (believed and process is Process.DEPRECATED)
     assert decided.failed == (("r",) if believed and process is Process.FAILED else ())
 
 
@@ -662,7 +662,7 @@ TRIED = [
     pytest.param(
         2, [starting("a"), idle("b", fingerprint="old")], [], 0, ["b"], id="one that is being tried is waited for"
     ),
-    pytest.param(2, [ghost("a"), idle("b", fingerprint="old")], [], 0, ["b"], id="one that never came online"),
+    pytest.param(2, [offline("a"), idle("b", fingerprint="old")], [], 0, ["b"], id="one that never came online"),
     pytest.param(
         3,
         [idle("a"), idle("b", fingerprint="old"), idle("c", fingerprint="old")],
@@ -731,7 +731,7 @@ DAY = 24 * 60 * MINUTE
             2, [idle("a", created_at=NOW - DAY - 1), idle("b", created_at=NOW - DAY - 2)], ["b"], id="the oldest one"
         ),
         pytest.param(1, [busy("a", created_at=NOW - 9 * DAY)], [], id="a busy one never"),
-        pytest.param(1, [ghost("a", created_at=NOW - 9 * DAY)], [], id="one that is not online"),
+        pytest.param(1, [offline("a", created_at=NOW - 9 * DAY)], [], id="one that is not online"),
         pytest.param(
             2, [idle("a", created_at=NOW - 9 * DAY), idle("b", fingerprint="old")], [], id="outdated ones come first"
         ),
@@ -754,10 +754,10 @@ def test_a_registration_that_is_gone_ends_its_runner() -> None:
 
 def test_the_first_time_online_is_noted() -> None:
     """A runner that GitHub lists as online or busy for the first time, and no other."""
-    views = [idle("a"), busy("b"), idle("c", seen_online=True), ghost("d"), starting("e")]
+    views = [idle("a"), busy("b"), idle("c", seen_online=True), offline("d"), starting("e")]
     lost = busy("f", github=replace(ONLINE_BUSY, online=False))
 
-    assert plan(6, *views, lost).note_online == ("a", "b", "f")
+    assert plan(6, *views, lost).record_online == ("a", "b", "f")
 
 
 def test_outdated_runners_stay_while_none_can_be_created() -> None:
@@ -767,7 +767,7 @@ def test_outdated_runners_stay_while_none_can_be_created() -> None:
     assert (decided.remove, decided.create, decided.idle, decided.postponed) == ((), 0, ("a",), ())
 
 
-def test_nothing_is_created_while_the_application_is_refused() -> None:
+def test_nothing_is_created_while_the_version_is_deprecated() -> None:
     """What was learnt in an earlier pass stops creation, and nothing else."""
     decided = make_plan(Desired(3, TODAY, may_create=False), [idle("a"), view("b", process=Process.NONE)], NOW)
 

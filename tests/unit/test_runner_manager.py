@@ -1,4 +1,4 @@
-"""Spec 2, One pass and Flush: the order of things, and what one runner's failure does not stop."""
+"""The order of a reconcile and of a flush, and what the failure of one runner does not stop."""
 
 import errno
 import io
