@@ -218,12 +218,13 @@ class _Server(ThreadingHTTPServer):
             return api.download(self.state, request)
 
     def record(self, request: Request) -> dict:
-        """Note a request when it comes; its status follows. No whole token is ever kept."""
+        """Note a request when it comes; its status follows. No whole token is ever kept, no body of the API has one."""
         credential = request.credential("bearer", "token", "remoteauth")
         with self.state.lock:
             self.control.count += 1
             entry = {"n": self.control.count, "at": self.state.clock(), "method": request.method, "path": request.path}
             entry.update(query=request.query, status=None, token_hint=_hint(credential))
+            entry["body"] = request.body.decode("utf-8", "replace") if request.path.startswith(api.PREFIX) else ""
             self.control.requests.append(entry)
         return entry
 

@@ -58,6 +58,14 @@ class Operation:
         return {each["name"]: each["schema"] for each in self.document.get("parameters", []) if each["in"] == "query"}
 
     @property
+    def body(self) -> dict[str, Any] | None:
+        """The schema of the request's body, if it may have one."""
+        found: dict[str, Any] | None = (
+            self.document.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+        )
+        return found
+
+    @property
     def wants_body(self) -> bool:
         """Whether a request without a body is wrong."""
         return bool(self.document.get("requestBody", {}).get("required"))
@@ -89,6 +97,10 @@ class Description:
         if operation is None:
             return [f"{method} {parts.path} is not described"]
         errors = ["a body is missing"] if operation.wants_body and not body else []
+        if operation.body is None and body not in (b"", b"{}"):  # an empty object says nothing
+            errors.append(f"{operation.template} has no body")
+        elif body and operation.body is not None:
+            errors += _errors(operation.body, json.loads(body))
         for name, text in parse_qsl(parts.query, keep_blank_values=True):
             schema = operation.queries.get(name)
             if schema is None:

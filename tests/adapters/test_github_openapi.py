@@ -11,9 +11,10 @@ from typing import Any
 import jwt
 import pytest
 
+from gh.app import App
 from gh.auth import Pat
 from gh.client import GithubClient
-from models import Arch, GithubOrg, GithubRepo
+from models import AppCredentials, Arch, GithubOrg, GithubRepo
 from sandbox import github
 from sandbox.github import api, app_routes, apps
 from sandbox.github.control import GitHubControl
@@ -277,7 +278,7 @@ def test_requests_of_the_charm_are_as_described(
     found = client.list_runners(path, lambda name: name == "idle")[0]
     client.find_runner(path, "idle")
     client.registration_token(path)
-    client.check_group(path)
+    client.generate_jit_config(path, "new", client.group_id(path), ["self-hosted", "Linux"])
     client.application(path, Arch.X64)
     client.job(REPO, "77", "idle")
     client.delete_runner(path, found.runner_id)
@@ -286,10 +287,36 @@ def test_requests_of_the_charm_are_as_described(
 
     sent = control.requests()
 
-    assert len(sent) >= 8
+    assert len(sent) >= 9
+    assert errors_of(description, sent) == []
+
+
+@pytest.mark.parametrize("path", [GithubRepo("octo-org", "demo"), GithubOrg("octo-org", "fast")], ids=["repo", "org"])
+def test_requests_of_the_charm_as_an_app_are_as_described(
+    description: Description, hub: github.GitHub, control: GitHubControl, key: str, path: GithubRepo | GithubOrg
+) -> None:
+    """Each request that the client sends to work as a GitHub App is in the description, with its parameters."""
+    app = control.add_app("runners", ORG, private_key=key)
+    control.install_app(app["id"], ORG)
+    control.clear_requests()
+    client = GithubClient(hub.url, App(AppCredentials(app["client_id"], key), hub.api_url, path), deadline=5)
+    client.list_runners(path, lambda _: True)
+    client.revoke()
+    client.close()
+
+    sent = control.requests()
+
+    assert [entry["status"] for entry in sent] == [200, 201, 200, 204]
+    assert errors_of(description, sent) == []
+
+
+def errors_of(description: Description, sent: list[dict[str, Any]]) -> list[str]:
+    """What the description does not allow in recorded requests."""
+    found = []
     for entry in sent:
         target = entry["path"].removeprefix("/api/v3") + "?" + urllib.parse.urlencode(entry["query"])
-        assert description.request_errors(entry["method"], target) == [], entry
+        found += description.request_errors(entry["method"], target, entry["body"].encode())
+    return found
 
 
 def test_wrong_requests_and_answers_are_noticed(description: Description) -> None:
@@ -309,4 +336,7 @@ def test_wrong_requests_and_answers_are_noticed(description: Description) -> Non
     assert errors({}, 202) == 1
     assert description.request_errors("GET", f"{target}?colour=red") != []
     assert description.request_errors("GET", f"{target}?per_page=many") != []
+    assert description.request_errors("GET", target, b'{"colour": "red"}') != []
+    body = json.dumps({**JIT_CONFIG, "labels": "self-hosted"}).encode()
+    assert description.request_errors("POST", both("/generate-jitconfig")[0], body) != []
     assert description.request_errors("PUT", target) != []
