@@ -198,11 +198,10 @@ def test_wrong_checksum_keeps_the_old_application(deployment: Deployment) -> Non
     assert deployment.instances() == before
 
 
+# A few on the unit; the words for each option are in tests/unit/test_charm_state.py.
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"path": "a/b/c"}, ["path", "owner/repo"]),
-        ({"labels": "good,b\td,w\nrse"}, ["labels", "b\\td", "w\\nrse"]),
         ({"vm-memory": "7GB", "vm-cpu": 0, "denylist": "10.0.0.1/8"}, ["vm-memory", "vm-cpu", "denylist"]),
         ({"base-image": "noble"}, ["base-image", "jammy"]),
         ({"runner-storage": "memory"}, ["runner-storage", "juju-storage"]),
@@ -233,7 +232,6 @@ LIST = r"/actions/runners(\?|$)"
 GITHUB_FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "401": ({"status": 401}, "blocked", "401"),
     "403 rate limit": ({"status": 403, "headers": {"retry-after": "60"}}, "waiting", "UTC"),
-    "404": ({"status": 404}, "blocked", "does not exist, or the token cannot see it"),
     "cut off": ({"cut": 40}, "waiting", "GitHub"),
 }
 
