@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import times
 from engine.api import wait_until
 from errors import GithubClientError, GithubRunnerError, LxdError, LxdNotFoundError, RunnerLogsError
+from gh.registration import Registration, TokenRegistration
 from metrics.collect import Collector
 from models import (
     CreateRunnerConfig,
@@ -52,8 +53,7 @@ class Changes:
 
     def check_registration(self) -> None:
         """Raise GithubClientError or ConfigurationError if no runner can be registered."""
-        self.clients.github.check_group(self.spec.path)
-        _ = self._registration_token
+        self._registration.prepare()
 
     def create(self, number: int, resources: VirtualMachineResources) -> None:
         """Create this many runners."""
@@ -64,7 +64,7 @@ class Changes:
             self.spec.base_image.value,
             resources,
             self.binary,
-            self._registration_token,
+            "",  # each runner has a registration of its own
             self.spec.arch,
             in_image=image.binary == self.binary.name,
         )
@@ -115,7 +115,8 @@ class Changes:
         return True
 
     def _create_one(self, name: str, config: CreateRunnerConfig, of_today: str) -> bool:
-        runner = Runner(self.clients, self._config(name, self.spec.path, of_today), RunnerStatus())
+        clients = replace(self.clients, registration=self._registration)
+        runner = Runner(clients, self._config(name, self.spec.path, of_today), RunnerStatus())
         started = self.clock()
 
         def create() -> None:
@@ -170,9 +171,9 @@ class Changes:
         return True
 
     @cached_property
-    def _registration_token(self) -> str:
-        """Requested once for all runners, and only if one is created."""
-        return self.clients.github.registration_token(self.spec.path)
+    def _registration(self) -> Registration:
+        """How the runners register; what they share is requested once, and only if one is created."""
+        return self.clients.registration or TokenRegistration(self.clients.github, self.spec.path)
 
     def _runner(self, item: ObservedRunner) -> Runner:
         github = item.view.github

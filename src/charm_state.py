@@ -17,6 +17,7 @@ import ops
 import redaction
 from errors import ConfigurationError, JujuError
 from models import (
+    AppCredentials,
     Arch,
     BaseImage,
     CharmState,
@@ -25,6 +26,7 @@ from models import (
     GithubRepo,
     ImageSource,
     ProxyConfig,
+    RegistrationMethod,
     RepoPolicy,
     RunnerStorage,
     SSHDebugConnection,
@@ -40,6 +42,8 @@ DEBUG_SSH_RELATION = "debug-ssh"
 RUNNER_STORAGE = "runner"
 # What Juju's tool says; a secret backend's own words about its permissions are another matter.
 REFUSED_SECRET = re.compile(r"""(?m)^(ERROR )?(permission denied|secret "[^"]*" not found)\s*$""")
+# The first that is set is used.
+CREDENTIALS = ("app-secret", "token-secret", "token")
 SSH_KEYS = ("host", "port", "rsa_fingerprint", "ed25519_fingerprint")
 LABEL_LIMIT = 256
 GROUP_LIMIT = 256
@@ -75,7 +79,7 @@ def load(charm: ops.CharmBase, needed: tuple[str, ...] | None = None) -> CharmSt
     values = _values(charm, faults)
     if needed and faults.found and all(values[name] is not None for name in needed):
         empty = without_credentials(charm)
-        return replace(empty, **{name: values[name] for name in (*needed, "proxies", "arch") if values[name]})
+        return replace(empty, **{name: values[name] for name in (*needed, "app", "proxies", "arch") if values[name]})
     if faults.found:
         raise ConfigurationError(*faults.found)
     if faults.passing:
@@ -93,7 +97,8 @@ def _values(charm: ops.CharmBase, faults: _Faults) -> dict[str, Any]:
         "github_url": faults.read("github-url", lambda: parse_github_url(str(config["github-url"]), plain)),
         "ca_certificates": faults.read("ca-certificates", lambda: parse_certificates(str(config["ca-certificates"]))),
         "path": _path(config, faults),
-        "token": faults.read("token-secret" if "token-secret" in config else "token", lambda: _token(charm)),
+        **_credentials(charm, faults),
+        "registration": faults.read("registration", lambda: parse_registration(str(config["registration"]))),
         "labels": faults.read("labels", lambda: parse_labels(str(config["labels"]))),
         "virtual_machines": faults.read("virtual-machines", lambda: at_least(config["virtual-machines"], 0)),
         "resources": _resources(config, faults),
@@ -234,6 +239,57 @@ def _path(config: Mapping[str, Any], faults: _Faults) -> GithubPath | None:
     return GithubOrg(path.org, group) if path and group else None
 
 
+def _credentials(charm: ops.CharmBase, faults: _Faults) -> dict[str, Any]:
+    """The fields ``app`` and ``token``: what the first option that is set holds.
+
+    An option that is set and cannot be read is an error, and no other option replaces it.
+    """
+    given = [name for name in CREDENTIALS if str(charm.config.get(name) or "").strip()]
+    if len(given) > 1:
+        logger.warning("%s is used; ignored: %s", given[0], ", ".join(given[1:]))
+    if given[:1] == ["app-secret"]:
+        app = faults.read("app-secret", lambda: _app(charm))
+        return {"app": app, "token": "" if app else None}
+    return {
+        "app": None,
+        "token": faults.read("token-secret" if "token-secret" in given else "token", lambda: _token(charm)),
+    }
+
+
+def _app(charm: ops.CharmBase) -> AppCredentials:
+    content = _secret_content(charm, "app-secret")
+    values = {key: content.get(key, "").strip() for key in ("app-id", "private-key", "installation-id")}
+    redaction.note(values["private-key"])
+    for key in ("app-id", "private-key"):
+        if not values[key]:
+            raise ValueError(f"the secret has no key `{key}`")
+    if not re.fullmatch("[A-Za-z0-9._-]{1,64}", values["app-id"]):
+        raise ValueError("app-id is neither the client id nor the number of a GitHub App")
+    if not re.fullmatch("([1-9][0-9]{0,18})?", values["installation-id"]):
+        raise ValueError("installation-id is not a number")
+    number = int(values["installation-id"]) if values["installation-id"] else None
+    return AppCredentials(values["app-id"], parse_private_key(values["private-key"]), number)
+
+
+def parse_private_key(value: str) -> str:
+    """An RSA private key in PEM form, as GitHub gives it (PKCS#1) or converted (PKCS#8)."""
+    pem = value.replace("\r", "").strip()
+    if not re.fullmatch("-----BEGIN ((?:RSA )?PRIVATE KEY)-----\n[A-Za-z0-9+/=\n]+\n-----END \\1-----", pem):
+        raise ValueError(
+            "private-key is not an unencrypted private key in PEM form; "
+            "add the file of the GitHub App with private-key#file=FILE"
+        )
+    return f"{pem}\n"
+
+
+def parse_registration(value: str) -> RegistrationMethod:
+    """``auto``, ``jit`` or ``token``."""
+    try:
+        return RegistrationMethod(value.strip())
+    except ValueError:
+        raise ValueError(f"{_shortened(value)} is not one of auto, jit, token") from None
+
+
 def _token(charm: ops.CharmBase) -> str:
     secret_id = charm.config.get("token-secret")
     if not secret_id:
@@ -241,14 +297,15 @@ def _token(charm: ops.CharmBase) -> str:
         if not token:
             raise ValueError("is empty; give a GitHub personal access token, or a secret with token-secret")
         return _printable(token)
-    content = _secret_content(charm, str(secret_id))
+    content = _secret_content(charm, "token-secret")
     if not content.get("token", "").strip():
         raise ValueError("the secret has no key `token`")
     return _printable(content["token"].strip())
 
 
-def _secret_content(charm: ops.CharmBase, secret_id: str) -> dict[str, str]:
+def _secret_content(charm: ops.CharmBase, option: str) -> dict[str, str]:
     """The newest revision. ValueError where the operator must act, JujuError where Juju cannot answer now."""
+    secret_id = str(charm.config[option])
     # Model.get_secret would ask for the tracked revision first, which may have been removed since.
     secret = ops.Secret(charm.model._backend, id=secret_id)
     try:
@@ -260,7 +317,7 @@ def _secret_content(charm: ops.CharmBase, secret_id: str) -> dict[str, str]:
             raise ValueError(
                 f"{secret_id} does not exist or cannot be read; run `juju grant-secret {secret_id} {charm.app.name}`"
             ) from error
-        raise JujuError(f"token-secret: {secret_id} cannot be read at the moment: {error}") from error
+        raise JujuError(f"{option}: {secret_id} cannot be read at the moment: {error}") from error
 
 
 def _printable(token: str) -> str:

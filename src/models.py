@@ -309,6 +309,9 @@ class CharmState:
     issue_metrics: bool
     ca_certificates: tuple[str, ...] = ()
     allow_external_contributor: bool = True
+    app: AppCredentials | None = None
+    """The GitHub App that is used instead of the token. Neither it nor the way of registering is part of a runner."""
+    registration: RegistrationMethod = RegistrationMethod.AUTO
 
     def __post_init__(self) -> None:
         """Mask the token, and the mirror's password."""

@@ -146,10 +146,16 @@ def files(
     policy_url: str | None = None,
     policy_token: str = "",
     registration_token: str = "",
+    registration_files: Mapping[str, str] | None = None,
     software: tuple[Sequence[Snap], Sequence[WgetExecutable]] | None = None,
 ) -> list[InstanceFile]:
-    """Everything that is written into a new instance before its set-up script runs."""
+    """Everything that is written into a new instance before its set-up script runs.
+
+    ``registration_files`` are the texts by name of a runner that GitHub knows already. Without them the set-up script
+    registers the runner with the token.
+    """
     values = _values(config, ssh_debug, policy_url, software or (snaps(config, arch), executables(arch)))
+    values["registers"] = not registration_files
     proxies = values["proxies"]
 
     def rendered(template: str, path: PurePosixPath, mode: int = 0o644, user: int = 0) -> InstanceFile:
@@ -157,7 +163,6 @@ def files(
 
     wanted = [
         rendered("setup.sh.j2", SETUP_SCRIPT, 0o700),
-        rendered("register.sh.j2", REGISTER_SCRIPT, 0o700, UBUNTU),
         rendered("start.sh.j2", RUNNER_SCRIPT, 0o755, UBUNTU),
         rendered("pre-job.sh.j2", PRE_JOB_SCRIPT, 0o755, UBUNTU),
         rendered("env.j2", ENV_FILE, 0o644, UBUNTU),
@@ -165,7 +170,12 @@ def files(
         rendered("github-runner.service.j2", PurePosixPath("/etc/systemd/system", SERVICE)),
         rendered("needrestart.conf.j2", PurePosixPath("/etc/needrestart/conf.d/github-runner.conf")),
     ]
-    wanted.append(InstanceFile(TOKEN_FILE, registration_token, 0o600, UBUNTU))
+    if registration_files:
+        texts = registration_files.items()
+        wanted += [InstanceFile(RUNNER_APPLICATION / name, text, 0o600, UBUNTU) for name, text in texts]
+    else:
+        wanted.append(rendered("register.sh.j2", REGISTER_SCRIPT, 0o700, UBUNTU))
+        wanted.append(InstanceFile(TOKEN_FILE, registration_token, 0o600, UBUNTU))
     wanted += certificate_files(config.ca_certificates)
     if policy_url:
         wanted.append(InstanceFile(POLICY_TOKEN_FILE, policy_token, 0o600, UBUNTU))
@@ -241,6 +251,7 @@ def _values(
         "ca_bundle": CA_BUNDLE if config.ca_certificates else None,
         "dockerhub_mirror": config.dockerhub_mirror,
         "tmate": tmate_variables(ssh_debug),
+        "registers": True,
         "issue_metrics": config.issue_metrics,
         "container": config.container,
         "policy_url": policy_url,

@@ -32,12 +32,14 @@ from errors import (
     RunnerLogsError,
     RunnerRemoveError,
 )
+from gh.registration import Registration
 from metrics.storage import MetricsStorage, write_new
 from models import (
     RUNNER_INSTALLED_TS_FILE_NAME,
     Arch,
     CreateRunnerConfig,
     Process,
+    RegistrationData,
     RunnerConfig,
     RunnerStatus,
     Snap,
@@ -89,7 +91,10 @@ STOP_TIMEOUT = times.STOP_INSTANCE
 
 @dataclass(frozen=True)
 class RunnerManagerClients:
-    """What a runner needs of the world; ``repo`` is None where no policy service is used."""
+    """What a runner needs of the world; ``repo`` is None where no policy service is used.
+
+    Without ``registration`` runners register with the token of their CreateRunnerConfig.
+    """
 
     github: "GithubClient"
     jinja: "jinja2.Environment"
@@ -97,6 +102,7 @@ class RunnerManagerClients:
     repo: "RepoPolicyClient | None"
     clock: Callable[[], float] = time.time
     """UNIX seconds, for what is recorded on an instance."""
+    registration: Registration | None = None
 
 
 class Runner:
@@ -123,20 +129,24 @@ class Runner:
         self._created = ""
 
     def create(self, config: CreateRunnerConfig) -> None:
-        """Make the instance, set it up, register it and start the runner application in it.
+        """Register the runner, make its instance, set it up and start the runner agent in it.
 
-        RunnerCreateError names the runner and the step; whatever was made is then removed again.
+        Just in time, the registration is first; with a token it is the end of the set-up. RunnerCreateError names the
+        runner and the step; whatever was made is then removed again.
         """
         storage = self._create_storage()
         registering = False
         try:
+            with self._step("registering"):
+                registration = self._register(config)
+            registering = registration.runner_id is not None
             with self._step("creating the instance"):
                 self.instance = self._create_instance(config, storage)
             with self._step("starting the instance"):
                 self._start(self.instance, storage)
             registering = True
             with self._step("setting the instance up"):
-                done = self._set_up(self.instance, config)
+                done = self._set_up(self.instance, config, registration)
             with self._step("registering"):
                 self._note_registration(self.instance, done)
             with self._step("starting the runner application"):
@@ -223,6 +233,14 @@ class Runner:
             logger.error("%s goes without metrics: %s", self.config.name, error)
             return None
 
+    def _register(self, config: CreateRunnerConfig) -> RegistrationData:
+        """What registers the runner in its instance. Its id is known only if GitHub has it already."""
+        if self._clients.registration is None:
+            return RegistrationData(token=config.registration_token)
+        registration = self._clients.registration.register(self.config.name, self.config.labels)
+        self.status = replace(self.status, runner_id=registration.runner_id)
+        return registration
+
     def _create_instance(self, config: CreateRunnerConfig, storage: MetricsStorage | None) -> LxdInstance:
         profiles.ensure_resources(self._clients.lxd, config.resources, container=self.config.container)
         devices = {}
@@ -239,6 +257,8 @@ class Runner:
             # When the machine shuts down, LXD waits as long for an orderly end as the charm does.
             "boot.host_shutdown_timeout": str(STOP_TIMEOUT),
         }
+        if self.status.runner_id is not None:
+            keys[RUNNER_ID_KEY] = str(self.status.runner_id)
         if self.config.container:
             keys["security.nesting"] = "true"
         return self._clients.lxd.create_instance(
@@ -256,7 +276,7 @@ class Runner:
         instance.start()
         instance.wait_ready()
 
-    def _set_up(self, instance: LxdInstance, config: CreateRunnerConfig) -> Execution:
+    def _set_up(self, instance: LxdInstance, config: CreateRunnerConfig, registration: RegistrationData) -> Execution:
         """Send everything, then set up and register in one command: each request costs a moment of every creation."""
         policy = self._clients.repo
         connections = self.config.ssh_debug_connections
@@ -268,7 +288,8 @@ class Runner:
                 ssh_debug=random.choice(connections) if connections else None,  # noqa: S311  # nosec B311
                 policy_url=policy.url if policy else None,
                 policy_token=policy.one_time_token() if policy else "",
-                registration_token=config.registration_token,
+                registration_token=registration.token,
+                registration_files=registration.files,
             )
         )
         instance.push(str(provision.FILES_ARCHIVE), archive, mode=0o600)
@@ -294,7 +315,8 @@ class Runner:
             raise LxdError(done.last_words)
         if done.code == provision.WITHOUT_METRICS:
             logger.error("%s goes without metrics: nothing is mounted in it", self.config.name)
-        self.status = replace(self.status, runner_id=_registered_id(instance))
+        if self.status.runner_id is None:
+            self.status = replace(self.status, runner_id=_registered_id(instance))
 
     def _start_application(self, instance: LxdInstance, storage: MetricsStorage | None) -> None:
         if storage is not None:
@@ -324,12 +346,20 @@ class Runner:
             instance.stop(force=True)
             instance.delete()
         with _logged("registration", self.config.name):
-            registered = self._clients.github.find_runner(self.config.path, self.config.name) if registering else None
-            if registered is not None:
-                self._clients.github.delete_runner(self.config.path, registered.runner_id)
+            if registering:
+                self._remove_registration()
         if storage is not None:
             with _logged("metrics storage", self.config.name):
                 shared_fs.delete(storage.runner_name)
+
+    def _remove_registration(self) -> None:
+        """Deregister by the id, or by the name where the id is not known."""
+        github, path, runner_id = self._clients.github, self.config.path, self.status.runner_id
+        if runner_id is None:
+            found = github.find_runner(path, self.config.name)
+            runner_id = found.runner_id if found is not None else None
+        if runner_id is not None:
+            github.delete_runner(path, runner_id)
 
     def _cut_off(self) -> LxdInstance:
         """What a request made whose answer never came; one that had the name before is none of ours."""

@@ -31,8 +31,10 @@ from errors import (
     LxdError,
     TokenError,
 )
+from gh.app import App
 from gh.auth import Pat
-from gh.client import GithubClient
+from gh.client import GithubClient, api_url
+from gh.registration import OptionRegistration
 from host import image, kernel, machine, markers, pool, runner_binary, timer, triggers, watcher
 from metrics.storage import StorageManager
 from models import CharmState, FlushMode
@@ -61,7 +63,8 @@ class Unit(Protocol):
 
 def github_client(state: CharmState) -> GithubClient:
     """The client for the GitHub, and with the credentials, of a state."""
-    return GithubClient(state.github_url, Pat(state.token), ca_certificates=state.ca_certificates)
+    auth = App(state.app, api_url(state.github_url), state.path) if state.app else Pat(state.token)
+    return GithubClient(state.github_url, auth, ca_certificates=state.ca_certificates)
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,7 @@ class Service:
         return not manager.observer.any_busy() and manager.drain()
 
     def leave(self) -> None:
-        """Remove timer, watcher and runners, and record that no later event may create any.
+        """Remove timer, watcher and runners, record that no later event may create any, and revoke tokens.
 
         Each step runs even if another fails: no later hook would retry it.
         """
@@ -254,6 +257,7 @@ class Service:
             logger.info("%s runners were removed", self.clear())
         except (GithubRunnerError, OSError) as error:
             logger.error("The runners were not removed: %s", error)
+        self._github.revoke()
 
     def release(self) -> None:
         """Remove what holds the unit's storage, once no runner is there."""
@@ -347,12 +351,13 @@ class Service:
     def _manager(self) -> RunnerManager:
         state, clock = self._state, self._adapters.clock
         policy = RepoPolicyClient(state.repo_policy) if state.repo_policy else None
+        registration = OptionRegistration(state.registration, self._github, state.path, state.arch)
         tarball = runner_binary.current() or creation.NO_BINARY
         failed, now = creation.recorded(self._markers), clock()
         return RunnerManager(
             self._identity,
             state,
-            RunnerManagerClients(self._github, self._jinja, self._lxd, policy, clock),
+            RunnerManagerClients(self._github, self._jinja, self._lxd, policy, clock, registration),
             self._adapters.storages,
             tarball,
             clock=clock,

@@ -15,13 +15,14 @@ import shared_fs
 from errors import CreateMetricsStorageError
 from gh.auth import Pat
 from gh.client import JOB_PAGES, GithubClient
+from gh.registration import OptionRegistration
 from metrics.storage import MetricsStorage
 from models import GithubOrg, GithubPath, GithubRepo
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
 from sandbox import github
 from sandbox.github.control import GitHubControl
-from tests.support.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeInstance, FakeLxd, FakeStorages, state
+from tests.support.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeLxd, FakeStorages, state
 
 TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
 REPO, ORG = GithubRepo("octo-org", "demo"), GithubOrg("octo-org")
@@ -45,17 +46,13 @@ class Unit:
         self.state = state(github_url=hub.url, path=path, issue_metrics=True)
         self.application = folder / "actions-runner-linux-x64-2.320.0.tar.gz"
         self.application.write_bytes(b"tarball")
-        self.lxd.registered = self._registered
-
-    def _registered(self, instance: FakeInstance) -> None:
-        path = self.state.path.path
-        made = self.control.add_runner(path, instance.name, status="online")
-        instance.files[str(provision.RUNNER_APPLICATION / ".runner")] = json.dumps({"agentId": made["id"]}).encode()
 
     def reconcile(self, quantity: int) -> int:
         """One reconcile; how many requests it made."""
         before = len(self.control.requests())
-        clients = RunnerManagerClients(self.client, provision.environment(TEMPLATES), self.lxd, None)  # type: ignore[arg-type]
+        registration = OptionRegistration(self.state.registration, self.client, self.state.path, self.state.arch)
+        jinja = provision.environment(TEMPLATES)
+        clients = RunnerManagerClients(self.client, jinja, self.lxd, None, registration=registration)  # type: ignore[arg-type]
         manager = RunnerManager(IDENTITY, self.state, clients, self.storages, self.application)
         manager.reconcile(quantity, RESOURCES)
         assert manager.report.failures == []
@@ -104,8 +101,9 @@ def column(unit: Unit) -> int:
 
 
 def test_requests_of_a_reconcile(unit: Unit) -> None:
-    """What is there costs one list; all missing runners together cost one registration token."""
-    assert unit.reconcile(2) == documented("a reconcile that creates runners")[column(unit)]
+    """What is there costs one list; missing runners cost one check of the permission, and one request each."""
+    together = documented("a reconcile that creates runners")[column(unit)]
+    assert unit.reconcile(2) == together + 2 * documented("each runner that registers just in time")[column(unit)]
     assert unit.reconcile(2) == documented("a reconcile that changes nothing")[column(unit)]
 
 

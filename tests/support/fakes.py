@@ -206,7 +206,7 @@ class FakeGithub:
         self.gone: set[int] = set()
         self.down: set[str] = set()
         self.lists: list[str] = []
-        self.tokens = 0
+        self.tokens = self.revoked = 0
         self.jobs: dict[str, WorkflowJob] = {}
         self.quota_left: int | None = 4999
         self.deprecated: bool | None = None
@@ -240,6 +240,12 @@ class FakeGithub:
         if "list" in self.down:
             raise GithubApiError("GitHub does not answer")
         return runner_id in self.gone
+
+    def revoke(self) -> None:
+        self.revoked += 1
+
+    def has_jit(self, path: GithubPath) -> bool:
+        return False
 
     def registration_token(self, path: GithubPath) -> str:
         self.tokens += 1

@@ -824,6 +824,18 @@ def test_removal_does_not_depend_on_a_marker(
     assert world.steps == ["no watcher", "no timer"]
 
 
+def test_a_unit_that_leaves_revokes_its_tokens(context: Any, world: Surroundings) -> None:
+    """After the runners, whose deregistering needs them; no other event does it."""
+    context.run(context.on.config_changed(), state())
+    tick(context)
+    assert world.github.revoked == 0
+
+    world.lxd.faults["list"] = lambda _: True
+    context.run(context.on.stop(), state())
+
+    assert world.github.revoked == 1
+
+
 def test_a_policy_check_that_ceased_is_in_the_status(context: Any, world: Surroundings) -> None:
     """Until the operator configures a service or acknowledges it; a marker that is lost brings the notice back."""
     markers.Markers(UNIT).clear(markers.NO_POLICY)

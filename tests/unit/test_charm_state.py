@@ -153,6 +153,8 @@ def test_defaults() -> None:
         ("test-mode", "string", None),
         ("github-url", "string", "https://github.com"),
         ("token-secret", "secret", None),
+        ("app-secret", "secret", None),
+        ("registration", "string", "auto"),
         ("ca-certificates", "string", ""),
     ],
 )
@@ -165,7 +167,7 @@ def test_option_contract(name: str, kind: str, default: object) -> None:
 
 def test_no_dead_option() -> None:
     """The options are those of the contract and no others."""
-    assert len(CONFIG["options"]) == 24
+    assert len(CONFIG["options"]) == 26
 
 
 @pytest.mark.parametrize(

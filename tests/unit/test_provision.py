@@ -253,6 +253,17 @@ def test_registration_token_is_in_its_file_alone() -> None:
     assert [path for path, file in found.items() if "AABBCC" in file.content] == ["/run/github-runner/token"]
 
 
+def test_nothing_registers_a_runner_that_github_knows() -> None:
+    """The files of a just-in-time registration take the place of the token and of what uses it."""
+    found = rendered(registration_files={".runner": "{}", ".credentials": "x"})
+
+    for name in (".runner", ".credentials"):
+        assert (found[f"{APPLICATION}/{name}"].mode, found[f"{APPLICATION}/{name}"].user) == (0o600, 1000)
+    assert not {f"{APPLICATION}/.register.sh", "/run/github-runner/token"} & found.keys()
+    assert ".register.sh" not in found["/root/github-runner/setup.sh"].content
+    assert ".register.sh" in rendered()["/root/github-runner/setup.sh"].content
+
+
 def test_policy_token_is_in_its_file_alone() -> None:
     """The one-time token is in the one file that the pre-job script deletes."""
     found = rendered(policy_url="https://policy.example", policy_token="one-time-x")
@@ -694,6 +705,7 @@ def test_setup_waits_for_the_host_as_it_is(shell: Shell, value: str) -> None:
         ca_bundle=None,
         container=True,
         issue_metrics=False,
+        registers=True,
         user=1000,
         home="/x",
         register_script="/x",
@@ -821,6 +833,8 @@ def test_agent_that_ended_without_a_job_is_kept(shell: Shell, run: str, mark: st
     ("settings", "starts"),
     [
         ('\ufeff{\n  "agentId": 1,\n  "ephemeral": true\n}', True),
+        ('{"AgentId":"1","Ephemeral":"True"}', True),
+        ('{"AgentId":"1","Ephemeral":"False"}', False),
         ('{"agentId": 1}', False),
         ('{"ephemeral": false}', False),
     ],

@@ -1,0 +1,145 @@
+"""Runners that register just in time: the record at GitHub is first, the instance second."""
+
+import io
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import metrics.events
+import metrics.storage
+import provision
+import runner
+from errors import TokenError
+from models import AppCredentials, RegistrationData, RegistrationMethod
+from naming import PREPARED_KEY, RUNNER_ID_KEY
+from runner import RunnerManagerClients
+from runner_manager import RunnerManager
+from tests.support.fakes import IDENTITY, TEMPLATES, FakeGithub, state
+from tests.unit.test_runner_manager import World, today
+
+FILES = {".runner": '{"Ephemeral":"True"}', ".credentials": "oauth-marker", ".credentials_rsaparams": "key-marker"}
+
+
+class FakeRegistration:
+    """Records at GitHub that are made before their instances."""
+
+    def __init__(self, github: FakeGithub) -> None:
+        self.github = github
+        self.labels: list[Sequence[str]] = []
+        self.refusal: Exception | None = None
+
+    def prepare(self) -> None:
+        if self.refusal:
+            raise self.refusal
+
+    def register(self, name: str, labels: Sequence[str]) -> RegistrationData:
+        self.labels.append(labels)
+        return RegistrationData(files=FILES, runner_id=self.github.register(name, online=False).runner_id)
+
+
+class JitWorld(World):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.registration = FakeRegistration(self.github)
+        self.lxd.registered = lambda instance: None
+
+    def manager(self, **options: Any) -> RunnerManager:
+        jinja = provision.environment(TEMPLATES)
+        clients = RunnerManagerClients(self.github, jinja, self.lxd, None, registration=self.registration)  # type: ignore[arg-type]
+        options["clock"] = lambda: self.now
+        return RunnerManager(IDENTITY, self.state, clients, self.storages, self.application, **options)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JitWorld:
+    monkeypatch.setattr(metrics.events, "METRICS_LOG_PATH", tmp_path / "metrics.log")
+    monkeypatch.setattr(metrics.storage, "FILESYSTEM_QUARANTINE_PATH", tmp_path / "quarantine")
+    monkeypatch.setattr(runner, "LOGS_PATH", tmp_path / "logs")
+    return JitWorld(tmp_path)
+
+
+def test_the_record_is_there_before_the_instance(world: JitWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance has the runner's id among its keys from its creation on, so that it can be removed at any time."""
+    seen: list[tuple[Mapping[str, str], bool]] = []
+    create = world.lxd.create_instance
+
+    def noted(name: str, **options: Any) -> Any:
+        seen.append((options["config"], name in world.github.runners))
+        return create(name, **options)
+
+    monkeypatch.setattr(world.lxd, "create_instance", noted)
+
+    world.reconcile(1)
+
+    [(config, known)] = seen
+    assert (known, config[RUNNER_ID_KEY]) == (True, "1")
+    [instance] = world.lxd.found.values()
+    assert (instance.config[RUNNER_ID_KEY], PREPARED_KEY in instance.config) == ("1", True)
+    assert world.registration.labels == [("app", "jammy", "extra")]
+    assert world.github.tokens == 0
+
+
+def test_the_configuration_is_in_files_for_one_user_alone(world: JitWorld) -> None:
+    """It is in no key, no command and no script, and nothing that could register another runner is sent."""
+    world.reconcile(1)
+
+    [instance] = world.lxd.found.values()
+    assert not any(marker in f"{instance.config}{instance.commands}" for marker in ("oauth-marker", "key-marker"))
+    with tarfile.open(fileobj=io.BytesIO(instance.files[str(provision.FILES_ARCHIVE)])) as archive:
+        names = archive.getnames()
+        for name, text in FILES.items():
+            member = archive.getmember(str(provision.RUNNER_APPLICATION / name).lstrip("/"))
+            assert (member.mode, member.uid, member.gid) == (0o600, provision.UBUNTU, provision.UBUNTU)
+            file = archive.extractfile(member)
+            assert file is not None
+            assert file.read().decode() == text
+    assert not {str(provision.TOKEN_FILE).lstrip("/"), str(provision.REGISTER_SCRIPT).lstrip("/")} & set(names)
+
+
+@pytest.mark.parametrize("step", ["create", "start", "push", "execute", "set_config"])
+def test_a_record_whose_instance_failed_is_deleted(world: JitWorld, step: str) -> None:
+    """Whatever step fails, neither record nor instance stays; the record is deleted by its id."""
+    world.lxd.faults[step] = lambda _: True
+    world.github.down.add("find")
+
+    manager = world.reconcile(1)
+
+    assert (world.github.runners, world.github.deleted, world.lxd.found) == ({}, [1], {})
+    assert len(manager.report.failures) == 1
+
+
+def test_a_record_without_an_instance_is_removed_by_the_next_reconcile(world: JitWorld) -> None:
+    """A hook that was killed between record and instance leaves nothing for long."""
+    world.github.register(f"{IDENTITY.prefix}aa", online=False)
+
+    world.reconcile(1)
+
+    assert world.github.deleted == [1]
+    assert len(world.github.runners) == len(world.lxd.found) == 1
+
+
+def test_nothing_is_removed_if_no_runner_can_be_registered(world: JitWorld) -> None:
+    """A missing permission is the reconcile's error, as with a registration token, and outdated runners stay."""
+    old = world.add("aa", fingerprint="old")
+    world.registration.refusal = TokenError("no access to the runners of octo-org/demo")
+
+    with pytest.raises(TokenError):
+        world.reconcile(1)
+
+    assert (list(world.lxd.found), world.github.deleted) == ([old], [])
+
+
+def test_credentials_and_registration_replace_no_runner() -> None:
+    """Runners stay when a token, a key, the kind of the credential or the way of registering changes."""
+    before = today(state())
+    app = AppCredentials("1", "-----BEGIN PRIVATE KEY-----")
+    for change in (
+        {"token": "another"},
+        {"token": "", "app": app},
+        {"token": "", "app": AppCredentials("1", "-----BEGIN RSA PRIVATE KEY-----", 7)},
+        {"registration": RegistrationMethod.TOKEN},
+    ):
+        assert today(state(**change)) == before
