@@ -7,6 +7,7 @@ import pytest
 from engine import profiles
 from engine.client import LxdClient
 from models import BaseImage, RunnerStorage
+from naming import RESOURCES_KEY
 
 ROOT = {"type": "disk", "path": "/", "pool": "runner"}
 
@@ -41,7 +42,7 @@ class ProfileLxd:
 
 @pytest.fixture
 def lxd() -> ProfileLxd:
-    made_here = {profiles.RESOURCES_KEY: "true"}
+    made_here = {RESOURCES_KEY: "true"}
     return ProfileLxd(
         {
             "default": profile(eth0={"type": "nic"}, root=ROOT),
