@@ -478,7 +478,7 @@ def test_config_refuses_what_is_configured_just_in_time(server, control, install
 
 
 def test_a_record_that_is_removed_ends_its_runner(server, control, install):
-    """A runner whose registration GitHub drops while it waits for a job ends, and a later start fails."""
+    """A runner whose registration GitHub drops while it waits for a job ends as one that is done."""
     runner = install()
     process = runner.start(ACTIONS_RUNNER_INPUT_JITCONFIG=jit_config(server))
     [listed] = online(control)
