@@ -225,11 +225,10 @@ class GithubRunnerCharm(ops.CharmBase):
         """Make a service of a state. The only late import: a hook that needs no service ends much sooner without it."""
         from service import Adapters, Service
 
-        number = int(self.unit.name.rsplit("/", 1)[1])
         model = hashlib.sha256(self.model.uuid.encode()).hexdigest()[:8]
         return partial(
             Service,
-            identity=Identity(self.app.name, number, model),
+            identity=Identity(self.app.name, int(self.unit.name.rsplit("/", 1)[1]), model),
             markers=self._markers,
             unit=self.unit,
             show=self._show,
