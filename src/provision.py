@@ -156,12 +156,24 @@ def files(
     """
     values = _values(config, ssh_debug, policy_url, software or (snaps(config, arch), executables(arch)))
     values["registers"] = not registration_files
-    proxies = values["proxies"]
+    wanted = _rendered(jinja, values)
+    if registration_files:
+        texts = registration_files.items()
+        wanted += [InstanceFile(RUNNER_APPLICATION / name, text, 0o600, UBUNTU) for name, text in texts]
+    else:
+        wanted.append(InstanceFile(TOKEN_FILE, registration_token, 0o600, UBUNTU))
+    if policy_url:
+        wanted.append(InstanceFile(POLICY_TOKEN_FILE, policy_token, 0o600, UBUNTU))
+    return wanted + certificate_files(config.ca_certificates) + docker_files(config.dockerhub_mirror, values["proxies"])
+
+
+def _rendered(jinja: "jinja2.Environment", values: Mapping[str, Any]) -> list[InstanceFile]:
+    """The files that are made from templates."""
 
     def rendered(template: str, path: PurePosixPath, mode: int = 0o644, user: int = 0) -> InstanceFile:
         return InstanceFile(path, jinja.get_template(template).render(values), mode, user)
 
-    wanted = [
+    found = [
         rendered("setup.sh.j2", SETUP_SCRIPT, 0o700),
         rendered("start.sh.j2", RUNNER_SCRIPT, 0o755, UBUNTU),
         rendered("pre-job.sh.j2", PRE_JOB_SCRIPT, 0o755, UBUNTU),
@@ -170,19 +182,12 @@ def files(
         rendered("github-runner.service.j2", PurePosixPath("/etc/systemd/system", SERVICE)),
         rendered("needrestart.conf.j2", PurePosixPath("/etc/needrestart/conf.d/github-runner.conf")),
     ]
-    if registration_files:
-        texts = registration_files.items()
-        wanted += [InstanceFile(RUNNER_APPLICATION / name, text, 0o600, UBUNTU) for name, text in texts]
-    else:
-        wanted.append(rendered("register.sh.j2", REGISTER_SCRIPT, 0o700, UBUNTU))
-        wanted.append(InstanceFile(TOKEN_FILE, registration_token, 0o600, UBUNTU))
-    wanted += certificate_files(config.ca_certificates)
-    if policy_url:
-        wanted.append(InstanceFile(POLICY_TOKEN_FILE, policy_token, 0o600, UBUNTU))
-    if proxies:
+    if values["registers"]:
+        found.append(rendered("register.sh.j2", REGISTER_SCRIPT, 0o700, UBUNTU))
+    if values["proxies"]:
         unit = PurePosixPath("/etc/systemd/system/docker.service.d/http-proxy.conf")
-        wanted.append(rendered("docker-http-proxy.conf.j2", unit))
-    return wanted + docker_files(config.dockerhub_mirror, proxies)
+        found.append(rendered("docker-http-proxy.conf.j2", unit))
+    return found
 
 
 def docker_files(mirror: str | None, proxies: Mapping[str, str]) -> list[InstanceFile]:

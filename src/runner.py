@@ -149,8 +149,8 @@ class Runner:
                 done = self._set_up(self.instance, config, registration)
             with self._step("registering"):
                 self._note_registration(self.instance, done)
-            with self._step("starting the runner application"):
-                self._start_application(self.instance, storage)
+            with self._step("starting the runner agent"):
+                self._start_agent(self.instance, storage)
         except BaseException:
             self._undo(storage, registering)
             raise
@@ -318,7 +318,7 @@ class Runner:
         if self.status.runner_id is None:
             self.status = replace(self.status, runner_id=_registered_id(instance))
 
-    def _start_application(self, instance: LxdInstance, storage: MetricsStorage | None) -> None:
+    def _start_agent(self, instance: LxdInstance, storage: MetricsStorage | None) -> None:
         if storage is not None:
             # Before the first job can begin: from then on the storage is somebody else's.
             try:

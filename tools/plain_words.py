@@ -33,7 +33,6 @@ UNCONVERTED = {
     # Has the messages of the code, which is not converted.
     "docs/reference/statuses.md",
     "docs/how-to/scale-and-update.md",
-    "docs/how-to/debug.md",
 }
 PATTERNS = {
     re.compile(r"\b(?:" + word.replace(" ", r"\s+") + r")\b", re.IGNORECASE): instead for word, instead in WORDS.items()

@@ -1016,7 +1016,7 @@ def test_set_up_tells_whether_the_metrics_storage_is_mounted(shell: Shell, mount
 def test_a_registration_that_hangs_is_ended(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """A registration that does not end fails at its time limit, with the limit in its words."""
     monkeypatch.setitem(provision.FIXED, "register_timeout", 0.1)
-    shell.stub("setpriv", "exec sleep 60")
+    shell.stub("setpriv", "exec /bin/sleep 60")
     setup = content("/root/github-runner/setup.sh") or ""
 
     done = shell.run(part(setup, "timeout 0.1", "}"))

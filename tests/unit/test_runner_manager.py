@@ -247,8 +247,8 @@ def test_the_installed_timestamp_is_written_before_the_agent_starts(
         ({"push": True}, {}, "setting the instance up"),
         ({}, {"setup.sh": 3}, "setting the instance up"),
         ({}, {"setup.sh": provision.NOT_REGISTERED}, "registering"),
-        ({}, {"systemctl start": 1}, "starting the runner application"),
-        ({"set_config": True}, {}, "starting the runner application"),
+        ({}, {"systemctl start": 1}, "starting the runner agent"),
+        ({"set_config": True}, {}, "starting the runner agent"),
     ],
 )
 def test_one_failing_creation_costs_only_that_runner(
