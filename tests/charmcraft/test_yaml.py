@@ -41,6 +41,8 @@ def test_options_are_those_of_the_reference() -> None:
         "path": ("string", ""),
         "token": ("string", ""),
         "token-secret": ("secret", None),
+        "app-secret": ("secret", None),
+        "registration": ("string", "auto"),
         "github-url": ("string", "https://github.com"),
         "group": ("string", "default"),
         "labels": ("string", ""),
