@@ -15,7 +15,6 @@ from sandbox.lab.pack import pack
 from sandbox.shell import say, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
-TOKEN = "ghp_demo0123456789abcdefghijklmnopqrstuvwxy"
 REPOSITORY = "octo-org/demo"
 JOB = """echo "Hello from $RUNNER_NAME, a machine of its own for this job."
 sleep 2
@@ -38,7 +37,7 @@ class Demo:
         self._title("Setting the stage: LXD, a machine as Juju would give one, and a stand-in for GitHub")
         lxd_setup.ensure()
         lxd_setup.ensure_template()
-        with github.serve(lxd_setup.bridge_address(), 0, [TOKEN], [REPOSITORY], ["octo-org"]) as hub:
+        with github.serve(lxd_setup.bridge_address(), 0, [], [REPOSITORY], ["octo-org"]) as hub:
             self.hub, self.control = hub, GitHubControl(hub.url)
             try:
                 self._deploy()
@@ -54,7 +53,6 @@ class Demo:
     def _deploy(self) -> None:
         options = {
             "path": REPOSITORY,
-            "token": TOKEN,
             "github-url": self.hub.url,
             "virtual-machines": self.runners,
             "vm-cpu": 1,
@@ -62,12 +60,18 @@ class Demo:
             "vm-disk": "2GiB",
             "test-mode": "insecure",
         }
-        shown = " ".join(f"{key}={value}" for key, value in options.items() if key not in ("token", "github-url"))
+        shown = " ".join(f"{key}={value}" for key, value in options.items() if key != "github-url")
         self._title(f"juju deploy github-runner --config {shown}")
         self.machine.destroy()
         self.machine.create()
         with tempfile.TemporaryDirectory() as folder:
             self.unit.deploy(pack(ROOT, Path(folder, "charm")), options)
+        self._title("juju add-secret github app-id=… private-key#file=…; juju config github-runner app-secret=…")
+        app = self.control.add_app("runners", "octo-org")
+        self.control.install_app(app["id"], "octo-org")
+        uri = self.unit.add_secret("github", {"app-id": app["client_id"], "private-key": app["private_key"]})
+        self.unit.grant_secret("github")
+        self.unit.set_config({"app-secret": uri})
         self._title("juju integrate github-runner:cos-agent opentelemetry-collector (metrics are recorded from now on)")
         self.unit.integrate("cos-agent")
         self._show_runners()

@@ -295,7 +295,7 @@ def _token(charm: ops.CharmBase) -> str:
     if not secret_id:
         token = str(charm.config["token"]).strip()
         if not token:
-            raise ValueError("is empty; give a GitHub personal access token, or a secret with token-secret")
+            raise ValueError("is empty; set app-secret to a GitHub App, or token-secret to a personal access token")
         return _printable(token)
     content = _secret_content(charm, "token-secret")
     if not content.get("token", "").strip():

@@ -17,7 +17,7 @@ variable "config" {
 
   validation {
     condition     = !contains(keys(var.config), "token")
-    error_message = "The option token would be kept in Terraform's state; use token-secret with a Juju secret."
+    error_message = "The option token would be kept in Terraform's state; use app-secret or token-secret with a Juju secret."
   }
 }
 

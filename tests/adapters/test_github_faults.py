@@ -110,6 +110,10 @@ def found(client: GithubClient, at: Place) -> str | None:
     return runner.name if runner else None
 
 
+def configured(client: GithubClient, at: Place) -> str:
+    return client.generate_jit_config(at.path, "new", 1, ["self-hosted"])[0].name
+
+
 def downloaded(client: GithubClient, at: Place) -> bool:
     client.download(at.tarball, at.target)
     return at.target.stat().st_size > 0
@@ -122,6 +126,7 @@ ENDPOINTS = {
     "list of an organisation": Endpoint(listed, ["ours"], NO_RUNNERS, pages=2, organisation=True),
     "one runner": Endpoint(found, "ours", NO_RUNNERS),
     "registration token": Endpoint(lambda client, at: len(client.registration_token(at.path)), 29),
+    "just-in-time configuration": Endpoint(configured, "new"),
     "deletion": Endpoint(lambda client, at: client.delete_runner(at.path, at.runner_id), None),
     "runner by id": Endpoint(lambda client, at: not client.runner_is_gone(at.path, at.runner_id), True),
     "deprecation": Endpoint(lambda client, at: client.is_deprecated(at.path, "2.336.0"), False),

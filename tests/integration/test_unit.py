@@ -314,6 +314,42 @@ def test_token_comes_from_a_secret_and_follows_it(deployment: Deployment) -> Non
     assert deployment.status()[0] == "active"
 
 
+def test_a_github_app_takes_over_and_runners_register_just_in_time(deployment: Deployment) -> None:
+    """`app-secret` is used first. Neither it nor another key replaces a runner; new runners get no token."""
+    before = deployment.keep(1)
+    unit, control = deployment.unit, deployment.control
+    app = control.add_app("runners", REPOSITORY.partition("/")[0])
+    control.install_app(app["id"], REPOSITORY.partition("/")[0])
+    content = {"app-id": app["client_id"], "private-key": app["private_key"]}
+    uri = unit.add_secret("app", content)
+    unit.grant_secret("app")
+    unit.set_config({"app-secret": uri})
+    assert (deployment.status()[0], deployment.instances()) == ("active", before)
+
+    second = control.add_app_key(app["id"])
+    unit.update_secret("app", {**content, "private-key": second["private_key"]})
+    control.remove_app_key(app["id"], app["key"])
+    control.clear_requests()
+    deployment.reconcile()
+    assert (deployment.status()[0], deployment.instances()) == ("active", before)
+
+    assert deployment.job("true")["conclusion"] == "success"
+    deployment.wait_gone(before[0])
+    deployment.reconcile()
+    [name] = deployment.wait_online(1)
+    asked = [call["path"].rpartition("/")[2] for call in control.requests() if call["status"] == 201]
+    assert {"access_tokens", "generate-jitconfig"} <= set(asked)
+    files = deployment.inside(
+        name, "cd /home/ubuntu/github-runner && stat -c '%a %U %n' .runner .cred* .register.sh || true"
+    )
+    assert files.splitlines() == [
+        f"600 ubuntu {file}" for file in (".runner", ".credentials", ".credentials_rsaparams")
+    ]
+    words = deployment.machine.exec("sh", "-c", "cat /var/log/juju/*.log; journalctl --no-pager -q")
+    assert second["private_key"].splitlines()[3] not in words + json.dumps(deployment.lxd(f"instances/{name}"))
+    unit.reset_config("app-secret")
+
+
 def test_organisation_runners_join_their_group(deployment: Deployment) -> None:
     """An organisation path registers there, in the configured group, and the repository's runners are replaced."""
     before = deployment.keep(1)
