@@ -350,6 +350,27 @@ def test_a_github_app_takes_over_and_runners_register_just_in_time(deployment: D
     unit.reset_config("app-secret")
 
 
+def test_an_older_server_gives_a_registration_token(deployment: Deployment) -> None:
+    """Before Enterprise Server 3.10 a runner registers itself by `config.sh`. Its token is gone before its job."""
+    [before] = deployment.keep(1)
+    control = deployment.control
+    control.settings(enterprise_version="3.9.4")
+    try:
+        assert deployment.job("true")["conclusion"] == "success"
+        deployment.wait_gone(before)
+        control.clear_requests()
+        deployment.reconcile()
+        [name] = deployment.wait_online(1)
+        asked = {call["path"].rpartition("/")[2] for call in control.requests()}
+        assert ("registration-token" in asked, "generate-jitconfig" in asked) == (True, False)
+        assert deployment.inside(name, "ls /home/ubuntu/github-runner/.register.sh; ls -A /run/github-runner") == (
+            "/home/ubuntu/github-runner/.register.sh"
+        )
+        assert deployment.job("true")["conclusion"] == "success"
+    finally:
+        control.settings(enterprise_version="3.17.0")
+
+
 def test_organisation_runners_join_their_group(deployment: Deployment) -> None:
     """An organisation path registers there, in the configured group, and the repository's runners are replaced."""
     before = deployment.keep(1)

@@ -930,6 +930,28 @@ def test_stopped_service_waits_for_the_runner_application(shell: Shell) -> None:
     assert shell.arguments("sudo") == POWER_OFF
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["runner=$!", "env --default-signal=INT,QUIT ./run.sh"],
+    ids=["agent has just started", "no agent yet"],
+)
+def test_stop_in_the_moment_of_the_start_is_not_lost(shell: Shell, command: str) -> None:
+    """A stop that comes while the runner agent is started ends it, or keeps it from being started."""
+    os.mkfifo(shell.folder / "never")
+    shell.stub("run.sh", f"trap 'exit 5' TERM\nread -r _ <> {shell.folder / 'never'}", shell.application)
+    script, hook = shell.folder / "start.sh", shell.folder / "hook.sh"
+    script.write_text(shell.render("start.sh.j2"))
+    hook.write_text(
+        f'trap \'if [ "$BASH_COMMAND" = "{command.replace("$", chr(92) + "$")}" ]; then kill $$; fi\' DEBUG'
+    )
+
+    done = subprocess.run(["bash", str(script)], env={**shell.environment(), "BASH_ENV": str(hook)}, timeout=30)
+
+    # It may have had no time to set its own trap.
+    assert done.returncode in (5, 143)
+    assert shell.arguments("sudo") == POWER_OFF
+
+
 # --- pre-job.sh ---
 
 JOB = {
