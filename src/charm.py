@@ -110,7 +110,7 @@ class GithubRunnerCharm(ops.CharmBase):
         self._unconfigured().release()
 
     def _on_stop(self, _: ops.EventBase) -> None:
-        """Remove the runners whatever the options are."""
+        self._unconfigured().close()  # whatever the options are
         try:
             service = self._service(self._load())
         except GithubRunnerError as error:

@@ -52,6 +52,11 @@ class Identity:
     model_hash: str
 
     @property
+    def unit(self) -> str:
+        """The unit as Juju calls it, such as ``github-runner/0``."""
+        return f"{self.app_name}/{self.unit_number}"
+
+    @property
     def prefix(self) -> str:
         """What every runner name of this unit begins with: ``APP-UNIT-MODELHASH``.
 

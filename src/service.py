@@ -35,7 +35,7 @@ from gh.app import App
 from gh.auth import Pat
 from gh.client import GithubClient, api_url
 from gh.registration import OptionRegistration
-from host import image, kernel, machine, markers, pool, runner_binary, timer, triggers, watcher
+from host import image, kernel, machine, markers, pool, runner_binary, timer, watcher
 from metrics.storage import StorageManager
 from models import CharmState, FlushMode
 from naming import Identity
@@ -100,7 +100,6 @@ class Service:
         self._show = show
         self._adapters = adapters
         self._lxd = adapters.lxd
-        self._repaired = False
 
     def note_installation(self) -> None:
         """Record that there was no previous charm."""
@@ -129,16 +128,17 @@ class Service:
 
         The timer comes before anything that may fail: reconciles then complete what is missing.
         """
-        settings.save(self._state, self._identity)
         self._ensure_timer()
+        # Also early: the unit of an earlier version may name a program that is gone.
+        image.ensure_timer(self._jinja, self._markers.unit)
         failure: GithubRunnerError | None = None
         try:
             # Before the machine, so that an image that is built contains the runner binary.
             self._refresh_binary()
         except GithubRunnerError as error:
             failure = error
-        unit = self._markers.unit
-        machine.set_up(self._lxd, self._jinja, self._state, unit, self._progress, build_later=build_later)
+        state, identity = self._state, self._identity
+        machine.set_up(self._lxd, self._jinja, state, identity, self._progress, build_later=build_later)
         if failure is not None:
             raise failure
 
@@ -153,8 +153,7 @@ class Service:
         self.repair()
         kernel.update(self._adapters.clock())
         self._reconcile_or_reboot()
-        if self._repaired or not triggers.watcher_is_current(self._markers.unit):
-            self.ensure_watcher()
+        self.ensure_watcher()
 
     def resume(self) -> None:
         """What update-status does where something is missing: a complete set-up, the timer or the watcher."""
@@ -162,6 +161,7 @@ class Service:
             self.apply(build_later=True)
         else:
             self._ensure_timer()
+            self._save_settings()
             self.ensure_watcher()
 
     def repair(self) -> None:
@@ -170,13 +170,12 @@ class Service:
             self._free_previous_pool()
             lost = machine.lost(self._lxd, self._state, self._markers.unit)
             if not lost:
-                settings.save(self._state, self._identity)
+                self._save_settings()
                 machine.tend(self._jinja, self._state, self._markers.unit)
                 if not runner_binary.is_recent(self._adapters.clock()):
                     self._refresh_binary()
                 return
             logger.warning("Lost since the set-up, and set up again: %s", ", ".join(lost))
-        self._repaired = True
         self._prepare(build_later=True)
 
     def try_at_once(self, no_policy: bool = False) -> None:
@@ -242,22 +241,25 @@ class Service:
         manager = self._manager()
         return not manager.observer.any_busy() and manager.drain()
 
-    def leave(self) -> None:
-        """Remove timer, watcher and runners, record that no later event may create any, and revoke tokens.
-
-        Each step runs even if another fails: no later hook would retry it.
-        """
+    def close(self) -> None:
+        """Remove timer and watcher, and record that no later event may create a runner. It needs no options."""
         unit = self._markers.unit
         for step in (partial(watcher.remove, unit), partial(timer.remove, unit), self._note_leaving):
             try:
                 _log_removed(step())
             except (GithubRunnerError, OSError) as error:
                 logger.error("%s", error)
+
+    def leave(self) -> None:
+        """Remove every runner, and revoke tokens. One that fails does not stop the other: no later hook retries it."""
         try:
             logger.info("%s runners were removed", self.clear())
         except (GithubRunnerError, OSError) as error:
             logger.error("The runners were not removed: %s", error)
-        self._github.revoke()
+        try:
+            self._github.revoke()
+        except (GithubRunnerError, OSError) as error:
+            logger.error("The tokens were not revoked: %s", error)
 
     def release(self) -> None:
         """Remove what holds the unit's storage, once no runner is there."""
@@ -378,6 +380,14 @@ class Service:
 
     def _ensure_timer(self) -> None:
         timer.ensure(self._jinja, self._markers.unit, self._state.reconcile_interval)
+
+    def _save_settings(self) -> None:
+        """Save what processes outside of hooks use, unless it is refused: a reconcile then says why."""
+        try:
+            pool.check(self._lxd, self._state)
+            settings.save(self._state, self._identity)
+        except (GithubRunnerError, OSError) as error:
+            logger.warning("The settings of processes outside of hooks were not saved: %s", error)
 
     def _note_leaving(self) -> list[str]:
         self._markers.note(markers.LEAVING)

@@ -63,10 +63,9 @@ def save(state: CharmState, identity: Identity) -> bool:
             "ca_certificates": build.ca_certificates,
         },
     }
-    unit = f"{identity.app_name}/{identity.unit_number}"
-    for former in _former(unit):
+    for former in _former(identity.unit):
         former.unlink(missing_ok=True)
-    return write_file(path(unit), json.dumps(document, indent=1), 0o600)
+    return write_file(path(identity.unit), json.dumps(document, indent=1), 0o600)
 
 
 def load(unit: str) -> Settings:
@@ -81,7 +80,7 @@ def load(unit: str) -> Settings:
 
 def _image(found: Any) -> ImageBuild:
     return ImageBuild(
-        ImageSource.parse(found["source"]),
+        ImageSource.parse(str(found["source"])),
         str(found["alias"]),
         bool(found["container"]),
         Arch(found["arch"]),

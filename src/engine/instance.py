@@ -20,7 +20,6 @@ from redaction import tail
 
 logger = logging.getLogger(__name__)
 
-# What this charm records in the configuration of LXD's objects begins with this.
 # Between two attempts to execute the first command. A virtual machine boots for many seconds, and LXD dials its agent
 # for each attempt.
 READY_INTERVAL = {"virtual-machine": 0.5, "container": 0.1}

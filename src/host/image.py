@@ -136,9 +136,16 @@ def make(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress:
 
 
 def current(lxd: LxdClient, alias: str) -> Any:
-    """The image of an alias as LXD describes it, or None."""
-    found = lxd.find("images", "aliases", alias)
-    return lxd.find("images", found["target"]) if found else None
+    """The image of an alias as LXD describes it, or None where there is no alias."""
+    # A build that ends in between moves the alias and deletes the image that it had.
+    for _ in range(2):
+        found = lxd.find("images", "aliases", alias)
+        if found is None:
+            return None
+        image = lxd.find("images", found["target"])
+        if image is not None:
+            return image
+    raise LxdError(f"the image of the alias {alias} is being changed")
 
 
 def smallest_disk(lxd: LxdClient, alias: str, source: ImageSource) -> int:

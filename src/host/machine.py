@@ -32,6 +32,7 @@ from host.systemd import are_active
 from metrics.events import METRICS_LOG_PATH
 from metrics.storage import FILESYSTEM_QUARANTINE_PATH
 from models import CharmState
+from naming import Identity
 from runner import LOGS_PATH
 from settings import image_build
 from system import LOCKS
@@ -46,7 +47,7 @@ def set_up(
     lxd: LxdClient,
     jinja: jinja2.Environment,
     state: CharmState,
-    unit: str,
+    identity: Identity,
     progress: Callable[[str], None],
     *,
     build_later: bool = False,
@@ -56,6 +57,7 @@ def set_up(
     The marker ``set-up`` is there if and only if the last set-up came to its end. ConfigurationError or HostError with
     what is wrong; ``progress`` is told the step. With ``build_later`` a missing image is built outside of this hook.
     """
+    unit = identity.unit
     markers = Markers(unit)
     markers.clear(SET_UP)
     progress("Installing packages")
@@ -70,10 +72,11 @@ def set_up(
     progress("Setting up firewall")
     firewall.ensure(lxd, state, unit)
     pool.check(lxd, state)
+    # Not before: what is refused must not reach processes outside of hooks.
+    settings.save(state, identity)
     progress("Setting up storage")
     pool.ensure(lxd, jinja, state)
     logrotate.ensure(jinja)
-    image.ensure_timer(jinja, unit)
     build = image_build(state)
     progress("Building runner image")
     if build_later:

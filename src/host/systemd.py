@@ -32,8 +32,11 @@ def write(files: Mapping[str, str]) -> bool:
 def ensure(name: str, files: Mapping[str, str]) -> bool:
     """Write unit files, enable ``name`` and start it; returns whether anything changed.
 
-    After a change it is restarted: only then a running timer counts by its new interval.
+    After a change it is restarted: only then a running timer counts by its new interval. It is stopped before the files
+    change, so that the next call completes what an interrupted one has begun.
     """
+    if any(_differs(FOLDER / file, content) for file, content in files.items()):
+        _systemctl("stop", name, check=False)
     changed = write(files)
     if not changed and are_active(name):
         return False
@@ -100,6 +103,11 @@ def is_starting(name: str) -> bool:
 
 def _states(*names: str) -> list[str]:
     return run(["systemctl", "is-active", *names], check=False).stdout.split()
+
+
+def _differs(path: Path, content: str) -> bool:
+    """Whether a file is there and has other content."""
+    return path.exists() and path.read_text() != content
 
 
 def _systemctl(*arguments: str, timeout: float = TIMEOUT, check: bool = True) -> None:

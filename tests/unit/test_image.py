@@ -344,6 +344,22 @@ def test_what_a_published_image_records() -> None:
     assert image.published(lxd, "nobodys") == PublishedImage()
 
 
+class BuildEndsLxd(ImageLxd):
+    """A build ends between two requests: alias and image are others for the second one."""
+
+    def find(self, *path: str) -> Any:
+        found = super().find(*path)
+        if path == ("images", "aliases", "jammy") and "old" in self.images:
+            self.images = {"new": {"github-runner.alias": "jammy", "github-runner.source": "https://images.example"}}
+            self.aliases = {"jammy": "new"}
+        return found
+
+
+def test_a_build_that_ends_at_the_same_moment_is_not_a_missing_image() -> None:
+    """Otherwise all idle runners would be replaced for an image that is there."""
+    assert image.published(cast(LxdClient, BuildEndsLxd()), "jammy").identity == "https://images.example"
+
+
 def test_certificates_go_into_the_builder() -> None:
     """The builder trusts the option's authorities; the image keeps none of them."""
     lxd = ImageLxd()

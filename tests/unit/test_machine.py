@@ -22,9 +22,9 @@ from host import (
     triggers,
 )
 from host.markers import Markers
-from tests.support.fakes import state
+from tests.support.fakes import IDENTITY, state
 
-UNIT = "github-runner/0"
+UNIT = IDENTITY.unit
 STEPS: dict[str, tuple[Any, str]] = {
     "packages": (packages, "ensure"),
     "kernel": (kernel, "ensure_inotify"),
@@ -33,7 +33,6 @@ STEPS: dict[str, tuple[Any, str]] = {
     "storage check": (pool, "check"),
     "storage": (pool, "ensure"),
     "logrotate": (logrotate, "ensure"),
-    "image timer": (image, "ensure_timer"),
     "image": (image, "ensure"),
 }
 
@@ -53,7 +52,7 @@ def set_up(monkeypatch: pytest.MonkeyPatch, failing: str = "", error: Exception 
     for name, (module, function) in STEPS.items():
         monkeypatch.setattr(module, function, step(name))
     try:
-        machine.set_up(cast(LxdClient, None), cast(Any, None), state(), UNIT, lambda _: None)
+        machine.set_up(cast(LxdClient, None), cast(Any, None), state(), IDENTITY, lambda _: None)
     except (HostError, LxdError, ConfigurationError):
         assert failing
     return reached
@@ -115,12 +114,12 @@ def test_markers_that_cannot_be_read_are_not_there(marker_root: Path) -> None:
     mine = Markers(UNIT)
     assert not mine.exist()
     mine.note("pair", "1 2")
-    (marker_root / "unit-github-runner-0" / "binary").write_bytes(b"\xff\xfe")
-    (marker_root / "unit-github-runner-0" / "folder").mkdir()
+    (marker_root / f"unit-{UNIT.replace('/', '-')}" / "binary").write_bytes(b"\xff\xfe")
+    (marker_root / f"unit-{UNIT.replace('/', '-')}" / "folder").mkdir()
 
     assert mine.exist()
     assert mine.numbers("pair", 2) == [1.0, 2.0]
     assert [mine.numbers(name, 3) for name in ("pair", "binary", "folder", "missing")] == [None] * 4
     with pytest.raises(HostError, match="cannot be removed"):
         mine.clear("folder")
-    assert mine.remove() == [str(marker_root / "unit-github-runner-0")]
+    assert mine.remove() == [str(marker_root / f"unit-{UNIT.replace('/', '-')}")]

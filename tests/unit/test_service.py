@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from errors import HostError
+import settings
+from errors import ConfigurationError, HostError
 from host import kernel, markers, runner_binary
 from service import Service
 from status import Status
@@ -117,3 +118,66 @@ def test_without_a_runner_binary_none_is_created(world: Surroundings, unit: Reco
 
     assert unit.done[-1].startswith("waiting: no runner of 2; the runner application is not downloaded yet")
     assert world.lxd.found == {}
+
+
+def test_settings_are_not_saved_where_options_are_refused(world: Surroundings, unit: RecordingUnit) -> None:
+    """The build and the watcher go on with what was accepted: a refused base image is never built."""
+    make(world, unit, virtual_machines=2).repair()
+    accepted = settings.load(IDENTITY.unit)
+    world.fault = ConfigurationError("base-image: cannot change after deployment, set it back to jammy")
+
+    make(world, unit, virtual_machines=50).repair()
+
+    assert settings.load(IDENTITY.unit) == accepted
+
+
+def test_settings_that_cannot_be_saved_stop_no_reconcile(
+    world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk the runners are looked after all the same."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(settings, "save", fail)
+
+    make(world, unit).attend()
+
+    assert len(world.lxd.found) == 2
+
+
+def test_lost_settings_are_there_before_the_watcher_starts(world: Surroundings, unit: RecordingUnit) -> None:
+    """Also where update-status alone finds the watcher missing: without settings it would end at once."""
+    make(world, unit).resume()
+
+    assert settings.load(IDENTITY.unit).runners == 2
+
+
+def test_a_watcher_that_is_not_wanted_is_removed_by_a_reconcile(world: Surroundings, unit: RecordingUnit) -> None:
+    """The hook of the changed option may have ended before it removed the watcher."""
+    make(world, unit, replace_on_exit=False).attend()
+
+    assert world.steps[-1] == "no watcher"
+
+
+def test_no_timer_is_left_where_the_options_cannot_be_read(world: Surroundings, unit: RecordingUnit) -> None:
+    """What keeps a unit that leaves from making runners needs no options, and comes first."""
+    service = make(world, unit)
+
+    service.close()
+
+    assert world.steps == ["no watcher", "no timer"]
+    assert markers.Markers(IDENTITY.unit).read(markers.LEAVING) is not None
+
+
+def test_a_token_that_is_not_revoked_stops_nothing(
+    world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hook in which a unit leaves does not fail for it: Juju would repeat it for ever."""
+
+    def fail() -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(world.github, "revoke", fail)
+
+    make(world, unit).leave()

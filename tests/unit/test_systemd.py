@@ -54,6 +54,22 @@ def test_a_unit_that_runs_and_has_not_changed_is_left_alone(systemctl: Systemctl
     assert systemctl.calls == ["is-active a.timer"]
 
 
+def test_a_change_that_was_interrupted_is_completed(systemctl: Systemctl) -> None:
+    """The unit is stopped before its files change: the next call finds that it does not run, and restarts it."""
+    systemd.ensure("a.timer", FILES)
+    changed = {**FILES, "a.timer": "[Timer]\n# changed\n"}
+    systemctl.calls.clear()
+    systemctl.failing = "daemon-reload"
+    with pytest.raises(CommandError):
+        systemd.ensure("a.timer", changed)
+    assert systemctl.calls[0] == "stop a.timer"
+    systemctl.failing, systemctl.states = "", "inactive\n"
+
+    assert systemd.ensure("a.timer", changed)
+
+    assert systemctl.calls[-1] == "restart a.timer"
+
+
 def test_every_changed_file_of_a_unit_is_written(systemctl: Systemctl, tmp_path: Path) -> None:
     """A change of the first file does not leave out the second one."""
     systemd.ensure("a.timer", FILES)
