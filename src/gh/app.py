@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -20,15 +21,17 @@ import redaction
 from errors import TemporaryGithubError, TokenError
 from gh import answers
 from gh.auth import Auth, TokenFlow
-from gh.errors import detail, status_error
+from gh.errors import TIMEOUT, TIMEOUTS, detail, status_error
 from models import AppCredentials, GithubPath
 
 # In seconds. GitHub accepts ten minutes from its own time on, and advises to begin a minute ago.
 JWT_BEGIN, JWT_LIFE = -60, 540
 # A token is not used in its last minutes, in seconds.
 RESERVE = 300
-# From this difference on, in seconds, the clock may be why GitHub refuses a JSON web token.
-CLOCK_TOLERANCE = 45
+# In seconds. GitHub's Date has whole seconds and is read later: a difference is known no better than this.
+CLOCK_MARGIN = 15
+# In seconds. A token takes two requests.
+LOCK_TIMEOUT = 2 * TIMEOUT
 # What registering and removing runners takes, by kind of path, and what finding a job's times and conclusion takes
 # (https://docs.github.com/en/rest/authentication/permissions-required-for-github-apps).
 NEEDED = {"repository": "administration", "organisation": "organization_self_hosted_runners"}
@@ -61,7 +64,7 @@ class App(Auth):
     def token(self, request: httpx2.Request) -> TokenFlow:
         """The token for the path that a request is about."""
         place = self._place(request.url)
-        with self._lock:
+        with self._alone():
             held = self._tokens.get(place)
             if held is None or time.monotonic() >= held.end:
                 request = yield from self._token_request(place)
@@ -71,22 +74,36 @@ class App(Auth):
 
     def discard(self, token: str) -> bool:
         """There can always be another one; it may be there already."""
-        with self._lock:
+        with self._alone():
             self._tokens = {place: held for place, held in self._tokens.items() if held.text != token}
         return True
 
     def revocations(self) -> Iterator[httpx2.Request]:
-        """Requests that make the tokens invalid before their end."""
-        with self._lock:
-            tokens, self._tokens = self._tokens, {}
+        """Requests that make the tokens invalid before their end. One that is still awaited is left out."""
+        tokens, self._tokens = self._tokens, {}
         for held in tokens.values():
             yield _request("DELETE", f"{self._api}/installation/token", held.text)
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads from asking for a token. An answer that drips has no end, so none waits for ever."""
+        if not self._lock.acquire(timeout=LOCK_TIMEOUT):
+            raise TemporaryGithubError("another request for a token has no answer yet")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def _place(self, url: httpx2.URL) -> str:
-        """``owner/repo`` or ``org``. An organisation's token is good for its repositories, too."""
-        found = re.search("/repos/([^/]+/[^/]+)/|/orgs/([^/]+)/", url.path)
+        """``owner/repo`` or ``org``: what the token must be for.
+
+        An organisation's token also finds the jobs of its repositories. It cannot manage the runners of one: that takes
+        another permission.
+        """
+        found = re.search("/(?:repos/([^/]+/[^/]+)|orgs/([^/]+))/(actions/runs/)?", url.path)
         place = str(found[1] or found[2]) if found else self._path.path
-        return self._path.path if self._path.serves(place) else place
+        is_served = self._path.serves(place) if found and found[3] else place.lower() == self._path.path.lower()
+        return self._path.path if is_served else place
 
     def _token_request(self, place: str) -> Generator[httpx2.Request, httpx2.Response, httpx2.Request]:
         """The request for a token, from the installation that serves a place."""
@@ -95,13 +112,13 @@ class App(Auth):
             raise self._no_installation(response, place)
         installation = response.json()
         number = answers.field(installation, "id", int)
+        self._check_account(installation, place)
         if installation.get("suspended_at"):
             raise self._suspended(place)
         body: dict[str, Any] = {
-            "permissions": self._permissions(answers.field(installation, "permissions", dict), place)
+            "permissions": self._permissions(answers.field(installation, "permissions", dict), place),
+            **_repository(response, place),
         }
-        if "/" in place:
-            body["repositories"] = [place.partition("/")[2]]
         return _request("POST", f"{self._api}/app/installations/{number}/access_tokens", self._jwt(), body)
 
     def _installation_url(self, place: str) -> str:
@@ -109,6 +126,17 @@ class App(Auth):
         if number is not None and place == self._path.path:
             return f"{self._api}/app/installations/{number}"
         return f"{self._api}/{'repos' if '/' in place else 'orgs'}/{place}/installation"
+
+    def _check_account(self, installation: dict[str, Any], place: str) -> None:
+        """TokenError if the installation is another account's: ``installation-id`` may be any of the App's."""
+        account, owner = answers.field(installation, "account", dict), place.partition("/")[0]
+        # An enterprise has no login.
+        login = str(account.get("login") or account.get("slug"))
+        if "/app/installations/" in self._installation_url(place) and login.lower() != owner.lower():
+            raise TokenError(
+                f"app-secret: installation-id {self._credentials.installation_id} is the installation of {login}, "
+                f"not of {owner}"
+            )
 
     def _permissions(self, granted: dict[str, Any], place: str) -> dict[str, str]:
         """What to ask for. Without ``actions`` only the events of jobs lack their queue duration and conclusion."""
@@ -171,20 +199,23 @@ class App(Auth):
             return self._suspended(place)
         if status == 422:
             return TokenError(
-                f"the installation of {self._name} does not cover {place} or lacks a permission there (HTTP 422){said}"
+                f"the installation of {self._name} does not cover {place}, lacks a permission there, "
+                f"or {place} was renamed (HTTP 422){said}"
             )
         if status == 404:
             return TokenError(f"{self._name} is no longer installed on {place} (HTTP 404)")
         return status_error(response, place)
 
     def _refused_jwt(self, response: httpx2.Response) -> TokenError:
-        """The clock, or a key that is not one of the App's."""
+        """The clock, if it is so wrong that the times of a JSON web token are; otherwise the key."""
         said, there = detail(response), _date(response)
         ahead = time.time() - there.timestamp() if there else 0.0
-        if abs(ahead) > CLOCK_TOLERANCE:
-            direction = "ahead of" if ahead > 0 else "behind"
-            return TokenError(f"the clock of this machine is {abs(ahead):.0f} s {direction} GitHub's (HTTP 401){said}")
-        return TokenError(f"app-secret: private-key is not a key of {self._name} (HTTP 401){said}")
+        direction = "ahead of" if ahead > 0 else "behind"
+        clock = f"the clock of this machine is {abs(ahead):.0f} s {direction} GitHub's"
+        if ahead > -JWT_BEGIN - CLOCK_MARGIN or -ahead > JWT_BEGIN + JWT_LIFE - CLOCK_MARGIN:
+            return TokenError(f"{clock} (HTTP 401){said}")
+        difference = f"; {clock}" if abs(ahead) > CLOCK_MARGIN else ""
+        return TokenError(f"app-secret: private-key is not a key of {self._name} (HTTP 401){said}{difference}")
 
     def _suspended(self, place: str) -> TokenError:
         return TokenError(f"the installation of {self._name} on {place} is suspended: unsuspend it at GitHub")
@@ -198,7 +229,21 @@ def _request(method: str, url: str, token: str, body: dict[str, Any] | None = No
         # GitHub refuses requests without one.
         "User-Agent": "github-runner",
     }
-    return httpx2.Request(method, url, headers=headers, json=body)
+    # httpx2 sets the time-outs of its client only on requests that are given to it, not on those that are yielded.
+    extensions = {"timeout": TIMEOUTS.as_dict()}
+    return httpx2.Request(method, url, headers=headers, json=body, extensions=extensions)
+
+
+def _repository(response: httpx2.Response, place: str) -> dict[str, Any]:
+    """Which repository the token is for; ``response`` has the installation.
+
+    From the former name of a renamed repository GitHub redirects to its number. With a token for that its runners can
+    still be listed by the former name.
+    """
+    if "/" not in place:
+        return {}
+    number = re.search("/repositories/([0-9]{1,18})/", response.url.path)
+    return {"repository_ids": [int(number[1])]} if number else {"repositories": [place.partition("/")[2]]}
 
 
 def _answer(request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, httpx2.Response]:

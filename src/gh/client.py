@@ -105,11 +105,15 @@ class GithubClient:
             self._transport = None
 
     def revoke(self) -> None:
-        """End the tokens that were obtained, when the unit goes. One that cannot be ended now is good for an hour."""
+        """End the tokens that were obtained, when the unit goes: within ``deadline`` seconds in all.
+
+        One that cannot be ended now is good for an hour.
+        """
+        end = time.monotonic() + self._deadline
         for request in self._auth.revocations():
             send = partial(self._connected().client.send, request, auth=None)
             try:
-                _within(time.monotonic() + self._deadline, self._url, send)
+                _within(end, self._url, send)
             except (GithubClientError, httpx2.HTTPError) as error:
                 logger.warning("A token of the GitHub App is not revoked: %s", type(error).__name__)
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import pytest
 
 import redaction
-from errors import GithubApiError, TokenError
+from errors import GithubApiError, TemporaryGithubError, TokenError
 from gh import app as github_app
 from gh.app import App
 from gh.client import GithubClient
@@ -41,10 +42,10 @@ class World:
         """What the option has."""
         return AppCredentials(self.app["client_id"], self.app["private_key"])
 
-    def client(self, path: GithubPath = REPO, **changes: Any) -> GithubClient:
+    def client(self, path: GithubPath = REPO, deadline: float = 5, **changes: Any) -> GithubClient:
         """A client of the App, in which some of the credentials are others."""
         auth = App(replace(self.credentials, **changes), self.hub.api_url, path)
-        self.clients.append(GithubClient(self.hub.url, auth, deadline=5))
+        self.clients.append(GithubClient(self.hub.url, auth, deadline=deadline))
         return self.clients[-1]
 
     def asked(self) -> list[tuple[str, str, int]]:
@@ -156,6 +157,63 @@ def test_jobs_of_an_organisation_take_its_token(world: World) -> None:
     assert len(world.control.installation_tokens()) == 1
 
 
+def test_an_organisations_token_does_not_manage_runners_of_a_repository(world: World) -> None:
+    """After ``path`` was changed from a repository to its organisation: it takes another permission."""
+    number = world.control.add_runner(REPO.path, "old")["id"]
+    client = world.client(ORG)
+    client.list_runners(ORG, everything)
+
+    assert [runner.name for runner in client.list_runners(REPO, everything)] == ["old"]
+    client.delete_runner(REPO, number)
+
+    assert world.control.runners() == []
+    assert [token["repositories"] for token in world.control.installation_tokens()] == [None, ["Org/repo"]]
+
+
+def test_the_case_of_a_path_does_not_matter(world: World) -> None:
+    """The configured path, a recorded one and GitHub's answers may differ in it."""
+    client = world.client(GithubOrg("org"))
+    client.list_runners(ORG, everything)
+    client.list_runners(GithubOrg("ORG"), everything)
+    assert len(world.control.installation_tokens()) == 1
+
+
+@pytest.mark.parametrize("place", ["/installation$", "/access_tokens"])
+def test_a_request_for_a_token_has_a_time_limit(world: World, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Silence on the way to a token costs one more attempt, as it does on any other request."""
+    monkeypatch.setattr(github_app, "TIMEOUTS", httpx2.Timeout(0.3))
+    world.control.add_fault(path=place, silence=True, times=1)
+    assert world.client().list_runners(REPO, everything) == []
+
+
+def test_a_request_for_a_token_that_does_not_end_holds_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader's time limit does not see an answer that drips: others, and the removal of the unit, do not wait."""
+    monkeypatch.setattr(github_app, "LOCK_TIMEOUT", 0.1)
+    world.control.add_fault(path="/installation$", drip=0.2)
+    client = world.client(deadline=1)
+    with pytest.raises(TemporaryGithubError, match="in time"):
+        client.list_runners(REPO, everything)
+
+    started = time.monotonic()
+    client.revoke()
+    assert time.monotonic() - started < 0.5
+    with pytest.raises(TemporaryGithubError, match="another request for a token has no answer yet"):
+        client.list_runners(REPO, everything)
+
+
+def test_a_renamed_repository_can_still_be_observed(world: World) -> None:
+    """By its former name its runners are listed; registering or removing one says what to do."""
+    world.control.change_installation(world.installation, repositories=[REPO.path])
+    number = world.control.add_runner(REPO.path, "old")["id"]
+    world.control.rename_repository(REPO.path, "Org/new")
+    client = world.client()
+
+    assert [runner.runner_id for runner in client.list_runners(REPO, everything)] == [number]
+    for change in (lambda: client.registration_token(REPO), lambda: client.delete_runner(REPO, number)):
+        with pytest.raises(TokenError, match="the repository was renamed or moved, set path to its new name"):
+            change()
+
+
 def test_a_token_is_renewed_before_its_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the last five minutes of its hour the next request gets a new one, and no earlier."""
     client, now = world.client(), time.monotonic()
@@ -208,6 +266,19 @@ def test_a_token_that_cannot_be_revoked_holds_nobody(world: World, caplog: pytes
     assert "is not revoked" in caplog.text
 
 
+def test_revoking_ends_in_time(world: World) -> None:
+    """However many tokens there are: the removal of the unit waits for it."""
+    client = world.client(deadline=1)
+    for path in (REPO, OTHER, ORG):
+        client.list_runners(path, everything)
+    world.control.add_fault(path="/installation/token", silence=True)
+
+    started = time.monotonic()
+    client.revoke()
+
+    assert time.monotonic() - started < 2
+
+
 def test_another_key_of_the_app_is_as_good(world: World) -> None:
     """A key is rotated without a gap: GitHub accepts all keys of the App until one is deleted."""
     second = world.control.add_app_key(world.app["id"])
@@ -243,6 +314,18 @@ def with_other_key(world: World) -> dict[str, Any]:
     return {"private_key": apps.make_key()[0]}
 
 
+def of_another_account(world: World) -> dict[str, Any]:
+    world.installation = world.control.install_app(world.app["id"], "somebody")
+    return {"installation_id": world.installation}
+
+
+def with_other_key_and_clock(seconds: float) -> Change:
+    def change(world: World) -> dict[str, Any]:
+        return with_clock(seconds)(world) | with_other_key(world)
+
+    return change
+
+
 WRONG: dict[str, tuple[Change, str]] = {
     "no such App": (lambda _: {"app_id": "4711"}, "app-secret: 127.0.0.1 has no GitHub App with the app-id 4711"),
     "key of another App": (with_other_key, "app-secret: private-key is not a key of the GitHub App Iv23li"),
@@ -259,6 +342,17 @@ WRONG: dict[str, tuple[Change, str]] = {
         changed(permissions={"administration": "read"}),
         "lacks the permission administration=write on Org/repo",
     ),
+    "installation of another account": (
+        of_another_account,
+        "app-secret: installation-id [0-9]+ is the installation of somebody, not of Org$",
+    ),
+    "clock a little behind": (
+        with_other_key_and_clock(300),
+        r"private-key is not a key of .*; the clock of this machine is (299|300|301) s behind GitHub's$",
+    ),
+    "clock a little ahead": (with_other_key_and_clock(-30), "private-key is not a key of .* s ahead of GitHub's$"),
+    "clock nearly right": (with_other_key_and_clock(-10), r"private-key is not a key of (?!.*clock)"),
+    "clock ahead of the begin": (with_clock(-70), "the clock of this machine is (69|7[01]) s ahead of GitHub's"),
     "clock behind": (with_clock(3600), "the clock of this machine is 3[56][0-9]{2} s behind GitHub's"),
     "clock ahead": (with_clock(-3600), "the clock of this machine is 3[56][0-9]{2} s ahead of GitHub's"),
 }
