@@ -5,7 +5,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote
@@ -30,6 +30,8 @@ TOKEN, POLICY, MIRROR = f"ghp_{MARK}0'\"\\%x", f"{MARK}-policy-token", f"{MARK}1
 PROXY, PROXIES, REGISTRATION = f"{MARK}2+p", f"{MARK}3,p", f"A{MARK}4REGISTRATION"
 SECRETS = (TOKEN, POLICY, MIRROR, PROXY, PROXIES, REGISTRATION)
 PROXY_URL, PROXIES_URL = f"http://user:{PROXY}@proxy.example:3128", f"https://{PROXIES}@proxy.example"
+KEY_LINE = f"MIIE{MARK}5app+key"
+APP_KEY = f"-----BEGIN RSA PRIVATE KEY-----\n{KEY_LINE}\n-----END RSA PRIVATE KEY-----\n"
 CONFIG: dict[str, Any] = {
     "path": "octo-org/demo",
     "test-mode": "insecure",
@@ -179,9 +181,10 @@ def told(found: Any, out: "testing.State | None") -> str:
     )
 
 
-def happen(found: Any, event: str, config: dict[str, Any]) -> str:
+def happen(found: Any, event: str, config: dict[str, Any], secrets: Sequence[testing.Secret] = ()) -> str:
     """One event or action of a unit; what was told, also where the charm ended with an exception."""
-    given_state = testing.State(config=config, model=MODEL, relations=[testing.Relation("cos-agent")])
+    relations = [testing.Relation("cos-agent")]
+    given_state = testing.State(config=config, model=MODEL, relations=relations, secrets=secrets)
     try:
         if event == "reconcile_runners":
             with found(found.on.leader_elected(), given_state) as manager:
@@ -253,6 +256,32 @@ def test_no_kind_of_error_shows_a_secret(
         assert not shows(text)
         # The library for tests does not log what nobody caught.
         assert "proxy.example" in text or kind == "RuntimeError", "the failure itself is not shown"
+
+
+@pytest.mark.parametrize("place", ["github.list_runners", "instance.start", "machine.set_up"])
+def test_no_failure_shows_the_key_of_an_app(
+    charm_with_policy: Callable[[], Any], world: Surroundings, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Neither whole nor a line of it, however an error quotes it."""
+    monkeypatch.setattr(redaction, "_noted", set())
+    secret = testing.Secret({"app-id": "Iv23liABC", "private-key": APP_KEY})
+    config = {**CONFIG, "token": "", "app-secret": secret.id}
+    words = f"{APP_KEY} {APP_KEY!r} {json.dumps(APP_KEY)} {shlex.quote(APP_KEY)} line {KEY_LINE}: kept"
+    for number, event in enumerate((*EVENTS, *ACTIONS)):
+        with monkeypatch.context() as patch:
+            plant(world, patch, place, (errors.GithubApiError, errors.LxdError, errors.HostError)[number % 3](words))
+            text = happen(charm_with_policy(), event, config, [secret])
+        assert not shows(text), (event, text)
+
+
+@pytest.mark.parametrize("key", [APP_KEY.replace("RSA", "OPENSSH"), KEY_LINE, APP_KEY * 2])
+def test_no_rejected_secret_of_an_app_shows_its_key(charm_with_policy: Callable[[], Any], key: str) -> None:
+    """A key of another form is named by its option only."""
+    secret = testing.Secret({"app-id": "Iv23liABC", "private-key": key})
+    for event in ("config_changed", "reconcile-runners"):
+        text = happen(charm_with_policy(), event, {**CONFIG, "app-secret": secret.id}, [secret])
+        assert not shows(text), text
+        assert "app-secret: private-key is not" in text
 
 
 INVALID = {
