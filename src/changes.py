@@ -55,6 +55,10 @@ class Changes:
         """Raise GithubClientError or ConfigurationError if no runner can be registered."""
         self._registration.prepare()
 
+    def check_method(self) -> None:
+        """Raise ConfigurationError if the server lacks the way in which runners are to register."""
+        self._registration.check()
+
     def create(self, number: int, resources: VirtualMachineResources) -> None:
         """Create this many runners."""
         if number == 0:

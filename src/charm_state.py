@@ -46,6 +46,9 @@ REFUSED_SECRET = re.compile(r"""(?m)^(ERROR )?(permission denied|secret "[^"]*" 
 CREDENTIALS = ("app-secret", "token-secret", "token")
 SSH_KEYS = ("host", "port", "rsa_fingerprint", "ed25519_fingerprint")
 LABEL_LIMIT = 256
+# GitHub accepts 100 labels for a runner (https://docs.github.com/en/rest/actions/self-hosted-runners): three that it
+# gives by itself, the application's name, the base image, and these.
+MOST_LABELS = 95
 GROUP_LIMIT = 256
 # Of a rejected value in a message, in characters.
 SHOWN_LIMIT = 40
@@ -339,6 +342,9 @@ def parse_labels(value: str) -> tuple[str, ...]:
         raise ValueError(
             f"{', '.join(map(_shortened, bad))} not allowed; use printable characters, {LABEL_LIMIT} at most in a label"
         )
+    number = len({label.lower() for label in labels})
+    if number > MOST_LABELS:
+        raise ValueError(f"{number} labels are too many; set {MOST_LABELS} at most")
     return tuple(dict.fromkeys(labels))
 
 

@@ -147,6 +147,17 @@ class Observer:
         hung = [item for item, process in zip(gone, processes, strict=True) if process is item.view.process]
         return {item.view.name: replace(item, view=replace(item.view, gone=True)) for item in hung}
 
+    def was_dropped(self, item: ObservedRunner, now: float) -> bool:
+        """Whether GitHub has deleted the registration of a runner that was ready for a while: it is replaced quietly.
+
+        GitHub may drop an idle runner within minutes (https://github.com/actions/runner/issues/4726). A registration
+        that is gone at once is a failure: otherwise runners would be created for ever, and nobody would see why.
+        """
+        dropped = _is_settled(item.view, now) and self._registration_is_gone(item)
+        if dropped:
+            logger.info("%s had no job, and GitHub has deleted its registration: it is replaced", item.view.name)
+        return dropped
+
     def is_offline(self, item: ObservedRunner) -> bool:
         """Whether GitHub, asked for this runner alone, lists it neither as online nor as busy.
 
@@ -283,6 +294,11 @@ def _claimed_jobs(instances: dict[str, LxdInstance], listed: dict[str, GithubRun
     return {name for name, process in zip(names, processes, strict=True) if process is Process.WORKER}
 
 
+def _is_settled(view: RunnerView, now: float) -> bool:
+    """Whether the creation ended so long ago that GitHub finds the runner by its id."""
+    return view.prepared and now - (view.prepared_at or view.created_at) > times.SETTLED
+
+
 def _may_be_gone(item: ObservedRunner, now: float) -> bool:
     """Whether GitHub does not list a runner, although its creation ended a while ago.
 
@@ -290,10 +306,13 @@ def _may_be_gone(item: ObservedRunner, now: float) -> bool:
     a worker only in a runner that GitHub has listed, and the end of a job takes a moment.
     """
     view = item.view
-    settled = view.prepared and now - (view.prepared_at or view.created_at) > times.SETTLED
     unlisted = view.running and view.github is None and view.github_known and item.at_this_github
     over = view.seen_online and view.offline_since is not None and now - view.offline_since >= times.OFFLINE
-    return settled and unlisted and (view.process is Process.RUNNING or (view.process is Process.WORKER and over))
+    return (
+        _is_settled(view, now)
+        and unlisted
+        and (view.process is Process.RUNNING or (view.process is Process.WORKER and over))
+    )
 
 
 def _view(instance: LxdInstance, github: GithubRunner | None, github_known: bool) -> RunnerView:

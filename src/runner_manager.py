@@ -196,7 +196,7 @@ class RunnerManager:
         if hold and quantity > 0:
             failures.append(hold)
         views = [item.view for item in runners.values()]
-        unlisted = [view.name for view in views if failed_unlisted(view)]
+        unlisted = self._failed_unlisted(runners, now)
         failures += [f"{name}: ended without a job, and GitHub does not list it" for name in unlisted]
         changes.failed_creations += len(unlisted) + len(plan.failed)
         found = still_failing(self._failed_starts, views, now)
@@ -206,6 +206,12 @@ class RunnerManager:
             failures.append(describe_failed_starts(found, now))
         self.report.failed_starts = found
         self.findings = Findings(plan.deprecated, plan.proven, found)
+
+    def _failed_unlisted(self, runners: Mapping[str, ObservedRunner], now: float) -> list[str]:
+        """Runners that GitHub does not list and whose agent ended without a job, without those that GitHub dropped."""
+        unlisted = [item for item in runners.values() if failed_unlisted(item.view)]
+        dropped = in_parallel(partial(self.observer.was_dropped, now=now), unlisted)
+        return [item.view.name for item, gone in zip(unlisted, dropped, strict=True) if not gone]
 
     def _remove_unhealthy(self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes) -> int:
         """Pull the logs of unhealthy runners, then remove them; returns how many instances stayed."""
@@ -229,18 +235,19 @@ class RunnerManager:
         """Remove orphaned, outdated and surplus runners, and create the missing ones.
 
         ``stayed`` is the number of unhealthy instances that could not be removed: they count as existing ones.
-        Postponed runners are replaced only while the time limit of a reconcile leaves room for another creation.
+        Postponed runners are replaced only while the time limit of a reconcile leaves room for another creation. It is
+        an error also without any creation if the server lacks the way of registering.
         """
         if plan.create or plan.postponed:
             changes.check_registration()
-        for name in plan.names(Reason.ORPHANED):
-            changes.remove([runners[name]])
+        changes.remove([runners[name] for name in plan.names(Reason.ORPHANED)])
         idle = plan.names(Reason.OUTDATED) + plan.names(Reason.SURPLUS) + plan.names(Reason.AGED)
         stayed += changes.remove_idle([runners[name] for name in idle])
         changes.create(max(0, plan.create - stayed), resources)
         if plan.postponed and changes.is_proven() and self._clock() - started < times.REST_OF_RECONCILE:
             stayed = changes.remove_idle([runners[name] for name in plan.postponed])
             changes.create(len(plan.postponed) - stayed, resources)
+        changes.check_method()
 
     def _describe(self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes) -> None:
         """Fill the report with the runners that exist now."""

@@ -18,7 +18,6 @@ from models import Arch, GithubPath, GithubRunner, RegistrationData, Registratio
 
 # What config.sh adds by itself (https://docs.github.com/en/actions/how-tos/manage-runners/self-hosted-runners/apply-labels).
 LABELS = {Arch.X64: ("self-hosted", "Linux", "X64"), Arch.ARM64: ("self-hosted", "Linux", "ARM64")}
-MOST_LABELS = 100
 # Of a just-in-time configuration: bytes of all of it and number of its files. GitHub's have some 4 KiB and three files.
 SIZE_LIMIT, MOST_FILES = 64 << 10, 16
 FILE_NAME = re.compile(r"\.[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
@@ -36,8 +35,12 @@ class Registration(Protocol):
     def register(self, name: str, labels: Sequence[str]) -> RegistrationData:
         """What registers one runner; ``labels`` does not contain those that GitHub adds by itself."""
 
+    def check(self) -> None:
+        """ConfigurationError if the server lacks this way. After any answer of the server it needs no request."""
+        return
 
-class TokenRegistration:
+
+class TokenRegistration(Registration):
     """One registration token for all runners of a reconcile. Each runs ``config.sh``, and has no id before that."""
 
     def __init__(self, client: GithubClient, path: GithubPath) -> None:
@@ -58,7 +61,7 @@ class TokenRegistration:
         return RegistrationData(token=self._token)
 
 
-class JitRegistration:
+class JitRegistration(Registration):
     """A record at GitHub for each runner before its instance exists, and the files that ``config.sh`` would write.
 
     Nothing in an instance can register another runner. A record whose instance is never made stays offline, and the
@@ -108,7 +111,7 @@ class JitRegistration:
         return runner is None
 
 
-class OptionRegistration:
+class OptionRegistration(Registration):
     """The way that the option ``registration`` asks for.
 
     It is chosen when the first runner is registered: an Enterprise Server tells its version with its answers.
@@ -142,14 +145,17 @@ class OptionRegistration:
         """Register in the chosen way."""
         return self._chosen.register(name, labels)
 
+    def check(self) -> None:
+        """Choose, if the option leaves no choice."""
+        if self._method is RegistrationMethod.JIT:
+            _ = self._chosen
+
 
 def complete(labels: Sequence[str], arch: Arch) -> list[str]:
     """All labels of a runner, each once; GitHub does not distinguish upper and lower case."""
     wanted: dict[str, str] = {}
     for label in (*LABELS[arch], *labels):
         wanted.setdefault(label.lower(), label)
-    if len(wanted) > MOST_LABELS:
-        raise ConfigurationError(f"labels: a runner has {len(wanted)} labels, GitHub accepts {MOST_LABELS}")
     return list(wanted.values())
 
 

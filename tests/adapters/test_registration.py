@@ -127,6 +127,15 @@ def test_the_version_of_an_enterprise_server_decides(
             forced.prepare()
 
 
+def test_the_list_of_runners_tells_the_version(client: GithubClient, control: GitHubControl) -> None:
+    """A reconcile that registers no runner finds a server without the way that `jit` needs, and asks nothing for it."""
+    control.settings(enterprise_version="3.9.14")
+    client.list_runners(REPO, lambda _: True)
+    with pytest.raises(ConfigurationError, match=r"the server's version is 3\.9\.14"):
+        registration(client, method=RegistrationMethod.JIT).check()
+    assert len(control.requests()) == 1
+
+
 @pytest.mark.parametrize("url", ["https://github.com", "https://octo.ghe.com"])
 def test_github_com_always_has_it(url: str) -> None:
     """No request is needed to know."""

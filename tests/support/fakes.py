@@ -237,7 +237,7 @@ class FakeGithub:
         return self.deprecated
 
     def runner_is_gone(self, path: GithubPath, runner_id: int) -> bool:
-        if "list" in self.down:
+        if {"list", "by id"} & self.down:
             raise GithubApiError("GitHub does not answer")
         return runner_id in self.gone
 

@@ -11,7 +11,9 @@ import yaml
 from ops import testing
 
 import charm_state
+from charm_state import MOST_LABELS
 from errors import ConfigurationError, JujuError
+from gh.registration import complete
 from models import (
     Arch,
     BaseImage,
@@ -343,6 +345,14 @@ def test_port_of_an_address(option: str, port: str) -> None:
     policy = {"repo-policy-compliance-token": "t", "repo-policy-compliance-url": "https://p"}
 
     assert fault({**policy, option: f"https://host:{port}"}).startswith(f"{option}: ")
+
+
+def test_labels_of_a_runner_are_as_many_as_github_accepts() -> None:
+    """A hundred with those of GitHub and the charm, each counted once whatever its case."""
+    labels = [f"l{number}" for number in range(MOST_LABELS)]
+    assert len(load({"labels": ",".join([*labels, "L0", "l1"])}).labels) == MOST_LABELS + 1
+    assert len(complete(["app", "jammy", *labels], Arch.X64)) == 100
+    assert fault({"labels": ",".join([*labels, "one"])}) == "labels: 96 labels are too many; set 95 at most"
 
 
 def test_every_bad_label_is_named() -> None:

@@ -14,7 +14,6 @@ from gh.client import GithubClient
 from gh.errors import StatusError
 from gh.registration import (
     MOST_FILES,
-    MOST_LABELS,
     RESERVED,
     SIZE_LIMIT,
     JitRegistration,
@@ -117,6 +116,18 @@ def test_jit_on_a_server_without_it_blocks() -> None:
         registration(FakeClient(jit=False), RegistrationMethod.JIT).prepare()
 
 
+def test_a_server_without_jit_is_found_without_a_registration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where the option asks for it: the other ways are possible on every server, so it is not asked."""
+    with pytest.raises(ConfigurationError, match="registration: jit needs"):
+        registration(FakeClient(jit=False), RegistrationMethod.JIT).check()
+    registration(FakeClient(), RegistrationMethod.JIT).check()
+    client = FakeClient(jit=False)
+    monkeypatch.setattr(client, "has_jit", None)
+    for method in (RegistrationMethod.AUTO, RegistrationMethod.TOKEN):
+        registration(client, method).check()
+    assert client.calls == []
+
+
 def test_one_token_serves_all_runners() -> None:
     """Each further runner costs no request."""
     client = FakeClient()
@@ -142,13 +153,6 @@ def test_labels_are_complete() -> None:
     registration(client).register("a", ["app", "jammy", "linux", "App", "gpu"])
     assert client.labels == ["self-hosted", "Linux", "X64", "app", "jammy", "gpu"]
     assert complete([], Arch.ARM64) == ["self-hosted", "Linux", "ARM64"]
-
-
-def test_too_many_labels_are_the_operators_to_correct() -> None:
-    """GitHub accepts a hundred."""
-    assert len(complete([f"l{number}" for number in range(MOST_LABELS - 3)], Arch.X64)) == MOST_LABELS
-    with pytest.raises(ConfigurationError, match="labels: a runner has 101 labels, GitHub accepts 100"):
-        complete([f"l{number}" for number in range(MOST_LABELS - 2)], Arch.X64)
 
 
 def test_a_lost_answer_leaves_no_record() -> None:

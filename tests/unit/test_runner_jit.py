@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import metrics.events
 import metrics.storage
 import provision
 import runner
-from errors import TokenError
-from models import AppCredentials, RegistrationData, RegistrationMethod
+import times
+from errors import ConfigurationError, TokenError
+from models import AppCredentials, GithubPath, RegistrationData, RegistrationMethod
 from naming import PREPARED_KEY, RUNNER_ID_KEY
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
 from tests.support.fakes import IDENTITY, TEMPLATES, FakeGithub, state
-from tests.unit.test_runner_manager import World, today
+from tests.unit.test_runner_manager import World, events, today
 
 FILES = {".runner": '{"Ephemeral":"True"}', ".credentials": "oauth-marker", ".credentials_rsaparams": "key-marker"}
 
@@ -30,6 +32,11 @@ class FakeRegistration:
         self.github = github
         self.labels: list[Sequence[str]] = []
         self.refusal: Exception | None = None
+        self.unknown: Exception | None = None
+
+    def check(self) -> None:
+        if self.unknown:
+            raise self.unknown
 
     def prepare(self) -> None:
         if self.refusal:
@@ -119,6 +126,74 @@ def test_a_record_without_an_instance_is_removed_by_the_next_reconcile(world: Ji
 
     assert world.github.deleted == [1]
     assert len(world.github.runners) == len(world.lxd.found) == 1
+
+
+def test_records_without_an_instance_are_removed_side_by_side(world: JitWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many of them do not delay the creations."""
+    for digits in ("aa", "bb", "cc"):
+        world.github.register(f"{IDENTITY.prefix}{digits}", online=False)
+    together, delete = threading.Barrier(3, timeout=10), world.github.delete_runner
+
+    def met(path: GithubPath, runner_id: int) -> None:
+        together.wait()
+        delete(path, runner_id)
+
+    monkeypatch.setattr(world.github, "delete_runner", met)
+
+    world.reconcile(0)
+
+    assert world.github.runners == {}
+
+
+@pytest.mark.parametrize("quantity", [0, 1])
+def test_a_way_of_registering_that_the_server_lacks_blocks_every_reconcile(world: JitWorld, quantity: int) -> None:
+    """Also one that creates no runner; what is to be removed is removed."""
+    world.add("aa")
+    world.registration.unknown = ConfigurationError("registration: jit needs GitHub Enterprise Server 3.10 or newer")
+
+    with pytest.raises(ConfigurationError, match="registration: jit"):
+        world.reconcile(quantity)
+
+    assert len(world.lxd.found) == quantity
+
+
+def dropped(world: JitWorld, **keys: str) -> str:
+    """A runner that never had a job, whose agent has ended, and that GitHub no longer has."""
+    name = world.add("aa", online=False, process=13, runner_id="7", **keys)
+    world.github.runners.clear()
+    world.github.gone.add(7)
+    return name
+
+
+def test_an_idle_runner_that_github_drops_is_replaced_quietly(
+    world: JitWorld, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """GitHub may do so within minutes, before any reconcile has seen the runner online."""
+    world.state = state(issue_metrics=True)
+    name = dropped(world)
+
+    manager = world.reconcile(1)
+
+    assert manager.report.failures == []
+    assert (manager.report.removed, len(manager.report.created)) == ([name], 1)
+    [health] = [event for event in events(tmp_path) if event["event"] == "unit_health"]
+    assert health["failed_creations"] == 0
+
+
+@pytest.mark.parametrize("case", ["at once", "unknown id", "not confirmed", "no answer"])
+def test_a_runner_that_ended_for_another_reason_is_reported(world: JitWorld, case: str) -> None:
+    """If runners vanish at once, or GitHub does not confirm that one is gone, the operator sees that creations fail."""
+    name = dropped(world, prepared=f"{world.now - times.SETTLED:.0f}" if case == "at once" else "true")
+    if case == "unknown id":
+        del world.lxd.found[name].config[RUNNER_ID_KEY]
+    elif case == "not confirmed":
+        world.github.gone.clear()
+    elif case == "no answer":
+        world.github.down.add("by id")
+
+    manager = world.reconcile(1)
+
+    assert manager.report.failures == [f"{name}: ended without a job, and GitHub does not list it"]
 
 
 def test_nothing_is_removed_if_no_runner_can_be_registered(world: JitWorld) -> None:
