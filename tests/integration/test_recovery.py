@@ -19,7 +19,7 @@ TIMER, SERVICE = "ghro.reconcile-runners.github-runner-0.timer", "ghro.reconcile
 
 # As soon as the status says that they are waited for.
 RELEASE_APT_LOCKS = """
-until grep -rqs "holds apt's lock" /var/lib/juju/sandbox; do sleep 0.2; done
+until grep -qs "holds apt's lock" /var/lib/juju/sandbox/state.json; do sleep 0.2; done
 systemctl stop apt-locks
 """
 
