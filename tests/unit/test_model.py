@@ -5,6 +5,7 @@ import itertools
 import logging
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +13,15 @@ from unittest import mock
 
 import hypothesis
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import naming
 import runner
 import system
 import times
 from errors import GithubRunnerError
+from gh.registration import Registration
+from models import RegistrationData
 from naming import KEY, fingerprint
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
@@ -26,6 +29,24 @@ from tests.support.fakes import IDENTITY, RESOURCES, FakeInstance, FakeLxd, Fake
 from tests.support.model import JINJA, NONE, OTHERS, OTHERS_KEYS, RUNNING, WORKER, Hub, Killed
 
 MINUTE = 60.0
+
+
+class Records(Registration):
+    """Just-in-time registration: a record at GitHub for each runner, before and after which the charm may be killed."""
+
+    def __init__(self, model: "Reconciles") -> None:
+        self.model = model
+
+    def prepare(self) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+    def register(self, name: str, labels: Sequence[str]) -> RegistrationData:
+        self.model.lxd.fault("register", name)
+        record = self.model.hub.register(name, online=False)
+        return RegistrationData(files={".runner": '{"Ephemeral": "True"}'}, runner_id=record.runner_id)
 
 
 class Reconciles(RuleBasedStateMachine):
@@ -41,6 +62,7 @@ class Reconciles(RuleBasedStateMachine):
         self.storages = FakeStorages(path / "fs")
         self.lxd, self.hub = FakeLxd(), Hub()
         self.lxd.registered = self._registered
+        self.registration: Records | None = None
         self.now = 1_700_000_000.0
         self.wanted = 2
         self.quiet_passes = 2
@@ -64,8 +86,17 @@ class Reconciles(RuleBasedStateMachine):
         self.patches.close()
         self.folder.cleanup()
 
+    @initialize(jit=st.booleans())
+    def runners_register(self, jit: bool) -> None:
+        """With a token in the instance, or just in time: then the record at GitHub is there before the instance."""
+        self.registration = Records(self) if jit else None
+
     def _registered(self, instance: FakeInstance) -> None:
-        self.hub.register(instance.name)
+        """The runner agent comes online."""
+        if self.registration is None:
+            self.hub.register(instance.name)
+        elif instance.name in self.hub.runners:
+            self.hub.runners[instance.name] = replace(self.hub.runners[instance.name], online=True)
 
     def ours(self) -> list[FakeInstance]:
         return [item for name, item in sorted(self.lxd.found.items()) if name not in OTHERS]
@@ -189,7 +220,7 @@ class Reconciles(RuleBasedStateMachine):
             return False
 
         before = self.lxd.faults
-        self.lxd.faults = dict.fromkeys(("create", "start", "push", "stop", "set_config"), count)
+        self.lxd.faults = dict.fromkeys(("register", "create", "start", "push", "stop", "set_config"), count)
         with contextlib.suppress(Killed):
             self._pass()
         self.lxd.faults = before
@@ -218,7 +249,7 @@ class Reconciles(RuleBasedStateMachine):
         busy = {name for name in self.jobs if name in self.lxd.found}
         number = len(self.ours())
         healthy = {item.name for item in self.idle() if self._is_todays(item)} if number <= self.wanted else set()
-        clients = RunnerManagerClients(self.hub, JINJA, self.lxd, None)  # type: ignore[arg-type]
+        clients = RunnerManagerClients(self.hub, JINJA, self.lxd, None, registration=self.registration)  # type: ignore[arg-type]
         manager = RunnerManager(IDENTITY, self.state, clients, self.storages, self.application, clock=lambda: self.now)
         try:
             manager.reconcile(self.wanted, RESOURCES)

@@ -157,9 +157,9 @@ def test_a_way_of_registering_that_the_server_lacks_blocks_every_reconcile(world
     assert len(world.lxd.found) == quantity
 
 
-def dropped(world: JitWorld, **keys: str) -> str:
+def dropped(world: JitWorld, prepared: str = "true") -> str:
     """A runner that never had a job, whose agent has ended, and that GitHub no longer has."""
-    name = world.add("aa", online=False, process=13, runner_id="7", **keys)
+    name = world.add("aa", online=False, process=13, runner_id="7", prepared=prepared)
     world.github.runners.clear()
     world.github.gone.add(7)
     return name
