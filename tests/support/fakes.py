@@ -152,7 +152,7 @@ class FakeLxd:
         self.log: list[str] = []
         self.lists = 0
         self.missing_extensions: set[str] = set()
-        self.registered: Callable[[FakeInstance], None] = lambda instance: None
+        self.registered: Callable[[FakeInstance], object] = lambda instance: None
 
     def fault(self, action: str, name: str) -> None:
         fails = self.faults.get(action)

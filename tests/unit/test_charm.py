@@ -64,6 +64,10 @@ class Surroundings:
             raise self.set_up_fault
         found.note(markers.SET_UP)
 
+    def step(self, name: str, result: object) -> object:
+        self.steps.append(name)
+        return result
+
     def check(self, *_: Any) -> None:
         if self.fault:
             raise self.fault
@@ -89,7 +93,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     monkeypatch.setattr(runner_binary.is_recent, "__defaults__", (tmp_path,))
     monkeypatch.setattr(runner_binary.deprecated_at, "__defaults__", (tmp_path,))
     found.steps = []
-    monkeypatch.setattr(runner_binary, "update", lambda *_, **__: found.steps.append("binary") or True)
+    monkeypatch.setattr(runner_binary, "update", lambda *_, **__: found.step("binary", True))
     monkeypatch.setattr(timer, "ensure", lambda _, __, interval: found.steps.append(f"timer {interval}"))
     monkeypatch.setattr(image, "ensure_timer", lambda *_: None)
     monkeypatch.setattr(watcher, "ensure", lambda *_: found.steps.append("watcher"))
@@ -99,14 +103,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     monkeypatch.setattr(pool, "previous_pool_users", lambda *_: set())
     monkeypatch.setattr(machine, "lost", lambda *_: list(found.lost))
     monkeypatch.setattr(machine, "tend", lambda *_: None)
-    monkeypatch.setattr(machine, "release", lambda *_: found.steps.append("release") or [])
+    monkeypatch.setattr(machine, "release", lambda *_: found.step("release", []))
     monkeypatch.setattr(pool, "check", found.check)
     monkeypatch.setattr(pool, "shortage", lambda *_: None)
     monkeypatch.setattr(kernel, "REBOOT_REQUIRED", tmp_path / "reboot-required")
     monkeypatch.setattr(kernel, "are_active", lambda *_: False)
     monkeypatch.setattr(kernel, "update", lambda _: [])
     for module, name in ((watcher, "watcher"), (timer, "timer")):
-        monkeypatch.setattr(module, "remove", lambda _, name=name: found.steps.append(f"no {name}") or [])
+        monkeypatch.setattr(module, "remove", lambda _, name=name: found.step(f"no {name}", []))
 
     def registered(instance: FakeInstance) -> None:
         found.github.register(instance.name)
@@ -389,7 +393,7 @@ def test_a_unit_without_storage_makes_nothing_any_more(context: Any, world: Surr
     assert len(world.lxd.found) == 2
     world.steps.clear()
     attached = testing.Storage("runner")
-    context.run(context.on.storage_detaching(attached), replace(state(), storages={attached}))
+    context.run(context.on.storage_detaching(attached), replace(state(), storages=frozenset({attached})))
     assert world.lxd.found == {}
     assert world.steps == ["no watcher", "no timer", "release"]
 
@@ -397,7 +401,7 @@ def test_a_unit_without_storage_makes_nothing_any_more(context: Any, world: Surr
         tick(context)
     elif event == "relation_broken":
         relation = testing.Relation("debug-ssh")
-        context.run(context.on.relation_broken(relation), replace(state(), relations={relation}))
+        context.run(context.on.relation_broken(relation), replace(state(), relations=frozenset({relation})))
     else:
         context.run(getattr(context.on, event)(), state())
 
@@ -411,8 +415,8 @@ def test_a_unit_without_storage_makes_nothing_any_more(context: Any, world: Surr
 def test_storage_that_comes_back_brings_the_unit_back(context: Any, world: Surroundings) -> None:
     """Storage that is attached again ends what its detaching began."""
     attached = testing.Storage("runner")
-    context.run(context.on.storage_detaching(attached), replace(state(), storages={attached}))
-    context.run(context.on.storage_attached(attached), replace(state(), storages={attached}))
+    context.run(context.on.storage_detaching(attached), replace(state(), storages=frozenset({attached})))
+    context.run(context.on.storage_attached(attached), replace(state(), storages=frozenset({attached})))
 
     context.run(context.on.config_changed(), state())
 
@@ -696,6 +700,7 @@ def test_action_fails_with_the_reason(context: Any, world: Surroundings) -> None
 
     with pytest.raises(testing.ActionFailed, match="GitHub does not answer") as failed:
         context.run(context.on.action("reconcile-runners"), state())
+    assert failed.value.state is not None
     assert isinstance(failed.value.state.unit_status, testing.WaitingStatus)
 
 
@@ -705,12 +710,13 @@ def test_action_on_a_blocked_unit_fails_and_leaves_it(context: Any, world: Surro
 
     with pytest.raises(testing.ActionFailed, match="path") as failed:
         context.run(context.on.action("check-runners"), blocked)
+    assert failed.value.state is not None
     assert failed.value.state.unit_status == testing.BlockedStatus("path: is empty")
 
 
 STATUSES = [
     testing.ErrorStatus("hook failed"),
-    testing.UnknownStatus(),
+    testing.UnknownStatus(),  # type: ignore[no-untyped-call]
     testing.ActiveStatus(),
     testing.MaintenanceStatus("Reconciling runners"),
 ]

@@ -75,7 +75,8 @@ def run(config: dict[str, Any], *relations: testing.Relation, secrets: tuple[tes
     state = testing.State(config=options, relations=relations, secrets=secrets)
     with context(context.on.config_changed(), state) as manager:
         manager.run()
-        return manager.charm
+        charm: LoadingCharm = manager.charm
+        return charm
 
 
 def load(config: dict[str, Any], *relations: testing.Relation, secrets: tuple[testing.Secret, ...] = ()) -> CharmState:
@@ -93,7 +94,8 @@ def faults(
     assert charm.error is not None
     assert str(charm.error) == "; ".join(charm.error.faults)
     assert not any(line.splitlines()[1:] for line in charm.error.faults)
-    return charm.error.faults
+    found: tuple[str, ...] = charm.error.faults
+    return found
 
 
 def fault(config: dict[str, Any], *relations: testing.Relation) -> str:

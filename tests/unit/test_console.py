@@ -58,8 +58,13 @@ def read(monkeypatch: pytest.MonkeyPatch, *parts: Any, forever: bool = False) ->
     clock = [0.0]
     stream = Stream(clock, iter(lambda: parts[0], None) if forever else iter(parts))
     opened: list[str] = []
-    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(console, "connect", lambda resource, _: opened.append(resource) or stream)
+    monkeypatch.setattr("engine.console.time.monotonic", lambda: clock[0])
+
+    def connect(resource: str, _: str) -> Stream:
+        opened.append(resource)
+        return stream
+
+    monkeypatch.setattr(console, "connect", connect)
     found = console.read(ConsoleLxd(), "app-0-aa", end=b"the end", limit=100, timeout=10)
     assert opened == [f"/1.0/operations/7/websocket?secret={secret}" for secret in ("abc", "def")]
     assert stream.closed

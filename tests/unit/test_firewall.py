@@ -316,18 +316,16 @@ def test_lost_rules_are_noticed(
     monkeypatch.setattr(packet_filter, "run", run)
     lxd = AclLxd()
     lxd.driver = driver
+    others: dict[str, dict[str, Any]] = {
+        "stopped": {"status": "Stopped"},
+        "own-card": {"devices": {"eth0": NETWORK_CARD}},
+        "unfiltered": {"expanded_devices": {"eth0": {"type": "nic"}}},
+        "other-profile": {"profiles": ["other"]},
+    }
     lxd.instances = [
         instance("runner-0-1"),
         instance("starting", config={}),
-        *(
-            instance(name, config={"volatile.eth0.host_name": "veth2"}, **fields)
-            for name, fields in {
-                "stopped": {"status": "Stopped"},
-                "own-card": {"devices": {"eth0": NETWORK_CARD}},
-                "unfiltered": {"expanded_devices": {"eth0": {"type": "nic"}}},
-                "other-profile": {"profiles": ["other"]},
-            }.items()
-        ),
+        *(instance(name, config={"volatile.eth0.host_name": "veth2"}, **fields) for name, fields in others.items()),
     ]
 
     assert packet_filter.is_applied(cast(LxdClient, lxd), RULES) is applied
@@ -360,7 +358,7 @@ def test_rules_for_everything_have_no_destination_in_a_listing(monkeypatch: pyte
 def test_the_card_is_filtered_again_whatever_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """LXD refuses to change the profile while an instance starts or stops: it is tried again, and put back."""
     lxd = AclLxd()
-    monkeypatch.setattr(profiles.time, "sleep", lambda _: None)
+    monkeypatch.setattr("engine.profiles.time.sleep", lambda _: None)
     cards: list[str] = []
     change = lxd.change
 

@@ -445,7 +445,7 @@ def juju_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     used = os.statvfs(folder)
     blocks = (100 * GIB // used.f_frsize, 60 * GIB // used.f_frsize)
     size = os.statvfs_result((used.f_bsize, used.f_frsize, *blocks, blocks[1], 0, 0, 0, 0, 255))
-    monkeypatch.setattr(storage.os, "statvfs", lambda _: size)
+    monkeypatch.setattr("host.pool.os.statvfs", lambda _: size)
     monkeypatch.setattr(storage, "JUJU_STORAGE", folder)
     return folder
 
@@ -504,7 +504,7 @@ def test_what_the_pool_has_counts_as_free(juju_storage: Path, monkeypatch: pytes
 
 def test_memory_is_never_more_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disks in memory must fit into the machine's memory; the message names both sizes."""
-    monkeypatch.setattr(storage.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 15 * GIB // 4096)
+    monkeypatch.setattr("host.pool.os.sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 15 * GIB // 4096)
     lxd = cast(LxdClient, PoolLxd(None))
 
     storage.check(lxd, wanting(1, RunnerStorage.MEMORY))
@@ -687,9 +687,11 @@ class FakeApt:
     """Apt and dpkg, with what the first calls of each command say before they succeed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **said: list[str]) -> None:
-        self.said, self.ran, self.progress = said, [], []
+        self.said = said
+        self.ran: list[Any] = []
+        self.progress: list[str] = []
         monkeypatch.setattr(packages, "run_surviving", self.run)
-        monkeypatch.setattr(packages.time, "sleep", lambda _: None)
+        monkeypatch.setattr("host.packages.time.sleep", lambda _: None)
 
     def run(self, command: list[str], **_: Any) -> "subprocess.CompletedProcess[str]":
         name = next(word for word in ("update", "install", "--configure") if word in command)

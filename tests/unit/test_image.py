@@ -136,7 +136,8 @@ def make(lxd: ImageLxd, build: ImageBuild = BUILD, progress: Callable[[str], Non
 
 def test_build_moves_the_alias_and_deletes_the_old() -> None:
     """Every step in its order, then the alias is the new image's and the old one is gone; others' images stay."""
-    lxd, told = ImageLxd(), []
+    lxd = ImageLxd()
+    told: list[str] = []
 
     assert make(lxd, progress=told.append) == "new"
 
@@ -299,7 +300,7 @@ def test_application_goes_into_the_image(monkeypatch: pytest.MonkeyPatch, tmp_pa
     """The image says which one it holds, so that a newer one is sent to runners until the next build."""
     tarball = tmp_path / "actions-runner-linux-x64-2.320.0.tar.gz"
     tarball.write_bytes(b"tarball")
-    monkeypatch.setattr(image.runner_binary, "current", lambda: tarball if downloaded else None)
+    monkeypatch.setattr("host.image.runner_binary.current", lambda: tarball if downloaded else None)
     lxd = ImageLxd()
 
     make(lxd)

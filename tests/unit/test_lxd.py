@@ -37,7 +37,7 @@ class BootingInstance(LxdInstance):
 
 def test_an_agent_that_does_not_run_yet_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """LXD refuses commands until a virtual machine's agent runs, which is no failure of its creation."""
-    monkeypatch.setattr(api.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("engine.api.time.sleep", lambda seconds: None)
     instance = BootingInstance([LxdError("the agent does not run"), Execution(1), Execution(0), Execution(0)])
 
     instance.wait_ready()
@@ -58,8 +58,8 @@ def test_an_instance_that_never_answers_is_an_error(monkeypatch: pytest.MonkeyPa
 def test_readiness_is_polled_at_a_pace_that_suits(monkeypatch: pytest.MonkeyPatch, kind: str, most: int) -> None:
     """A virtual machine takes many seconds to boot and is asked less often than a container."""
     now = [0.0]
-    monkeypatch.setattr(api.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(api.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr("engine.api.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("engine.api.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     instance = BootingInstance([LxdError("the agent does not run")] * (most - 1) + [Execution(0)])
     instance.virtual_machine = kind == "virtual-machine"
 
@@ -102,7 +102,13 @@ def test_recorded_output_is_asked_for_where_lxd_has_it(monkeypatch: pytest.Monke
     client = EndedExec({"status_code": 200, "metadata": {"return": 1, "output": {"2": path}}})
     asked: list[tuple[str, ...]] = []
     request = client.request
-    monkeypatch.setattr(client, "request", lambda *what, **more: asked.append(what) or request(*what, **more))
+
+    def recorded(*what: str, **more: Any) -> requests.Response:
+        asked.append(what)
+        answer: requests.Response = request(*what, **more)
+        return answer
+
+    monkeypatch.setattr(client, "request", recorded)
 
     LxdInstance(client, DATA).execute(["x"], output=True)
 

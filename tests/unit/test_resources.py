@@ -29,8 +29,8 @@ class ImageOnly:
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with 4 CPUs and 16 GiB."""
-    monkeypatch.setattr(resources.os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(resources.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 16 * GIB // 4096)
+    monkeypatch.setattr("host.resources.os.cpu_count", lambda: 4)
+    monkeypatch.setattr("host.resources.os.sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 16 * GIB // 4096)
 
 
 def wanting(cpu: int, memory: str, disk: str, number: int = 1, **changes: Any) -> CharmState:
@@ -39,7 +39,7 @@ def wanting(cpu: int, memory: str, disk: str, number: int = 1, **changes: Any) -
 
 
 def check(wanted: CharmState, disk: int | None = None) -> None:
-    pool.resources.check(cast(LxdClient, ImageOnly(disk)), wanted)
+    resources.check(cast(LxdClient, ImageOnly(disk)), wanted)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ import pytest
 
 import metrics.events
 import metrics.storage
-import observe
 import provision
 import runner
 import runner_manager
@@ -211,7 +210,12 @@ def metrics_storages(world: World, monkeypatch: pytest.MonkeyPatch) -> dict[str,
 def test_a_metrics_storage_belongs_to_the_runners_user(world: World, metrics_storages: dict[str, int]) -> None:
     """The user is the one on the host that the instance maps to its own, and it has the storage before the start."""
     at_start: list[dict[str, int]] = []
-    world.lxd.faults = {"start": lambda _: at_start.append(dict(metrics_storages)) or False}
+
+    def starts(_: str) -> bool:
+        at_start.append(dict(metrics_storages))
+        return False
+
+    world.lxd.faults = {"start": starts}
 
     world.reconcile(1)
 
@@ -527,7 +531,7 @@ def test_runner_of_another_path_is_looked_up_there(world: World) -> None:
 
 
 @pytest.mark.parametrize("keys", [{"path": "a/b/c"}, {"url": "https://elsewhere.example"}])
-def test_runner_whose_registration_cannot_be_asked_for_is_kept(world: World, keys: dict[str, str]) -> None:
+def test_runner_whose_registration_cannot_be_asked_for_is_kept(world: World, keys: dict[str, Any]) -> None:
     """Unknown is not dead: its process runs, so it stays until it ends."""
     name = world.add("aa", **keys)
 
@@ -671,7 +675,7 @@ def test_look_ups_of_a_reconcile_have_one_time_limit(
         raise GithubApiError("no such job")
 
     monkeypatch.setattr(world.github, "job", job)
-    monkeypatch.setattr(collect.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("metrics.collect.time.monotonic", lambda: now[0])
 
     world.reconcile(0)
 
@@ -854,7 +858,7 @@ def test_busy_is_what_either_account_says(world: World) -> None:
     assert world.manager().observer.any_busy()
 
 
-def forged(world: World, listed: bool, seen_online: bool = False, **keys: str) -> str:
+def forged(world: World, listed: bool, seen_online: bool = False, **keys: Any) -> str:
     """A runner whose job has ended, with a process that a job left and named like a worker."""
     name = world.add("0" * 16, online=False, process=0, runner_id="7", **keys)
     if seen_online:
@@ -1106,7 +1110,7 @@ def test_removing_old_crash_logs_never_raises(
     def broken(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(runner.shutil, "rmtree", broken)
+    monkeypatch.setattr("runner.shutil.rmtree", broken)
 
     with caplog.at_level(logging.WARNING, logger="runner"):
         runner.remove_old_logs(LATER)
@@ -1615,7 +1619,7 @@ def test_a_runner_at_the_end_of_its_job_is_left_to_it(world: World, monkeypatch:
     world.github.runners.pop(name)
     world.github.gone = {7}
     instance = world.lxd.found[name]
-    monkeypatch.setattr(observe.time, "sleep", lambda _: setattr(instance, "process", 11))
+    monkeypatch.setattr("observe.time.sleep", lambda _: setattr(instance, "process", 11))
 
     world.reconcile(1)
 

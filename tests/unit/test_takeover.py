@@ -4,7 +4,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -339,7 +338,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, end_at: int) -> None:
 
     monkeypatch.setattr(state_database, "_copy", dying(state_database._copy))
     monkeypatch.setattr(state_database, "_shred", dying(state_database._shred))
-    monkeypatch.setattr(state_database.os, "link", dying(os.link))
+    monkeypatch.setattr("host.state_database.os.link", dying(os.link))
     monkeypatch.setattr(Path, "replace", dying(Path.replace))
 
 
@@ -361,7 +360,7 @@ def test_a_hook_that_is_killed_leaves_a_whole_database(world: World, database: P
 
 
 @pytest.fixture
-def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The source of a charm, and a folder of systemd units."""
     source = tmp_path / "charm" / "src"
     source.mkdir(parents=True)
