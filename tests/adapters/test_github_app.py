@@ -5,6 +5,9 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from email.message import Message
+from typing import Any
 
 import jwt
 import pytest
@@ -19,34 +22,34 @@ ORGANISATION_RUNNERS = f"/orgs/{ORGANISATION}/actions/runners"
 
 
 @pytest.fixture(scope="module")
-def key():
+def key() -> str:
     """A private key, as PEM: making one takes a moment."""
     return apps.make_key()[0]
 
 
 @pytest.fixture
-def server():
+def server() -> Iterator[github.GitHub]:
     repositories = [REPOSITORY, OTHER, PERSONAL]
     with github.serve(tokens=["ghp_1"], repositories=repositories, organisations=[ORGANISATION]) as running:
         yield running
 
 
 @pytest.fixture
-def control(server):
+def control(server: github.GitHub) -> GitHubControl:
     return GitHubControl(server.url)
 
 
 @pytest.fixture
-def app(control, key):
+def app(control: GitHubControl, key: str) -> dict[str, Any]:
     return control.add_app("runners", ORGANISATION, private_key=key)
 
 
 @pytest.fixture
-def installation(control, app):
+def installation(control: GitHubControl, app: dict[str, Any]) -> int:
     return control.install_app(app["id"], ORGANISATION)
 
 
-def assertion(app, **claims):
+def assertion(app: dict[str, Any], **claims: object) -> str:
     """A JWT of the App that is good unless a claim is changed; one that is None is left out."""
     now = int(time.time())
     claims = {"iat": now - 60, "exp": now + 300, "iss": app["client_id"], **claims}
@@ -54,7 +57,9 @@ def assertion(app, **claims):
     return jwt.encode(claims, app["private_key"], "RS256")
 
 
-def call(server, method, path, credential=None, body=None):
+def call(
+    server: github.GitHub, method: str, path: str, credential: str | None = None, body: object = None
+) -> tuple[int, Any, Message]:
     """Send one request; status, document and headers of the answer."""
     headers = {"User-Agent": "test", **({"Authorization": f"Bearer {credential}"} if credential else {})}
     data = None if body is None else json.dumps(body).encode()
@@ -67,20 +72,25 @@ def call(server, method, path, credential=None, body=None):
             return error.code, json.loads(error.read()), error.headers
 
 
-def ask_token(server, app, installation, **body):
+def ask_token(
+    server: github.GitHub, app: dict[str, Any], installation: int, **body: object
+) -> tuple[int, Any, Message]:
     return call(server, "POST", f"/app/installations/{installation}/access_tokens", assertion(app), body)
 
 
-def token_of(server, app, installation, **body):
+def token_of(server: github.GitHub, app: dict[str, Any], installation: int, **body: object) -> str:
     status, document, _ = ask_token(server, app, installation, **body)
     assert status == 201, document
-    return document["token"]
+    token: str = document["token"]
+    return token
 
 
 # Clients that we did not write ----------------------------------------------------------------------------------------
 
 
-def test_pygithub_works_as_an_app(server, control, app, installation):
+def test_pygithub_works_as_an_app(
+    server: github.GitHub, control: GitHubControl, app: dict[str, Any], installation: int
+) -> None:
     """PyGithub signs its JWT, finds the installations, and works with a token of one of them."""
     import github as library
 
@@ -100,7 +110,9 @@ def test_pygithub_works_as_an_app(server, control, app, installation):
             integration.get_user_installation("nobody")
 
 
-def test_githubkit_works_as_an_app(server, control, app, installation):
+def test_githubkit_works_as_an_app(
+    server: github.GitHub, control: GitHubControl, app: dict[str, Any], installation: int
+) -> None:
     """Each answer fits the models that githubkit has of GitHub's description; it fetches a token and revokes it."""
     import githubkit
 
@@ -124,7 +136,7 @@ def test_githubkit_works_as_an_app(server, control, app, installation):
 
 # The JSON web token ---------------------------------------------------------------------------------------------------
 
-JWTS = {
+JWTS: dict[str, tuple[dict[str, object], int, str | None]] = {
     "good": ({}, 200, None),
     "by number": ({"iss": "NUMBER"}, 200, None),
     "nearly ten minutes": ({"exp": 595}, 200, None),
@@ -139,7 +151,7 @@ JWTS = {
 
 
 @pytest.mark.parametrize("name", JWTS)
-def test_the_claims_of_a_jwt(server, app, name):
+def test_the_claims_of_a_jwt(server: github.GitHub, app: dict[str, Any], name: str) -> None:
     """GitHub's rules about issuer and times hold, and its messages say which one is broken."""
     claims, status, message = JWTS[name]
     claims = {key: int(time.time()) + value if isinstance(value, int) else value for key, value in claims.items()}
@@ -150,7 +162,7 @@ def test_the_claims_of_a_jwt(server, app, name):
 
 
 @pytest.mark.parametrize("ahead", [-120, 400])
-def test_clocks_that_differ(server, control, app, ahead):
+def test_clocks_that_differ(server: github.GitHub, control: GitHubControl, app: dict[str, Any], ahead: int) -> None:
     """GitHub goes by its own clock, which its Date header tells, whatever the time is for the App."""
     control.settings(clock_ahead=ahead)
     status, document, headers = call(server, "GET", "/app", assertion(app))
@@ -159,7 +171,7 @@ def test_clocks_that_differ(server, control, app, ahead):
     assert told == pytest.approx(time.time() + ahead, abs=5)
 
 
-def forged(app, name):
+def forged(app: dict[str, Any], name: str) -> str | None:
     """Something that is no JWT of the App's key."""
     good = assertion(app)
     head, claims, signature = good.split(".")
@@ -181,13 +193,13 @@ FORGERIES = ["nothing", "a personal token", "no dots", "other claims", "another 
 
 
 @pytest.mark.parametrize("name", [*FORGERIES, "no algorithm", "a shared secret", "another key"])
-def test_forged_jwts(server, app, name):
+def test_forged_jwts(server: github.GitHub, app: dict[str, Any], name: str) -> None:
     """What is not signed by a key of the App with RS256 is refused as no JWT at all."""
     status, document, _ = call(server, "GET", "/app", forged(app, name))
     assert (status, document["message"]) == (401, "A JSON web token could not be decoded")
 
 
-def test_keys_of_an_app(server, control, key):
+def test_keys_of_an_app(server: github.GitHub, control: GitHubControl, key: str) -> None:
     """A new key is PKCS#1; several are active at once, and one that is deleted is no longer good."""
     app = control.add_app("rotating", ORGANISATION)
     assert app["private_key"].startswith("-----BEGIN RSA PRIVATE KEY-----")
@@ -198,7 +210,7 @@ def test_keys_of_an_app(server, control, key):
     assert [call(server, "GET", "/app", assertion(each))[0] for each in (app, renewed)] == [401, 200]
 
 
-def test_a_jwt_is_for_the_app_only(server, app, installation):
+def test_a_jwt_is_for_the_app_only(server: github.GitHub, app: dict[str, Any], installation: int) -> None:
     """A JWT is no credential for anything but the App itself, and other credentials are none for the App."""
     assert call(server, "GET", RUNNERS, assertion(app))[0] == 401
     token = token_of(server, app, installation)
@@ -208,12 +220,12 @@ def test_a_jwt_is_for_the_app_only(server, app, installation):
 # Installations --------------------------------------------------------------------------------------------------------
 
 
-def test_installations_by_path(server, control, app):
+def test_installations_by_path(server: github.GitHub, control: GitHubControl, app: dict[str, Any]) -> None:
     """An installation is found by organisation, user or repository, and only by what it covers and what is its kind."""
     organisation = control.install_app(app["id"], ORGANISATION, [REPOSITORY])
     user = control.install_app(app["id"], "user")
 
-    def found(path):
+    def found(path: str) -> int:
         status, document, _ = call(server, "GET", f"{path}/installation", assertion(app))
         return document["id"] if status == 200 else status
 
@@ -226,7 +238,9 @@ def test_installations_by_path(server, control, app):
     assert [found(path) for path in (f"/repos/{OTHER}", "/users/Org", "/orgs/user", "/repos/no/where")] == [404] * 4
 
 
-def test_installations_of_other_apps_are_hidden(server, control, app, installation, key):
+def test_installations_of_other_apps_are_hidden(
+    server: github.GitHub, control: GitHubControl, app: dict[str, Any], installation: int, key: str
+) -> None:
     """An App sees its own installations only."""
     other = control.add_app("other", ORGANISATION, private_key=key)
     for path in (f"/app/installations/{installation}", f"/orgs/{ORGANISATION}/installation"):
@@ -235,7 +249,7 @@ def test_installations_of_other_apps_are_hidden(server, control, app, installati
     assert call(server, "GET", "/app/installations", assertion(other))[1] == []
 
 
-def test_installations_come_in_pages(server, control, app):
+def test_installations_come_in_pages(server: github.GitHub, control: GitHubControl, app: dict[str, Any]) -> None:
     """The list of installations has pages, with links to the others."""
     for number in range(5):
         control.install_app(app["id"], f"user{number}")
@@ -244,7 +258,9 @@ def test_installations_come_in_pages(server, control, app):
     assert 'rel="next"' in headers["Link"]
 
 
-def test_a_renamed_repository_redirects_the_app(server, control, app):
+def test_a_renamed_repository_redirects_the_app(
+    server: github.GitHub, control: GitHubControl, app: dict[str, Any]
+) -> None:
     """The question for the installation of a former name is redirected; the installation still covers it."""
     installation = control.install_app(app["id"], ORGANISATION, [REPOSITORY])
     token = token_of(server, app, installation, repositories=["repo"])
@@ -254,7 +270,7 @@ def test_a_renamed_repository_redirects_the_app(server, control, app):
     assert call(server, "GET", "/repos/Org/new/actions/runners", token)[0] == 200
 
 
-def test_uninstalled(server, control, app, installation):
+def test_uninstalled(server: github.GitHub, control: GitHubControl, app: dict[str, Any], installation: int) -> None:
     """Without its installation an App finds nothing, and its tokens are bad from then on."""
     token = token_of(server, app, installation)
     control.uninstall_app(installation)
@@ -262,7 +278,9 @@ def test_uninstalled(server, control, app, installation):
     assert (ask_token(server, app, installation)[0], call(server, "GET", RUNNERS, token)[0]) == (404, 401)
 
 
-def test_a_suspended_installation(server, control, app, installation):
+def test_a_suspended_installation(
+    server: github.GitHub, control: GitHubControl, app: dict[str, Any], installation: int
+) -> None:
     """A suspended installation gives out no token, and refuses those that it gave; both until it is resumed."""
     token = token_of(server, app, installation)
     control.change_installation(installation, suspended=True)
@@ -277,7 +295,9 @@ def test_a_suspended_installation(server, control, app, installation):
 # Tokens of installations ----------------------------------------------------------------------------------------------
 
 
-def test_a_token_with_less_than_everything(server, control, app, installation):
+def test_a_token_with_less_than_everything(
+    server: github.GitHub, control: GitHubControl, app: dict[str, Any], installation: int
+) -> None:
     """A token has the permissions and repositories that were asked for, and metadata; it reaches nothing else."""
     body = {"repositories": ["repo"], "permissions": {"administration": "read"}}
     status, document, _ = ask_token(server, app, installation, **body)
@@ -298,7 +318,7 @@ def test_a_token_with_less_than_everything(server, control, app, installation):
     assert shown["repositories"] == [REPOSITORY]
 
 
-WRONG_TOKENS = {
+WRONG_TOKENS: dict[str, tuple[dict[str, object], int, str]] = {
     "a permission that is not granted": ({"permissions": {"contents": "read"}}, 422, apps.UNGRANTED),
     "a higher level": ({"permissions": {"actions": "write"}}, 422, apps.UNGRANTED),
     "no level": ({"permissions": {"actions": "all"}}, 422, "Invalid request."),
@@ -311,7 +331,9 @@ WRONG_TOKENS = {
 
 
 @pytest.mark.parametrize("name", WRONG_TOKENS)
-def test_tokens_that_are_not_given(server, control, app, name):
+def test_tokens_that_are_not_given(
+    server: github.GitHub, control: GitHubControl, app: dict[str, Any], name: str
+) -> None:
     """What the installation does not have is refused with 422, and no token is made."""
     body, status, message = WRONG_TOKENS[name]
     installation = control.install_app(app["id"], ORGANISATION, [REPOSITORY])
@@ -320,14 +342,18 @@ def test_tokens_that_are_not_given(server, control, app, name):
     assert control.installation_tokens() == []
 
 
-def test_repositories_by_number(server, control, app, installation):
+def test_repositories_by_number(
+    server: github.GitHub, control: GitHubControl, app: dict[str, Any], installation: int
+) -> None:
     """Repositories may be named by their numbers."""
     number = call(server, "GET", f"/repos/{REPOSITORY}", "ghp_1")[1]["id"]
     token = token_of(server, app, installation, repository_ids=[number])
     assert [call(server, "GET", f"/repos/{each}", token)[0] for each in (REPOSITORY, OTHER)] == [200, 404]
 
 
-def test_lowered_permissions(server, control, app, installation):
+def test_lowered_permissions(
+    server: github.GitHub, control: GitHubControl, app: dict[str, Any], installation: int
+) -> None:
     """Permissions that the installation loses are gone for tokens that it gave out before, too."""
     token = token_of(server, app, installation)
     assert call(server, "POST", f"{RUNNERS}/registration-token", token)[0] == 201
@@ -343,7 +369,7 @@ def test_lowered_permissions(server, control, app, installation):
     assert ask_token(server, app, installation, permissions={"administration": "write"})[0] == 422
 
 
-def test_tokens_end(server, control, app, installation):
+def test_tokens_end(server: github.GitHub, control: GitHubControl, app: dict[str, Any], installation: int) -> None:
     """A token is good for an hour by GitHub's clock."""
     _, document, _ = ask_token(server, app, installation)
     control.settings(clock_ahead=3590)
@@ -357,7 +383,9 @@ def test_tokens_end(server, control, app, installation):
 
 
 @pytest.mark.parametrize("how", ["by its owner", "by the test"])
-def test_revoked_tokens(server, control, app, installation, how):
+def test_revoked_tokens(
+    server: github.GitHub, control: GitHubControl, app: dict[str, Any], installation: int, how: str
+) -> None:
     """A token that is revoked is bad from then on, also for revoking it again."""
     token = token_of(server, app, installation)
     if how == "by its owner":
@@ -369,7 +397,9 @@ def test_revoked_tokens(server, control, app, installation, how):
     assert call(server, "DELETE", "/installation/token", "ghp_1")[0] == 403
 
 
-def test_two_forms_of_tokens(server, control, app, installation):
+def test_two_forms_of_tokens(
+    server: github.GitHub, control: GitHubControl, app: dict[str, Any], installation: int
+) -> None:
     """A token is several hundred characters with dots, or on request of the older form with 40."""
     long = token_of(server, app, installation)
     assert long.startswith(f"ghs_{app['id']}_ey")
@@ -380,7 +410,9 @@ def test_two_forms_of_tokens(server, control, app, installation):
     assert [call(server, "GET", RUNNERS, token)[0] for token in (long, short)] == [200, 200]
 
 
-def test_an_installation_has_one_limit(server, control, app, installation):
+def test_an_installation_has_one_limit(
+    server: github.GitHub, control: GitHubControl, app: dict[str, Any], installation: int
+) -> None:
     """All tokens of an installation use up one limit of requests, and the App's own requests another one."""
     control.rate_limit(installation=installation, remaining=1)
     first, second = (token_of(server, app, installation) for _ in range(2))
@@ -391,7 +423,7 @@ def test_an_installation_has_one_limit(server, control, app, installation):
     assert call(server, "GET", "/app", assertion(app))[2]["X-RateLimit-Remaining"] == "4997"
 
 
-def test_wrong_arrangements_say_so(control, app, key):
+def test_wrong_arrangements_say_so(control: GitHubControl, app: dict[str, Any], key: str) -> None:
     """A mistake in a test's arrangement of Apps is an error."""
     for wrong in (
         lambda: control.install_app(1, ORGANISATION),

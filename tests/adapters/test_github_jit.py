@@ -4,6 +4,9 @@ import base64
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from email.message import Message
+from typing import Any
 
 import pytest
 
@@ -20,17 +23,17 @@ GOOD = {"name": "one", "runner_group_id": 1, "labels": ["self-hosted", "Linux", 
 
 
 @pytest.fixture
-def server():
+def server() -> Iterator[github.GitHub]:
     with github.serve(tokens=[TOKEN], repositories=[REPOSITORY], organisations=[ORGANISATION]) as running:
         yield running
 
 
 @pytest.fixture
-def control(server):
+def control(server: github.GitHub) -> GitHubControl:
     return GitHubControl(server.url)
 
 
-def call(server, method, path, body=None):
+def call(server: github.GitHub, method: str, path: str, body: object = None) -> tuple[int, Any, Message]:
     """Send one request; status, document and headers of the answer."""
     headers = {"User-Agent": "test", "Authorization": f"Bearer {TOKEN}"}
     data = None if body is None else json.dumps(body).encode()
@@ -43,20 +46,20 @@ def call(server, method, path, body=None):
             return error.code, json.loads(error.read()), error.headers
 
 
-def generate(server, kind="repository", **changes):
+def generate(server: github.GitHub, kind: str = "repository", **changes: object) -> tuple[int, Any]:
     """Ask for a configuration; status and document of the answer. A field that is None is left out."""
     body = {name: value for name, value in {**GOOD, **changes}.items() if value is not None}
     return call(server, "POST", f"{PATHS[kind]}/generate-jitconfig", body)[:2]
 
 
-def decoded(encoded):
+def decoded(encoded: str) -> dict[str, Any]:
     """The files of a configuration, as documents."""
     files = json.loads(base64.b64decode(encoded, validate=True))
     return {name: json.loads(base64.b64decode(content, validate=True)) for name, content in files.items()}
 
 
 @pytest.mark.parametrize("kind", PATHS)
-def test_githubkit_gets_a_configuration(server, kind):
+def test_githubkit_gets_a_configuration(server: github.GitHub, kind: str) -> None:
     """githubkit's models, made from GitHub's description, fit the answer."""
     import githubkit
 
@@ -71,7 +74,7 @@ def test_githubkit_gets_a_configuration(server, kind):
     assert (answer.parsed_data.runner.name, answer.parsed_data.runner.os) == ("one", "unknown")
 
 
-def test_pygithub_gets_a_configuration(server, control):
+def test_pygithub_gets_a_configuration(server: github.GitHub, control: GitHubControl) -> None:
     """PyGithub registers a runner just in time."""
     import github as library
 
@@ -82,17 +85,17 @@ def test_pygithub_gets_a_configuration(server, control):
     assert [runner["name"] for runner in control.runners()] == ["one"]
 
 
-def test_ghapi_gets_a_configuration(server, control):
+def test_ghapi_gets_a_configuration(server: github.GitHub, control: GitHubControl) -> None:
     """The client that the charm uses registers a runner just in time."""
     from ghapi.all import GhApi
 
-    client = GhApi(sync=True, gh_host=server.api_url, token=TOKEN, timeout=5)
+    client = GhApi(sync=True, gh_host=server.api_url, token=TOKEN, timeout=5)  # type: ignore[no-untyped-call]
     answer = client.actions.generate_runner_jitconfig_for_org(ORGANISATION, **GOOD)
     assert answer.runner.id == control.runners()[0]["id"]
 
 
 @pytest.mark.parametrize("kind", PATHS)
-def test_a_configuration(server, control, kind):
+def test_a_configuration(server: github.GitHub, control: GitHubControl, kind: str) -> None:
     """The runner is listed at once, offline, with no other labels than those that were asked for."""
     status, document = generate(server, kind, work_folder="elsewhere")
     assert status == 201
@@ -109,7 +112,7 @@ def test_a_configuration(server, control, kind):
     assert len(document["encoded_jit_config"]) > 4000  # more than some ways to hand it on can take
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, object], int]] = {
     "no name": ({"name": None}, 422),
     "no labels": ({"labels": None}, 422),
     "no group": ({"runner_group_id": None}, 422),
@@ -127,20 +130,20 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_requests(server, control, name):
+def test_wrong_requests(server: github.GitHub, control: GitHubControl, name: str) -> None:
     """A wrong value, an unknown group and a name that another runner has, offline or not, are refused."""
     changes, status = WRONG[name]
     control.add_runner(REPOSITORY, "used")
-    assert generate(server, **changes)[0] == status
+    assert generate(server, "repository", **changes)[0] == status
     assert [runner["name"] for runner in control.runners()] == ["used"]
 
 
-def test_names_are_unique_in_their_own_path_only(server):
+def test_names_are_unique_in_their_own_path_only(server: github.GitHub) -> None:
     """The same name may be a runner's of the organisation and of a repository."""
     assert [generate(server, kind)[0] for kind in (*PATHS, *PATHS)] == [201, 201, 409, 409]
 
 
-def test_groups_over_several_pages(server, control):
+def test_groups_over_several_pages(server: github.GitHub, control: GitHubControl) -> None:
     """A group beyond the first page of the list is as good as the default one; a repository has only that."""
     control.add_organisation(ORGANISATION, [f"group{number}" for number in range(120)])
     path = f"/orgs/{ORGANISATION}/actions/runner-groups?per_page=100"
@@ -154,14 +157,16 @@ def test_groups_over_several_pages(server, control):
 
 
 @pytest.mark.parametrize(("version", "status"), [("3.9.16", 404), ("3.10.0", 201), ("3.17.0", 201), ("", 201)])
-def test_old_servers_have_no_configuration(server, control, version, status):
+def test_old_servers_have_no_configuration(
+    server: github.GitHub, control: GitHubControl, version: str, status: int
+) -> None:
     """An Enterprise Server tells its version in a header, which GitHub.com has not; before 3.10 the endpoint lacks."""
     control.settings(enterprise_version=version)
     assert call(server, "GET", PATHS["repository"])[2].get("X-GitHub-Enterprise-Version", "") == version
     assert generate(server)[0] == status
 
 
-def test_runners_that_never_connect_are_removed(server, control):
+def test_runners_that_never_connect_are_removed(server: github.GitHub, control: GitHubControl) -> None:
     """A runner that never connects is listed until its time is over."""
     generate(server)
     assert len(control.runners()) == 1
@@ -169,7 +174,7 @@ def test_runners_that_never_connect_are_removed(server, control):
     assert control.runners() == []
 
 
-def test_only_who_may_manage_gets_a_configuration(server, control):
+def test_only_who_may_manage_gets_a_configuration(server: github.GitHub, control: GitHubControl) -> None:
     """An App's token needs the permission to write."""
     app = control.add_app("reader", ORGANISATION, {"administration": "read"})
     control.install_app(app["id"], ORGANISATION)

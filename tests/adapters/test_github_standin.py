@@ -14,7 +14,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from email.message import Message
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -37,31 +40,32 @@ ROOT = Path(__file__).parents[2]
 class Clock:
     """A clock that only a test moves."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = 1_800_000_000.0
 
-    def __call__(self):
+    def __call__(self) -> float:
         return self.now
 
 
 @pytest.fixture
-def clock():
+def clock() -> Clock:
     return Clock()
 
 
 @pytest.fixture
-def server(clock):
+def server(clock: Clock) -> Iterator[github.GitHub]:
     with github.serve(tokens=[TOKEN], repositories=[REPOSITORY], organisations=[ORGANISATION], clock=clock) as running:
         yield running
 
 
 @pytest.fixture
-def control(server):
+def control(server: github.GitHub) -> GitHubControl:
     return GitHubControl(server.url)
 
 
+# The clients are Any: mypy skips githubkit and PyGithub (pyproject.toml), and ghapi makes its functions at run time.
 @pytest.fixture
-def kit(server):
+def kit(server: github.GitHub) -> Iterator[Any]:
     import githubkit  # here, so that a library that cannot be imported fails only the tests that use it
 
     with githubkit.GitHub(TOKEN, base_url=server.api_url, auto_retry=False, http_cache=False) as client:
@@ -69,7 +73,7 @@ def kit(server):
 
 
 @pytest.fixture
-def pygithub(server):
+def pygithub(server: github.GitHub) -> Iterator[Any]:
     import github as library
 
     # Its pauses between requests are courtesy to the real GitHub.
@@ -80,16 +84,24 @@ def pygithub(server):
 
 
 @pytest.fixture
-def ghapi(server):
+def ghapi(server: github.GitHub) -> Any:
     from ghapi.all import GhApi
 
-    return GhApi(sync=True, gh_host=server.api_url, token=TOKEN, timeout=5)
+    return GhApi(sync=True, gh_host=server.api_url, token=TOKEN, timeout=5)  # type: ignore[no-untyped-call]
 
 
-def call(server, method, path, token=TOKEN, headers=None, body=None, timeout=5.0):
+def call(
+    server: github.GitHub,
+    method: str,
+    path: str,
+    token: str | None = TOKEN,
+    headers: dict[str, str | None] | None = None,
+    body: str | None = None,
+    timeout: float = 5.0,
+) -> tuple[int, Message, Any]:
     """Send one request with nothing added to it; status, headers and document (or bytes) of the answer."""
     address = urlsplit(server.url)
-    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=timeout)
+    connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=timeout)
     sent = {"User-Agent": "test", **({"Authorization": f"Bearer {token}"} if token else {}), **(headers or {})}
     with contextlib.closing(connection):
         connection.request(method, path, body, {name: value for name, value in sent.items() if value is not None})
@@ -100,13 +112,13 @@ def call(server, method, path, token=TOKEN, headers=None, body=None, timeout=5.0
     return answer.status, answer.headers, content
 
 
-def api(server, method, path, **more):
+def api(server: github.GitHub, method: str, path: str, **more: Any) -> tuple[int, Message, Any]:
     return call(server, method, f"/api/v3{path}", **more)
 
 
 # Clients that we did not write ----------------------------------------------------------------------------------------
 
-KIT_CALLS = {
+KIT_CALLS: dict[str, Callable[[Any, tuple[int, int, int]], Any]] = {
     "repository": lambda rest, _: rest.repos.get("Owner", "repo"),
     "organisation": lambda rest, _: rest.orgs.get("Org"),
     "repository runners": lambda rest, _: rest.actions.list_self_hosted_runners_for_repo("Owner", "repo"),
@@ -135,7 +147,7 @@ KIT_CALLS = {
 
 
 @pytest.fixture
-def ids(control):
+def ids(control: GitHubControl) -> tuple[int, int, int]:
     """A runner of the repository, one of the organisation, and a run with a job in each of its possible states."""
     first = control.add_runner(REPOSITORY, "one", status="online", labels=["big"])["id"]
     second = control.add_runner(ORGANISATION, "two")["id"]
@@ -148,12 +160,12 @@ def ids(control):
 
 
 @pytest.mark.parametrize("name", KIT_CALLS)
-def test_every_answer_fits_the_published_description(kit, ids, name):
+def test_every_answer_fits_the_published_description(kit: Any, ids: tuple[int, int, int], name: str) -> None:
     """Each answer has the form of GitHub's published description, from which githubkit's models are generated."""
     assert KIT_CALLS[name](kit.rest, ids).parsed_data is not None
 
 
-def test_githubkit_reads_what_the_server_means(kit, control, ids):
+def test_githubkit_reads_what_the_server_means(kit: Any, control: GitHubControl, ids: tuple[int, int, int]) -> None:
     """The values behind the forms are right, not only the forms."""
     [runner] = kit.rest.actions.list_self_hosted_runners_for_repo("owner", "REPO").parsed_data.runners
     assert (runner.id, runner.name, runner.status, runner.busy) == (ids[0], "one", "online", False)
@@ -170,7 +182,7 @@ def test_githubkit_reads_what_the_server_means(kit, control, ids):
     assert control.runners() == []
 
 
-def test_pygithub_understands_the_server(pygithub, ids):
+def test_pygithub_understands_the_server(pygithub: Any, ids: tuple[int, int, int]) -> None:
     """A second independent client reads runners, tokens, applications and jobs, and deletes runners."""
     from github.PaginatedList import PaginatedList
     from github.WorkflowJob import WorkflowJob
@@ -194,7 +206,9 @@ def test_pygithub_understands_the_server(pygithub, ids):
 
 
 @pytest.mark.parametrize(("kind", "place"), [("repo", ("Owner", "repo")), ("org", ("Org",))])
-def test_ghapi_understands_the_server(ghapi, control, ids, kind, place):
+def test_ghapi_understands_the_server(
+    ghapi: Any, control: GitHubControl, ids: tuple[int, int, int], kind: str, place: tuple[str, ...]
+) -> None:
     """The client that the charm uses can do all that the charm asks of GitHub."""
     actions, ending = ghapi.actions, {"repo": "from_repo", "org": "from_org"}[kind]
     listed = getattr(actions, f"list_self_hosted_runners_for_{kind}")(*place, per_page=100, page=1)
@@ -208,19 +222,24 @@ def test_ghapi_understands_the_server(ghapi, control, ids, kind, place):
 
 
 @pytest.mark.parametrize("client", ["kit", "pygithub", "ghapi"])
-def test_clients_understand_refusals(request, control, ids, client):
+def test_clients_understand_refusals(
+    request: pytest.FixtureRequest, control: GitHubControl, ids: tuple[int, int, int], client: str
+) -> None:
     """A busy runner's 422 and an unknown runner's 404 reach each client as what they are."""
     library, busy = request.getfixturevalue(client), control.add_runner(ORGANISATION, "busy", busy=True)["id"]
+    error: Any  # each library has an error of its own
     for number, status in ((busy, 422), (9999, 404)):
         if client == "pygithub":
             with pytest.raises(Exception) as caught:
                 library.get_organization(ORGANISATION).delete_self_hosted_runner(number)
-            assert caught.value.status == status
+            error = caught.value
+            assert error.status == status
             continue
         actions = library.rest.actions if client == "kit" else library.actions
         with pytest.raises(Exception) as caught:
             actions.delete_self_hosted_runner_from_org(ORGANISATION, number)
-        found = caught.value.response.status_code if client == "kit" else caught.value.status_code
+        error = caught.value
+        found = error.response.status_code if client == "kit" else error.status_code
         assert found == status
 
 
@@ -228,7 +247,7 @@ def test_clients_understand_refusals(request, control, ids, client):
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
-def test_lists_come_in_pages(server, control, pygithub, kind):
+def test_lists_come_in_pages(server: github.GitHub, control: GitHubControl, pygithub: Any, kind: str) -> None:
     """Following the Link header yields every runner once; the page size is 30 unless asked for, at most 100."""
     path = {"repository": REPOSITORY, "organisation": ORGANISATION}[kind]
     control.add_runner(path, "r", count=250)
@@ -242,7 +261,7 @@ def test_lists_come_in_pages(server, control, pygithub, kind):
     assert len({runner.name for runner in owner.get_self_hosted_runners()}) == 250
 
 
-def test_links_lead_to_the_other_pages(server, control):
+def test_links_lead_to_the_other_pages(server: github.GitHub, control: GitHubControl) -> None:
     """The Link header names the pages before and after, the first and the last, and keeps the other parameters."""
     control.add_runner(REPOSITORY, "r", count=250)
     path = f"{RUNNERS['repository']}?per_page=100"
@@ -256,21 +275,21 @@ def test_links_lead_to_the_other_pages(server, control):
     assert "Link" not in api(server, "GET", f"{RUNNERS['repository']}?name=r7")[1]
 
 
-def test_names_are_compared_whole(server, control):
+def test_names_are_compared_whole(server: github.GitHub, control: GitHubControl) -> None:
     """The name parameter finds the runner of exactly that name."""
     control.add_runner(REPOSITORY, "r", count=12)
     found = api(server, "GET", f"{RUNNERS['repository']}?name=r1")[2]
     assert [runner["name"] for runner in found["runners"]] == ["r1"]
 
 
-def test_ten_thousand_runners(server, control):
+def test_ten_thousand_runners(server: github.GitHub, control: GitHubControl) -> None:
     """As many runners as a big organisation has are made at once and listed page by page."""
     assert len(control.add_runner(ORGANISATION, "r", count=10_000)["ids"]) == 10_000
     found = api(server, "GET", f"{RUNNERS['organisation']}?per_page=100&page=100")[2]
     assert (found["total_count"], found["runners"][-1]["name"]) == (10_000, "r9999")
 
 
-def test_jobs_of_a_run_by_attempt(server, control):
+def test_jobs_of_a_run_by_attempt(server: github.GitHub, control: GitHubControl) -> None:
     """By default only the jobs of the latest attempt are listed, with filter=all those of every attempt."""
     run = control.add_job(REPOSITORY, count=150)[0]["run_id"]
     control.add_job(REPOSITORY, run_id=run, run_attempt=2)
@@ -298,7 +317,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_refusals(server, control, name):
+def test_refusals(server: github.GitHub, control: GitHubControl, name: str) -> None:
     """Each refusal has GitHub's status, message and form."""
     token, path, status, message = REFUSALS[name]
     control.add_token("other", [ORGANISATION])
@@ -324,12 +343,14 @@ ODD_REQUESTS = {
 
 
 @pytest.mark.parametrize("name", ODD_REQUESTS)
-def test_odd_requests(server, name):
+def test_odd_requests(server: github.GitHub, name: str) -> None:
     """What GitHub asks of a request besides its path is asked here, too."""
     headers, method, path, status = ODD_REQUESTS[name]
     if method == "HEAD":
         address = urlsplit(server.url)
-        with contextlib.closing(http.client.HTTPConnection(address.hostname, address.port, timeout=5)) as connection:
+        with contextlib.closing(
+            http.client.HTTPConnection(str(address.hostname), address.port, timeout=5)
+        ) as connection:
             connection.request(
                 method, f"/api/v3{path}", headers={"User-Agent": "x", "Authorization": f"Bearer {TOKEN}"}
             )
@@ -340,7 +361,7 @@ def test_odd_requests(server, name):
     assert api(server, method, path, headers=headers)[0] == status
 
 
-def test_validation_errors_name_the_field(server, control):
+def test_validation_errors_name_the_field(server: github.GitHub, control: GitHubControl) -> None:
     """A value that GitHub does not know is refused with 422 and the field's name."""
     run = control.add_job(REPOSITORY)["run_id"]
     status, _, body = api(server, "GET", f"/repos/{REPOSITORY}/actions/runs/{run}/jobs?filter=some")
@@ -348,7 +369,7 @@ def test_validation_errors_name_the_field(server, control):
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
-def test_busy_runners_are_not_deleted(server, control, kind):
+def test_busy_runners_are_not_deleted(server: github.GitHub, control: GitHubControl, kind: str) -> None:
     """Deleting a runner that runs a job fails with 422 and leaves it; once idle it goes, and a second time is 404."""
     path = {"repository": REPOSITORY, "organisation": ORGANISATION}[kind]
     number = control.add_runner(path, "busy", status="online", busy=True)["id"]
@@ -359,19 +380,19 @@ def test_busy_runners_are_not_deleted(server, control, kind):
     assert [api(server, "DELETE", f"{RUNNERS[kind]}/{number}")[0] for _ in range(2)] == [204, 404]
 
 
-def test_a_runner_is_deleted_under_its_own_path_only(server, control):
+def test_a_runner_is_deleted_under_its_own_path_only(server: github.GitHub, control: GitHubControl) -> None:
     """A runner of the organisation is not found under a repository."""
     number = control.add_runner(ORGANISATION, "x")["id"]
     assert api(server, "DELETE", f"{RUNNERS['repository']}/{number}")[0] == 404
 
 
-def test_a_revoked_token_is_bad(server, control):
+def test_a_revoked_token_is_bad(server: github.GitHub, control: GitHubControl) -> None:
     """From the moment of its revocation a token is answered with 401."""
     control.remove_token(TOKEN)
     assert api(server, "GET", RUNNERS["repository"])[0] == 401
 
 
-def test_a_renamed_repository_redirects(server, control):
+def test_a_renamed_repository_redirects(server: github.GitHub, control: GitHubControl) -> None:
     """The former name answers 301 to a GET and 307 to the rest, and both lead to the repository by its number."""
     control.add_runner(REPOSITORY, "x")
     control.rename_repository(REPOSITORY, "Org/new")
@@ -385,7 +406,7 @@ def test_a_renamed_repository_redirects(server, control):
     assert call(server, "POST", urlsplit(headers["Location"]).path)[0] == 201
 
 
-def test_a_runner_by_its_number(server, control):
+def test_a_runner_by_its_number(server: github.GitHub, control: GitHubControl) -> None:
     """One runner is shown under its own path, and is not found once it is gone."""
     number = control.add_runner(REPOSITORY, "x")["id"]
     path = f"{RUNNERS['repository']}/{number}"
@@ -398,7 +419,7 @@ def test_a_runner_by_its_number(server, control):
 # Limits and times -----------------------------------------------------------------------------------------------------
 
 
-def test_each_request_uses_up_the_limit(server, clock):
+def test_each_request_uses_up_the_limit(server: github.GitHub, clock: Clock) -> None:
     """The rate limit headers count down for each token by itself, asking for the limit is free, an hour renews it."""
     seen = [int(api(server, "GET", RUNNERS["repository"])[1]["X-RateLimit-Remaining"]) for _ in range(3)]
     assert seen == [4999, 4998, 4997]
@@ -410,7 +431,7 @@ def test_each_request_uses_up_the_limit(server, clock):
     assert api(server, "GET", RUNNERS["repository"])[1]["X-RateLimit-Remaining"] == "4999"
 
 
-def test_an_exhausted_limit(server, control, clock):
+def test_an_exhausted_limit(server: github.GitHub, control: GitHubControl, clock: Clock) -> None:
     """Without a request left the answer is 403 with nothing remaining, until the time that it names."""
     control.rate_limit(TOKEN, remaining=1, reset_in=60)
     assert api(server, "GET", RUNNERS["repository"])[0] == 200
@@ -423,7 +444,7 @@ def test_an_exhausted_limit(server, control, clock):
 
 
 @pytest.mark.parametrize("status", [403, 429])
-def test_the_secondary_limit(server, control, clock, status):
+def test_the_secondary_limit(server: github.GitHub, control: GitHubControl, clock: Clock, status: int) -> None:
     """The secondary limit says how long to wait, and means it."""
     control.rate_limit(TOKEN, retry_after=30, status=status)
     found, headers, body = api(server, "GET", RUNNERS["repository"])
@@ -433,7 +454,7 @@ def test_the_secondary_limit(server, control, clock, status):
     assert api(server, "GET", RUNNERS["repository"])[0] == 200
 
 
-def test_the_secondary_limit_without_a_time(server, control):
+def test_the_secondary_limit_without_a_time(server: github.GitHub, control: GitHubControl) -> None:
     """The secondary limit may lack Retry-After: then only its message tells it from a missing permission."""
     control.rate_limit(TOKEN, retry_after=30, header=False)
     found, headers, body = api(server, "GET", RUNNERS["repository"])
@@ -442,7 +463,7 @@ def test_the_secondary_limit_without_a_time(server, control):
     assert "secondary rate limit" in body["message"]
 
 
-def test_single_sign_on(server, control):
+def test_single_sign_on(server: github.GitHub, control: GitHubControl) -> None:
     """A token that is not authorized for an organisation's single sign-on is refused with the URL to authorize it."""
     control.add_organisation("Owner")
     control.add_token("new", sso=["owner"])
@@ -453,7 +474,7 @@ def test_single_sign_on(server, control):
     assert api(server, "GET", RUNNERS["organisation"], token="new")[0] == 200
 
 
-def test_too_many_requests_a_minute(clock):
+def test_too_many_requests_a_minute(clock: Clock) -> None:
     """Points above the allowance of a minute set the secondary limit off; writing costs more than reading."""
     settings = Settings(points_a_minute=11)
     with github.serve(tokens=[TOKEN], repositories=[REPOSITORY], settings=settings, clock=clock) as server:
@@ -464,11 +485,13 @@ def test_too_many_requests_a_minute(clock):
 
 
 @pytest.mark.parametrize("how", ["time", "control"])
-def test_registration_tokens_live_for_an_hour(server, control, clock, how):
+def test_registration_tokens_live_for_an_hour(
+    server: github.GitHub, control: GitHubControl, clock: Clock, how: str
+) -> None:
     """A registration token works for one hour, for its own path and its own purpose; later GitHub answers 404."""
     token = api(server, "POST", f"{RUNNERS['repository']}/registration-token")[2]["token"]
 
-    def register(url, event="register"):
+    def register(url: str, event: str = "register") -> int:
         body = json.dumps({"url": f"{server.url}/{url}", "runner_event": event})
         headers = {"Authorization": f"RemoteAuth {token}", "Content-Type": "application/json"}
         return api(server, "POST", "/actions/runner-registration", headers=headers, body=body)[0]
@@ -486,7 +509,7 @@ def test_registration_tokens_live_for_an_hour(server, control, clock, how):
 # The application ------------------------------------------------------------------------------------------------------
 
 
-def fetch(server, url):
+def fetch(server: github.GitHub, url: str) -> tuple[int, Message, Any]:
     """Download as a browser does: follow where the address leads."""
     path = urlsplit(url).path
     status, headers, _ = call(server, "GET", path, token=None)
@@ -496,7 +519,7 @@ def fetch(server, url):
 
 
 @pytest.mark.parametrize("architecture", ["x64", "arm64"])
-def test_the_application_can_be_downloaded(server, control, architecture):
+def test_the_application_can_be_downloaded(server: github.GitHub, control: GitHubControl, architecture: str) -> None:
     """What is offered for Linux is there, its checksum is right, and another version is another file."""
     sums = set()
     for version in ("2.336.0", "2.337.0"):
@@ -512,7 +535,7 @@ def test_the_application_can_be_downloaded(server, control, architecture):
     assert len(sums) == 2
 
 
-def test_a_wrong_checksum_and_a_missing_file(server, control):
+def test_a_wrong_checksum_and_a_missing_file(server: github.GitHub, control: GitHubControl) -> None:
     """A test can have the checksum wrong; files for other systems and unknown versions are not there."""
     control.application(checksum="0" * 64)
     offered = api(server, "GET", f"{RUNNERS['organisation']}/downloads")[2]
@@ -523,7 +546,7 @@ def test_a_wrong_checksum_and_a_missing_file(server, control):
         assert call(server, "GET", urlsplit(url).path)[0] == 404
 
 
-def test_the_tarball_is_always_the_same():
+def test_the_tarball_is_always_the_same() -> None:
     """Equal arguments give equal bytes, so that a checksum stays right across processes."""
     runner_tarball.build.cache_clear()
     first = runner_tarball.build("2.336.0", "x64")
@@ -531,7 +554,7 @@ def test_the_tarball_is_always_the_same():
     assert runner_tarball.build("2.336.0", "x64") == first
 
 
-def test_a_download_that_needs_its_token(server, control):
+def test_a_download_that_needs_its_token(server: github.GitHub, control: GitHubControl) -> None:
     """At a server that wants it, the download needs the list's token; the store of files refuses any credential."""
     control.application(download_token="temporary")
     offered = api(server, "GET", f"{RUNNERS['repository']}/downloads")[2]
@@ -543,11 +566,11 @@ def test_a_download_that_needs_its_token(server, control):
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
-def test_deprecations(server, control, kind):
+def test_deprecations(server: github.GitHub, control: GitHubControl, kind: str) -> None:
     """The server says until when a version may register and run, of versions that it knows."""
     control.application(minimum_version="2.331.0")
 
-    def ask(version):
+    def ask(version: str) -> int | list[str]:
         status, _, body = api(server, "GET", f"{RUNNERS[kind]}/deprecations/{version}")
         return status if status != 200 else sorted(key for key, value in body.items() if value)
 
@@ -564,7 +587,7 @@ def test_deprecations(server, control, kind):
 LIST = RUNNERS["repository"]
 
 
-def test_a_status_instead_of_the_answer(server, control):
+def test_a_status_instead_of_the_answer(server: github.GitHub, control: GitHubControl) -> None:
     """A planted status with its body and headers comes instead of the answer, as often as planned and after so many."""
     body, headers = "<h1>Unicorn!</h1>", {"Retry-After": "7"}
     fault = control.add_fault(method="GET", path="runners$", times=2, after=1, status=503, body=body, headers=headers)
@@ -577,7 +600,7 @@ def test_a_status_instead_of_the_answer(server, control):
     assert api(server, "POST", f"{LIST}/remove-token")[0] == 201
 
 
-def test_a_body_cut_short(server, control):
+def test_a_body_cut_short(server: github.GitHub, control: GitHubControl) -> None:
     """The announced length is the whole one, and the connection ends before it has come."""
     control.add_fault(path="runners", cut=5)
     with pytest.raises(http.client.IncompleteRead) as caught:
@@ -585,14 +608,14 @@ def test_a_body_cut_short(server, control):
     assert len(caught.value.partial) == 5
 
 
-def test_a_reset_connection(server, control):
+def test_a_reset_connection(server: github.GitHub, control: GitHubControl) -> None:
     """The client feels a TCP reset."""
     control.add_fault(path="runners", reset=True)
     with pytest.raises(ConnectionResetError):
         api(server, "GET", LIST)
 
 
-def test_silence_until_released(server, control):
+def test_silence_until_released(server: github.GitHub, control: GitHubControl) -> None:
     """A silent server accepts and never answers; a client that gave up changed nothing, a patient one is released."""
     control.add_fault(method="POST", silence=True)
     with pytest.raises(TimeoutError):
@@ -607,7 +630,7 @@ def test_silence_until_released(server, control):
     assert len(server.state.runner_tokens) == 1
 
 
-def test_delays(server, control):
+def test_delays(server: github.GitHub, control: GitHubControl) -> None:
     """A delayed answer comes late but right, and the others are not held up."""
     control.add_fault(path="runners$", delay=0.4)
     started = time.monotonic()
@@ -617,7 +640,7 @@ def test_delays(server, control):
     assert time.monotonic() - started >= 0.4
 
 
-def test_a_dripping_answer(server, control):
+def test_a_dripping_answer(server: github.GitHub, control: GitHubControl) -> None:
     """Each byte comes by itself: no single read times out, and the whole takes long."""
     control.add_fault(path="runners$", drip=0.01)
     started = time.monotonic()
@@ -626,7 +649,7 @@ def test_a_dripping_answer(server, control):
 
 
 @pytest.mark.parametrize(("shift", "second"), [(1, ["r4", "r5"]), (-1, ["r2", "r3", "r4"])], ids=["went", "came"])
-def test_pages_that_shift(server, control, shift, second):
+def test_pages_that_shift(server: github.GitHub, control: GitHubControl, shift: int, second: list[str]) -> None:
     """Pages after the first begin later, as if runners of the first had gone since, or earlier, as if some had come."""
     control.add_runner(REPOSITORY, "r", count=6)
     control.add_fault(path="runners", shift=shift)
@@ -635,7 +658,7 @@ def test_pages_that_shift(server, control, shift, second):
     assert [runner["name"] for runner in pages[1]["runners"]] == second
 
 
-def test_a_wrong_content_type(server, control):
+def test_a_wrong_content_type(server: github.GitHub, control: GitHubControl) -> None:
     """The right answer comes under a wrong name."""
     control.add_fault(path="runners", content_type="text/plain")
     _, headers, body = api(server, "GET", LIST)
@@ -644,20 +667,20 @@ def test_a_wrong_content_type(server, control):
 
 
 @pytest.mark.parametrize("client", ["kit", "pygithub", "ghapi"])
-def test_clients_feel_an_outage(request, control, client):
+def test_clients_feel_an_outage(request: pytest.FixtureRequest, control: GitHubControl, client: str) -> None:
     """An outage reaches each client library as an error of its own."""
     library = request.getfixturevalue(client)
     control.add_fault(status=503, body="no")
-    ask = {
+    calls: dict[str, Callable[[], object]] = {
         "pygithub": lambda: library.get_repo(REPOSITORY),
         "kit": lambda: library.rest.repos.get("Owner", "repo"),
         "ghapi": lambda: library.repos.get("Owner", "repo"),
-    }[client]
+    }
     with pytest.raises(Exception, match="503"):
-        ask()
+        calls[client]()
 
 
-def test_faults_are_checked(control):
+def test_faults_are_checked(control: GitHubControl) -> None:
     """A fault that cannot work is refused when it is planted, not ignored when it should act."""
     for fields in ({"pth": "x"}, {"path": "("}):
         with pytest.raises(GitHubControlError, match="422"):
@@ -666,7 +689,7 @@ def test_faults_are_checked(control):
         control.remove_faults(99)
 
 
-def test_https_with_an_authority_of_its_own():
+def test_https_with_an_authority_of_its_own() -> None:
     """Whoever trusts the server's own authority talks to it over TLS, and its URLs begin with https."""
     with github.serve(tokens=[TOKEN], repositories=[REPOSITORY], tls=True) as server:
         control = GitHubControl(server.url, ca=server.ca)
@@ -681,7 +704,7 @@ def test_https_with_an_authority_of_its_own():
             urllib.request.urlopen(request, timeout=5)
 
 
-def test_a_client_that_gives_up_over_tls_is_noticed():
+def test_a_client_that_gives_up_over_tls_is_noticed() -> None:
     """A request that waits ends when its client closes the connection, also over TLS."""
     with github.serve(tokens=[TOKEN], repositories=[REPOSITORY], tls=True) as server:
         control = GitHubControl(server.url, ca=server.ca)
@@ -695,7 +718,7 @@ def test_a_client_that_gives_up_over_tls_is_noticed():
 # The control interface ------------------------------------------------------------------------------------------------
 
 
-def test_requests_are_recorded_without_tokens(clock, tmp_path):
+def test_requests_are_recorded_without_tokens(clock: Clock, tmp_path: Path) -> None:
     """Each request is on record and in the log file with its status; whole tokens are in neither."""
     log = tmp_path / "log"
     with github.serve(tokens=[TOKEN], repositories=[REPOSITORY], clock=clock, log=log) as server:
@@ -713,7 +736,7 @@ def test_requests_are_recorded_without_tokens(clock, tmp_path):
     assert TOKEN not in log.read_text() + json.dumps(first)
 
 
-def test_arranging_the_world(server, control):
+def test_arranging_the_world(server: github.GitHub, control: GitHubControl) -> None:
     """Repositories, organisations with groups, and runners' states can be made and changed."""
     control.add_repository("Org/new")
     control.add_organisation("Other", ["fast"])
@@ -728,7 +751,7 @@ def test_arranging_the_world(server, control):
     assert api(server, "GET", "/repos/Org/new")[2]["owner"]["type"] == "Organization"
 
 
-def test_old_versions_cannot_register(server, control):
+def test_old_versions_cannot_register(server: github.GitHub, control: GitHubControl) -> None:
     """A runner below the minimum for registrations is refused before it is listed."""
     token = api(server, "POST", f"{RUNNERS['repository']}/registration-token")[2]["token"]
     body = json.dumps({"name": "x", "version": "2.328.0"})
@@ -737,7 +760,7 @@ def test_old_versions_cannot_register(server, control):
     assert control.runners() == []
 
 
-def test_wrong_control_calls_say_so(control):
+def test_wrong_control_calls_say_so(control: GitHubControl) -> None:
     """A mistake in a test's arrangement is an error and not a silent nothing."""
     for wrong in (
         lambda: control.add_job("no/where"),
@@ -755,7 +778,7 @@ def test_wrong_control_calls_say_so(control):
             wrong()
 
 
-def test_waiting_for_a_job(control):
+def test_waiting_for_a_job(control: GitHubControl) -> None:
     """Waiting for a job returns as soon as its status changes; a queued one is cancelled at once."""
     job = control.add_job(REPOSITORY)["id"]
     found = []
@@ -767,10 +790,10 @@ def test_waiting_for_a_job(control):
     assert [each["id"] for each in control.jobs()] == [job]
 
 
-def test_one_connection_serves_many_requests(server):
+def test_one_connection_serves_many_requests(server: github.GitHub) -> None:
     """A connection stays open from request to request, also after errors."""
     address = urlsplit(server.url)
-    with contextlib.closing(http.client.HTTPConnection(address.hostname, address.port, timeout=5)) as connection:
+    with contextlib.closing(http.client.HTTPConnection(str(address.hostname), address.port, timeout=5)) as connection:
         sockets = set()
         for path in (LIST, "/nothing", LIST):
             connection.request("GET", f"/api/v3{path}", headers={"User-Agent": "x", "Authorization": f"token {TOKEN}"})
@@ -780,10 +803,11 @@ def test_one_connection_serves_many_requests(server):
     assert isinstance(sockets.pop(), socket.socket)
 
 
-def test_the_server_as_a_program_with_tls(tmp_path):
+def test_the_server_as_a_program_with_tls(tmp_path: Path) -> None:
     """With --tls the command line serves HTTPS, and leaves its authority's certificate in the file that it names."""
     command = [sys.executable, "-m", "sandbox.github", "--listen", "127.0.0.1:0", "--tls", str(tmp_path / "ca.pem")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
         url = process.stdout.readline().split()[-1]
         assert url.startswith("https://")
         assert GitHubControl(url, ca=(tmp_path / "ca.pem").read_text()).runners() == []
@@ -791,11 +815,12 @@ def test_the_server_as_a_program_with_tls(tmp_path):
         assert process.wait(10) == 0
 
 
-def test_the_program_makes_an_app(tmp_path):
+def test_the_program_makes_an_app(tmp_path: Path) -> None:
     """With --app the command line makes a GitHub App, installs it, and leaves its private key for the user alone."""
     command = [sys.executable, "-m", "sandbox.github", "--listen", "127.0.0.1:0", "--app", str(tmp_path / "key.pem")]
     command += ["--repository", REPOSITORY, "--organisation", ORGANISATION]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
         process.stdout.readline()
         assert re.fullmatch(
             r"GitHub App \d+, client id Iv23li\w+, installed as \d+ on Org, \d+ on Owner\n", process.stdout.readline()
@@ -806,7 +831,7 @@ def test_the_program_makes_an_app(tmp_path):
     assert "PRIVATE KEY" in (tmp_path / "key.pem").read_text()
 
 
-def test_the_server_as_a_program(tmp_path):
+def test_the_server_as_a_program(tmp_path: Path) -> None:
     """The command line serves with plain Python, says where, and ends when it is terminated."""
     command = [sys.executable, "-I", "-c", "import sys; sys.path.insert(0, sys.argv.pop(1)); "]
     command[-1] += "from sandbox.github.server import main; main(sys.argv[1:])"
@@ -814,6 +839,7 @@ def test_the_server_as_a_program(tmp_path):
     command += ["--organisation", ORGANISATION, "--log", str(tmp_path / "log"), "--grace", "3"]
     environment = {"PATH": os.environ["PATH"]}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
         url = process.stdout.readline().split()[-1]
         control = GitHubControl(url)
         assert control.add_runner(ORGANISATION, "x")["name"] == "x"

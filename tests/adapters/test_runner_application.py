@@ -12,7 +12,9 @@ import sys
 import tarfile
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 
@@ -32,19 +34,20 @@ CREDENTIALS = (".runner", ".credentials", ".credentials_rsaparams")
 
 
 @pytest.fixture
-def server():
+def server() -> Iterator[github.GitHub]:
     settings = Settings(grace=1.0, poll=0.8, linger=0.3)
-    paths = {"repositories": [REPOSITORY], "organisations": [ORGANISATION]}
-    with github.serve(tokens=[TOKEN], settings=settings, **paths) as running:
+    with github.serve(
+        tokens=[TOKEN], repositories=[REPOSITORY], organisations=[ORGANISATION], settings=settings
+    ) as running:
         yield running
 
 
 @pytest.fixture
-def control(server):
+def control(server: github.GitHub) -> GitHubControl:
     return GitHubControl(server.url)
 
 
-def api(server, method, path):
+def api(server: github.GitHub, method: str, path: str) -> Any:
     """A call of the REST API; only used for what always succeeds."""
     headers = {"Authorization": f"Bearer {TOKEN}", "User-Agent": "test"}
     request = urllib.request.Request(f"{server.api_url}{path}", headers=headers, method=method)
@@ -55,9 +58,9 @@ def api(server, method, path):
 class Installation:
     """An unpacked runner application with a clean environment; it ends what it started."""
 
-    def __init__(self, server, folder, path=REPOSITORY):
+    def __init__(self, server: github.GitHub, folder: Path, path: str = REPOSITORY) -> None:
         self.server, self.folder, self.path = server, folder, path
-        self.processes = []
+        self.processes: list[subprocess.Popen[bytes]] = []
         folder.mkdir()
         with tarfile.open(fileobj=io.BytesIO(runner_tarball.build(VERSION, "x64"))) as archive:
             archive.extractall(folder)
@@ -68,11 +71,12 @@ class Installation:
         if os.getuid() == 0:
             self.environment["RUNNER_ALLOW_RUNASROOT"] = "1"
 
-    def token(self, kind="registration"):
+    def token(self, kind: str = "registration") -> str:
         place = "repos" if "/" in self.path else "orgs"
-        return api(self.server, "POST", f"/{place}/{self.path}/actions/runners/{kind}-token")["token"]
+        token: str = api(self.server, "POST", f"/{place}/{self.path}/actions/runners/{kind}-token")["token"]
+        return token
 
-    def config(self, *arguments, **environment):
+    def config(self, *arguments: str, **environment: str) -> tuple[str, int]:
         """Run config.sh; what it printed and its exit code."""
         command = [str(self.folder / "config.sh"), *arguments]
         done = subprocess.run(
@@ -85,13 +89,13 @@ class Installation:
         )
         return done.stdout + done.stderr, done.returncode
 
-    def register(self, name, *more, ephemeral=True):
+    def register(self, name: str, *more: str, ephemeral: bool = True) -> None:
         flags = ("--unattended", *(("--ephemeral",) if ephemeral else ()))
         url = f"{self.server.url}/{self.path}"
         output, code = self.config("--url", url, "--token", self.token(), "--name", name, *flags, *more)
         assert code == 0, output
 
-    def start(self, *command, **environment):
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start run.sh (or what is named) in the background, output into a file."""
         with (self.folder / "output").open("a") as output:
             process = subprocess.Popen(
@@ -108,18 +112,18 @@ class Installation:
         return process
 
     @property
-    def output(self):
+    def output(self) -> str:
         return (self.folder / "output").read_text()
 
-    def diagnostics(self, program):
+    def diagnostics(self, program: str) -> str:
         """What the listener or the worker has written to its logs."""
         return "".join(path.read_text() for path in sorted((self.folder / "_diag").glob(f"{program}_*")))
 
-    def settled(self):
+    def settled(self) -> bool:
         """Whether nothing of this installation runs any more."""
         return not list(self.running())
 
-    def running(self):
+    def running(self) -> Iterator[tuple[int, str]]:
         """Process ids of listeners and workers of this folder."""
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
@@ -130,23 +134,29 @@ class Installation:
                 if re.search(f"{self.folder}/bin[^/]*/Runner[.]", line):
                     yield int(folder.name), "Listener" if "Runner.Listener" in line else "Worker"
 
-    def stop(self):
+    def stop(self) -> None:
         for process in self.processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
         mark = f"HOME={self.folder}".encode()  # also what a job left behind when its worker was killed
-        for process in Path("/proc").iterdir():
+        for folder in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                if process.name.isdigit() and mark in (process / "environ").read_bytes().split(b"\0"):
-                    os.kill(int(process.name), signal.SIGKILL)
+                if folder.name.isdigit() and mark in (folder / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(folder.name), signal.SIGKILL)
+
+
+class Install(Protocol):
+    """Unpack a runner application for this path into the folder of this name."""
+
+    def __call__(self, name: str = "runner", path: str = REPOSITORY) -> Installation: ...
 
 
 @pytest.fixture
-def install(server, tmp_path):
-    made = []
+def install(server: github.GitHub, tmp_path: Path) -> Iterator[Install]:
+    made: list[Installation] = []
 
-    def make(name="runner", path=REPOSITORY):
+    def make(name: str = "runner", path: str = REPOSITORY) -> Installation:
         made.append(Installation(server, tmp_path / name, path))
         return made[-1]
 
@@ -155,20 +165,21 @@ def install(server, tmp_path):
         installation.stop()
 
 
-def online(control, count=1):
+def online(control: GitHubControl, count: int = 1) -> list[dict[str, Any]]:
     """Wait until so many runners are online and return them."""
 
-    def found():
+    def found() -> list[dict[str, Any]] | None:
         runners = [runner for runner in control.runners() if runner["status"] == "online"]
         return runners if len(runners) == count else None
 
-    return wait_until(found, f"{count} runners online", 10, 0.05)
+    runners: list[dict[str, Any]] = wait_until(found, f"{count} runners online", 10, 0.05)
+    return runners
 
 
 # A runner's life ------------------------------------------------------------------------------------------------------
 
 
-def test_a_runner_does_one_job_and_is_gone(server, control, install):
+def test_a_runner_does_one_job_and_is_gone(server: github.GitHub, control: GitHubControl, install: Install) -> None:
     """An ephemeral runner is offline until it listens, runs its job, and is then forgotten on both sides."""
     runner = install()
     runner.register("one", "--labels", "big,fast")
@@ -192,7 +203,7 @@ def test_a_runner_does_one_job_and_is_gone(server, control, install):
     assert logs == {"Runner", "Worker"}
 
 
-def test_a_session_alone_is_not_online(server, control, install):
+def test_a_session_alone_is_not_online(server: github.GitHub, control: GitHubControl, install: Install) -> None:
     """A runner is online with its first question for a job, not already when it opens its session."""
     runner = install()
     runner.register("one")
@@ -204,7 +215,7 @@ def test_a_session_alone_is_not_online(server, control, install):
     assert [(found["status"], found["session"]) for found in control.runners()] == [("offline", True)]
 
 
-def test_a_finished_runner_lingers(server, control, install):
+def test_a_finished_runner_lingers(server: github.GitHub, control: GitHubControl, install: Install) -> None:
     """For a moment after its job GitHub still lists an ephemeral runner as busy and does not delete it."""
     server.state.settings.linger = 3600
     runner = install()
@@ -219,7 +230,7 @@ def test_a_finished_runner_lingers(server, control, install):
         assert error.code == 422
 
 
-def test_a_lasting_runner_does_one_job_after_the_other(control, install):
+def test_a_lasting_runner_does_one_job_after_the_other(control: GitHubControl, install: Install) -> None:
     """Without --ephemeral the runner stays registered and online after a job."""
     runner = install()
     runner.register("stays", ephemeral=False)
@@ -230,7 +241,7 @@ def test_a_lasting_runner_does_one_job_after_the_other(control, install):
     assert (runner.folder / ".runner").exists()
 
 
-def test_two_runners_and_three_jobs(control, install):
+def test_two_runners_and_three_jobs(control: GitHubControl, install: Install) -> None:
     """The two oldest jobs go to the two runners, one each; the third waits for a runner that does not come."""
     jobs = [control.add_job(REPOSITORY, f"echo {number}")["id"] for number in range(3)]
     for name in ("one", "two"):
@@ -243,7 +254,7 @@ def test_two_runners_and_three_jobs(control, install):
     assert control.job(jobs[2])["status"] == "queued"
 
 
-def test_jobs_go_where_they_fit(control, install):
+def test_jobs_go_where_they_fit(control: GitHubControl, install: Install) -> None:
     """An organisation's runner serves its repositories; a job that wants a label the runner lacks is left alone."""
     control.add_repository("others/repo")
     runner = install(path=ORGANISATION)
@@ -258,7 +269,7 @@ def test_jobs_go_where_they_fit(control, install):
 # config.sh ------------------------------------------------------------------------------------------------------------
 
 
-def test_what_config_leaves_behind(install):
+def test_what_config_leaves_behind(install: Install) -> None:
     """Settings begin with a byte order mark as GitHub's do; the credentials are for the owner's eyes only."""
     runner = install()
     runner.register("one", "--work", "elsewhere")
@@ -286,7 +297,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_config_refuses(server, control, install, name):
+def test_config_refuses(server: github.GitHub, control: GitHubControl, install: Install, name: str) -> None:
     """What the real application refuses is refused, with its words, exit code 1 and nothing registered."""
     arguments, words = REFUSALS[name]
     runner = install()
@@ -299,7 +310,7 @@ def test_config_refuses(server, control, install, name):
     assert not (runner.folder / ".runner").exists()
 
 
-def test_unknown_options_are_ignored(server, control, install):
+def test_unknown_options_are_ignored(server: github.GitHub, control: GitHubControl, install: Install) -> None:
     """As the real application does: it says so and registers, here a runner that is not ephemeral."""
     runner = install()
     more = ("--name", "one", "--url", f"{server.url}/{REPOSITORY}", "--token", runner.token())
@@ -308,7 +319,7 @@ def test_unknown_options_are_ignored(server, control, install):
     assert "Unrecognized command-line input arguments: 'epheremal', 'word'" in output
 
 
-def test_config_refuses_an_old_token(control, install, server):
+def test_config_refuses_an_old_token(control: GitHubControl, install: Install, server: github.GitHub) -> None:
     """A registration token that is over is answered like one that never was."""
     runner = install()
     token = runner.token()
@@ -318,7 +329,7 @@ def test_config_refuses_an_old_token(control, install, server):
     assert "NotFound" in output
 
 
-def test_config_refuses_twice(install, control):
+def test_config_refuses_twice(install: Install, control: GitHubControl) -> None:
     """A folder that is configured is not configured again."""
     runner = install()
     runner.register("one")
@@ -331,7 +342,7 @@ def test_config_refuses_twice(install, control):
 @pytest.mark.parametrize(
     ("script", "words"), [("config.sh", "Must not run with sudo"), ("run.sh", "Must not run inter")]
 )
-def test_root_is_refused(install, tmp_path, script, words):
+def test_root_is_refused(install: Install, tmp_path: Path, script: str, words: str) -> None:
     """Neither script works for root unless that is allowed explicitly."""
     runner = install()
     (tmp_path / "id").write_text("#!/bin/sh\necho 0\n")
@@ -343,7 +354,7 @@ def test_root_is_refused(install, tmp_path, script, words):
     assert done.returncode == (1 if script == "config.sh" else 0)  # run.sh hides it
 
 
-def test_config_replaces(control, install):
+def test_config_replaces(control: GitHubControl, install: Install) -> None:
     """With --replace a registration of the same name is taken over: same id, the former owner is out."""
     first, second = install("first"), install("second")
     first.register("one")
@@ -356,7 +367,7 @@ def test_config_replaces(control, install):
     assert "registration has been deleted" in first.output
 
 
-def test_values_from_the_environment(server, control, install):
+def test_values_from_the_environment(server: github.GitHub, control: GitHubControl, install: Install) -> None:
     """Every value may come from the environment; the command line wins."""
     runner = install(path=ORGANISATION)
     control.add_organisation(ORGANISATION, ["fast"])
@@ -370,7 +381,7 @@ def test_values_from_the_environment(server, control, install):
     assert [label["name"] for label in found["labels"]] == ["b"]
 
 
-def test_remove(control, install):
+def test_remove(control: GitHubControl, install: Install) -> None:
     """Removing takes a remove token, deregisters and deletes the credentials; a bad token changes nothing."""
     runner = install()
     runner.register("one")
@@ -385,7 +396,7 @@ def test_remove(control, install):
     assert not any((runner.folder / name).exists() for name in CREDENTIALS)
 
 
-def test_remove_what_github_forgot(control, install):
+def test_remove_what_github_forgot(control: GitHubControl, install: Install) -> None:
     """A registration that GitHub no longer has is only forgotten here."""
     runner = install()
     runner.register("one")
@@ -398,22 +409,25 @@ def test_remove_what_github_forgot(control, install):
 # Just-in-time configuration -------------------------------------------------------------------------------------------
 
 
-def jit_config(server, name="one"):
+def jit_config(server: github.GitHub, name: str = "one") -> str:
     """A configuration for a runner of the repository, as GitHub encodes it."""
     body = json.dumps({"name": name, "runner_group_id": 1, "labels": ["self-hosted", "big"]}).encode()
     headers = {"Authorization": f"Bearer {TOKEN}", "User-Agent": "test"}
     url = f"{server.api_url}/repos/{REPOSITORY}/actions/runners/generate-jitconfig"
     with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=5) as answer:
-        return json.loads(answer.read())["encoded_jit_config"]
+        encoded: str = json.loads(answer.read())["encoded_jit_config"]
+    return encoded
 
 
-def jit_files(encoded):
+def jit_files(encoded: str) -> dict[str, bytes]:
     """The files of a configuration by name."""
     return {name: base64.b64decode(content) for name, content in json.loads(base64.b64decode(encoded)).items()}
 
 
 @pytest.mark.parametrize("how", ["by an option", "by the environment", "by files"])
-def test_a_runner_that_is_configured_just_in_time(server, control, install, how):
+def test_a_runner_that_is_configured_just_in_time(
+    server: github.GitHub, control: GitHubControl, install: Install, how: str
+) -> None:
     """Without config.sh it does one job, in which the variable is gone, and is then forgotten on both sides."""
     runner, encoded = install(), jit_config(server)
     job = control.add_job(REPOSITORY, "env | grep -c JITCONFIG || true", labels=["self-hosted", "big"])["id"]
@@ -432,18 +446,18 @@ def test_a_runner_that_is_configured_just_in_time(server, control, install, how)
     assert not any((runner.folder / name).exists() for name in CREDENTIALS)
 
 
-def packed(document):
+def packed(document: object) -> str:
     return base64.b64encode(json.dumps(document).encode()).decode()
 
 
-def without(name):
+def without(name: str) -> Callable[[str], str]:
     """A configuration that lacks a file."""
     return lambda encoded: packed(
         {each: text for each, text in json.loads(base64.b64decode(encoded)).items() if each != name}
     )
 
 
-JIT_REFUSALS = {
+JIT_REFUSALS: dict[str, tuple[Callable[[str], str], str]] = {
     "no base64": (lambda _: "%%%", "base64"),
     "no object": (lambda _: packed([]), "items"),
     "a file that is no base64": (lambda _: packed({".runner": "%%%"}), "base64"),
@@ -455,18 +469,22 @@ JIT_REFUSALS = {
 
 
 @pytest.mark.parametrize("name", JIT_REFUSALS)
-def test_configurations_that_are_refused(server, control, install, name):
+def test_configurations_that_are_refused(
+    server: github.GitHub, control: GitHubControl, install: Install, name: str
+) -> None:
     """A configuration that the real listener cannot start with ends this one, too, with code 1."""
     change, words = JIT_REFUSALS[name]
     runner = install()
-    command = [runner.folder / "bin/Runner.Listener", "run", "--jitconfig", change(jit_config(server))]
+    command = [str(runner.folder / "bin/Runner.Listener"), "run", "--jitconfig", change(jit_config(server))]
     done = subprocess.run(command, env=runner.environment, capture_output=True, text=True, timeout=20)
     assert done.returncode == 1
     assert words in done.stdout
     assert [listed["session"] for listed in control.runners()] == [False]
 
 
-def test_config_refuses_what_is_configured_just_in_time(server, control, install):
+def test_config_refuses_what_is_configured_just_in_time(
+    server: github.GitHub, control: GitHubControl, install: Install
+) -> None:
     """config.sh neither registers such a folder again nor takes its registration back."""
     runner = install()
     for name, content in jit_files(jit_config(server)).items():
@@ -477,7 +495,9 @@ def test_config_refuses_what_is_configured_just_in_time(server, control, install
     assert "Failed: Removing runner from the server" in output
 
 
-def test_a_record_that_is_removed_ends_its_runner(server, control, install):
+def test_a_record_that_is_removed_ends_its_runner(
+    server: github.GitHub, control: GitHubControl, install: Install
+) -> None:
     """A runner whose registration GitHub drops while it waits for a job ends as one that is done."""
     runner = install()
     process = runner.start(ACTIONS_RUNNER_INPUT_JITCONFIG=jit_config(server))
@@ -498,7 +518,7 @@ EXIT_CODES = [
 
 
 @pytest.mark.parametrize(("listener", "trap", "deprecated", "expected"), EXIT_CODES)
-def test_exit_codes(install, listener, trap, deprecated, expected):
+def test_exit_codes(install: Install, listener: int, trap: str, deprecated: str, expected: int) -> None:
     """Only code 7 gets out, and only where both variables ask for it; everything else looks like success."""
     runner = install()
     (runner.folder / "bin/Runner.Listener").write_text(f"#!/bin/sh\nexit {listener}\n")
@@ -508,7 +528,7 @@ def test_exit_codes(install, listener, trap, deprecated, expected):
 
 @pytest.mark.parametrize("trap", ["", "1"])
 @pytest.mark.parametrize("code", [2, 3, 4])
-def test_the_listener_is_started_again(install, trap, code):
+def test_the_listener_is_started_again(install: Install, trap: str, code: int) -> None:
     """After a retryable error and after an update the listener is started again."""
     runner = install()
     stub = f"#!/bin/sh\necho started >> starts\ntouch update.finished\n[ $(wc -l < starts) = 2 ] || exit {code}\n"
@@ -518,7 +538,7 @@ def test_the_listener_is_started_again(install, trap, code):
     assert "Restarting runner..." in runner.output
 
 
-def test_an_old_version_is_refused(control, install):
+def test_an_old_version_is_refused(control: GitHubControl, install: Install) -> None:
     """GitHub gives no jobs to a version below its minimum, also not to one that listens already."""
     more = {"RUNNER_MANUALLY_TRAP_SIG": "1", "ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE": "1"}
     runner = install()
@@ -532,7 +552,9 @@ def test_an_old_version_is_refused(control, install):
 
 
 @pytest.mark.parametrize(("version", "code"), [("2.332.0", 1), ("2.333.0", 7)])
-def test_old_versions_do_not_tell_that_they_are_refused(control, install, version, code):
+def test_old_versions_do_not_tell_that_they_are_refused(
+    control: GitHubControl, install: Install, version: str, code: int
+) -> None:
     """Below 2.333.0 the listener of a refused version ends with code 1, and run.sh with 0."""
     runner = install()
     runner.register("one")
@@ -545,7 +567,7 @@ def test_old_versions_do_not_tell_that_they_are_refused(control, install, versio
 
 
 @pytest.mark.parametrize("disabled", [False, True])
-def test_a_self_update(control, install, disabled):
+def test_a_self_update(control: GitHubControl, install: Install, disabled: bool) -> None:
     """A runner below the wanted version installs it and listens again, from another folder, unless that is disabled."""
     runner = install()
     runner.register("one", *(["--disableupdate"] if disabled else []))
@@ -564,7 +586,7 @@ def test_a_self_update(control, install, disabled):
     assert process.wait(10) == 0
 
 
-def test_refused_sessions_end_the_listener(control, install):
+def test_refused_sessions_end_the_listener(control: GitHubControl, install: Install) -> None:
     """A session that GitHub refuses, as for a wrong clock, ends the runner with code 1, and run.sh shows none of it."""
     runner = install()
     runner.register("one")
@@ -578,7 +600,7 @@ def test_refused_sessions_end_the_listener(control, install):
 
 
 @pytest.mark.parametrize("status", [404, 409])
-def test_a_job_that_cannot_be_acquired(control, install, status):
+def test_a_job_that_cannot_be_acquired(control: GitHubControl, install: Install, status: int) -> None:
     """The job is skipped, and the runner polls on although its registration is gone."""
     runner = install()
     runner.register("one")
@@ -592,7 +614,7 @@ def test_a_job_that_cannot_be_acquired(control, install, status):
     assert process.poll() is None
 
 
-def test_not_configured(install):
+def test_not_configured(install: Install) -> None:
     """Without a registration the listener ends at once with a terminated error."""
     runner = install()
     assert runner.start(str(runner.folder / "bin/Runner.Listener"), "run").wait(10) == 1
@@ -600,7 +622,7 @@ def test_not_configured(install):
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
-def test_a_deleted_registration(server, control, install, when):
+def test_a_deleted_registration(server: github.GitHub, control: GitHubControl, install: Install, when: str) -> None:
     """A runner that is deleted at GitHub, before it starts or while it listens, says so and ends."""
     runner = install()
     runner.register("one")
@@ -616,7 +638,7 @@ def test_a_deleted_registration(server, control, install, when):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_cancels_the_job(control, install, number):
+def test_a_signal_cancels_the_job(control: GitHubControl, install: Install, number: signal.Signals) -> None:
     """With the trap a signal to run.sh reaches the listener, which cancels its job and ends."""
     runner = install()
     runner.register("one")
@@ -630,7 +652,7 @@ def test_a_signal_cancels_the_job(control, install, number):
     wait_until(runner.settled, "the end of listener and worker", 5, 0.05)
 
 
-def test_a_signal_ends_an_idle_runner(control, install):
+def test_a_signal_ends_an_idle_runner(control: GitHubControl, install: Install) -> None:
     """An idle listener ends its session on a signal and is offline at once; its registration stays."""
     runner = install()
     runner.register("one")
@@ -641,7 +663,7 @@ def test_a_signal_ends_an_idle_runner(control, install):
     assert [(found["status"], found["session"]) for found in control.runners()] == [("offline", False)]
 
 
-def test_outages_are_survived(control, install):
+def test_outages_are_survived(control: GitHubControl, install: Install) -> None:
     """Failing and reset connections are tried again until GitHub is back."""
     runner = install()
     runner.register("one")
@@ -660,7 +682,9 @@ def test_outages_are_survived(control, install):
 # The job --------------------------------------------------------------------------------------------------------------
 
 
-def run_job(control, runner, command, env="", **fields):
+def run_job(
+    control: GitHubControl, runner: Installation, command: str, env: str = "", **fields: object
+) -> dict[str, Any]:
     """Run one job on a fresh registration and return it."""
     runner.register("one")
     if env:
@@ -669,11 +693,11 @@ def run_job(control, runner, command, env="", **fields):
     return control.wait_job(control.add_job(REPOSITORY, command, **fields)["id"], timeout=15)
 
 
-def variables(log):
+def variables(log: list[str]) -> dict[str, str]:
     return dict(line.split("=", 1) for line in log if "=" in line)
 
 
-def test_the_job_has_githubs_variables(server, control, install):
+def test_the_job_has_githubs_variables(server: github.GitHub, control: GitHubControl, install: Install) -> None:
     """The variables that GitHub documents are there, and the working folder is the workspace."""
     runner = install()
     job = run_job(control, runner, "env; echo event=$(cat $GITHUB_EVENT_PATH); echo cwd=$(pwd)", name="test")
@@ -689,10 +713,9 @@ def test_the_job_has_githubs_variables(server, control, install):
     assert json.loads(found["event"])["repository"]["full_name"] == REPOSITORY
 
 
-def test_a_pull_requests_variables(control, install):
+def test_a_pull_requests_variables(control: GitHubControl, install: Install) -> None:
     """A pull request's job knows both branches, and its event says where the commit comes from."""
-    payload = {"number": 5}
-    fields = {"event": "pull_request", "head_branch": "feature", "payload": payload}
+    fields: dict[str, Any] = {"event": "pull_request", "head_branch": "feature", "payload": {"number": 5}}
     job = run_job(control, install(), "env; echo event=$(cat $GITHUB_EVENT_PATH)", **fields)
     found = variables(job["log"])
     names = ("GITHUB_HEAD_REF", "GITHUB_BASE_REF", "GITHUB_REF_NAME", "GITHUB_EVENT_NAME")
@@ -702,7 +725,7 @@ def test_a_pull_requests_variables(control, install):
     assert event["number"] == 5
 
 
-def test_the_job_sees_no_credentials(control, install):
+def test_the_job_sees_no_credentials(control: GitHubControl, install: Install) -> None:
     """What the runner got for registering is in no job's environment; what .env says is."""
     runner = install()
     runner.register("one")
@@ -718,7 +741,7 @@ def test_the_job_sees_no_credentials(control, install):
         assert hidden not in log
 
 
-def test_process_names(control, install):
+def test_process_names(control: GitHubControl, install: Install) -> None:
     """The kernel knows both programs by their real names, which health checks look for."""
     listener = "$(grep PPid /proc/$PPID/status | tr -dc 0-9)"
     job = run_job(control, install(), f"cat /proc/$PPID/comm /proc/{listener}/comm; tr '\\0' ' ' < /proc/$PPID/cmdline")
@@ -736,7 +759,7 @@ HOOKS = {
 
 
 @pytest.mark.parametrize("name", HOOKS)
-def test_the_job_started_hook(control, install, name):
+def test_the_job_started_hook(control: GitHubControl, install: Install, name: str) -> None:
     """The administrator's hook runs first, with the job's variables; if it fails the command never runs."""
     script, conclusion, words = HOOKS[name]
     runner = install()
@@ -755,7 +778,7 @@ def test_the_job_started_hook(control, install, name):
 
 
 @pytest.mark.parametrize(("command", "code"), [("exit 5", 5), ("false; echo not reached", 1), ("kill -9 $$", 137)])
-def test_a_failing_command(control, install, command, code):
+def test_a_failing_command(control: GitHubControl, install: Install, command: str, code: int) -> None:
     """A command that fails fails its job, at the first line that fails."""
     job = run_job(control, install(), command)
     assert job["conclusion"] == "failure"
@@ -781,7 +804,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_steps_and_their_conditions(control, install, name):
+def test_steps_and_their_conditions(control: GitHubControl, install: Install, name: str) -> None:
     """A step runs if its condition holds: by default only while nothing has failed."""
     steps, conclusion, expected = STEPS[name]
     job = run_job(control, install(), "", steps=steps)
@@ -789,7 +812,7 @@ def test_steps_and_their_conditions(control, install, name):
     assert [line for line in job["log"] if line.isdigit()] == expected
 
 
-def test_a_failed_hook_does_not_stop_later_steps(control, install):
+def test_a_failed_hook_does_not_stop_later_steps(control: GitHubControl, install: Install) -> None:
     """A hook that fails makes the job fail, but steps whose conditions hold run all the same."""
     runner = install()
     (runner.folder / "pre-job.sh").write_text("exit 1\n")
@@ -825,8 +848,9 @@ done 2> /dev/null
 
 
 @pytest.fixture
-def policy():
+def policy() -> Iterator[str]:
     with subprocess.Popen([sys.executable, "-c", REFUSING], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
         yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
         process.kill()
 
@@ -835,11 +859,15 @@ CHEAT = "sudo -n pkill -f pre-job; echo cheated"
 CHEATS = [{"run": CHEAT, "pre": CHEAT}, *({"run": CHEAT, "if": f"{when}()"} for when in ("always", "!cancelled"))]
 
 
-def install_pre_job(runner, patience=20, **more):
+def install_pre_job(runner: Installation, patience: int = 20, **more: object) -> subprocess.Popen[bytes]:
     """Register a runner with the charm's pre-job script, rendered for this folder, and start it."""
     metrics = runner.folder / "metrics"
     metrics.mkdir()
-    values = {"metrics_folder": metrics, "policy_token_file": runner.folder / "token", "policy_url": None}
+    values: dict[str, object] = {
+        "metrics_folder": metrics,
+        "policy_token_file": runner.folder / "token",
+        "policy_url": None,
+    }
     values |= {"pre_job_file": "pre.json", "post_job_file": "post.json", "dockerhub_mirror": None}
     values |= {"external_contributors": True, **more}
     template = provision.environment(ROOT / "templates").get_template("pre-job.sh.j2").render(values)
@@ -867,7 +895,7 @@ AUTHORS = {
 }
 
 
-def test_a_job_of_an_outside_contributor_runs_nothing(control, install):
+def test_a_job_of_an_outside_contributor_runs_nothing(control: GitHubControl, install: Install) -> None:
     """Without a policy service the author alone decides: no step of any kind runs after the refusal."""
     processes = [install_pre_job(install(event), external_contributors=False) for event in AUTHORS]
     jobs = [control.add_job(REPOSITORY, steps=CHEATS, event=event, payload=AUTHORS[event])["id"] for event in AUTHORS]
@@ -882,7 +910,7 @@ def test_a_job_of_an_outside_contributor_runs_nothing(control, install):
         process.wait(20)
 
 
-def test_a_job_of_a_member_runs(control, install):
+def test_a_job_of_a_member_runs(control: GitHubControl, install: Install) -> None:
     """The author of a pull request who belongs to the repository is not refused."""
     runner = install()
     process = install_pre_job(runner, external_contributors=False)
@@ -896,7 +924,9 @@ def test_a_job_of_a_member_runs(control, install):
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-def test_the_pre_job_script_ends_a_refused_job(control, install, policy, cancelled):
+def test_the_pre_job_script_ends_a_refused_job(
+    control: GitHubControl, install: Install, policy: str, cancelled: bool
+) -> None:
     """The runner agent starts no step of a job that the charm's pre-job script refuses, whatever its condition."""
     runner = install()
     # An agent that has been told to cancel does not shut down.
@@ -925,7 +955,9 @@ CANCELLED_STEPS = [
 
 
 @pytest.mark.parametrize(("how", "expected"), [("at GitHub", ["1", "3"]), ("by a signal", ["1"])])
-def test_a_cancelled_step_is_interrupted(control, install, how, expected):
+def test_a_cancelled_step_is_interrupted(
+    control: GitHubControl, install: Install, how: str, expected: list[str]
+) -> None:
     """SIGINT comes first; a cancelled job goes on with always() steps, a runner that shuts down with nothing."""
     runner = install()
     runner.register("one")
@@ -943,7 +975,7 @@ def test_a_cancelled_step_is_interrupted(control, install, how, expected):
     assert [line for line in found["log"] if line.isdigit()] == expected
 
 
-def test_an_always_step_survives_the_cancellation(control, install):
+def test_an_always_step_survives_the_cancellation(control: GitHubControl, install: Install) -> None:
     """The hook and other steps that always run are not interrupted when their job is cancelled."""
     runner = install()
     runner.register("one")
@@ -959,7 +991,7 @@ def test_an_always_step_survives_the_cancellation(control, install):
     assert (found["conclusion"], "1" in found["log"], "2" in found["log"]) == ("cancelled", True, False)
 
 
-def test_ignored_signals_stay_ignored(control, install):
+def test_ignored_signals_stay_ignored(control: GitHubControl, install: Install) -> None:
     """A runner that was started with SIGINT ignored has no handler for it, and neither have its jobs."""
     runner = install()
     runner.register("one")
@@ -976,13 +1008,13 @@ def test_ignored_signals_stay_ignored(control, install):
     assert (found["status"], process.poll()) == ("in_progress", None)
 
 
-def test_the_job_is_killed_first_when_memory_is_short(control, install):
+def test_the_job_is_killed_first_when_memory_is_short(control: GitHubControl, install: Install) -> None:
     """Processes of a job have a higher OOM score than the runner's."""
     log = run_job(control, install(), "until grep -qx 500 /proc/$$/oom_score_adj; do sleep 0.01; done; echo 500")["log"]
     assert "500" in log
 
 
-def test_output_comes_while_the_job_runs(control, install):
+def test_output_comes_while_the_job_runs(control: GitHubControl, install: Install) -> None:
     """Log lines reach GitHub as they are written, not at the end."""
     runner = install()
     runner.register("one")
@@ -994,7 +1026,7 @@ def test_output_comes_while_the_job_runs(control, install):
     assert "second" in control.wait_job(job["id"], timeout=10)["log"]
 
 
-def test_what_a_job_leaves_running_is_killed(control, install):
+def test_what_a_job_leaves_running_is_killed(control: GitHubControl, install: Install) -> None:
     """Processes that a job left behind end with it."""
     # A process that is just being started has no environment yet by which it could be found, hence the loop.
     started = "until grep -q sleep /proc/$!/comm; do sleep 0.01; done"
@@ -1004,7 +1036,7 @@ def test_what_a_job_leaves_running_is_killed(control, install):
     wait_until(lambda: not Path(f"/proc/{left}/exe").exists(), "the end of the process", 5, 0.05)
 
 
-def test_cancelling_a_running_job(control, install):
+def test_cancelling_a_running_job(control: GitHubControl, install: Install) -> None:
     """A job that is cancelled at GitHub is stopped by its runner and ends as cancelled."""
     runner = install()
     runner.register("one")
@@ -1019,7 +1051,7 @@ def test_cancelling_a_running_job(control, install):
 
 
 @pytest.mark.parametrize("victim", ["Worker", "Listener"])
-def test_a_killed_process_fails_the_job(control, install, victim):
+def test_a_killed_process_fails_the_job(control: GitHubControl, install: Install, victim: str) -> None:
     """A killed worker's job fails at once and its runner goes; a vanished runner's job fails after the grace.
 
     GitHub goes on to list the vanished one as offline, until its time is over.
@@ -1046,7 +1078,7 @@ def test_a_killed_process_fails_the_job(control, install, victim):
     process.wait(10)
 
 
-def test_a_vanished_runner_is_offline(control, install):
+def test_a_vanished_runner_is_offline(control: GitHubControl, install: Install) -> None:
     """An idle runner that is killed is listed as offline once the grace is over, and stays registered."""
     runner = install()
     runner.register("one")
@@ -1065,11 +1097,13 @@ def test_a_vanished_runner_is_offline(control, install):
 
 
 @pytest.mark.parametrize(("architecture", "name"), [("x64", "X64"), ("arm64", "ARM64")])
-def test_the_tarball(architecture, name):
+def test_the_tarball(architecture: str, name: str) -> None:
     """The files lie at the tarball's root, programs are executable, and nothing of ours is left in it."""
     with tarfile.open(fileobj=io.BytesIO(runner_tarball.build(VERSION, architecture))) as archive:
         modes = {member.name: member.mode for member in archive if member.isfile()}
-        about = json.loads(archive.extractfile("./bin/about.json").read())
+        about_file = archive.extractfile("./bin/about.json")
+        assert about_file
+        about = json.loads(about_file.read())
         assert {member.mtime for member in archive} == {runner_tarball.MODIFIED}
     programs = {"config.sh", "run.sh", "run-helper.sh.template", "env.sh", "safe_sleep.sh"}
     programs |= {"bin/Runner.Listener", "bin/Runner.Worker", "bin/installdependencies.sh"}
