@@ -34,6 +34,8 @@ def test_runners_are_virtual_machines(unit: VmDeployment) -> None:
     print(f"two runners online after {time.monotonic() - started:.0f} s", flush=True)
 
     assert {found["type"] for found in unit.lxd("instances?recursion=1")} == {"virtual-machine"}
+    # One that began before they were online says that they are starting.
+    unit.reconcile()
     assert unit.status()[1].startswith("2 runners: 2 idle"), unit.status()
     assert "test mode" not in unit.status()[1]
     for name in names:
