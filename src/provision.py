@@ -11,8 +11,10 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
+
+import jinja2
 
 import times
 from models import (
@@ -25,9 +27,6 @@ from models import (
     SSHDebugConnection,
     WgetExecutable,
 )
-
-if TYPE_CHECKING:
-    import jinja2
 
 UBUNTU = 1000
 HOME = PurePosixPath("/home/ubuntu")
@@ -93,10 +92,8 @@ class InstanceFile:
     user: int = 0
 
 
-def environment(templates: Path) -> "jinja2.Environment":
+def environment(templates: Path) -> jinja2.Environment:
     """The renderer of everything in ``templates/``."""
-    import jinja2  # a tenth of a hook that renders nothing
-
     jinja = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates),
         undefined=jinja2.StrictUndefined,
@@ -138,7 +135,7 @@ def executables(arch: Arch) -> tuple[WgetExecutable, ...]:
 
 
 def files(
-    jinja: "jinja2.Environment",
+    jinja: jinja2.Environment,
     config: RunnerConfig,
     *,
     arch: Arch,
@@ -167,7 +164,7 @@ def files(
     return wanted + certificate_files(config.ca_certificates) + docker_files(config.dockerhub_mirror, values["proxies"])
 
 
-def _rendered(jinja: "jinja2.Environment", values: Mapping[str, Any]) -> list[InstanceFile]:
+def _rendered(jinja: jinja2.Environment, values: Mapping[str, Any]) -> list[InstanceFile]:
     """The files that are made from templates."""
 
     def rendered(template: str, path: PurePosixPath, mode: int = 0o644, user: int = 0) -> InstanceFile:

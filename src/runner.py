@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import jinja2
 
 import provision
 import shared_fs
@@ -32,6 +34,7 @@ from errors import (
     RunnerLogsError,
     RunnerRemoveError,
 )
+from gh.client import GithubClient
 from gh.registration import Registration
 from metrics.storage import MetricsStorage, write_new
 from models import (
@@ -48,13 +51,8 @@ from models import (
 )
 from naming import CREATED_KEY, FINGERPRINT_KEY, PATH_KEY, PREPARED_KEY, RUNNER_ID_KEY, URL_KEY
 from provision import APROXY_AMD_REVISION, APROXY_ARM_REVISION
+from repo_policy import RepoPolicyClient
 from system import KEPT_OF_JOBS, oldest_beyond, write_file
-
-if TYPE_CHECKING:
-    import jinja2
-
-    from gh.client import GithubClient
-    from repo_policy import RepoPolicyClient
 
 __all__ = [
     "APROXY_AMD_REVISION",
@@ -96,10 +94,10 @@ class RunnerManagerClients:
     Without ``registration`` runners register with the token of their CreateRunnerConfig.
     """
 
-    github: "GithubClient"
-    jinja: "jinja2.Environment"
+    github: GithubClient
+    jinja: jinja2.Environment
     lxd: LxdClient
-    repo: "RepoPolicyClient | None"
+    repo: RepoPolicyClient | None
     clock: Callable[[], float] = time.time
     """UNIX seconds, for what is recorded on an instance."""
     registration: Registration | None = None

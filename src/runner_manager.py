@@ -179,7 +179,7 @@ class RunnerManager:
         with exclusive(LOCKS / f"{self._identity.prefix.rstrip('-')}.lock", times.LOCK) as free:
             if not free:
                 raise HostError("another process of this unit works on the runners")
-            with written_by(f"{self._identity.app_name}/{self._identity.unit_number}"):
+            with written_by(self._identity.unit):
                 yield
 
     def _begin(self, quantity: int = 0) -> Changes:

@@ -161,7 +161,7 @@ class Service:
             self.apply(build_later=True)
         else:
             self._ensure_timer()
-            self._save_settings()
+            self._accept()
             self.ensure_watcher()
 
     def repair(self) -> None:
@@ -170,7 +170,6 @@ class Service:
             self._free_previous_pool()
             lost = machine.lost(self._lxd, self._state, self._markers.unit)
             if not lost:
-                self._save_settings()
                 machine.tend(self._jinja, self._state, self._markers.unit)
                 if not runner_binary.is_recent(self._adapters.clock()):
                     self._refresh_binary()
@@ -186,7 +185,7 @@ class Service:
 
     def reconcile(self) -> int:
         """One reconcile, and its status; returns how many healthy runners were missing. 0 while a reboot is awaited."""
-        pool.check(self._lxd, self._state)
+        self._accept()
         if self._reboot_is_awaited():
             self._progress(REBOOTING)
             return 0
@@ -381,12 +380,12 @@ class Service:
     def _ensure_timer(self) -> None:
         timer.ensure(self._jinja, self._markers.unit, self._state.reconcile_interval)
 
-    def _save_settings(self) -> None:
-        """Save what processes outside of hooks use, unless it is refused: a reconcile then says why."""
+    def _accept(self) -> None:
+        """Raise if the storage refuses the options. Otherwise processes outside of hooks get them."""
+        pool.check(self._lxd, self._state)
         try:
-            pool.check(self._lxd, self._state)
             settings.save(self._state, self._identity)
-        except (GithubRunnerError, OSError) as error:
+        except OSError as error:
             logger.warning("The settings of processes outside of hooks were not saved: %s", error)
 
     def _note_leaving(self) -> list[str]:

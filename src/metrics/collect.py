@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import times
 from errors import GithubClientError, IssueMetricEventError, MetricsStorageError, RateLimitError, TemporaryGithubError
+from gh.client import GithubClient
 from metrics.events import (
     Event,
     Reconciliation,
@@ -27,9 +27,6 @@ from metrics.type import GithubJobMetrics
 from models import FailedStarts, GithubPath
 from naming import Identity
 
-if TYPE_CHECKING:
-    from gh.client import GithubClient
-
 logger = logging.getLogger(__name__)
 
 
@@ -37,7 +34,7 @@ class Collector:
     """Issues the events of a unit. Without ``enabled`` it issues none, and removes metrics storages unread."""
 
     def __init__(
-        self, identity: Identity, path: GithubPath, github: "GithubClient", storages: StorageManager, *, enabled: bool
+        self, identity: Identity, path: GithubPath, github: GithubClient, storages: StorageManager, *, enabled: bool
     ) -> None:
         self._identity = identity
         self._path = path
@@ -144,7 +141,7 @@ class Jobs:
     looked up. Repository and run are what the job wrote: only repositories that its runner served are asked for.
     """
 
-    def __init__(self, github: "GithubClient", path: GithubPath) -> None:
+    def __init__(self, github: GithubClient, path: GithubPath) -> None:
         self._github = github
         self._path = path
         self._answering = True

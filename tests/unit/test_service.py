@@ -122,11 +122,12 @@ def test_without_a_runner_binary_none_is_created(world: Surroundings, unit: Reco
 
 def test_settings_are_not_saved_where_options_are_refused(world: Surroundings, unit: RecordingUnit) -> None:
     """The build and the watcher go on with what was accepted: a refused base image is never built."""
-    make(world, unit, virtual_machines=2).repair()
+    make(world, unit, virtual_machines=2).reconcile()
     accepted = settings.load(IDENTITY.unit)
     world.fault = ConfigurationError("base-image: cannot change after deployment, set it back to jammy")
 
-    make(world, unit, virtual_machines=50).repair()
+    with pytest.raises(ConfigurationError, match="base-image"):
+        make(world, unit, virtual_machines=50).reconcile()
 
     assert settings.load(IDENTITY.unit) == accepted
 
