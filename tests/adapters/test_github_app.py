@@ -1,10 +1,7 @@
 """The stand-in for GitHub as a GitHub App sees it: its JSON web tokens, its installations, and their tokens."""
 
 import base64
-import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from email.message import Message
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 from sandbox import github
 from sandbox.github import apps
 from sandbox.github.control import GitHubControl, GitHubControlError
+from tests.support.github import call
 
 ORGANISATION, REPOSITORY, OTHER, PERSONAL = "Org", "Org/repo", "Org/other", "user/repo"
 RUNNERS = f"/repos/{REPOSITORY}/actions/runners"
@@ -55,21 +53,6 @@ def assertion(app: dict[str, Any], **claims: object) -> str:
     claims = {"iat": now - 60, "exp": now + 300, "iss": app["client_id"], **claims}
     claims = {name: value for name, value in claims.items() if value is not None}
     return jwt.encode(claims, app["private_key"], "RS256")
-
-
-def call(
-    server: github.GitHub, method: str, path: str, credential: str | None = None, body: object = None
-) -> tuple[int, Any, Message]:
-    """Send one request; status, document and headers of the answer."""
-    headers = {"User-Agent": "test", **({"Authorization": f"Bearer {credential}"} if credential else {})}
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(server.api_url + path, data, headers, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return answer.status, json.loads(answer.read() or b"null"), answer.headers
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.loads(error.read()), error.headers
 
 
 def ask_token(

@@ -5,7 +5,6 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -31,29 +30,9 @@ from models import Arch, GithubOrg, GithubRepo, RunnerApplication
 from sandbox import github
 from sandbox.github import tls
 from sandbox.github.control import GitHubControl
+from tests.support.github import ORG, REPO, TOKEN
 
-TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
-REPO = GithubRepo("octo-org", "demo")
-ORG = GithubOrg("octo-org")
 LIST = r"/actions/runners(\?|$)"
-
-
-@pytest.fixture
-def hub() -> Iterator[github.GitHub]:
-    with github.serve("127.0.0.1", 0, [TOKEN], [REPO.path], [ORG.org]) as served:
-        yield served
-
-
-@pytest.fixture
-def control(hub: github.GitHub) -> GitHubControl:
-    return GitHubControl(hub.url)
-
-
-@pytest.fixture
-def client(hub: github.GitHub) -> Iterator[GithubClient]:
-    made = GithubClient(hub.url, Pat(TOKEN), deadline=3)
-    yield made
-    made.close()
 
 
 def everything(_: str) -> bool:

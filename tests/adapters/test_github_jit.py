@@ -12,6 +12,7 @@ import pytest
 
 from sandbox import github
 from sandbox.github.control import GitHubControl
+from tests.support.github import call as request_as
 
 TOKEN = "ghp_0123456789abcdef"
 REPOSITORY, ORGANISATION = "Org/repo", "Org"
@@ -34,16 +35,8 @@ def control(server: github.GitHub) -> GitHubControl:
 
 
 def call(server: github.GitHub, method: str, path: str, body: object = None) -> tuple[int, Any, Message]:
-    """Send one request; status, document and headers of the answer."""
-    headers = {"User-Agent": "test", "Authorization": f"Bearer {TOKEN}"}
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(server.api_url + path, data, headers, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return answer.status, json.loads(answer.read() or b"null"), answer.headers
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.loads(error.read()), error.headers
+    """Send one request with the token that may do everything."""
+    return request_as(server, method, path, TOKEN, body)
 
 
 def generate(server: github.GitHub, kind: str = "repository", **changes: object) -> tuple[int, Any]:

@@ -1,7 +1,6 @@
 """Just-in-time registration against the stand-in for GitHub, over real HTTP."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -9,32 +8,12 @@ from errors import ConfigurationError, GithubApiError, TokenError
 from gh.auth import Pat
 from gh.client import GithubClient
 from gh.registration import OptionRegistration
-from models import Arch, GithubOrg, GithubPath, GithubRepo, RegistrationMethod
+from models import Arch, GithubOrg, GithubPath, RegistrationMethod
 from sandbox import github
 from sandbox.github.control import GitHubControl
+from tests.support.github import ORG, REPO
 
-TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
-REPO = GithubRepo("octo-org", "demo")
-ORG = GithubOrg("octo-org")
 JIT = "/generate-jitconfig"
-
-
-@pytest.fixture
-def hub() -> Iterator[github.GitHub]:
-    with github.serve("127.0.0.1", 0, [TOKEN], [REPO.path], [ORG.org]) as served:
-        yield served
-
-
-@pytest.fixture
-def control(hub: github.GitHub) -> GitHubControl:
-    return GitHubControl(hub.url)
-
-
-@pytest.fixture
-def client(hub: github.GitHub) -> Iterator[GithubClient]:
-    made = GithubClient(hub.url, Pat(TOKEN), deadline=3)
-    yield made
-    made.close()
 
 
 def registration(
