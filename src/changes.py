@@ -21,7 +21,7 @@ from models import (
     RunnerStatus,
     VirtualMachineResources,
 )
-from naming import RUNNER_ID_KEY, Identity, fingerprint
+from naming import Identity
 from observe import ObservedRunner
 from runner import Runner, RunnerManagerClients
 from system import in_parallel
@@ -59,22 +59,20 @@ class Changes:
         """Raise ConfigurationError if the server lacks the way in which runners are to register."""
         self._registration.check()
 
-    def create(self, number: int, resources: VirtualMachineResources) -> None:
-        """Create this many runners."""
+    def create(self, number: int, resources: VirtualMachineResources, fingerprint: str) -> None:
+        """Create this many runners of a fingerprint."""
         if number == 0:
             return
-        image = self.image()
         config = CreateRunnerConfig(
             self.spec.base_image.value,
             resources,
             self.binary,
             "",  # each runner has a registration of its own
             self.spec.arch,
-            in_image=image.binary == self.binary.name,
+            in_image=self.image().binary == self.binary.name,
         )
         names = [self.identity.new_name() for _ in range(number)]
-        of_today = fingerprint(self.spec, self.binary.name, image.identity)
-        made = in_parallel(lambda name: self._create_one(name, config, of_today), names)
+        made = in_parallel(lambda name: self._create_one(name, config, fingerprint), names)
         self.failed_creations += made.count(False)
 
     def remove(self, items: Sequence[ObservedRunner]) -> int:
@@ -118,9 +116,9 @@ class Changes:
             return False
         return True
 
-    def _create_one(self, name: str, config: CreateRunnerConfig, of_today: str) -> bool:
+    def _create_one(self, name: str, config: CreateRunnerConfig, fingerprint: str) -> bool:
         clients = replace(self.clients, registration=self._registration)
-        runner = Runner(clients, self._config(name, self.spec.path, of_today), RunnerStatus())
+        runner = Runner(clients, self._config(name, self.spec.path, fingerprint), RunnerStatus())
         started = self.clock()
 
         def create() -> None:
@@ -181,9 +179,8 @@ class Changes:
 
     def _runner(self, item: ObservedRunner) -> Runner:
         github = item.view.github
-        recorded = item.instance.config.get(RUNNER_ID_KEY) if item.instance and item.at_this_github else None
         status = RunnerStatus(
-            runner_id=github.runner_id if github else int(recorded) if recorded and recorded.isdecimal() else None,
+            runner_id=github.runner_id if github else item.recorded_id,
             exist=item.view.exists,
             online=bool(github and github.online),
             busy=item.view.busy,

@@ -90,7 +90,7 @@ class GithubRunnerCharm(ops.CharmBase):
         self._guarded(lambda service: service.attend())
 
     def _on_update_status(self, _: ops.UpdateStatusEvent) -> None:
-        """It comes every few minutes: a marker and two systemd units are looked at, and usually nothing is missing."""
+        """It comes every few minutes. One marker and two systemd units are checked, and usually nothing is missing."""
 
         def is_complete(state: CharmState) -> bool:
             watched = state.replace_on_exit and state.virtual_machines > 0

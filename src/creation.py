@@ -1,7 +1,6 @@
 """What delays the creation of runners: no runner binary, a deprecated version, runners that ended without a job."""
 
 import logging
-import math
 from pathlib import Path
 
 import times
@@ -9,6 +8,7 @@ from errors import GithubClientError
 from gh.client import GithubClient
 from host import markers, runner_binary
 from models import FailedStarts, GithubPath
+from naming import binary_version
 from report import describe_deprecated, describe_failed_starts
 from runner_manager import Findings
 
@@ -21,7 +21,7 @@ NO_BINARY = Path("none")
 def hold(tarball: Path, failed: FailedStarts, now: float) -> str:
     """Why no runner is created now, for the status; empty where one may be."""
     if tarball == NO_BINARY:
-        return "the runner application is not downloaded yet"
+        return "the runner binary is not downloaded yet"
     since = runner_binary.deprecated_at(now)
     if since is not None and now - since < times.DEPRECATED_CANARY:
         return describe_deprecated(tarball)
@@ -32,7 +32,7 @@ def recorded(found: markers.Markers) -> FailedStarts:
     """What the last reconciles recorded of runners that ended without a job; none where the marker is damaged."""
     numbers = found.numbers(markers.FAILED_STARTS, 2)
     words = (found.read(markers.FAILED_STARTS) or "").split(maxsplit=2)[2:]
-    if not numbers or not all(map(math.isfinite, numbers)):
+    if not numbers:
         return FailedStarts()
     return FailedStarts(int(numbers[0]), numbers[1], "".join(words).strip())
 
@@ -56,7 +56,7 @@ def _is_deprecated(github: GithubClient, path: GithubPath) -> bool:
     if using is None:
         return True
     try:
-        return github.is_deprecated(path, runner_binary.version(using)) is not False
+        return github.is_deprecated(path, binary_version(using.name)) is not False
     except GithubClientError as error:
         logger.warning("GitHub is not asked for the version of the runner binary: %s", error)
         return True

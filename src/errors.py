@@ -8,7 +8,7 @@ class GithubRunnerError(Exception):
 
 
 class ConfigurationError(GithubRunnerError):
-    """Options or relations the operator must mend; ``faults`` has one line for each."""
+    """Options or relations that the operator must fix; ``faults`` has one line for each."""
 
     def __init__(self, *faults: str) -> None:
         super().__init__("; ".join(faults))

@@ -92,6 +92,11 @@ class Identity:
         return re.fullmatch(pattern, name) is not None and not self.owns(name)
 
 
+def binary_version(name: str) -> str:
+    """The version in the file name of a runner binary, such as ``2.336.0``."""
+    return name.removesuffix(".tar.gz").rsplit("-", 1)[-1]
+
+
 def fingerprint(spec: RunnerSpec, binary: str, image: str) -> str:
     """A hash of everything that goes into a runner, as 32 hex digits.
 

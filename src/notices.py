@@ -54,7 +54,7 @@ def _failed_starts(report: Report, now: float) -> Iterator[str]:
 
 def _old(report: Report, now: float) -> Iterator[str]:
     ages = (
-        ("runner application not refreshed", runner_binary.age(now), runner_binary.STALE_AFTER),
+        ("runner binary not refreshed", runner_binary.age(now), runner_binary.STALE_AFTER),
         ("image not rebuilt", report.image_age, image.STALE_AFTER),
     )
     for what, age, limit in ages:

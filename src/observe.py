@@ -50,6 +50,12 @@ class ObservedRunner:
     at_this_github: bool = True
     """Whether it is registered at the configured GitHub. At another GitHub its id is another runner's."""
 
+    @property
+    def recorded_id(self) -> int | None:
+        """GitHub's number of the runner, by the instance's keys."""
+        recorded = self.instance.config.get(RUNNER_ID_KEY, "") if self.instance and self.at_this_github else ""
+        return int(recorded) if recorded.isdecimal() else None
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -102,10 +108,10 @@ class Observer:
                 runners[name] = ObservedRunner(view, self._path)
         return Observation(_probed(runners), previous_volumes)
 
-    def any_busy(self) -> bool:
+    def any_busy(self, runners: Iterable[ObservedRunner]) -> bool:
         """Whether a job may run in any instance, by GitHub's list or by a health probe of each running instance."""
         now = self._clock()
-        running = [item for item in self.observe().runners.values() if item.instance and item.view.running]
+        running = [item for item in runners if item.instance and item.view.running]
         processes = in_parallel(probe_runner, running)
         probed = [
             item if item.view.busy else _with_process(item, process)
@@ -118,18 +124,13 @@ class Observer:
 
         ``details`` has a line for each: name, state and age, and whether it differs from today's ``fingerprint``.
         """
-        instances, previous_volumes = self._instances()
-        is_managed = self._selector(instances.keys() | previous_volumes)
-        listed = {item.name: item for item in self._clients.github.list_runners(self._path, is_managed)}
-        claims = _claimed_jobs(instances, listed)
+        runners = self.observe().runners
+        listed = {name: item.view.github for name, item in runners.items() if item.view.github is not None}
         return {
             "online": sorted(name for name, runner in listed.items() if runner.online),
             "offline": sorted(name for name, runner in listed.items() if not runner.online),
-            "unknown": sorted(instances.keys() - listed.keys()),
-            "details": [
-                self._detail(name, listed.get(name), instances.get(name), name in claims, fingerprint)
-                for name in sorted({*listed, *instances})
-            ],
+            "unknown": sorted(runners.keys() - listed.keys()),
+            "details": [self._detail(item.view, fingerprint) for _, item in sorted(runners.items())],
         }
 
     def without_registration(self, runners: dict[str, ObservedRunner], now: float) -> dict[str, ObservedRunner]:
@@ -224,24 +225,22 @@ class Observer:
         return listed
 
     def _registration_is_gone(self, item: ObservedRunner) -> bool:
-        recorded = item.instance.config.get(RUNNER_ID_KEY, "") if item.instance else ""
+        recorded = item.recorded_id
         try:
-            return recorded.isdecimal() and self._clients.github.runner_is_gone(item.path, int(recorded))
+            return recorded is not None and self._clients.github.runner_is_gone(item.path, recorded)
         except GithubClientError as error:
             logger.warning("GitHub cannot be asked for %s by its id: %s", item.view.name, error)
             return False
 
-    def _detail(
-        self, name: str, github: GithubRunner | None, instance: LxdInstance | None, claimed: bool, fingerprint: str
-    ) -> str:
+    def _detail(self, view: RunnerView, fingerprint: str) -> str:
+        github = view.github
         state = "not at GitHub" if github is None else "busy" if github.busy else "idle" if github.online else "offline"
-        state = "busy, unknown to GitHub" if claimed else state
-        if instance is None:
-            return f"{name}: {state}, no instance"
-        created = _number(instance.config.get(CREATED_KEY))
-        age = f"{max(0.0, self._clock() - created) / 60:.0f} min old" if created else "age unknown"
-        outdated = "" if instance.config.get(FINGERPRINT_KEY) == fingerprint else ", outdated"
-        return f"{name}: {state}, {age}{outdated}{'' if instance.running else ', stopped'}"
+        state = "busy, unknown to GitHub" if view.job_is_unknown else state
+        if not view.exists:
+            return f"{view.name}: {state}, no instance"
+        age = f"{max(0.0, self._clock() - view.created_at) / 60:.0f} min old" if view.created_at else "age unknown"
+        outdated = "" if view.fingerprint == fingerprint else ", outdated"
+        return f"{view.name}: {state}, {age}{outdated}{'' if view.running else ', stopped'}"
 
 
 def end_of_agent(item: ObservedRunner) -> str:
@@ -284,14 +283,6 @@ def _probed(runners: dict[str, ObservedRunner]) -> dict[str, ObservedRunner]:
 
 def _with_process(item: ObservedRunner, process: Process) -> ObservedRunner:
     return replace(item, view=replace(item.view, process=process))
-
-
-def _claimed_jobs(instances: dict[str, LxdInstance], listed: dict[str, GithubRunner]) -> set[str]:
-    """The names of instances in which a worker runs although GitHub lists the runner neither as online nor as busy."""
-    views = {name: _view(item, listed.get(name), True) for name, item in instances.items()}
-    names = [name for name, view in views.items() if needs_probe(view) and not view.busy]
-    processes = in_parallel(lambda name: probe(instances[name]), names)
-    return {name for name, process in zip(names, processes, strict=True) if process is Process.WORKER}
 
 
 def _is_settled(view: RunnerView, now: float) -> bool:

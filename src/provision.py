@@ -1,4 +1,4 @@
-"""What is written into an instance: files and scripts, rendered from ``templates/``. No I/O here.
+"""What is written into an instance: files and scripts, rendered from ``templates/``. Reading these is its only I/O.
 
 Values from options, relations and the API reach scripts only through the filter ``sh``, units through ``systemd``.
 """
@@ -52,7 +52,7 @@ SETUP_FOLDER = PurePosixPath("/root/github-runner")
 SETUP_SCRIPT = SETUP_FOLDER / "setup.sh"
 REGISTER_SCRIPT = RUNNER_APPLICATION / ".register.sh"
 APPLICATION_ARCHIVE = PurePosixPath("/root/github-runner-application.tar.gz")
-# Where an image of our making has it.
+# Where an image that this charm built has the runner binary.
 IMAGE_APPLICATION = PurePosixPath("/opt/github-runner-application")
 FILES_ARCHIVE = PurePosixPath("/root/github-runner-files.tar")
 CA_FOLDER = PurePosixPath("/usr/local/share/ca-certificates")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import times
 from models import FailedStarts
+from naming import binary_version
 
 
 @dataclass
@@ -32,9 +33,8 @@ class Report:
 
 def describe_deprecated(binary: Path) -> str:
     """Why no runner is created while GitHub calls the version of a runner binary deprecated."""
-    version = binary.name.removesuffix(".tar.gz").rsplit("-", 1)[-1]
     return (
-        f"runner version {version} is deprecated by GitHub: one runner is tried after "
+        f"runner version {binary_version(binary.name)} is deprecated by GitHub: one runner is tried after "
         f"{times.DEPRECATED_CANARY // times.MINUTE} minutes, the action update-dependencies tries at once"
     )
 

@@ -177,7 +177,9 @@ class Runner:
         except RunnerBusyError:
             return False
         except GithubClientError as error:
-            raise RunnerRemoveError(f"{self.config.name}: not removed, GitHub did not forget it: {error}") from error
+            raise RunnerRemoveError(
+                f"{self.config.name}: not removed, GitHub did not delete its registration: {error}"
+            ) from error
         # No job can have come: nothing in it is worth the time of an orderly end.
         self._delete_instance(self.instance, graceful=False)
         return True
@@ -297,7 +299,7 @@ class Runner:
         # A container answers before its /run is mounted, which would hide the token.
         mounted = "n=0; until mountpoint -q /run || [ $((n += 1)) -gt 100 ]; do sleep 0.1; done"
         unpack = f"tar -xf {provision.FILES_ARCHIVE} -C / && rm -f {provision.FILES_ARCHIVE}"
-        # Before any job: output is ours and may be recorded.
+        # Before any job: only the charm's own script has written the output.
         done = instance.execute(
             ["/bin/sh", "-c", f"{mounted}; {unpack} && exec {provision.SETUP_SCRIPT}"],
             timeout=times.SET_UP + times.REGISTER,
@@ -360,7 +362,7 @@ class Runner:
             github.delete_runner(path, runner_id)
 
     def _cut_off(self) -> LxdInstance:
-        """What a request made whose answer never came; one that had the name before is none of ours."""
+        """The instance of a request whose answer was lost; one that had the name before is not this charm's."""
         instance = self._clients.lxd.instance(self.config.name)
         if instance.config.get(CREATED_KEY) != self._created:
             raise LxdNotFoundError(f"{self.config.name} was not made here")

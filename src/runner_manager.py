@@ -94,7 +94,8 @@ class RunnerManager:
 
         Failures of single runners are collected in ``report``. LxdError, GithubClientError for the list of runners, and
         HostError (another process holds the lock) abort the reconcile before anything changed. GithubClientError and
-        ConfigurationError also say that no runner can be registered: then only unhealthy runners were removed.
+        ConfigurationError also say that no runner can be registered. If one was to be created, only unhealthy runners
+        were removed.
         """
         with self._alone():
             return self._reconcile(quantity, resources)
@@ -133,7 +134,8 @@ class RunnerManager:
             observation = self.observer.observe()
             runners = observation.runners
             states = {name: health(item.view, now) for name, item in runners.items()}
-            if not set(states.values()) <= {Health.IDLE, Health.UNHEALTHY, Health.ORPHANED}:
+            certain = set(states.values()) <= {Health.IDLE, Health.UNHEALTHY, Health.ORPHANED}
+            if not certain or self.observer.any_busy(runners.values()):
                 return False
             stayed = changes.remove_idle([runners[name] for name, state in states.items() if state is Health.IDLE])
             self._collector.finished(_existing(runners, changes), observation.previous_volumes)
@@ -243,10 +245,10 @@ class RunnerManager:
         changes.remove([runners[name] for name in plan.names(Reason.ORPHANED)])
         idle = plan.names(Reason.OUTDATED) + plan.names(Reason.SURPLUS) + plan.names(Reason.AGED)
         stayed += changes.remove_idle([runners[name] for name in idle])
-        changes.create(max(0, plan.create - stayed), resources)
+        changes.create(max(0, plan.create - stayed), resources, self._fingerprint)
         if plan.postponed and changes.is_proven() and self._clock() - started < times.REST_OF_RECONCILE:
             stayed = changes.remove_idle([runners[name] for name in plan.postponed])
-            changes.create(len(plan.postponed) - stayed, resources)
+            changes.create(len(plan.postponed) - stayed, resources, self._fingerprint)
         changes.check_method()
 
     def _describe(self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes) -> None:

@@ -1,6 +1,6 @@
 """What the charm does on its machine, without Juju: a unit's state, LXD, GitHub and the machine put together.
 
-charm.py hands Juju's events to a Service. Programs outside of hooks and tests make one of their own.
+charm.py hands Juju's events to a Service; tests make one of their own.
 """
 
 import logging
@@ -38,7 +38,7 @@ from gh.registration import OptionRegistration
 from host import image, kernel, machine, markers, pool, runner_binary, timer, watcher
 from metrics.storage import StorageManager
 from models import CharmState, FlushMode
-from naming import Identity
+from naming import Identity, binary_version
 from repo_policy import RepoPolicyClient
 from report import Report
 from runner import RunnerManagerClients
@@ -108,7 +108,7 @@ class Service:
             self._markers.note(markers.TAKEN_OVER)
 
     def note_upgrade(self) -> None:
-        """Record that no repository policy check ceased, where no other charm was on this unit before."""
+        """Record that the upgrade ends no repository policy check, if the previous charm was never on this unit."""
         if not self._markers.exist() and not machine.has_previous_charm():
             with suppress(HostError):
                 self._markers.note(markers.NO_POLICY)
@@ -144,6 +144,7 @@ class Service:
 
     def apply(self, build_later: bool = False) -> None:
         """Bring the machine and the runners to the state, as after a changed option."""
+        self._free_previous_pool()
         self._prepare(build_later)
         self.reconcile()
         self.ensure_watcher()
@@ -166,8 +167,8 @@ class Service:
 
     def repair(self) -> None:
         """Complete a set-up that did not come to its end, and make again what was lost since; else only look."""
+        self._free_previous_pool()
         if self._markers.read(markers.SET_UP) is not None:
-            self._free_previous_pool()
             lost = machine.lost(self._lxd, self._state, self._markers.unit)
             if not lost:
                 machine.tend(self._jinja, self._state, self._markers.unit)
@@ -196,7 +197,10 @@ class Service:
         manager = self._manager()
         delta = manager.reconcile(self._state.virtual_machines, self._state.resources)
         self.report = manager.report
-        creation.record(manager.findings, self._markers, self._github, self._state.path)
+        try:
+            creation.record(manager.findings, self._markers, self._github, self._state.path)
+        except (HostError, OSError) as error:
+            logger.warning("What the reconcile found out was not recorded: %s", error)
         found = notices.notices(self._state, self._markers, self.report, self._adapters.clock())
         self._show(status.of_report(self.report, self._state.test_mode, found))
         return delta
@@ -237,8 +241,7 @@ class Service:
 
     def drain(self) -> bool:
         """Remove the idle runners unless a job may run; returns whether no runner is left."""
-        manager = self._manager()
-        return not manager.observer.any_busy() and manager.drain()
+        return self._manager().drain()
 
     def close(self) -> None:
         """Remove timer and watcher, and record that no later event may create a runner. It needs no options."""
@@ -285,7 +288,7 @@ class Service:
         changed = runner_binary.update(self._github, self._state.path, self._state.arch, downloading=progress)
         using = runner_binary.current()
         if changed and using is not None:
-            self._unit.set_workload_version(runner_binary.version(using))
+            self._unit.set_workload_version(binary_version(using.name))
             # The service is not there before the first set-up, which builds the image itself.
             with suppress(LxdError, HostError):
                 image.renew(self._lxd, self._markers.unit, self._state.base_image.value)
@@ -293,7 +296,6 @@ class Service:
 
     def _prepare(self, build_later: bool) -> None:
         """Set the machine up. While that fails the runners are reconciled all the same, but none is created."""
-        self._free_previous_pool()
         try:
             self.set_up(build_later)
         except (ConfigurationError, TokenError):
@@ -319,7 +321,7 @@ class Service:
             pool.check(self._lxd, self._state)
             manager = self._manager()
             manager.check_creation()
-            if users <= manager.observer.observe().runners.keys() and not manager.observer.any_busy():
+            if users <= manager.observer.observe().runners.keys():
                 manager.drain()
         except (GithubRunnerError, OSError) as error:
             logger.warning("The storage pool of the previous charm is kept for now: %s", error)
@@ -331,7 +333,7 @@ class Service:
         except (GithubApiError, HostError) as error:
             if runner_binary.current() is None:
                 raise
-            logger.warning("The runner application was not refreshed: %s", error)
+            logger.warning("The runner binary was not refreshed: %s", error)
 
     def _reconcile_or_reboot(self) -> None:
         """Reboot for a pending kernel if no job runs. A request that had no effect is repeated a day later."""

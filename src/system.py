@@ -146,7 +146,7 @@ def exclusive(path: Path, timeout: float) -> Iterator[bool]:
 
 
 def try_lock(file: IO[Any]) -> bool:
-    """Whether nobody else holds an open file's lock: it is then ours until the file is closed, or this process dies."""
+    """Whether this process now holds the lock of an open file, until the file is closed or the process ends."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

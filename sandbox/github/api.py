@@ -17,6 +17,9 @@ API_VERSIONS = ("2022-11-28", "2026-03-10")
 LIMITS = "https://docs.github.com/rest/overview/rate-limits-for-the-rest-api"
 SECONDARY = "https://docs.github.com/free-pro-team@latest/rest/overview/rate-limits-for-the-rest-api"
 PAGES = {"rate-limiting": LIMITS, "secondary-rate-limits": f"{SECONDARY}#about-secondary-rate-limits"}
+# Registrations have a limit of their own.
+REGISTRATIONS = ("/registration-token", "/generate-jitconfig")
+REGISTRATION_RESOURCE, REGISTRATION_LIMIT = "actions_runner_registration", 10_000
 
 routes = Routes()
 REPOSITORY = r"/repos/(?P<path>[^/]+/[^/]+)"
@@ -42,6 +45,8 @@ def respond(state: State, request: Request) -> Answer:
             raise RefusedError(400, f'"{wanted}" is not a supported API version.')
         token, who, budget = _caller(state, request)
         path = _by_name(state, request.path[len(PREFIX) :])
+        if token is not None and request.method == "POST" and path.endswith(REGISTRATIONS):
+            budget = state.budget(f"registrations of {token.budget}", REGISTRATION_LIMIT, REGISTRATION_RESOURCE)
         if path.rstrip("/") != "/rate_limit":  # asking for the limit costs nothing
             state.spend(budget, 1 if request.method in ("GET", "HEAD") else 5, who)
         reply = _dispatch(state, request, path, token, budget)
@@ -171,7 +176,7 @@ def _limit_headers(budget: Budget) -> dict[str, str]:
         "X-RateLimit-Remaining": str(max(0, budget.limit - budget.used)),
         "X-RateLimit-Reset": str(int(budget.reset)),
         "X-RateLimit-Used": str(budget.used),
-        "X-RateLimit-Resource": "core",
+        "X-RateLimit-Resource": budget.resource,
     }
 
 
@@ -192,7 +197,9 @@ def _rate_limit(state: State, request: Request, budget: Budget) -> Answer:
     reset = int(budget.reset)
     core = {"limit": budget.limit, "used": budget.used, "remaining": max(0, budget.limit - budget.used), "reset": reset}
     search = {"limit": 30, "used": 0, "remaining": 30, "reset": reset}
-    return answer({"resources": {"core": core, "search": search}, "rate": core})
+    registrations = {"limit": REGISTRATION_LIMIT, "used": 0, "remaining": REGISTRATION_LIMIT, "reset": reset}
+    resources = {"core": core, "search": search, REGISTRATION_RESOURCE: registrations}
+    return answer({"resources": resources, "rate": core})
 
 
 @routes.add("DELETE", "/installation/token")

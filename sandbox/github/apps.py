@@ -133,6 +133,8 @@ def _claims(assertion: str) -> dict:
         raise RefusedError(401, UNDECODABLE) from None
     if not all(isinstance(document, dict) for document in documents):
         raise RefusedError(401, UNDECODABLE)
+    if documents[0].get("alg") != "RS256" or "=" in assertion:
+        raise RefusedError(401, UNDECODABLE)
     return documents[1]
 
 

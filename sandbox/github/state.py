@@ -81,6 +81,7 @@ class Budget:
     limit: int
     reset: float
     used: int = 0
+    resource: str = "core"
     recent: deque = field(default_factory=deque)  # (when, points) of the last minute
     refuse_until: float = 0.0
     refuse_status: int = 403
@@ -377,14 +378,14 @@ class State:
 
     # Who asks, and how often ----------------------------------------------------------------------------------------
 
-    def budget(self, key: str, limit: int) -> Budget:
-        """The current hour's budget of a token or address."""
+    def budget(self, key: str, limit: int, resource: str = "core") -> Budget:
+        """The current hour's budget of a token or address; `resource` is GitHub's name for what it counts."""
         now = self.clock()
         budget = self.budgets.get(key)
         if budget is None or now >= budget.reset:
             refuse = (budget.refuse_until, budget.refuse_status, budget.refuse_header) if budget else (0.0, 403, True)
             recent = budget.recent if budget else deque()
-            budget = self.budgets[key] = Budget(limit, now + HOUR, 0, recent, *refuse)
+            budget = self.budgets[key] = Budget(limit, now + HOUR, 0, resource, recent, *refuse)
         return budget
 
     def spend(self, budget: Budget, points: int, who: str) -> None:

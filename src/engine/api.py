@@ -25,6 +25,9 @@ OPERATION_TIMEOUT = 120.0
 # For the end of an operation of LXD on an instance that another request started, in seconds.
 BUSY_TIMEOUT = 60
 BUSY_INTERVAL = 0.1
+# In errors of requests that LXD has not begun. Its agent in a virtual machine waits 5 seconds for LXD's connections
+# before it begins a command: https://github.com/canonical/lxd/blob/lxd-5.0.2/lxd-agent/exec.go
+NOT_BEGUN = ("busy running", "Timed out waiting for websockets to connect", "websocket: bad handshake")
 # https://documentation.ubuntu.com/lxd/latest/rest-api/#list-of-current-status-codes
 SUCCESS = 200
 
@@ -57,16 +60,17 @@ class LxdApi:
     def change(self, method: str, *path: str, timeout: float = OPERATION_TIMEOUT, **options: Any) -> Any:
         """A request that may become an operation: wait until it is done and return its metadata.
 
-        It is repeated while LXD is busy with an instance that it changes, such as one that uses a changed profile.
+        It is repeated while LXD has not begun it: LXD is busy with an instance that it would change, such as one that
+        uses a changed profile, or the agent of a virtual machine was too slow.
         """
         deadline = time.monotonic() + BUSY_TIMEOUT
         while True:
             try:
                 return self._change(method, *path, timeout=timeout, **options)
             except LxdError as error:
-                if "busy running" not in str(error) or time.monotonic() > deadline:
+                if not any(text in str(error) for text in NOT_BEGUN) or time.monotonic() > deadline:
                     raise
-                logger.info("LXD is busy, the request is repeated: %s", error)
+                logger.info("LXD has not begun, the request is repeated: %s", error)
                 time.sleep(BUSY_INTERVAL)
 
     def _change(self, method: str, *path: str, timeout: float, **options: Any) -> Any:

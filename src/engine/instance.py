@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import websocket
 
 import times
-from engine.api import BUSY_TIMEOUT, LxdApi, errors_of, wait_until
+from engine.api import LxdApi, errors_of, wait_until
 from engine.events import connect, socket_path
 from errors import LxdError, LxdNotFoundError
 from redaction import tail
@@ -23,9 +23,6 @@ logger = logging.getLogger(__name__)
 # Between two attempts to execute the first command. A virtual machine boots for many seconds, and LXD dials its agent
 # for each attempt.
 READY_INTERVAL = {"virtual-machine": 0.5, "container": 0.1}
-# LXD's agent in a virtual machine waits 5 seconds for LXD's connections before it begins a command: a busy machine may
-# need longer. https://github.com/canonical/lxd/blob/lxd-5.0.2/lxd-agent/exec.go
-NOT_BEGUN = ("Timed out waiting for websockets to connect", "websocket: bad handshake")
 # Of one file that is read from inside an instance, in seconds.
 READ_TIMEOUT = 10.0
 
@@ -134,23 +131,12 @@ class LxdInstance:
             "interactive": False,
         }
         what = f"{PurePosixPath(command[0]).name} in {self.name}"
-        path = ("instances", self.name, "exec")
         with _renamed(what):
-            done = self._begun(*path, json=body, timeout=timeout) or {}
+            done = self._lxd.change("POST", "instances", self.name, "exec", json=body, timeout=timeout) or {}
         code = int(done.get("return", -1))
         # The output of a command that succeeded is not worth four requests. LXD removes it with the instance.
         recorded = done.get("output", {}) if output and code != 0 else {}
         return Execution(code, *(self._recorded(recorded.get(stream)) for stream in ("1", "2")))
-
-    def _begun(self, *path: str, **options: Any) -> Any:
-        """Request a command again until LXD could begin it, as often as ``BUSY_TIMEOUT`` allows."""
-        deadline = time.monotonic() + BUSY_TIMEOUT
-        while True:
-            try:
-                return self._lxd.change("POST", *path, **options)
-            except LxdError as error:
-                if not any(text in str(error) for text in NOT_BEGUN) or time.monotonic() > deadline:
-                    raise
 
     def output(self, command: Sequence[str], limit: int, timeout: float) -> bytes:
         """At most ``limit`` bytes of a command's output; LxdError if it is not over within ``timeout`` seconds.

@@ -315,6 +315,8 @@ class GithubClient:
     def _note_headers(self, response: httpx2.Response) -> None:
         version = response.headers.get("x-github-enterprise-version", "")
         self.server_version = version if re.fullmatch("[ -~]{1,40}", version) else self.server_version
+        if response.headers.get("x-ratelimit-resource", "core") != "core":
+            return  # registrations have a limit of their own
         left = response.headers.get("x-ratelimit-remaining", "")
         self.quota_left = int(left) if re.fullmatch("[0-9]{1,9}", left) else self.quota_left
 

@@ -205,13 +205,13 @@ def remove_builder(lxd: LxdClient) -> list[str]:
 
 
 def remove(lxd: LxdClient) -> list[str]:
-    """Remove every image of our making and the builder; returns what was removed."""
+    """Remove every image that this charm built, and the builder; returns what was removed."""
     paths = _unlinked(LOCK, FAILURE)
     _remove_builder(lxd)
-    gone = paths + [f"image {image['properties'][ALIAS_PROPERTY]}" for image in _ours(lxd)]
-    for image in _ours(lxd):
+    images = _ours(lxd)
+    for image in images:
         lxd.change("DELETE", "images", image["fingerprint"])
-    return gone
+    return paths + [f"image {image['properties'][ALIAS_PROPERTY]}" for image in images]
 
 
 def _unlinked(*paths: Path) -> list[str]:
@@ -377,7 +377,7 @@ def _ours(lxd: LxdClient) -> list[Any]:
 
 
 def _remove_old(lxd: LxdClient, alias: str) -> None:
-    """Images of our making that no alias names: old ones, and what a build that was cut off had published."""
+    """Images that this charm built and no alias names: old ones, and what an interrupted build had published."""
     with suppress(LxdError):
         for image in _ours(lxd):
             if image["properties"][ALIAS_PROPERTY] == alias and not image["aliases"]:

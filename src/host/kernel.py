@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import shlex
-import time
 from pathlib import Path
 
 import times
@@ -57,22 +56,26 @@ def ensure_inotify() -> bool:
     return changed
 
 
-def update(now: float | None = None) -> list[str]:
-    """Start an update of the installed kernels, at most daily; returns the packages. A failure waits for tomorrow."""
-    now = time.time() if now is None else now
+def update(now: float) -> bool:
+    """Start an update of the installed kernels, at most daily; returns whether it was started. No failure is raised."""
+    try:
+        return _update(now)
+    except (CommandError, OSError) as error:
+        logger.warning("The update of the kernel was not started: %s", error)
+        return False
+
+
+def _update(now: float) -> bool:
     if CHECKED.exists() and 0 <= now - CHECKED.stat().st_mtime < CHECK_EVERY:
-        return []
+        return False
     write_file(CHECKED, f"{now:.0f}\n", 0o600)
     installed = installed_kernels()
     if installed:
         # A file, since arguments and environment of a service can be read by every user, and a proxy has a password.
         write_file(UPDATE_SCRIPT, _update_script(installed), 0o700)
         command = ["systemd-run", "--quiet", "--collect", f"--unit={UPDATE_SERVICE}", "/bin/sh", str(UPDATE_SCRIPT)]
-        try:
-            run(command)
-        except CommandError as error:
-            logger.warning("The update of the kernel was not started: %s", error)
-    return installed
+        run(command)
+    return bool(installed)
 
 
 def _update_script(installed: list[str]) -> str:

@@ -3,6 +3,7 @@
 Any of them may be deleted at any time without harm. What exists of runners is recorded in LXD and at GitHub instead.
 """
 
+import math
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -37,10 +38,9 @@ UNATTENDED = "unattended"
 class Markers:
     """The markers of one unit, such as ``github-runner/0``."""
 
-    def __init__(self, unit: str, root: Path | None = None) -> None:
+    def __init__(self, unit: str) -> None:
         self.unit = unit
-        self._root = root = root or ROOT
-        self._folder = root / f"{PREFIX}{unit.replace('/', '-')}"
+        self._folder = ROOT / f"{PREFIX}{unit.replace('/', '-')}"
 
     def exist(self) -> bool:
         """Whether this unit has ever noted anything."""
@@ -53,10 +53,11 @@ class Markers:
         return None
 
     def numbers(self, name: str, count: int) -> list[float] | None:
-        """The first numbers that a marker holds; None where there are not so many."""
+        """The first numbers that a marker holds; None where there are fewer, or one is infinite or NaN."""
         words = (self.read(name) or "").split()[:count]
         with suppress(ValueError):
-            return [float(word) for word in words] if len(words) == count else None
+            found = [float(word) for word in words]
+            return found if len(found) == count and all(map(math.isfinite, found)) else None
         return None
 
     def note(self, name: str, text: str = "") -> None:
@@ -79,7 +80,7 @@ class Markers:
 
         A unit that was removed by force leaves its folder; Juju has removed its agent.
         """
-        found = (path.name for path in self._root.glob(f"{PREFIX}*") if path != self._folder)
+        found = (path.name for path in ROOT.glob(f"{PREFIX}*") if path != self._folder)
         names = (name.removeprefix(PREFIX) for name in found if (AGENTS / name).is_dir())
         return sorted("/".join(name.rsplit("-", 1)) for name in names)
 

@@ -1,4 +1,4 @@
-"""The storage pool ``runner``, and the profile that has its disks of it."""
+"""The storage pool ``runner``, and the profile that puts the disks of runners into it."""
 
 import logging
 import os
@@ -195,7 +195,7 @@ def _is_own(pool: Mapping[str, Any]) -> bool:
 
 
 def remove_pool(lxd: LxdClient) -> None:
-    """Delete the pool with the profiles and images that hold it; LxdError where an instance still does."""
+    """Take the pool out of the profiles and delete it; LxdError while an instance uses it."""
     profiles.release_pool(lxd)
     lxd.change("DELETE", "storage-pools", POOL)
 

@@ -45,11 +45,6 @@ def is_recent(now: float, folder: Path = FOLDER) -> bool:
     return 0 <= now - using.stat().st_mtime < times.BINARY_LIST
 
 
-def version(tarball: Path) -> str:
-    """The version in the name of a runner binary, such as ``2.336.0``."""
-    return tarball.name.removesuffix(".tar.gz").rsplit("-", 1)[-1]
-
-
 def note_deprecated(folder: Path = FOLDER) -> None:
     """Record that GitHub has deprecated the version in use: a runner ended with exit code 7."""
     using = current(folder)

@@ -107,8 +107,8 @@ class UnitHealth(Event):
 
     ``failed_starts`` counts the reconciles in a row that found runners whose agent had ended without a job; it is
     missing if there is none.
-    Ages are seconds: since GitHub last called the application current, and since the image was built. The quota is
-    the token's, in requests.
+    Ages are seconds: since GitHub last offered the runner binary in use, and since the image was built. The quota is
+    that of the token's account or of the App's installation, in requests.
     """
 
     flavor: str

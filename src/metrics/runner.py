@@ -70,7 +70,7 @@ class PreJobMetrics(BaseModel):
 
 
 class PostJobStatus(str, Enum):
-    """How the runner application ended."""
+    """How the runner agent ended."""
 
     NORMAL = "normal"
     ABNORMAL = "abnormal"

@@ -9,6 +9,7 @@ from gh import client as gh_client
 from gh.auth import Pat
 from gh.client import GithubClient
 from sandbox import github
+from sandbox.github import apps
 from sandbox.github.control import GitHubControl
 from tests.support.github import ORG, REPO, TOKEN
 
@@ -37,3 +38,9 @@ def client(hub: github.GitHub) -> Iterator[GithubClient]:
     made = GithubClient(hub.url, Pat(TOKEN), deadline=3)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def key() -> str:
+    """A private key of a GitHub App, as GitHub gives it (PKCS#1). Making one takes a moment."""
+    return apps.make_key()[0]

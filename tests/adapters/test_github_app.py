@@ -19,12 +19,6 @@ RUNNERS = f"/repos/{REPOSITORY}/actions/runners"
 ORGANISATION_RUNNERS = f"/orgs/{ORGANISATION}/actions/runners"
 
 
-@pytest.fixture(scope="module")
-def key() -> str:
-    """A private key, as PEM: making one takes a moment."""
-    return apps.make_key()[0]
-
-
 @pytest.fixture
 def server() -> Iterator[github.GitHub]:
     repositories = [REPOSITORY, OTHER, PERSONAL]
@@ -166,13 +160,14 @@ def forged(app: dict[str, Any], name: str) -> str | None:
         "other claims": f"{head}.{claims[:-4]}AAAA.{signature}",
         "another signature": f"{head}.{claims}.{'A' * len(signature)}",
         "no signature": f"{head}.{claims}.",
+        "padding": f"{good}==",
         "no algorithm": f"{none}.{claims}.{signature}",
         "a shared secret": jwt.encode({"iss": app["client_id"]}, "s" * 32, "HS256"),
         "another key": assertion({**app, "private_key": apps.make_key()[0]}) if name == "another key" else "",
     }[name]
 
 
-FORGERIES = ["nothing", "a personal token", "no dots", "other claims", "another signature", "no signature"]
+FORGERIES = ["nothing", "a personal token", "no dots", "other claims", "another signature", "no signature", "padding"]
 
 
 @pytest.mark.parametrize("name", [*FORGERIES, "no algorithm", "a shared secret", "another key"])

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx2
+import jwt
 import pytest
 
 import redaction
@@ -55,12 +56,6 @@ class World:
         ]
         self.control.clear_requests()
         return calls
-
-
-@pytest.fixture(scope="module")
-def key() -> str:
-    """A private key as GitHub gives it (PKCS#1)."""
-    return apps.make_key()[0]
 
 
 @pytest.fixture
@@ -241,8 +236,20 @@ def test_a_revoked_token_is_renewed_once(world: World) -> None:
     assert [call[2] for call in world.asked()] == [401, 200, 201, 200]
 
 
+def test_a_short_life_is_used(world: World) -> None:
+    """A token whose life is shorter than the usual reserve is not renewed for each request."""
+    world.control.settings(installation_token_life=120)
+    client = world.client()
+    client.list_runners(REPO, everything)
+    world.asked()
+
+    client.list_runners(REPO, everything)
+
+    assert len(world.asked()) == 1
+
+
 def test_tokens_are_revoked(world: World) -> None:
-    """A unit that is removed leaves no token that works."""
+    """The process that removes the unit leaves no token of its own that works."""
     client = world.client()
     client.list_runners(REPO, everything)
     assert len(world.control.installation_tokens()) == 1
@@ -408,9 +415,17 @@ def test_odd_answers_are_no_token(world: World, body: str) -> None:
         world.client().list_runners(REPO, everything)
 
 
-def test_no_secret_is_shown(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_secret_is_shown(world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither key nor JSON web token nor token is in a log, an error or a text of the values."""
     caplog.set_level(logging.DEBUG)
+    sent: list[str] = []
+    encode = jwt.encode
+
+    def encoded(*arguments: Any, **options: Any) -> str:
+        sent.append(encode(*arguments, **options))
+        return sent[-1]
+
+    monkeypatch.setattr("gh.app.jwt.encode", encoded)
     client = world.client()
     client.list_runners(REPO, everything)
     auth = client._auth
@@ -418,6 +433,7 @@ def test_no_secret_is_shown(world: World, caplog: pytest.LogCaptureFixture) -> N
     token = next(iter(auth._tokens.values())).text
 
     shown = f"{caplog.text}{world.credentials!r}{auth._tokens!r}"
-    for secret in (token, world.app["private_key"], world.app["private_key"].splitlines()[3]):
+    assert sent
+    for secret in (token, *sent, world.app["private_key"], world.app["private_key"].splitlines()[3]):
         assert secret not in shown
         assert redaction.redact(f"before {secret} after") == "before … after"

@@ -644,3 +644,18 @@ def test_groups_that_are_not_shown_are_left_to_the_registration(
     control.add_fault(method="GET", path="runner-groups", times=None, status=status)
 
     client.check_group(GithubOrg(ORG.org, "builders"))
+
+
+def test_quota_is_what_the_last_answer_left(client: GithubClient) -> None:
+    """Of the limit that lists and job look-ups use."""
+    client.list_runners(REPO, everything)
+    assert client.quota_left == 4999
+
+
+def test_registrations_do_not_change_the_quota(client: GithubClient, control: GitHubControl) -> None:
+    """GitHub counts them in a bucket of their own (https://docs.github.com/en/rest/rate-limit/rate-limit)."""
+    client.list_runners(REPO, everything)
+    client.registration_token(REPO)
+    client.generate_jit_config(REPO, "app-0-aa", 1, ["self-hosted"])
+
+    assert client.quota_left == 4999

@@ -16,7 +16,7 @@ from gh.auth import Pat
 from gh.client import GithubClient
 from models import AppCredentials, Arch, GithubOrg, GithubRepo
 from sandbox import github
-from sandbox.github import api, app_routes, apps
+from sandbox.github import api, app_routes
 from sandbox.github.control import GitHubControl
 from sandbox.github.state import Settings
 from sandbox.lab import lxd_setup
@@ -38,12 +38,6 @@ ENTERPRISE = {"/meta": {"installed_version"}}
 def description() -> Description:
     """Fetched once and kept outside of the repository."""
     return Description(fetch(lxd_setup.state_dir()))
-
-
-@pytest.fixture(scope="module")
-def key() -> str:
-    """A GitHub App's private key."""
-    return apps.make_key()[0]
 
 
 @pytest.fixture

@@ -670,7 +670,7 @@ def test_application_that_ages_is_in_the_status(deployment: Deployment) -> None:
 
     deployment.reconcile()
 
-    assert "runner application not refreshed for 15 days" in deployment.status()[1]
+    assert "runner binary not refreshed for 15 days" in deployment.status()[1]
     deployment.control.remove_faults()
     deployment.reconcile()
     assert "not refreshed" not in deployment.status()[1]

@@ -579,7 +579,7 @@ def test_a_reconcile_frees_the_previous_charms_pool(
     assert len(world.lxd.found) == 2
 
 
-@pytest.mark.parametrize("why", ["another's instance", "GitHub does not answer"])
+@pytest.mark.parametrize("why", ["another's instance", "GitHub does not answer", "no such group"])
 def test_a_pool_that_cannot_be_freed_costs_no_runner(
     context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
@@ -590,7 +590,7 @@ def test_a_pool_that_cannot_be_freed_costs_no_runner(
         in_previous_pool(world, monkeypatch, "database")
     else:
         in_previous_pool(world, monkeypatch)
-        world.github.down = {"list"}
+        world.github.down = {"list" if why == "GitHub does not answer" else "group"}
 
     tick(context)
 
@@ -601,7 +601,7 @@ def test_a_pool_that_cannot_be_freed_costs_no_runner(
 def test_faults_become_statuses(
     context: Any, world: Surroundings, fault: Exception, status: type[ops.StatusBase], word: str
 ) -> None:
-    """Blocked is what the operator must mend, waiting what time mends."""
+    """Blocked is what the operator must fix, waiting what resolves by itself."""
     world.fault = fault
 
     out = context.run(context.on.config_changed(), state())
@@ -757,6 +757,20 @@ def test_flush_that_could_not_create_keeps_the_runners(context: Any, world: Surr
 
     assert kept(world, context)
     assert len(world.lxd.found) == 2
+
+
+def test_forced_flush_repairs_the_machine(context: Any, world: Surroundings) -> None:
+    """A part that was lost is made again before the new runners."""
+    context.run(context.on.config_changed(), state())
+    before = set(world.lxd.found)
+    world.lost = ("image",)
+    world.steps.clear()
+
+    context.run(context.on.action("flush-runners", params={"force": True}), state())
+
+    assert "set up, build later" in world.steps
+    assert len(world.lxd.found) == 2
+    assert not before & set(world.lxd.found)
 
 
 @pytest.mark.parametrize("down", [{"group"}, {"list", "delete"}], ids=["no such group", "no GitHub"])

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 import times
-from engine import api, instance
+from engine import api
 from engine.client import LxdClient
 from engine.instance import Execution, LxdInstance
 from engine.profiles import ensure_resources
@@ -229,7 +229,7 @@ def test_what_a_killed_process_has_started_is_stopped() -> None:
     assert [asked.partition(" ")[0] for asked in client.asked] == ["DELETE", "DELETE", "PUT", "DELETE"]
 
 
-@pytest.mark.parametrize("text", instance.NOT_BEGUN)
+@pytest.mark.parametrize("text", api.NOT_BEGUN)
 def test_a_command_that_lxd_could_not_begin_is_requested_again(text: str) -> None:
     """On a busy machine LXD may be too slow for the agent's 5 seconds, and the command never begins."""
     client = BusyClient([LxdError(f"Error: {text}"), LxdError(f"Error: {text}")])
@@ -239,10 +239,10 @@ def test_a_command_that_lxd_could_not_begin_is_requested_again(text: str) -> Non
     assert client.asked == ["POST instances app-0-aa exec"] * 3
 
 
-@pytest.mark.parametrize("text", ["unexpected EOF", instance.NOT_BEGUN[0]])
+@pytest.mark.parametrize("text", ["unexpected EOF", api.NOT_BEGUN[0]])
 def test_a_command_that_may_have_begun_is_not_repeated(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """A connection that broke says nothing about the command; and the repetition has an end."""
-    monkeypatch.setattr(instance, "BUSY_TIMEOUT", -1)
+    monkeypatch.setattr(api, "BUSY_TIMEOUT", -1)
     client = BusyClient([LxdError(text)] * 2)
 
     with pytest.raises(LxdError, match=text):

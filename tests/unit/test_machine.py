@@ -114,11 +114,13 @@ def test_markers_that_cannot_be_read_are_not_there(marker_root: Path) -> None:
     mine = Markers(UNIT)
     assert not mine.exist()
     mine.note("pair", "1 2")
+    mine.note("endless", "inf nan")
     (marker_root / f"unit-{UNIT.replace('/', '-')}" / "binary").write_bytes(b"\xff\xfe")
     (marker_root / f"unit-{UNIT.replace('/', '-')}" / "folder").mkdir()
 
     assert mine.exist()
     assert mine.numbers("pair", 2) == [1.0, 2.0]
+    assert mine.numbers("endless", 2) is None
     assert [mine.numbers(name, 3) for name in ("pair", "binary", "folder", "missing")] == [None] * 4
     with pytest.raises(HostError, match="cannot be removed"):
         mine.clear("folder")

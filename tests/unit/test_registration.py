@@ -227,3 +227,19 @@ def test_files_of_the_charm_are_reserved() -> None:
     """A configuration cannot replace the pre-job hook's setting or what the set-up runs."""
     own = {provision.ENV_FILE, provision.POLICY_TOKEN_FILE, provision.REGISTER_SCRIPT}
     assert {path.name for path in own} <= RESERVED
+
+
+class VanishingClient(FakeClient):
+    """GitHub that removes a record between its refusal of the name and the question for it."""
+
+    def find_runner(self, path: GithubPath, name: str) -> GithubRunner | None:
+        self.runners.pop(name)
+        return None
+
+
+def test_a_name_that_is_free_again_is_used() -> None:
+    """The record of a lost answer may be gone when it is looked for."""
+    client = VanishingClient()
+    client.runners["a"] = GithubRunner(7, "a", online=False, busy=False)
+
+    assert registration(client).register("a", []).runner_id == 7

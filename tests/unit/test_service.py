@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+import creation
 import settings
 from errors import ConfigurationError, HostError
 from host import kernel, markers, runner_binary
@@ -116,7 +117,7 @@ def test_without_a_runner_binary_none_is_created(world: Surroundings, unit: Reco
 
     service.reconcile()
 
-    assert unit.done[-1].startswith("waiting: no runner of 2; the runner application is not downloaded yet")
+    assert unit.done[-1].startswith("waiting: no runner of 2; the runner binary is not downloaded yet")
     assert world.lxd.found == {}
 
 
@@ -182,3 +183,18 @@ def test_a_token_that_is_not_revoked_stops_nothing(
     monkeypatch.setattr(world.github, "revoke", fail)
 
     make(world, unit).leave()
+
+
+def test_findings_that_cannot_be_recorded_stop_nothing(
+    world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk the status still says what the reconcile came to."""
+
+    def fail(*_: Any) -> None:
+        raise HostError("the marker cannot be written")
+
+    monkeypatch.setattr(creation, "record", fail)
+
+    make(world, unit).reconcile()
+
+    assert unit.done[-1].startswith("active: 2 runners")

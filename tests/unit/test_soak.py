@@ -75,8 +75,8 @@ def greedy(identity: Identity, name: str) -> bool:
     return name.startswith(identity.prefix)
 
 
-def hasty(changes: Any, number: int, resources: Any) -> None:
-    CREATE(changes, number + 1, resources)
+def hasty(changes: Any, number: int, *arguments: Any) -> None:
+    CREATE(changes, number + 1, *arguments)
 
 
 def leaky(path: Path, limit: int) -> bytes:

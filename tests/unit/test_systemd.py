@@ -3,7 +3,6 @@
 import logging
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +20,11 @@ class Systemctl:
         self.states = "active\n"
         self.failing = ""
 
-    def run(self, command: list[str], *, check: bool = True, **_: Any) -> "subprocess.CompletedProcess[str]":
+    def run(
+        self, command: list[str], *, check: bool = True, timeout: float | None = None
+    ) -> "subprocess.CompletedProcess[str]":
+        # Every call but the reading of states has a time limit of its own.
+        assert command[1] == "is-active" or (timeout is not None and timeout > 0)
         self.calls.append(" ".join(command[1:]))
         failed = bool(self.failing) and command[1] == self.failing
         if failed and check:

@@ -51,6 +51,21 @@ def test_each_variable_is_described_and_used(name: str) -> None:
     assert f"var.{name}" in str(application())
 
 
+def test_each_variable_is_where_the_provider_reads_it() -> None:
+    """An attribute that the provider does not have would be refused by Terraform, and a wrong one deploys wrongly."""
+    found = application()
+    names = ("model_uuid", "config", "constraints", "storage_directives")
+    charm = found["charm"][0]
+
+    assert {name: found[name] for name in names} == {name: f"${{var.{name}}}" for name in names}
+    assert (found["name"], charm["channel"], charm["revision"]) == (
+        "${var.app_name}",
+        "${var.channel}",
+        "${var.revision}",
+    )
+    assert found.keys() - {"__is_block__", "__comments__"} == {*names, "name", "charm", "machines", "units"}
+
+
 def test_the_charm_is_this_one() -> None:
     """The module deploys what metadata.yaml names, also as the application's default name."""
     assert application()["charm"][0]["name"].strip('"') == metadata()["name"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine.instance import NOT_BEGUN
+from engine.api import NOT_BEGUN
 from sandbox import github
 from sandbox.juju.unit import Unit
 from sandbox.lab import lxd_setup
