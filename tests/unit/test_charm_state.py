@@ -11,7 +11,6 @@ import yaml
 from ops import testing
 
 import charm_state
-from charm_state import MOST_LABELS
 from errors import ConfigurationError, JujuError
 from gh.registration import complete
 from models import (
@@ -27,6 +26,7 @@ from models import (
     SSHDebugConnection,
     VirtualMachineResources,
 )
+from option_values import MOST_LABELS, parse_arch
 from sandbox.github import tls
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -813,13 +813,13 @@ def test_metrics_end_with_cos_agent() -> None:
 )
 def test_architectures(machine: str, expected: Arch) -> None:
     """The machine's architecture becomes GitHub's name for it."""
-    assert charm_state.parse_arch(machine) is expected
+    assert parse_arch(machine) is expected
 
 
 def test_other_architectures_block() -> None:
     """GitHub has no runner application for this machine's architecture: that is said, not guessed."""
     with pytest.raises(ValueError, match="riscv64"):
-        charm_state.parse_arch("riscv64")
+        parse_arch("riscv64")
 
 
 def test_stop_needs_no_valid_option() -> None:

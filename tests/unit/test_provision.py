@@ -19,7 +19,6 @@ import pytest
 
 import provision
 import times
-from charm_state import parse_group, parse_labels, parse_mirror
 from metrics.runner import (
     FILE_SIZE_BYTES_LIMIT,
     POST_JOB_METRICS_FILE_NAME,
@@ -29,6 +28,7 @@ from metrics.runner import (
     PreJobMetrics,
 )
 from models import Arch, GithubOrg, GithubRepo, ProxyConfig, RunnerConfig, Snap, SSHDebugConnection
+from option_values import parse_group, parse_labels, parse_mirror
 from provision import InstanceFile
 
 TEMPLATES = Path(__file__).resolve().parent.parent.parent / "templates"

@@ -51,6 +51,19 @@ class VmDeployment(Deployment):
 
     patience = 400.0
 
+    def wait_online(self, number: int) -> list[str]:
+        """As for containers, but a runner whose guest did not start in time is created again, as by the timer."""
+
+        def created() -> bool:
+            missing = len(self.instances()) < number
+            if missing:
+                print(f"    {self.status()[1]}: reconciling again", flush=True)
+                self.reconcile()
+            return not missing
+
+        wait_for(created, f"{number} instances", self.patience)
+        return super().wait_online(number)
+
     def inside(self, name: str, command: str, check: bool = True) -> str:
         """A shell command as root in a runner's virtual machine; repeated if LXD could not begin it in time."""
         calls: list[subprocess.CompletedProcess[str]] = []

@@ -53,7 +53,7 @@ def test_outdated_runners_and_a_job(unit: VmDeployment) -> None:
     wait_for(lambda: "pre-job" in unit.inside(busy, "ls /metrics-exchange"), "the job's start")
 
     unit.unit.set_config({"labels": "changed"})
-    wait_for(lambda: len(unit.online()) == 2, "the successor of the idle runner", unit.patience)
+    unit.wait_online(2)
 
     assert set(before) & set(unit.instances()) == {busy}
     assert unit.busy() == [busy]

@@ -43,7 +43,7 @@ def start_backend(cid: str) -> Path:
 
 def rewrite(text: str, backend: str, console: str) -> str:
     """LXD's configuration for QEMU, with emulation, a vsock that ``backend`` serves, and the console kept in a file."""
-    text = text.replace('accel = "kvm"', 'accel = "tcg"')
+    text = text.replace('accel = "kvm"\n', "")
     text = text.replace('[chardev "console"]\n', f'[chardev "console"]\nlogfile = "{console}"\n')
     found = re.search(r'\[device "qemu_vsock"\][^\[]*', text)
     if not found:
@@ -74,6 +74,9 @@ def main() -> None:
             console = FOLDER / f"{original.parent.name}.console"
             changed.write_text(rewrite(text, str(start_backend(cid)) if cid else "", str(console)))
             arguments[number + 1] = str(changed)
+            # Two guests on two CPUs boot faster with one thread each than with one for each of their CPUs.
+            arguments += ["-accel", "tcg,thread=single"]
+            break
     os.execv(REAL, [REAL, *arguments])
 
 

@@ -1,0 +1,266 @@
+"""The forms of options and relation values: each function gives the parsed value, or ValueError with what is wrong."""
+
+import ipaddress
+import re
+import ssl
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import redaction
+from models import (
+    Arch,
+    BaseImage,
+    GithubPath,
+    ImageSource,
+    RegistrationMethod,
+    RunnerStorage,
+    SSHDebugConnection,
+    parse_github_path,
+    size_in_bytes,
+)
+
+SSH_KEYS = ("host", "port", "rsa_fingerprint", "ed25519_fingerprint")
+LABEL_LIMIT = 256
+# GitHub accepts 100 labels for a runner (https://docs.github.com/en/rest/actions/self-hosted-runners): three that it
+# gives by itself, the application's name, the base image, and these.
+MOST_LABELS = 95
+GROUP_LIMIT = 256
+# Of a rejected value in a message, in characters.
+SHOWN_LIMIT = 40
+IMAGES = {"jammy": BaseImage.JAMMY, "22.04": BaseImage.JAMMY, "noble": BaseImage.NOBLE, "24.04": BaseImage.NOBLE}
+
+
+def parse_url(value: str, *schemes: str, credentials: bool = False) -> str:
+    """A URL of one of the schemes, without a trailing slash; nothing in it can end a word of a shell, unit or file."""
+    value = value.strip().rstrip("/")
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in schemes and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if (
+        not good
+        or not re.fullmatch(r"""[^\x00-\x20\x7f-\U0010ffff'"$`\\;?#]+""", value)
+        or (parts.username is not None and not credentials)
+    ):
+        forms = " or ".join(f"{scheme}://" for scheme in schemes)
+        raise ValueError(f"{_without_user(value)!r} is not {'an' if schemes == ('https',) else 'a'} {forms} URL")
+    return value
+
+
+def _without_user(value: str) -> str:
+    """A rejected value without what may be a password."""
+    return re.sub(r"(?s)^(.*?//)?.*@", r"\1…@", value)
+
+
+def _refuse_plain(url: str, plain: bool, reason: str) -> None:
+    if urlsplit(url).scheme == "http" and not plain:
+        raise ValueError(f"{url!r} is not encrypted: {reason}; use https:// (test-mode=insecure accepts http://)")
+
+
+def parse_github_url(value: str, plain: bool = False) -> str:
+    """The address of a GitHub: scheme and host, without a path; ``plain`` accepts http."""
+    try:
+        url = parse_url(value, "http", "https")
+    except ValueError as error:
+        raise ValueError(f"{error} of a GitHub, such as https://github.com") from None
+    parts = urlsplit(url)
+    # These hosts belong to github.com or to SUB.ghe.com. Runners do not register at them.
+    host = re.sub(r"^(api|www)\.(?=github\.com(:|$)|[^.]+\.ghe\.com(:|$))", "", parts.netloc.lower())
+    if parts.path or host != parts.netloc.lower():
+        raise ValueError(
+            f"{url!r} is not the address of a GitHub; use {parts.scheme}://{host} and set the owner in path"
+        )
+    _refuse_plain(url, plain, "the token could be read on the way")
+    return url
+
+
+def parse_certificates(value: str) -> tuple[str, ...]:
+    """PEM certificates, one after another; text between them is dropped. A private key is refused."""
+    pem = value.replace("\r", "")
+    kinds = set(re.findall("-----BEGIN ([^-\n]*)-----", pem))
+    found = re.findall("-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+\n-----END CERTIFICATE-----", pem)
+    try:
+        if kinds - {"CERTIFICATE"} or pem.count("-----BEGIN") != len(found) or (pem.strip() and not found):
+            raise ValueError
+        if found:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata="\n".join(found))
+    except (ValueError, ssl.SSLError):
+        raise ValueError("is not PEM; give certificates only, each from its BEGIN line to its END line") from None
+    return tuple(f"{certificate}\n" for certificate in dict.fromkeys(found))
+
+
+def parse_path(path: str) -> GithubPath:
+    """``owner/repo`` or ``org``; surplus slashes around the owner and the repository are ignored."""
+    if not path.strip(" /"):
+        raise ValueError("is empty; give owner/repo or org")
+    return parse_github_path(path.strip())
+
+
+def parse_group(group: str) -> str:
+    """A runner group's name. It is quoted where it is used, so that any printable character is accepted."""
+    name = group.strip()
+    # config.sh would take a name with a leading hyphen for one of its own options.
+    if not name.isprintable() or not 1 <= len(name) <= GROUP_LIMIT or name.startswith("-"):
+        raise ValueError(
+            f"{_shortened(name)} is not a runner group's name; use 1 to {GROUP_LIMIT} printable characters, "
+            "the first of which is not -"
+        )
+    return name
+
+
+def _shortened(text: str) -> str:
+    """A rejected value for a message, of bounded length."""
+    return repr(text if len(text) <= SHOWN_LIMIT else f"{text[:SHOWN_LIMIT]}…")
+
+
+def parse_private_key(value: str) -> str:
+    """An RSA private key in PEM form, as GitHub gives it (PKCS#1) or converted (PKCS#8)."""
+    pem = value.replace("\r", "").strip()
+    if not re.fullmatch("-----BEGIN ((?:RSA )?PRIVATE KEY)-----\n[A-Za-z0-9+/=\n]+\n-----END \\1-----", pem):
+        raise ValueError(
+            "private-key is not an unencrypted private key in PEM form; "
+            "add the file of the GitHub App with private-key#file=FILE"
+        )
+    return f"{pem}\n"
+
+
+def parse_registration(value: str) -> RegistrationMethod:
+    """``auto``, ``jit`` or ``token``."""
+    try:
+        return RegistrationMethod(value.strip())
+    except ValueError:
+        raise ValueError(f"{_shortened(value)} is not one of auto, jit, token") from None
+
+
+def parse_token(token: str) -> str:
+    """A token of GitHub or of the policy service. It is masked from now on."""
+    redaction.note(token)
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise ValueError("is blank or has characters that a token never has; use printable ASCII without blanks")
+    return token
+
+
+def parse_labels(value: str) -> tuple[str, ...]:
+    """Labels of a comma list: whatever GitHub accepts. The message names every bad one.
+
+    config.sh splits the list at commas and limits each label to 256 UTF-16 code units
+    (https://github.com/actions/runner/blob/main/src/Runner.Listener/Configuration/Validators.cs).
+    """
+    labels = [label.strip() for label in value.split(",") if label.strip()]
+    bad = [label for label in labels if not label.isprintable() or len(label.encode("utf-16-le")) > 2 * LABEL_LIMIT]
+    if bad:
+        raise ValueError(
+            f"{', '.join(map(_shortened, bad))} not allowed; use printable characters, {LABEL_LIMIT} at most in a label"
+        )
+    number = len({label.lower() for label in labels})
+    if number > MOST_LABELS:
+        raise ValueError(f"{number} labels are too many; set {MOST_LABELS} at most")
+    return tuple(dict.fromkeys(labels))
+
+
+def at_least(value: Any, minimum: int) -> int:
+    """A whole number that is not below the minimum."""
+    if int(value) < minimum:
+        raise ValueError(f"{value} is too small; it must be {minimum} or more")
+    return int(value)
+
+
+def parse_size(value: str) -> str:
+    """A size such as ``7GiB``, within what LXD can count (63 bits)."""
+    if size_in_bytes(value.strip()) >= 1 << 63:
+        raise ValueError(f"{value!r} is more than LXD can count")
+    return value.strip()
+
+
+def parse_base_image(value: str) -> BaseImage:
+    """A release's name or number, in any case."""
+    image = IMAGES.get(value.strip().lower())
+    if image is None:
+        raise ValueError(f"{value!r} is not one of {', '.join(IMAGES)}")
+    return image
+
+
+def parse_image_source(value: str, plain: bool = False) -> ImageSource:
+    """A simplestreams server's URL, or ``local:ALIAS``; ``plain`` accepts http."""
+    value = value.strip()
+    if value.startswith("local:"):
+        return ImageSource.parse(value)
+    try:
+        server = parse_url(value, "https", "http")
+    except ValueError as error:
+        raise ValueError(f"{error} of a simplestreams server, nor local:ALIAS") from None
+    _refuse_plain(server, plain, "the image could be replaced on the way")
+    return ImageSource(server=server)
+
+
+def parse_storage(value: str) -> RunnerStorage:
+    """``juju-storage`` or ``memory``."""
+    try:
+        return RunnerStorage(value.strip())
+    except ValueError:
+        raise ValueError(f"{value!r} is not one of juju-storage, memory") from None
+
+
+def parse_denylist(value: str) -> tuple[ipaddress.IPv4Network, ...]:
+    """IPv4 networks of a comma list; every bad one is named."""
+    networks, bad = [], []
+    for item in filter(None, (part.strip() for part in value.split(","))):
+        try:
+            networks.append(ipaddress.IPv4Network(item))
+        except ValueError as error:
+            bad.append(f"{item!r} ({error})")
+    if bad:
+        raise ValueError(f"{', '.join(bad)} not an IPv4 network in CIDR form such as 10.0.0.0/8")
+    return tuple(networks)
+
+
+def parse_mirror(value: str) -> str | None:
+    """An https URL, or None if the option is empty. It may have credentials, and keeps a trailing slash."""
+    if not value.strip():
+        return None
+    parse_url(value, "https", credentials=True)
+    return value.strip()
+
+
+def parse_no_proxy(value: str) -> str | None:
+    """A comma list of hosts and networks."""
+    hosts = [host.strip() for host in value.split(",") if host.strip()]
+    bad = [host for host in hosts if not re.fullmatch(r"[A-Za-z0-9_.:/*\[\]-]+", host)]
+    if bad:
+        raise ValueError(f"{', '.join(repr(_without_user(host)) for host in bad)} is no host, domain or network")
+    return ",".join(hosts) or None
+
+
+def parse_test_mode(value: Any) -> bool:
+    """Whether runners are containers; only ``insecure`` says so."""
+    if not value:
+        return False
+    if value != "insecure":
+        raise ValueError(f"{value!r} is not accepted; the only value is insecure, else leave it unset")
+    return True
+
+
+def parse_arch(machine: str) -> Arch:
+    """The architecture of this machine, as `uname -m` gives it."""
+    known = {"x86_64": Arch.X64, "amd64": Arch.X64, "aarch64": Arch.ARM64, "arm64": Arch.ARM64}
+    if machine.lower() not in known:
+        raise ValueError(f"{machine!r} is not one of x86_64, aarch64")
+    return known[machine.lower()]
+
+
+def parse_connection(data: Mapping[str, str]) -> SSHDebugConnection:
+    """One tmate server, all of whose keys are there."""
+    try:
+        host = str(ipaddress.ip_address(data["host"]))
+        if "%" in host:  # an IPv6 scope may be any text
+            raise ValueError(host)
+    except ValueError:
+        raise ValueError(f"host {data['host']!r} is not an IP address") from None
+    if not re.fullmatch(r"[0-9]{1,5}", data["port"], re.ASCII) or not 1 <= int(data["port"]) <= 65535:
+        raise ValueError(f"port {data['port']!r} is not a number from 1 to 65535")
+    for key in SSH_KEYS[2:]:
+        if not re.fullmatch(r"SHA256:[A-Za-z0-9+/=]{1,64}", data[key]):
+            raise ValueError(f"{key} {data[key]!r} is not of the form SHA256:…")
+    return SSHDebugConnection(host, int(data["port"]), data["rsa_fingerprint"], data["ed25519_fingerprint"])
