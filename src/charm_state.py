@@ -61,6 +61,8 @@ RUNNER_STORAGE = "runner"
 REFUSED_SECRET = re.compile(r"""(?m)^(ERROR )?(permission denied|secret "[^"]*" not found)\s*$""")
 # The first that is set is used.
 CREDENTIALS = ("app-secret", "token-secret", "token")
+# The keys of the secret of token-secret. Later versions of the previous charm use the second one.
+TOKEN_KEYS = ("token", "github-token")
 
 
 class _Faults:
@@ -206,9 +208,10 @@ def _token(charm: ops.CharmBase) -> str:
             raise ValueError("is empty; set app-secret to a GitHub App, or token-secret to a personal access token")
         return parse_token(token)
     content = _secret_content(charm, "token-secret")
-    if not content.get("token", "").strip():
+    found = [content[key].strip() for key in TOKEN_KEYS if content.get(key, "").strip()]
+    if not found:
         raise ValueError("the secret has no key `token`")
-    return parse_token(content["token"].strip())
+    return parse_token(found[0])
 
 
 def _secret_content(charm: ops.CharmBase, option: str) -> dict[str, str]:

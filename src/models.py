@@ -26,6 +26,7 @@ class BaseImage(str, Enum):
 
     JAMMY = "jammy"
     NOBLE = "noble"
+    RESOLUTE = "resolute"
 
 
 class RunnerStorage(str, Enum):

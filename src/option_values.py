@@ -28,7 +28,14 @@ MOST_LABELS = 95
 GROUP_LIMIT = 256
 # Of a rejected value in a message, in characters.
 SHOWN_LIMIT = 40
-IMAGES = {"jammy": BaseImage.JAMMY, "22.04": BaseImage.JAMMY, "noble": BaseImage.NOBLE, "24.04": BaseImage.NOBLE}
+IMAGES = {
+    "jammy": BaseImage.JAMMY,
+    "22.04": BaseImage.JAMMY,
+    "noble": BaseImage.NOBLE,
+    "24.04": BaseImage.NOBLE,
+    "resolute": BaseImage.RESOLUTE,
+    "26.04": BaseImage.RESOLUTE,
+}
 
 
 def parse_url(value: str, *schemes: str, credentials: bool = False) -> str:

@@ -1,6 +1,7 @@
 """Secrets of the model's user, which the charm reads once they are granted."""
 
 import os
+import re
 
 import store
 from running import JujuError
@@ -26,8 +27,9 @@ def add_secret(name, content, identity=None):
 
 
 def _secret_content(content):
+    # Juju's rule: https://github.com/juju/juju/blob/3.6/core/secrets/createsecret.go
     for key in content:
-        if len(key) < 3 or not key.replace("-", "").isalnum() or not key[0].isalpha() or key != key.lower():
+        if not re.fullmatch("[a-z](-?[a-z0-9]){2,}", key):
             raise JujuError(f'key "{key}" not valid')
     if not content:
         raise JujuError("missing secret value or filename")

@@ -44,7 +44,7 @@ LOOP_DEVICES = 64
 LOOP_CTL_ADD = 0x4C80
 LOOP_MAJOR = 7
 # The names that the charm gives the images of its runners, and one to build them from: the sandbox's own image is all.
-RUNNER_IMAGE_ALIASES = ("jammy", "noble", "sandbox-base")
+RUNNER_IMAGE_ALIASES = ("jammy", "noble", "resolute", "sandbox-base")
 # A daemon on a host with the old split control groups sees only the unified hierarchy: nested containers need it.
 UNIFIED = (
     "mount --make-rprivate / && umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup"

@@ -212,10 +212,16 @@ def bare(packed: Path, hub: github.GitHub, request: pytest.FixtureRequest) -> It
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("bare", [{"runner-storage": "memory"}], indirect=True)
+@pytest.mark.parametrize("bare", [{"runner-storage": "memory", "base-image": "26.04"}], indirect=True)
 def test_memory_storage_comes_back_and_grows(bare: Deployment) -> None:
-    """Disks in memory are empty after a reboot: the pool is made anew under its runners, and grows with the options."""
+    """Disks in memory are empty after a reboot: the pool is made anew under its runners, and grows with the options.
+
+    Its runners are of another release than those of the other tests: they start from its image, and have its label.
+    """
     bare.keep(1)
+    assert "resolute" in {label["name"] for label in bare.control.runners()[0]["labels"]}
+    [runner] = bare.lxd("instances?recursion=1")
+    assert runner["config"]["volatile.base_image"] == bare.lxd("images/aliases/resolute")["target"]
     size = ("df", "--block-size=1", "--output=size", "/var/lib/github-runner/memory", "/run/github-runner-pool")
     assert "tmpfs" in bare.machine.exec("findmnt", "-no", "FSTYPE", "/var/lib/github-runner/memory")
     before, small = bare.instances(), [int(text) for text in bare.machine.exec(*size).split()[1:]]

@@ -295,7 +295,7 @@ def test_revoked_token_blocks_and_a_new_one_unblocks(deployment: Deployment) -> 
 
 
 def test_token_comes_from_a_secret_and_follows_it(deployment: Deployment) -> None:
-    """`token-secret` is used before `token`; a rotated secret is used without another word."""
+    """`token-secret` is used before `token`, with either key; a rotated secret is used without another word."""
     deployment.keep(1)
     unit, control = deployment.unit, deployment.control
     control.add_token("ghp_first_secret_token_of_the_operator")
@@ -309,7 +309,7 @@ def test_token_comes_from_a_secret_and_follows_it(deployment: Deployment) -> Non
 
     control.remove_token("ghp_first_secret_token_of_the_operator")
     control.add_token("ghp_second_secret_token_of_the_operator")
-    unit.update_secret("github", {"token": "ghp_second_secret_token_of_the_operator"})
+    unit.update_secret("github", {"github-token": "ghp_second_secret_token_of_the_operator"})
 
     assert deployment.status()[0] == "active"
 

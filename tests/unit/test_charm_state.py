@@ -212,6 +212,8 @@ def test_no_dead_option() -> None:
         ({"base-image": " JAMMY "}, "base_image", BaseImage.JAMMY),
         ({"base-image": "Noble"}, "base_image", BaseImage.NOBLE),
         ({"base-image": "24.04\n"}, "base_image", BaseImage.NOBLE),
+        ({"base-image": "Resolute"}, "base_image", BaseImage.RESOLUTE),
+        ({"base-image": "26.04"}, "base_image", BaseImage.RESOLUTE),
         ({"runner-storage": "memory"}, "runner_storage", RunnerStorage.MEMORY),
         ({"reconcile-interval": 2}, "reconcile_interval", 2),
         (
@@ -277,8 +279,8 @@ def test_right_values(config: dict[str, Any], field: str, expected: object) -> N
         pytest.param("vm-disk", "10", "GiB", id="vm-disk without a unit"),
         pytest.param("vm-disk", "٣GiB", "GiB", id="vm-disk with another script's digits"),
         pytest.param("vm-disk", "8EiB", "more than LXD", id="vm-disk beyond 63 bits"),
-        pytest.param("base-image", "focal", "jammy, 22.04, noble, 24.04", id="base-image"),
-        pytest.param("base-image", "", "jammy, 22.04, noble, 24.04", id="base-image empty"),
+        pytest.param("base-image", "focal", "jammy, 22.04, noble, 24.04, resolute, 26.04", id="base-image"),
+        pytest.param("base-image", "", "jammy, 22.04, noble, 24.04, resolute, 26.04", id="base-image empty"),
         pytest.param("runner-storage", "disk", "juju-storage, memory", id="runner-storage"),
         pytest.param("reconcile-interval", 1, "2 or more", id="reconcile-interval"),
         pytest.param("denylist", "10.0.0.0/33", "CIDR", id="denylist prefix"),
@@ -554,9 +556,30 @@ def test_token_secret_is_read_anew() -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "token"),
+    [
+        ({"github-token": " ghp_later\n"}, "ghp_later"),
+        ({"token": "ghp_first", "github-token": "ghp_later"}, "ghp_first"),
+        ({"token": " ", "github-token": "ghp_later"}, "ghp_later"),
+    ],
+    ids=["github-token alone", "both", "blank token"],
+)
+def test_token_secret_of_later_versions_of_the_previous_charm(content: dict[str, str], token: str) -> None:
+    """The key `github-token` is used where the secret has no `token`."""
+    secret = testing.Secret(content)
+
+    assert load({"token-secret": secret.id}, secrets=(secret,)).token == token
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
-    [({"password": "x"}, "key `token`"), ({"token": " "}, "key `token`"), ({"token": "a b"}, "characters")],
-    ids=["another key", "blank", "no token's characters"],
+    [
+        ({"password": "x"}, "key `token`"),
+        ({"token": " ", "github-token": ""}, "key `token`"),
+        ({"token": "a b", "github-token": "ghp_later"}, "characters"),
+        ({"github-token": "a b"}, "characters"),
+    ],
+    ids=["another key", "blank", "no token's characters", "no token's characters in github-token"],
 )
 def test_token_secret_without_a_token(content: dict[str, str], words: str) -> None:
     """A secret that holds no token blocks, even where the option `token` is set."""
