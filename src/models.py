@@ -277,7 +277,9 @@ class PublishedImage:
     """What the image that runners start from records about itself; nothing if this charm did not build it."""
 
     identity: str = ""
-    """What it was built from."""
+    """What it was built from, and what the options added to it."""
+    additions: str = ""
+    """A hash of what the options added to it; empty for the standard image."""
     binary: str = ""
     """The file name of the runner binary in it."""
     built_at: float | None = None
@@ -313,6 +315,8 @@ class CharmState:
     app: AppCredentials | None = None
     """The GitHub App that is used instead of the token. Neither it nor the way of registering is part of a runner."""
     registration: RegistrationMethod = RegistrationMethod.AUTO
+    extra_packages: tuple[str, ...] = ()
+    image_script: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         """Mask the token, and the mirror's password."""

@@ -12,6 +12,7 @@ from host import image, kernel, pool, resources, runner_binary
 from host.markers import NO_POLICY, RECONCILED, UNATTENDED, Markers
 from models import CharmState
 from report import Report, describe_failed_starts
+from settings import image_build
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ def notices(state: CharmState, markers: Markers, report: Report, now: float) -> 
     return [
         *_failed_starts(report, now),
         *_old(report, now),
+        *_image(state, markers, report),
         *_missing_reboot(markers, now),
         *_no_policy(state, markers),
         *_other_units(markers),
@@ -60,6 +62,11 @@ def _old(report: Report, now: float) -> Iterator[str]:
     for what, age, limit in ages:
         if age is not None and age > limit:
             yield f"{what} for {age / times.DAY:.0f} days"
+
+
+def _image(state: CharmState, markers: Markers, report: Report) -> Iterator[str]:
+    if missing := image.missing_change(markers, image_build(state), report.image_additions):
+        yield status.fit(missing, REASON_LIMIT)
 
 
 def _missing_reboot(markers: Markers, now: float) -> Iterator[str]:

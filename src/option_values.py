@@ -26,6 +26,11 @@ LABEL_LIMIT = 256
 # gives by itself, the application's name, the base image, and these.
 MOST_LABELS = 95
 GROUP_LIMIT = 256
+# https://www.debian.org/doc/debian-policy/ch-controlfields.html#source; no package's name is nearly as long.
+PACKAGE_NAME = re.compile("[a-z0-9][a-z0-9+.-]{1,99}")
+MOST_PACKAGES = 200
+# Of a script, in bytes of UTF-8.
+SCRIPT_LIMIT = 64 << 10
 # Of a rejected value in a message, in characters.
 SHOWN_LIMIT = 40
 IMAGES = {
@@ -200,6 +205,36 @@ def parse_image_source(value: str, plain: bool = False) -> ImageSource:
         raise ValueError(f"{error} of a simplestreams server, nor local:ALIAS") from None
     _refuse_plain(server, plain, "the image could be replaced on the way")
     return ImageSource(server=server)
+
+
+def parse_packages(value: str) -> tuple[str, ...]:
+    """Names of apt packages in a comma list, without duplicates; every bad one is named."""
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+    bad = [name for name in names if not PACKAGE_NAME.fullmatch(name)]
+    if bad:
+        raise ValueError(
+            f"{', '.join(map(_shortened, bad))} not a package's name; use names such as g++ or libssl-dev, "
+            "separated by commas"
+        )
+    if len(names) > MOST_PACKAGES:
+        raise ValueError(f"{len(names)} packages are too many; set {MOST_PACKAGES} at most")
+    return names
+
+
+def parse_script(value: str) -> str:
+    """A script that begins with ``#!``, or an empty text. It may hold secrets: no error quotes it."""
+    if not value.strip():
+        return ""
+    # A file of Windows: its interpreter would be looked for with a carriage return in its name.
+    script = value.replace("\r\n", "\n")
+    if not script.startswith("#!"):
+        raise ValueError("does not begin with #!; its first line must name the interpreter, such as #!/bin/bash")
+    if "\0" in script or any("\ud800" <= char <= "\udfff" for char in script):
+        raise ValueError("is not a text; give a script in UTF-8 without NUL bytes")
+    size = len(script.encode())
+    if size > SCRIPT_LIMIT:
+        raise ValueError(f"{size} bytes are too many; give {SCRIPT_LIMIT} at most, and download what is larger")
+    return script
 
 
 def parse_storage(value: str) -> RunnerStorage:

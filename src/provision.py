@@ -61,6 +61,8 @@ CA_BUNDLE = CA_FOLDER / "github-runner.pem"
 SERVICE = "github-runner.service"
 NETWORK_TIMEOUT = 60
 IMAGE_SCRIPT = PurePosixPath("/root/provision-image.sh")
+# The option image-script: it may hold secrets, and is removed when it has ended.
+OPTION_SCRIPT = PurePosixPath("/root/github-runner-image-script")
 IMAGE_PROXIES = PurePosixPath("/root/github-runner-proxies")
 # Containers call it eth0, virtual machines enp5s0. The address goes by hardware, for machine ids come after it.
 IMAGE_NETWORK = """\

@@ -29,6 +29,8 @@ class Report:
     """Reconciles that found runners whose agent had ended without a job; None if this reconcile did not find out."""
     image_age: float | None = None
     """Seconds since the image was built; None if this charm did not build it."""
+    image_additions: str = ""
+    """The hash of what options added to the image; empty for the standard image."""
 
 
 def describe_deprecated(binary: Path) -> str:

@@ -270,6 +270,7 @@ class RunnerManager:
                 self._remove_unused_profiles(resources if quantity else None)
         with _continuing("Removal of old crash logs"):
             remove_old_logs(now)
+        self.report.image_additions = self._image.additions
         if self._image.built_at is not None:
             self.report.image_age = max(0.0, now - self._image.built_at)
 

@@ -193,6 +193,8 @@ class Service:
         if self._markers.read(markers.SET_UP) is None:
             # Also where this event did not try: without a firewall, for example, no runner may run.
             self.hold = self.hold or "the set-up of the machine is not complete"
+        else:
+            self._build_changed_image()
         self._progress("Reconciling runners")
         manager = self._manager()
         delta = manager.reconcile(self._state.virtual_machines, self._state.resources)
@@ -389,6 +391,13 @@ class Service:
             settings.save(self._state, self._identity)
         except OSError as error:
             logger.warning("The settings of processes outside of hooks were not saved: %s", error)
+
+    def _build_changed_image(self) -> None:
+        """Have an image built outside of this hook if the options of its content have changed."""
+        try:
+            image.build_changed(self._lxd, self._markers, settings.image_build(self._state))
+        except (LxdError, HostError) as error:
+            logger.warning("The build of an image with the changed options was not started: %s", error)
 
     def _note_leaving(self) -> list[str]:
         self._markers.note(markers.LEAVING)

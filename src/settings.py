@@ -3,8 +3,9 @@
 Only what is named here is written: no token and no key, which these processes do not need.
 """
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ FOLDER = Path("/var/lib/github-runner")
 
 @dataclass(frozen=True)
 class ImageBuild:
-    """What to build: from which source, under which alias, for containers or virtual machines."""
+    """What to build: from which source, under which alias, for containers or virtual machines, and with what in it."""
 
     source: ImageSource
     alias: str
@@ -26,6 +27,14 @@ class ImageBuild:
     arch: Arch
     proxies: ProxyConfig
     ca_certificates: tuple[str, ...] = ()
+    extra_packages: tuple[str, ...] = ()
+    script: str = field(default="", repr=False)
+
+    @property
+    def additions(self) -> str:
+        """A hash of what the options add to the standard image, which the image records; empty if they add nothing."""
+        added = (self.extra_packages, self.script)
+        return hashlib.sha256(json.dumps(added).encode()).hexdigest()[:32] if any(added) else ""
 
 
 @dataclass(frozen=True)
@@ -40,13 +49,13 @@ class Settings:
 def image_build(state: CharmState) -> ImageBuild:
     """The image that the options ask for."""
     kind = (state.image_source, state.base_image.value, state.test_mode, state.arch)
-    return ImageBuild(*kind, state.proxies, state.ca_certificates)
+    return ImageBuild(*kind, state.proxies, state.ca_certificates, state.extra_packages, state.image_script)
 
 
 def save(state: CharmState, identity: Identity) -> bool:
     """Write the settings of a unit; returns whether they changed. OSError where that is not possible.
 
-    Only root can read the file, because proxies may have a password.
+    Only root can read the file, because proxies and the image's script may have a password.
     """
     build = image_build(state)
     document = {
@@ -61,6 +70,8 @@ def save(state: CharmState, identity: Identity) -> bool:
             "arch": build.arch.value,
             "proxies": [build.proxies.http, build.proxies.https, build.proxies.no_proxy],
             "ca_certificates": build.ca_certificates,
+            "extra_packages": build.extra_packages,
+            "script": build.script,
         },
     }
     for former in _former(identity.unit):
@@ -86,6 +97,9 @@ def _image(found: Any) -> ImageBuild:
         Arch(found["arch"]),
         ProxyConfig(*found["proxies"]),
         tuple(map(str, found["ca_certificates"])),
+        # The file of an earlier version has neither.
+        tuple(map(str, found.get("extra_packages", ()))),
+        str(found.get("script", "")),
     )
 
 

@@ -22,8 +22,9 @@ from engine.client import LxdClient
 from engine.instance import LxdInstance
 from errors import HostError, LxdError
 from host import runner_binary, systemd
+from host.markers import IMAGE, Markers
 from models import ImageSource, PublishedImage
-from redaction import redact
+from redaction import redact, tail
 from settings import ImageBuild
 from system import LOCKS, exclusive, write_file
 
@@ -39,6 +40,7 @@ BUILDER = "github-runner-image-builder"
 ALIAS_PROPERTY = "github-runner.alias"
 BINARY_PROPERTY = "github-runner.application"
 SOURCE_PROPERTY = "github-runner.source"
+ADDITIONS_PROPERTY = "github-runner.additions"
 DISK_PROPERTY = "github-runner.disk"
 # The builder's disk where it is a virtual machine, in bytes. The published image is as large, and so is the smallest
 # disk that a runner can have. LXD's own default would be 10 GiB; a full image takes about 5 GiB.
@@ -48,10 +50,14 @@ INTERVAL_HOURS = 6
 STALE_AFTER = 7 * 86400
 DOWNLOAD_TIMEOUT = 1800
 STEP_TIMEOUT = 1800
+SCRIPT_TIMEOUT = 1800
+# Of the output of image-script, in characters, for the log.
+OUTPUT_LIMIT = 4000
 PUBLISH_TIMEOUT = 1800
 REMOVAL_TIMEOUT = 120
+SCRIPT = "image-script"
 # What the script provision-image.sh knows, in this order; each is a line of progress.
-STEPS = ("network", "upgrade", "packages", "executables", "settings", "binary", "clean")
+STEPS = ("network", "upgrade", "packages", "extra-packages", "executables", "settings", "binary", SCRIPT, "clean")
 
 
 def service(unit: str) -> str:
@@ -88,6 +94,37 @@ def ensure_later(lxd: LxdClient, unit: str, build: ImageBuild) -> None:
     with suppress(OSError):
         raise HostError(f"{FAILURE.read_text().strip()}; being built again")
     raise HostError(f"image {build.alias}: being built, see `{JOURNAL}`")
+
+
+def build_changed(lxd: LxdClient, markers: Markers, build: ImageBuild) -> None:
+    """Start a build outside of hooks if the image lacks what the options add to it: once for each change of them.
+
+    A build that fails is repeated by the timer only, and units of one machine whose options differ do not replace each
+    other's image for ever.
+    """
+    noted = markers.read(IMAGE)
+    if noted is not None and noted.strip() == build.additions:
+        return
+    image = current(lxd, build.alias)
+    if image is None or (ALIAS_PROPERTY not in image["properties"] and not (build.extra_packages or build.script)):
+        return
+    if image["properties"].get(ADDITIONS_PROPERTY, "") != build.additions:
+        # It builds what the options were when it began. A later reconcile compares its image.
+        if systemd.is_starting(service(markers.unit)):
+            return
+        # The reason of a failure that another change may have removed.
+        FAILURE.unlink(missing_ok=True)
+        systemd.start(service(markers.unit), wait=False)
+    markers.note(IMAGE, build.additions)
+
+
+def missing_change(markers: Markers, build: ImageBuild, additions: str) -> str:
+    """Why the image, which has ``additions``, lacks what a build was started for; empty if it lacks nothing."""
+    if additions == build.additions or (markers.read(IMAGE) or "").strip() != build.additions:
+        return ""
+    with suppress(OSError):
+        return f"the previous image stays in use: {FAILURE.read_text().strip()}"
+    return f"image {build.alias} is not built yet with the changed options"
 
 
 def is_there(lxd: LxdClient, build: ImageBuild) -> bool:
@@ -165,13 +202,15 @@ def renew(lxd: LxdClient, unit: str, alias: str) -> None:
 
 
 def published(lxd: LxdClient, alias: str) -> PublishedImage:
-    """What the image of an alias records about itself. Its identity is what it was built from: see SOURCE_PROPERTY."""
+    """What the image of an alias records about itself."""
     image = current(lxd, alias)
     if image is None or ALIAS_PROPERTY not in image["properties"]:
         return PublishedImage()
     built = datetime.strptime(image["uploaded_at"][:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
-    properties = image["properties"]
-    return PublishedImage(properties.get(SOURCE_PROPERTY, ""), properties.get(BINARY_PROPERTY, ""), built.timestamp())
+    source, additions, binary = (
+        image["properties"].get(name, "") for name in (SOURCE_PROPERTY, ADDITIONS_PROPERTY, BINARY_PROPERTY)
+    )
+    return PublishedImage(f"{source} {additions}".strip(), additions, binary, built.timestamp())
 
 
 def ensure_timer(jinja: jinja2.Environment, unit: str) -> bool:
@@ -276,33 +315,62 @@ def _provision(
     tarball: Path | None,
     progress: Callable[[str], None],
 ) -> None:
-    environment = build.proxies.environment("localhost", "127.0.0.1")
     with _step(build, "writing the script", progress):
-        proxies = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
         script = jinja.get_template("provision-image.sh.j2").render(
             executables=provision.executables(build.arch),
             network=provision.IMAGE_NETWORK,
             ca_folder=provision.CA_FOLDER,
             ca_bundle=provision.CA_BUNDLE,
             proxies_file=provision.IMAGE_PROXIES,
+            packages=build.extra_packages,
+            option_script=provision.OPTION_SCRIPT,
+            script_timeout=SCRIPT_TIMEOUT,
+            output_limit=OUTPUT_LIMIT,
             application_archive=provision.APPLICATION_ARCHIVE,
             image_application=provision.IMAGE_APPLICATION,
             container=build.container,
             runner_logs=provision.RUNNER_APPLICATION / "_diag",
             console_end=provision.CONSOLE_END,
         )
-        builder.push(str(provision.IMAGE_PROXIES), proxies.encode(), mode=0o600)
         builder.push(str(provision.IMAGE_SCRIPT), script.encode(), mode=0o700)
-        for certificate in provision.certificate_files(build.ca_certificates):
-            builder.push(str(certificate.path), certificate.content.encode(), mode=certificate.mode)
-        if tarball is not None:
-            with tarball.open("rb") as file:
-                builder.push(str(provision.APPLICATION_ARCHIVE), file, mode=0o600)
-    for name in STEPS:
+        _push_inputs(builder, build, tarball)
+    for name in _steps(build):
         with _step(build, name, progress):
-            done = builder.execute([str(provision.IMAGE_SCRIPT), name], timeout=STEP_TIMEOUT, output=True)
-            if done.code != 0:
-                raise LxdError(f"ended with {done.code}: {done.last_words}")
+            _run_step(builder, name)
+
+
+def _push_inputs(builder: LxdInstance, build: ImageBuild, tarball: Path | None) -> None:
+    environment = build.proxies.environment("localhost", "127.0.0.1")
+    proxies = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
+    builder.push(str(provision.IMAGE_PROXIES), proxies.encode(), mode=0o600)
+    for certificate in provision.certificate_files(build.ca_certificates):
+        builder.push(str(certificate.path), certificate.content.encode(), mode=certificate.mode)
+    if tarball is not None:
+        with tarball.open("rb") as file:
+            builder.push(str(provision.APPLICATION_ARCHIVE), file, mode=0o600)
+    if build.script:
+        builder.push(str(provision.OPTION_SCRIPT), build.script.encode(), mode=0o700)
+
+
+def _steps(build: ImageBuild) -> list[str]:
+    """Without those of options that are not set."""
+    unset = {"extra-packages": not build.extra_packages, SCRIPT: not build.script}
+    return [name for name in STEPS if not unset.get(name)]
+
+
+def _run_step(builder: LxdInstance, name: str) -> None:
+    """LxdError if it fails; of the option's script only the exit code, because it may print anything."""
+    limit, started = (SCRIPT_TIMEOUT + 60 if name == SCRIPT else STEP_TIMEOUT), time.monotonic()
+    done = builder.execute([str(provision.IMAGE_SCRIPT), name], timeout=limit, output=True)
+    if done.code == 0:
+        return
+    if name != SCRIPT:
+        raise LxdError(f"ended with {done.code}: {done.last_words}")
+    logger.error("The output of image-script ends with:\n%s", tail(done.stderr, OUTPUT_LIMIT))
+    # The exit codes of timeout(1), which the script itself may have as well.
+    if done.code in (124, 137) and time.monotonic() - started >= SCRIPT_TIMEOUT:
+        raise LxdError(f"not done within {SCRIPT_TIMEOUT // 60} minutes")
+    raise LxdError(f"exit code {done.code}, see its output in the log")
 
 
 def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None, disk: int) -> str:
@@ -314,6 +382,7 @@ def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None, disk: int)
             ALIAS_PROPERTY: build.alias,
             BINARY_PROPERTY: tarball.name if tarball else "",
             SOURCE_PROPERTY: str(build.source),
+            ADDITIONS_PROPERTY: build.additions,
             **properties,
         },
         # It never leaves this machine: packing it would cost minutes at each build and at each unpacking. LXD

@@ -27,10 +27,10 @@ def main() -> int:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         lxd, build = LxdClient(), settings.load(unit).image
-        awaited = not image.is_there(lxd, build)
+        awaited = not image.is_there(lxd, build) or image.published(lxd, build.alias).additions != build.additions
         built = image.rebuild(lxd, provision.environment(TEMPLATES), build, _say)
         if built and awaited:
-            # Runners wait for this image: none could be made without it.
+            # Runners wait for this image: none could be made without it, or idle ones are to be replaced.
             systemd.start(triggers.service(unit), wait=False)
     except (GithubRunnerError, OSError) as error:
         logging.error("%s", error)

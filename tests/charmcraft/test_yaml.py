@@ -52,6 +52,8 @@ def test_options_are_those_of_the_reference() -> None:
         "vm-disk": ("string", "10GiB"),
         "base-image": ("string", "jammy"),
         "image-source": ("string", "https://cloud-images.ubuntu.com/daily"),
+        "extra-packages": ("string", ""),
+        "image-script": ("string", ""),
         "replace-on-exit": ("boolean", True),
         "idle-runner-max-age": ("int", 24),
         "allow-external-contributor": ("boolean", True),

@@ -171,7 +171,7 @@ def test_option_contract(name: str, kind: str, default: object) -> None:
 
 def test_no_dead_option() -> None:
     """The options are those of the contract and no others."""
-    assert len(CONFIG["options"]) == 26
+    assert len(CONFIG["options"]) == 28
 
 
 @pytest.mark.parametrize(
@@ -225,6 +225,17 @@ def test_no_dead_option() -> None:
         ({"dockerhub-mirror": " https://mirror.example/ "}, "dockerhub_mirror", "https://mirror.example/"),
         ({"dockerhub-mirror": "https://mirror/v2/"}, "dockerhub_mirror", "https://mirror/v2/"),
         ({"dockerhub-mirror": "https://u:p%40w@mirror:5000"}, "dockerhub_mirror", "https://u:p%40w@mirror:5000"),
+        ({"extra-packages": " cmake, g++,,libssl-dev ,cmake"}, "extra_packages", ("cmake", "g++", "libssl-dev")),
+        ({"extra-packages": " ,\n"}, "extra_packages", ()),
+        ({"extra-packages": "0ad," + "x" * 100}, "extra_packages", ("0ad", "x" * 100)),
+        ({"image-script": "#!/bin/sh\r\ntrue\r\n"}, "image_script", "#!/bin/sh\ntrue\n"),
+        (
+            {"image-script": "#!/bin/sh\necho 'größe' \"$(date)\""},
+            "image_script",
+            "#!/bin/sh\necho 'größe' \"$(date)\"",
+        ),
+        ({"image-script": " \n"}, "image_script", ""),
+        ({"image-script": "#!" + "ß" * 32767}, "image_script", "#!" + "ß" * 32767),
         ({"test-mode": "insecure"}, "test_mode", True),
         ({"github-url": "https://octo.ghe.com/"}, "github_url", "https://octo.ghe.com"),
         (
@@ -290,6 +301,21 @@ def test_right_values(config: dict[str, Any], field: str, expected: object) -> N
         pytest.param("dockerhub-mirror", "http://mirror.example", "https://", id="dockerhub-mirror http"),
         pytest.param("dockerhub-mirror", "mirror.example", "https://", id="dockerhub-mirror host"),
         pytest.param("dockerhub-mirror", "https://", "https://", id="dockerhub-mirror without a host"),
+        pytest.param("extra-packages", "cmake,Cmake", "'Cmake' not a package's name", id="extra-packages capital"),
+        pytest.param("extra-packages", "g", "'g' not a package", id="extra-packages of one letter"),
+        pytest.param("extra-packages", "x" * 101, "…' not a package", id="extra-packages very long"),
+        pytest.param("extra-packages", "-y, a=1 b/c", "'-y', 'a=1 b/c' not", id="extra-packages as options of apt"),
+        pytest.param("extra-packages", "libé,a b,c\x00d", "'libé', 'a b', 'c\\x00d' not", id="extra-packages hostile"),
+        pytest.param("extra-packages", "٣x", "such as g++ or libssl-dev", id="extra-packages another script's digit"),
+        pytest.param(
+            "extra-packages", ",".join(f"x{n}" for n in range(201)), "set 200 at most", id="extra-packages too many"
+        ),
+        pytest.param("image-script", "echo MARKED", "begin with #!", id="image-script without an interpreter"),
+        pytest.param("image-script", "\n#!/bin/sh\n", "begin with #!", id="image-script with a line before"),
+        pytest.param("image-script", "\ufeff#!/bin/sh\n", "begin with #!", id="image-script with a mark of Windows"),
+        pytest.param("image-script", "#!/bin/sh\n\x00", "NUL", id="image-script with NUL"),
+        pytest.param("image-script", "#!/bin/sh\n\udc80", "UTF-8", id="image-script that is no UTF-8"),
+        pytest.param("image-script", "#!" + "ß" * 32768, "65536 at most", id="image-script too large"),
         pytest.param("experimental-use-aproxy", True, "juju-http-proxy", id="aproxy without a proxy"),
         pytest.param("test-mode", "secure", "insecure", id="test-mode"),
         pytest.param("test-mode", "Insecure", "insecure", id="test-mode in other letters"),
@@ -329,6 +355,7 @@ def test_wrong_values(option: str, value: Any, form: str) -> None:
 
     assert line.startswith(f"{option}: ")
     assert form in line
+    assert "MARKED" not in line
 
 
 @pytest.mark.parametrize("option", ["github-url", "dockerhub-mirror", "repo-policy-compliance-url"])

@@ -19,6 +19,9 @@ from tests.support.fakes import TEMPLATES
 
 JINJA = provision.environment(TEMPLATES)
 BUILD = ImageBuild(ImageSource("https://images.example"), "jammy", True, Arch.X64, ProxyConfig())
+SCRIPT = "#!/bin/sh\necho $PASSWORD\n"
+# With every step that an option asks for.
+FULL = replace(BUILD, extra_packages=("cmake", "g++"), script=SCRIPT)
 STEPS = [*image.STEPS, "create", "publish", "alias"]
 
 
@@ -139,7 +142,7 @@ def test_build_moves_the_alias_and_deletes_the_old() -> None:
     lxd = ImageLxd()
     told: list[str] = []
 
-    assert make(lxd, progress=told.append) == "new"
+    assert make(lxd, FULL, told.append) == "new"
 
     assert lxd.steps == list(image.STEPS)
     assert [step for step in told if step in image.STEPS] == list(image.STEPS)
@@ -154,7 +157,7 @@ def test_build_that_dies_keeps_the_old_image(step: str) -> None:
     lxd = ImageLxd(fails=step)
 
     with pytest.raises(HostError) as failed:
-        make(lxd)
+        make(lxd, FULL)
 
     assert step in str(failed.value)
     assert "word" not in str(failed.value)

@@ -292,6 +292,7 @@ INVALID = {
     "dockerhub-mirror": f"ftp://user:{PROXY}@mirror.example",
     "repo-policy-compliance-url": f"https://user:{PROXY}@policy.example",
     "repo-policy-compliance-token": f"{POLICY} {POLICY}",
+    "image-script": f"echo {TOKEN}",
     "ca-certificates": f"-----BEGIN PRIVATE KEY-----\n{MARK}\n-----END PRIVATE KEY-----\n",
 }
 INVALID_PROXIES = (f"socks5://user:{PROXY}@proxy.example", f"user:{PROXY}@proxy.example:3128", f"http://user:{PROXY}@")

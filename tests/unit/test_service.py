@@ -121,6 +121,68 @@ def test_without_a_runner_binary_none_is_created(world: Surroundings, unit: Reco
     assert world.lxd.found == {}
 
 
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """What the options add to the image, at each time that a build could be started for it."""
+    found: list[str] = []
+    monkeypatch.setattr("host.image.FAILURE", tmp_path / "failure")
+    monkeypatch.setattr("host.image.build_changed", lambda _, __, build: found.append(build.additions))
+    return found
+
+
+def test_each_reconcile_compares_the_image_with_the_options(
+    world: Surroundings, unit: RecordingUnit, started: list[str]
+) -> None:
+    """Also one of the timer: the hook of a changed option may have ended too early."""
+    make(world, unit, extra_packages=("cmake",)).attend()
+
+    assert len(started) == 1
+    assert settings.load(IDENTITY.unit).image.additions == started[0] != ""
+
+
+def test_no_build_is_started_while_the_machine_is_not_set_up(
+    world: Surroundings, unit: RecordingUnit, started: list[str]
+) -> None:
+    """A build needs the network and the storage, and the set-up itself builds a missing image."""
+    service = make(world, unit)
+    markers.Markers(IDENTITY.unit).clear(markers.SET_UP)
+
+    service.reconcile()
+
+    assert started == []
+
+
+def test_a_build_that_cannot_be_started_stops_nothing(
+    world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runners are kept from the image that is there."""
+
+    def fail(*_: Any) -> None:
+        raise HostError("no such systemd unit")
+
+    monkeypatch.setattr("host.image.build_changed", fail)
+
+    make(world, unit).reconcile()
+
+    assert len(world.lxd.found) == 2
+
+
+def test_the_status_says_that_the_image_lacks_a_change(
+    world: Surroundings, unit: RecordingUnit, started: list[str]
+) -> None:
+    """Runners start from the previous image meanwhile."""
+    wanted = settings.image_build(state(extra_packages=("cmake",)))
+    markers.Markers(IDENTITY.unit).note(markers.IMAGE, wanted.additions)
+    markers.Markers(IDENTITY.unit).note(markers.NO_POLICY)
+
+    make(world, unit, extra_packages=("cmake",)).reconcile()
+
+    assert unit.done[-1] == (
+        "active: 2 runners: 2 idle, 0 busy; image jammy is not built yet with the changed options "
+        "(test mode: containers)"
+    )
+
+
 def test_settings_are_not_saved_where_options_are_refused(world: Surroundings, unit: RecordingUnit) -> None:
     """The build and the watcher go on with what was accepted: a refused base image is never built."""
     make(world, unit, virtual_machines=2).reconcile()

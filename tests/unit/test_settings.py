@@ -1,5 +1,6 @@
 """What processes outside of hooks know of a unit's state."""
 
+import json
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +27,31 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_saved_is_loaded(folder: Path) -> None:
     """A process outside of hooks reads what the last hook wrote, which only root can read."""
-    saved = state(proxies=PROXIES, ca_certificates=("one\n",), virtual_machines=3)
+    saved = state(
+        proxies=PROXIES,
+        ca_certificates=("one\n",),
+        virtual_machines=3,
+        extra_packages=("cmake", "g++"),
+        image_script="#!/bin/sh\necho 'größe'\n",
+    )
+    values = vars(settings.image_build(saved))
+    assert all(value for name, value in values.items()), "an option that is not part of this test"
 
     assert settings.save(saved, IDENTITY)
     assert not settings.save(saved, IDENTITY)
 
     assert settings.load(UNIT) == settings.Settings(IDENTITY, 3, settings.image_build(saved))
     assert stat.S_IMODE(settings.path(UNIT).stat().st_mode) == 0o600
+
+
+def test_settings_of_an_earlier_version_are_loaded(folder: Path) -> None:
+    """A build that starts between the upgrade and its first hook builds the standard image."""
+    settings.save(state(extra_packages=("cmake",), image_script="#!/bin/sh\n"), IDENTITY)
+    document = json.loads(settings.path(UNIT).read_text())
+    del document["image"]["extra_packages"], document["image"]["script"]
+    settings.path(UNIT).write_text(json.dumps(document))
+
+    assert settings.load(UNIT).image == settings.image_build(state())
 
 
 def test_no_token_is_saved(folder: Path) -> None:
