@@ -8,10 +8,11 @@ import secrets
 import time
 from urllib.parse import urlparse
 
-from sandbox.github import api
+from sandbox.github import api, broker
 from sandbox.github.errors import RefusedError
+from sandbox.github.forms import version_parts
 from sandbox.github.http import Answer, Request, Routes, answer
-from sandbox.github.state import Job, Runner, State, version_parts
+from sandbox.github.state import Job, Runner, State
 
 MAX_NAME = 64
 WATCH = 0.2  # how often a waiting request looks whether its client is still there
@@ -21,7 +22,10 @@ routes = Routes()
 
 
 def respond(state: State, request: Request) -> Answer:
-    """Answer a request of the runner application."""
+    """Answer a request of the runner application, or of the client of a scale set."""
+    reply = broker.respond(state, request)
+    if reply is not None:
+        return reply
     found = routes.find(request.method, request.path)
     try:
         if found is None:
@@ -42,7 +46,9 @@ def _registration(state: State, request: Request) -> Answer:
     place = state.find_path(path)
     token = request.credential("remoteauth") or ""
     state.check_runner_token(kind, place or path, token)
-    return answer({"url": f"{request.root}/_actions", "token_schema": "OAuthAccessToken", "token": token})
+    if kind == "registration":
+        token = broker.admin_token(state, place or path)
+    return answer({"url": f"{request.root}{broker.BASE}", "token_schema": "OAuthAccessToken", "token": token})
 
 
 @routes.add("POST", "/_actions/runners")

@@ -8,8 +8,9 @@ from urllib.parse import urlencode
 from sandbox.github import app_routes, documents, jit
 from sandbox.github.apps import SUSPENDED, InstallationToken
 from sandbox.github.errors import RefusedError
+from sandbox.github.forms import local_instant, version_parts
 from sandbox.github.http import Answer, Handler, Request, Routes, answer, paginate
-from sandbox.github.state import UNAUTHENTICATED_LIMIT, Budget, State, Token, version_parts
+from sandbox.github.state import UNAUTHENTICATED_LIMIT, Budget, State, Token
 
 PREFIX = "/api/v3"
 DOCUMENTATION = "https://docs.github.com/rest"
@@ -233,7 +234,7 @@ def _runner_groups(state: State, request: Request, budget: Budget, place: str) -
 @routes.add("POST", PATH + r"/actions/runners/(?P<kind>registration|remove)-token")
 def _runner_token(state: State, request: Request, budget: Budget, place: str, kind: str) -> Answer:
     token, end = state.make_runner_token(kind, place)
-    return answer({"token": token, "expires_at": documents.local_instant(end)}, 201)
+    return answer({"token": token, "expires_at": local_instant(end)}, 201)
 
 
 @routes.add("POST", PATH + r"/actions/runners/generate-jitconfig")

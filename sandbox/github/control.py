@@ -198,6 +198,18 @@ class GitHubControl:
         """Make an organisation, or add runner groups to one."""
         self._call("POST", "organisations", {"organisation": organisation, "runner_groups": list(runner_groups)})
 
+    def scale_sets(self) -> list[dict]:
+        """The runner scale sets of all paths, with announced capacity, owner of the session and statistics."""
+        return self._call("GET", "scale-sets")
+
+    def remove_scale_set(self, number: int) -> None:
+        """Let a runner scale set vanish, as GitHub was seen to do."""
+        self._call("DELETE", f"scale-sets/{number}")
+
+    def expire_scale_sets(self, *what: str) -> None:
+        """Let all `sessions`, `queue` tokens or `admin` tokens be over."""
+        self._call("POST", "scale-sets/expire", {"what": list(what)})
+
     def application(self, **fields: object) -> dict:
         """Change the runner application that is offered (fields: see state.Application)."""
         return self._call("PATCH", "application", fields)

@@ -11,7 +11,9 @@ from sandbox.github import documents
 from sandbox.github.apps import App, Installation
 from sandbox.github.errors import RefusedError
 from sandbox.github.faults import Faults
+from sandbox.github.forms import instant
 from sandbox.github.http import Answer, Request, Routes, answer
+from sandbox.github.scale_sets import ScaleSet
 from sandbox.github.state import HOUR, Application, Job, Runner, State, Token
 
 PREFIX = "/_control/"
@@ -53,7 +55,7 @@ def job_document(job: Job) -> dict:
     names = ("id", "run_id", "repository", "name", "status", "conclusion", "labels", "run_attempt")
     document = {name: getattr(job, name) for name in (*names, "runner_id", "runner_name", "log")}
     times = ("created_at", "started_at", "completed_at")
-    return {**document, **{name: documents.instant(getattr(job, name)) for name in times}}
+    return {**document, **{name: instant(getattr(job, name)) for name in times}}
 
 
 def runner_document(state: State, runner: Runner) -> dict:
@@ -361,3 +363,43 @@ def _settings(control: Control, request: Request) -> Answer:
     control.state.sweep()
     control.state.lock.notify_all()
     return answer(vars(settings))
+
+
+@routes.add("GET", "/_control/scale-sets")
+def _scale_sets(control: Control, request: Request) -> Answer:
+    """The runner scale sets of all paths, with what only the service knows."""
+    sets = control.state.scale_sets
+    sets.update()
+    return answer([_scale_set(control.state, each) for each in sets.sets.values()])
+
+
+def _scale_set(state: State, item: ScaleSet) -> dict:
+    document = {name: getattr(item, name) for name in ("id", "path", "name", "group", "labels", "capacity")}
+    session = item.session
+    document.update(owner=None if session is None else session.owner, messages=[each.id for each in item.messages])
+    return {**document, "statistics": state.scale_sets.statistics(item)}
+
+
+@routes.add("DELETE", r"/_control/scale-sets/(?P<number>\d+)")
+def _delete_scale_set(control: Control, request: Request, number: str) -> Answer:
+    """Remove a set on GitHub's side."""
+    found = control.state.scale_sets.sets.get(int(number))
+    if found is None:
+        raise RefusedError(404, f"there is no scale set {number}")
+    control.state.scale_sets.delete(found)
+    return Answer(204, content_type=None)
+
+
+@routes.add("POST", "/_control/scale-sets/expire")
+def _expire(control: Control, request: Request) -> Answer:
+    """Let what the body names be over: `sessions`, `queue` tokens or `admin` tokens."""
+    state, what = control.state, set(request.json().get("what", []))
+    for each in state.scale_sets.sets.values():
+        if "sessions" in what:
+            state.scale_sets.close(each)
+        if "queue" in what and each.session is not None:
+            each.session.token_ends = 0.0
+    if "admin" in what:
+        state.runner_tokens = {token: value for token, value in state.runner_tokens.items() if token.count(".") != 2}
+    state.lock.notify_all()
+    return Answer(204, content_type=None)

@@ -2,25 +2,12 @@
 
 import base64
 import hashlib
-from datetime import datetime, timedelta, timezone
 
 from sandbox.github.apps import App, Installation, InstallationToken
-from sandbox.github.state import Job, Runner, State, version_parts
+from sandbox.github.forms import instant, version_parts
+from sandbox.github.state import Job, Runner, State
 
 AVATAR = "/avatars/u/{id}?v=4"
-
-
-def instant(seconds: float | None) -> str | None:
-    """GitHub's usual form of a time."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(int(seconds), timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def local_instant(seconds: float) -> str:
-    """The form in which GitHub says when a registration token ends: with milliseconds and an offset."""
-    moment = datetime.fromtimestamp(seconds, timezone(timedelta(hours=-8)))
-    return moment.isoformat(timespec="milliseconds")
 
 
 def node_id(kind: str, number: int) -> str:

@@ -6,7 +6,8 @@ import secrets
 import uuid
 
 from sandbox.github.errors import RefusedError
-from sandbox.github.state import Runner, version_parts
+from sandbox.github.forms import version_parts
+from sandbox.github.state import Runner
 
 FIRST_VERSION = [3, 10]  # of GitHub Enterprise Server
 MAX_NAME = 64

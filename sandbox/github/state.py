@@ -2,7 +2,6 @@
 
 import fnmatch
 import hashlib
-import re
 import secrets
 import threading
 import time
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from sandbox.github import runner_tarball
 from sandbox.github.apps import Apps
 from sandbox.github.errors import RefusedError
+from sandbox.github.scale_sets import ScaleSets
 
 HOUR = 3600.0
 UNAUTHENTICATED_LIMIT = 60
@@ -33,12 +33,14 @@ class Settings:
     clock_ahead: float = 0.0  # so far is GitHub's clock ahead of the machine's, or behind it if below 0
     enterprise_version: str = "3.17.0"  # of GitHub Enterprise Server; empty for GitHub.com
     rate_limit: int = 5000
+    admin_token_life: float = 1020.0  # of the service's token for a client of scale sets; 17 minutes were seen
+    queue_token_life: float = HOUR
+    session_life: float = 50.0  # so long after its last request a session of a scale set ends
+    hold: float = 50.0  # so long a request for a scale set's messages stays open
+    assign_after: float = 1.0  # until a job comes to a scale set that listens
+    reassign_after: float = 300.0  # until a job for which no runner came is queued again
+    queue_in_query: bool = True  # whether the address of a session's queue has a query, or only a path
     points_a_minute: int = 900  # secondary limit: a GET counts 1, everything else 5
-
-
-def version_parts(version: str) -> list[int]:
-    """The numbers of a version, to compare it with others."""
-    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 @dataclass
@@ -107,6 +109,7 @@ class Runner:
     job: int | None = None
     lost: bool = False  # it vanished in its job: it stays listed, and its credentials are over
     removed_at: float | None = None  # GitHub takes an ephemeral runner away a moment after its job
+    scale_set: int | None = None
     told_update: str = ""  # the version that it was told to install
     fixed_status: str | None = None
     fixed_busy: bool | None = None
@@ -142,6 +145,10 @@ class Job:
     payload: dict = field(default_factory=dict)
     steps: list[dict] = field(default_factory=list)
     acquire_status: int | None = None  # the runner that is offered the job cannot have it: 404 or 409
+    scale_set: int | None = None  # that has to provide a runner for it
+    assigned_at: float = 0.0
+    assignments: int = 0
+    missed: set[int] = field(default_factory=set)  # scale sets that it never comes to
     head_branch: str = "main"
     log: list[str] = field(default_factory=list)
     secret: str = field(default_factory=lambda: secrets.token_hex(32))
@@ -183,9 +190,16 @@ class State:
         self.runners: dict[int, Runner] = {}
         self.ghosts: dict[int, Runner] = {}  # not registered any more, but still polling
         self.jobs: dict[int, Job] = {}
+        self.scale_sets = ScaleSets(self)
         self.application = Application()
         self.application.offered.add(self.application.version)
-        self._numbers: dict[str, int] = {"runner": 0, "job": 40_000_000_000, "run": 16_000_000_000, "label": 3}
+        self._numbers: dict[str, int] = {
+            "runner": 0,
+            "job": 40_000_000_000,
+            "run": 16_000_000_000,
+            "label": 3,
+            "set": 41,
+        }
         self._label_ids = {"self-hosted": 1, "linux": 2, "x64": 3}
         self._id_base = 1_000_000
 
@@ -339,14 +353,17 @@ class State:
         return job
 
     def take_job(self, runner: Runner) -> Job | None:
-        """Give the oldest fitting job to a runner that asks."""
+        """Give the oldest fitting job to a runner that asks: one of its scale set, or one of none."""
+        self.scale_sets.update()
         have = {label["name"].lower() for label in runner.labels}
         for job in self.jobs.values():
             mine = runner.path in (job.repository, job.repository.partition("/")[0])
-            if job.status == "queued" and mine and {label.lower() for label in job.labels} <= have:
+            fits = runner.scale_set is not None or {label.lower() for label in job.labels} <= have
+            if job.status == "queued" and mine and job.scale_set == runner.scale_set and fits:
                 job.status, job.started_at = "in_progress", self.clock()
                 job.runner_id, job.runner_name, job.runner_group = runner.id, runner.name, runner.group
                 runner.job = job.id
+                self.scale_sets.started(job, runner)
                 self.lock.notify_all()
                 return job
         return None
@@ -359,6 +376,7 @@ class State:
         if job.status == "completed":
             return
         job.status, job.conclusion, job.completed_at = "completed", conclusion, self.clock()
+        self.scale_sets.completed(job)
         runner = self.runners.get(job.runner_id or 0)
         if runner and runner.job == job.id:
             if not runner.ephemeral or lost:

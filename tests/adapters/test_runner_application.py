@@ -24,6 +24,7 @@ from sandbox.github import runner_tarball
 from sandbox.github.control import GitHubControl
 from sandbox.github.state import Settings
 from sandbox.shell import wait_until
+from tests.support.scale_set_client import ScaleSetClient
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "ghp_0123456789abcdef"
@@ -422,6 +423,27 @@ def jit_config(server: github.GitHub, name: str = "one") -> str:
 def jit_files(encoded: str) -> dict[str, bytes]:
     """The files of a configuration by name."""
     return {name: base64.b64decode(content) for name, content in json.loads(base64.b64decode(encoded)).items()}
+
+
+@pytest.mark.parametrize("path", [REPOSITORY, ORGANISATION])
+def test_a_runner_of_a_scale_set(server: github.GitHub, control: GitHubControl, install: Install, path: str) -> None:
+    """It starts with the set's configuration, does one of the set's jobs, and is then forgotten."""
+    server.state.settings.hold, server.state.settings.assign_after = 0.1, 0.0
+    server.state.settings.enterprise_version = ""
+    client = ScaleSetClient(server.api_url, f"{server.url}/{path}", TOKEN)
+    number = client.create("small")["id"]
+    listener = client.listen(number)
+    job = control.add_job(REPOSITORY, labels=["small"])["id"]
+    assert listener.message(1) is not None
+
+    process = install().start(ACTIONS_RUNNER_INPUT_JITCONFIG=client.jit(number, "one")["encodedJITConfig"])
+
+    found = control.wait_job(job, timeout=20)
+    assert (found["conclusion"], found["runner_name"]) == ("success", "one")
+    assert process.wait(10) == 0
+    wait_until(lambda: control.runners() == [], "the runner's end at GitHub", 5, 0.05)
+    listener.renew()
+    assert set(listener.statistics.values()) == {0}
 
 
 @pytest.mark.parametrize("how", ["by an option", "by the environment", "by files"])
