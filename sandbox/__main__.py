@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from sandbox import demo, session
+from sandbox import demo, session, status
 from sandbox.github.control import GitHubControlError
 from sandbox.shell import SandboxError
 
@@ -75,8 +75,15 @@ def _add_unit_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     run.add_argument("action")
     run.add_argument("parameters", nargs="*", type=_pair, metavar="KEY=VALUE")
     _add_unit_option(run)
-    status = _command(commands, "status", session.status, "show the units and the runners that GitHub lists", "status")
-    status.add_argument("--json", action="store_true", help="for programs")
+    text = "show the units, and the runners that GitHub lists"
+    shown = _command(commands, "status", status.status, text, "status --watch")
+    how = shown.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="for programs")
+    how.add_argument(
+        "--watch",
+        action="store_true",
+        help="the table of `run check-runners format=table` of each unit, again and again, until Ctrl-C",
+    )
     job = _command(commands, "job", session.job, "queue a job and show its log", "job -- 'echo hello; nproc'")
     job.add_argument("--repo", metavar="OWNER/REPO", help="in which repository (default: octo-org/demo)")
     job.add_argument("--labels", help="comma list of what the runner must have (default: self-hosted)")

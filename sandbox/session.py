@@ -280,6 +280,10 @@ def _say_tree(values: dict[str, Any], indent: str = "") -> None:
         if isinstance(value, dict):
             say(f"{indent}{key}:")
             _say_tree(value, indent + "  ")
+        elif "\n" in str(value):
+            say(f"{indent}{key}: |-")
+            for line in str(value).splitlines():
+                say(f"{indent}  {line}".rstrip())
         else:
             say(f"{indent}{key}: {json.dumps(value) if _needs_quotes(value) else value}")
 
@@ -288,30 +292,6 @@ def _needs_quotes(value: object) -> bool:
     """As YAML has it: text that would be read as a number or as nothing."""
     text = str(value)
     return not text or text.lower() in ("true", "false", "null") or text.replace(".", "", 1).lstrip("-").isdigit()
-
-
-def status(options: argparse.Namespace) -> int:
-    """The units, and the runners as GitHub lists them."""
-    session = Session(options.machine).there()
-    units = session.units()
-    all_found = [unit.status() for unit in units]
-    runners = session.control.runners()
-    if options.json:
-        say(json.dumps({"unit": all_found[0], "units": all_found, "runners": runners}, indent=2))
-        return 0
-    say(f"{'Model':<10} {'App':<15} {'Version':<10} {'Unit':<18} {'Workload':<12} {'Agent':<8} Message")
-    for found in all_found:
-        say(
-            f"{found['model']:<10} {found['app']:<15} {found['version']:<10} {found['unit']:<18} "
-            f"{found['status']:<12} {found['agent']:<8} {found['message']}"
-        )
-    machines = ", ".join(f"{unit.machine.container} at {unit.machine.address()}" for unit in units)
-    say(f"\nMachine   {machines}     GitHub   {session.github['url']}")
-    say(f"\n{'Runner at GitHub':<52} {'Status':<9} {'Job':<6} Labels")
-    for runner in runners:
-        labels = ",".join(label["name"] for label in runner["labels"])
-        say(f"{runner['name']:<52} {runner['status']:<9} {'busy' if runner['busy'] else 'idle':<6} {labels}")
-    return 0
 
 
 def shell_command(words: list[str]) -> str:

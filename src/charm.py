@@ -18,7 +18,7 @@ import status
 from cos_agent import CosAgentProvider
 from errors import ConfigurationError, GithubRunnerError, HostError, RateLimitError
 from host import markers, state_database, triggers
-from models import CharmState
+from models import FORMATS, CharmState
 from naming import Identity
 from redaction import redact
 from status import Status
@@ -123,7 +123,11 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def _on_check_runners_action(self, event: ops.ActionEvent) -> None:
         """It needs to know GitHub only: an invalid value of another option does not stop it."""
-        self._action(event, lambda service: service.check(), needed=("github_url", "path", "token"))
+        form = str(event.params.get("format") or "")
+        if form and form not in FORMATS:
+            event.fail(status.fit(f"format: {form!r} is none of {', '.join(FORMATS)}"))
+            return
+        self._action(event, lambda service: service.check(form), needed=("github_url", "path", "token"))
 
     def _on_reconcile_runners_action(self, event: ops.ActionEvent) -> None:
         def work(service: "Service") -> dict[str, object]:
@@ -149,14 +153,7 @@ class GithubRunnerCharm(ops.CharmBase):
         self._action(event, work)
 
     def _on_update_dependencies_action(self, event: ops.ActionEvent) -> None:
-        def work(service: "Service") -> dict[str, object]:
-            service.try_at_once()
-            changed = service.update_binary()
-            service.repair()
-            service.reconcile()
-            return {"flush": changed}
-
-        self._action(event, work)
+        self._action(event, lambda service: {"flush": service.update_dependencies()})
 
     def _action(
         self,

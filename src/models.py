@@ -58,6 +58,10 @@ class ImageSource:
         return cls(alias=alias)
 
 
+# Of the rows of the action check-runners.
+FORMATS = ("json", "yaml", "table")
+
+
 class FlushMode(Enum):
     """What a flush does with busy runners."""
 

@@ -20,6 +20,8 @@ PATH_KEY = f"{KEY}path"
 CREATED_KEY = f"{KEY}created"
 # Of an instance: hash of everything that went into the runner.
 FINGERPRINT_KEY = f"{KEY}fingerprint"
+# Of an instance: version of the runner binary that it was created with.
+BINARY_KEY = f"{KEY}binary"
 # Of an instance: UNIX time at which the creation came to its end.
 PREPARED_KEY = f"{KEY}prepared"
 # Of an instance: GitHub's number of the runner.

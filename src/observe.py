@@ -10,7 +10,8 @@ import times
 from engine.api import wait_until
 from engine.instance import LxdInstance
 from engine.probe import in_pre_job, is_previous, last_words, probe
-from errors import GithubClientError, LxdError
+from errors import CorruptMetricDataError, GithubClientError, LxdError, MetricsStorageError
+from metrics.runner import PreJobMetrics, read_pre_job
 from metrics.storage import StorageManager
 from models import (
     GithubPath,
@@ -170,6 +171,23 @@ class Observer:
             logger.warning("%s is kept, because GitHub cannot be asked for it: %s", item.view.name, error)
             return False
         return not (found and (found.online or found.busy))
+
+    def job_of(self, item: ObservedRunner) -> PreJobMetrics | None:
+        """What the job in an instance says of itself, by the file that the pre-job script wrote.
+
+        None if no job began, without metrics, and if the file breaks a rule or names a repository that the runner does
+        not serve: the job can write it.
+        """
+        if not item.view.running:
+            return None
+        try:
+            job = read_pre_job(self._storages.get(item.view.name))
+        except MetricsStorageError:
+            return None
+        except (CorruptMetricDataError, OSError) as error:
+            logger.warning("The job of %s is not known: %s", item.view.name, error)
+            return None
+        return job if job is not None and item.path.serves(job.repository) else None
 
     def _instances(self) -> tuple[dict[str, LxdInstance], frozenset[str]]:
         """This unit's instances by name, with those of the previous charm, and the previous charm's metrics volumes.

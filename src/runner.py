@@ -49,7 +49,16 @@ from models import (
     VirtualMachineResources,
     WgetExecutable,
 )
-from naming import CREATED_KEY, FINGERPRINT_KEY, PATH_KEY, PREPARED_KEY, RUNNER_ID_KEY, URL_KEY
+from naming import (
+    BINARY_KEY,
+    CREATED_KEY,
+    FINGERPRINT_KEY,
+    PATH_KEY,
+    PREPARED_KEY,
+    RUNNER_ID_KEY,
+    URL_KEY,
+    binary_version,
+)
 from provision import APROXY_AMD_REVISION, APROXY_ARM_REVISION
 from repo_policy import RepoPolicyClient
 from system import KEPT_OF_JOBS, oldest_beyond, write_file
@@ -253,6 +262,7 @@ class Runner:
             PATH_KEY: self.config.path.path,
             CREATED_KEY: self._created,
             FINGERPRINT_KEY: self.config.fingerprint,
+            BINARY_KEY: binary_version(config.binary_path.name),
             "boot.autostart": "false",
             # When the machine shuts down, LXD waits as long for an orderly end as the charm does.
             "boot.host_shutdown_timeout": str(STOP_TIMEOUT),

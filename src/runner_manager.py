@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+import listing
 import system
 import times
 from changes import Changes
 from engine import profiles
 from errors import HostError, LxdError
+from listing import Row
 from metrics.collect import Collector
 from metrics.events import written_by
 from metrics.storage import StorageManager
@@ -166,6 +168,11 @@ class RunnerManager:
     def counts(self) -> dict[str, list[str]]:
         """The names of this unit's runners by state, and in ``details`` a line for each."""
         return self.observer.counts(self._fingerprint)
+
+    def rows(self) -> list[Row]:
+        """This unit's runners, one row each, by the same requests as ``counts``."""
+        runners = self.observer.observe().runners.values()
+        return listing.rows(runners, self.observer.job_of, self._fingerprint, self._clock())
 
     @cached_property
     def _image(self) -> PublishedImage:

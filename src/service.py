@@ -15,6 +15,7 @@ from typing import Protocol
 import jinja2
 
 import creation
+import listing
 import notices
 import provision
 import settings
@@ -231,8 +232,13 @@ class Service:
         """Remove every runner, also without GitHub; returns how many instances were removed."""
         return self._manager().flush(FlushMode.FORCE_FLUSH)
 
-    def check(self) -> dict[str, object]:
-        """The results of the action check-runners: counts, the names of online runners, and a line for each runner."""
+    def check(self, form: str = "") -> dict[str, object]:
+        """The results of the action check-runners: counts, the names of online runners, and a line for each runner.
+
+        With one of ``models.FORMATS``, the rows of all runners in that form instead.
+        """
+        if form:
+            return {"runners": listing.text(self._manager().rows(), form)}
         names = self._manager().counts()
         details = "\n".join(names.pop("details"))
         return {
@@ -294,6 +300,14 @@ class Service:
             # The service is not there before the first set-up, which builds the image itself.
             with suppress(LxdError, HostError):
                 image.renew(self._lxd, self._markers.unit, self._state.base_image.value)
+        return changed
+
+    def update_dependencies(self) -> bool:
+        """Update the runner binary and reconcile; returns whether the binary was downloaded."""
+        self.try_at_once()
+        changed = self.update_binary()
+        self.repair()
+        self.reconcile()
         return changed
 
     def _prepare(self, build_later: bool) -> None:

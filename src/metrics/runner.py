@@ -178,6 +178,11 @@ def _read_metrics(storage: MetricsStorage) -> RunnerMetrics | None:
         raise CorruptMetricDataError(_first_fault(RUNNER_INSTALLED_TS_FILE_NAME, error)) from None
 
 
+def read_pre_job(storage: MetricsStorage) -> PreJobMetrics | None:
+    """What a job wrote when it began, None where no job began; CorruptMetricDataError says which rule was broken."""
+    return _parse(Path(storage.path) / PRE_JOB_METRICS_FILE_NAME, PreJobMetrics)
+
+
 def _read(path: Path) -> bytes | None:
     """A file's bytes, None where there is none; anything but a regular file within the limit is corrupt."""
     try:

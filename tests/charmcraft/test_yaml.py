@@ -82,9 +82,10 @@ def test_metadata_is_what_bundles_expect() -> None:
     assert not {"requires", "provides", "storage"} & set(load("charmcraft.yaml"))
 
 
-def test_actions_are_the_four_and_take_nothing() -> None:
-    """The incumbent's actions, none of which takes a parameter."""
+def test_actions_are_the_four_and_need_nothing() -> None:
+    """The previous charm's actions, which can be run without a parameter as there."""
     actions = load("actions.yaml")
 
     assert set(actions) == {"check-runners", "reconcile-runners", "flush-runners", "update-dependencies"}
     assert all(action["additionalProperties"] is False and action["description"] for action in actions.values())
+    assert all("default" in schema for action in actions.values() for schema in action.get("params", {}).values())

@@ -1,6 +1,7 @@
 """What a newcomer types: the sandbox's commands and the demo, as processes of their own."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,6 +99,25 @@ def test_config_and_actions_speak_jujus_language(up: str) -> None:
     assert len(status["runners"]) == 1
     assert "github-runner/0" in sandbox("status").stdout
     assert "juju.worker.uniter" in sandbox("debug-log", "-n", "20").stdout
+
+
+def test_status_is_shown_live_until_ctrl_c(up: str) -> None:
+    """`status --watch` repeats the table of each unit; Ctrl-C is a success."""
+    # A shell lets what it starts in the background ignore the signal.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "sandbox", "--machine", NAME, "status", "--watch"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        shown: list[str] = []
+        while sum(line.startswith("Name ") for line in shown) < 2 and (line := process.stdout.readline()):
+            shown.append(line)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+
+    assert (process.returncode, errors) == (0, "")
+    assert shown[1].startswith("github-runner/0  active  1 runner")
+    assert shown[3].startswith("github-runner-0-")
 
 
 def test_units_share_all_but_their_machines(up: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sandbox.lab.lxd_setup import BRIDGE
 from tests.support.deployment import PAT, REPOSITORY, Deployment, wait_for
@@ -169,6 +170,30 @@ def test_check_runners_gives_counts(deployment: Deployment) -> None:
         "unknown": "0",
     }
     assert results["runners"] == ", ".join(names)
+
+
+def test_check_runners_shows_jobs_images_and_binaries(deployment: Deployment) -> None:
+    """With a format there is a row for each runner, and a busy one has its job's repository and workflow."""
+    names = deployment.keep(2)
+    job = deployment.job("until [ -e /tmp/go ]; do sleep 0.2; done", status="in_progress", workflow="CI \u202e\n name:")
+
+    def shown(form: str) -> str:
+        return str(deployment.unit.run("check-runners", {"format": form})["results"]["runners"])
+
+    def busy() -> list[dict[str, Any]]:
+        return [row for row in json.loads(shown("json")) if row["job"] and row["since"]]
+
+    [found] = wait_for(busy, "a row with a job")
+
+    assert (found["name"], found["state"]) == (job["runner_name"], "busy")
+    assert found["job"] == {"repository": REPOSITORY, "workflow": "CI \\u202e name:"}
+    rows = json.loads(shown("json"))
+    assert [row["name"] for row in rows] == names
+    assert all(len(row["image"]) == 12 and row["binary"].startswith("2.") for row in rows)
+    assert [row["state"] for row in yaml.safe_load(shown("yaml"))] == [row["state"] for row in rows]
+    assert [line.split()[0] for line in shown("table").splitlines()] == ["Name", *names]
+    deployment.inside(job["runner_name"], "touch /tmp/go")
+    deployment.wait_gone(job["runner_name"])
 
 
 def test_new_runner_application_replaces_idle_runners(deployment: Deployment) -> None:

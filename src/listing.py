@@ -1,0 +1,157 @@
+"""The runners of a unit as rows, and their text as JSON, YAML or a table. Nothing here does I/O."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+
+import yaml
+
+from metrics.runner import PreJobMetrics
+from models import RunnerView
+from naming import BINARY_KEY
+from observe import ObservedRunner
+from plan import Health, health
+
+# There is one kind of runners.
+FLAVOR = "default"
+# LXD's own key: the fingerprint of the image that the instance was made from. `lxc image list` shows 12 digits of it.
+BASE_IMAGE_KEY = "volatile.base_image"
+DIGITS = 12
+# In characters, of what a job says of itself.
+NAME_LIMIT = 128
+CELL_LIMIT = 60
+HEADINGS = ("Name", "State", "Age", "Since (UTC)", "Image", "Binary", "Flavor", "Job")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job says of itself: any text, but on one line and not longer than the limit."""
+
+    repository: str
+    workflow: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One runner. None and empty texts are for what is not known.
+
+    ``age`` in seconds; ``since`` when it has been in its state, as ``2026-11-26T08:46:09Z``; ``image`` the first digits
+    of its image's fingerprint; ``binary`` the version of the runner binary that it was created with.
+    """
+
+    name: str
+    flavor: str
+    state: str
+    outdated: bool
+    age: int | None
+    since: str | None
+    job: Job | None
+    image: str
+    binary: str
+
+
+def rows(
+    runners: Iterable[ObservedRunner],
+    job_of: Callable[[ObservedRunner], PreJobMetrics | None],
+    fingerprint: str,
+    now: float,
+) -> list[Row]:
+    """A row for each runner, by name. ``fingerprint`` is that of a runner which is created ``now`` (UNIX seconds)."""
+    by_name = sorted(runners, key=lambda item: item.view.name)
+    return [_row(item, job_of(item), fingerprint, now) for item in by_name]
+
+
+def text(found: Sequence[Row], form: str) -> str:
+    """The rows in one of ``models.FORMATS``. No line ends with a blank: Juju would show the text in quotes."""
+    if form == "table":
+        return _table([HEADINGS, *(_cells(row) for row in found)])
+    plain = [asdict(row) for row in found]
+    if form == "json":
+        return json.dumps(plain, indent=2, ensure_ascii=False)
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=10_000).rstrip()
+
+
+def printable(value: str, limit: int) -> str:
+    """Text on one line: what is not printable is escaped as Python does it, and what is beyond the limit is cut."""
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in value)
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def _row(item: ObservedRunner, found: PreJobMetrics | None, fingerprint: str, now: float) -> Row:
+    view, config = item.view, item.instance.config if item.instance else {}
+    state = _state(view, now)
+    since = _since(view, state, found)
+    job = Job(found.repository, printable(found.workflow, NAME_LIMIT)) if found else None
+    return Row(
+        name=view.name,
+        flavor=FLAVOR,
+        state=state,
+        outdated=view.exists and view.fingerprint != fingerprint,
+        age=round(max(0.0, now - view.created_at)) if view.created_at else None,
+        # A time before the runner's creation or in the future is wrong, whoever wrote it.
+        since=_moment(since) if view.created_at <= since <= now and since else None,
+        job=job,
+        image=config.get(BASE_IMAGE_KEY, "")[:DIGITS],
+        binary=config.get(BINARY_KEY, ""),
+    )
+
+
+def _state(view: RunnerView, now: float) -> str:
+    if not view.exists:
+        return "no instance"
+    if not view.running:
+        return "stopped"
+    if view.busy:
+        return "busy, unknown to GitHub" if view.job_is_unknown else "busy"
+    if view.github and view.github.online:
+        return "idle"
+    if health(view, now) is Health.STARTING:
+        return "starting"
+    if not view.github_known:
+        return "unknown"
+    return "offline" if view.github else "not at GitHub"
+
+
+def _since(view: RunnerView, state: str, job: PreJobMetrics | None) -> float:
+    """UNIX seconds since when a runner has been in its state; 0 if nobody has recorded that."""
+    known = {
+        "idle": view.prepared_at,
+        "starting": view.created_at,
+        "busy": job.timestamp if job else 0.0,
+        "stopped": 0.0,
+        "no instance": 0.0,
+    }
+    return known.get(state, view.offline_since or 0.0)
+
+
+def _moment(since: float) -> str:
+    return datetime.fromtimestamp(since, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    """The columns of ``HEADINGS``. The job is the last one: its letters may be wider than others."""
+    job = f"{row.job.repository}: {row.job.workflow}" if row.job else ""
+    return (
+        row.name,
+        f"{row.state}, outdated" if row.outdated else row.state,
+        "" if row.age is None else _age(row.age),
+        (row.since or "").replace("T", " ").rstrip("Z"),
+        row.image,
+        row.binary,
+        row.flavor,
+        printable(job, CELL_LIMIT),
+    )
+
+
+def _age(seconds: int) -> str:
+    minutes = seconds // 60
+    hours = minutes // 60
+    return f"{minutes} min" if hours < 2 else f"{hours} h" if hours < 48 else f"{hours // 24} d"
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

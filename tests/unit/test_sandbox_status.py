@@ -1,0 +1,101 @@
+"""The sandbox's command `status --watch`."""
+
+import sys
+from typing import Any
+
+import pytest
+
+from sandbox import status
+from sandbox.__main__ import build_parser
+from sandbox.shell import SandboxError
+
+
+def pictures(*texts: str) -> Any:
+    """Shows these, and then Ctrl-C is pressed."""
+    left = list(texts)
+
+    def show() -> str:
+        if not left:
+            raise KeyboardInterrupt
+        return left.pop(0)
+
+    return show
+
+
+class FakeUnit:
+    """A unit whose action gives a table or fails."""
+
+    def __init__(self, name: str, **task: Any) -> None:
+        self.name, self.task = name, task
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.on_event: Any = None
+
+    def run(self, action: str, params: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append((action, params))
+        if "error" in self.task:
+            raise SandboxError(self.task["error"])
+        return self.task
+
+    def status(self) -> dict[str, str]:
+        return {"unit": self.name, "status": "active", "message": "1 runner"}
+
+
+def test_output_that_is_no_terminal_gets_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each picture is a block with its time, with no control sequence, and Ctrl-C is a success."""
+    waits: list[float] = []
+
+    assert status.watch(pictures("one", "two"), waits.append) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[1], lines[4]] == ["one", "two"]
+    assert lines[2] == ""
+    assert "\x1b" not in "".join(lines)
+    assert waits == [status.INTERVAL] * 2
+
+
+def test_a_terminal_is_redrawn_in_place(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each picture begins in the upper left corner, and no line of it is wider, nor more lines than, the terminal."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("LINES", "4")
+
+    assert status.watch(pictures("x" * 50, "a\nb\nc\nd\ne"), lambda _: None) == 0
+
+    first, second = capsys.readouterr().out.split(status.HOME)[1:]
+    assert first.splitlines()[1] == "x" * 19 + status.END_OF_LINE
+    assert [line.removesuffix(status.END_OF_LINE) for line in second.splitlines()[1:3]] == ["a", "b"]
+    assert second.splitlines()[3].startswith(status.BELOW)
+
+
+def test_ctrl_c_between_two_pictures_ends_it() -> None:
+    """The pause can be interrupted, too."""
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    assert status.watch(lambda: "one", interrupted) == 0
+
+
+def test_a_picture_has_each_units_table() -> None:
+    """The table is that of the action; a unit whose action fails, or whose agent is away, says why."""
+    good = FakeUnit("app/0", status="completed", results={"runners": "Name\napp-0-a"})
+    failed = FakeUnit("app/1", status="failed", message="path: is empty")
+    away = FakeUnit("app/2", error="timed out")
+
+    shown = status.picture([good, failed, away])  # type: ignore[list-item]
+
+    assert good.asked == [("check-runners", {"format": "table"})]
+    assert shown.split("\n\n") == [
+        "app/0  active  1 runner\nName\napp-0-a",
+        "app/1  active  1 runner\nERROR path: is empty",
+        "app/2  active  1 runner\nERROR timed out",
+    ]
+
+
+def test_help_tells_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """`status --help` names the option; it goes together with no other form."""
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["status", "--help"])
+    assert "--watch" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["status", "--watch", "--json"])
