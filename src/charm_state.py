@@ -31,6 +31,7 @@ from models import (
 from option_values import (
     SSH_KEYS,
     at_least,
+    parse_actions,
     parse_arch,
     parse_base_image,
     parse_certificates,
@@ -121,6 +122,7 @@ def _values(charm: ops.CharmBase, faults: _Faults) -> dict[str, Any]:
         "image_source": faults.read("image-source", lambda: parse_image_source(str(config["image-source"]), plain)),
         "extra_packages": faults.read("extra-packages", lambda: parse_packages(str(config["extra-packages"]))),
         "image_script": faults.read("image-script", lambda: parse_script(str(config["image-script"]))),
+        "cached_actions": faults.read("cached-actions", lambda: parse_actions(str(config["cached-actions"]))),
         "runner_storage": faults.read("runner-storage", lambda: parse_storage(str(config["runner-storage"]))),
         "reconcile_interval": faults.read("reconcile-interval", lambda: at_least(config["reconcile-interval"], 2)),
         "replace_on_exit": bool(config["replace-on-exit"]),

@@ -321,6 +321,8 @@ class CharmState:
     registration: RegistrationMethod = RegistrationMethod.AUTO
     extra_packages: tuple[str, ...] = ()
     image_script: str = field(default="", repr=False)
+    cached_actions: tuple[str, ...] = ()
+    """Actions whose archives go into the image, each ``OWNER/REPO@REF``."""
 
     def __post_init__(self) -> None:
         """Mask the token, and the mirror's password."""

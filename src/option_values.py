@@ -31,6 +31,13 @@ PACKAGE_NAME = re.compile("[a-z0-9][a-z0-9+.-]{1,99}")
 MOST_PACKAGES = 200
 # Of a script, in bytes of UTF-8.
 SCRIPT_LIMIT = 64 << 10
+# An action's repository and ref. GitHub's logins have 39 characters at most, and repositories 100; the characters of a
+# ref are those that every part on its way leaves alone (https://git-scm.com/docs/git-check-ref-format has more).
+ACTION = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}/(?!\.{1,2}@)[A-Za-z0-9._-]{1,100}@[A-Za-z0-9_][A-Za-z0-9._/+-]{0,199}"
+)
+# Each costs two of the 60 anonymous requests an hour that github.com grants an address.
+MOST_ACTIONS = 20
 # Of a rejected value in a message, in characters.
 SHOWN_LIMIT = 40
 IMAGES = {
@@ -170,6 +177,33 @@ def parse_labels(value: str) -> tuple[str, ...]:
     if number > MOST_LABELS:
         raise ValueError(f"{number} labels are too many; set {MOST_LABELS} at most")
     return tuple(dict.fromkeys(labels))
+
+
+def parse_actions(value: str) -> tuple[str, ...]:
+    """Actions of a comma list, each ``OWNER/REPO@REF``, without duplicates; every bad one is named."""
+    actions = tuple(dict.fromkeys(action.strip() for action in value.split(",") if action.strip()))
+    bad = [action for action in actions if not _is_action(action)]
+    # The archive is of the whole repository, whichever folder of it has the action.
+    whole = {action: re.sub("^([^/@]*/[^/@]*)/[^@]*", r"\1", action) for action in bad}
+    faults = [f"{_shortened(action)} has a path, write {whole[action]}" for action in bad if _is_action(whole[action])]
+    # A URL may have a password.
+    others = [
+        _shortened(_without_user(action) if "//" in action else action)
+        for action in bad
+        if not _is_action(whole[action])
+    ]
+    if others:
+        faults.append(f"{', '.join(others)} not of the form owner/repo@ref, such as actions/checkout@v5")
+    if faults:
+        raise ValueError("; ".join(faults))
+    if len(actions) > MOST_ACTIONS:
+        raise ValueError(f"{len(actions)} actions are too many; set {MOST_ACTIONS} at most")
+    return actions
+
+
+def _is_action(action: str) -> bool:
+    ref = action.partition("@")[2]
+    return bool(ACTION.fullmatch(action)) and not re.search(r"\.\.|//|[/.]$", ref)
 
 
 def at_least(value: Any, minimum: int) -> int:

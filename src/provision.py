@@ -54,6 +54,8 @@ REGISTER_SCRIPT = RUNNER_APPLICATION / ".register.sh"
 APPLICATION_ARCHIVE = PurePosixPath("/root/github-runner-application.tar.gz")
 # Where an image that this charm built has the runner binary.
 IMAGE_APPLICATION = PurePosixPath("/opt/github-runner-application")
+# Where an image that this charm built has archives of actions (OWNER_REPO/COMMIT.tar.gz).
+ACTION_ARCHIVES = PurePosixPath("/opt/github-runner-actions")
 FILES_ARCHIVE = PurePosixPath("/root/github-runner-files.tar")
 CA_FOLDER = PurePosixPath("/usr/local/share/ca-certificates")
 # update-ca-certificates reads *.crt only; this one is for Node.js, which does not read the system's authorities.
@@ -235,6 +237,7 @@ FIXED: dict[str, Any] = {
     "stop_timeout": times.STOP_AGENT,
     "application_archive": APPLICATION_ARCHIVE,
     "image_application": IMAGE_APPLICATION,
+    "action_archives": ACTION_ARCHIVES,
     "network_timeout": NETWORK_TIMEOUT,
 }
 

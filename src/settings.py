@@ -29,11 +29,16 @@ class ImageBuild:
     ca_certificates: tuple[str, ...] = ()
     extra_packages: tuple[str, ...] = ()
     script: str = field(default="", repr=False)
+    github_url: str = "https://github.com"
+    cached_actions: tuple[str, ...] = ()
 
     @property
     def additions(self) -> str:
-        """A hash of what the options add to the standard image, which the image records; empty if they add nothing."""
-        added = (self.extra_packages, self.script)
+        """A hash of what the options add to the standard image, which the image records; empty if they add nothing.
+
+        Actions count as the option has them: a ref that moves to another commit changes nothing.
+        """
+        added = (self.extra_packages, self.script, self.cached_actions)
         return hashlib.sha256(json.dumps(added).encode()).hexdigest()[:32] if any(added) else ""
 
 
@@ -49,7 +54,15 @@ class Settings:
 def image_build(state: CharmState) -> ImageBuild:
     """The image that the options ask for."""
     kind = (state.image_source, state.base_image.value, state.test_mode, state.arch)
-    return ImageBuild(*kind, state.proxies, state.ca_certificates, state.extra_packages, state.image_script)
+    return ImageBuild(
+        *kind,
+        state.proxies,
+        state.ca_certificates,
+        state.extra_packages,
+        state.image_script,
+        state.github_url,
+        state.cached_actions,
+    )
 
 
 def save(state: CharmState, identity: Identity) -> bool:
@@ -72,6 +85,8 @@ def save(state: CharmState, identity: Identity) -> bool:
             "ca_certificates": build.ca_certificates,
             "extra_packages": build.extra_packages,
             "script": build.script,
+            "github_url": build.github_url,
+            "cached_actions": build.cached_actions,
         },
     }
     for former in _former(identity.unit):
@@ -97,9 +112,11 @@ def _image(found: Any) -> ImageBuild:
         Arch(found["arch"]),
         ProxyConfig(*found["proxies"]),
         tuple(map(str, found["ca_certificates"])),
-        # The file of an earlier version has neither.
+        # The file of an earlier version has none of these.
         tuple(map(str, found.get("extra_packages", ()))),
         str(found.get("script", "")),
+        str(found.get("github_url", "https://github.com")),
+        tuple(map(str, found.get("cached_actions", ()))),
     )
 
 

@@ -192,6 +192,8 @@ def _job_message(state: State, request: Request, job: Job) -> dict:
         "GITHUB_HEAD_REF": "",
         "GITHUB_BASE_REF": "",
     }
+    if job.debug:
+        variables["RUNNER_DEBUG"] = "1"
     if job.event.startswith("pull_request"):
         head = {"ref": job.head_branch, "sha": job.head_sha, "repo": {"full_name": job.repository}}
         base = {"ref": "main", "sha": "0" * 40, "repo": {"full_name": job.repository}}
@@ -237,6 +239,25 @@ def _renew(state: State, request: Request, number: str) -> Answer:
     job = _running_job(state, request, number)
     state.runners[job.runner_id or 0].seen = time.monotonic()
     return Answer(204, content_type=None)
+
+
+@routes.add("POST", r"/_actions/jobs/(?P<number>\d+)/actions")
+def _resolve(state: State, request: Request, number: str) -> Answer:
+    """What the refs of actions point to at this moment, and where their archives are."""
+    _running_job(state, request, number)
+    found = {}
+    for action in request.json()["actions"]:
+        repository, _, ref = str(action).partition("@")
+        name = state.actions.name(repository)
+        if name is None:
+            raise RefusedError(422, f"Unable to resolve action {action}, repository not found", code="no_action")
+        try:
+            commit = state.actions.commit(name, ref)
+        except RefusedError:
+            message = f"Unable to resolve action `{action}`, unable to find version `{ref}`"
+            raise RefusedError(422, message, code="no_action") from None
+        found[action] = {"name": name, "commit": commit, "url": f"{request.api}/repos/{name}/tarball/{commit}"}
+    return answer({"actions": found})
 
 
 @routes.add("POST", r"/_actions/jobs/(?P<number>\d+)/log")

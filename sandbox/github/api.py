@@ -5,7 +5,7 @@ import re
 import secrets
 from urllib.parse import urlencode
 
-from sandbox.github import app_routes, documents, jit
+from sandbox.github import app_routes, content_routes, documents, jit
 from sandbox.github.apps import SUSPENDED, InstallationToken
 from sandbox.github.errors import RefusedError
 from sandbox.github.forms import local_instant, version_parts
@@ -102,6 +102,9 @@ def _dispatch(
         raise RefusedError(401, "Bad credentials")
     if isinstance(token, InstallationToken) and token.installation.suspended_at is not None:
         raise RefusedError(403, SUSPENDED)
+    found = content_routes.routes.find(request.method, path)
+    if found is not None:
+        return found[0](state, request, **found[1])
     found = routes.find(request.method, path)
     if found is None:
         raise RefusedError(404, "Not Found")

@@ -190,6 +190,10 @@ class GitHubControl:
         """Make a repository."""
         self._call("POST", "repositories", {"repository": repository})
 
+    def add_action(self, action: str) -> str:
+        """Make a commit of a public action (owner/repo@ref), to which the ref points from now on; its name."""
+        return self._call("POST", "actions", {"action": action})["commit"]
+
     def rename_repository(self, old: str, new: str) -> None:
         """Rename or move a repository; requests for the old name are redirected."""
         self._call("POST", "repositories/rename", {"old": old, "new": new})

@@ -321,6 +321,12 @@ def _add_repository(control: Control, request: Request) -> Answer:
     return Answer(201, b"{}")
 
 
+@routes.add("POST", "/_control/actions")
+def _add_action(control: Control, request: Request) -> Answer:
+    repository, ref = request.json()["action"].split("@")
+    return answer({"commit": control.state.actions.add(repository, ref)}, 201)
+
+
 @routes.add("POST", "/_control/repositories/rename")
 def _rename_repository(control: Control, request: Request) -> Answer:
     fields = request.json()

@@ -306,6 +306,41 @@ def repository(state: State, full_name: str, root: str, api: str) -> dict:
     }
 
 
+def commit(repository: str, sha: str, root: str, api: str) -> dict:
+    """A commit without changes."""
+    user = account("octo-cat", "User", root, api)
+    url = f"{api}/repos/{repository}"
+    who = {"name": "Octo Cat", "email": "octo@example.com", "date": "2020-01-01T00:00:00Z"}
+    tree = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # of an empty folder
+    return {
+        "sha": sha,
+        "node_id": node_id("C", stable_number(sha)),
+        "commit": {
+            "author": who,
+            "committer": who,
+            "message": "An action",
+            "tree": {"sha": tree, "url": f"{url}/git/trees/{tree}"},
+            "url": f"{url}/git/commits/{sha}",
+            "comment_count": 0,
+            "verification": {
+                "verified": False,
+                "reason": "unsigned",
+                "signature": None,
+                "payload": None,
+                "verified_at": None,
+            },
+        },
+        "url": f"{url}/commits/{sha}",
+        "html_url": f"{root}/{repository}/commit/{sha}",
+        "comments_url": f"{url}/commits/{sha}/comments",
+        "author": user,
+        "committer": user,
+        "parents": [],
+        "stats": {"total": 0, "additions": 0, "deletions": 0},
+        "files": [],
+    }
+
+
 def overview(root: str, api: str) -> dict:
     """The answer of the API's root: where everything is, most of which this stand-in lacks."""
     simple = {

@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from sandbox.github import actions, api, control_routes
+from sandbox.github import actions, api, content_routes, control_routes
 from sandbox.github.control import GitHubControl
 from sandbox.github.faults import Fault, Faults
 from sandbox.github.http import Answer, Request, answer
@@ -215,6 +215,8 @@ class _Server(ThreadingHTTPServer):
                 return actions.respond(self.state, request)
             if request.path == api.PREFIX or request.path.startswith(f"{api.PREFIX}/"):
                 return api.respond(self.state, request)
+            if request.path.startswith("/_codeload/"):
+                return content_routes.archive(self.state, request)
             return api.download(self.state, request)
 
     def record(self, request: Request) -> dict:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sandbox.github import runner_tarball
+from sandbox.github.action_repositories import ActionRepositories
 from sandbox.github.apps import Apps
 from sandbox.github.errors import RefusedError
 from sandbox.github.scale_sets import ScaleSets
@@ -150,6 +151,7 @@ class Job:
     assignments: int = 0
     missed: set[int] = field(default_factory=set)  # scale sets that it never comes to
     head_branch: str = "main"
+    debug: bool = False  # whether debug logging of steps is on (the secret ACTIONS_STEP_DEBUG)
     log: list[str] = field(default_factory=list)
     secret: str = field(default_factory=lambda: secrets.token_hex(32))
 
@@ -185,6 +187,7 @@ class State:
         self.moved: dict[str, str] = {}  # names that repositories had before (lower case)
         self.tokens: dict[str, Token] = {}
         self.apps = Apps(self.clock)
+        self.actions = ActionRepositories()
         self.budgets: dict[str, Budget] = {}
         self.runner_tokens: dict[str, tuple[str, str, float]] = {}  # token: kind, path, end of life
         self.runners: dict[int, Runner] = {}

@@ -71,6 +71,14 @@ def is_enterprise_server(github_url: str) -> bool:
     return host != "github.com" and not host.endswith(".ghe.com")
 
 
+def trust(ca_certificates: Sequence[str]) -> ssl.SSLContext:
+    """The authorities that the machine trusts, and those of the option."""
+    context = httpx2.create_ssl_context()
+    if ca_certificates:
+        context.load_verify_locations(cadata="".join(ca_certificates))
+    return context
+
+
 class GithubClient:
     """What this charm asks GitHub, over one connection, which is made when the first question is asked.
 
@@ -306,11 +314,7 @@ class GithubClient:
 
     @cached_property
     def _trust(self) -> ssl.SSLContext:
-        """The authorities that the machine trusts, and those of the option."""
-        context = httpx2.create_ssl_context()
-        if self._ca_certificates:
-            context.load_verify_locations(cadata="".join(self._ca_certificates))
-        return context
+        return trust(self._ca_certificates)
 
     def _note_headers(self, response: httpx2.Response) -> None:
         version = response.headers.get("x-github-enterprise-version", "")

@@ -21,7 +21,8 @@ from engine.api import wait_until
 from engine.client import LxdClient
 from engine.instance import LxdInstance
 from errors import HostError, LxdError
-from host import runner_binary, systemd
+from gh.archives import ActionArchives
+from host import action_archives, runner_binary, systemd
 from host.markers import IMAGE, Markers
 from models import ImageSource, PublishedImage
 from redaction import redact, tail
@@ -153,6 +154,9 @@ def make(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress:
         with _step(build, f"creating the builder from {build.source}", progress):
             builder, disk = _create_builder(lxd, build)
         _provision(builder, jinja, build, tarball, progress)
+        if build.cached_actions:
+            with _step(build, "archives of actions", progress):
+                action_archives.add(builder, build, ActionArchives(build.github_url, build.ca_certificates))
         with _step(build, "publishing", progress):
             builder.stop()
             if not build.container:

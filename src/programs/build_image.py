@@ -3,6 +3,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -23,10 +24,12 @@ def main() -> int:
     unit = parser.parse_args().unit
     redaction.install()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    for chatty in ("urllib3", "ws4py", "pylxd"):
+    for chatty in ("urllib3", "ws4py", "pylxd", "httpx2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         lxd, build = LxdClient(), settings.load(unit).image
+        # As in a hook: the client of GitHub takes its proxies from the environment.
+        os.environ.update(build.proxies.environment("localhost", "127.0.0.1"))
         awaited = not image.is_there(lxd, build) or image.published(lxd, build.alias).additions != build.additions
         built = image.rebuild(lxd, provision.environment(TEMPLATES), build, _say)
         if built and awaited:

@@ -1,6 +1,7 @@
 """The stand-in for GitHub and the charm's requests, checked against GitHub's published OpenAPI description."""
 
 import http.client
+import io
 import json
 import time
 import urllib.parse
@@ -12,11 +13,12 @@ import jwt
 import pytest
 
 from gh.app import App
+from gh.archives import ActionArchives
 from gh.auth import Pat
 from gh.client import GithubClient
 from models import AppCredentials, Arch, GithubOrg, GithubRepo
 from sandbox import github
-from sandbox.github import api, app_routes
+from sandbox.github import api, app_routes, content_routes
 from sandbox.github.control import GitHubControl
 from sandbox.github.state import Settings
 from sandbox.lab import lxd_setup
@@ -107,6 +109,9 @@ CALLS: list[tuple[str, str, int]] = [
     *zip(["DELETE"] * 2, [both("/1")[0], both("/3")[1]], [204] * 2, strict=True),
     *zip(["DELETE"] * 2, [both("/2")[0], both("/4")[1]], [422] * 2, strict=True),
     ("GET", f"/repos/{REPO}/actions/runs/77/jobs?filter=latest&per_page=100&page=1", 200),
+    *(("GET", f"/repos/actions/checkout/commits/{ref}", status) for ref, status in (("v5", 200), ("v99", 422))),
+    ("GET", "/repos/actions/none/commits/v5", 404),
+    ("GET", "/repos/actions/checkout/tarball/v5", 302),
 ]
 JIT_CONFIG = {"name": "new", "runner_group_id": 1, "labels": ["self-hosted"], "work_folder": "_work"}
 # Requests with a body, with which runners are registered just in time: method, target, status and body.
@@ -249,7 +254,7 @@ def test_redirect_is_as_described(description: Description, hub: github.GitHub, 
 def test_every_route_is_checked(description: Description) -> None:
     """Each route of the stand-in is in the description and in the table above, or is known to be newer."""
     calls = [*CALLS, *(call[:3] for call in JIT_CALLS + APP_CALLS), ("DELETE", "/installation/token", 204)]
-    for method, pattern, _ in (*api.routes._routes, *app_routes.routes._routes):
+    for method, pattern, _ in (*api.routes._routes, *app_routes.routes._routes, *content_routes.routes._routes):
         if any(word in pattern.pattern for word in NEWER):
             continue
         called = [target for verb, target, _ in calls if verb == method]
@@ -282,6 +287,19 @@ def test_requests_of_the_charm_are_as_described(
     sent = control.requests()
 
     assert len(sent) >= 9
+    assert errors_of(description, sent) == []
+
+
+def test_requests_for_an_archive_are_as_described(
+    description: Description, hub: github.GitHub, control: GitHubControl
+) -> None:
+    """Each request of the API that an action's archive takes is in the description."""
+    control.clear_requests()
+    ActionArchives(hub.url).fetch("actions/checkout@v5", io.BytesIO(), 1 << 20)
+
+    sent = control.requests()[:2]
+
+    assert [entry["status"] for entry in sent] == [200, 302]
     assert errors_of(description, sent) == []
 
 

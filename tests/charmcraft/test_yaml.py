@@ -54,6 +54,7 @@ def test_options_are_those_of_the_reference() -> None:
         "image-source": ("string", "https://cloud-images.ubuntu.com/daily"),
         "extra-packages": ("string", ""),
         "image-script": ("string", ""),
+        "cached-actions": ("string", "actions/checkout@v5, actions/cache@v5, actions/setup-python@v6"),
         "replace-on-exit": ("boolean", True),
         "idle-runner-max-age": ("int", 24),
         "allow-external-contributor": ("boolean", True),

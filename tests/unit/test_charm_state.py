@@ -132,6 +132,7 @@ def test_defaults() -> None:
         ssh_debug_connections=(),
         arch=state.arch,
         issue_metrics=False,
+        cached_actions=("actions/checkout@v5", "actions/cache@v5", "actions/setup-python@v6"),
     )
 
 
@@ -160,6 +161,7 @@ def test_defaults() -> None:
         ("app-secret", "secret", None),
         ("registration", "string", "auto"),
         ("ca-certificates", "string", ""),
+        ("cached-actions", "string", "actions/checkout@v5, actions/cache@v5, actions/setup-python@v6"),
     ],
 )
 def test_option_contract(name: str, kind: str, default: object) -> None:
@@ -171,7 +173,7 @@ def test_option_contract(name: str, kind: str, default: object) -> None:
 
 def test_no_dead_option() -> None:
     """The options are those of the contract and no others."""
-    assert len(CONFIG["options"]) == 28
+    assert len(CONFIG["options"]) == 29
 
 
 @pytest.mark.parametrize(

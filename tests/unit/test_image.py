@@ -364,6 +364,18 @@ def test_a_build_that_ends_at_the_same_moment_is_not_a_missing_image() -> None:
     assert image.published(cast(LxdClient, BuildEndsLxd()), "jammy").identity == "https://images.example"
 
 
+def test_archives_of_actions_are_the_last_that_goes_into_the_image(caplog: pytest.LogCaptureFixture) -> None:
+    """They need the whole disk, which an earlier step makes; where no GitHub answers, the image is built without."""
+    lxd = ImageLxd()
+    told: list[str] = []
+
+    make(lxd, replace(BUILD, github_url="http://127.0.0.1:9", cached_actions=("actions/none@v1",)), told.append)
+
+    assert told.index("clean") < told.index("archives of actions") < told.index("publishing")
+    assert "the archive of actions/none@v1 is left out: 127.0.0.1: 127.0.0.1:9 refuses" in caplog.text
+    assert lxd.aliases["jammy"] == "new"
+
+
 def test_certificates_go_into_the_builder() -> None:
     """The builder trusts the option's authorities; the image keeps none of them."""
     lxd = ImageLxd()

@@ -76,7 +76,11 @@ def test_the_script_is_sent_as_a_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"extra_packages": ("cmake",)}, {"extra_packages": ()}, {"script": ""}, {"script": f"{SCRIPT} "}]
+    "change",
+    [
+        *({"extra_packages": ("cmake",)}, {"extra_packages": ()}, {"script": ""}, {"script": f"{SCRIPT} "}),
+        *({"cached_actions": ("actions/checkout@v5",)}, {"cached_actions": ("actions/checkout@v4",)}),
+    ],
 )
 def test_additions_tell_options_apart(change: dict[str, Any]) -> None:
     """Each of the options is part of what the image records."""
@@ -85,8 +89,9 @@ def test_additions_tell_options_apart(change: dict[str, Any]) -> None:
 
 
 def test_additions_are_of_the_content_only() -> None:
-    """Proxies and certificates are used by the build, and are not in the image."""
-    other = replace(FULL, ca_certificates=("one",), proxies=replace(FULL.proxies, http="http://proxy.example"))
+    """Proxies, certificates and the GitHub are used by the build, and are not in the image."""
+    proxies = replace(FULL.proxies, http="http://proxy.example")
+    other = replace(FULL, ca_certificates=("one",), proxies=proxies, github_url="https://github.example.com")
 
     assert other.additions == FULL.additions
 

@@ -57,7 +57,10 @@ ENV_HEAD = (
     "XDG_RUNTIME_DIR=/run/user/1000\n"
     "DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus\n"
 )
-HOOK = "ACTIONS_RUNNER_HOOK_JOB_STARTED=/home/ubuntu/github-runner/pre-job.sh\n"
+HOOK = (
+    "ACTIONS_RUNNER_HOOK_JOB_STARTED=/home/ubuntu/github-runner/pre-job.sh\n"
+    "ACTIONS_RUNNER_ACTION_ARCHIVE_CACHE=/opt/github-runner-actions\n"
+)
 PROXY_LINES = (
     "HTTP_PROXY=http://proxy:3128\n"
     "HTTPS_PROXY=http://proxy:3129\n"

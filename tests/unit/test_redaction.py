@@ -289,6 +289,7 @@ INVALID = {
     "path": f"https://{PROXY}@github.com/octo-org/demo",
     "github-url": f"https://user:{PROXY}@github.example.com/x",
     "image-source": f"https://user:{PROXY}@images.example x",
+    "cached-actions": f"https://user:{PROXY}@github.com/actions/checkout@v5",
     "dockerhub-mirror": f"ftp://user:{PROXY}@mirror.example",
     "repo-policy-compliance-url": f"https://user:{PROXY}@policy.example",
     "repo-policy-compliance-token": f"{POLICY} {POLICY}",

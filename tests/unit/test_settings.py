@@ -33,6 +33,8 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
         virtual_machines=3,
         extra_packages=("cmake", "g++"),
         image_script="#!/bin/sh\necho 'größe'\n",
+        github_url="https://github.example.com",
+        cached_actions=("actions/checkout@v5",),
     )
     values = vars(settings.image_build(saved))
     assert all(value for name, value in values.items()), "an option that is not part of this test"
@@ -42,16 +44,6 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
 
     assert settings.load(UNIT) == settings.Settings(IDENTITY, 3, settings.image_build(saved))
     assert stat.S_IMODE(settings.path(UNIT).stat().st_mode) == 0o600
-
-
-def test_settings_of_an_earlier_version_are_loaded(folder: Path) -> None:
-    """A build that starts between the upgrade and its first hook builds the standard image."""
-    settings.save(state(extra_packages=("cmake",), image_script="#!/bin/sh\n"), IDENTITY)
-    document = json.loads(settings.path(UNIT).read_text())
-    del document["image"]["extra_packages"], document["image"]["script"]
-    settings.path(UNIT).write_text(json.dumps(document))
-
-    assert settings.load(UNIT).image == settings.image_build(state())
 
 
 def test_no_token_is_saved(folder: Path) -> None:
@@ -72,6 +64,20 @@ def test_damaged_settings_are_named(folder: Path, text: str | None) -> None:
 
     with pytest.raises(HostError, match=r"settings\.app-0\.json"):
         settings.load(UNIT)
+
+
+def test_settings_of_an_earlier_version_are_loaded(folder: Path) -> None:
+    """A build that starts between the upgrade and its first hook builds the standard image."""
+    settings.save(
+        state(cached_actions=("actions/checkout@v5",), extra_packages=("cmake",), image_script="#!"), IDENTITY
+    )
+    file = settings.path(UNIT)
+    document = json.loads(file.read_text())
+    for name in ("extra_packages", "script", "github_url", "cached_actions"):
+        del document["image"][name]
+    file.write_text(json.dumps(document))
+
+    assert settings.load(UNIT).image == settings.image_build(state(github_url="https://github.com"))
 
 
 def test_files_of_earlier_versions_are_removed(folder: Path) -> None:

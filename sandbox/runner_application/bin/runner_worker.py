@@ -12,9 +12,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import runner_actions
 import runner_common
 from runner_common import ROOT, VERSION, Diagnostics, ServiceError, handle, name_process, request
 
@@ -122,6 +123,7 @@ class Job:
         name = self.variables["GITHUB_REPOSITORY"].rpartition("/")[2]
         self.work = ROOT / self.settings["workFolder"]
         self.temp, self.workspace = self.work / "_temp", self.work / name / name
+        self.actions: dict[str, list[str]] = {}  # the commands of each action that a step uses
 
     def listen(self, pipe) -> None:  # type: ignore[no-untyped-def]
         """Wait for the listener to cancel the job or to shut down; one that is gone counts as shut down."""
@@ -160,6 +162,14 @@ class Job:
         self.temp.mkdir(parents=True)
         self.workspace.mkdir(parents=True, exist_ok=True)
         environment = self._environment()
+        # Before any step and any hook, so that no job has a say in where archives are looked for.
+        used = list(dict.fromkeys(step["uses"] for step in self.job["steps"] if "uses" in step))
+        downloads = runner_actions.Downloads(self.work, self.log.write, self.diagnostics.write, self._debug)
+        try:
+            self.actions = downloads.prepare(used, self.url, self.credential)
+        except (ServiceError, runner_actions.ActionError) as error:
+            self.log.write(f"##[error]{error}")
+            return "Failed"
         state = "Succeeded"
         for step in self._plan(environment.get(HOOK)):
             if self.cancelled.is_set():
@@ -184,7 +194,15 @@ class Job:
                 yield self._script(step["pre"], "always()")
         for step in self.job["steps"]:
             condition = step.get("if", "success()").removeprefix("${{").removesuffix("}}").strip()
-            yield self._script(step.get("run", "true"), condition)
+            if "uses" in step:
+                used = self._script("\n".join(self.actions[step["uses"]]), condition)
+                yield replace(used, name=step["uses"])
+            else:
+                yield self._script(step.get("run", "true"), condition)
+
+    @property
+    def _debug(self) -> bool:
+        return self.variables.get("RUNNER_DEBUG") == "1"
 
     def _script(self, text: str, condition: str) -> Step:
         script = self.temp / f"{uuid.uuid4()}.sh"

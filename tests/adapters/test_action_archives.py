@@ -1,0 +1,191 @@
+"""The download of actions' archives, against the stand-in for GitHub."""
+
+import io
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errors import GithubApiError
+from gh.archives import PUBLIC_API, ActionArchives
+from host.action_archives import CHECK
+from sandbox import github
+from sandbox.github.action_repositories import tarball
+from sandbox.github.control import GitHubControl
+from sandbox.github.state import UNAUTHENTICATED_LIMIT
+
+ACTION = "octo-org/greet@releases/v1"
+LIMIT = 1 << 20
+NOBODY = "http://127.0.0.1:9"
+COMMITS = "/api/v3/repos/octo-org/greet/commits/"
+
+
+@pytest.fixture
+def public() -> Iterator[github.GitHub]:
+    """What stands for github.com beside the Enterprise Server ``hub``."""
+    with github.serve("127.0.0.1", 0) as served:
+        yield served
+
+
+@pytest.fixture
+def archives(hub: github.GitHub, public: github.GitHub) -> ActionArchives:
+    return ActionArchives(hub.url, deadline=20, public_api=public.api_url)
+
+
+def asked(control: GitHubControl) -> list[str]:
+    return [entry["path"] for entry in control.requests()]
+
+
+def reason(archives: ActionArchives, action: str = ACTION, limit: int = LIMIT) -> str:
+    with pytest.raises(GithubApiError) as raised:
+        archives.fetch(action, io.BytesIO(), limit)
+    return str(raised.value)
+
+
+def test_an_archive_is_that_of_the_refs_commit(control: GitHubControl, archives: ActionArchives) -> None:
+    """The file has GitHub's archive of the commit and nothing else, and no request has a credential."""
+    commit, file = control.add_action(ACTION), io.BytesIO(b"x" * 5000)
+
+    assert archives.fetch(ACTION, file, LIMIT) == commit
+
+    assert file.getvalue() == tarball("octo-org/greet", commit)
+    with tarfile.open(fileobj=io.BytesIO(file.getvalue())) as unpacked:
+        assert unpacked.getnames() == [f"octo-org-greet-{commit[:7]}", f"octo-org-greet-{commit[:7]}/action.yml"]
+    sent = control.requests()
+    assert [entry["path"] for entry in sent] == [
+        f"{COMMITS}releases/v1",
+        f"/api/v3/repos/octo-org/greet/tarball/{commit}",
+        f"/_codeload/octo-org/greet/legacy.tar.gz/{commit}",
+    ]
+    assert {entry["token_hint"] for entry in sent} == {None}
+
+
+@pytest.mark.parametrize("ref", ["v1", "heads/v1", "0" * 40])
+def test_a_moved_ref_gives_todays_commit(control: GitHubControl, archives: ActionArchives, ref: str) -> None:
+    """Each build asks what the ref points to; the name of a commit stands for itself."""
+    control.add_action("octo-org/greet@v1")
+    commit = control.add_action("octo-org/greet@v1")
+    wanted = commit if ref.isdigit() else ref
+
+    assert archives.fetch(f"octo-org/greet@{wanted}", io.BytesIO(), LIMIT) == commit
+
+
+def test_a_server_without_the_action_leads_to_github_com(
+    control: GitHubControl, public: github.GitHub, archives: ActionArchives
+) -> None:
+    """An Enterprise Server is asked first, also one that refuses anonymous requests, and then github.com."""
+    commit = GitHubControl(public.url).add_action(ACTION)
+    control.add_fault(path="/commits/", status=401, body='{"message": "Must authenticate to access this API."}')
+
+    assert archives.fetch(ACTION, io.BytesIO(), LIMIT) == commit
+
+    assert asked(control) == [f"{COMMITS}releases/v1"]
+
+
+@pytest.mark.parametrize(
+    ("url", "apis"),
+    [
+        ("https://github.com", [PUBLIC_API]),
+        ("https://octo.ghe.com", [PUBLIC_API]),
+        ("https://github.example.com", ["https://github.example.com/api/v3", PUBLIC_API]),
+    ],
+)
+def test_where_archives_are_looked_for(url: str, apis: list[str]) -> None:
+    """Public actions are at github.com; an Enterprise Server has actions of its own."""
+    assert ActionArchives(url)._apis == apis
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no commit": ({"path": "/commits/", "body": "main"}, "127.0.0.1: the answer is not the name of a commit"),
+    "a long answer": ({"path": "/commits/", "body": "0" * 5000}, "127.0.0.1: larger than 1024 bytes"),
+    "an error": ({"path": "/commits/", "status": 503}, "127.0.0.1: server error (HTTP 503)"),
+    "no archive": ({"path": "/_codeload/", "status": 404}, "127.0.0.1: HTTP 404"),
+    "a reset": ({"path": "/_codeload/", "reset": True}, "127.0.0.1: the connection to 127.0.0.1:"),
+    "a cut": ({"path": "/_codeload/", "cut": 50}, "127.0.0.1: the connection to 127.0.0.1:"),
+    "a limit": (
+        {"path": "/commits/", "status": 403, "body": '{"message": "API rate limit exceeded for 192.0.2.1."}'},
+        "127.0.0.1: rate limit reached until",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_failure_is_named(hub: github.GitHub, control: GitHubControl, name: str) -> None:
+    """The reason says which GitHub failed, and how; every GitHub that was asked is named."""
+    fault, words = FAULTS[name]
+    control.add_action(ACTION)
+    control.add_fault(**fault)
+
+    found = reason(ActionArchives(hub.url, deadline=20, public_api=NOBODY))
+
+    assert found.startswith(words), found
+    assert "; 127.0.0.1: 127.0.0.1:9 refuses the connection" in found
+
+
+def test_what_does_not_exist_is_named(archives: ActionArchives) -> None:
+    """A repository that is missing and a ref that is missing have GitHub's own answers."""
+    assert reason(archives, "actions/none@v1") == "127.0.0.1: HTTP 404; 127.0.0.1: HTTP 404"
+    assert "HTTP 422: No commit found for SHA: v99" in reason(archives, "actions/checkout@v99")
+
+
+def test_an_archive_has_a_size(hub: github.GitHub) -> None:
+    """A larger archive is left, wherever it comes from."""
+    archives = ActionArchives(hub.url, deadline=20, public_api=NOBODY)
+
+    assert reason(archives, "actions/checkout@v5", 100).startswith("127.0.0.1: larger than 100 bytes")
+
+
+@pytest.mark.parametrize("fault", [{"status": 502}, {"status": 429}], ids=["server error", "limit"])
+def test_who_is_in_trouble_is_not_asked_again(
+    control: GitHubControl, public: github.GitHub, archives: ActionArchives, fault: dict[str, Any]
+) -> None:
+    """After a server error or a rate limit the other GitHub is asked alone."""
+    control.add_fault(path="/commits/", **fault)
+    for _ in range(2):
+        archives.fetch("actions/checkout@v5", io.BytesIO(), LIMIT)
+
+    assert len(asked(control)) == 1
+    assert len(asked(GitHubControl(public.url))) == 6
+    archives._apis.clear()
+    assert reason(archives) == "no GitHub can be asked any more"
+
+
+def test_anonymous_requests_have_a_limit(hub: github.GitHub) -> None:
+    """Where an address has used up its requests of the hour, the limit's end is named."""
+    hub.state.budget("address 127.0.0.1", UNAUTHENTICATED_LIMIT).used = UNAUTHENTICATED_LIMIT - 1
+    archives = ActionArchives(hub.url, deadline=20, public_api=NOBODY)
+
+    assert reason(archives, "actions/checkout@v5").startswith("127.0.0.1: rate limit reached until")
+
+
+@pytest.mark.parametrize("name", ["whole", "cut", "page", "missing"])
+def test_only_what_can_be_unpacked_gets_its_name(tmp_path: Path, name: str) -> None:
+    """The command that the builder runs renames an archive that tar can read, and leaves everything else alone."""
+    content = tarball("octo-org/greet", "0" * 40)
+    files = {"whole": content, "cut": content[:-20], "page": b"<html>404</html>"}
+    part, target = tmp_path / "part", tmp_path / "archive.tar.gz"
+    if name in files:
+        part.write_bytes(files[name])
+
+    done = subprocess.run(["sh", "-c", CHECK, "sh", str(part), str(target)], capture_output=True)
+
+    assert (done.returncode == 0, target.exists()) == ((name == "whole"),) * 2
+
+
+@pytest.mark.parametrize("path", ["/commits/", "/_codeload/"])
+@pytest.mark.parametrize("fault", [{"silence": True}, {"drip": 0.2}], ids=["silence", "drip"])
+def test_all_archives_have_one_deadline(
+    hub: github.GitHub, control: GitHubControl, fault: dict[str, Any], path: str
+) -> None:
+    """A GitHub that does not answer, or byte by byte, costs a build no more than the deadline."""
+    control.add_action(ACTION)
+    control.add_fault(path=path, **fault)
+    started = time.monotonic()
+
+    assert "in time" in reason(ActionArchives(hub.url, deadline=1, public_api=NOBODY))
+
+    assert time.monotonic() - started < 3
