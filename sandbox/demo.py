@@ -5,6 +5,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from sandbox import github
 from sandbox.github.control import GitHubControl
@@ -135,7 +136,7 @@ class Demo:
         return {item["name"] for item in found}
 
     def _show_runners(self) -> None:
-        def all_online() -> list[dict]:
+        def all_online() -> list[dict[str, Any]]:
             here, runners = self._instances(), self.control.runners()
             settled = {runner["name"] for runner in runners} == here
             return runners if settled and all(runner["status"] == "online" for runner in runners) else []
@@ -146,7 +147,7 @@ class Demo:
             labels = ", ".join(label["name"] for label in runner["labels"])
             say(f"    ● {runner['name']}   {'busy' if runner['busy'] else 'idle'}   {labels}")
 
-    def _show(self, event: dict) -> None:
+    def _show(self, event: dict[str, Any]) -> None:
         """A hook that passed, or what the unit says of itself."""
         if event["event"] == "hook-end":
             say(f"  hook {event['hook']:<32} {event['seconds']:>5.1f} s")

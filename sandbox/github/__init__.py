@@ -1,5 +1,6 @@
 """A stand-in for GitHub that speaks HTTP: ``serve`` starts one."""
 
-from sandbox.github.server import GitHub, Settings, serve
+from sandbox.github.server import GitHub, serve
+from sandbox.github.state import Settings
 
 __all__ = ["GitHub", "Settings", "serve"]

@@ -6,6 +6,7 @@ Only the first request of a registration has GitHub's real address and form.
 
 import secrets
 import time
+from typing import Any
 from urllib.parse import urlparse
 
 from sandbox.github import api, broker
@@ -153,7 +154,7 @@ def _message(state: State, request: Request, number: str, session: str) -> Answe
     return Answer(202, content_type=None)
 
 
-def _for_idle(state: State, request: Request, runner: Runner) -> dict | None:
+def _for_idle(state: State, request: Request, runner: Runner) -> dict[str, Any] | None:
     """What an idle runner is told: to update itself, or to run a job."""
     update = state.application.self_update
     if update and runner.told_update != update and version_parts(runner.version) < version_parts(update):
@@ -168,7 +169,7 @@ def _check_session(runner: Runner, session: str) -> None:
         raise RefusedError(410, "The session has ended.", code="session_ended")
 
 
-def _job_message(state: State, request: Request, job: Job) -> dict:
+def _job_message(state: State, request: Request, job: Job) -> dict[str, Any]:
     """What a worker has to know about its job."""
     owner = job.repository.partition("/")[0]
     event = {"repository": {"full_name": job.repository, "owner": {"login": owner}}, "sender": {"login": owner}}

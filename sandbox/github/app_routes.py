@@ -1,5 +1,7 @@
 """The requests that a GitHub App sends with a JSON web token: about itself, its installations, and their tokens."""
 
+from typing import Any
+
 from sandbox.github import documents
 from sandbox.github.apps import MAX_REPOSITORIES, App, Installation
 from sandbox.github.errors import RefusedError
@@ -47,7 +49,7 @@ def _access_token(state: State, request: Request, app: App, number: str) -> Answ
     return answer(documents.installation_token(state, token, request.root, request.api), 201)
 
 
-def _places(state: State, installation: Installation, body: dict) -> list[str] | None:
+def _places(state: State, installation: Installation, body: dict[str, Any]) -> list[str] | None:
     """The repositories that a token is asked for, by name or number; None for all."""
     names, numbers = body.get("repositories"), body.get("repository_ids")
     if names is None and numbers is None:
@@ -62,5 +64,5 @@ def _places(state: State, installation: Installation, body: dict) -> list[str] |
     return places
 
 
-def _document(request: Request, installation: Installation) -> dict:
+def _document(request: Request, installation: Installation) -> dict[str, Any]:
     return documents.installation(installation, request.root, request.api)

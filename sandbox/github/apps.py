@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from sandbox.github import openssl
 from sandbox.github.errors import RefusedError
@@ -124,7 +125,7 @@ def _encoded(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
-def _claims(assertion: str) -> dict:
+def _claims(assertion: str) -> dict[str, Any]:
     """The claims of a JWT, whoever signed it; refused if it is none."""
     try:
         header, claims, _ = (_decoded(part) for part in assertion.split("."))
@@ -162,7 +163,9 @@ class Apps:
         pem, app.keys[number] = make_key(pem)
         return number, pem
 
-    def install(self, app: App, account: str, kind: str, permissions: dict | None, places: list | None) -> Installation:
+    def install(
+        self, app: App, account: str, kind: str, permissions: dict[str, Any] | None, places: list[str] | None
+    ) -> Installation:
         """Install the App, with permissions of its own only where its owner has not accepted the App's latest."""
         granted = dict(app.permissions) if permissions is None else self.checked(permissions)
         installation = Installation(self._number(), app, account, kind, granted, places, self._clock())
@@ -175,7 +178,8 @@ class Apps:
 
     def rename(self, old: str, new: str) -> None:
         """Let a renamed repository keep its place in installations and tokens."""
-        for holder in (*self.installations.values(), *self.tokens.values()):
+        holders: list[Installation | InstallationToken] = [*self.installations.values(), *self.tokens.values()]
+        for holder in holders:
             if holder.repositories is not None:
                 holder.repositories = [new if place == old else place for place in holder.repositories]
 

@@ -7,6 +7,7 @@ import base64
 import json
 import secrets
 import time
+from typing import Any
 from urllib.parse import urlencode
 
 from sandbox.github import jit
@@ -77,11 +78,11 @@ def _set(state: State, request: Request, number: str) -> ScaleSet:
     return state.scale_sets.of(_path(state, request), int(number))
 
 
-def _list(items: list[dict]) -> Answer:
+def _list(items: list[dict[str, Any]]) -> Answer:
     return answer({"count": len(items), "value": items})
 
 
-def _document(state: State, item: ScaleSet) -> dict:
+def _document(state: State, item: ScaleSet) -> dict[str, Any]:
     groups = state.groups(item.path)
     return {
         "id": item.id,
@@ -152,7 +153,7 @@ def _delete(state: State, request: Request, number: str) -> Answer:
 # Sessions -------------------------------------------------------------------------------------------------------------
 
 
-def _session_document(state: State, request: Request, found: ScaleSet, session: Session) -> dict:
+def _session_document(state: State, request: Request, found: ScaleSet, session: Session) -> dict[str, Any]:
     query = state.settings.queue_in_query
     place = (
         f"/scalesets/message?{urlencode({'sessionId': session.id})}" if query else f"/scalesets/{session.id}/message"
@@ -245,7 +246,7 @@ def _await(state: State, request: Request, found: ScaleSet, known: Session, dead
         state.lock.wait(WATCH)
 
 
-def _message_document(message: Message) -> dict:
+def _message_document(message: Message) -> dict[str, Any]:
     return {
         "messageId": message.id,
         "messageType": "RunnerScaleSetJobMessages",
@@ -295,7 +296,7 @@ def _jit_config(state: State, request: Request, number: str) -> Answer:
     return answer({"runner": _agent(runner), "encodedJITConfig": encoded})
 
 
-def _agent(runner: Runner) -> dict:
+def _agent(runner: Runner) -> dict[str, Any]:
     return {"id": runner.id, "name": runner.name, "runnerScaleSetId": runner.scale_set or 0}
 
 

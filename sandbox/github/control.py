@@ -3,7 +3,8 @@
 import json
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
@@ -37,7 +38,7 @@ class GitHubControl:
                 raise GitHubControlError(f"{method} {path}: {error.code} {error.read().decode()}") from None
         return json.loads(text) if text else None
 
-    def requests(self, since: int = 0) -> list[dict]:
+    def requests(self, since: int = 0) -> list[dict[str, Any]]:
         """The recorded requests after number `since`."""
         return self._call("GET", f"requests?since={since}")
 
@@ -49,7 +50,7 @@ class GitHubControl:
         """Plant a fault (fields: see faults.Fault) and return its id."""
         return self._call("POST", "faults", fields)["id"]
 
-    def faults(self) -> list[dict]:
+    def faults(self) -> list[dict[str, Any]]:
         """All faults, with their hits."""
         return self._call("GET", "faults")
 
@@ -61,11 +62,11 @@ class GitHubControl:
         """Queue a job and return its id and run_id; a list of them with `count`."""
         return self._call("POST", "jobs", {"repository": repository, "command": command, **fields})
 
-    def jobs(self) -> list[dict]:
+    def jobs(self) -> list[dict[str, Any]]:
         """All jobs."""
         return self._call("GET", "jobs")
 
-    def job(self, job: int, wait: float | None = None, log_from: int | None = None) -> dict:
+    def job(self, job: int, wait: float | None = None, log_from: int | None = None) -> dict[str, Any]:
         """A job; with `wait`, as soon as its log passes `log_from` lines or its status changes."""
         query = [] if wait is None else [f"wait={wait}"]
         query += [] if log_from is None else [f"log_from={log_from}"]
@@ -75,11 +76,11 @@ class GitHubControl:
         """Cancel a job."""
         self._call("POST", f"jobs/{job}/cancel")
 
-    def wait_job(self, job: int, status: str = "completed", timeout: float = 60.0) -> dict:
+    def wait_job(self, job: int, status: str = "completed", timeout: float = 60.0) -> dict[str, Any]:
         """Wait until a job has this status (or is over)."""
         return self.wait_log(job, lambda found: found["status"] in (status, "completed"), timeout)
 
-    def wait_log(self, job: int, condition: Callable[[dict], bool], timeout: float = 60.0) -> dict:
+    def wait_log(self, job: int, condition: Callable[[dict[str, Any]], bool], timeout: float = 60.0) -> dict[str, Any]:
         """Wait until the job satisfies a condition, looking at each change of its log or status."""
         deadline = time.monotonic() + timeout
         found = self.job(job)
@@ -95,15 +96,15 @@ class GitHubControl:
         body = json.dumps({"message": "The runner registration has been deleted from the server.", "code": "deleted"})
         return self.add_fault(path="/sessions$", times=times, status=401, body=body)
 
-    def runners(self) -> list[dict]:
+    def runners(self) -> list[dict[str, Any]]:
         """The runners of all paths."""
         return self._call("GET", "runners")
 
-    def add_runner(self, path: str, name: str, **fields: object) -> dict:
+    def add_runner(self, path: str, name: str, **fields: object) -> dict[str, Any]:
         """Add a runner that nobody runs (status, busy, labels), or `count` of them: their ids."""
         return self._call("POST", "runners", {"path": path, "name": name, **fields})
 
-    def change_runner(self, runner: int, **fields: object) -> dict:
+    def change_runner(self, runner: int, **fields: object) -> dict[str, Any]:
         """Fix `status` or `busy` of a runner; None lets it follow the runner again."""
         return self._call("PATCH", f"runners/{runner}", fields)
 
@@ -114,10 +115,10 @@ class GitHubControl:
     def add_token(
         self,
         token: str,
-        paths: tuple | list = ("*",),
+        paths: Sequence[str] = ("*",),
         admin: bool = True,
-        sees: tuple | list = (),
-        sso: tuple | list = (),
+        sees: Sequence[str] = (),
+        sso: Sequence[str] = (),
     ) -> None:
         """Make or change a token; it is not authorized for the single sign-on of the organisations in `sso`."""
         fields = {"token": token, "paths": list(paths), "admin": admin, "sees": list(sees), "sso": list(sso)}
@@ -127,7 +128,7 @@ class GitHubControl:
         """Revoke a token."""
         self._call("DELETE", f"tokens/{quote(token, safe='')}")
 
-    def rate_limit(self, token: str = "", **fields: object) -> dict:
+    def rate_limit(self, token: str = "", **fields: object) -> dict[str, Any]:
         """Set `remaining`, `reset_in`, or `retry_after`, `status` and `header` (Retry-After) of a token's limits.
 
         With `installation` it is that of all tokens of an App's installation.
@@ -136,7 +137,7 @@ class GitHubControl:
 
     def add_app(
         self, slug: str, owner: str, permissions: dict[str, str] | None = None, private_key: str | None = None
-    ) -> dict:
+    ) -> dict[str, Any]:
         """Make a GitHub App: its id, client_id, key (the key's number) and private_key (PEM), a new one if not given.
 
         Its permissions are those that managing runners takes, unless others are named.
@@ -144,7 +145,7 @@ class GitHubControl:
         fields = {"slug": slug, "owner": owner, "permissions": RUNNERS if permissions is None else permissions}
         return self._call("POST", "apps", {**fields, "private_key": private_key})
 
-    def add_app_key(self, app: int) -> dict:
+    def add_app_key(self, app: int) -> dict[str, Any]:
         """Make another key of an App: its number as key, and private_key; the others stay active."""
         return self._call("POST", f"apps/{app}/keys", {})
 
@@ -166,7 +167,7 @@ class GitHubControl:
         fields = {"account": account, "repositories": repositories, "permissions": permissions}
         return self._call("POST", f"apps/{app}/installations", fields)["id"]
 
-    def change_installation(self, installation: int, **fields: object) -> dict:
+    def change_installation(self, installation: int, **fields: object) -> dict[str, Any]:
         """Set `suspended`, `permissions` or `repositories` (None for all) of an installation."""
         return self._call("PATCH", f"installations/{installation}", fields)
 
@@ -174,7 +175,7 @@ class GitHubControl:
         """Remove an installation, and its tokens with it."""
         self._call("DELETE", f"installations/{installation}")
 
-    def installation_tokens(self) -> list[dict]:
+    def installation_tokens(self) -> list[dict[str, Any]]:
         """What the valid tokens of installations may do: installation, permissions, repositories."""
         return self._call("GET", "installation-tokens")
 
@@ -198,11 +199,11 @@ class GitHubControl:
         """Rename or move a repository; requests for the old name are redirected."""
         self._call("POST", "repositories/rename", {"old": old, "new": new})
 
-    def add_organisation(self, organisation: str, runner_groups: tuple | list = ()) -> None:
+    def add_organisation(self, organisation: str, runner_groups: Sequence[str] = ()) -> None:
         """Make an organisation, or add runner groups to one."""
         self._call("POST", "organisations", {"organisation": organisation, "runner_groups": list(runner_groups)})
 
-    def scale_sets(self) -> list[dict]:
+    def scale_sets(self) -> list[dict[str, Any]]:
         """The runner scale sets of all paths, with announced capacity, owner of the session and statistics."""
         return self._call("GET", "scale-sets")
 
@@ -214,10 +215,10 @@ class GitHubControl:
         """Let all `sessions`, `queue` tokens or `admin` tokens be over."""
         self._call("POST", "scale-sets/expire", {"what": list(what)})
 
-    def application(self, **fields: object) -> dict:
+    def application(self, **fields: object) -> dict[str, Any]:
         """Change the runner application that is offered (fields: see state.Application)."""
         return self._call("PATCH", "application", fields)
 
-    def settings(self, **fields: object) -> dict:
+    def settings(self, **fields: object) -> dict[str, Any]:
         """Change times and limits (fields: see state.Settings)."""
         return self._call("PATCH", "settings", fields)

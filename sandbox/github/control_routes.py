@@ -6,6 +6,7 @@ It asks for no credentials: whoever reaches the server may use it. Serve it only
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 from sandbox.github import documents
 from sandbox.github.apps import App, Installation
@@ -28,7 +29,7 @@ class Control:
 
     def __init__(self, state: State, faults: Faults) -> None:
         self.state, self.faults = state, faults
-        self.requests: list[dict] = []
+        self.requests: list[dict[str, Any]] = []
         self.count = 0
 
     def respond(self, request: Request) -> Answer:
@@ -50,7 +51,7 @@ class Control:
             self.state.sweep()
 
 
-def job_document(job: Job) -> dict:
+def job_document(job: Job) -> dict[str, Any]:
     """A job with its log, as tests see it."""
     names = ("id", "run_id", "repository", "name", "status", "conclusion", "labels", "run_attempt")
     document = {name: getattr(job, name) for name in (*names, "runner_id", "runner_name", "log")}
@@ -58,7 +59,7 @@ def job_document(job: Job) -> dict:
     return {**document, **{name: instant(getattr(job, name)) for name in times}}
 
 
-def runner_document(state: State, runner: Runner) -> dict:
+def runner_document(state: State, runner: Runner) -> dict[str, Any]:
     """A runner with what the API hides."""
     more = {"path": runner.path, "version": runner.version, "session": runner.session is not None, "job": runner.job}
     return {**documents.runner(state, runner), **more}
@@ -241,7 +242,7 @@ def _remove_app_key(control: Control, request: Request, number: str, key: str) -
     return Answer(204, content_type=None)
 
 
-def _known(state: State, repositories: list | None) -> list[str] | None:
+def _known(state: State, repositories: list[str] | None) -> list[str] | None:
     """Repositories in their own spelling; None stays None, which is all of them."""
     if repositories is None:
         return None
@@ -379,7 +380,7 @@ def _scale_sets(control: Control, request: Request) -> Answer:
     return answer([_scale_set(control.state, each) for each in sets.sets.values()])
 
 
-def _scale_set(state: State, item: ScaleSet) -> dict:
+def _scale_set(state: State, item: ScaleSet) -> dict[str, Any]:
     document = {name: getattr(item, name) for name in ("id", "path", "name", "group", "labels", "capacity")}
     session = item.session
     document.update(owner=None if session is None else session.owner, messages=[each.id for each in item.messages])
@@ -397,7 +398,7 @@ def _delete_scale_set(control: Control, request: Request, number: str) -> Answer
 
 
 @routes.add("POST", "/_control/scale-sets/expire")
-def _expire(control: Control, request: Request) -> Answer:
+def _expire_scale_sets(control: Control, request: Request) -> Answer:
     """Let what the body names be over: `sessions`, `queue` tokens or `admin` tokens."""
     state, what = control.state, set(request.json().get("what", []))
     for each in state.scale_sets.sets.values():

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from typing import Any
 
 from sandbox.github.apps import App, Installation, InstallationToken
 from sandbox.github.forms import instant, version_parts
@@ -20,7 +21,7 @@ def stable_number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.lower().encode()).digest()[:4], "big") % 90_000_000 + 10_000_000
 
 
-def runner(state: State, item: Runner) -> dict:
+def runner(state: State, item: Runner) -> dict[str, Any]:
     """A self-hosted runner."""
     group = state.groups(item.path).index(item.group) + 1 if item.group in state.groups(item.path) else 1
     return {
@@ -36,7 +37,7 @@ def runner(state: State, item: Runner) -> dict:
     }
 
 
-def job(state: State, item: Job, root: str, api: str) -> dict:
+def job(state: State, item: Job, root: str, api: str) -> dict[str, Any]:
     """A job of a workflow run."""
     repository = f"{api}/repos/{item.repository}"
     groups = state.groups(item.repository.partition("/")[0])
@@ -68,7 +69,7 @@ def job(state: State, item: Job, root: str, api: str) -> dict:
     }
 
 
-def _steps(item: Job) -> list[dict]:
+def _steps(item: Job) -> list[dict[str, Any]]:
     if item.started_at is None:
         return []
     times = {"started_at": instant(item.started_at), "completed_at": instant(item.completed_at)}
@@ -76,7 +77,7 @@ def _steps(item: Job) -> list[dict]:
     return [step]
 
 
-def downloads(state: State, root: str) -> list[dict]:
+def downloads(state: State, root: str) -> list[dict[str, Any]]:
     """The runner applications; only those for Linux can really be fetched."""
     version = state.application.version
     offered = []
@@ -97,7 +98,7 @@ def downloads(state: State, root: str) -> list[dict]:
     return offered
 
 
-def deprecation(state: State, version: str) -> dict:
+def deprecation(state: State, version: str) -> dict[str, Any]:
     """Until when a version may register and run: a moment that is over, or nothing that is decided yet."""
     application, parts = state.application, version_parts(version)
     over = instant(state.clock() - 3600)
@@ -108,7 +109,7 @@ def deprecation(state: State, version: str) -> dict:
     return document
 
 
-def runner_group(organisation: str, number: int, name: str, api: str) -> dict:
+def runner_group(organisation: str, number: int, name: str, api: str) -> dict[str, Any]:
     """A runner group of an organisation."""
     return {
         "id": number,
@@ -125,7 +126,7 @@ def runner_group(organisation: str, number: int, name: str, api: str) -> dict:
     }
 
 
-def account(login: str, kind: str, root: str, api: str) -> dict:
+def account(login: str, kind: str, root: str, api: str) -> dict[str, Any]:
     """A user or organisation, in short."""
     number, user = stable_number(login), f"{api}/users/{login}"
     endings = ("followers", "subscriptions", "organizations", "repos", "received_events")
@@ -148,7 +149,7 @@ def account(login: str, kind: str, root: str, api: str) -> dict:
     }
 
 
-def organisation(login: str, root: str, api: str) -> dict:
+def organisation(login: str, root: str, api: str) -> dict[str, Any]:
     """An organisation."""
     number, url = stable_number(login), f"{api}/orgs/{login}"
     return {
@@ -175,7 +176,7 @@ def organisation(login: str, root: str, api: str) -> dict:
     }
 
 
-def app(state: State, item: App, root: str, api: str) -> dict:
+def app(state: State, item: App, root: str, api: str) -> dict[str, Any]:
     """A GitHub App, as it sees itself."""
     kind = "Organization" if state.find_path(item.owner) else "User"
     return {
@@ -195,7 +196,7 @@ def app(state: State, item: App, root: str, api: str) -> dict:
     }
 
 
-def installation(item: Installation, root: str, api: str) -> dict:
+def installation(item: Installation, root: str, api: str) -> dict[str, Any]:
     """An App's installation on an account."""
     page = f"organizations/{item.account}/settings" if item.kind == "Organization" else "settings"
     return {
@@ -221,9 +222,9 @@ def installation(item: Installation, root: str, api: str) -> dict:
     }
 
 
-def installation_token(state: State, item: InstallationToken, root: str, api: str) -> dict:
+def installation_token(state: State, item: InstallationToken, root: str, api: str) -> dict[str, Any]:
     """A new token of an installation; the repositories are there if the request named them."""
-    document: dict = {"token": item.token, "expires_at": instant(item.end), "permissions": item.permissions}
+    document: dict[str, Any] = {"token": item.token, "expires_at": instant(item.end), "permissions": item.permissions}
     selected = item.repositories if item.repositories is not None else item.installation.repositories
     document["repository_selection"] = "all" if selected is None else "selected"
     if item.repositories is not None:
@@ -264,14 +265,16 @@ REPOSITORY_LINKS = {
 }
 
 
-def repository(state: State, full_name: str, root: str, api: str) -> dict:
+def repository(state: State, full_name: str, root: str, api: str) -> dict[str, Any]:
     """A repository."""
     owner, _, name = full_name.partition("/")
     number, url, page = state.repositories[full_name], f"{api}/repos/{full_name}", f"{root}/{full_name}"
     host = root.partition("://")[2]
     kind = "Organization" if state.find_path(owner) else "User"
-    counts = ("forks", "watchers", "open_issues", "size", "network_count", "subscribers_count")
-    counts += ("forks_count", "stargazers_count", "watchers_count", "open_issues_count")
+    counts = (
+        *("forks", "watchers", "open_issues", "size", "network_count", "subscribers_count"),
+        *("forks_count", "stargazers_count", "watchers_count", "open_issues_count"),
+    )
     return {
         "id": number,
         "node_id": node_id("R", number),
@@ -306,7 +309,7 @@ def repository(state: State, full_name: str, root: str, api: str) -> dict:
     }
 
 
-def commit(repository: str, sha: str, root: str, api: str) -> dict:
+def commit(repository: str, sha: str, root: str, api: str) -> dict[str, Any]:
     """A commit without changes."""
     user = account("octo-cat", "User", root, api)
     url = f"{api}/repos/{repository}"
@@ -341,7 +344,7 @@ def commit(repository: str, sha: str, root: str, api: str) -> dict:
     }
 
 
-def overview(root: str, api: str) -> dict:
+def overview(root: str, api: str) -> dict[str, Any]:
     """The answer of the API's root: where everything is, most of which this stand-in lacks."""
     simple = {
         **{name: name for name in ("emojis", "events", "feeds", "notifications", "rate_limit")},

@@ -3,6 +3,7 @@
 import re
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -16,7 +17,7 @@ class Fault:
     after: int = 0  # so many matching requests are let through first
     delay: float = 0.0
     status: int | None = None
-    headers: dict = field(default_factory=dict)
+    headers: dict[str, Any] = field(default_factory=dict)
     body: str | None = None
     content_type: str | None = None
     pad: int = 0  # so many blanks before the body
@@ -32,7 +33,7 @@ class Fault:
     def matches(self, method: str, target: str) -> bool:
         return self.method in (None, method) and re.search(self.path, target) is not None
 
-    def document(self) -> dict:
+    def document(self) -> dict[str, Any]:
         hidden = ("released",)
         return {name: value for name, value in vars(self).items() if name not in hidden}
 
@@ -48,7 +49,7 @@ class Faults:
         self._faults: dict[int, Fault] = {}
         self._last = 0
 
-    def add(self, fields: dict) -> Fault:
+    def add(self, fields: dict[str, Any]) -> Fault:
         """Plant a fault; ValueError for a field that does not exist or a path that is no regular expression."""
         unknown = set(fields) - FIELDS
         if unknown:
@@ -62,7 +63,7 @@ class Faults:
             fault = self._faults[self._last] = Fault(self._last, **fields)
         return fault
 
-    def list(self) -> list[dict]:
+    def list(self) -> list[dict[str, Any]]:
         with self._lock:
             return [fault.document() for fault in self._faults.values()]
 

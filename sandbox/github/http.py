@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlencode
 
 from sandbox.github.errors import RefusedError
@@ -35,7 +36,7 @@ class Request:
         scheme, _, value = self.headers.get("authorization", "").partition(" ")
         return value.strip() or None if scheme.lower() in schemes else None
 
-    def json(self) -> dict:
+    def json(self) -> dict[str, Any]:
         """The body as a JSON object; an empty one counts as an empty object."""
         try:
             document = json.loads(self.body or b"{}")
@@ -66,7 +67,7 @@ def answer(document: object, status: int = 200, headers: dict[str, str] | None =
     return Answer(status, json.dumps(document, separators=(",", ":")).encode(), dict(headers or {}))
 
 
-def paginate(request: Request, items: list) -> tuple[list, dict[str, str]]:
+def paginate(request: Request, items: list[Any]) -> tuple[list[Any], dict[str, str]]:
     """The page that was asked for, and the Link header that leads to the others."""
     size = min(max(request.number("per_page", 30), 1), MAX_PER_PAGE)
     page, last = max(request.number("page", 1), 1), max(1, -(-len(items) // size))

@@ -4,6 +4,7 @@ import base64
 import json
 import secrets
 import uuid
+from typing import Any
 
 from sandbox.github.errors import RefusedError
 from sandbox.github.forms import version_parts
@@ -22,7 +23,7 @@ def is_offered(enterprise_version: str) -> bool:
     return not enterprise_version or version_parts(enterprise_version) >= FIRST_VERSION
 
 
-def wanted(body: dict) -> tuple[str, int, list[str], str]:
+def wanted(body: dict[str, Any]) -> tuple[str, int, list[str], str]:
     """The name, the number of the group, the labels and the work folder of a request; refused if one is wrong."""
     name, group, labels = (_required(body, key) for key in ("name", "runner_group_id", "labels"))
     folder = body.get("work_folder", "_work")
@@ -39,7 +40,7 @@ def wanted(body: dict) -> tuple[str, int, list[str], str]:
     return name, group, labels, folder
 
 
-def _required(body: dict, key: str) -> object:
+def _required(body: dict[str, Any], key: str) -> object:
     if key not in body:
         raise _invalid(f"Required property '{key}' is missing.")
     return body[key]

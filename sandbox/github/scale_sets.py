@@ -48,7 +48,7 @@ class Message:
     """Up to 50 entries, kept until the client deletes it; the statistics are those of its time."""
 
     id: int
-    entries: list[dict]
+    entries: list[dict[str, Any]]
     statistics: dict[str, int]
 
 
@@ -61,13 +61,13 @@ class ScaleSet:
     name: str
     group: int
     labels: list[str]
-    setting: dict
+    setting: dict[str, Any]
     created_at: float
     capacity: int | None = None  # what its client has announced
     heard_at: float = 0.0  # when it did so first in this session
     session: Session | None = None
     messages: list[Message] = field(default_factory=list)
-    news: list[dict] = field(default_factory=list)
+    news: list[dict[str, Any]] = field(default_factory=list)
     next_message: int = FIRST_MESSAGE
     available: set[int] = field(default_factory=set)  # jobs that may be acquired, of an Enterprise Server
 
@@ -94,7 +94,7 @@ class ScaleSets:
             raise not_found(number)
         return found
 
-    def create(self, path: str, name: str, group: int, labels: list[str], setting: dict) -> ScaleSet:
+    def create(self, path: str, name: str, group: int, labels: list[str], setting: dict[str, Any]) -> ScaleSet:
         if any(each.path == path and each.group == group and each.name == name for each in self.sets.values()):
             message = f"A runner scale set with the name {name} exists in the group {group}."
             raise ServiceRefusedError(400, "RunnerScaleSetExistsException", message)
@@ -244,7 +244,7 @@ class ScaleSets:
         found.news.append({**self._entry(job, kind), **more})
         self._state.lock.notify_all()
 
-    def _entry(self, job: "Job", kind: str) -> dict:
+    def _entry(self, job: "Job", kind: str) -> dict[str, Any]:
         owner, _, name = job.repository.partition("/")
         entry = {
             "messageType": kind,

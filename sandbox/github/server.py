@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from sandbox.github import actions, api, content_routes, control_routes
@@ -185,7 +186,7 @@ class _Server(ThreadingHTTPServer):
         self.control = control_routes.Control(state, self.faults)
         self.connections: set[socket.socket] = set()
         self.resetting: set[socket.socket] = set()
-        self.address = f"{self.server_address[0]}:{self.server_address[1]}"
+        self.address = f"{self.server_address[0]!s}:{self.server_address[1]}"
         self._log = log.open("a", encoding="utf-8") if log else None
 
     def server_bind(self) -> None:
@@ -219,7 +220,7 @@ class _Server(ThreadingHTTPServer):
                 return content_routes.archive(self.state, request)
             return api.download(self.state, request)
 
-    def record(self, request: Request) -> dict:
+    def record(self, request: Request) -> dict[str, Any]:
         """Note a request when it comes; its status follows. No whole token is ever kept, no body of the API has one."""
         credential = request.credential("bearer", "token", "remoteauth")
         with self.state.lock:
@@ -230,7 +231,7 @@ class _Server(ThreadingHTTPServer):
             self.control.requests.append(entry)
         return entry
 
-    def note(self, entry: dict, status: int) -> None:
+    def note(self, entry: dict[str, Any], status: int) -> None:
         with self.state.lock:
             entry["status"] = status
             if self._log:

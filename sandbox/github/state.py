@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from sandbox.github import runner_tarball
 from sandbox.github.action_repositories import ActionRepositories
@@ -85,7 +86,7 @@ class Budget:
     reset: float
     used: int = 0
     resource: str = "core"
-    recent: deque = field(default_factory=deque)  # (when, points) of the last minute
+    recent: deque[tuple[float, int]] = field(default_factory=deque)  # (when, points) of the last minute
     refuse_until: float = 0.0
     refuse_status: int = 403
     refuse_header: bool = True  # the secondary limit does not always say how long to wait
@@ -98,7 +99,7 @@ class Runner:
     id: int
     path: str
     name: str
-    labels: list[dict]
+    labels: list[dict[str, Any]]
     group: str = "Default"
     os: str = "unknown"
     ephemeral: bool = True
@@ -143,8 +144,8 @@ class Job:
     runner_group: str | None = None
     cancel: bool = False
     told_cancel: bool = False
-    payload: dict = field(default_factory=dict)
-    steps: list[dict] = field(default_factory=list)
+    payload: dict[str, Any] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
     acquire_status: int | None = None  # the runner that is offered the job cannot have it: 404 or 409
     scale_set: int | None = None  # that has to provide a runner for it
     assigned_at: float = 0.0
@@ -171,7 +172,7 @@ class Application:
     deprecations: bool = True  # whether the server has the endpoint for them; older Enterprise Servers have not
     download_token: str | None = None  # what a download needs, as at an Enterprise Server without the internet
     self_update: str | None = None  # runners below this version are told to install it
-    offered: set = field(default_factory=set)
+    offered: set[str] = field(default_factory=set)
 
 
 class State:
@@ -278,9 +279,9 @@ class State:
         """The runner of this path whose name it is; names differ by more than case."""
         return next((each for each in self.runners_of(path) if each.name.lower() == name.lower()), None)
 
-    def make_labels(self, names: list[str]) -> list[dict]:
+    def make_labels(self, names: list[str]) -> list[dict[str, Any]]:
         """Label documents; a label has one id wherever it is used, and names differ by more than case."""
-        labels: dict[str, dict] = {}
+        labels: dict[str, dict[str, Any]] = {}
         for name in names:
             key = name.lower()
             if key not in self._label_ids:
@@ -345,7 +346,7 @@ class State:
         place = self.find_path(repository)
         if place is None or "/" not in repository:
             raise RefusedError(422, f"there is no repository {repository}")
-        values: dict = {"name": "build", "labels": ["self-hosted"], "workflow": "CI", "event": "push"}
+        values: dict[str, Any] = {"name": "build", "labels": ["self-hosted"], "workflow": "CI", "event": "push"}
         values.update({key: value for key, value in more.items() if value is not None})
         values.setdefault("run_id", 0)
         values["run_id"] = values["run_id"] or self.number("run")

@@ -13,13 +13,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import store
 from operations import OPERATIONS, WORK
 from running import HERE, JujuError
 
 
-def answer(name, arguments):
+def answer(name: str, arguments: dict[str, Any]) -> int:
     """Do one operation and print its result; gives the exit code."""
     try:
         if not Path(store.STATE).exists() and name != "deploy":
@@ -31,7 +32,7 @@ def answer(name, arguments):
     return 0
 
 
-def in_unit(name, arguments):
+def in_unit(name: str, arguments: dict[str, Any]) -> tuple[int, str]:
     """Do an operation in a systemd unit of its own and give what it printed; our own death does not end it."""
     command = ("systemd-run", "--pipe", "--wait", "--collect", "--quiet", "--property=KillMode=process")
     described = ("--description", f"Juju: {name}", sys.executable, str(HERE / "agent.py"), "--inside", name)
@@ -41,7 +42,7 @@ def in_unit(name, arguments):
     return done.returncode, done.stdout
 
 
-def follow(stop, ended):
+def follow(stop: threading.Event, ended: threading.Event) -> None:
     """Print events as they come until stop is set; a thread of its own."""
     events = Path(store.EVENTS)
     events.touch()
@@ -57,7 +58,7 @@ def follow(stop, ended):
     ended.set()
 
 
-def outside(name, arguments):
+def outside(name: str, arguments: dict[str, Any]) -> int:
     """Called by the operator: events first, then the result."""
     if OPERATIONS[name] not in WORK:
         return answer(name, arguments)
@@ -70,7 +71,7 @@ def outside(name, arguments):
     return code
 
 
-def juju_exec(arguments):
+def juju_exec(arguments: list[str]) -> int:
     """The program juju-exec: a client only, which the command survives."""
     usage = "Usage: juju-exec [options] [-u <unit-name>] [-r <relation-id>] <commands>"
     if arguments and arguments[0] in ("-h", "--help"):
@@ -96,16 +97,16 @@ def juju_exec(arguments):
         print("ERROR missing arguments", file=sys.stderr)
         return 2
     _, output = in_unit("run-commands", {"command": " ".join(arguments), "unit": unit, "context": context})
-    reply = json.loads(output.splitlines()[-1]) if output else {"error": "connection is shut down"}
+    reply = json.loads(output.splitlines()[-1] if output else '{"error": "connection is shut down"}')
     if "error" in reply:
         print(f"ERROR {reply['error']}", file=sys.stderr)
         return 1
     sys.stdout.write(reply["result"]["stdout"])
     sys.stderr.write(reply["result"]["stderr"])
-    return reply["result"]["code"]
+    return int(reply["result"]["code"])
 
 
-def main(arguments):
+def main(arguments: list[str]) -> int:
     Path(store.FOLDER).mkdir(parents=True, exist_ok=True)
     if arguments[0] == "juju-exec":
         return juju_exec(arguments[1:])

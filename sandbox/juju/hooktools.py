@@ -6,11 +6,11 @@ workload's version) is done at once; relation data waits in the hook's context u
 
 # Files are opened the short way: pathlib alone would take a third of a tool's time.
 # ruff: noqa: PTH123, SIM115
-
 import json
 import os
 import re
 import sys
+from typing import Any
 
 import store
 
@@ -28,20 +28,26 @@ class ToolError(Exception):
 class Call:
     """One call of a tool: its arguments, the context it belongs to, and the state."""
 
-    def __init__(self, arguments, context, state):
+    def __init__(self, arguments: list[str], context: dict[str, Any], state: dict[str, Any]) -> None:
         self.arguments = arguments
         self.context = context
         self.state = state
 
-    def change_state(self):
+    def change_state(self) -> store.Changing:
         return store.Changing()
 
-    def change_context(self):
+    def change_context(self) -> store.Changing:
         return store.Changing(store.context_path(self.context["id"]))
 
-    def parse(self, values=(), switches=(), aliases=None):
+    def parse(
+        self,
+        values: tuple[str, ...] = (),
+        switches: tuple[str, ...] = (),
+        aliases: dict[str, str] | None = None,
+    ) -> tuple[dict[str, Any], list[str]]:
         """Split the arguments as Go's flag library does: options anywhere before `--`, a value after `=` or a blank."""
-        options, words = {}, []
+        options: dict[str, Any] = {}
+        words: list[str] = []
         rest = list(self.arguments)
         while rest:
             word = rest.pop(0)
@@ -63,7 +69,7 @@ class Call:
                 raise ToolError(f"option provided but not defined: {word}")
         return options, words
 
-    def relation(self, options):
+    def relation(self, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """The id and record of the relation that -r names, or the hook's own."""
         given = options.get("r", "")
         number = given.rpartition(":")[2] if given else self.context.get("relation_id")
@@ -75,7 +81,7 @@ class Call:
         return str(number), record
 
 
-def _boolean(word):
+def _boolean(word: str) -> bool:
     if word in ("1", "t", "T", "TRUE", "true", "True"):
         return True
     if word in ("0", "f", "F", "FALSE", "false", "False"):
@@ -83,7 +89,7 @@ def _boolean(word):
     raise ToolError(f'invalid value "{word}": strconv.ParseBool: parsing "{word}": invalid syntax')
 
 
-def _show(value, options):
+def _show(value: Any, options: dict[str, Any]) -> None:
     """Print as --format asks: JSON, or a plain text that is good enough to be read by a shell."""
     if options.get("format", "smart") == "json":
         print(json.dumps(value))
@@ -101,7 +107,7 @@ def _show(value, options):
 FORMAT = {"o": "output"}
 
 
-def config_get(call):
+def config_get(call: Call) -> None:
     options, words = call.parse(("format", "output"), ("a", "all"), FORMAT)
     values = call.context["config"]
     if words:
@@ -111,17 +117,17 @@ def config_get(call):
     return _show(values, options)
 
 
-def is_leader(call):
+def is_leader(call: Call) -> None:
     options, _ = call.parse(("format", "output"), (), FORMAT)
     _show(_leads(call.state), options)
 
 
-def _leads(state):
+def _leads(state: dict[str, Any]) -> bool:
     """The first unit leads its application."""
     return state["unit"].endswith("/0")
 
 
-def juju_log(call):
+def juju_log(call: Call) -> None:
     options, words = call.parse(("log-level", "format"), ("debug",), {"l": "log-level"})
     level = "DEBUG" if options.get("debug") else options.get("log-level", "INFO").upper()
     level = {"WARN": "WARNING"}.get(level, level)
@@ -136,7 +142,7 @@ def juju_log(call):
     store.log(unit, level, f"unit.{unit}.juju-log", prefix + " ".join(words))
 
 
-def status_set(call):
+def status_set(call: Call) -> None:
     options, words = call.parse((), ("application",))
     if not words:
         raise ToolError("invalid args, require <status> [message]")
@@ -157,7 +163,7 @@ def status_set(call):
         store.event(event="status", status=status, message=message)
 
 
-def status_get(call):
+def status_get(call: Call) -> None:
     options, _ = call.parse(("format", "output"), ("include-data", "application"), FORMAT)
     unit = _status(call.state["unit_status"])
     if call.state.get("failed"):
@@ -174,11 +180,11 @@ def status_get(call):
     return _show(unit["status"], options)
 
 
-def _status(record):
+def _status(record: dict[str, Any]) -> dict[str, Any]:
     return {"message": record["message"], "status": record["status"], "status-data": record["data"]}
 
 
-def relation_ids(call):
+def relation_ids(call: Call) -> None:
     options, words = call.parse(("format", "output"), (), FORMAT)
     if not words and not call.context.get("relation_id"):
         raise ToolError("no endpoint name specified")
@@ -187,13 +193,13 @@ def relation_ids(call):
     _show(sorted(found), options)
 
 
-def relation_list(call):
+def relation_list(call: Call) -> None:
     options, _ = call.parse(("format", "output", "r"), ("app",), {**FORMAT, "relation": "r"})
     _, record = call.relation(options)
     _show(record["remote_app"] if options.get("app") else sorted(record["units"]), options)
 
 
-def relation_get(call):
+def relation_get(call: Call) -> None:
     options, words = call.parse(("format", "output", "r"), ("app",), {**FORMAT, "relation": "r"})
     number, record = call.relation(options)
     key = words[0] if words and words[0] != "-" else None
@@ -207,7 +213,7 @@ def relation_get(call):
     _show(data if key is None else data.get(key), options)
 
 
-def _databag(call, number, record, name, wants_app):
+def _databag(call: Call, number: str, record: dict[str, Any], name: str, wants_app: bool) -> dict[str, str]:
     state, bags = call.state, call.context["buffer"]["relations"].get(number, {})
     app = name.split("/")[0]
     if app == state["app"]:
@@ -226,11 +232,11 @@ def _databag(call, number, record, name, wants_app):
     return record["units"].get(name, departed.get(name))
 
 
-def _key(state, record):
+def _key(state: dict[str, Any], record: dict[str, Any]) -> str:
     return f"{record['remote_app']}:{record['endpoint']} {state['app']}:{record['endpoint']}"
 
 
-def relation_set(call):
+def relation_set(call: Call) -> None:
     options, words = call.parse(("format", "r", "file"), ("app",), {"relation": "r"})
     number, _ = call.relation(options)
     if options.get("app") and not _leads(call.state):
@@ -248,7 +254,7 @@ def relation_set(call):
         bag.update(values)
 
 
-def _document(path):
+def _document(path: str) -> dict[str, str]:
     text = sys.stdin.read() if path == "-" else open(path, encoding="utf-8").read()
     try:
         values = json.loads(text) if text.strip() else {}
@@ -260,20 +266,20 @@ def _document(path):
     return values
 
 
-def _pairs(words):
+def _pairs(words: list[str]) -> dict[str, str]:
     for word in words:
         if not word.partition("=")[1] or word.startswith("="):
             raise ToolError(f'expected "key=value", got "{word}"')
     return dict(word.split("=", 1) for word in words)
 
 
-def _action(call, tool):
+def _action(call: Call, tool: str) -> dict[str, Any]:
     if call.context["kind"] != "action":
         raise ToolError("not running an action")
     return call.context["action"]
 
 
-def action_get(call):
+def action_get(call: Call) -> None:
     options, words = call.parse(("format", "output"), (), FORMAT)
     value = _action(call, "action-get")["params"]
     for part in words[0].split(".") if words else ():
@@ -281,7 +287,7 @@ def action_get(call):
     _show(value, options)
 
 
-def action_set(call):
+def action_set(call: Call) -> None:
     _, words = call.parse()
     _action(call, "action-set")
     updates = []
@@ -309,7 +315,7 @@ def action_set(call):
             level[keys[-1]] = value
 
 
-def action_fail(call):
+def action_fail(call: Call) -> None:
     _, words = call.parse()
     _action(call, "action-fail")
     with call.change_context() as context:
@@ -317,7 +323,7 @@ def action_fail(call):
         context["buffer"]["message"] = " ".join(words) or "action failed without reason given, check action for errors"
 
 
-def action_log(call):
+def action_log(call: Call) -> None:
     _, words = call.parse()
     action = _action(call, "action-log")
     message = " ".join(words)
@@ -326,13 +332,13 @@ def action_log(call):
     store.event(event="action-log", task=action["uuid"], message=message)
 
 
-def storage_list(call):
+def storage_list(call: Call) -> None:
     options, words = call.parse(("format", "output"), (), FORMAT)
     found = [name for name, record in call.state["storage"].items() if record["attached"]]
     _show(sorted(name for name in found if not words or name.split("/")[0] == words[0]), options)
 
 
-def storage_get(call):
+def storage_get(call: Call) -> None:
     options, words = call.parse(("format", "output", "s"), (), FORMAT)
     name = options.get("s") or call.context.get("storage_id")
     if not name:
@@ -346,7 +352,7 @@ def storage_get(call):
     _show(values[words[0]] if words else values, options)
 
 
-def _secret(call, words, options):
+def _secret(call: Call, words: list[str], options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The id and record of the secret that is named by id or by a label that the charm gave it."""
     if words:
         match = SECRET_ID.match(words[0])
@@ -367,7 +373,7 @@ def _secret(call, words, options):
     return identity, record
 
 
-def secret_get(call):
+def secret_get(call: Call) -> None:
     options, words = call.parse(("format", "output", "label"), ("refresh", "peek"), FORMAT)
     identity, record = _secret(call, words[:1], options)
     app, unit = call.state["app"], call.state["unit"]
@@ -390,7 +396,7 @@ def secret_get(call):
     _show(content if key is None else content[key], options)
 
 
-def application_version_set(call):
+def application_version_set(call: Call) -> None:
     _, words = call.parse()
     if len(words) != 1:
         raise ToolError("no version specified" if not words else f"unrecognized args: {json.dumps(words[1:])}")
@@ -398,7 +404,7 @@ def application_version_set(call):
         state["version"] = words[0]
 
 
-def juju_reboot(call):
+def juju_reboot(call: Call) -> None:
     options, _ = call.parse((), ("now",))
     if call.context["kind"] == "action":
         raise ToolError("juju-reboot is not supported when running an action.")
@@ -409,7 +415,7 @@ def juju_reboot(call):
         os.kill(process, 9)
 
 
-def unit_address():
+def unit_address() -> str:
     """The machine's own IPv4 address."""
     import socket
 
@@ -443,7 +449,7 @@ TOOLS = {
 }
 
 
-def main(name, arguments):
+def main(name: str, arguments: list[str]) -> int:
     """Run one tool; gives the exit code."""
     context_id = os.environ.get("JUJU_CONTEXT_ID", "")
     context = store.read(store.context_path(context_id)) if context_id else {}

@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import hooktools
 import storage
@@ -54,7 +55,15 @@ INCOMING = Path(store.FOLDER, "incoming")
 MANIFEST = Path(store.FOLDER, "manifest.json")
 
 
-def deploy(app, number=0, config=None, model_config=None, model_uuid="", juju_version=JUJU_VERSION, shared=None):
+def deploy(
+    app: str,
+    number: int = 0,
+    config: dict[str, Any] | None = None,
+    model_config: dict[str, Any] | None = None,
+    model_uuid: str = "",
+    juju_version: str = JUJU_VERSION,
+    shared: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Deploy the charm that lies in FOLDER/incoming, and run its first hooks; shared: what the application has."""
     if store.read():
         raise JujuError(f'cannot add application "{app}": application already exists')
@@ -85,7 +94,7 @@ def deploy(app, number=0, config=None, model_config=None, model_uuid="", juju_ve
     return drain()
 
 
-def _first_state(app, number):
+def _first_state(app: str, number: int) -> dict[str, Any]:
     """What the agent knows of a unit that has run nothing yet, short of what it is deployed with."""
     return {
         "app": app,
@@ -122,7 +131,7 @@ def _first_state(app, number):
     }
 
 
-def _share(state, shared):
+def _share(state: dict[str, Any], shared: dict[str, Any]) -> None:
     """What a further unit finds: its application's secrets and relations, of which it has read and written nothing."""
     secrets = shared.get("secrets", {})
     state["secrets"] = {identity: {**record, "tracked": {}, "labels": {}} for identity, record in secrets.items()}
@@ -133,7 +142,7 @@ def _share(state, shared):
         queue(state, f"{record['endpoint']}-relation-created", **about)
 
 
-def read_charm(folder, revision):
+def read_charm(folder: Path, revision: int) -> dict[str, Any]:
     """A charm's YAML files; PyYAML comes with ops, so it is in what the charm brings along."""
     script = (
         "import json, pathlib, sys, yaml; folder = pathlib.Path(sys.argv[1]);"
@@ -164,7 +173,7 @@ def read_charm(folder, revision):
     }
 
 
-def set_up_unit(state):
+def set_up_unit(state: dict[str, Any]) -> None:
     """The folders, links and mounts of a unit."""
     folder = charm_dir(state)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +188,7 @@ def set_up_unit(state):
     storage.mount(state)
 
 
-def install_charm(state):
+def install_charm(state: dict[str, Any]) -> None:
     """Put the incoming charm into the unit's folder: an older one's files go, what hooks wrote there stays."""
     folder = charm_dir(state)
     if not (INCOMING / "venv" / ".compiled").exists():
@@ -194,7 +203,7 @@ def install_charm(state):
     store.replace(str(MANIFEST), {"files": sorted(fresh)})
 
 
-def update_status():
+def update_status() -> dict[str, Any]:
     """Fire update-status, if the unit has nothing better to do."""
     with store.Changing() as state:
         if state["started"] and not state["failed"] and state["life"] == "alive":
@@ -202,7 +211,7 @@ def update_status():
     return drain()
 
 
-def run_action(name, params=None):
+def run_action(name: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run an action; gives its task: id, status, message, results and log."""
     state = store.read()
     if state["agent_down"]:
@@ -240,12 +249,12 @@ def run_action(name, params=None):
     return store.read()["tasks"][task]
 
 
-def _mark_task(task, **fields):
+def _mark_task(task: str, **fields: Any) -> None:
     with store.Changing() as state:
         state["tasks"][task].update(fields)
 
 
-def _action_params(spec, params):
+def _action_params(spec: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
     """Check parameters against actions.yaml's JSON schema, and add its defaults."""
     known, given = spec.get("params") or {}, json.dumps(params, sort_keys=True, separators=(",", ":"))
     for name in spec.get("required") or ():
@@ -265,14 +274,14 @@ def _action_params(spec, params):
     return {**defaults, **params}
 
 
-def _is_of_type(value, kind):
+def _is_of_type(value: Any, kind: str) -> bool:
     if isinstance(value, bool):
         return kind == "boolean"
-    types = {"integer": int, "number": (int, float), "string": str, "array": list, "object": dict}
+    types: dict[str, Any] = {"integer": int, "number": (int, float), "string": str, "array": list, "object": dict}
     return isinstance(value, types.get(kind, object))
 
 
-def run_commands(command, unit=None, context=True):
+def run_commands(command: str, unit: str | None = None, context: bool = True) -> dict[str, Any]:
     """What juju-exec asks for: a shell command in the charm's folder with a hook's context."""
     state = store.read()
     if not state or (unit and unit != state["unit"]):
@@ -294,11 +303,11 @@ def run_commands(command, unit=None, context=True):
         if buffer["reboot"]:
             reboot()
     if code < 0:
-        raise JujuError(f"signal: {signal.strsignal(-code).lower()}")
+        raise JujuError(f"signal: {str(signal.strsignal(-code)).lower()}")
     return {"code": code, "stdout": stdout, "stderr": stderr}
 
 
-def refresh():
+def refresh() -> dict[str, Any]:
     """Replace the charm by the incoming one; upgrade-charm and config-changed follow."""
     charm = read_charm(INCOMING, store.read()["charm"]["revision"] + 1)
     with machine_lock("refresh"):
@@ -316,7 +325,7 @@ def refresh():
     return drain()
 
 
-def remove_application():
+def remove_application() -> dict[str, Any]:
     """The unit's end, in Juju's order: its storage is detached, its relations break, then stop and remove."""
     with store.Changing() as state:
         state["life"] = "dying"
@@ -331,7 +340,7 @@ def remove_application():
     return drain()
 
 
-def resolved(no_retry=False):
+def resolved(no_retry: bool = False) -> dict[str, Any]:
     """Take the unit out of error: run the failed hook again, or with no_retry go on without it."""
     with store.Changing() as state:
         failed = state["failed"]
@@ -348,7 +357,7 @@ def resolved(no_retry=False):
     return drain()
 
 
-def retry():
+def retry() -> dict[str, Any]:
     """Run a failed hook again because its time has come; that of an earlier failure is nobody's time any more."""
     with store.Changing() as state:
         if state["failed"] and retries(state) and time.time() >= state["failed"]["due"] - 0.5:
@@ -357,7 +366,7 @@ def retry():
     return drain()
 
 
-def agent_down(how="refused"):
+def agent_down(how: str = "refused") -> None:
     """The agent goes down, or loses its controller, after what it runs just now: no hooks, and juju-exec fails."""
     if how not in AGENT_DOWN:
         raise JujuError(f"{how}: one of {', '.join(AGENT_DOWN)}")
@@ -365,14 +374,14 @@ def agent_down(how="refused"):
         state["agent_down"] = how
 
 
-def agent_up():
+def agent_up() -> dict[str, Any]:
     """It is back, and runs what has become due."""
     with store.Changing() as state:
         state["agent_down"] = ""
     return drain()
 
 
-def set_reboot_mode(mode="normal", seconds=0):
+def set_reboot_mode(mode: str = "normal", seconds: float = 0) -> None:
     """What becomes of a charm's wish to reboot: normal is at once, delayed is after seconds, lost is never."""
     if mode not in ("normal", "delayed", "lost"):
         raise JujuError(f"{mode}: one of normal, delayed, lost")
@@ -380,7 +389,7 @@ def set_reboot_mode(mode="normal", seconds=0):
         state["reboot_mode"], state["reboot_delay"] = mode, seconds if mode == "delayed" else 0
 
 
-def fail_tool(name, text=""):
+def fail_tool(name: str, text: str = "") -> None:
     """From now on a hook tool exits with 1 and this text after ERROR; without text it works again."""
     with store.Changing() as state:
         state["tool_faults"].pop(name, None)
@@ -388,18 +397,18 @@ def fail_tool(name, text=""):
             state["tool_faults"][name] = text
 
 
-def late_storage(seconds):
+def late_storage(seconds: float) -> None:
     """At the next boot storage is mounted so many seconds after the first hook may run."""
     with store.Changing() as state:
         state["late_storage"] = seconds
 
 
-def mount_storage():
+def mount_storage() -> None:
     """Mount what is attached."""
     storage.mount(store.read())
 
 
-def get_state():
+def get_state() -> dict[str, Any]:
     return store.read()
 
 

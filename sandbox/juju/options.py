@@ -2,7 +2,9 @@
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import store
 from running import MODEL_DEFAULTS, JujuError
@@ -11,7 +13,7 @@ from uniter import drain, queue_config_changed
 SYSTEMD = Path("/etc/systemd/system")
 
 
-def parse_config(options, app, values):
+def parse_config(options: dict[str, Any], app: str, values: dict[str, Any]) -> dict[str, Any]:
     """Settings as `juju config` takes them, strings of every type, turned into what the charm sees."""
     parsed = {}
     for name, word in values.items():
@@ -27,7 +29,7 @@ def parse_config(options, app, values):
     return parsed
 
 
-def _parse_boolean(word):
+def _parse_boolean(word: str) -> bool:
     if word in ("1", "t", "T", "TRUE", "true", "True"):
         return True
     if word in ("0", "f", "F", "FALSE", "false", "False"):
@@ -35,22 +37,28 @@ def _parse_boolean(word):
     raise ValueError(word)
 
 
-def _parse_int(word):
+def _parse_int(word: str) -> int:
     if not word.lstrip("+-").isdigit() or not word.isascii() or not -(2**63) <= int(word) < 2**63:
         raise ValueError(word)
     return int(word)
 
 
-def _parse_secret(word):
+def _parse_secret(word: str) -> str:
     if word and not word.startswith("secret:"):
         raise ValueError(word)
     return word
 
 
-_PARSERS = {"string": str, "int": _parse_int, "float": float, "boolean": _parse_boolean, "secret": _parse_secret}
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "string": str,
+    "int": _parse_int,
+    "float": float,
+    "boolean": _parse_boolean,
+    "secret": _parse_secret,
+}
 
 
-def get_config():
+def get_config() -> dict[str, Any]:
     """All options: type, default, description, the value now, and whether the user gave it."""
     state = store.read()
     effective = store.effective_config(state)
@@ -66,14 +74,14 @@ def get_config():
     }
 
 
-def set_config(values):
+def set_config(values: dict[str, Any]) -> dict[str, Any]:
     with store.Changing() as state:
         state["config"].update(parse_config(state["charm"]["config"], state["app"], values))
         queue_config_changed(state)
     return drain()
 
 
-def reset_config(names):
+def reset_config(names: list[str]) -> dict[str, Any]:
     with store.Changing() as state:
         for name in names:
             if name not in state["charm"]["config"]:
@@ -83,11 +91,11 @@ def reset_config(names):
     return drain()
 
 
-def get_model_config():
+def get_model_config() -> dict[str, Any]:
     return {**MODEL_DEFAULTS, **store.read()["model"]["config"]}
 
 
-def set_model_config(values):
+def set_model_config(values: dict[str, Any]) -> dict[str, Any]:
     """Set the model's configuration; no hook fires for it, the next one sees it."""
     for name, value in values.items():
         if name == "update-status-hook-interval":
@@ -104,7 +112,7 @@ def set_model_config(values):
     return get_model_config()
 
 
-def _duration(word):
+def _duration(word: str) -> float:
     units = {"h": 3600, "m": 60, "s": 1}
     total, number = 0.0, ""
     for letter in word:
@@ -120,7 +128,7 @@ def _duration(word):
     return total
 
 
-def write_timer():
+def write_timer() -> None:
     """The timer that stands for Juju's own clock for update-status; it too comes with a random delay."""
     seconds = int(_duration(get_model_config()["update-status-hook-interval"]))
     timer = SYSTEMD / "juju-sandbox-update-status.timer"

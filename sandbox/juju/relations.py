@@ -1,11 +1,15 @@
 """The unit's relations, and what the applications on their other side do."""
 
+from typing import Any
+
 import store
 from running import JujuError
 from uniter import drain, ingress, queue
 
 
-def integrate(endpoint, remote_app="", data=None, app_data=None):
+def integrate(
+    endpoint: str, remote_app: str = "", data: dict[str, str] | None = None, app_data: dict[str, str] | None = None
+) -> str:
     """Relate the unit to an application with one unit, whose databag holds data; gives the relation's id."""
     with store.Changing() as state:
         known = state["charm"]["endpoints"].get(endpoint)
@@ -34,7 +38,7 @@ def integrate(endpoint, remote_app="", data=None, app_data=None):
     return number
 
 
-def join(state, number, unit, data):
+def join(state: dict[str, Any], number: str, unit: str, data: dict[str, str]) -> None:
     record = state["relations"][number]
     record["units"][unit] = {str(key): str(value) for key, value in data.items()}
     for event in ("joined", "changed"):
@@ -42,7 +46,7 @@ def join(state, number, unit, data):
         queue(state, f"{record['endpoint']}-relation-{event}", **about)
 
 
-def relation_number(state, which):
+def relation_number(state: dict[str, Any], which: str) -> str:
     """A relation's id from its id or its endpoint's name."""
     which = str(which).rpartition(":")[2]
     found = [n for n, record in state["relations"].items() if which in (n, record["endpoint"])]
@@ -51,7 +55,9 @@ def relation_number(state, which):
     return found[0]
 
 
-def set_relation_data(relation, data, unit=None, app=False):
+def set_relation_data(
+    relation: str, data: dict[str, str], unit: str | None = None, app: bool = False
+) -> dict[str, Any]:
     """The remote side changes its databag; an empty value removes a key. Fires relation-changed if it differs."""
     with store.Changing() as state:
         number = relation_number(state, relation)
@@ -67,7 +73,7 @@ def set_relation_data(relation, data, unit=None, app=False):
     return drain()
 
 
-def _depart(state, number, unit):
+def _depart(state: dict[str, Any], number: str, unit: str) -> None:
     record = state["relations"][number]
     if unit not in record["units"]:
         raise JujuError(f'unit "{unit}" not found')
@@ -78,13 +84,13 @@ def _depart(state, number, unit):
     queue(state, f"{record['endpoint']}-relation-departed", **about, departing_unit=unit, departed=departed)
 
 
-def remove_relation(relation):
+def remove_relation(relation: str) -> dict[str, Any]:
     with store.Changing() as state:
         break_relation(state, relation_number(state, relation))
     return drain()
 
 
-def break_relation(state, number):
+def break_relation(state: dict[str, Any], number: str) -> None:
     record = state["relations"][number]
     for unit in sorted(record["units"]):
         _depart(state, number, unit)
@@ -92,7 +98,7 @@ def break_relation(state, number):
     queue(state, f"{record['endpoint']}-relation-broken", **about)
 
 
-def relation_data(relation):
+def relation_data(relation: str) -> dict[str, Any]:
     """Both sides' databags of a relation."""
     state = store.read()
     return state["relations"][relation_number(state, relation)]

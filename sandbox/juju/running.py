@@ -5,7 +5,9 @@ import fcntl
 import json
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import store
 
@@ -40,7 +42,7 @@ class JujuError(Exception):
 
 
 @contextlib.contextmanager
-def machine_lock(what):
+def machine_lock(what: str) -> Iterator[Any]:
     """Juju runs one hook, action or command at a time on a machine; whoever comes later waits."""
     with MACHINE_LOCK.open("a") as lock:
         try:
@@ -51,11 +53,11 @@ def machine_lock(what):
         yield
 
 
-def charm_dir(state):
+def charm_dir(state: dict[str, Any]) -> Path:
     return AGENTS / store.tag(state["unit"]) / "charm"
 
 
-def open_context(state, kind, name, **about):
+def open_context(state: dict[str, Any], kind: str, name: str, **about: Any) -> dict[str, Any]:
     """Write the context that the hook tools of one hook, action or command belong to."""
     with store.Changing() as changing:
         changing["contexts"] += 1
@@ -73,7 +75,7 @@ def open_context(state, kind, name, **about):
     return context
 
 
-def environment(state, context):
+def environment(state: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
     """Exactly what Juju sets: nothing of the caller's own environment, and no HOME."""
     unit, model = state["unit"], {**MODEL_DEFAULTS, **state["model"]["config"]}
     folder = str(charm_dir(state))
@@ -110,7 +112,7 @@ def environment(state, context):
     return {**variables, **_special_variables(state, context)}
 
 
-def _version_variables(version):
+def _version_variables(version: str) -> dict[str, Any]:
     """What only some versions of Juju set; there is always a value or an empty one."""
     if version.startswith("3."):
         return {"JUJU_VERSION": version, "JUJU_SLA": "unsupported"}
@@ -118,7 +120,7 @@ def _version_variables(version):
     return {"JUJU_VERSION": version, **traces}
 
 
-def _special_variables(state, context):
+def _special_variables(state: dict[str, Any], context: dict[str, Any]) -> dict[str, str]:
     """What only some hooks get: about their relation, storage, secret or action."""
     variables = {}
     if context["kind"] != "command":
@@ -148,7 +150,9 @@ def _special_variables(state, context):
     return variables
 
 
-def run_in_context(state, context, command, keep_output=False, script=""):
+def run_in_context(
+    state: dict[str, Any], context: dict[str, Any], command: list[str], keep_output: bool = False, script: str = ""
+) -> tuple[int, str, str]:
     """Run a process of the charm, a shell reads its script; gives the exit code (-N for signal N), output, errors."""
     process = subprocess.Popen(
         command,
@@ -161,14 +165,14 @@ def run_in_context(state, context, command, keep_output=False, script=""):
     )
     with store.Changing(store.context_path(context["id"])) as changing:
         changing["pid"] = process.pid
-    kept = {"stdout": [], "stderr": []}
+    kept: dict[str, list[str]] = {"stdout": [], "stderr": []}
     readers = []
     for name, level in (("stdout", "DEBUG"), ("stderr", "WARNING")):
         sink = kept[name] if keep_output else None
         about = (getattr(process, name), state["unit"], level, context["name"], sink)
         readers.append(threading.Thread(target=_read_output, args=about, daemon=True))
         readers[-1].start()
-    if script:
+    if script and process.stdin:
         with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
             pipe.write(script.encode())
     code = process.wait()
@@ -178,7 +182,7 @@ def run_in_context(state, context, command, keep_output=False, script=""):
     return code, "".join(kept["stdout"]), "".join(kept["stderr"])
 
 
-def _read_output(pipe, unit, level, name, sink):
+def _read_output(pipe: IO[bytes], unit: str, level: str, name: str, sink: list[str] | None) -> None:
     for raw in pipe:
         line = raw.decode(errors="replace")
         if sink is not None:
@@ -187,7 +191,7 @@ def _read_output(pipe, unit, level, name, sink):
             store.log(unit, level, f"unit.{unit}.{name}", line.rstrip("\n"))
 
 
-def close_context(context, success):
+def close_context(context: dict[str, Any], success: bool) -> dict[str, Any]:
     """Forget a context, and when its process succeeded, make true what waited in it; gives what had waited."""
     path = Path(store.context_path(context["id"]))
     latest = store.read(str(path))
@@ -200,7 +204,7 @@ def close_context(context, success):
     return latest
 
 
-def _flush(state, buffer):
+def _flush(state: dict[str, Any], buffer: dict[str, Any]) -> None:
     for number, bags in buffer["relations"].items():
         record = state["relations"].get(number)
         for kind, values in bags.items() if record else ():

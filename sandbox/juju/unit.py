@@ -58,7 +58,7 @@ class Unit:
         self,
         machine: Machine,
         app: str = "github-runner",
-        on_event: Callable[[dict], None] | None = None,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
         number: int = 0,
     ):
         self.machine = machine
@@ -88,11 +88,11 @@ class Unit:
         """Let the agent be down until agent_up: no hooks, juju-exec exits with 1 (refused, unregistered, aborted)."""
         self._agent("agent-down", how=how)
 
-    def agent_up(self) -> dict:
+    def agent_up(self) -> dict[str, Any]:
         """Let the agent be back, and run what has become due."""
         return self._work("agent-up")
 
-    def config(self) -> dict[str, dict]:
+    def config(self) -> dict[str, dict[str, Any]]:
         """All options: type, default, description, value, and whether the user set it (user)."""
         return dict(self._agent("get-config"))
 
@@ -103,18 +103,18 @@ class Unit:
     def deploy(
         self,
         charm: Path,
-        config: dict | None = None,
+        config: dict[str, Any] | None = None,
         model_config: dict[str, str] | None = None,
         model_uuid: str = "",
         juju_version: str = "3.6.8",
-    ) -> dict:
+    ) -> dict[str, Any]:
         """Install the agent and deploy a packed charm, into a new model unless the UUID of one is given."""
         self.install_agent()
         self.send_charm(charm)
         about = {"app": self.app, "number": self.number, "model_uuid": model_uuid, "juju_version": juju_version}
         return self._work("deploy", **about, config=config or {}, model_config=model_config or {})
 
-    def deploy_beside(self, first: "Unit", charm: Path) -> dict:
+    def deploy_beside(self, first: "Unit", charm: Path) -> dict[str, Any]:
         """Deploy as a further unit of first's application: same model, options, secrets and relations."""
         self.install_agent()
         self.send_charm(charm)
@@ -163,10 +163,19 @@ class Unit:
         self.machine.exec("sh", "-c", f"{set_up} && systemctl enable --quiet juju-sandbox-boot.service")
 
     def integrate(
-        self, endpoint: str, data: dict[str, str] | None = None, remote_app: str = "", app_data: dict | None = None
+        self,
+        endpoint: str,
+        data: dict[str, str] | None = None,
+        remote_app: str = "",
+        app_data: dict[str, Any] | None = None,
     ) -> str:
         """Relate to an application with one unit (APP/0) whose databag holds data; gives the relation's id."""
-        arguments = {"endpoint": endpoint, "remote_app": remote_app, "data": data or {}, "app_data": app_data or {}}
+        arguments: dict[str, Any] = {
+            "endpoint": endpoint,
+            "remote_app": remote_app,
+            "data": data or {},
+            "app_data": app_data or {},
+        }
         return str(self._agent("integrate", **arguments))
 
     def late_storage(self, seconds: float) -> None:
@@ -177,7 +186,7 @@ class Unit:
         """Set model configuration, if any is given, and give all of it. No hook fires for it."""
         return dict(self._agent("set-model-config", values=values) if values else self._agent("get-model-config"))
 
-    def reboot(self, hard: bool = False, timeout: float = 300) -> dict:
+    def reboot(self, hard: bool = False, timeout: float = 300) -> dict[str, Any]:
         """Reboot the machine and wait until the hooks that follow have run."""
         self.machine.reboot(hard=hard)
         return self.wait_idle(timeout)
@@ -186,34 +195,34 @@ class Unit:
         """What becomes of a charm's wish to reboot: "normal" (at once), "delayed" (by seconds) or "lost"."""
         self._agent("set-reboot-mode", mode=mode, seconds=seconds)
 
-    def refresh(self, charm: Path) -> dict:
+    def refresh(self, charm: Path) -> dict[str, Any]:
         """Replace the charm by another packed one."""
         self.send_charm(charm)
         return self._work("refresh")
 
-    def relation_data(self, relation: str) -> dict:
+    def relation_data(self, relation: str) -> dict[str, Any]:
         """Databags of a relation: local_unit, local_app, units, remote_app_data."""
         return dict(self._agent("relation-data", relation=relation))
 
-    def remove_application(self) -> dict:
+    def remove_application(self) -> dict[str, Any]:
         """Remove the unit, as its application goes: detach storage, break relations, then run stop and remove."""
         return self._work("remove-application")
 
-    def remove_relation(self, relation: str) -> dict:
+    def remove_relation(self, relation: str) -> dict[str, Any]:
         """Remove a relation, given by its id or endpoint."""
         return self._work("remove-relation", relation=relation)
 
     def remove_secret(self, name: str) -> None:
         self._agent("remove-secret", name=name)
 
-    def reset_config(self, *names: str) -> dict:
+    def reset_config(self, *names: str) -> dict[str, Any]:
         return self._work("reset-config", names=list(names))
 
-    def resolved(self, no_retry: bool = False) -> dict:
+    def resolved(self, no_retry: bool = False) -> dict[str, Any]:
         """Run a failed hook again; with no_retry go on as if it had succeeded."""
         return self._work("resolved", no_retry=no_retry)
 
-    def run(self, action: str, params: dict[str, Any] | None = None) -> dict:
+    def run(self, action: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
         """Run an action; gives its task: id, status (completed, failed), message, results, log."""
         return dict(self._agent("run-action", name=action, params=params or {}))
 
@@ -221,36 +230,38 @@ class Unit:
         self.machine.exec("rm", "-rf", INCOMING)
         self.machine.push_folder(charm, INCOMING)
 
-    def set_config(self, values: dict[str, Any]) -> dict:
+    def set_config(self, values: dict[str, Any]) -> dict[str, Any]:
         """Set options, as strings or as what str() makes a string of; booleans may be Python's."""
         return self._work("set-config", values=values)
 
-    def set_relation_data(self, relation: str, data: dict[str, str], unit: str = "", app: bool = False) -> dict:
+    def set_relation_data(
+        self, relation: str, data: dict[str, str], unit: str = "", app: bool = False
+    ) -> dict[str, Any]:
         """The remote side changes its databag; an empty value removes a key."""
         return self._work("set-relation-data", relation=relation, data=data, unit=unit or None, app=app)
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         """Everything that the agent knows, for tests that ask for details."""
         return dict(self._agent("get-state"))
 
-    def status(self) -> dict:
+    def status(self) -> dict[str, Any]:
         """The unit as `juju status` has it: status, message, agent, relations, failed, queue, …"""
         return dict(self._agent("summary"))
 
-    def update_secret(self, name: str, content: dict[str, str]) -> dict:
+    def update_secret(self, name: str, content: dict[str, str]) -> dict[str, Any]:
         """A new revision of a user secret; secret-changed fires if the charm has read it before."""
         return self._work("update-secret", name=name, content=content)
 
-    def update_status(self) -> dict:
+    def update_status(self) -> dict[str, Any]:
         """Fire update-status now."""
         return self._work("update-status")
 
-    def wait_idle(self, timeout: float = 300) -> dict:
+    def wait_idle(self, timeout: float = 300) -> dict[str, Any]:
         """Wait until no hook runs or is due (a failed one excepted) and the last reboot has been dealt with.
 
         While the agent is down nothing runs: then it is enough that the machine is up.
         """
-        latest: dict = {}
+        latest: dict[str, Any] = {}
 
         def idle() -> bool:
             nonlocal latest
@@ -266,7 +277,7 @@ class Unit:
         wait_until(idle, f"rest of {self.name}", timeout, interval=0.2)
         return latest
 
-    def _work(self, operation: str, **arguments: Any) -> dict:
+    def _work(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """Do what makes hooks run; if one reboots the machine, wait for what follows."""
         before = self.machine.boot_mark()
         result = self._agent(operation, may_vanish=True, **arguments)
@@ -294,9 +305,9 @@ class Unit:
             return None
         return reply["result"]
 
-    def _call(self, command: tuple[str, ...]) -> tuple[dict, str]:
+    def _call(self, command: tuple[str, ...]) -> tuple[dict[str, Any], str]:
         """One call of the agent: its last word, and what it wrote to standard error."""
-        reply: dict = {}
+        reply: dict[str, Any] = {}
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import hooktools
 import storage
@@ -23,19 +24,19 @@ AGENT_DOWN = {
 }
 
 
-def boot_mark():
+def boot_mark() -> int:
     """A number that differs after every boot: when the machine's first process started."""
     return int(Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19])
 
 
-def queue(state, name, **about):
+def queue(state: dict[str, Any], name: str, **about: Any) -> None:
     """Put a hook at the end of the queue; one that waits there already, with the same particulars, is enough."""
     hook = {"name": name, **about}
     if hook not in state["queue"]:
         state["queue"].append(hook)
 
 
-def drain():
+def drain() -> dict[str, Any]:
     """Run the hooks that are due, one after the other, until none is left, one fails, or the machine reboots."""
     while not store.read()["agent_down"]:
         with machine_lock("hook"):
@@ -51,7 +52,7 @@ def drain():
     return summary()
 
 
-def refuse_while_down(waited=False):
+def refuse_while_down(waited: bool = False) -> None:
     """Fail as juju-exec does while the agent is down or has stopped for a reboot; waited: it went while one waited."""
     state = store.read()
     stopped = state["rebooting"] and state["boot"] == boot_mark()
@@ -61,7 +62,7 @@ def refuse_while_down(waited=False):
         raise JujuError(text.format(unit=state["unit"], socket=charm_dir(state).with_name("run.socket")))
 
 
-def recover():
+def recover() -> None:
     """What an agent does when it finds that it, or the machine, went down: under the machine lock, before anything."""
     with store.Changing() as state:
         mark = boot_mark()
@@ -87,7 +88,7 @@ def recover():
                 state["failed"] = None
 
 
-def _run_current():
+def _run_current() -> bool:
     """Run the hook that is the current one; gives whether the next one may follow."""
     state = store.read()
     hook = state["current"]
@@ -115,7 +116,7 @@ def _run_current():
     return not rebooting and not (killed and _shutting_down())
 
 
-def _note_end(hook, code, latest, again):
+def _note_end(hook: dict[str, Any], code: int, latest: dict[str, Any], again: bool) -> None:
     """What a hook's end changes; again: it was killed, at its own wish or not, and starts over."""
     with store.Changing() as state:
         state["current"] = None
@@ -128,16 +129,16 @@ def _note_end(hook, code, latest, again):
             _remember_failure(state, hook, _reason(code))
 
 
-def _reason(code):
+def _reason(code: int) -> str:
     return f"exit status {code}" if code >= 0 else f"signal: {signal.Signals(-code).name}"
 
 
-def _shutting_down():
+def _shutting_down() -> bool:
     asked = subprocess.run(("systemctl", "is-system-running"), capture_output=True, text=True)
     return asked.stdout.strip() == "stopping"
 
 
-def _log_end(unit, name, code, killed_for_reboot):
+def _log_end(unit: str, name: str, code: int, killed_for_reboot: bool) -> None:
     how = "(via hook dispatching script: dispatch)"
     module = "juju.worker.uniter.operation"
     if killed_for_reboot:
@@ -151,7 +152,7 @@ def _log_end(unit, name, code, killed_for_reboot):
         store.log(unit, "INFO", "juju.worker.uniter", f'awaiting error resolution for "{name}" hook')
 
 
-def _before(hook):
+def _before(hook: dict[str, Any]) -> None:
     """The statuses that Juju itself gives a unit at the ends of its life."""
     given = {
         "install": ("maintenance", "installing charm software"),
@@ -164,13 +165,13 @@ def _before(hook):
             set_unit_status(state, status, message)
 
 
-def set_unit_status(state, status, message):
+def set_unit_status(state: dict[str, Any], status: str, message: str) -> None:
     state["unit_status"] = {"status": status, "message": message, "since": store.now(), "data": {}}
     state["history"].append({"kind": "unit_status", **state["unit_status"]})
     store.event(event="status", status=status, message=message)
 
 
-def _after(state, hook, context):
+def _after(state: dict[str, Any], hook: dict[str, Any], context: dict[str, Any]) -> None:
     """What a hook that went well changes in what the agent knows."""
     name = hook["name"]
     if name == "config-changed":
@@ -196,7 +197,7 @@ def _after(state, hook, context):
         set_unit_status(state, "terminated", "")
 
 
-def _remember_failure(state, hook, reason):
+def _remember_failure(state: dict[str, Any], hook: dict[str, Any], reason: str) -> None:
     state["attempts"] += 1
     delay = min(LAST_RETRY, FIRST_RETRY * 2 ** (state["attempts"] - 1))
     state["failed"] = {"hook": hook, "reason": reason, "since": store.now(), "due": time.time() + delay}
@@ -210,11 +211,11 @@ def _remember_failure(state, hook, reason):
         subprocess.run((*timer, *when, *command), capture_output=True)
 
 
-def retries(state):
+def retries(state: dict[str, Any]) -> bool:
     return state["model"]["config"].get("automatically-retry-hooks", "true") == "true"
 
 
-def reboot():
+def reboot() -> bool:
     """Reboot the machine, as the machine agent does once the unit agent has told it to; gives whether it will.
 
     Juju's own takes some 15 s, and may be lost: see the operation set-reboot-mode.
@@ -230,7 +231,7 @@ def reboot():
     return True
 
 
-def queue_config_changed(state):
+def queue_config_changed(state: dict[str, Any]) -> None:
     """Due while the options, or the machine's address, are others than the last config-changed saw."""
     address = hooktools.unit_address()
     moved = address not in (state["address_seen"], hooktools.NO_ADDRESS)
@@ -240,24 +241,24 @@ def queue_config_changed(state):
         state["queue"] = [hook for hook in state["queue"] if hook["name"] != "config-changed"]
 
 
-def note_config_seen(state, config):
+def note_config_seen(state: dict[str, Any], config: dict[str, Any]) -> None:
     state["config_seen"] = _config_hash(config)
     state["address_seen"] = hooktools.unit_address()
     for record in state["relations"].values():
         record["local_unit"].update(ingress())
 
 
-def ingress():
+def ingress() -> dict[str, Any]:
     """What Juju itself writes into a unit's databag, and writes anew with config-changed."""
     address = hooktools.unit_address()
     return {"egress-subnets": f"{address}/32", "ingress-address": address, "private-address": address}
 
 
-def _config_hash(values):
+def _config_hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def summary():
+def summary() -> dict[str, Any]:
     """The unit as `juju status` sees it."""
     state = store.read()
     failed, status = state["failed"], state["unit_status"]

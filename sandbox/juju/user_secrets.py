@@ -2,13 +2,14 @@
 
 import os
 import re
+from typing import Any
 
 import store
 from running import JujuError
 from uniter import drain, queue
 
 
-def find_secret(state, name):
+def find_secret(state: dict[str, Any], name: str) -> tuple[str, dict[str, Any]]:
     identity = name.removeprefix("secret:")
     for key, record in state["secrets"].items():
         if identity == key or record["name"] == name:
@@ -16,7 +17,7 @@ def find_secret(state, name):
     raise JujuError(f'secret "{name}" not found')
 
 
-def add_secret(name, content, identity=None):
+def add_secret(name: str, content: dict[str, str], identity: str | None = None) -> str:
     """A user's secret; gives its URI. A further unit is given the identity that the secret has already."""
     with store.Changing() as state:
         if any(record["name"] == name for record in state["secrets"].values()):
@@ -26,7 +27,7 @@ def add_secret(name, content, identity=None):
     return f"secret:{identity}"
 
 
-def _secret_content(content):
+def _secret_content(content: dict[str, str]) -> dict[str, str]:
     # Juju's rule: https://github.com/juju/juju/blob/3.6/core/secrets/createsecret.go
     for key in content:
         if not re.fullmatch("[a-z](-?[a-z0-9]){2,}", key):
@@ -36,11 +37,11 @@ def _secret_content(content):
     return content
 
 
-def _new_secret(name, content):
+def _new_secret(name: str, content: dict[str, str]) -> dict[str, Any]:
     return {"name": name, "revisions": {"1": content}, "granted": [], "tracked": {}, "labels": {}}
 
 
-def update_secret(name, content):
+def update_secret(name: str, content: dict[str, str]) -> dict[str, Any]:
     """A new revision; who follows the secret hears of it with secret-changed."""
     with store.Changing() as state:
         identity = find_secret(state, name)
@@ -54,13 +55,13 @@ def update_secret(name, content):
     return drain()
 
 
-def grant_secret(name, app=None):
+def grant_secret(name: str, app: str | None = None) -> None:
     """Let the application read the secret; no hook fires for it."""
     with store.Changing() as state:
         record = state["secrets"][find_secret(state, name)]
         record["granted"] = sorted({*record["granted"], app or state["app"]})
 
 
-def remove_secret(name):
+def remove_secret(name: str) -> None:
     with store.Changing() as state:
         del state["secrets"][find_secret(state, name)]

@@ -4,6 +4,7 @@ import json
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from sandbox.lab import lxd_setup
 from sandbox.shell import SandboxError, run, succeeds, wait_until
@@ -79,7 +80,7 @@ class Machine:
                 return str(address["address"])
         return ""
 
-    def _state(self) -> dict:  # type: ignore[type-arg]
+    def _state(self) -> dict[str, Any]:
         return dict(json.loads(run("lxc", "query", f"/1.0/instances/{self.container}/state")))
 
     def exec(self, *command: str, input: str | None = None, check: bool = True, timeout: float = 300) -> str:

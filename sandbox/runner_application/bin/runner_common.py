@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(__file__).resolve().parent  # bin, or bin.VERSION after an update
@@ -21,7 +22,9 @@ TIMEOUT = 60.0  # a question for a job stays open for a while
 class ServiceError(Exception):
     """GitHub refused a request."""
 
-    def __init__(self, method: str, url: str, status: int, reason: str, document: dict, request_id: str) -> None:
+    def __init__(
+        self, method: str, url: str, status: int, reason: str, document: dict[str, Any], request_id: str
+    ) -> None:
         super().__init__(document.get("message", reason))
         self.method, self.url, self.status, self.reason = method, url, status, reason
         self.document, self.request_id = document, request_id
@@ -73,7 +76,9 @@ class Diagnostics:
         self._file.flush()
 
 
-def request(method: str, url: str, credential: str, body: object = None, timeout: float = TIMEOUT) -> tuple[int, dict]:
+def request(
+    method: str, url: str, credential: str, body: object = None, timeout: float = TIMEOUT
+) -> tuple[int, dict[str, Any]]:
     """Send a request through the proxies of the environment; status and document of the answer."""
     headers = {"Authorization": credential, "Content-Type": "application/json", "User-Agent": f"runner/{VERSION}"}
     data = None if body is None else json.dumps(body).encode()

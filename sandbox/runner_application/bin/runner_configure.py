@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from runner_common import ARCHITECTURE, ROOT, VERSION, Diagnostics, ServiceError, request
@@ -50,7 +51,7 @@ def configured() -> bool:
     return (ROOT / ".runner").exists()
 
 
-def settings() -> dict:
+def settings() -> dict[str, Any]:
     """The kept registration; its file begins with a byte order mark, as the real one does.
 
     Names are read in any case, and numbers and truths also as text: a just-in-time configuration has them so.
@@ -71,7 +72,7 @@ def secret() -> str:
     file = ROOT / ".credentials_rsaparams"
     if not file.exists():
         raise TerminatedError(f"RSA key file {file} was not found")
-    return json.loads(file.read_text())["d"]
+    return str(json.loads(file.read_text())["d"])
 
 
 def take_jit_config(arguments: list[str], inputs: dict[str, str]) -> None:
@@ -147,7 +148,7 @@ def remove(values: dict[str, str], log: Diagnostics) -> None:
     say("√ Removed .credentials\n√ Removed .runner\n")
 
 
-def _access(url: str, event: str, token: str) -> dict:
+def _access(url: str, event: str, token: str) -> dict[str, Any]:
     """Exchange the token for access to the service."""
     parts = urlsplit(url)
     target = f"{parts.scheme}://{parts.netloc}/api/v3/actions/runner-registration"
@@ -177,7 +178,7 @@ def _value(values: dict[str, str], name: str, valid=bool, default: str = "") -> 
     return value
 
 
-def _save(values: dict[str, str], url: str, service: str, added: dict) -> None:
+def _save(values: dict[str, str], url: str, service: str, added: dict[str, Any]) -> None:
     kept = {"agentId": added["id"], "agentName": added["name"], "poolId": 1, "poolName": added["group"]}
     kept.update(serverUrl=service, gitHubUrl=url, workFolder=values.get("work") or "_work")
     kept.update({"ephemeral": True} if "ephemeral" in values else {})
@@ -187,7 +188,7 @@ def _save(values: dict[str, str], url: str, service: str, added: dict) -> None:
     _write_private(ROOT / ".credentials_rsaparams", {"d": added["secret"]})
 
 
-def _write_private(path: Path, document: dict) -> None:
+def _write_private(path: Path, document: dict[str, Any]) -> None:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(document, file)
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import runner_configure
 from runner_common import (
@@ -100,9 +101,9 @@ class Listener:
 
     def __init__(self, log: Diagnostics) -> None:
         self.log = log
-        self.worker: subprocess.Popen | None = None
+        self.worker: subprocess.Popen[bytes] | None = None
         self.pipe: int = -1  # to the worker
-        self.job: dict = {}
+        self.job: dict[str, Any] = {}
         self.session = ""
         self.stopping = False
         self.cancelled = False
@@ -193,7 +194,7 @@ class Listener:
         else:
             self._refused(error)
 
-    def _acquire(self, message: dict) -> None:
+    def _acquire(self, message: dict[str, Any]) -> None:
         """Take the job that was offered. One that is not to be had is skipped, and the next message awaited."""
         job = message["job"]
         try:
@@ -218,7 +219,7 @@ class Listener:
         self._close_session()
         raise OverError(4 if self.settings.get("ephemeral") else 3)
 
-    def _start(self, message: dict) -> None:
+    def _start(self, message: dict[str, Any]) -> None:
         """Hand the job to a worker through a pipe: neither its arguments nor its environment show it."""
         self.job = message["job"]
         say(f"{now()}: Running job: {self.job['name']}")
@@ -233,7 +234,7 @@ class Listener:
         keep = {"settings": self.settings, "service": self.settings["serverUrl"]}
         self._tell({**message, **keep})
 
-    def _tell(self, message: dict) -> None:
+    def _tell(self, message: dict[str, Any]) -> None:
         data = json.dumps(message).encode() + b"\n"
         try:
             while data:
@@ -273,7 +274,7 @@ class Listener:
             say("√ Removed .credentials\n√ Removed .runner")
             raise OverError(0)
 
-    def _about_job(self, what: str, body: dict) -> None:
+    def _about_job(self, what: str, body: dict[str, Any]) -> None:
         target = f"{self.settings['serverUrl']}/jobs/{self.job['id']}/{what}"
         try:
             request("POST", target, f"Bearer {self.job['secret']}", body, timeout=10)

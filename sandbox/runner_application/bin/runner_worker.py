@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import runner_actions
 import runner_common
@@ -82,7 +83,7 @@ class Log:
                 report(self._url, self._credential, {"lines": lines}, self._diagnostics)
 
 
-def report(url: str, credential: str, body: dict, diagnostics: Diagnostics) -> None:
+def report(url: str, credential: str, body: dict[str, Any], diagnostics: Diagnostics) -> None:
     """Send to GitHub, again and again while it cannot be reached."""
     deadline, pause = time.monotonic() + REPORT_SECONDS, 0.5
     while True:
@@ -113,7 +114,7 @@ class Step:
 class Job:
     """One job: the hook of the runner's administrator, the steps that actions want first, then the job's own steps."""
 
-    def __init__(self, message: dict, diagnostics: Diagnostics) -> None:
+    def __init__(self, message: dict[str, Any], diagnostics: Diagnostics) -> None:
         self.job, self.variables, self.event = message["job"], message["variables"], message["event"]
         self.settings, self.diagnostics = message["settings"], diagnostics
         self.url, self.credential = f"{message['service']}/jobs/{self.job['id']}", f"Bearer {self.job['secret']}"
@@ -269,12 +270,12 @@ class Job:
             self.log.write(f"##[error]Process completed with exit code {code}.")
         return process.returncode == 0
 
-    def _read(self, process: subprocess.Popen) -> None:
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             self.log.write(line.decode("utf-8", "replace").rstrip("\r\n"))
 
-    def _await(self, process: subprocess.Popen, condition: str) -> bool:
+    def _await(self, process: subprocess.Popen[bytes], condition: str) -> bool:
         """Wait for the program; one that is stopped is interrupted, terminated, then killed. Whether it was stopped.
 
         A cancelled job stops a step only if its condition does not hold any more. Signals go to the program alone.
