@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,9 @@ def pre_job(**changes: Any) -> PreJobMetrics:
     return PreJobMetrics(**{**values, "event": "push", **changes})
 
 
-def row(found: RunnerView, job: PreJobMetrics | None = None, **keys: str) -> Row:
+def row(found: RunnerView, job: PreJobMetrics | None = None, /, **keys: str) -> Row:
     """The row of one runner whose instance has these keys."""
-    instance: Any = FakeInstance(FakeLxd(), found.name, keys) if found.exists else None  # type: ignore[arg-type]
+    instance: Any = FakeInstance(FakeLxd(), found.name, keys) if found.exists else None
     [only] = rows([ObservedRunner(found, REPO, instance)], lambda _: job, "today's", NOW)
     return only
 
@@ -230,7 +231,11 @@ def test_what_is_no_regular_file_is_not_opened_further(unit: World, tmp_path: Pa
     name = unit.add("aa", busy=True)
     file = began(unit, name)
     other = file.rename(tmp_path / "other")
-    makers = {"link": lambda: file.symlink_to(other), "fifo": lambda: os.mkfifo(file), "folder": file.mkdir}
+    makers: dict[str, Callable[[], object]] = {
+        "link": lambda: file.symlink_to(other),
+        "fifo": lambda: os.mkfifo(file),
+        "folder": file.mkdir,
+    }
     makers[kind]()
 
     assert job_of(unit, name) is None

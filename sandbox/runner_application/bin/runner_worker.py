@@ -203,7 +203,7 @@ class Job:
 
     @property
     def _debug(self) -> bool:
-        return self.variables.get("RUNNER_DEBUG") == "1"
+        return bool(self.variables.get("RUNNER_DEBUG") == "1")
 
     def _script(self, text: str, condition: str) -> Step:
         script = self.temp / f"{uuid.uuid4()}.sh"
