@@ -50,6 +50,7 @@ def deployment() -> Iterator[Deployment]:
         found = deployed("faults", charm, hub, **{"virtual-machines": kill.WANTED})
         try:
             found.unit.integrate("cos-agent")
+            found.use_app()
             found.keep(kill.WANTED)
             yield found
         finally:

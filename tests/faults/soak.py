@@ -31,7 +31,7 @@ from runner import RunnerManagerClients
 from runner_manager import RunnerManager
 from tests.faults.world import DAY, World
 from tests.support.fakes import IDENTITY, RESOURCES, state
-from tests.support.model import JINJA, RUNNING, WORKER, Killed
+from tests.support.model import JINJA, RUNNING, WORKER, Killed, Records
 
 TICK = 600.0
 TICKS_A_DAY = int(DAY / TICK)
@@ -39,7 +39,7 @@ LOGS_KEPT = 7 * DAY
 # Of a tick, each on its own.
 CRASH, REBOOT, OUTAGE = 1 / 8, 1 / 200, 1 / 100
 LONGEST_OUTAGE = 18
-OUTAGES = (("list", "delete", "jobs", "token"), ("jobs",), ("token",), ("delete",))
+OUTAGES = (("list", "delete", "jobs", "record"), ("jobs",), ("record",), ("delete",))
 # Of a day, in this order.
 CHANGES = (("options", "fewer", "all"), ("fewer", "options", "all"), ("fewer", "all", "options"))
 QUIET = 2
@@ -118,7 +118,8 @@ class Month:
     def manager(self) -> RunnerManager:
         """A new one for each pass, as in the charm."""
         world = self.world
-        clients = RunnerManagerClients(world.hub, JINJA, world.lxd, None)  # type: ignore[arg-type]
+        registration = Records(world.hub, lambda _: world.hub.answers("record"))
+        clients = RunnerManagerClients(world.hub, JINJA, world.lxd, None, registration=registration)  # type: ignore[arg-type]
         storages: Any = metrics.storage
         return RunnerManager(IDENTITY, self._state, clients, storages, self._application, clock=lambda: world.now)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import metrics.events
 import metrics.storage
-import provision
 from engine.instance import Execution
 from errors import GithubApiError, JobNotFoundError, RunnerBusyError, TemporaryGithubError
 from gh.auth import Pat
@@ -204,18 +203,14 @@ class Organisation(Hub):
         self.runners.pop(name, None)
 
     def list_runners(self, path: GithubPath, wanted: Callable[[str], bool]) -> list[GithubRunner]:
-        self._answer("list")
+        self.answers("list")
         found = Client(self).list_runners(path, wanted)
         self._world.listed()
         return found
 
-    def registration_token(self, path: GithubPath) -> str:
-        self._answer("token")
-        return super().registration_token(path)
-
     def delete_runner(self, path: GithubPath, runner_id: int) -> None:
         """Side by side with others of its kind, which the fake's own does not allow."""
-        self._answer("delete")
+        self.answers("delete")
         if runner_id in self.busy:
             raise RunnerBusyError(f"{runner_id} is busy")
         assert runner_id < 10**9, f"a foreign runner was deleted: {runner_id}"
@@ -230,7 +225,8 @@ class Organisation(Hub):
             raise JobNotFoundError(runner_name)
         return self.jobs.pop(runner_name)
 
-    def _answer(self, what: str) -> None:
+    def answers(self, what: str) -> None:
+        """GithubApiError while what is asked for is down."""
         if what in self.down:
             raise GithubApiError("GitHub does not answer")
 
@@ -246,7 +242,6 @@ class World:
         self.now = START
         self.runners = runners
         self.lxd, self.hub = Lxd(self), Organisation(self, foreign)
-        self.lxd.registered = self._registered
         self.ledger = Ledger()
         self.started = bytearray(MOST_JOBS)
         self.queue: deque[Job] = deque()
@@ -256,11 +251,6 @@ class World:
         self._ends: list[tuple[float, int, str]] = []
         self._unnoticed: list[str] = []
         self._arrival = START
-
-    def _registered(self, instance: FakeInstance) -> None:
-        registered = self.hub.register(instance.name, online=False)
-        settings = json.dumps({"agentId": registered.runner_id}).encode()
-        instance.files[str(provision.RUNNER_APPLICATION / ".runner")] = b"\xef\xbb\xbf" + settings
 
     def idle(self) -> list[str]:
         """The runners that GitHub could give a job, by name."""

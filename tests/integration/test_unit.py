@@ -343,16 +343,11 @@ def test_a_github_app_takes_over_and_runners_register_just_in_time(deployment: D
     """`app-secret` is used first. Neither it nor another key replaces a runner; new runners get no token."""
     before = deployment.keep(1)
     unit, control = deployment.unit, deployment.control
-    app = control.add_app("runners", REPOSITORY.partition("/")[0])
-    control.install_app(app["id"], REPOSITORY.partition("/")[0])
-    content = {"app-id": app["client_id"], "private-key": app["private_key"]}
-    uri = unit.add_secret("app", content)
-    unit.grant_secret("app")
-    unit.set_config({"app-secret": uri})
+    app = deployment.use_app()
     assert (deployment.status()[0], deployment.instances()) == ("active", before)
 
     second = control.add_app_key(app["id"])
-    unit.update_secret("app", {**content, "private-key": second["private_key"]})
+    unit.update_secret("app", {"app-id": app["client_id"], "private-key": second["private_key"]})
     control.remove_app_key(app["id"], app["key"])
     control.clear_requests()
     deployment.reconcile()

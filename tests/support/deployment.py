@@ -108,6 +108,16 @@ class Deployment:
         found: dict[str, Any] = self.control.wait_job(job["id"], status)
         return found
 
+    def use_app(self, secret: str = "app") -> dict[str, Any]:
+        """Let the unit use a new GitHub App, by a secret of this name; gives the App with its private key."""
+        owner = REPOSITORY.partition("/")[0]
+        app: dict[str, Any] = self.control.add_app("runners", owner)
+        self.control.install_app(app["id"], owner)
+        uri = self.unit.add_secret(secret, {"app-id": app["client_id"], "private-key": app["private_key"]})
+        self.unit.grant_secret(secret)
+        self.unit.set_config({"app-secret": uri})
+        return app
+
     def wait_gone(self, name: str) -> None:
         """Until a runner's instance has powered off and is deleted."""
         wait_for(lambda: name not in self.instances(), f"the end of {name}")

@@ -1,10 +1,11 @@
 """What the simulations of units share: a GitHub with late lists, exit codes of the health probe, other runners."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import provision
-from models import GithubPath, GithubRunner
+from gh.registration import Registration
+from models import GithubPath, GithubRunner, RegistrationData
 from naming import KEY
 from tests.support.fakes import TEMPLATES, FakeGithub
 
@@ -34,3 +35,21 @@ class Hub(FakeGithub):
     def list_runners(self, path: GithubPath, wanted: Callable[[str], bool]) -> list[GithubRunner]:
         found = super().list_runners(path, wanted)
         return found if self.answer is None else [item for item in self.answer if wanted(item.name)]
+
+
+class Records(Registration):
+    """Just-in-time registration: a record at GitHub for each runner, before its instance; ``fault`` may come first."""
+
+    def __init__(self, hub: Hub, fault: Callable[[str], object]) -> None:
+        self._hub, self._fault = hub, fault
+
+    def prepare(self) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+    def register(self, name: str, labels: Sequence[str]) -> RegistrationData:
+        self._fault(name)
+        record = self._hub.register(name, online=False)
+        return RegistrationData(files={".runner": '{"Ephemeral": "True"}'}, runner_id=record.runner_id)

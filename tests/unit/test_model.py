@@ -5,7 +5,6 @@ import itertools
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,33 +19,13 @@ import runner
 import system
 import times
 from errors import GithubRunnerError
-from gh.registration import Registration
-from models import RegistrationData
 from naming import KEY, fingerprint
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
 from tests.support.fakes import IDENTITY, RESOURCES, FakeInstance, FakeLxd, FakeStorages, state
-from tests.support.model import JINJA, NONE, OTHERS, OTHERS_KEYS, RUNNING, WORKER, Hub, Killed
+from tests.support.model import JINJA, NONE, OTHERS, OTHERS_KEYS, RUNNING, WORKER, Hub, Killed, Records
 
 MINUTE = 60.0
-
-
-class Records(Registration):
-    """Just-in-time registration: a record at GitHub for each runner, before and after which the charm may be killed."""
-
-    def __init__(self, model: "Reconciles") -> None:
-        self.model = model
-
-    def prepare(self) -> None:
-        pass
-
-    def check(self) -> None:
-        pass
-
-    def register(self, name: str, labels: Sequence[str]) -> RegistrationData:
-        self.model.lxd.fault("register", name)
-        record = self.model.hub.register(name, online=False)
-        return RegistrationData(files={".runner": '{"Ephemeral": "True"}'}, runner_id=record.runner_id)
 
 
 class Reconciles(RuleBasedStateMachine):
@@ -89,7 +68,7 @@ class Reconciles(RuleBasedStateMachine):
     @initialize(jit=st.booleans())
     def runners_register(self, jit: bool) -> None:
         """With a token in the instance, or just in time: then the record at GitHub is there before the instance."""
-        self.registration = Records(self) if jit else None
+        self.registration = Records(self.hub, lambda name: self.lxd.fault("register", name)) if jit else None
 
     def _registered(self, instance: FakeInstance) -> None:
         """The runner agent comes online."""

@@ -105,7 +105,7 @@ def closed() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("owner", "name", "broken", "rule"),
     [
-        (runner_manager.RunnerManager, "_remove_unhealthy", careless, "jobs_doubled"),
+        (runner_manager.RunnerManager, "_remove_unhealthy", careless, "jobs_doubled|instances, wanted are"),
         (plan, "health", overlooking, "a dead runner stays|that GitHub does not see"),
         (times, "OFFLINE", math.inf, "a runner stays that GitHub does not see"),
         (Identity, "owns", greedy, "a foreign runner was deleted"),
