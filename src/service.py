@@ -410,7 +410,7 @@ class Service:
         """Have an image built outside of this hook if the options of its content have changed."""
         try:
             image.build_changed(self._lxd, self._markers, settings.image_build(self._state))
-        except (LxdError, HostError) as error:
+        except (LxdError, HostError, OSError) as error:
             logger.warning("The build of an image with the changed options was not started: %s", error)
 
     def _note_leaving(self) -> list[str]:

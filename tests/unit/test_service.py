@@ -7,7 +7,7 @@ import pytest
 
 import creation
 import settings
-from errors import ConfigurationError, HostError
+from errors import ConfigurationError, HostError, LxdError
 from host import kernel, markers, runner_binary
 from service import Service
 from status import Status
@@ -152,13 +152,14 @@ def test_no_build_is_started_while_the_machine_is_not_set_up(
     assert started == []
 
 
+@pytest.mark.parametrize("error", [HostError("no such systemd unit"), LxdError("busy"), OSError("read-only")], ids=str)
 def test_a_build_that_cannot_be_started_stops_nothing(
-    world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch
+    world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """Runners are kept from the image that is there."""
 
     def fail(*_: Any) -> None:
-        raise HostError("no such systemd unit")
+        raise error
 
     monkeypatch.setattr("host.image.build_changed", fail)
 

@@ -10,23 +10,27 @@ from tests.vm.conftest import deployed
 
 ALIAS = "sandbox-vm-with-apt"
 PROGRAMS = "docker npm yarn pip shellcheck jq wget unzip gh yq gcc g++ make"
+SCRIPT = "#!/bin/sh -eu\ntree -L 1 /\nln -s /bin/true /usr/local/bin/made\n"
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3 * 3600)
 def test_every_step_of_the_image(packed: Path, hub: github.GitHub) -> None:
-    """The image is built with all of its packages from the distribution, and a job finds the programs."""
+    """The image is built with all of its packages from the distribution, and a job finds the programs.
+
+    Also those of the operator: a package, and what a script makes at the end of the build.
+    """
     image = base_image.ensure(template.cache(), with_apt=True)
     unit = deployed(
         "vm-image",
         packed,
         hub,
         lambda machine: template.import_image(machine, image, ALIAS),
-        **{"image-source": f"local:{ALIAS}"},
+        **{"image-source": f"local:{ALIAS}", "extra-packages": "tree", "image-script": SCRIPT},
     )
     try:
         unit.keep(1)
-        job = unit.job(f"set -e; for program in {PROGRAMS}; do command -v $program; done; sudo docker info")
+        job = unit.job(f"set -e; for program in {PROGRAMS} tree made; do command -v $program; done; sudo docker info")
         assert job["conclusion"] == "success", "\n".join(job["log"])
     finally:
         unit.machine.destroy()
