@@ -202,6 +202,7 @@ class Changes:
             github_url=spec.github_url,
             ca_certificates=spec.ca_certificates,
             allow_external_contributor=spec.allow_external_contributor,
+            pre_job_script=spec.pre_job_script,
             container=spec.container,
             fingerprint=fingerprint,
         )

@@ -132,6 +132,7 @@ def _values(charm: ops.CharmBase, faults: _Faults) -> dict[str, Any]:
         "proxies": _proxies(os.environ, bool(config["experimental-use-aproxy"]), faults),
         "repo_policy": _repo_policy(config, faults),
         "allow_external_contributor": bool(config["allow-external-contributor"]),
+        "pre_job_script": faults.read("pre-job-script", lambda: parse_script(str(config.get("pre-job-script") or ""))),
         "test_mode": test_mode,
         "ssh_debug_connections": _ssh_debug_connections(charm, faults),
         "arch": faults.read("architecture", lambda: parse_arch(platform.machine())),

@@ -273,6 +273,7 @@ class RunnerSpec:
     ssh_debug_connections: tuple[SSHDebugConnection, ...]
     policy_url: str | None
     allow_external_contributor: bool
+    pre_job_script: str = field(repr=False)
     issue_metrics: bool
 
 
@@ -316,6 +317,7 @@ class CharmState:
     issue_metrics: bool
     ca_certificates: tuple[str, ...] = ()
     allow_external_contributor: bool = True
+    pre_job_script: str = field(default="", repr=False)
     app: AppCredentials | None = None
     """The GitHub App that is used instead of the token. Neither it nor the way of registering is part of a runner."""
     registration: RegistrationMethod = RegistrationMethod.AUTO
@@ -346,6 +348,7 @@ class CharmState:
             ssh_debug_connections=self.ssh_debug_connections,
             policy_url=self.repo_policy.url if self.repo_policy else None,
             allow_external_contributor=self.allow_external_contributor,
+            pre_job_script=self.pre_job_script,
             issue_metrics=self.issue_metrics,
         )
         return (spec,)
@@ -399,6 +402,7 @@ class RunnerConfig:
     github_url: str = "https://github.com"
     ca_certificates: tuple[str, ...] = ()
     allow_external_contributor: bool = True
+    pre_job_script: str = field(default="", repr=False)
     container: bool = False
     fingerprint: str = ""
 

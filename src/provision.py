@@ -35,6 +35,10 @@ ENV_FILE = RUNNER_APPLICATION / ".env"
 CONFIG_SCRIPT = RUNNER_APPLICATION / "config.sh"
 RUNNER_SCRIPT = RUNNER_APPLICATION / "start.sh"
 PRE_JOB_SCRIPT = RUNNER_APPLICATION / "pre-job.sh"
+# The text of the option pre-job-script; PRE_JOB_SCRIPT runs it.
+OPERATOR_SCRIPT = RUNNER_APPLICATION / "operator-pre-job"
+# In seconds.
+OPERATOR_LIMIT = 300
 POLICY_TOKEN_FILE = RUNNER_APPLICATION / ".policy-token"
 METRICS_FOLDER = PurePosixPath("/metrics-exchange")
 RUN_FOLDER = PurePosixPath("/run/github-runner")
@@ -165,6 +169,8 @@ def files(
         wanted.append(InstanceFile(TOKEN_FILE, registration_token, 0o600, UBUNTU))
     if policy_url:
         wanted.append(InstanceFile(POLICY_TOKEN_FILE, policy_token, 0o600, UBUNTU))
+    if config.pre_job_script:
+        wanted.append(InstanceFile(OPERATOR_SCRIPT, config.pre_job_script, 0o755, UBUNTU))
     return wanted + certificate_files(config.ca_certificates) + docker_files(config.dockerhub_mirror, values["proxies"])
 
 
@@ -222,6 +228,7 @@ FIXED: dict[str, Any] = {
     "user": UBUNTU,
     "folder": RUNNER_APPLICATION,
     "pre_job_script": PRE_JOB_SCRIPT,
+    "operator_limit": OPERATOR_LIMIT,
     "metrics_folder": METRICS_FOLDER,
     "without_metrics": WITHOUT_METRICS,
     "not_registered": NOT_REGISTERED,
@@ -263,6 +270,7 @@ def _values(
         "container": config.container,
         "policy_url": policy_url,
         "external_contributors": config.allow_external_contributor,
+        "operator_script": OPERATOR_SCRIPT if config.pre_job_script else None,
         "network_host": network_host(config),
         "snaps": wanted_snaps,
         "executables": wanted_executables,

@@ -68,13 +68,17 @@ class RunnerStart(Event):
 
 
 class CodeInformation(BaseModel):
-    """The HTTP code with which a policy check ended a job."""
+    """Why a job ended: the HTTP code of a policy check, or the exit code of a program."""
 
     code: int
 
 
 class RunnerStop(Event):
-    """A runner ended its job."""
+    """A runner ended its job.
+
+    ``status`` is ``normal``, ``repo-policy-check-failure`` if a check refused the job (with the HTTP code), or
+    ``abnormal`` if the runner agent failed, or the script of the option ``pre-job-script`` (with the exit code).
+    """
 
     flavor: str
     workflow: str

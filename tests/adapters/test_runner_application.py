@@ -891,7 +891,7 @@ def install_pre_job(runner: Installation, patience: int = 20, **more: object) ->
         "policy_url": None,
     }
     values |= {"pre_job_file": "pre.json", "post_job_file": "post.json", "dockerhub_mirror": None}
-    values |= {"external_contributors": True, **more}
+    values |= {"external_contributors": True, "operator_script": None, "operator_limit": 300, **more}
     template = provision.environment(ROOT / "templates").get_template("pre-job.sh.j2").render(values)
     template = template.replace("sleep 20", f"sleep {patience}")
     stubs = {"mountpoint": "#!/bin/sh\n"}
@@ -942,6 +942,55 @@ def test_a_job_of_a_member_runs(control: GitHubControl, install: Install) -> Non
     found = control.wait_job(job, timeout=20)
 
     assert (found["conclusion"], "ran" in found["log"]) == ("success", True)
+    process.wait(10)
+
+
+FAILING = "#!/bin/sh\necho failing; exit 3\n"
+SLOW = "#!/bin/sh\necho begun; trap '' TERM; while true; do sleep 60; done\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "code"),
+    [(FAILING, "failed with exit code 3.", 3), (SLOW, "did not end within 1 seconds.", 124)],
+    ids=["fails", "takes too long"],
+)
+def test_a_job_whose_pre_job_script_fails_runs_nothing(
+    control: GitHubControl, install: Install, script: str, words: str, code: int
+) -> None:
+    """No step of any kind runs after the operator's script, the log has the reason, and the metrics its code."""
+    runner = install()
+    operator = runner.folder / "operator"
+    operator.write_text(script)
+    operator.chmod(0o755)
+    process = install_pre_job(runner, operator_script=operator, operator_limit=1 if code == 124 else 300)
+    job = control.add_job(REPOSITORY, steps=CHEATS)["id"]
+
+    found = control.wait_job(job, timeout=40)
+
+    assert found["conclusion"] == "cancelled"
+    assert any(line.startswith("The pre-job script ") and line.endswith(words) for line in found["log"])
+    assert "cheated" not in found["log"]
+    post_job = json.loads((runner.folder / "metrics" / "post.json").read_text())
+    assert (post_job["status"], post_job["status_info"]) == ("abnormal", {"code": code})
+    process.wait(10)
+
+
+def test_a_job_whose_pre_job_script_succeeds_runs(control: GitHubControl, install: Install) -> None:
+    """The script knows the job, its output is in the job's log before the steps', and a variable reaches them."""
+    runner = install()
+    operator = runner.folder / "operator"
+    operator.write_text('#!/bin/sh\necho "for $GITHUB_REPOSITORY"; echo given=value >> "$GITHUB_ENV"\n')
+    operator.chmod(0o755)
+    process = install_pre_job(runner, operator_script=operator)
+    job = control.add_job(REPOSITORY, 'echo "step $given"')["id"]
+
+    found = control.wait_job(job, timeout=20)
+
+    assert found["conclusion"] == "success"
+    assert [line for line in found["log"] if line in (f"for {REPOSITORY}", "step value")] == [
+        f"for {REPOSITORY}",
+        "step value",
+    ]
     process.wait(10)
 
 

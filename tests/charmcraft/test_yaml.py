@@ -58,6 +58,7 @@ def test_options_are_those_of_the_reference() -> None:
         "replace-on-exit": ("boolean", True),
         "idle-runner-max-age": ("int", 24),
         "allow-external-contributor": ("boolean", True),
+        "pre-job-script": ("string", None),
         "ca-certificates": ("string", ""),
         "runner-storage": ("string", "juju-storage"),
         "reconcile-interval": ("int", 10),

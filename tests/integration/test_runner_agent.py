@@ -19,6 +19,13 @@ pytestmark = pytest.mark.lifecycle
 # A step that notes that it ran where the log shows it, and does whatever keeps a refused job going.
 CHEAT = "echo CHEATED; sudo systemctl stop '*.timer'; sudo systemctl mask poweroff.target; sudo pkill -f pre-job; true"
 
+# Of every runner here. Its line ends are those of Windows.
+OPERATOR_SCRIPT = """\
+#!/bin/bash\r
+echo "operator: $GITHUB_REPOSITORY $(id -un)"\r
+[ "$GITHUB_WORKFLOW" != "not here" ] || exit 3\r
+"""
+
 
 @pytest.fixture(scope="module")
 def policy() -> Iterator[str]:
@@ -54,6 +61,7 @@ def policy() -> Iterator[str]:
 def agent(packed: Path, hub: github.GitHub, policy: str) -> Iterator[Deployment]:
     """A unit with metrics and a policy service. Every test uses up its runner."""
     options = {"virtual-machines": 0, "repo-policy-compliance-url": policy, "repo-policy-compliance-token": "t"}
+    options["pre-job-script"] = OPERATOR_SCRIPT
     found = deployed("agent", packed, hub, **options)
     found.unit.integrate("cos-agent")
     found.keep(1)
@@ -101,6 +109,27 @@ def test_refused_job_runs_nothing(agent: Deployment, runner: str) -> None:
     assert "CHEATED" not in agent.control.job(job["id"])["log"]
     agent.reconcile()
     assert agent.events("runner_stop")[-1]["status"] == "repo-policy-check-failure"
+
+
+@pytest.mark.timeout(120)
+def test_job_whose_pre_job_script_fails_runs_nothing(agent: Deployment, runner: str) -> None:
+    """The operator's script runs as user ubuntu after the policy check; its failure ends the job and the runner."""
+    steps = [{"run": CHEAT, "pre": CHEAT}, {"run": CHEAT, "if": "always()"}]
+
+    job = agent.job("", steps=steps, workflow="not here")
+
+    assert job["conclusion"] in ("cancelled", "failure")
+    log = "\n".join(job["log"])
+    checked, ran, failed = (
+        log.index(text)
+        for text in ("check has passed", "operator: octo-org/demo ubuntu", "script failed with exit code 3.")
+    )
+    assert checked < ran < failed
+    agent.wait_gone(runner)
+    assert "CHEATED" not in agent.control.job(job["id"])["log"]
+    agent.reconcile()
+    stop = agent.events("runner_stop")[-1]
+    assert (stop["workflow"], stop["status"], stop["status_info"]) == ("not here", "abnormal", {"code": 3})
 
 
 @pytest.mark.timeout(120)

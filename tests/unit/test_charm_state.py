@@ -173,7 +173,7 @@ def test_option_contract(name: str, kind: str, default: object) -> None:
 
 def test_no_dead_option() -> None:
     """The options are those of the contract and no others."""
-    assert len(CONFIG["options"]) == 29
+    assert len(CONFIG["options"]) == 30
 
 
 @pytest.mark.parametrize(
@@ -237,6 +237,10 @@ def test_no_dead_option() -> None:
             "#!/bin/sh\necho 'größe' \"$(date)\"",
         ),
         ({"image-script": " \n"}, "image_script", ""),
+        ({}, "pre_job_script", ""),
+        ({"pre-job-script": " \n"}, "pre_job_script", ""),
+        ({"pre-job-script": "#!/bin/sh\r\ntrue\r\n"}, "pre_job_script", "#!/bin/sh\ntrue\n"),
+        ({"pre-job-script": "#!" + "ß" * 32767}, "pre_job_script", "#!" + "ß" * 32767),
         ({"image-script": "#!" + "ß" * 32767}, "image_script", "#!" + "ß" * 32767),
         ({"test-mode": "insecure"}, "test_mode", True),
         ({"github-url": "https://octo.ghe.com/"}, "github_url", "https://octo.ghe.com"),
@@ -312,6 +316,10 @@ def test_right_values(config: dict[str, Any], field: str, expected: object) -> N
         pytest.param(
             "extra-packages", ",".join(f"x{n}" for n in range(201)), "set 200 at most", id="extra-packages too many"
         ),
+        pytest.param("pre-job-script", "echo MARKED", "begin with #!", id="pre-job-script without an interpreter"),
+        pytest.param("pre-job-script", " #!/bin/sh\n", "begin with #!", id="pre-job-script with a blank before"),
+        pytest.param("pre-job-script", "#!/bin/sh\n\x00", "NUL", id="pre-job-script with NUL"),
+        pytest.param("pre-job-script", "#!" + "ß" * 32768, "65536 at most", id="pre-job-script too large"),
         pytest.param("image-script", "echo MARKED", "begin with #!", id="image-script without an interpreter"),
         pytest.param("image-script", "\n#!/bin/sh\n", "begin with #!", id="image-script with a line before"),
         pytest.param("image-script", "\ufeff#!/bin/sh\n", "begin with #!", id="image-script with a mark of Windows"),

@@ -32,6 +32,7 @@ SPEC = state(
     ssh_debug_connections=(SSHDebugConnection("192.0.2.1", 22, "SHA256:a", "SHA256:b"),),
     repo_policy=RepoPolicy("https://policy.example", "token"),
     ca_certificates=("certificate",),
+    pre_job_script="#!/bin/sh",
 ).runners[0]
 
 

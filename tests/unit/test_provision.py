@@ -492,6 +492,7 @@ class Shell:
             "dockerhub_mirror": None,
             "policy_url": None,
             "external_contributors": True,
+            "operator_script": None,
             "policy_token_file": self.folder / "policy-token",
             "token_file": self.folder / "token",
             "run_folder": self.folder,

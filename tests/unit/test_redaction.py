@@ -294,6 +294,7 @@ INVALID = {
     "repo-policy-compliance-url": f"https://user:{PROXY}@policy.example",
     "repo-policy-compliance-token": f"{POLICY} {POLICY}",
     "image-script": f"echo {TOKEN}",
+    "pre-job-script": f"export TOKEN={TOKEN}",
     "ca-certificates": f"-----BEGIN PRIVATE KEY-----\n{MARK}\n-----END PRIVATE KEY-----\n",
 }
 INVALID_PROXIES = (f"socks5://user:{PROXY}@proxy.example", f"user:{PROXY}@proxy.example:3128", f"http://user:{PROXY}@")

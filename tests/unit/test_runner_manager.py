@@ -947,6 +947,7 @@ def test_counts_are_githubs_and_unknown_instances(world: World) -> None:
         {"dockerhub_mirror": "https://mirror.example"},
         {"ca_certificates": ("certificate",)},
         {"allow_external_contributor": False},
+        {"pre_job_script": "#!/bin/sh"},
         {"ssh_debug_connections": (SSHDebugConnection("192.0.2.1", 22, "SHA256:a", "SHA256:b"),)},
         {"issue_metrics": True},
         {"github_url": "https://other.example"},
