@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from errors import GithubApiError
+from gh.answers import ANSWER_LIMIT
 from gh.archives import PUBLIC_API, ActionArchives
 from host.action_archives import CHECK
 from sandbox import github
@@ -103,6 +104,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no commit": ({"path": "/commits/", "body": "main"}, "127.0.0.1: the answer is not the name of a commit"),
     "a long answer": ({"path": "/commits/", "body": "0" * 5000}, "127.0.0.1: larger than 1024 bytes"),
     "an error": ({"path": "/commits/", "status": 503}, "127.0.0.1: server error (HTTP 503)"),
+    "an endless error": (
+        {"path": "/commits/", "status": 404, "pad": ANSWER_LIMIT, "body": "x"},
+        f"127.0.0.1: the answer is larger than {ANSWER_LIMIT} bytes",
+    ),
     "no archive": ({"path": "/_codeload/", "status": 404}, "127.0.0.1: HTTP 404"),
     "a reset": ({"path": "/_codeload/", "reset": True}, "127.0.0.1: the connection to 127.0.0.1:"),
     "a cut": ({"path": "/_codeload/", "cut": 50}, "127.0.0.1: the connection to 127.0.0.1:"),
@@ -124,6 +129,29 @@ def test_each_failure_is_named(hub: github.GitHub, control: GitHubControl, name:
 
     assert found.startswith(words), found
     assert "; 127.0.0.1: 127.0.0.1:9 refuses the connection" in found
+
+
+def test_proxies_of_the_environment_are_used(hub: github.GitHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by the client of GitHub; the reason names the proxy without its password."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://user:word@localhost:9")
+
+    found = reason(ActionArchives(hub.url, deadline=20, public_api=NOBODY))
+
+    assert found.startswith("127.0.0.1: the proxy localhost:9 refuses the connection")
+    assert "word" not in found
+
+
+def test_authorities_of_the_option_are_trusted() -> None:
+    """A server with a certificate of one's own authority is asked only if the option has that authority."""
+    with github.serve("127.0.0.1", 0, tls=True) as hub:
+        assert hub.ca is not None
+        trusting = ActionArchives(hub.url, (hub.ca,), deadline=20, public_api=NOBODY)
+
+        assert len(trusting.fetch("actions/checkout@v5", io.BytesIO(), LIMIT)) == 40
+        assert "is not trusted" in reason(ActionArchives(hub.url, deadline=20, public_api=NOBODY))
 
 
 def test_what_does_not_exist_is_named(archives: ActionArchives) -> None:

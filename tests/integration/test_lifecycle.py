@@ -238,6 +238,7 @@ def test_memory_storage_comes_back_and_grows(bare: Deployment) -> None:
     assert left_over(bare) == []
 
 
+GREET = "octo-org/greet@v1"
 OLD_TOKEN = "ghp_5f4e3d2c1b0a99887766554433221100aabbcc"
 SERVICE_TOKEN = "0123456789abcdef5e12f1ce70ce2500"
 # As the previous charm names them; a unit of another model with this charm has the same prefix and as many digits.
@@ -426,7 +427,7 @@ def test_image_is_built_while_the_timer_fires(bare: Deployment) -> None:
 
     Builds that fail, and one that is killed, leave the image of before in use, and the next build clears up. Meanwhile
     a reconcile that hangs is ended by its time limit, the charm's own timer fires, and a lost runner has a successor
-    without any hook of Juju's.
+    without any hook of Juju's. The image has the archive of an action, and is built without one that does not exist.
     """
     build = ("systemctl", "start", "ghro.build-image.github-runner-0.service")
 
@@ -447,7 +448,8 @@ def test_image_is_built_while_the_timer_fires(bare: Deployment) -> None:
     assert bare.instances() == []
     assert "creating the builder from http" in bare.machine.exec("journalctl", "-u", build[-1])
 
-    bare.unit.set_config({"image-source": "local:sandbox-base"})
+    bare.control.add_action(GREET)
+    bare.unit.set_config({"image-source": "local:sandbox-base", "cached-actions": f"{GREET}, octo-org/none@v1"})
     [name] = bare.keep(1, **{"reconcile-interval": 2})
     bare.machine.exec("systemctl", "start", "--no-block", build[-1])
     wait_for(lambda: "github-runner-image-builder" in bare.instances(), "the builder", 30)
@@ -471,6 +473,8 @@ def test_image_is_built_while_the_timer_fires(bare: Deployment) -> None:
     assert {**images(), "jammy": before["jammy"]} == {**before, f"jammy-{before['jammy'][:12]}": before["jammy"]}
     assert (count(), bare.instances()) == (number + 1, [])
     assert_the_image_serves(bare, images()["jammy"])
+    assert "archive of octo-org/none@v1 is left out" in bare.machine.exec("journalctl", "--no-pager", "-u", build[-1])
+    assert_archives_are_used(bare)
     assert bare.machine.exec("systemd-analyze", "verify", f"/etc/systemd/system/{build[-1]}") == ""
 
 
@@ -489,6 +493,21 @@ def assert_the_image_serves(deployment: Deployment, fingerprint: str) -> None:
     )
     assert job["conclusion"] == "success", "\n".join(job["log"])
     assert any({"docker", "lxd", "adm", "microk8s"} <= set(line.split()) for line in job["log"])
+
+
+def assert_archives_are_used(deployment: Deployment) -> None:
+    """A job downloads an action only once its ref has moved since the build, as its log says."""
+    for is_cached in (True, False):
+        commit = deployment.control.add_action(GREET) if not is_cached else ""
+        deployment.keep(1)
+        deployment.control.clear_requests()
+        job = deployment.job("", steps=[{"uses": GREET}], debug=True)
+        log = "\n".join(job["log"])
+        assert job["conclusion"] == "success", log
+        assert f"octo-org/greet at {commit}" in log
+        assert ("##[debug]Copied action archive '/opt/github-runner-actions/octo-org_greet/" in log) is is_cached, log
+        paths = [entry["path"] for entry in deployment.control.requests()]
+        assert any(path.startswith("/_codeload/octo-org/greet/") for path in paths) is not is_cached
 
 
 @pytest.mark.timeout(200)

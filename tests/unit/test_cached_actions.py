@@ -64,6 +64,14 @@ def test_every_bad_action_is_named() -> None:
     )
 
 
+def test_no_password_of_a_url_is_shown() -> None:
+    """Who pastes an address with a credential finds it in no status."""
+    with pytest.raises(ValueError, match="x") as raised:
+        parse_actions("https://user:pass-word@github.com/a/b@v1, x")
+
+    assert str(raised.value).startswith("'https://…@v1', 'x' not of the form")
+
+
 def test_the_number_of_actions_is_limited() -> None:
     """Their requests fit what GitHub grants an address in an hour; duplicates do not count."""
     most = [f"a/b@v{number}" for number in range(MOST_ACTIONS)]

@@ -16,6 +16,7 @@ from engine.instance import Execution
 from errors import HostError
 from host import image, systemd, triggers
 from host.markers import IMAGE, Markers
+from models import ProxyConfig
 from naming import Identity
 from programs import build_image
 from settings import ImageBuild, Settings
@@ -357,9 +358,31 @@ def test_the_build_starts_a_reconcile_where_runners_wait_for_it(
     lxd.images["old"] = lxd.images.pop("new")
     lxd.aliases["jammy"], lxd.type, lxd.fails = "old", image_type, fails
     monkeypatch.setattr(build_image, "LxdClient", lambda: lxd)
-    monkeypatch.setattr("settings.load", lambda _: Settings(Identity("app", 0, "0123abcd"), 1, FULL))
-    monkeypatch.setattr("sys.argv", ["build_image", "--unit", UNIT])
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    run_program(monkeypatch, FULL)
 
     assert build_image.main() == bool(fails)
     assert calls == [("start", "--no-block", triggers.service(UNIT))] * reconciles
+
+
+def run_program(monkeypatch: pytest.MonkeyPatch, build: ImageBuild) -> None:
+    """Arguments and settings of the program that builds an image."""
+    monkeypatch.setattr("settings.load", lambda _: Settings(Identity("app", 0, "0123abcd"), 1, build))
+    monkeypatch.setattr("sys.argv", ["build_image", "--unit", UNIT])
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+
+
+def test_the_build_outside_of_hooks_has_the_models_proxies(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Archives of actions are downloaded through them, as by a hook: the service's own environment has none."""
+    proxies = ProxyConfig("http://proxy.example:3128", None, "10.0.0.0/8")
+    monkeypatch.setattr(build_image, "LxdClient", ImageLxd)
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    found: dict[str, str] = {}
+    monkeypatch.setattr(image, "rebuild", lambda *_: found.update(os.environ) or True)
+    run_program(monkeypatch, replace(BUILD, proxies=proxies))
+
+    assert build_image.main() == 0
+
+    assert found["http_proxy"] == found["HTTP_PROXY"] == "http://proxy.example:3128"
+    assert found["no_proxy"] == "10.0.0.0/8,localhost,127.0.0.1"
