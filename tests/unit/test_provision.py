@@ -909,6 +909,17 @@ def test_jobs_start_with_default_signals(shell: Shell) -> None:
         assert not [mask for mask in masks if mask & 1 << (number - 1)]
 
 
+def test_the_agent_starts_where_env_cannot_reset_signals(shell: Shell) -> None:
+    """Coreutils of another make may lack the option: a job matters more than its interrupt."""
+    shell.stub("env", 'case "$1" in --default-signal*) exit 125 ;; esac; exec /usr/bin/env "$@"')
+    shell.stub("run.sh", "exit 3", shell.application)
+
+    shell.run(shell.render("start.sh.j2"))
+
+    assert shell.post_job.status_info is not None
+    assert shell.post_job.status_info.code == 3
+
+
 def test_stopped_service_waits_for_the_runner_application(shell: Shell) -> None:
     """A stop of the service reaches the runner application, whose own end is then noted."""
     os.mkfifo(shell.folder / "ready")
@@ -936,7 +947,7 @@ def test_stopped_service_waits_for_the_runner_application(shell: Shell) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["runner=$!", "env --default-signal=INT,QUIT ./run.sh"],
+    ["runner=$!", '"${defaults[@]}" ./run.sh'],
     ids=["agent has just started", "no agent yet"],
 )
 def test_stop_in_the_moment_of_the_start_is_not_lost(shell: Shell, command: str) -> None:
@@ -945,11 +956,10 @@ def test_stop_in_the_moment_of_the_start_is_not_lost(shell: Shell, command: str)
     shell.stub("run.sh", f"trap 'exit 5' TERM\nread -r _ <> {shell.folder / 'never'}", shell.application)
     script, hook = shell.folder / "start.sh", shell.folder / "hook.sh"
     script.write_text(shell.render("start.sh.j2"))
-    hook.write_text(
-        f'trap \'if [ "$BASH_COMMAND" = "{command.replace("$", chr(92) + "$")}" ]; then kill $$; fi\' DEBUG'
-    )
+    hook.write_text('trap \'if [ "$BASH_COMMAND" = "$MOMENT" ]; then kill $$; fi\' DEBUG')
+    environment = {**shell.environment(), "BASH_ENV": str(hook), "MOMENT": command}
 
-    done = subprocess.run(["bash", str(script)], env={**shell.environment(), "BASH_ENV": str(hook)}, timeout=30)
+    done = subprocess.run(["bash", str(script)], env=environment, timeout=30)
 
     # It may have had no time to set its own trap.
     assert done.returncode in (5, 143)
