@@ -8,10 +8,10 @@ from datetime import datetime, timezone
 import yaml
 
 from metrics.runner import PreJobMetrics
-from models import RunnerView
 from naming import BINARY_KEY
 from observe import ObservedRunner
 from plan import Health, health
+from runner_view import RunnerView
 
 # There is one kind of runners.
 FLAVOR = "default"

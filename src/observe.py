@@ -13,13 +13,7 @@ from engine.probe import in_pre_job, is_previous, last_words, probe
 from errors import CorruptMetricDataError, GithubClientError, LxdError, MetricsStorageError
 from metrics.runner import PreJobMetrics, read_pre_job
 from metrics.storage import StorageManager
-from models import (
-    GithubPath,
-    GithubRunner,
-    Process,
-    RunnerView,
-    parse_github_path,
-)
+from models import GithubPath, GithubRunner, parse_github_path
 from naming import (
     CREATED_KEY,
     FINGERPRINT_KEY,
@@ -33,6 +27,7 @@ from naming import (
 )
 from plan import may_have_job, needs_probe
 from runner import RunnerManagerClients
+from runner_view import Process, RunnerView
 from system import in_parallel
 
 logger = logging.getLogger(__name__)

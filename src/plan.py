@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 import times
-from models import FailedStarts, Process, RunnerView
+from models import FailedStarts
+from runner_view import Process, RunnerView
 
 # The runner agent has exited.
 ENDED = (Process.NONE, Process.DEPRECATED, Process.FAILED)

@@ -41,7 +41,6 @@ from models import (
     RUNNER_INSTALLED_TS_FILE_NAME,
     Arch,
     CreateRunnerConfig,
-    Process,
     RegistrationData,
     RunnerConfig,
     RunnerStatus,
@@ -61,6 +60,7 @@ from naming import (
 )
 from provision import APROXY_AMD_REVISION, APROXY_ARM_REVISION
 from repo_policy import RepoPolicyClient
+from runner_view import Process
 from system import KEPT_OF_JOBS, oldest_beyond, write_file
 
 __all__ = [

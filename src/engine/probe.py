@@ -10,8 +10,8 @@ from contextlib import suppress
 import provision
 from engine.instance import LxdInstance
 from errors import LxdError
-from models import Process
 from naming import CREATED_KEY
+from runner_view import Process
 
 logger = logging.getLogger(__name__)
 

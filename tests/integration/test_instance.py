@@ -23,9 +23,10 @@ from engine.instance import LxdInstance
 from engine.probe import probe
 from engine.profiles import ensure_resources
 from errors import LxdError, LxdNotFoundError
-from models import Arch, GithubRepo, Process, ProxyConfig, RunnerConfig, RunnerStatus, Snap, WgetExecutable
+from models import Arch, GithubRepo, ProxyConfig, RunnerConfig, RunnerStatus, Snap, WgetExecutable
 from naming import KEY
 from runner import Runner
+from runner_view import Process
 from sandbox.lab import lxd_setup
 from tests.support.fakes import RESOURCES, TEMPLATES
 

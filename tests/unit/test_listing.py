@@ -13,9 +13,10 @@ from ops import testing
 import metrics.events
 from listing import CELL_LIMIT, NAME_LIMIT, Job, Row, rows, text
 from metrics.runner import PreJobMetrics
-from models import FORMATS, GithubRunner, Process, RunnerView
+from models import FORMATS, GithubRunner
 from naming import KEY
 from observe import ObservedRunner
+from runner_view import Process, RunnerView
 from tests.support.fakes import REPO, FakeInstance, FakeLxd
 from tests.unit.test_charm import Surroundings, context, state, world
 from tests.unit.test_runner_manager import APPLICATION, NOW, World

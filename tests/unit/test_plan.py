@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import times
-from models import GithubRunner, Process, RunnerView
+from models import GithubRunner
 from plan import (
     Desired,
     Health,
@@ -21,6 +21,7 @@ from plan import (
     needs_confirmation,
     needs_probe,
 )
+from runner_view import Process, RunnerView
 
 NOW = 1_000_000.0
 MINUTE = 60.0

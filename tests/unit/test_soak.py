@@ -16,9 +16,9 @@ import runner_manager
 import times
 from changes import Changes
 from metrics.events import Event
-from models import RunnerView
 from naming import Identity
 from plan import Health
+from runner_view import RunnerView
 from tests.faults import soak
 
 SMALL = soak.Scale(runners=4, foreign=120, ticks=soak.TICKS_A_DAY, seed=1)

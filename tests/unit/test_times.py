@@ -8,8 +8,8 @@ import pytest
 import runner
 import times
 from engine.client import LxdClient
-from models import Process, RunnerView
 from plan import Health, health
+from runner_view import Process, RunnerView
 
 
 @pytest.mark.parametrize("interval", [2, 3, 10, 60, 1440])
