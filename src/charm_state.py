@@ -22,7 +22,6 @@ from models import (
     GithubPath,
     GithubRepo,
     ImageSource,
-    ProxyConfig,
     RepoPolicy,
     RunnerStorage,
     SSHDebugConnection,
@@ -32,6 +31,7 @@ from option_values import (
     SSH_KEYS,
     at_least,
     parse_actions,
+    parse_addresses,
     parse_arch,
     parse_base_image,
     parse_certificates,
@@ -45,6 +45,7 @@ from option_values import (
     parse_no_proxy,
     parse_packages,
     parse_path,
+    parse_ports,
     parse_private_key,
     parse_registration,
     parse_script,
@@ -54,6 +55,7 @@ from option_values import (
     parse_token,
     parse_url,
 )
+from proxies import ProxyConfig, Redirect
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +131,7 @@ def _values(charm: ops.CharmBase, faults: _Faults) -> dict[str, Any]:
         "idle_runner_max_age": faults.read("idle-runner-max-age", lambda: at_least(config["idle-runner-max-age"], 0)),
         "denylist": faults.read("denylist", lambda: parse_denylist(str(config["denylist"]))),
         "dockerhub_mirror": faults.read("dockerhub-mirror", lambda: parse_mirror(str(config["dockerhub-mirror"]))),
-        "proxies": _proxies(os.environ, bool(config["experimental-use-aproxy"]), faults),
+        **_proxies(os.environ, config, faults),
         "repo_policy": _repo_policy(config, faults),
         "allow_external_contributor": bool(config["allow-external-contributor"]),
         "pre_job_script": faults.read("pre-job-script", lambda: parse_script(str(config.get("pre-job-script") or ""))),
@@ -158,6 +160,7 @@ def without_credentials(charm: ops.CharmBase) -> CharmState:
         denylist=(),
         dockerhub_mirror=None,
         proxies=ProxyConfig(),
+        runner_proxies=ProxyConfig(),
         repo_policy=None,
         test_mode=False,
         ssh_debug_connections=(),
@@ -245,23 +248,58 @@ def _resources(config: Mapping[str, Any], faults: _Faults) -> VirtualMachineReso
     return VirtualMachineResources(cpu, memory, disk) if cpu and memory and disk else None
 
 
-def _proxies(environment: Mapping[str, str], use_aproxy: bool, faults: _Faults) -> ProxyConfig:
-    """The model's proxies from the hook's environment; faults carry the names of the model's own options."""
-    given = {name: environment.get(f"JUJU_CHARM_{name.upper()}_PROXY", "").strip() for name in ("http", "https", "no")}
-    http, https = (
-        faults.read(f"juju-{name}-proxy", partial(parse_url, given[name], "http", "https", credentials=True))
-        if given[name]
-        else None
-        for name in ("http", "https")
-    )
-    if use_aproxy and not (given["http"] or given["https"]):
+def _proxies(environment: Mapping[str, str], config: Mapping[str, Any], faults: _Faults) -> dict[str, ProxyConfig]:
+    """The fields ``proxies``, from the hook's environment, and ``runner_proxies``.
+
+    Errors in the model's proxies carry the names of the model's own options.
+    """
+    model = {name: environment.get(f"JUJU_CHARM_{name.upper()}_PROXY", "").strip() for name in ("http", "https", "no")}
+    http = _proxy("juju-http-proxy", model["http"], faults)
+    https = _proxy("juju-https-proxy", model["https"], faults)
+    given = str(config["runner-http-proxy"]).strip()
+    runner = _proxy("runner-http-proxy", given, faults)
+    if config["experimental-use-aproxy"] and not (model["http"] or model["https"] or given):
         faults.found.append(
-            "experimental-use-aproxy: is true, which needs juju-http-proxy or juju-https-proxy in the model-config"
+            "experimental-use-aproxy: is true, which needs runner-http-proxy, or a proxy in the model-config"
         )
-    if not (http or https):
-        return ProxyConfig()
-    no_proxy = faults.read("juju-no-proxy", lambda: parse_no_proxy(given["no"]))
-    return ProxyConfig(http, https, no_proxy, use_aproxy)
+    found = http or https or runner
+    no_proxy = faults.read("juju-no-proxy", lambda: parse_no_proxy(model["no"])) if found else None
+    unit = ProxyConfig(http, https, no_proxy) if http or https else ProxyConfig()
+    runners = ProxyConfig(runner, runner, no_proxy) if runner else unit
+    return {"proxies": unit, "runner_proxies": _with_aproxy(runners, config, faults)}
+
+
+def _proxy(option: str, value: str, faults: _Faults) -> str | None:
+    """The URL of a proxy, which may have credentials; None where there is none."""
+    if not value:
+        return None
+    url: str | None = faults.read(option, lambda: parse_url(value, "http", "https", credentials=True))
+    return url
+
+
+def _with_aproxy(proxies: ProxyConfig, config: Mapping[str, Any], faults: _Faults) -> ProxyConfig:
+    """The runners' proxies with what aproxy redirects to them, if it is used."""
+    excluded = faults.read("aproxy-exclude-addresses", lambda: parse_addresses(str(config["aproxy-exclude-addresses"])))
+    ports = faults.read("aproxy-redirect-ports", lambda: parse_ports(str(config["aproxy-redirect-ports"])))
+    if not config["experimental-use-aproxy"]:
+        default = Redirect()
+        for option, differs in (
+            ("aproxy-exclude-addresses", excluded not in (None, default.excluded)),
+            ("aproxy-redirect-ports", ports not in (None, default.ports)),
+        ):
+            if differs:
+                faults.found.append(f"{option}: needs experimental-use-aproxy=true; set that, or reset {option}")
+        return proxies
+    if excluded is None or ports is None or not proxies:
+        return proxies
+    used = replace(proxies, use_aproxy=True, redirect=Redirect(ports, excluded))
+    if used.captured:
+        address, port = used.captured
+        faults.found.append(
+            f"aproxy-redirect-ports: has port {port} of the proxy {address}, which would be redirected to itself; "
+            f"leave it out, or add {address} to aproxy-exclude-addresses"
+        )
+    return used
 
 
 def _repo_policy(config: Mapping[str, Any], faults: _Faults) -> RepoPolicy | None:

@@ -8,10 +8,10 @@ from enum import Enum
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import redaction
 import times
+from proxies import ProxyConfig
 
 
 class Arch(str, Enum):
@@ -158,43 +158,6 @@ def parse_github_path(path: str, group: str = "default") -> GithubPath:
 
 
 @dataclass(frozen=True)
-class ProxyConfig:
-    """The model's proxies; no-proxy alone is ignored."""
-
-    http: str | None = field(default=None, repr=False)
-    https: str | None = field(default=None, repr=False)
-    no_proxy: str | None = None
-    use_aproxy: bool = False
-
-    def __post_init__(self) -> None:
-        """Proxies may have a password."""
-        redaction.note_url(self.http)
-        redaction.note_url(self.https)
-
-    def __bool__(self) -> bool:
-        """Whether there is a proxy at all."""
-        return bool(self.http or self.https)
-
-    @property
-    def aproxy_address(self) -> str | None:
-        """``HOST[:PORT]`` that aproxy forwards to, or None where aproxy is not used."""
-        if not self.use_aproxy or not self:
-            return None
-        proxy = urlsplit(self.http or self.https or "")
-        host = proxy.netloc.rsplit("@", 1)[-1]
-        return host.lower()
-
-    def environment(self, *no_proxy: str) -> dict[str, str]:
-        """The variables in both cases of letters; ``no_proxy`` are hosts to add. Empty without a proxy."""
-        if not self:
-            return {}
-        hosts = [host for host in (self.no_proxy or "").split(",") if host.strip()] + list(no_proxy)
-        values = {"HTTP_PROXY": self.http, "HTTPS_PROXY": self.https, "NO_PROXY": ",".join(hosts)}
-        given = {name: value for name, value in values.items() if value}
-        return {**given, **{name.lower(): value for name, value in given.items()}}
-
-
-@dataclass(frozen=True)
 class SSHDebugConnection:
     """A tmate server of the debug-ssh relation."""
 
@@ -310,6 +273,9 @@ class CharmState:
     denylist: tuple[IPv4Network, ...]
     dockerhub_mirror: str | None = field(repr=False)
     proxies: ProxyConfig
+    """The unit's."""
+    runner_proxies: ProxyConfig
+    """The runners', and those of the image's build."""
     repo_policy: RepoPolicy | None
     test_mode: bool
     ssh_debug_connections: tuple[SSHDebugConnection, ...]
@@ -342,7 +308,7 @@ class CharmState:
             resources=self.resources,
             arch=self.arch,
             container=self.test_mode,
-            proxies=self.proxies,
+            proxies=self.runner_proxies,
             ca_certificates=self.ca_certificates,
             dockerhub_mirror=self.dockerhub_mirror,
             ssh_debug_connections=self.ssh_debug_connections,

@@ -6,6 +6,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from enum import Enum
+from ipaddress import IPv4Network
 from typing import Any
 
 from models import RunnerSpec
@@ -118,4 +119,6 @@ def plain(value: Any) -> Any:
         return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
+    if isinstance(value, IPv4Network):
+        return str(value)
     return value

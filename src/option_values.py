@@ -3,8 +3,8 @@
 import ipaddress
 import re
 import ssl
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import redaction
@@ -19,6 +19,7 @@ from models import (
     parse_github_path,
     size_in_bytes,
 )
+from proxies import LOOPBACK
 
 SSH_KEYS = ("host", "port", "rsa_fingerprint", "ed25519_fingerprint")
 LABEL_LIMIT = 256
@@ -290,6 +291,61 @@ def parse_denylist(value: str) -> tuple[ipaddress.IPv4Network, ...]:
     if bad:
         raise ValueError(f"{', '.join(bad)} not an IPv4 network in CIDR form such as 10.0.0.0/8")
     return tuple(networks)
+
+
+_Item = TypeVar("_Item")
+
+
+def _each(value: str, parse: Callable[[str], _Item], form: str) -> list[_Item]:
+    """The items of a comma list; ValueError names every bad one, shortened, and the accepted form."""
+    found, bad = [], []
+    for item in filter(None, (part.strip() for part in value.split(","))):
+        try:
+            found.append(parse(item))
+        except ValueError:
+            bad.append(_shortened(item))
+    if bad:
+        raise ValueError(f"{', '.join(bad)} not accepted; use {form}")
+    return found
+
+
+def parse_addresses(value: str) -> tuple[ipaddress.IPv4Network, ...]:
+    """IPv4 addresses, networks and ranges of a comma list, and loopback, as networks that do not overlap."""
+    form = "IPv4 addresses, networks such as 10.0.0.0/8 (host bits zero), or ranges such as 10.0.0.1-10.0.0.9"
+    found = _each(value, _networks, form)
+    return tuple(ipaddress.collapse_addresses([LOOPBACK, *(network for networks in found for network in networks)]))
+
+
+def _networks(item: str) -> Iterable[ipaddress.IPv4Network]:
+    """The networks of an address, a network, or a range ``first-last``."""
+    first, dash, last = item.partition("-")
+    if not dash:
+        return (ipaddress.IPv4Network(item),)
+    ends = (ipaddress.IPv4Address(end.strip()) for end in (first, last))
+    return tuple(ipaddress.summarize_address_range(*ends))
+
+
+def parse_ports(value: str) -> tuple[tuple[int, int], ...]:
+    """TCP ports and ranges of a comma list, as ranges in ascending order that neither overlap nor touch."""
+    form = "ports from 1 to 65535, or ranges such as 8000-8080"
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(_each(value, _range_of_ports, form)):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    if not merged:
+        raise ValueError(f"is empty; use {form}")
+    return tuple(merged)
+
+
+def _range_of_ports(item: str) -> tuple[int, int]:
+    """First and last port of ``port`` or ``first-last``."""
+    match = re.fullmatch(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?", item, re.ASCII)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last <= 65535:
+        raise ValueError(item)
+    return first, last
 
 
 def parse_mirror(value: str) -> str | None:

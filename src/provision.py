@@ -276,6 +276,7 @@ def _values(
         "executables": wanted_executables,
         "docker_changed": bool(config.dockerhub_mirror or proxies),
         "aproxy_address": aproxy,
+        "redirect": config.proxies.redirect,
         "url": f"{config.github_url}/{config.path.path}",
         "labels": ",".join(config.labels),
         "name": config.name,

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from errors import HostError
-from models import Arch, CharmState, ImageSource, ProxyConfig
+from models import Arch, CharmState, ImageSource
 from naming import Identity
+from proxies import ProxyConfig
 from system import write_file
 
 FOLDER = Path("/var/lib/github-runner")
@@ -26,11 +27,14 @@ class ImageBuild:
     container: bool
     arch: Arch
     proxies: ProxyConfig
+    """The unit's, for what it downloads itself."""
     ca_certificates: tuple[str, ...] = ()
     extra_packages: tuple[str, ...] = ()
     script: str = field(default="", repr=False)
     github_url: str = "https://github.com"
     cached_actions: tuple[str, ...] = ()
+    runner_proxies: ProxyConfig = field(default_factory=ProxyConfig)
+    """For what is downloaded in the instance that becomes the image: it is in the runners' network."""
 
     @property
     def additions(self) -> str:
@@ -62,6 +66,7 @@ def image_build(state: CharmState) -> ImageBuild:
         state.image_script,
         state.github_url,
         state.cached_actions,
+        state.runner_proxies,
     )
 
 
@@ -81,7 +86,8 @@ def save(state: CharmState, identity: Identity) -> bool:
             "alias": build.alias,
             "container": build.container,
             "arch": build.arch.value,
-            "proxies": [build.proxies.http, build.proxies.https, build.proxies.no_proxy],
+            "proxies": _urls(build.proxies),
+            "runner_proxies": _urls(build.runner_proxies),
             "ca_certificates": build.ca_certificates,
             "extra_packages": build.extra_packages,
             "script": build.script,
@@ -92,6 +98,10 @@ def save(state: CharmState, identity: Identity) -> bool:
     for former in _former(identity.unit):
         former.unlink(missing_ok=True)
     return write_file(path(identity.unit), json.dumps(document, indent=1), 0o600)
+
+
+def _urls(proxies: ProxyConfig) -> list[str | None]:
+    return [proxies.http, proxies.https, proxies.no_proxy]
 
 
 def load(unit: str) -> Settings:
@@ -117,6 +127,7 @@ def _image(found: Any) -> ImageBuild:
         str(found.get("script", "")),
         str(found.get("github_url", "https://github.com")),
         tuple(map(str, found.get("cached_actions", ()))),
+        ProxyConfig(*found.get("runner_proxies", found["proxies"])),
     )
 
 

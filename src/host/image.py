@@ -344,7 +344,7 @@ def _provision(
 
 
 def _push_inputs(builder: LxdInstance, build: ImageBuild, tarball: Path | None) -> None:
-    environment = build.proxies.environment("localhost", "127.0.0.1")
+    environment = build.runner_proxies.environment("localhost", "127.0.0.1")
     proxies = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
     builder.push(str(provision.IMAGE_PROXIES), proxies.encode(), mode=0o600)
     for certificate in provision.certificate_files(build.ca_certificates):

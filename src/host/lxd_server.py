@@ -13,8 +13,8 @@ from engine.client import LxdClient
 from engine.profiles import BRIDGE
 from errors import HostError, LxdError
 from host import systemd
-from models import ProxyConfig
 from naming import BRIDGE_KEY
+from proxies import ProxyConfig
 from system import run
 
 OLDEST = (5, 0)

@@ -23,8 +23,10 @@ from engine.instance import LxdInstance
 from engine.probe import probe
 from engine.profiles import ensure_resources
 from errors import LxdError, LxdNotFoundError
-from models import Arch, GithubRepo, ProxyConfig, RunnerConfig, RunnerStatus, Snap, WgetExecutable
+from models import Arch, GithubRepo, RunnerConfig, RunnerStatus, Snap, WgetExecutable
 from naming import KEY
+from option_values import parse_addresses, parse_ports
+from proxies import ProxyConfig, Redirect
 from runner import Runner
 from runner_view import Process
 from sandbox.lab import lxd_setup
@@ -156,6 +158,41 @@ def test_aproxy_is_installed_and_its_table_loaded(instance: LxdInstance) -> None
     assert "type nat hook output priority -100" in table
     assert table.count("tcp dport { 80, 443 }") == 2
     assert table.count(":54969") == 2
+
+
+# Listens where aproxy does, and says what each connection came to.
+CONNECT = """
+import socket, sys, threading
+server = socket.create_server(("", 54969))
+def answer():
+    while True:
+        with server.accept()[0] as connection:
+            connection.sendall(b"aproxy")
+threading.Thread(target=answer, daemon=True).start()
+for item in sys.argv[1:]:
+    address, port = item.split(":")
+    try:
+        with socket.create_connection((address, int(port)), 5) as connection:
+            print(item, connection.recv(6).decode())
+    except ConnectionRefusedError:
+        print(item, "refused")
+"""
+
+
+def test_aproxy_gets_what_the_options_redirect(instance: LxdInstance) -> None:
+    """A connection to a redirected port arrives at aproxy, unless its address is excluded or its port is another."""
+    bridge = lxd_setup.bridge_address()
+    redirect = Redirect(parse_ports("8000-8080, 8070-8090"), parse_addresses(f"{bridge}, {bridge}-{bridge}"))
+    proxies = ProxyConfig(http="http://proxy.example:3128", use_aproxy=True, redirect=redirect)
+    assert set_up(instance, ([Snap("aproxy", "edge", 8)], []), proxies) == ""
+    own = said(instance, "hostname -I").split()[0]
+    instance.push("/root/connect.py", CONNECT.encode())
+
+    redirected = ["198.51.100.7:8000", "198.51.100.7:8090", f"{own}:8000"]
+    direct = [f"{bridge}:8000", "127.0.0.1:8000", f"{own}:7999", f"{own}:8091"]
+    found = said(instance, f"python3 /root/connect.py {' '.join(redirected + direct)}").splitlines()
+
+    assert found == [*(f"{item} aproxy" for item in redirected), *(f"{item} refused" for item in direct)]
     instance.execute(["nft", "delete", "table", "ip", "aproxy"])
     instance.execute(["rm", "/usr/local/bin/snap"])
 

@@ -120,6 +120,9 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 8090), Service).serve_forever()
 """
 
 
+PROXY_PASSWORDS = ("proxy-word-8c1f", "runner-word-3f7a")
+
+
 @pytest.mark.timeout(280)
 def test_policy_service_secrets_and_removal_while_blocked(packed: Path, hub: github.GitHub) -> None:
     """A job allowed and one refused; removal with invalid options and no token.
@@ -141,14 +144,17 @@ def test_policy_service_secrets_and_removal_while_blocked(packed: Path, hub: git
             "virtual-machines": 0,
             "repo-policy-compliance-url": f"http://{bridge_address()}:8090",
             "repo-policy-compliance-token": "charm-token-5d2e",
+            "runner-http-proxy": "http://user:runner-word-3f7a@192.0.2.2:3128",
         },
     )
 
     try:
         alone.unit.integrate("cos-agent")
         alone.keep(1)
-        allowed = alone.job("true", event="push")
+        allowed = alone.job('echo "proxies ${HTTP_PROXY##*@} ${https_proxy##*@}, not $no_proxy"', event="push")
         assert allowed["conclusion"] == "success"
+        assert f"proxies 192.0.2.2:3128 192.0.2.2:3128, not {bridge_address()},127.0.0.1," in "\n".join(allowed["log"])
+        assert "@192.0.2.1:3128" in alone.machine.exec("lxc", "config", "get", "core.proxy_http")
         assert "The repository policy check has passed." in allowed["log"]
         alone.wait_gone(allowed["runner_name"])
 
@@ -191,9 +197,9 @@ def secrets_seen(deployment: Deployment, watch: Watch) -> dict[str, list[str]]:
     secrets = {"token": PAT, "policy token": "charm-token-5d2e", "one-time token": "one-time-secret-77aa"}
     secrets |= {f"{kind} token {number}": token for number, (token, (kind, *_)) in enumerate(tokens.items())}
     seen = {name: watch.where(secret) for name, secret in secrets.items()}
-    seen["proxy's password"] = watch.shown("proxy-word-8c1f")
+    seen |= {f"password {word}": watch.shown(word) for word in PROXY_PASSWORDS}
     words = json.dumps([deployment.unit.status(), deployment.unit.debug_log()])
-    seen["status or log"] = [name for name, secret in secrets.items() if secret in words]
+    seen["status or log"] = [word for word in (*secrets.values(), *PROXY_PASSWORDS) if word in words]
     return {name: places for name, places in seen.items() if places}
 
 

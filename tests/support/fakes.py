@@ -28,12 +28,12 @@ from models import (
     GithubRepo,
     GithubRunner,
     ImageSource,
-    ProxyConfig,
     RunnerStorage,
     VirtualMachineResources,
     WorkflowJob,
 )
 from naming import Identity
+from proxies import ProxyConfig
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 IDENTITY = Identity("app", 0, "0123abcd")
@@ -59,6 +59,7 @@ def state(**changes: Any) -> CharmState:
         "denylist": (),
         "dockerhub_mirror": None,
         "proxies": ProxyConfig(),
+        "runner_proxies": ProxyConfig(),
         "repo_policy": None,
         "test_mode": True,
         "ssh_debug_connections": (),

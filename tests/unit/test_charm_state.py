@@ -20,13 +20,13 @@ from models import (
     GithubOrg,
     GithubRepo,
     ImageSource,
-    ProxyConfig,
     RepoPolicy,
     RunnerStorage,
     SSHDebugConnection,
     VirtualMachineResources,
 )
 from option_values import MOST_LABELS, parse_arch
+from proxies import ProxyConfig
 from sandbox.github import tls
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -127,6 +127,7 @@ def test_defaults() -> None:
         denylist=(),
         dockerhub_mirror=None,
         proxies=ProxyConfig(),
+        runner_proxies=ProxyConfig(),
         repo_policy=None,
         test_mode=False,
         ssh_debug_connections=(),
@@ -153,6 +154,9 @@ def test_defaults() -> None:
         ("denylist", "string", ""),
         ("dockerhub-mirror", "string", ""),
         ("experimental-use-aproxy", "boolean", False),
+        ("aproxy-exclude-addresses", "string", "10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16"),
+        ("aproxy-redirect-ports", "string", "80, 443"),
+        ("runner-http-proxy", "string", ""),
         ("repo-policy-compliance-url", "string", None),
         ("repo-policy-compliance-token", "string", None),
         ("test-mode", "string", None),
@@ -173,7 +177,7 @@ def test_option_contract(name: str, kind: str, default: object) -> None:
 
 def test_no_dead_option() -> None:
     """The options are those of the contract and no others."""
-    assert len(CONFIG["options"]) == 30
+    assert len(CONFIG["options"]) == 33
 
 
 @pytest.mark.parametrize(
@@ -326,7 +330,7 @@ def test_right_values(config: dict[str, Any], field: str, expected: object) -> N
         pytest.param("image-script", "#!/bin/sh\n\x00", "NUL", id="image-script with NUL"),
         pytest.param("image-script", "#!/bin/sh\n\udc80", "UTF-8", id="image-script that is no UTF-8"),
         pytest.param("image-script", "#!" + "ß" * 32768, "65536 at most", id="image-script too large"),
-        pytest.param("experimental-use-aproxy", True, "juju-http-proxy", id="aproxy without a proxy"),
+        pytest.param("experimental-use-aproxy", True, "runner-http-proxy, or a proxy", id="aproxy without a proxy"),
         pytest.param("test-mode", "secure", "insecure", id="test-mode"),
         pytest.param("test-mode", "Insecure", "insecure", id="test-mode in other letters"),
         pytest.param("github-url", "http://ghes.example", "use https:// (test-mode", id="github-url http"),
@@ -440,6 +444,8 @@ def test_several_faults_are_all_named() -> None:
         "denylist": "x",
         "dockerhub-mirror": "x",
         "experimental-use-aproxy": True,
+        "aproxy-exclude-addresses": "x",
+        "aproxy-redirect-ports": "x",
         "repo-policy-compliance-url": "https://policy.example",
         "test-mode": "x",
     }
@@ -744,79 +750,6 @@ def test_every_malformed_debug_ssh_unit_is_named() -> None:
     found = faults({}, tmate({**TMATE, "host": "x"}, TMATE, {**TMATE, "port": "x"}))
 
     assert [line.split(":")[0] for line in found] == ["debug-ssh of remote/0", "debug-ssh of remote/2"]
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, ProxyConfig()),
-        ({"NO": "localhost"}, ProxyConfig()),
-        ({"HTTP": "", "HTTPS": "", "NO": ""}, ProxyConfig()),
-        ({"HTTP": "http://proxy:3128"}, ProxyConfig(http="http://proxy:3128")),
-        ({"HTTPS": "http://proxy:3128"}, ProxyConfig(https="http://proxy:3128")),
-        (
-            {"HTTP": "http://proxy:3128", "HTTPS": "https://proxy:3129", "NO": "localhost,10.0.0.0/8"},
-            ProxyConfig("http://proxy:3128", "https://proxy:3129", "localhost,10.0.0.0/8"),
-        ),
-    ],
-    ids=["none", "a lone no-proxy", "all empty", "http", "https", "all"],
-)
-def test_proxies(environment: dict[str, str], expected: ProxyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proxies are the model's, and a lone no-proxy is ignored."""
-    for name, value in environment.items():
-        monkeypatch.setenv(f"JUJU_CHARM_{name}_PROXY", value)
-
-    assert load({}).proxies == expected
-
-
-@pytest.mark.parametrize("name", ["HTTP", "HTTPS"])
-def test_aproxy_takes_either_proxy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """aproxy is content with an HTTP or an HTTPS proxy of the model."""
-    monkeypatch.setenv(f"JUJU_CHARM_{name}_PROXY", "http://proxy:3128")
-
-    assert load({"experimental-use-aproxy": True}).proxies.aproxy_address == "proxy:3128"
-
-
-def test_aproxy_does_not_take_a_lone_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lone no-proxy is no proxy, so that aproxy blocks."""
-    monkeypatch.setenv("JUJU_CHARM_NO_PROXY", "localhost")
-
-    assert fault({"experimental-use-aproxy": True}).startswith("experimental-use-aproxy: ")
-
-
-@pytest.mark.parametrize(
-    "value",
-    ["proxy:3128", "ftp://proxy", "http://a b", "http://a\nX=1", "http://$(reboot)", "http://a'b", "http://`x`"],
-)
-def test_bad_proxies_block(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """A proxy of the model that is no URL blocks instead of ending in a runner's files."""
-    monkeypatch.setenv("JUJU_CHARM_HTTPS_PROXY", value)
-
-    assert "http:// or https:// URL" in fault({})
-
-
-@pytest.mark.parametrize("value", ["http://", "http://:3128", "http://proxy:x"])
-def test_proxies_without_a_host_block(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """A proxy of the model needs a host, and its port must be one."""
-    monkeypatch.setenv("JUJU_CHARM_HTTPS_PROXY", value)
-
-    assert "http:// or https:// URL" in fault({})
-
-
-@pytest.mark.parametrize("value", ["localhost\nEVIL=1", "a\x1b[0m"])
-def test_bad_no_proxy_blocks(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """A no-proxy cannot add lines to a runner's environment, nor stop a unit from being rendered."""
-    monkeypatch.setenv("JUJU_CHARM_HTTP_PROXY", "http://proxy:3128")
-    monkeypatch.setenv("JUJU_CHARM_NO_PROXY", value)
-
-    assert fault({}).startswith("juju-no-proxy: ")
-
-
-def test_bad_proxy_is_named_as_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bad proxy is reported under the model's option that holds it."""
-    monkeypatch.setenv("JUJU_CHARM_HTTPS_PROXY", "proxy:3128")
-
-    assert fault({}).startswith("juju-https-proxy: ")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from engine.client import LxdClient
 from engine.instance import Execution
 from errors import HostError, LxdError
 from host import image, systemd
-from models import Arch, ImageSource, ProxyConfig, PublishedImage
+from models import Arch, ImageSource, PublishedImage
+from proxies import ProxyConfig
 from settings import ImageBuild
 from system import exclusive
 from tests.support.fakes import TEMPLATES

@@ -16,9 +16,9 @@ from engine.instance import Execution
 from errors import HostError
 from host import image, systemd, triggers
 from host.markers import IMAGE, Markers
-from models import ProxyConfig
 from naming import Identity
 from programs import build_image
+from proxies import ProxyConfig
 from settings import ImageBuild, Settings
 from tests.support.fakes import state
 from tests.unit.test_image import BUILD, FULL, SCRIPT, Builder, ImageLxd, make
@@ -93,7 +93,9 @@ def test_additions_tell_options_apart(change: dict[str, Any]) -> None:
 def test_additions_are_of_the_content_only() -> None:
     """Proxies, certificates and the GitHub are used by the build, and are not in the image."""
     proxies = replace(FULL.proxies, http="http://proxy.example")
-    other = replace(FULL, ca_certificates=("one",), proxies=proxies, github_url="https://github.example.com")
+    other = replace(
+        FULL, proxies=proxies, runner_proxies=proxies, ca_certificates=("one",), github_url="https://github.example.com"
+    )
 
     assert other.additions == FULL.additions
 
@@ -215,11 +217,12 @@ def test_unknown_packages_are_all_named(step: Step, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [0, 7])
 def test_the_scripts_exit_code_and_the_end_of_its_output(step: Step, tmp_path: Path, code: int) -> None:
-    """It runs with the proxies, its output is cut in the instance, and neither it nor its output stays in the image."""
+    """It runs with the runners' proxies, its output is cut, and neither it nor its output stays in the image."""
     script = f"#!/bin/sh\nseq 9999; echo $HTTP_PROXY $DEBIAN_FRONTEND >&2; touch {tmp_path}/left; exit {code}\n"
-    proxies = replace(FULL.proxies, http="http://proxy.example:3128")
+    proxies = ProxyConfig(http="http://proxy.example:3128")
 
-    done = step("image-script", replace(FULL, script=script, proxies=proxies))
+    build = replace(FULL, script=script, proxies=ProxyConfig(http="http://unit.example:1"), runner_proxies=proxies)
+    done = step("image-script", build)
 
     assert done.returncode == code
     assert done.stderr.endswith("9999\nhttp://proxy.example:3128 noninteractive\n")

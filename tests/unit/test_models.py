@@ -1,4 +1,4 @@
-"""The frozen values: sizes, paths, proxies."""
+"""The frozen values: sizes and paths."""
 
 import dataclasses
 
@@ -10,7 +10,6 @@ from models import (
     GithubOrg,
     GithubPath,
     GithubRepo,
-    ProxyConfig,
     RepoPolicy,
     RunnerConfig,
     RunnerSpec,
@@ -19,6 +18,7 @@ from models import (
     parse_github_path,
     size_in_bytes,
 )
+from proxies import ProxyConfig
 
 
 @pytest.mark.parametrize(
@@ -113,67 +113,6 @@ def test_what_is_no_path(path: str) -> None:
     """A path that could lead elsewhere in GitHub's API is refused."""
     with pytest.raises(ValueError, match="neither owner/repo nor org"):
         parse_github_path(path)
-
-
-@pytest.mark.parametrize(
-    ("proxies", "expected"),
-    [
-        (ProxyConfig(), {}),
-        (ProxyConfig(no_proxy="localhost"), {}),
-        (
-            ProxyConfig(http="http://p:1"),
-            {"HTTP_PROXY": "http://p:1", "http_proxy": "http://p:1", "NO_PROXY": "me,.svc", "no_proxy": "me,.svc"},
-        ),
-        (
-            ProxyConfig("http://p:1", "http://p:2", "localhost, ,10.0.0.1,"),
-            {
-                "HTTP_PROXY": "http://p:1",
-                "HTTPS_PROXY": "http://p:2",
-                "NO_PROXY": "localhost,10.0.0.1,me,.svc",
-                "http_proxy": "http://p:1",
-                "https_proxy": "http://p:2",
-                "no_proxy": "localhost,10.0.0.1,me,.svc",
-            },
-        ),
-    ],
-    ids=["none", "a lone no-proxy", "http alone", "all"],
-)
-def test_proxy_variables(proxies: ProxyConfig, expected: dict[str, str]) -> None:
-    """Both cases of letters, the given hosts appended to no_proxy, and nothing where there is no proxy."""
-    assert proxies.environment("me", ".svc") == expected
-
-
-def test_no_hosts_no_variable() -> None:
-    """Without a host to leave out there is no `no_proxy`."""
-    assert ProxyConfig(http="http://p:1").environment() == {"HTTP_PROXY": "http://p:1", "http_proxy": "http://p:1"}
-
-
-@pytest.mark.parametrize(
-    ("proxies", "expected"),
-    [
-        (ProxyConfig("http://proxy:3128"), None),
-        (ProxyConfig(use_aproxy=True), None),
-        (ProxyConfig(no_proxy="x", use_aproxy=True), None),
-        (ProxyConfig("http://proxy:3128", use_aproxy=True), "proxy:3128"),
-        (ProxyConfig("http://proxy", use_aproxy=True), "proxy"),
-        (ProxyConfig("http://proxy:3128/", use_aproxy=True), "proxy:3128"),
-        (ProxyConfig("https://10.0.0.1:3128/x/y", use_aproxy=True), "10.0.0.1:3128"),
-        (ProxyConfig(https="http://other:3129", use_aproxy=True), "other:3129"),
-        (ProxyConfig("http://proxy:3128", "http://other:3129", use_aproxy=True), "proxy:3128"),
-        (ProxyConfig("http://[::1]:3128", use_aproxy=True), "[::1]:3128"),
-        pytest.param(
-            ProxyConfig("http://user:secret@proxy:3128", use_aproxy=True),
-            "proxy:3128",
-        ),
-        pytest.param(
-            ProxyConfig("HTTP://proxy:3128", use_aproxy=True),
-            "proxy:3128",
-        ),
-    ],
-)
-def test_aproxy_address(proxies: ProxyConfig, expected: str | None) -> None:
-    """aproxy is given host and port alone, and only where it is used."""
-    assert proxies.aproxy_address == expected
 
 
 def test_secrets_are_not_in_texts() -> None:

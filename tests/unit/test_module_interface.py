@@ -36,8 +36,9 @@ from metrics.runner import (
 )
 from metrics.storage import MetricsStorage, move_to_quarantine
 from metrics.type import GithubJobMetrics
-from models import GithubRepo, ProxyConfig, SSHDebugConnection
+from models import GithubRepo, SSHDebugConnection
 from naming import fingerprint, plain
+from proxies import ProxyConfig
 from repo_policy import RepoPolicyClient
 from runner import Runner, RunnerConfig, RunnerStatus, Snap, VirtualMachineResources, WgetExecutable
 from tests.support.fakes import state

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from enum import Enum
+from ipaddress import IPv4Network
 from typing import Any
 
 import pytest
@@ -12,7 +13,6 @@ from models import (
     Arch,
     GithubOrg,
     GithubRepo,
-    ProxyConfig,
     RepoPolicy,
     RunnerSpec,
     Snap,
@@ -20,6 +20,7 @@ from models import (
     VirtualMachineResources,
 )
 from naming import Identity, fingerprint, plain
+from proxies import ProxyConfig
 from tests.support.fakes import state
 
 HASH = "0a1b2c3d"
@@ -27,7 +28,7 @@ BINARY = "actions-runner-linux-x64-2.320.0.tar.gz"
 # A specification in which every option is set, so that the fields of their values are compared, too.
 SPEC = state(
     path=GithubOrg("octo-org", "group"),
-    proxies=ProxyConfig("http://proxy.example:3128", "http://proxy.example:3129", "localhost"),
+    runner_proxies=ProxyConfig("http://proxy.example:3128", "http://proxy.example:3129", "localhost"),
     dockerhub_mirror="https://mirror.example",
     ssh_debug_connections=(SSHDebugConnection("192.0.2.1", 22, "SHA256:a", "SHA256:b"),),
     repo_policy=RepoPolicy("https://policy.example", "token"),
@@ -44,6 +45,8 @@ def variants(value: Any) -> Iterator[Any]:
         yield next(other for other in type(value) if other is not value)
     elif isinstance(value, (int, str)):
         yield value * 2
+    elif isinstance(value, IPv4Network):
+        yield value.supernet()
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from (

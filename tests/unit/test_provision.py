@@ -27,9 +27,10 @@ from metrics.runner import (
     PostJobStatus,
     PreJobMetrics,
 )
-from models import Arch, GithubOrg, GithubRepo, ProxyConfig, RunnerConfig, Snap, SSHDebugConnection
-from option_values import parse_group, parse_labels, parse_mirror
+from models import Arch, GithubOrg, GithubRepo, RunnerConfig, Snap, SSHDebugConnection
+from option_values import parse_addresses, parse_group, parse_labels, parse_mirror, parse_ports
 from provision import InstanceFile
+from proxies import ProxyConfig, Redirect
 
 TEMPLATES = Path(__file__).resolve().parent.parent.parent / "templates"
 PLAIN = RunnerConfig(
@@ -724,11 +725,15 @@ def test_setup_waits_for_the_host_as_it_is(shell: Shell, value: str) -> None:
     assert not (shell.folder / "canary").exists()
 
 
-def run_aproxy(shell: Shell, proxy: str, services: str = "aproxy  enabled  active  -") -> Any:
+ACTIVE = "aproxy  enabled  active  -"
+DEFAULT = Redirect()
+
+
+def run_aproxy(shell: Shell, proxy: str, services: str = ACTIVE, redirect: Redirect = DEFAULT) -> Any:
     shell.stub("snap", f'[ "$1" = services ] && echo "{services}"; true')
     shell.stub("ip", "echo '192.0.2.1 via 10.1.1.1 dev eth0 src 10.1.1.7 uid 0'")
     shell.stub("nft", f'cat > "{shell.folder}/rules"')
-    config = replace(PLAIN, proxies=ProxyConfig(http=proxy, use_aproxy=True))
+    config = replace(PLAIN, proxies=ProxyConfig(http=proxy, use_aproxy=True, redirect=redirect))
     setup = content("/root/github-runner/setup.sh", config) or ""
     return shell.run(part(setup, "set -eu", "}") + part(setup, "snap set aproxy", "END"))
 
@@ -764,17 +769,39 @@ def test_aproxy_rules(shell: Shell) -> None:
     run_aproxy(shell, "http://proxy:3128")
     rules = " ".join((shell.folder / "rules").read_text().split())
 
-    assert "{ 10.0.0.0/8, 127.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 }" in rules
+    assert "excluded = { 10.0.0.0/8, 127.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 }" in rules
+    assert "ports = { 80, 443 }" in rules
     assert "table ip aproxy" in rules
     assert "type nat hook prerouting priority dstnat;" in rules
     assert "type nat hook output priority -100;" in rules
-    rule = "ip daddr != $own_addresses tcp dport { 80, 443 } counter dnat to 10.1.1.7:54969"
+    rule = "ip daddr != $excluded tcp dport $ports counter dnat to 10.1.1.7:54969"
     assert rules.count(rule) == 2
 
 
-def test_aproxy_rules_are_nftables(shell: Shell) -> None:
-    """nft accepts the rules."""
-    run_aproxy(shell, "http://proxy:3128")
+def test_aproxy_rules_have_the_options(shell: Shell) -> None:
+    """What the options exclude and redirect is in the rules, a range with its ends."""
+    redirect = Redirect(parse_ports("8000-8080,443"), parse_addresses("192.0.2.0/24"))
+    run_aproxy(shell, "http://proxy:3128", redirect=redirect)
+    rules = (shell.folder / "rules").read_text()
+
+    assert "excluded = { 127.0.0.0/8, 192.0.2.0/24 }\n" in rules
+    assert "ports = { 443, 8000-8080 }\n" in rules
+
+
+@pytest.mark.parametrize(
+    ("excluded", "ports"),
+    [
+        ("10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16", "80, 443"),
+        ("", "1-65535"),
+        ("0.0.0.0/0", "65535"),
+        ("10.0.0.0/8,10.1.0.0/16,10.0.0.5-11.0.0.9,128.0.0.0/8", "80,80-90,85-95,96"),
+        ("0.0.0.1-255.255.255.254", "1-79,81-65535"),
+    ],
+    ids=["defaults", "all ports", "all addresses", "overlaps", "ends"],
+)
+def test_aproxy_rules_are_nftables(shell: Shell, excluded: str, ports: str) -> None:
+    """nft accepts the rules, also those of options whose items overlap or touch."""
+    run_aproxy(shell, "http://proxy:3128", redirect=Redirect(parse_ports(ports), parse_addresses(excluded)))
     nft = shutil.which("nft", path=f"{os.environ['PATH']}:/usr/sbin")
     if nft is None or subprocess.run([nft, "list", "tables"], capture_output=True, check=False).returncode:
         pytest.skip("nft cannot be used here")

@@ -28,7 +28,8 @@ __all__ = ["context", "world"]
 MARK = "MARKED"
 TOKEN, POLICY, MIRROR = f"ghp_{MARK}0'\"\\%x", f"{MARK}-policy-token", f"{MARK}1:%40{MARK}"
 PROXY, PROXIES, REGISTRATION = f"{MARK}2+p", f"{MARK}3,p", f"A{MARK}4REGISTRATION"
-SECRETS = (TOKEN, POLICY, MIRROR, PROXY, PROXIES, REGISTRATION)
+RUNNERS = f"{MARK}6=p"
+SECRETS = (TOKEN, POLICY, MIRROR, PROXY, PROXIES, RUNNERS, REGISTRATION)
 PROXY_URL, PROXIES_URL = f"http://user:{PROXY}@proxy.example:3128", f"https://{PROXIES}@proxy.example"
 KEY_LINE = f"MIIE{MARK}5app+key"
 APP_KEY = f"-----BEGIN RSA PRIVATE KEY-----\n{KEY_LINE}\n-----END RSA PRIVATE KEY-----\n"
@@ -40,6 +41,7 @@ CONFIG: dict[str, Any] = {
     "repo-policy-compliance-url": "https://policy.example",
     "repo-policy-compliance-token": POLICY,
     "dockerhub-mirror": f"https://user:{MIRROR}@mirror.example/",
+    "runner-http-proxy": f"http://user:{RUNNERS}@runners.example:3128",
 }
 # What programs and libraries say when they fail, and where it is cut.
 WORDS = " ".join(
@@ -48,7 +50,7 @@ WORDS = " ".join(
             f"--token {shlex.quote(secret)}, {json.dumps({'token': secret})}, {secret!r}, {quote(secret)};"
             for secret in SECRETS
         ),
-        f"Get {CONFIG['dockerhub-mirror']} via {PROXY_URL} or {PROXIES_URL}: 407",
+        f"Get {CONFIG['dockerhub-mirror']} via {PROXY_URL}, {PROXIES_URL} or {CONFIG['runner-http-proxy']}: 407",
         f"Proxy-Authorization: Basic {base64.b64encode(f'user:{PROXY}'.encode()).decode()}",
     ]
 )
@@ -295,6 +297,7 @@ INVALID = {
     "repo-policy-compliance-token": f"{POLICY} {POLICY}",
     "image-script": f"echo {TOKEN}",
     "pre-job-script": f"export TOKEN={TOKEN}",
+    "runner-http-proxy": f"socks5://user:{PROXY}@runners.example",
     "ca-certificates": f"-----BEGIN PRIVATE KEY-----\n{MARK}\n-----END PRIVATE KEY-----\n",
 }
 INVALID_PROXIES = (f"socks5://user:{PROXY}@proxy.example", f"user:{PROXY}@proxy.example:3128", f"http://user:{PROXY}@")

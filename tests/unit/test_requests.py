@@ -10,7 +10,8 @@ import requests
 import provision
 from engine.client import LxdClient
 from metrics.storage import MetricsStorage
-from models import Arch, CreateRunnerConfig, GithubRepo, ProxyConfig, RunnerConfig, RunnerStatus
+from models import Arch, CreateRunnerConfig, GithubRepo, RunnerConfig, RunnerStatus
+from proxies import ProxyConfig
 from runner import Runner, RunnerManagerClients
 from tests.support.fakes import RESOURCES, TEMPLATES, FakeGithub
 

@@ -39,7 +39,6 @@ from models import (
     GithubRepo,
     GithubRunner,
     ImageSource,
-    ProxyConfig,
     PublishedImage,
     RepoPolicy,
     RunnerConfig,
@@ -49,6 +48,7 @@ from models import (
     WorkflowJob,
 )
 from naming import KEY, fingerprint
+from proxies import ProxyConfig
 from runner import Runner, RunnerManagerClients
 from runner_manager import RunnerManager
 from system import exclusive
@@ -953,8 +953,8 @@ def test_counts_are_githubs_and_unknown_instances(world: World) -> None:
         {"github_url": "https://other.example"},
         {"base_image": BaseImage.NOBLE},
         {"test_mode": False},
-        {"proxies": ProxyConfig(http="http://proxy.example:3128")},
-        {"proxies": ProxyConfig(no_proxy="example")},
+        {"runner_proxies": ProxyConfig(http="http://proxy.example:3128")},
+        {"runner_proxies": ProxyConfig(no_proxy="example")},
         {"repo_policy": RepoPolicy("https://policy.example", "token")},
     ],
     ids=lambda change: next(iter(change)),
@@ -969,6 +969,7 @@ def test_fingerprint_tells_configurations_apart(change: dict[str, Any]) -> None:
     [
         {"token": "other"},
         {"virtual_machines": 9},
+        {"proxies": ProxyConfig(http="http://proxy.example:3128")},
         {"reconcile_interval": 5},
         {"image_source": ImageSource("https://other.example")},
     ],

@@ -10,9 +10,10 @@ import pytest
 
 import settings
 from errors import HostError
-from models import ProxyConfig, RepoPolicy
+from models import RepoPolicy
 from naming import Identity
 from programs import watch_runners
+from proxies import ProxyConfig
 from tests.support.fakes import IDENTITY, state
 
 UNIT = f"{IDENTITY.app_name}/{IDENTITY.unit_number}"
@@ -29,6 +30,7 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
     """A process outside of hooks reads what the last hook wrote, which only root can read."""
     saved = state(
         proxies=PROXIES,
+        runner_proxies=ProxyConfig("http://runners.example:3128", "http://runners.example:3128"),
         ca_certificates=("one\n",),
         virtual_machines=3,
         extra_packages=("cmake", "g++"),
@@ -44,6 +46,16 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
 
     assert settings.load(UNIT) == settings.Settings(IDENTITY, 3, settings.image_build(saved))
     assert stat.S_IMODE(settings.path(UNIT).stat().st_mode) == 0o600
+
+
+def test_settings_of_an_earlier_version_have_one_proxy(folder: Path) -> None:
+    """Until the next hook writes the file again, the image is built with the proxies that it names."""
+    settings.save(state(proxies=PROXIES), IDENTITY)
+    document = json.loads(settings.path(UNIT).read_text())
+    del document["image"]["runner_proxies"]
+    settings.path(UNIT).write_text(json.dumps(document))
+
+    assert settings.load(UNIT).image.runner_proxies == PROXIES
 
 
 def test_no_token_is_saved(folder: Path) -> None:
