@@ -1,5 +1,7 @@
 """The fixtures of the tests on a real LXD; :mod:`tests.support.deployment` is what they give."""
 
+import http.server
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,3 +57,33 @@ def deployment(session_deployment: Deployment) -> Iterator[Deployment]:
         session_deployment.unit.reset_config(*unset)
     if values := {name: value for name, value in changed.items() if name not in unset}:
         session_deployment.unit.set_config(values)
+
+
+@pytest.fixture(scope="session")
+def policy() -> Iterator[str]:
+    """A policy service that refuses everything but pushes."""
+
+    class Service(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.reply(200, b"one-time")
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.reply(200 if self.path == "/push/check-run" else 403, b"not approved")
+
+        def reply(self, status: int, text: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer((lxd_setup.bridge_address(), 0), Service)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield f"http://{server.server_address[0]}:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()

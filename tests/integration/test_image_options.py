@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
-from tests.support.deployment import Deployment, wait_for
+from sandbox.github import tls
+from tests.support.deployment import ROOT, Deployment, wait_for
+from tests.support.options import ABOUT, ACTION, EVERY_OPTION, OTHERS, missing_in
 
 BUILD = "ghro.build-image.github-runner-0.service"
 FAILURE = "/var/lib/github-runner/build-image.failure"
@@ -25,7 +28,8 @@ BAD = "#!/bin/sh\necho why it failed\nexit 7\n"
 @pytest.fixture
 def source(deployment: Deployment) -> Iterator[str]:
     """An image to build from, in which apt installs one package only. The unit's own image is put back at the end."""
-    machine, before = deployment.machine, deployment.lxd("images/aliases/jammy")["target"]
+    machine = deployment.machine
+    before = {alias: deployment.lxd(f"images/aliases/{alias}")["target"] for alias in ("jammy", "resolute")}
     machine.exec("lxc", "init", "--quiet", "sandbox-base", "quick", "--storage", "runner")
     machine.push("/root/apt-get", APT_GET)
     machine.exec("lxc", "file", "push", "--mode=755", "/root/apt-get", "quick/usr/local/sbin/apt-get")
@@ -35,10 +39,11 @@ def source(deployment: Deployment) -> Iterator[str]:
     machine.call("systemctl", "stop", BUILD)
     machine.exec("systemctl", "reset-failed", BUILD, check=False)
     machine.exec("rm", "-f", FAILURE)
-    if deployment.lxd("images/aliases/jammy")["target"] != before:
-        machine.exec("lxc", "image", "delete", "jammy")
-        machine.exec("lxc", "image", "alias", "delete", f"jammy-{before[:12]}")
-        machine.exec("lxc", "image", "alias", "create", "jammy", before)
+    for alias, target in before.items():
+        if deployment.lxd(f"images/aliases/{alias}")["target"] != target:
+            machine.exec("lxc", "image", "delete", alias)
+            machine.exec("lxc", "image", "alias", "delete", f"{alias}-{target[:12]}")
+            machine.exec("lxc", "image", "alias", "create", alias, target)
     machine.exec("lxc", "image", "delete", "quick")
 
 
@@ -91,3 +96,33 @@ def test_packages_and_a_script_of_the_operator(deployment: Deployment, source: s
     assert "why it failed" in deployment.machine.exec("journalctl", "--no-pager", "-u", BUILD)
     assert deployment.machine.exec("systemctl", "show", "--property=InvocationID", BUILD) == number
     assert (deployment.online(), deployment.lxd("images/aliases/jammy")["target"]) == ([third], image)
+
+
+@pytest.mark.timeout(280)
+def test_every_option_that_goes_with_others(deployment: Deployment, source: str, policy: str) -> None:
+    """One unit has them all at once, and a job finds what each of them promises."""
+    known = yaml.safe_load((ROOT / "config.yaml").read_text())["options"]
+    assert set(known) == EVERY_OPTION.keys() | OTHERS
+    authority = tls.make("github.example").pem
+    deployment.control.add_action(ACTION)
+    deployment.keep(1)
+    deployment.use_app("every")
+
+    given = {"image-source": source, "ca-certificates": authority, "repo-policy-compliance-url": policy}
+    deployment.unit.set_config({**EVERY_OPTION, **given})
+    assert built(deployment) == "inactive"
+    wait_for(
+        lambda: (
+            [item["name"] for item in deployment.control.runners() if item["status"] == "online"]
+            and {"every", "resolute"} <= {label["name"] for label in deployment.control.runners()[0]["labels"]}
+        ),
+        "a runner with everything",
+        120,
+    )
+    deployment.wait_online(1)
+    job = deployment.job("", steps=[{"uses": ACTION}, {"run": ABOUT}], debug=True, event="push", labels=["option"])
+
+    assert job["conclusion"] == "success", "\n".join(job["log"])
+    assert missing_in(job["log"]) == set()
+    assert {"The repository policy check has passed.", "/usr/bin/tree"} <= set(job["log"])
+    assert deployment.status()[0] == "active", deployment.status()

@@ -1,7 +1,5 @@
 """What jobs may do inside a runner on a real LXD, and how a runner ends: with the stand-in of the runner agent."""
 
-import http.server
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,36 +23,6 @@ OPERATOR_SCRIPT = """\
 echo "operator: $GITHUB_REPOSITORY $(id -un)"\r
 [ "$GITHUB_WORKFLOW" != "not here" ] || exit 3\r
 """
-
-
-@pytest.fixture(scope="module")
-def policy() -> Iterator[str]:
-    """A policy service that refuses everything but pushes."""
-
-    class Service(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.reply(200, b"one-time")
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.reply(200 if self.path == "/push/check-run" else 403, b"not approved")
-
-        def reply(self, status: int, text: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer((bridge_address(), 0), Service)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    yield f"http://{server.server_address[0]}:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 @pytest.fixture(scope="module")

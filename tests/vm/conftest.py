@@ -12,6 +12,7 @@ import pytest
 
 from engine.api import NOT_BEGUN
 from sandbox import github
+from sandbox.github.control import GitHubControl
 from sandbox.juju.unit import Unit
 from sandbox.lab import lxd_setup
 from sandbox.lab.machine import Machine
@@ -19,6 +20,7 @@ from sandbox.lab.pack import pack
 from sandbox.vm import template
 from tests.faults import report as reliability
 from tests.support.deployment import PAT, REPOSITORY, ROOT, Deployment, wait_for
+from tests.support.options import ACTION, EVERY_OPTION
 
 __all__ = ["REPOSITORY", "VmDeployment", "wait_for"]
 
@@ -27,6 +29,9 @@ __all__ = ["REPOSITORY", "VmDeployment", "wait_for"]
 ORDER = ("life", "isolation", "faults", "defects", "long", "removal")
 # The section of docs/reference/reliability.md with the results of the tests that are marked `long`.
 LONG = "vm-long"
+# What the tests choose themselves.
+TESTED = {"vm-cpu", "vm-memory", "vm-disk", "reconcile-interval", "replace-on-exit"}
+VM_OPTIONS = {name: value for name, value in EVERY_OPTION.items() if name not in TESTED}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -142,7 +147,9 @@ def deployed(
 @pytest.fixture(scope="session")
 def unit(packed: Path, hub: github.GitHub) -> Iterator[VmDeployment]:
     """The unit that all tests use, one after the other: its image takes minutes. The last test removes it."""
-    found = deployed("vm-tests", packed, hub)
+    control = GitHubControl(hub.url, ca=hub.ca)
+    control.add_action(ACTION)
+    found = deployed("vm-tests", packed, hub, **VM_OPTIONS)
     yield found
     if not os.environ.get("SANDBOX_KEEP"):
         found.machine.destroy()

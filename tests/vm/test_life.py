@@ -2,10 +2,11 @@
 
 import time
 
+from tests.support.options import ABOUT, ACTION, missing_in
 from tests.vm.conftest import REPOSITORY, VmDeployment, wait_for
 
 # What a job finds out about the machine that it runs in.
-ABOUT = """
+MACHINE = """
 echo "kernel: $(uname -srvm)"
 echo "machine: $(systemd-detect-virt) $(cat /sys/class/dmi/id/product_name)"
 echo "firmware: $(cat /sys/class/dmi/id/bios_vendor) $(cat /sys/class/dmi/id/bios_version)"
@@ -18,7 +19,7 @@ echo "boots: $(sudo journalctl --list-boots --quiet | wc -l)"
 
 def test_image_is_built_in_a_virtual_machine(unit: VmDeployment) -> None:
     """The install hook builds the runners' image from the base image, in a virtual machine that is then gone."""
-    [image] = [found for found in unit.lxd("images?recursion=1") if found["aliases"][0]["name"] == "jammy"]
+    [image] = [found for found in unit.lxd("images?recursion=1") if found["aliases"][0]["name"] == "resolute"]
 
     assert image["type"] == "virtual-machine"
     assert image["properties"]["github-runner.source"] == "local:sandbox-vm"
@@ -45,10 +46,12 @@ def test_runners_are_virtual_machines(unit: VmDeployment) -> None:
 def test_outdated_runners_and_a_job(unit: VmDeployment) -> None:
     """A job runs in a virtual machine, and is left alone when its runner is outdated; the idle runner is replaced.
 
-    The metrics of the job reach the host through virtiofs, its virtual machine is deleted, and it has a successor.
+    The unit has every option that goes with others, and the job finds what they promise; the snap of aproxy is a
+    stand-in. The job's metrics reach the host through virtiofs, its virtual machine is deleted and has a successor.
     """
     before = unit.keep(2)
-    job = unit.job(f"{ABOUT}\nuntil [ -e /tmp/go ]; do sleep 1; done", status="in_progress")
+    steps = [{"uses": ACTION}, {"run": f"{MACHINE}{ABOUT}until [ -e /tmp/go ]; do sleep 1; done"}]
+    job = unit.job("", steps=steps, debug=True, labels=["every"], status="in_progress")
     busy = job["runner_name"]
     wait_for(lambda: "pre-job" in unit.inside(busy, "ls /metrics-exchange"), "the job's start")
 
@@ -63,6 +66,7 @@ def test_outdated_runners_and_a_job(unit: VmDeployment) -> None:
     print("\n".join(done["log"]), flush=True)
     assert done["conclusion"] == "success"
     assert any("metrics: virtiofs" in line for line in done["log"])
+    assert missing_in(done["log"]) == set()
     unit.wait_gone(busy)
     unit.reconcile()
     [stop] = unit.events("runner_stop")
