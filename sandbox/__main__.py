@@ -69,7 +69,7 @@ def _add_unit_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     config = _command(
         commands, "config", session.config, "show or set the charm's options", "config virtual-machines=4"
     )
-    config.add_argument("options", nargs="*", metavar="KEY=VALUE", help="what to set; a KEY alone shows its value")
+    config.add_argument("options", nargs="*", metavar="KEY=VALUE", help="what to set; KEY=@FILE reads it, KEY shows it")
     config.add_argument("--reset", metavar="KEY[,KEY…]", help="back to the default")
     run = _command(commands, "run", session.run_action, "run an action of the charm", "run check-runners")
     run.add_argument("action")

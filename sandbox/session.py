@@ -230,10 +230,20 @@ def remove_unit(options: argparse.Namespace) -> int:
     return 0
 
 
+def _value(given: str) -> str:
+    """A setting as it is given; with ``@`` before it, as Juju has it, what the file contains."""
+    if not given.startswith("@"):
+        return given
+    try:
+        return Path(given[1:]).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SandboxError(f"cannot read the option's file: {error}") from error
+
+
 def config(options: argparse.Namespace) -> int:
     """Show all options or some, set some, or reset some."""
     session = Session(options.machine).there()
-    values = dict(word.split("=", 1) for word in options.options if "=" in word)
+    values = {name: _value(given) for name, given in (word.split("=", 1) for word in options.options if "=" in word)}
     shown = [word for word in options.options if "=" not in word]
     if not options.reset and not values:
         return _show_config(session.unit.config(), shown)

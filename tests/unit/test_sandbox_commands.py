@@ -1,11 +1,13 @@
-"""The sandbox's command `status --watch`."""
+"""The sandbox's commands `status --watch` and `config`."""
 
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from sandbox import status
+from sandbox import session, status
 from sandbox.__main__ import build_parser
 from sandbox.shell import SandboxError
 
@@ -99,3 +101,22 @@ def test_help_tells_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--watch" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         build_parser().parse_args(["status", "--watch", "--json"])
+
+
+def test_an_option_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`KEY=@FILE` is the file's content, as in Juju's own command; one that cannot be read is named."""
+    given: list[dict[str, str]] = []
+    found: Any = SimpleNamespace(there=lambda: found, units=lambda: [SimpleNamespace(set_config=given.append)])
+    monkeypatch.setattr(session, "Session", lambda machine: found)
+    monkeypatch.setattr(session, "show_status", lambda _: None)
+    script = tmp_path / "image.sh"
+    script.write_text("#!/bin/sh\ntrue = false\n")
+
+    def config(*words: str) -> object:
+        return session.config(build_parser().parse_args(["config", *words]))
+
+    config(f"image-script=@{script}", "labels=a=b")
+    assert given == [{"image-script": "#!/bin/sh\ntrue = false\n", "labels": "a=b"}]
+
+    with pytest.raises(SandboxError, match="No such file or directory: '/none'"):
+        config("image-script=@/none")
