@@ -13,8 +13,9 @@ from sandbox.shell import SandboxError, say
 
 # Between two pictures, in seconds: each one is an action of each unit.
 INTERVAL = 2.0
-# To the upper left corner; away with the rest of a line, and with the lines below.
+# To the upper left corner; away with the rest of a line, and with the lines below; lines that wrap, or do not.
 HOME, END_OF_LINE, BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
+WRAP, NO_WRAP = "\x1b[?7h", "\x1b[?7l"
 CLEAR = "\x1b[2J"
 
 
@@ -46,18 +47,22 @@ def status(options: argparse.Namespace) -> int:
 
 def picture(units: list[Unit]) -> str:
     """Each unit's status, and below it the table of its action check-runners or why there is none."""
-    parts = []
-    for unit in units:
-        # What the action does is no part of the picture.
-        unit.on_event = lambda event: None
-        try:
-            task = unit.run("check-runners", {"format": "table"})
-            table = task["results"]["runners"] if task["status"] == "completed" else f"ERROR {task['message']}"
-        except SandboxError as error:
-            table = f"ERROR {error}"
+    return "\n\n".join(map(_of_unit, units))
+
+
+def _of_unit(unit: Unit) -> str:
+    # What the action does is no part of the picture.
+    unit.on_event = lambda event: None
+    try:
+        task = unit.run("check-runners", {"format": "table"})
+        table = task["results"]["runners"] if task["status"] == "completed" else f"ERROR {task['message']}"
+    except SandboxError as error:
+        table = f"ERROR {error}"
+    try:
         found = unit.status()
-        parts.append(f"{found['unit']}  {found['status']}  {found['message']}\n{table}")
-    return "\n\n".join(parts)
+    except SandboxError:  # its machine has gone: the action has said so
+        return table
+    return f"{found['unit']}  {found['status']}  {found['message']}\n{table}"
 
 
 def watch(show: Callable[[], str], pause: Callable[[float], object] = time.sleep) -> int:
@@ -78,6 +83,9 @@ def watch(show: Callable[[], str], pause: Callable[[float], object] = time.sleep
 
 
 def _in_place(text: str, columns: int, lines: int) -> str:
-    """What draws a text over the one before, cut to the terminal: a line that wraps would shift all others."""
+    """What draws a text over the one before, cut to the terminal: a line that wraps would shift all others.
+
+    Letters may be wider than one column, so that the terminal is told as well.
+    """
     cut = [line[: columns - 1] + END_OF_LINE for line in text.splitlines()[: lines - 1]]
-    return HOME + "\n".join(cut) + "\n" + BELOW
+    return NO_WRAP + HOME + "\n".join(cut) + "\n" + BELOW + WRAP

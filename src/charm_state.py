@@ -97,7 +97,8 @@ def load(charm: ops.CharmBase, needed: tuple[str, ...] | None = None) -> CharmSt
     values = _values(charm, faults)
     if needed and faults.found and all(values[name] is not None for name in needed):
         empty = without_credentials(charm)
-        return replace(empty, **{name: values[name] for name in (*needed, "app", "proxies", "arch") if values[name]})
+        read = {name: values[name] for name in (*needed, "app", "proxies", "arch") if values[name]}
+        return replace(empty, is_partial=True, **read)
     if faults.found:
         raise ConfigurationError(*faults.found)
     if faults.passing:
@@ -220,7 +221,7 @@ def _token(charm: ops.CharmBase) -> str:
     content = _secret_content(charm, "token-secret")
     found = [content[key].strip() for key in TOKEN_KEYS if content.get(key, "").strip()]
     if not found:
-        raise ValueError("the secret has no key `token`")
+        raise ValueError("the secret has no key `token`, nor `github-token`")
     return parse_token(found[0])
 
 
@@ -293,6 +294,11 @@ def _with_aproxy(proxies: ProxyConfig, config: Mapping[str, Any], faults: _Fault
     if excluded is None or ports is None or not proxies:
         return proxies
     used = replace(proxies, use_aproxy=True, redirect=Redirect(ports, excluded))
+    if not used.suits_aproxy:
+        faults.found.append(
+            "experimental-use-aproxy: aproxy takes a proxy only by an IPv4 address or a host name of letters, digits, "
+            "dots and hyphens; change the proxy's URL"
+        )
     if used.captured:
         address, port = used.captured
         faults.found.append(

@@ -43,7 +43,7 @@ class Row:
     name: str
     flavor: str
     state: str
-    outdated: bool
+    outdated: bool | None
     age: int | None
     since: str | None
     job: Job | None
@@ -54,10 +54,13 @@ class Row:
 def rows(
     runners: Iterable[ObservedRunner],
     job_of: Callable[[ObservedRunner], PreJobMetrics | None],
-    fingerprint: str,
+    fingerprint: str | None,
     now: float,
 ) -> list[Row]:
-    """A row for each runner, by name. ``fingerprint`` is that of a runner which is created ``now`` (UNIX seconds)."""
+    """A row for each runner, by name.
+
+    ``fingerprint`` is that of a runner which is created ``now`` (UNIX seconds), None where it is not known.
+    """
     by_name = sorted(runners, key=lambda item: item.view.name)
     return [_row(item, job_of(item), fingerprint, now) for item in by_name]
 
@@ -78,7 +81,7 @@ def printable(value: str, limit: int) -> str:
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
-def _row(item: ObservedRunner, found: PreJobMetrics | None, fingerprint: str, now: float) -> Row:
+def _row(item: ObservedRunner, found: PreJobMetrics | None, fingerprint: str | None, now: float) -> Row:
     view, config = item.view, item.instance.config if item.instance else {}
     state = _state(view, now)
     since = _since(view, state, found)
@@ -87,7 +90,7 @@ def _row(item: ObservedRunner, found: PreJobMetrics | None, fingerprint: str, no
         name=view.name,
         flavor=FLAVOR,
         state=state,
-        outdated=view.exists and view.fingerprint != fingerprint,
+        outdated=None if fingerprint is None else view.exists and view.fingerprint != fingerprint,
         age=round(max(0.0, now - view.created_at)) if view.created_at else None,
         # A time before the runner's creation or in the future is wrong, whoever wrote it.
         since=_moment(since) if view.created_at <= since <= now and since else None,

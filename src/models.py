@@ -287,6 +287,8 @@ class CharmState:
     app: AppCredentials | None = None
     """The GitHub App that is used instead of the token. Neither it nor the way of registering is part of a runner."""
     registration: RegistrationMethod = RegistrationMethod.AUTO
+    is_partial: bool = False
+    """Whether only what an action needs was read: the other fields are empty ones."""
     extra_packages: tuple[str, ...] = ()
     image_script: str = field(default="", repr=False)
     cached_actions: tuple[str, ...] = ()

@@ -115,10 +115,11 @@ class Observer:
         ]
         return any(may_have_job(item.view, now) for item in probed)
 
-    def counts(self, fingerprint: str) -> dict[str, list[str]]:
+    def counts(self, fingerprint: str | None) -> dict[str, list[str]]:
         """The names of this unit's runners that GitHub lists as online and offline, and of instances without a runner.
 
-        ``details`` has a line for each: name, state and age, and whether it differs from today's ``fingerprint``.
+        ``details`` has a line for each: name, state and age, and whether it differs from today's ``fingerprint``,
+        which is None where it is not known.
         """
         runners = self.observe().runners
         listed = {name: item.view.github for name, item in runners.items() if item.view.github is not None}
@@ -245,14 +246,14 @@ class Observer:
             logger.warning("GitHub cannot be asked for %s by its id: %s", item.view.name, error)
             return False
 
-    def _detail(self, view: RunnerView, fingerprint: str) -> str:
+    def _detail(self, view: RunnerView, fingerprint: str | None) -> str:
         github = view.github
         state = "not at GitHub" if github is None else "busy" if github.busy else "idle" if github.online else "offline"
         state = "busy, unknown to GitHub" if view.job_is_unknown else state
         if not view.exists:
             return f"{view.name}: {state}, no instance"
         age = f"{max(0.0, self._clock() - view.created_at) / 60:.0f} min old" if view.created_at else "age unknown"
-        outdated = "" if view.fingerprint == fingerprint else ", outdated"
+        outdated = "" if fingerprint in (None, view.fingerprint) else ", outdated"
         return f"{view.name}: {state}, {age}{outdated}{'' if view.running else ', stopped'}"
 
 

@@ -39,6 +39,8 @@ ACTION = re.compile(
 )
 # Each costs two of the 60 anonymous requests an hour that github.com grants an address.
 MOST_ACTIONS = 20
+# Of lists of networks and ports, which the kernel gets.
+MOST_ITEMS = 1000
 # Of a rejected value in a message, in characters.
 SHOWN_LIMIT = 40
 IMAGES = {
@@ -62,6 +64,8 @@ def parse_url(value: str, *schemes: str, credentials: bool = False) -> str:
     if (
         not good
         or not re.fullmatch(r"""[^\x00-\x20\x7f-\U0010ffff'"$`\\;?#]+""", value)
+        # A password with a slash in it would end the host's name.
+        or ("@" in parts.path and "@" not in parts.netloc)
         or (parts.username is not None and not credentials)
     ):
         forms = " or ".join(f"{scheme}://" for scheme in schemes)
@@ -283,7 +287,7 @@ def parse_storage(value: str) -> RunnerStorage:
 def parse_denylist(value: str) -> tuple[ipaddress.IPv4Network, ...]:
     """IPv4 networks of a comma list; every bad one is named."""
     networks, bad = [], []
-    for item in filter(None, (part.strip() for part in value.split(","))):
+    for item in _items(value):
         try:
             networks.append(ipaddress.IPv4Network(item))
         except ValueError as error:
@@ -293,13 +297,21 @@ def parse_denylist(value: str) -> tuple[ipaddress.IPv4Network, ...]:
     return tuple(networks)
 
 
+def _items(value: str) -> list[str]:
+    """The items of a comma list."""
+    items = [part.strip() for part in value.split(",") if part.strip()]
+    if len(items) > MOST_ITEMS:
+        raise ValueError(f"{len(items)} items are too many; set {MOST_ITEMS} at most")
+    return items
+
+
 _Item = TypeVar("_Item")
 
 
 def _each(value: str, parse: Callable[[str], _Item], form: str) -> list[_Item]:
     """The items of a comma list; ValueError names every bad one, shortened, and the accepted form."""
     found, bad = [], []
-    for item in filter(None, (part.strip() for part in value.split(","))):
+    for item in _items(value):
         try:
             found.append(parse(item))
         except ValueError:
@@ -313,13 +325,19 @@ def parse_addresses(value: str) -> tuple[ipaddress.IPv4Network, ...]:
     """IPv4 addresses, networks and ranges of a comma list, and loopback, as networks that do not overlap."""
     form = "IPv4 addresses, networks such as 10.0.0.0/8 (host bits zero), or ranges such as 10.0.0.1-10.0.0.9"
     found = _each(value, _networks, form)
-    return tuple(ipaddress.collapse_addresses([LOOPBACK, *(network for networks in found for network in networks)]))
+    networks = tuple(ipaddress.collapse_addresses([LOOPBACK, *(network for several in found for network in several)]))
+    if len(networks) > MOST_ITEMS:
+        raise ValueError(f"these are {len(networks)} networks in CIDR form; {MOST_ITEMS} at most are accepted")
+    return networks
 
 
 def _networks(item: str) -> Iterable[ipaddress.IPv4Network]:
     """The networks of an address, a network, or a range ``first-last``."""
     first, dash, last = item.partition("-")
     if not dash:
+        # Python also takes a netmask or a hostmask behind the slash.
+        if not re.fullmatch(r"[0-9.]+(/[0-9]{1,2})?", item, re.ASCII):
+            raise ValueError(item)
         return (ipaddress.IPv4Network(item),)
     ends = (ipaddress.IPv4Address(end.strip()) for end in (first, last))
     return tuple(ipaddress.summarize_address_range(*ends))

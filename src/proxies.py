@@ -1,5 +1,6 @@
 """HTTP proxies, and what aproxy redirects to them in a runner. Nothing here does I/O."""
 
+import re
 from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from urllib.parse import SplitResult, urlsplit
@@ -59,9 +60,21 @@ class ProxyConfig:
 
     @property
     def aproxy_address(self) -> str | None:
-        """``HOST[:PORT]`` that aproxy forwards to, or None where aproxy is not used."""
+        """``HOST:PORT`` that aproxy forwards to, or None where aproxy is not used. It refuses one without a port."""
         upstream = self._upstream
-        return upstream.netloc.rsplit("@", 1)[-1].lower() if upstream else None
+        if not upstream:
+            return None
+        host = upstream.netloc.rsplit("@", 1)[-1].lower().rstrip(":")
+        return host if upstream.port else f"{host}:{DEFAULT_PORTS[upstream.scheme]}"
+
+    @property
+    def suits_aproxy(self) -> bool:
+        """Whether the proxy's host has a form that aproxy takes: a name or an IPv4 address.
+
+        https://github.com/canonical/aproxy/blob/main/snap/hooks/configure
+        """
+        upstream = self._upstream
+        return not upstream or re.fullmatch("[a-z0-9.-]+", upstream.hostname or "") is not None
 
     @property
     def captured(self) -> tuple[IPv4Address, int] | None:

@@ -167,12 +167,12 @@ class RunnerManager:
 
     def counts(self) -> dict[str, list[str]]:
         """The names of this unit's runners by state, and in ``details`` a line for each."""
-        return self.observer.counts(self._fingerprint)
+        return self.observer.counts(self._known_fingerprint)
 
     def rows(self) -> list[Row]:
         """This unit's runners, one row each, by the same requests as ``counts``."""
         runners = self.observer.observe().runners.values()
-        return listing.rows(runners, self.observer.job_of, self._fingerprint, self._clock())
+        return listing.rows(runners, self.observer.job_of, self._known_fingerprint, self._clock())
 
     @cached_property
     def _image(self) -> PublishedImage:
@@ -182,6 +182,11 @@ class RunnerManager:
     @property
     def _fingerprint(self) -> str:
         return fingerprint(self._spec, self._binary.name, self._image.identity)
+
+    @property
+    def _known_fingerprint(self) -> str | None:
+        """None where an invalid option hides what runners are to be."""
+        return None if self._state.is_partial else self._fingerprint
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

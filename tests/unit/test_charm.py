@@ -1,5 +1,6 @@
 """Events, actions and statuses, in process. What the machine needs is tested on a machine."""
 
+import json
 import os
 import subprocess
 import sys
@@ -654,6 +655,16 @@ def test_check_runners_counts(context: Any, world: Surroundings) -> None:
     details = "\n".join(f"{name}: idle, 0 min old" for name in sorted(world.lxd.found))
     counts = {"online": "2", "offline": "0", "unknown": "0"}
     assert context.action_results == {**counts, "runners": names, "details": details}
+
+
+def test_nothing_is_outdated_where_an_option_is_invalid(context: Any, world: Surroundings) -> None:
+    """What runners are to be is not known then, and the action does not guess it."""
+    context.run(context.on.config_changed(), state())
+
+    context.run(context.on.action("check-runners"), state(denylist="not a network"))
+    assert "outdated" not in context.action_results["details"]
+    context.run(context.on.action("check-runners", params={"format": "json"}), state(denylist="not a network"))
+    assert [row["outdated"] for row in json.loads(context.action_results["runners"])] == [None, None]
 
 
 @pytest.mark.parametrize("action", ["reconcile-runners", "flush-runners"])

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -751,7 +752,7 @@ def test_aproxy_gets_its_proxy_as_it_is(shell: Shell, value: str) -> None:
     """The proxy's address runs nothing."""
     run_aproxy(shell, f"http://{value}")
 
-    assert f"proxy={value}" in shell.arguments("snap")
+    assert f"proxy={value}:80" in shell.arguments("snap")
     assert not (shell.folder / "canary").exists()
 
 
@@ -934,6 +935,18 @@ def test_jobs_start_with_default_signals(shell: Shell) -> None:
     masks = [int(line.split()[1], 16) for line in (shell.application / "signals").read_text().splitlines()]
     for number in (signal.SIGINT, signal.SIGQUIT):
         assert not [mask for mask in masks if mask & 1 << (number - 1)]
+
+
+@pytest.mark.parametrize("script", ["start.sh.j2", "pre-job.sh.j2"])
+def test_times_do_not_depend_on_date(shell: Shell, script: str) -> None:
+    """The `date` of other coreutils writes no fraction, or a wrong one."""
+    shell.stub("date", "echo 12.5e")
+    shell.stub("run.sh", "exit 0", shell.application)
+
+    shell.run(shell.render(script), **JOB)
+
+    found = shell.post_job.timestamp if script == "start.sh.j2" else shell.pre_job.timestamp
+    assert abs(found - time.time()) < 60
 
 
 def test_the_agent_starts_where_env_cannot_reset_signals(shell: Shell) -> None:

@@ -39,6 +39,8 @@ class FakeUnit:
         return self.task
 
     def status(self) -> dict[str, str]:
+        if self.task.get("gone"):
+            raise SandboxError("the machine is not there")
         return {"unit": self.name, "status": "active", "message": "1 runner"}
 
 
@@ -64,6 +66,8 @@ def test_a_terminal_is_redrawn_in_place(monkeypatch: pytest.MonkeyPatch, capsys:
     assert status.watch(pictures("x" * 50, "a\nb\nc\nd\ne"), lambda _: None) == 0
 
     first, second = capsys.readouterr().out.split(status.HOME)[1:]
+    # Letters that are two columns wide must not wrap either.
+    assert first.rstrip(status.NO_WRAP).endswith(status.WRAP)
     assert first.splitlines()[1] == "x" * 19 + status.END_OF_LINE
     assert [line.removesuffix(status.END_OF_LINE) for line in second.splitlines()[1:3]] == ["a", "b"]
     assert second.splitlines()[3].startswith(status.BELOW)
@@ -83,14 +87,16 @@ def test_a_picture_has_each_units_table() -> None:
     good = FakeUnit("app/0", status="completed", results={"runners": "Name\napp-0-a"})
     failed = FakeUnit("app/1", status="failed", message="path: is empty")
     away = FakeUnit("app/2", error="timed out")
+    gone = FakeUnit("app/3", error="not found", gone=True)
 
-    shown = status.picture([good, failed, away])  # type: ignore[list-item]
+    shown = status.picture([good, failed, away, gone])  # type: ignore[list-item]
 
     assert good.asked == [("check-runners", {"format": "table"})]
     assert shown.split("\n\n") == [
         "app/0  active  1 runner\nName\napp-0-a",
         "app/1  active  1 runner\nERROR path: is empty",
         "app/2  active  1 runner\nERROR timed out",
+        "ERROR not found",
     ]
 
 
