@@ -191,12 +191,7 @@ def parse_actions(value: str) -> tuple[str, ...]:
     # The archive is of the whole repository, whichever folder of it has the action.
     whole = {action: re.sub("^([^/@]*/[^/@]*)/[^@]*", r"\1", action) for action in bad}
     faults = [f"{_shortened(action)} has a path, write {whole[action]}" for action in bad if _is_action(whole[action])]
-    # A URL may have a password.
-    others = [
-        _shortened(_without_user(action) if "//" in action else action)
-        for action in bad
-        if not _is_action(whole[action])
-    ]
+    others = [_shortened(_without_credential(action)) for action in bad if not _is_action(whole[action])]
     if others:
         faults.append(f"{', '.join(others)} not of the form owner/repo@ref, such as actions/checkout@v5")
     if faults:
@@ -204,6 +199,14 @@ def parse_actions(value: str) -> tuple[str, ...]:
     if len(actions) > MOST_ACTIONS:
         raise ValueError(f"{len(actions)} actions are too many; set {MOST_ACTIONS} at most")
     return actions
+
+
+def _without_credential(action: str) -> str:
+    """A rejected action without the password or token that an address with or without a scheme may have."""
+    if "//" in action:
+        return _without_user(action)
+    # Everything before the last @ of several but one, or before the only one if the host follows it.
+    return re.sub(r"(?s)^(.*@(?=[^@]*@)|[^/@]*@(?=[^@]*/))", "…@", action)
 
 
 def _is_action(action: str) -> bool:

@@ -30,8 +30,9 @@ ANSWER_LIMIT = 1 << 10
 class ActionArchives:
     """Where the archives of actions come from: an Enterprise Server that runners register at, and github.com.
 
-    An Enterprise Server looks for an action in the same order. One that cannot be reached, or that limits requests, is
-    asked no more. Anonymous requests have a limit of 60 an hour for each address at github.com.
+    An Enterprise Server looks for an action in the same order. One that limits requests, or has a temporary error for
+    two actions in a row, is asked no more. Anonymous requests have a limit of 60 an hour for each address at
+    github.com.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class ActionArchives:
         # Anonymous requests to SUB.ghe.com are refused; its runners get public actions from github.com.
         server = [api_url(github_url)] if is_enterprise_server(github_url) else []
         self._apis = [*server, public_api]
+        # Those that had a temporary error when they were asked last.
+        self._troubled = set[str]()
         self._end = time.monotonic() + deadline
         self._trust = trust(ca_certificates)
 
@@ -56,12 +59,24 @@ class ActionArchives:
         reasons = []
         for api in list(self._apis):
             try:
-                return self._fetch(api, action, file, limit)
+                commit = self._fetch(api, action, file, limit)
             except GithubApiError as error:
                 reasons.append(f"{urlsplit(api).hostname}: {error}")
-                if isinstance(error, (RateLimitError, TemporaryGithubError)):
-                    self._apis.remove(api)
+                self._note(api, error)
+            else:
+                self._troubled.discard(api)
+                return commit
         raise GithubApiError("; ".join(reasons) or "no GitHub can be asked any more")
+
+    def _note(self, api: str, error: GithubApiError) -> None:
+        """Ask a GitHub no more after a rate limit, or after the second temporary error in a row."""
+        temporary = isinstance(error, TemporaryGithubError)
+        if isinstance(error, RateLimitError) or (temporary and api in self._troubled):
+            self._apis.remove(api)
+        elif temporary:
+            self._troubled.add(api)
+        else:
+            self._troubled.discard(api)
 
     def _fetch(self, api: str, action: str, file: BinaryIO, limit: int) -> str:
         repository, _, ref = action.partition("@")
@@ -85,8 +100,14 @@ class ActionArchives:
         """An archive is on another host, to which github.com redirects."""
         headers = {"Accept": accept, "Accept-Encoding": "identity"}
         size = 0
+
+        def encrypted_only(request: httpx2.Request) -> None:
+            if url.startswith("https:") and request.url.scheme != "https":
+                raise GithubApiError(f"redirected to {request.url.host} without encryption")
+
+        hooks = {"request": [encrypted_only]}
         with (
-            httpx2.Client(timeout=TIMEOUTS, follow_redirects=True, verify=self._trust) as client,
+            httpx2.Client(timeout=TIMEOUTS, follow_redirects=True, event_hooks=hooks, verify=self._trust) as client,
             client.stream("GET", url, headers=headers) as answer,
         ):
             _check(answer)

@@ -20,8 +20,25 @@ logger = logging.getLogger(__name__)
 # Of one archive, and of all archives of an image, in bytes.
 LIMIT, TOTAL_LIMIT = 100 << 20, 500 << 20
 CHECK_TIMEOUT = 120
-# An archive that the agent cannot unpack would fail the job. A missing one is downloaded by the job.
-CHECK = 'tar -tzf "$1" > /dev/null && mv "$1" "$2"'
+# Of what one archive may be unpacked to, in bytes.
+UNPACKED_LIMIT = 1 << 30
+# An archive that the agent cannot unpack, or that has not exactly one folder at the top, would fail each job with the
+# action. A missing one is downloaded by the job. LXD keeps the output of a command: what tar prints has no limit.
+CHECK = f"""
+mkdir "$1.unpacked"
+gzip -dc "$1" 2> /dev/null | head -c {UNPACKED_LIMIT} |
+    timeout -k 5 100 tar -xf - --no-same-owner -C "$1.unpacked" > /dev/null 2>&1 || {{
+    echo "it cannot be unpacked" >&2
+    exit 1
+}}
+[ "$(find "$1.unpacked" -mindepth 1 -maxdepth 1 -type d -printf x)" = x ] || {{
+    echo "it has not exactly one folder at the top" >&2
+    exit 1
+}}
+rm -rf "$1.unpacked"
+mv "$1" "$2"
+"""
+CHECK_COMMAND = ("bash", "-euo", "pipefail", "-c", CHECK, "bash")
 
 
 class Archives(Protocol):
@@ -46,6 +63,16 @@ def add(builder: LxdInstance, build: ImageBuild, archives: Archives) -> None:
             continue
         total += size
         logger.info("Image %s: %s is %s, an archive of %d bytes", build.alias, action, commit, size)
+    if total:
+        _sync(builder, build)
+
+
+def _sync(builder: LxdInstance, build: ImageBuild) -> None:
+    """Write the archives to the builder's disk, which may be published after a stop by force."""
+    try:
+        _run(builder, "sync")
+    except LxdError as error:
+        logger.warning("Image %s: %s", build.alias, redact(str(error)))
 
 
 def _add(builder: LxdInstance, action: str, archives: Archives, limit: int) -> tuple[int, str]:
@@ -59,9 +86,9 @@ def _add(builder: LxdInstance, action: str, archives: Archives, limit: int) -> t
         _run(builder, "mkdir", "-p", str(folder))
         try:
             builder.push(part, file)
-            _run(builder, "sh", "-c", CHECK, "sh", part, str(folder / f"{commit}.tar.gz"))
+            _run(builder, *CHECK_COMMAND, part, str(folder / f"{commit}.tar.gz"))
         finally:
-            _run(builder, "rm", "-f", part)
+            _run(builder, "rm", "-rf", f"{part}.unpacked", part)
     return size, commit
 
 

@@ -5,15 +5,18 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from errors import GithubApiError
 from gh.answers import ANSWER_LIMIT
 from gh.archives import PUBLIC_API, ActionArchives
-from host.action_archives import CHECK
+from host.action_archives import CHECK_COMMAND, UNPACKED_LIMIT
 from sandbox import github
 from sandbox.github.action_repositories import tarball
 from sandbox.github.control import GitHubControl
@@ -102,6 +105,10 @@ def test_where_archives_are_looked_for(url: str, apis: list[str]) -> None:
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no commit": ({"path": "/commits/", "body": "main"}, "127.0.0.1: the answer is not the name of a commit"),
+    "a path": (
+        {"path": "/commits/", "body": f"{'0' * 40}/../../x"},
+        "127.0.0.1: the answer is not the name of a commit",
+    ),
     "a long answer": ({"path": "/commits/", "body": "0" * 5000}, "127.0.0.1: larger than 1024 bytes"),
     "an error": ({"path": "/commits/", "status": 503}, "127.0.0.1: server error (HTTP 503)"),
     "an endless error": (
@@ -167,19 +174,58 @@ def test_an_archive_has_a_size(hub: github.GitHub) -> None:
     assert reason(archives, "actions/checkout@v5", 100).startswith("127.0.0.1: larger than 100 bytes")
 
 
-@pytest.mark.parametrize("fault", [{"status": 502}, {"status": 429}], ids=["server error", "limit"])
+@pytest.mark.parametrize(("status", "requests"), [(502, 2), (429, 1)], ids=["server error", "limit"])
 def test_who_is_in_trouble_is_not_asked_again(
-    control: GitHubControl, public: github.GitHub, archives: ActionArchives, fault: dict[str, Any]
+    control: GitHubControl, public: github.GitHub, archives: ActionArchives, status: int, requests: int
 ) -> None:
-    """After a server error or a rate limit the other GitHub is asked alone."""
-    control.add_fault(path="/commits/", **fault)
-    for _ in range(2):
+    """After a rate limit, or the second temporary error in a row, the other GitHub is asked alone."""
+    control.add_fault(path="/commits/", status=status)
+    for _ in range(3):
         archives.fetch("actions/checkout@v5", io.BytesIO(), LIMIT)
 
-    assert len(asked(control)) == 1
-    assert len(asked(GitHubControl(public.url))) == 6
+    assert len(asked(control)) == requests
+    assert len(asked(GitHubControl(public.url))) == 9
     archives._apis.clear()
     assert reason(archives) == "no GitHub can be asked any more"
+
+
+@pytest.mark.parametrize("action", ["actions/checkout@v5", "actions/none@v1"], ids=["archive", "no such action"])
+def test_single_errors_cost_one_action_each(control: GitHubControl, hub: github.GitHub, action: str) -> None:
+    """A GitHub that answers in between, also that it has no such action, is asked on."""
+    archives = ActionArchives(hub.url, deadline=20, public_api=NOBODY)
+    for _ in range(2):
+        control.add_fault(path="/commits/", status=502, times=1)
+        assert "server error" in reason(archives, "actions/checkout@v5")
+        with suppress(GithubApiError):
+            archives.fetch(action, io.BytesIO(), LIMIT)
+
+    assert len(archives.fetch("actions/checkout@v5", io.BytesIO(), LIMIT)) == 40
+
+
+@pytest.mark.parametrize(("scheme", "followed"), [("https", True), ("http", False)])
+def test_no_archive_comes_without_encryption(monkeypatch: pytest.MonkeyPatch, scheme: str, followed: bool) -> None:
+    """A GitHub that is asked over TLS cannot redirect the download to plain HTTP."""
+    asked_for: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked_for.append(str(request.url))
+        if "/commits/" in request.url.path:
+            return httpx2.Response(200, stream=httpx2.ByteStream(b"0" * 40))
+        if "/tarball/" in request.url.path:
+            return httpx2.Response(302, headers={"Location": f"{scheme}://files.example/archive"})
+        return httpx2.Response(200, stream=httpx2.ByteStream(b"archive"))
+
+    monkeypatch.setattr(httpx2, "Client", partial(httpx2.Client, transport=httpx2.MockTransport(answer)))
+    archives, file = ActionArchives("https://github.com", public_api="https://api.example"), io.BytesIO()
+
+    if followed:
+        assert archives.fetch(ACTION, file, LIMIT) == "0" * 40
+    else:
+        with pytest.raises(GithubApiError, match=r"^api\.example: redirected to files\.example without encryption$"):
+            archives.fetch(ACTION, file, LIMIT)
+
+    assert (f"{scheme}://files.example/archive" in asked_for) is followed
+    assert (file.getvalue() == b"archive") is followed
 
 
 def test_anonymous_requests_have_a_limit(hub: github.GitHub) -> None:
@@ -190,18 +236,57 @@ def test_anonymous_requests_have_a_limit(hub: github.GitHub) -> None:
     assert reason(archives, "actions/checkout@v5").startswith("127.0.0.1: rate limit reached until")
 
 
-@pytest.mark.parametrize("name", ["whole", "cut", "page", "missing"])
+def packed(*names: str, **headers: str) -> bytes:
+    """A tar.gz with empty files of these names, and with keywords in its PAX header."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz", format=tarfile.PAX_FORMAT, pax_headers=headers) as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+    return file.getvalue()
+
+
+WHOLE = tarball("octo-org/greet", "0" * 40)
+NOT_UNPACKED, TOP = "it cannot be unpacked\n", "it has not exactly one folder at the top\n"
+FILES = {
+    "whole": (WHOLE, ""),
+    "unknown keywords": (packed("one/file", **{f"keyword{number}": "x" for number in range(99)}), ""),
+    "cut": (WHOLE[:-20], NOT_UNPACKED),
+    "page": (b"<html>404</html>", NOT_UNPACKED),
+    "no folder": (packed(), TOP),
+    "a file": (packed("file"), TOP),
+    "two folders": (packed("one/file", "two/file"), TOP),
+}
+
+
+def check(part: Path, target: Path, limit: int = UNPACKED_LIMIT) -> "subprocess.CompletedProcess[str]":
+    """Run what the builder runs, with a limit in bytes for what is unpacked."""
+    command = [word.replace(str(UNPACKED_LIMIT), str(limit)) for word in CHECK_COMMAND]
+    return subprocess.run([*command, str(part), str(target)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_only_what_can_be_unpacked_gets_its_name(tmp_path: Path, name: str) -> None:
-    """The command that the builder runs renames an archive that tar can read, and leaves everything else alone."""
-    content = tarball("octo-org/greet", "0" * 40)
-    files = {"whole": content, "cut": content[:-20], "page": b"<html>404</html>"}
-    part, target = tmp_path / "part", tmp_path / "archive.tar.gz"
-    if name in files:
-        part.write_bytes(files[name])
+    """An archive that the agent can use is renamed, everything else is left alone; LXD keeps no word of tar."""
+    (tmp_path / "part").write_bytes(FILES[name][0])
 
-    done = subprocess.run(["sh", "-c", CHECK, "sh", str(part), str(target)], capture_output=True)
+    done = check(tmp_path / "part", tmp_path / "archive.tar.gz")
 
-    assert (done.returncode == 0, target.exists()) == ((name == "whole"),) * 2
+    assert (done.stdout, done.stderr) == ("", FILES[name][1])
+    assert (done.returncode == 0) is (FILES[name][1] == "")
+    left = {path.name for path in tmp_path.iterdir()} - {"part.unpacked"}
+    assert left == ({"part"} if done.returncode else {"archive.tar.gz"})
+    assert done.returncode or not (tmp_path / "part.unpacked").exists()
+
+
+@pytest.mark.parametrize("name", ["missing", "too large"])
+def test_nothing_gets_the_name_of_an_archive(tmp_path: Path, name: str) -> None:
+    """Without a file, or with one that is unpacked to more than the limit, there is no archive."""
+    if name == "too large":
+        (tmp_path / "part").write_bytes(WHOLE)
+
+    assert check(tmp_path / "part", tmp_path / "archive.tar.gz", 600).stderr == NOT_UNPACKED
+
+    assert not (tmp_path / "archive.tar.gz").exists()
 
 
 @pytest.mark.parametrize("path", ["/commits/", "/_codeload/"])

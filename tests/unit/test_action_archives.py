@@ -40,6 +40,7 @@ class Builder:
 
     def __init__(self, fails: str = "") -> None:
         self.fails, self.files, self.folders = fails, dict[str, tuple[int, int, int]](), set[str]()
+        self.synced = set[str]()
 
     def push(self, path: str, content: BinaryIO, *, mode: int = 0o644, user: int = 0) -> None:
         assert path.rpartition("/")[0] in self.folders
@@ -55,9 +56,11 @@ class Builder:
             self.folders.add(command[-1])
         elif command[0] == "rm":
             self.files.pop(command[-1], None)
+        elif command[0] == "sync":
+            self.synced = set(self.files)
         else:
-            assert command[:4] == ("sh", "-c", action_archives.CHECK, "sh")
-            self.files[command[5]] = self.files.pop(command[4])
+            assert command[:-2] == action_archives.CHECK_COMMAND
+            self.files[command[-1]] = self.files.pop(command[-2])
         return Execution(0)
 
 
@@ -85,7 +88,7 @@ def test_archives_lie_where_the_agent_looks(caplog: pytest.LogCaptureFixture) ->
     [
         ("push", "no space left on device"),
         ("mkdir", "mkdir in the builder ended with 2: tar: Unexpected EOF in archive"),
-        ("sh", "sh in the builder ended with 2: tar: Unexpected EOF in archive"),
+        ("bash", "bash in the builder ended with 2: tar: Unexpected EOF in archive"),
         ("rm", "rm in the builder ended with 2: tar: Unexpected EOF in archive"),
     ],
 )
@@ -109,6 +112,22 @@ def test_one_that_is_not_available_costs_no_other(caplog: pytest.LogCaptureFixtu
     [line] = caplog.messages
     assert line.startswith("Image jammy: the archive of actions/none@v5 is left out: api.github.com: HTTP 404 at http")
     assert "word" not in line
+
+
+def test_archives_are_written_to_the_disk() -> None:
+    """The builder is published after them, and its stop may be one by force."""
+    builder = Builder()
+
+    add(builder, Archives(checkout=5, cache=7), CHECKOUT, CACHE)
+
+    assert builder.synced == set(builder.files) != set()
+
+
+def test_archives_that_are_not_synced_cost_no_build(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says it."""
+    add(Builder("sync"), Archives(checkout=5), CHECKOUT)
+
+    assert "Image jammy: sync in the builder ended with 2" in caplog.text
 
 
 def test_archives_have_a_size_each_and_a_total(caplog: pytest.LogCaptureFixture) -> None:

@@ -72,6 +72,25 @@ def test_no_password_of_a_url_is_shown() -> None:
     assert str(raised.value).startswith("'https://…@v1', 'x' not of the form")
 
 
+@pytest.mark.parametrize(
+    ("action", "shown"),
+    [
+        ("user:Secret@github.com/a/b@v1", "…@github.com/a/b@v1"),
+        ("user:Sec@ret@github.com/a/b@v1", "…@github.com/a/b@v1"),
+        ("user:Secret@github.com/a/b", "…@github.com/a/b"),
+        ("user:Sec\nret@github.com/a/b@v1", "…@github.com/a/b@v1"),
+        ("ghp_Secret@github.com/a/b@v1", "…@github.com/a/b@v1"),
+        ("ghp_Sec/ret@github.com/a/b@v1", "…@github.com/a/b@v1"),
+    ],
+)
+def test_no_credential_of_an_address_without_a_scheme_is_shown(action: str, shown: str) -> None:
+    """What stands before the host is hidden; each action has an @ of its own, which is not one of a credential."""
+    with pytest.raises(ValueError, match="form") as raised:
+        parse_actions(action)
+
+    assert str(raised.value).startswith(f"'{shown}' not of the form")
+
+
 def test_the_number_of_actions_is_limited() -> None:
     """Their requests fit what GitHub grants an address in an hour; duplicates do not count."""
     most = [f"a/b@v{number}" for number in range(MOST_ACTIONS)]
