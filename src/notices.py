@@ -8,7 +8,7 @@ from contextlib import suppress
 import status
 import times
 from errors import HostError
-from host import image, kernel, pool, resources, runner_binary
+from host import image, image_builds, kernel, pool, resources, runner_binary
 from host.markers import NO_POLICY, RECONCILED, UNATTENDED, Markers
 from models import CharmState
 from report import Report, describe_failed_starts
@@ -65,7 +65,7 @@ def _old(report: Report, now: float) -> Iterator[str]:
 
 
 def _image(state: CharmState, markers: Markers, report: Report) -> Iterator[str]:
-    if missing := image.missing_change(markers, image_build(state), report.image_additions):
+    if missing := image_builds.missing_change(markers, image_build(state), report.image_additions):
         yield status.fit(missing, REASON_LIMIT)
 
 

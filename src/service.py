@@ -36,7 +36,7 @@ from gh.app import App
 from gh.auth import Pat
 from gh.client import GithubClient, api_url
 from gh.registration import OptionRegistration
-from host import image, kernel, machine, markers, pool, runner_binary, timer, watcher
+from host import image, image_builds, kernel, machine, markers, pool, runner_binary, timer, watcher
 from metrics.storage import StorageManager
 from models import CharmState, FlushMode
 from naming import Identity, binary_version
@@ -352,8 +352,13 @@ class Service:
             logger.warning("The runner binary was not refreshed: %s", error)
 
     def _reconcile_or_reboot(self) -> None:
-        """Reboot for a pending kernel if no job runs. A request that had no effect is repeated a day later."""
-        if kernel.reboot_is_due():
+        """Reboot for a pending kernel if no job runs. A request that had no effect is repeated a day later.
+
+        A build of the image would be cut off, so that it is waited for. Of a machine that is not set up, no build is:
+        where builds fail, each reconcile starts the next one.
+        """
+        is_set_up = self._markers.read(markers.SET_UP) is not None
+        if kernel.reboot_is_due() and not (is_set_up and image_builds.is_running(self._markers.unit)):
             since = kernel.requested(self._markers, self._adapters.clock())
             if (since is None or since >= times.REBOOT_AGAIN) and self.drain():
                 kernel.note_request(self._markers, self._adapters.clock())
@@ -409,7 +414,7 @@ class Service:
     def _build_changed_image(self) -> None:
         """Have an image built outside of this hook if the options of its content have changed."""
         try:
-            image.build_changed(self._lxd, self._markers, settings.image_build(self._state))
+            image_builds.ensure_changed(self._lxd, self._markers, settings.image_build(self._state))
         except (LxdError, HostError, OSError) as error:
             logger.warning("The build of an image with the changed options was not started: %s", error)
 

@@ -23,7 +23,6 @@ from engine.instance import LxdInstance
 from errors import HostError, LxdError
 from gh.archives import ActionArchives
 from host import action_archives, runner_binary, systemd
-from host.markers import IMAGE, Markers
 from models import ImageSource, PublishedImage
 from redaction import redact, tail
 from settings import ImageBuild
@@ -74,58 +73,13 @@ def timer(unit: str) -> str:
 def ensure(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> bool:
     """Build the image unless it is there; whether it was built. HostError while another process builds it."""
     if is_there(lxd, build):
-        _name_foreign(lxd, build.alias)
+        name_foreign(lxd, build.alias)
         return False
     with exclusive(LOCK, 0) as free:
         if not free:
             raise HostError(f"image {build.alias}: being built, see `{JOURNAL}`")
         make(lxd, jinja, build, progress)
     return True
-
-
-def ensure_later(lxd: LxdClient, unit: str, build: ImageBuild) -> None:
-    """Start a build outside of hooks unless the image is there; HostError until it is, with the last build's failure.
-
-    A build takes longer than a reconcile may, and Juju would wait for it. It starts a reconcile when it is done.
-    """
-    if is_there(lxd, build):
-        _name_foreign(lxd, build.alias)
-        return
-    systemd.start(service(unit), wait=False)
-    with suppress(OSError):
-        raise HostError(f"{FAILURE.read_text().strip()}; being built again")
-    raise HostError(f"image {build.alias}: being built, see `{JOURNAL}`")
-
-
-def build_changed(lxd: LxdClient, markers: Markers, build: ImageBuild) -> None:
-    """Start a build outside of hooks if the image lacks what the options add to it: once for each change of them.
-
-    A build that fails is repeated by the timer only, and units of one machine whose options differ do not replace each
-    other's image for ever.
-    """
-    noted = markers.read(IMAGE)
-    if noted is not None and noted.strip() == build.additions:
-        return
-    image = current(lxd, build.alias)
-    if image is None or (ALIAS_PROPERTY not in image["properties"] and not (build.extra_packages or build.script)):
-        return
-    if image["properties"].get(ADDITIONS_PROPERTY, "") != build.additions:
-        # It builds what the options were when it began. A later reconcile compares its image.
-        if systemd.is_starting(service(markers.unit)):
-            return
-        # The reason of a failure that another change may have removed.
-        FAILURE.unlink(missing_ok=True)
-        systemd.start(service(markers.unit), wait=False)
-    markers.note(IMAGE, build.additions)
-
-
-def missing_change(markers: Markers, build: ImageBuild, additions: str) -> str:
-    """Why the image, which has ``additions``, lacks what a build was started for; empty if it lacks nothing."""
-    if additions == build.additions or (markers.read(IMAGE) or "").strip() != build.additions:
-        return ""
-    with suppress(OSError):
-        return f"the previous image stays in use: {FAILURE.read_text().strip()}"
-    return f"image {build.alias} is not built yet with the changed options"
 
 
 def is_there(lxd: LxdClient, build: ImageBuild) -> bool:
@@ -396,7 +350,7 @@ def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None, disk: int)
     return str(lxd.change("POST", "images", json=body, timeout=PUBLISH_TIMEOUT)["fingerprint"])
 
 
-def _name_foreign(lxd: LxdClient, alias: str) -> None:
+def name_foreign(lxd: LxdClient, alias: str) -> None:
     """Say that runners start from an image that this charm did not build: the previous charm's, or the operator's."""
     image = current(lxd, alias)
     if image is not None and ALIAS_PROPERTY not in image["properties"]:

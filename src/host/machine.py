@@ -16,6 +16,7 @@ from errors import GithubRunnerError
 from host import (
     firewall,
     image,
+    image_builds,
     kernel,
     logrotate,
     lxd_server,
@@ -80,7 +81,7 @@ def set_up(
     build = image_build(state)
     progress("Building runner image")
     if build_later:
-        image.ensure_later(lxd, unit, build)
+        image_builds.ensure(lxd, markers, build)
     else:
         image.ensure(lxd, jinja, build, lambda step: progress(f"Building runner image: {step}"))
     markers.note(SET_UP)

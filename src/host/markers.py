@@ -31,7 +31,8 @@ RECONCILED = "reconciled"
 NO_POLICY = "no-policy-acknowledged"
 # Runners ended without a job, and no later one came online: `COUNT LAST REASON`.
 FAILED_STARTS = "failed-starts"
-# What the options add to the image for which the last build was started, or which the image was found to have: a hash.
+# What the options add to the image of the last build that has ended, or which the image was found to have: a hash.
+# Followed by the build's start in UNIX seconds, until it ends, where a change of the options has started it.
 IMAGE = "image"
 # A time without any reconcile: `FROM TO` in UNIX seconds.
 UNATTENDED = "unattended"

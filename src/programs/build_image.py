@@ -11,8 +11,10 @@ import provision
 import redaction
 import settings
 from engine.client import LxdClient
-from errors import GithubRunnerError
-from host import image, systemd, triggers
+from errors import GithubRunnerError, HostError
+from host import image, image_builds, systemd, triggers
+from host.markers import Markers
+from settings import ImageBuild
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 
@@ -31,7 +33,7 @@ def main() -> int:
         # As in a hook: the client of GitHub takes its proxies from the environment.
         os.environ.update(build.proxies.environment("localhost", "127.0.0.1"))
         awaited = not image.is_there(lxd, build) or image.published(lxd, build.alias).additions != build.additions
-        built = image.rebuild(lxd, provision.environment(TEMPLATES), build, _say)
+        built = _rebuild(lxd, unit, build)
         if built and awaited:
             # Runners wait for this image: none could be made without it, or idle ones are to be replaced.
             systemd.start(triggers.service(unit), wait=False)
@@ -41,6 +43,18 @@ def main() -> int:
     if not built:
         logging.info("Another build is under way")
     return 0
+
+
+def _rebuild(lxd: LxdClient, unit: str, build: ImageBuild) -> bool:
+    """Whether the image was built; False if another build is running. Its end is recorded for later reconciles."""
+    markers = Markers(unit)
+    try:
+        built = image.rebuild(lxd, provision.environment(TEMPLATES), build, _say)
+    except HostError:
+        image_builds.note_end(markers, build)
+        raise
+    (image_builds.note_end if built else image_builds.note_no_start)(markers, build)
+    return built
 
 
 def _say(step: str) -> None:

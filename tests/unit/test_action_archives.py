@@ -104,6 +104,7 @@ def test_an_archive_that_is_not_whole_is_left_out(caplog: pytest.LogCaptureFixtu
 
 def test_one_that_is_not_available_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
     """The log names it with the reason, without passwords, and the next ones are added."""
+    caplog.set_level(logging.WARNING)
     builder = Builder()
 
     add(builder, Archives(cache=7), "actions/none@v5", CACHE)
@@ -132,6 +133,7 @@ def test_archives_that_are_not_synced_cost_no_build(caplog: pytest.LogCaptureFix
 
 def test_archives_have_a_size_each_and_a_total(caplog: pytest.LogCaptureFixture) -> None:
     """100 MiB each; once 500 MiB are in the image, what does not fit any more is left out."""
+    caplog.set_level(logging.WARNING)
     mib = 1 << 20
     sizes = {f"a{number}": 96 * mib for number in range(6)}
     builder, archives = Builder(), Archives(**sizes, small=mib)

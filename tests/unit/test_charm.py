@@ -250,6 +250,24 @@ def test_pending_reboot_waits_for_jobs(context: Any, world: Surroundings, reboot
     assert (status.name == "maintenance") is not busy
 
 
+@pytest.mark.parametrize("is_set_up", [True, False])
+def test_a_reboot_waits_for_a_build_of_the_image(
+    context: Any, world: Surroundings, reboots: list[bool], monkeypatch: pytest.MonkeyPatch, is_set_up: bool
+) -> None:
+    """It would be cut off. Where the first image cannot be built, the reboot may be what helps."""
+    building = {"ghro.build-image.github-runner-0.service"}
+    monkeypatch.setattr(systemd, "is_starting", lambda name: name in building)
+    if not is_set_up:
+        markers.Markers(UNIT).clear(markers.SET_UP)
+        world.set_up_fault = HostError("image jammy: being built")
+
+    tick(context)
+    assert reboots == ([] if is_set_up else [True])
+    building.clear()
+    tick(context)
+    assert reboots == [True]
+
+
 def test_a_reboot_that_never_comes_does_not_stop_the_unit(
     context: Any, world: Surroundings, reboots: list[bool]
 ) -> None:

@@ -11,7 +11,8 @@ import provision
 from engine.client import LxdClient
 from engine.instance import Execution
 from errors import HostError, LxdError
-from host import image, systemd
+from host import image, image_builds, systemd
+from host.markers import Markers
 from models import Arch, ImageSource, PublishedImage
 from proxies import ProxyConfig
 from settings import ImageBuild
@@ -47,10 +48,12 @@ class Builder:
         self.lxd.builder = None
 
     def push(self, path: str, content: "bytes | BinaryIO", *, mode: int = 0o644, user: int = 0) -> None:
+        self.lxd.modes[path] = mode
         self.lxd.pushed[path] = content if isinstance(content, bytes) else content.read()
 
-    def execute(self, command: list[str], **_: Any) -> Execution:
+    def execute(self, command: list[str], *, timeout: float, **_: Any) -> Execution:
         assert self.ready, "a virtual machine's agent does not run yet"
+        self.lxd.limits[command[-1]] = timeout
         self.lxd.steps.append(command[-1])
         if self.lxd.fails == command[-1]:
             return Execution(1, "", f"{command[-1]} broke at http://user:word@proxy.example:3128")
@@ -64,6 +67,9 @@ class ImageLxd:
         self.fails = fails
         self.steps: list[str] = []
         self.pushed: dict[str, bytes] = {}
+        self.modes: dict[str, int] = {}
+        # Of the commands that the builder runs, in seconds, by the last argument.
+        self.limits: dict[str, float] = {}
         self.images = {"old": {"github-runner.alias": "jammy"}, "theirs": {}}
         self.aliases = {"jammy": "old", "their-image": "theirs"}
         self.builder: Builder | None = None
@@ -276,12 +282,12 @@ def test_a_missing_image_is_built_outside_of_the_reconcile(monkeypatch: pytest.M
     lxd.aliases.clear()
 
     with pytest.raises(HostError, match="image jammy: being built"):
-        image.ensure_later(cast(LxdClient, lxd), "runner/0", BUILD)
+        image_builds.ensure(cast(LxdClient, lxd), Markers("runner/0"), BUILD)
     image.FAILURE.write_text("image jammy: network failed: no IPv4 route\n")
     with pytest.raises(HostError, match="network failed: no IPv4 route; being built again"):
-        image.ensure_later(cast(LxdClient, lxd), "runner/0", BUILD)
+        image_builds.ensure(cast(LxdClient, lxd), Markers("runner/0"), BUILD)
     lxd.aliases["jammy"] = "theirs"
-    image.ensure_later(cast(LxdClient, lxd), "runner/0", BUILD)
+    image_builds.ensure(cast(LxdClient, lxd), Markers("runner/0"), BUILD)
 
     assert ran == [("start", "--no-block", "ghro.build-image.runner-0.service")] * 2
 
@@ -331,7 +337,7 @@ def test_an_image_of_the_operator_keeps_an_alias(caplog: pytest.LogCaptureFixtur
     lxd = ImageLxd()
     lxd.aliases = {"jammy": "theirs"}
 
-    image.ensure_later(cast(LxdClient, lxd), "app/0", BUILD)
+    image_builds.ensure(cast(LxdClient, lxd), Markers("app/0"), BUILD)
     assert "Image jammy was not built by this charm: theirs." in caplog.text
     make(lxd)
     make(lxd)
@@ -375,6 +381,18 @@ def test_archives_of_actions_are_the_last_that_goes_into_the_image(caplog: pytes
     assert told.index("clean") < told.index("archives of actions") < told.index("publishing")
     assert "the archive of actions/none@v1 is left out: 127.0.0.1: 127.0.0.1:9 refuses" in caplog.text
     assert lxd.aliases["jammy"] == "new"
+
+
+def test_archives_of_actions_come_from_the_units_github(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their download trusts the authorities of the option, as an Enterprise Server may need."""
+    found: list[object] = []
+    monkeypatch.setattr(image, "ActionArchives", lambda *arguments: found.append(arguments))
+    monkeypatch.setattr("host.action_archives.add", lambda *_: None)
+    url = "https://github.example.com"
+
+    make(ImageLxd(), replace(BUILD, github_url=url, cached_actions=("a/b@v1",), ca_certificates=("one",)))
+
+    assert found == [(url, ("one",))]
 
 
 def test_certificates_go_into_the_builder() -> None:

@@ -1,6 +1,5 @@
-"""What options add to the image: packages and a script, and the builds that a change of them starts."""
+"""What options add to the image: packages and a script."""
 
-import logging
 import os
 import subprocess
 from collections.abc import Callable
@@ -14,17 +13,11 @@ import provision
 from engine.client import LxdClient
 from engine.instance import Execution
 from errors import HostError
-from host import image, systemd, triggers
-from host.markers import IMAGE, Markers
-from naming import Identity
-from programs import build_image
+from host import image
 from proxies import ProxyConfig
-from settings import ImageBuild, Settings
+from settings import ImageBuild
 from tests.support.fakes import state
 from tests.unit.test_image import BUILD, FULL, SCRIPT, Builder, ImageLxd, make
-
-UNIT = "app/0"
-START = ("start", "--no-block", image.service(UNIT))
 
 
 @pytest.fixture(autouse=True)
@@ -33,19 +26,6 @@ def failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(image, "FAILURE", tmp_path / "failure")
     monkeypatch.setattr(image, "LOCK", tmp_path / "lock")
     return tmp_path / "failure"
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """Calls of systemctl; no build is running."""
-    found: list[tuple[str, ...]] = []
-    monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: found.append(arguments))
-    monkeypatch.setattr(systemd, "is_starting", lambda _: False)
-    return found
-
-
-def build_changed(lxd: ImageLxd, build: ImageBuild) -> None:
-    image.build_changed(cast(LxdClient, lxd), Markers(UNIT), build)
 
 
 def test_nothing_is_added_unless_an_option_asks_for_it() -> None:
@@ -74,6 +54,7 @@ def test_the_script_is_sent_as_a_file() -> None:
     make(lxd, FULL)
 
     assert lxd.pushed[str(provision.OPTION_SCRIPT)] == SCRIPT.encode()
+    assert lxd.modes[str(provision.OPTION_SCRIPT)] == 0o700
     assert "PASSWORD" not in repr(FULL) + repr(state(image_script=SCRIPT))
 
 
@@ -101,7 +82,7 @@ def test_additions_are_of_the_content_only() -> None:
 
 
 def test_additions_are_part_of_the_images_identity() -> None:
-    """Idle runners are replaced when an image with other additions is there, and by no upgrade of the charm."""
+    """Idle runners are replaced when an image with other additions is there, and not for the charm's own steps."""
     lxd = ImageLxd()
     lxd.images["old"][image.SOURCE_PROPERTY] = str(BUILD.source)
     before = image.published(cast(LxdClient, lxd), "jammy")
@@ -238,154 +219,12 @@ def test_a_script_is_ended_at_its_limit(step: Step, monkeypatch: pytest.MonkeyPa
     assert step("image-script", replace(FULL, script="#!/bin/sh\nsleep 300\n")).returncode == 124
 
 
-# A change of the options starts a build.
-
-
-def test_a_change_starts_one_build(calls: list[tuple[str, ...]], failure: Path) -> None:
-    """Once for each change: a build that fails is repeated by the timer only, and the status loses the old reason."""
+def test_a_script_that_ignores_its_limit_is_killed() -> None:
+    """Ten seconds after the limit; the request to LXD waits for that, and no longer."""
     lxd = ImageLxd()
-    failure.write_text("of other options")
 
-    build_changed(lxd, BUILD)
-    assert calls == []
-    build_changed(lxd, FULL)
-    assert calls == [START]
-    assert not failure.exists()
-    failure.write_text("failed")
-    build_changed(lxd, FULL)
-    assert calls == [START]
-    assert failure.exists()
-    build_changed(lxd, replace(FULL, script=""))
-    build_changed(lxd, FULL)
-    assert calls == [START] * 3
-
-
-def test_no_build_is_started_for_what_the_image_has(calls: list[tuple[str, ...]]) -> None:
-    """Also where the marker is deleted, and where the options return to what they were."""
-    lxd = ImageLxd()
     make(lxd, FULL)
 
-    build_changed(lxd, FULL)
-    Markers(UNIT).clear(IMAGE)
-    build_changed(lxd, FULL)
-
-    assert calls == []
-    build_changed(lxd, BUILD)
-    assert calls == [START]
-
-
-def test_a_change_during_a_build_is_built_after_it(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A build has the options of its beginning: a start that systemd ignores is not taken for a build."""
-    monkeypatch.setattr(systemd, "is_starting", lambda _: True)
-    build_changed(ImageLxd(), FULL)
-    assert calls == []
-
-    monkeypatch.setattr(systemd, "is_starting", lambda _: False)
-    build_changed(ImageLxd(), FULL)
-    assert calls == [START]
-
-
-def test_units_with_different_options_do_not_build_for_ever(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two applications on one machine share the image: each starts one build for its options."""
-    lxd, other = ImageLxd(), replace(FULL, script="")
-    for _ in range(3):
-        for unit, build in (("app/0", FULL), ("other/0", other)):
-            started = len(calls)
-            image.build_changed(cast(LxdClient, lxd), Markers(unit), build)
-            if len(calls) > started:
-                make(lxd, build)
-
-    assert len(calls) == 2
-
-
-@pytest.mark.parametrize(("build", "started"), [(BUILD, 0), (FULL, 1)])
-def test_an_image_of_the_operator_serves(calls: list[tuple[str, ...]], build: ImageBuild, started: int) -> None:
-    """It is built anew only if the options ask for something that it does not have."""
-    lxd = ImageLxd()
-    lxd.aliases["jammy"] = "theirs"
-
-    build_changed(lxd, build)
-
-    assert len(calls) == started
-
-
-def test_a_missing_image_is_no_change(calls: list[tuple[str, ...]]) -> None:
-    """The set-up of the machine builds it."""
-    lxd = ImageLxd()
-    lxd.aliases.clear()
-
-    build_changed(lxd, FULL)
-
-    assert calls == []
-
-
-def test_the_status_says_what_the_image_lacks(calls: list[tuple[str, ...]], failure: Path) -> None:
-    """While the build runs, and why it failed; nothing once the image has it, and of what no build was started for."""
-    markers, lxd = Markers(UNIT), ImageLxd()
-    assert image.missing_change(markers, FULL, "") == ""
-
-    build_changed(lxd, FULL)
-    assert image.missing_change(markers, FULL, "") == "image jammy is not built yet with the changed options"
-    failure.write_text("image jammy: image-script failed: exit code 7\n")
-    assert image.missing_change(markers, FULL, "") == (
-        "the previous image stays in use: image jammy: image-script failed: exit code 7"
-    )
-    assert image.missing_change(markers, FULL, FULL.additions) == ""
-    assert image.missing_change(markers, BUILD, "") == ""
-
-
-@pytest.mark.parametrize(
-    ("image_type", "before", "fails", "reconciles"),
-    [
-        pytest.param("container", BUILD, "", 1, id="changed options"),
-        pytest.param("container", FULL, "", 0, id="the same options"),
-        pytest.param("virtual-machine", FULL, "", 1, id="no image of this type"),
-        pytest.param("container", BUILD, "image-script", 0, id="a build that fails"),
-    ],
-)
-def test_the_build_starts_a_reconcile_where_runners_wait_for_it(
-    calls: list[tuple[str, ...]],
-    monkeypatch: pytest.MonkeyPatch,
-    image_type: str,
-    before: ImageBuild,
-    fails: str,
-    reconciles: int,
-) -> None:
-    """Runners could not be made, or idle ones are to be replaced; a build of the timer changes nothing for them."""
-    lxd = ImageLxd()
-    make(lxd, before)
-    lxd.images["old"] = lxd.images.pop("new")
-    lxd.aliases["jammy"], lxd.type, lxd.fails = "old", image_type, fails
-    monkeypatch.setattr(build_image, "LxdClient", lambda: lxd)
-    run_program(monkeypatch, FULL)
-
-    assert build_image.main() == bool(fails)
-    assert calls == [("start", "--no-block", triggers.service(UNIT))] * reconciles
-
-
-def run_program(monkeypatch: pytest.MonkeyPatch, build: ImageBuild) -> None:
-    """Arguments and settings of the program that builds an image."""
-    monkeypatch.setattr("settings.load", lambda _: Settings(Identity("app", 0, "0123abcd"), 1, build))
-    monkeypatch.setattr("sys.argv", ["build_image", "--unit", UNIT])
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-
-
-def test_the_build_outside_of_hooks_has_the_models_proxies(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Archives of actions are downloaded through them, as by a hook: the service's own environment has none."""
-    proxies = ProxyConfig("http://proxy.example:3128", None, "10.0.0.0/8")
-    monkeypatch.setattr(build_image, "LxdClient", ImageLxd)
-    monkeypatch.setattr(os, "environ", {**os.environ})
-    found: dict[str, str] = {}
-    monkeypatch.setattr(image, "rebuild", lambda *_: found.update(os.environ) or True)
-    run_program(monkeypatch, replace(BUILD, proxies=proxies))
-
-    assert build_image.main() == 0
-
-    assert found["http_proxy"] == found["HTTP_PROXY"] == "http://proxy.example:3128"
-    assert found["no_proxy"] == "10.0.0.0/8,localhost,127.0.0.1"
+    command = f"timeout --kill-after=10 {image.SCRIPT_TIMEOUT} {provision.OPTION_SCRIPT} "
+    assert command in lxd.pushed[str(provision.IMAGE_SCRIPT)].decode()
+    assert lxd.limits["image-script"] == image.SCRIPT_TIMEOUT + 60

@@ -126,7 +126,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """What the options add to the image, at each time that a build could be started for it."""
     found: list[str] = []
     monkeypatch.setattr("host.image.FAILURE", tmp_path / "failure")
-    monkeypatch.setattr("host.image.build_changed", lambda _, __, build: found.append(build.additions))
+    monkeypatch.setattr("host.image_builds.ensure_changed", lambda _, __, build: found.append(build.additions))
     return found
 
 
@@ -161,7 +161,7 @@ def test_a_build_that_cannot_be_started_stops_nothing(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("host.image.build_changed", fail)
+    monkeypatch.setattr("host.image_builds.ensure_changed", fail)
 
     make(world, unit).reconcile()
 

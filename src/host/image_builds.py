@@ -1,0 +1,109 @@
+"""Builds of the image outside of hooks: when a reconcile starts one, and which of them have ended."""
+
+import re
+import time
+from contextlib import suppress
+
+from engine.client import LxdClient
+from errors import HostError
+from host import image, systemd
+from host.markers import IMAGE, Markers
+from settings import ImageBuild
+
+# After its start a build that was cut off, such as by a reboot, is started again; in seconds.
+REPEAT_AFTER = 3600
+# Failures of what the operator has set: the next build with the same options would fail in the same way.
+OPTION_FAILURE = re.compile(
+    r"image [^:]*: (image-script failed: |extra-packages failed: ended with \d+: not in this distribution: )"
+)
+
+
+def is_running(unit: str) -> bool:
+    """Whether the unit's service builds an image now."""
+    return systemd.is_starting(image.service(unit))
+
+
+def ensure(lxd: LxdClient, markers: Markers, build: ImageBuild) -> None:
+    """Start a build unless the image is there; HostError until it is, with the last build's failure.
+
+    A build takes longer than a reconcile may, and Juju would wait for it. It starts a reconcile when it is done. One
+    that failed because of an option is repeated only by a change of these options and by the timer.
+    """
+    if image.is_there(lxd, build):
+        image.name_foreign(lxd, build.alias)
+        return
+    failure = _failure()
+    if OPTION_FAILURE.match(failure) and _noted(markers) == (build.additions, None):
+        raise HostError(f"{failure}; correct the option")
+    systemd.start(image.service(markers.unit), wait=False)
+    raise HostError(
+        f"{failure}; being built again" if failure else f"image {build.alias}: being built, see `{image.JOURNAL}`"
+    )
+
+
+def ensure_changed(lxd: LxdClient, markers: Markers, build: ImageBuild) -> None:
+    """Start a build if the image lacks what the options add to it: once for each change of them.
+
+    A build that fails is repeated by the timer only, and units of one machine whose options differ do not replace each
+    other's image for ever. A build that did not come to its end is started again after an hour.
+    """
+    noted, started = _noted(markers)
+    if noted == build.additions and started is None:
+        return
+    # It builds what the options were when it began. A later reconcile compares its image.
+    if is_running(markers.unit):
+        return
+    found = image.current(lxd, build.alias)
+    if found is None or (
+        image.ALIAS_PROPERTY not in found["properties"] and not (build.extra_packages or build.script)
+    ):
+        return
+    if found["properties"].get(image.ADDITIONS_PROPERTY, "") == build.additions:
+        markers.note(IMAGE, build.additions)
+        return
+    now = time.time()
+    if noted == build.additions and started is not None and 0 <= now - started < REPEAT_AFTER:
+        return
+    # The reason of a failure that another change may have removed.
+    image.FAILURE.unlink(missing_ok=True)
+    systemd.start(image.service(markers.unit), wait=False)
+    markers.note(IMAGE, f"{build.additions} {int(now)}")
+
+
+def note_end(markers: Markers, build: ImageBuild) -> None:
+    """Record that a build has ended: the image has what it was to add, or the build has failed."""
+    markers.note(IMAGE, build.additions)
+
+
+def note_no_start(markers: Markers, build: ImageBuild) -> None:
+    """Record that another build kept one from beginning: the next reconcile starts it if it was for a change."""
+    if _noted(markers)[1] is not None:
+        markers.note(IMAGE, f"{build.additions} 0")
+
+
+def missing_change(markers: Markers, build: ImageBuild, additions: str) -> str:
+    """Why the image, which has ``additions``, lacks what a build was started for; empty if it lacks nothing."""
+    if additions == build.additions or (_noted(markers)[0] or "") != build.additions:
+        return ""
+    if failure := _failure():
+        return f"the previous image stays in use: {failure}"
+    return f"image {build.alias} is not built yet with the changed options"
+
+
+def _failure() -> str:
+    """Why the last build failed; empty if it did not."""
+    with suppress(OSError):
+        return image.FAILURE.read_text().strip()
+    return ""
+
+
+def _noted(markers: Markers) -> tuple[str | None, float | None]:
+    """For which additions a build was started last, and when in UNIX seconds: None once it has ended."""
+    text = markers.read(IMAGE)
+    if text is None:
+        return None, None
+    additions, _, started = text.rstrip("\n").partition(" ")
+    try:
+        return additions, float(started) if started else None
+    except ValueError:
+        return None, None

@@ -1,0 +1,323 @@
+"""Builds of the image outside of hooks: which of them a reconcile starts, and what they record."""
+
+import logging
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from engine.client import LxdClient
+from errors import HostError
+from host import image, image_builds, systemd, triggers
+from host.markers import IMAGE, Markers
+from naming import Identity
+from programs import build_image
+from proxies import ProxyConfig
+from settings import ImageBuild, Settings
+from system import exclusive
+from tests.unit.test_image import BUILD, FULL, ImageLxd, make
+from tests.unit.test_image_additions import failure
+
+__all__ = ["failure"]
+
+UNIT = "app/0"
+START = ("start", "--no-block", image.service(UNIT))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Calls of systemctl; no build is running."""
+    found: list[tuple[str, ...]] = []
+    monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: found.append(arguments))
+    monkeypatch.setattr(systemd, "is_starting", lambda _: False)
+    return found
+
+
+def build_changed(lxd: ImageLxd, build: ImageBuild) -> None:
+    image_builds.ensure_changed(cast(LxdClient, lxd), Markers(UNIT), build)
+
+
+def test_a_change_starts_one_build(calls: list[tuple[str, ...]], failure: Path) -> None:
+    """Once for each change: a build that fails is repeated by the timer only, and the status loses the old reason."""
+    lxd = ImageLxd()
+    failure.write_text("of other options")
+
+    build_changed(lxd, BUILD)
+    assert calls == []
+    build_changed(lxd, FULL)
+    assert calls == [START]
+    assert not failure.exists()
+    failure.write_text("failed")
+    build_changed(lxd, FULL)
+    assert calls == [START]
+    assert failure.exists()
+    build_changed(lxd, replace(FULL, script=""))
+    build_changed(lxd, FULL)
+    assert calls == [START] * 3
+
+
+def test_no_build_is_started_for_what_the_image_has(calls: list[tuple[str, ...]]) -> None:
+    """Also where the marker is deleted, and where the options return to what they were."""
+    lxd = ImageLxd()
+    make(lxd, FULL)
+
+    build_changed(lxd, FULL)
+    Markers(UNIT).clear(IMAGE)
+    build_changed(lxd, FULL)
+
+    assert calls == []
+    build_changed(lxd, BUILD)
+    assert calls == [START]
+
+
+def test_a_change_during_a_build_is_built_after_it(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build has the options of its beginning: a start that systemd ignores is not taken for a build."""
+    monkeypatch.setattr(systemd, "is_starting", lambda _: True)
+    build_changed(ImageLxd(), FULL)
+    assert calls == []
+
+    monkeypatch.setattr(systemd, "is_starting", lambda _: False)
+    build_changed(ImageLxd(), FULL)
+    assert calls == [START]
+
+
+def test_options_that_return_during_a_build_are_built_after_it(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image still has what they ask for, and the build that is running will take it away."""
+    lxd = ImageLxd()
+    make(lxd, BUILD)
+    build_changed(lxd, BUILD)
+    build_changed(lxd, FULL)
+    monkeypatch.setattr(systemd, "is_starting", lambda _: True)
+    build_changed(lxd, BUILD)
+
+    make(lxd, FULL)
+    image_builds.note_end(Markers(UNIT), FULL)
+    monkeypatch.setattr(systemd, "is_starting", lambda _: False)
+    build_changed(lxd, BUILD)
+
+    assert calls == [START] * 2
+
+
+@pytest.mark.parametrize(
+    ("ended", "age", "starts"), [(False, 3599, 0), (False, 3601, 1), (False, -9, 1), (True, 9999, 0)]
+)
+@pytest.mark.parametrize("build", [FULL, BUILD])
+def test_a_build_that_was_cut_off_is_started_again(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, build: ImageBuild, ended: bool, age: int, starts: int
+) -> None:
+    """An hour after its start, also where the clock was set back; one that has failed is not."""
+    lxd, moment = ImageLxd(), [1e9]
+    monkeypatch.setattr(time, "time", lambda: moment[-1])
+    make(lxd, FULL if build is BUILD else BUILD)
+    build_changed(lxd, build)
+    if ended:
+        image_builds.note_end(Markers(UNIT), build)
+    moment.append(1e9 + age)
+    found = image_builds.missing_change(Markers(UNIT), build, "other")
+    assert found == "image jammy is not built yet with the changed options"
+
+    for _ in range(2):
+        build_changed(lxd, build)
+
+    assert calls == [START] * (1 + starts)
+
+
+@pytest.mark.parametrize("text", ["", "x y", "0 1 2", "\x00"])
+def test_a_damaged_marker_starts_a_build(calls: list[tuple[str, ...]], text: str) -> None:
+    """As one that was deleted."""
+    Markers(UNIT).note(IMAGE, text)
+
+    build_changed(ImageLxd(), FULL)
+
+    assert calls == [START]
+
+
+def test_units_with_different_options_do_not_build_for_ever(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two applications on one machine share the image: each starts one build for its options."""
+    lxd, other = ImageLxd(), replace(FULL, script="")
+    for _ in range(3):
+        for unit, build in (("app/0", FULL), ("other/0", other)):
+            started = len(calls)
+            image_builds.ensure_changed(cast(LxdClient, lxd), Markers(unit), build)
+            if len(calls) > started:
+                make(lxd, build)
+                image_builds.note_end(Markers(unit), build)
+
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("build", "started"),
+    [
+        (BUILD, 0),
+        (FULL, 1),
+        (replace(FULL, script=""), 1),
+        (replace(FULL, extra_packages=()), 1),
+        (replace(BUILD, cached_actions=("actions/checkout@v5",)), 0),
+    ],
+)
+def test_an_image_of_the_operator_serves(calls: list[tuple[str, ...]], build: ImageBuild, started: int) -> None:
+    """It is built anew only if the options ask for packages or a script, which it does not have; not for actions."""
+    lxd = ImageLxd()
+    lxd.aliases["jammy"] = "theirs"
+
+    build_changed(lxd, build)
+
+    assert len(calls) == started
+
+
+def test_a_missing_image_is_no_change(calls: list[tuple[str, ...]]) -> None:
+    """The set-up of the machine builds it."""
+    lxd = ImageLxd()
+    lxd.aliases.clear()
+
+    build_changed(lxd, FULL)
+
+    assert calls == []
+
+
+def test_the_status_says_what_the_image_lacks(calls: list[tuple[str, ...]], failure: Path) -> None:
+    """While the build runs, and why it failed; nothing once the image has it, and of what no build was started for."""
+    markers, lxd = Markers(UNIT), ImageLxd()
+    assert image_builds.missing_change(markers, FULL, "") == ""
+
+    build_changed(lxd, FULL)
+    assert image_builds.missing_change(markers, FULL, "") == "image jammy is not built yet with the changed options"
+    failure.write_text("image jammy: image-script failed: exit code 7\n")
+    assert image_builds.missing_change(markers, FULL, "") == (
+        "the previous image stays in use: image jammy: image-script failed: exit code 7"
+    )
+    assert image_builds.missing_change(markers, FULL, FULL.additions) == ""
+    assert image_builds.missing_change(markers, BUILD, "") == ""
+
+
+@pytest.mark.parametrize(
+    ("image_type", "before", "fails", "reconciles"),
+    [
+        pytest.param("container", BUILD, "", 1, id="changed options"),
+        pytest.param("container", FULL, "", 0, id="the same options"),
+        pytest.param("virtual-machine", FULL, "", 1, id="no image of this type"),
+        pytest.param("container", BUILD, "image-script", 0, id="a build that fails"),
+    ],
+)
+def test_the_build_starts_a_reconcile_where_runners_wait_for_it(
+    calls: list[tuple[str, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    image_type: str,
+    before: ImageBuild,
+    fails: str,
+    reconciles: int,
+) -> None:
+    """Runners could not be made, or idle ones are to be replaced; a build of the timer changes nothing for them."""
+    lxd = ImageLxd()
+    make(lxd, before)
+    lxd.images["old"] = lxd.images.pop("new")
+    lxd.aliases["jammy"], lxd.type, lxd.fails = "old", image_type, fails
+    monkeypatch.setattr(build_image, "LxdClient", lambda: lxd)
+    run_program(monkeypatch, FULL)
+
+    assert build_image.main() == bool(fails)
+    assert calls == [("start", "--no-block", triggers.service(UNIT))] * reconciles
+
+
+@pytest.mark.parametrize(("fails", "again"), [("", 0), ("image-script", 0), ("lock", 1)])
+def test_a_build_outside_of_hooks_records_its_end(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, fails: str, again: int
+) -> None:
+    """One that fails is left to the timer; one that another build kept from beginning is started again."""
+    lxd = ImageLxd(fails)
+    monkeypatch.setattr(build_image, "LxdClient", lambda: lxd)
+    run_program(monkeypatch, FULL)
+    build_changed(lxd, FULL)
+
+    with exclusive(image.LOCK, 0) if fails == "lock" else nullcontext():
+        build_image.main()
+    moment = time.time() + 7200
+    monkeypatch.setattr(time, "time", lambda: moment)
+    build_changed(lxd, FULL)
+
+    assert calls.count(START) == 1 + again
+
+
+def test_the_timer_of_a_unit_that_has_to_wait_starts_nothing(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise units with different options would replace each other's image."""
+    lxd = ImageLxd()
+    image_builds.note_end(Markers(UNIT), FULL)
+    monkeypatch.setattr(build_image, "LxdClient", lambda: lxd)
+    run_program(monkeypatch, FULL)
+
+    with exclusive(image.LOCK, 0):
+        build_image.main()
+    build_changed(lxd, FULL)
+
+    assert calls == []
+
+
+# The first image.
+
+UNKNOWN = "image jammy: extra-packages failed: ended with 1: not in this distribution: cmak"
+
+
+@pytest.mark.parametrize(
+    ("reason", "ended", "again"),
+    [
+        ("image jammy: image-script failed: exit code 7, see its output in the log", FULL, False),
+        ("image jammy: image-script failed: exit code 7, see its output in the log", BUILD, True),
+        ("image jammy: image-script failed: exit code 7, see its output in the log", None, True),
+        (UNKNOWN, FULL, False),
+        (UNKNOWN, replace(FULL, extra_packages=("cmak",)), True),
+        ("image jammy: extra-packages failed: ended with 100: E: Unable to fetch some archives", FULL, True),
+        ("image jammy: packages failed: ended with 1: image x: image-script failed: x", FULL, True),
+    ],
+)
+def test_a_first_build_that_failed_because_of_an_option_waits_for_a_change(
+    calls: list[tuple[str, ...]], failure: Path, reason: str, ended: ImageBuild | None, again: bool
+) -> None:
+    """It would fail again in the same way at each reconcile; what the network or the machine has caused is repeated."""
+    lxd = ImageLxd()
+    lxd.aliases.clear()
+    failure.write_text(f"{reason}\n")
+    if ended:
+        image_builds.note_end(Markers(UNIT), ended)
+
+    with pytest.raises(HostError) as raised:
+        image_builds.ensure(cast(LxdClient, lxd), Markers(UNIT), FULL)
+
+    assert str(raised.value) == f"{reason}; {'being built again' if again else 'correct the option'}"
+    assert calls == [START] * again
+
+
+def run_program(monkeypatch: pytest.MonkeyPatch, build: ImageBuild) -> None:
+    """Arguments and settings of the program that builds an image."""
+    monkeypatch.setattr("settings.load", lambda _: Settings(Identity("app", 0, "0123abcd"), 1, build))
+    monkeypatch.setattr("sys.argv", ["build_image", "--unit", UNIT])
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+
+
+def test_the_build_outside_of_hooks_has_the_models_proxies(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Archives of actions are downloaded through them, as by a hook: the service's own environment has none."""
+    proxies = ProxyConfig("http://proxy.example:3128", None, "10.0.0.0/8")
+    monkeypatch.setattr(build_image, "LxdClient", ImageLxd)
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    found: dict[str, str] = {}
+    monkeypatch.setattr(image, "rebuild", lambda *_: found.update(os.environ) or True)
+    run_program(monkeypatch, replace(BUILD, proxies=proxies))
+
+    assert build_image.main() == 0
+
+    assert found["http_proxy"] == found["HTTP_PROXY"] == "http://proxy.example:3128"
+    assert found["no_proxy"] == "10.0.0.0/8,localhost,127.0.0.1"
