@@ -1,11 +1,16 @@
 """What options add to the image of runners, built outside of hooks."""
 
+import http.server
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
 import yaml
 
 from sandbox.github import tls
+from sandbox.lab import lxd_setup
 from tests.support.deployment import ROOT, Deployment, wait_for
 from tests.support.options import ABOUT, ACTION, EVERY_OPTION, OTHERS, missing_in
 
@@ -43,6 +48,36 @@ def source(deployment: Deployment) -> Iterator[str]:
         machine.exec("lxc", "image", "alias", "delete", f"jammy-{before[:12]}")
         machine.exec("lxc", "image", "alias", "create", "jammy", before)
     machine.exec("lxc", "image", "delete", "quick")
+
+
+@pytest.fixture
+def proxy() -> Iterator[tuple[str, list[str]]]:
+    """A proxy for plain HTTP, outside the machine, and what it was asked for."""
+    asked: list[str] = []
+
+    class Forward(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            try:
+                with urllib.request.urlopen(self.path, timeout=30) as answer:
+                    status, body = answer.status, answer.read()
+            except urllib.error.HTTPError as error:
+                status, body = error.code, b""
+                error.close()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer((lxd_setup.bridge_address(), 0), Forward) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield f"http://{server.server_address[0]!s}:{server.server_address[1]}", asked
+        server.shutdown()
+        thread.join()
 
 
 def built(deployment: Deployment) -> str:
@@ -97,8 +132,14 @@ def test_packages_and_a_script_of_the_operator(deployment: Deployment, source: s
 
 
 @pytest.mark.timeout(280)
-def test_every_option_that_goes_with_others(deployment: Deployment, source: str, policy: str) -> None:
-    """One unit has them all at once, and a job finds what each of them promises."""
+def test_every_option_that_goes_with_others(
+    deployment: Deployment, source: str, policy: str, proxy: tuple[str, list[str]]
+) -> None:
+    """One unit has them all at once, and a job finds what each of them promises.
+
+    The image's packages come through the runners' proxy.
+    """
+    address, asked = proxy
     known = yaml.safe_load((ROOT / "config.yaml").read_text())["options"]
     assert set(known) == EVERY_OPTION.keys() | OTHERS
     authority = tls.make("github.example").pem
@@ -107,11 +148,12 @@ def test_every_option_that_goes_with_others(deployment: Deployment, source: str,
     deployment.use_app("every")
 
     given = {"image-source": source, "ca-certificates": authority, "extra-packages": "tree"}
-    given |= {"repo-policy-compliance-url": policy, "repo-policy-compliance-token": "t"}
+    given |= {"repo-policy-compliance-url": policy, "repo-policy-compliance-token": "t", "runner-http-proxy": address}
     # That of a unit cannot change: the tests on virtual machines and of a memory pool have another one.
     changes = {name: value for name, value in EVERY_OPTION.items() if name != "base-image"}
     deployment.unit.set_config({**changes, **given})
-    assert built(deployment) == "inactive"
+    assert built(deployment) == "inactive", deployment.machine.exec("journalctl", "--no-pager", "-n", "30", "-u", BUILD)
+    assert any("/tree_" in path for path in asked)
 
     def is_there() -> bool:
         online = [item for item in deployment.control.runners() if item["status"] == "online"]
@@ -119,7 +161,8 @@ def test_every_option_that_goes_with_others(deployment: Deployment, source: str,
 
     wait_for(is_there, "a runner with everything", 120)
     deployment.wait_online(1)
-    job = deployment.job("", steps=[{"uses": ACTION}, {"run": ABOUT}], debug=True, event="push", labels=["option"])
+    steps = [{"uses": ACTION}, {"run": f"{ABOUT}command -v tree"}]
+    job = deployment.job("", steps=steps, debug=True, event="push", labels=["option"])
 
     assert job["conclusion"] == "success", "\n".join(job["log"])
     assert missing_in(job["log"]) == set()
