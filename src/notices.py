@@ -65,7 +65,10 @@ def _old(report: Report, now: float) -> Iterator[str]:
 
 
 def _image(state: CharmState, markers: Markers, report: Report) -> Iterator[str]:
-    if missing := image_builds.missing_change(markers, image_build(state), report.image_additions):
+    wanted = image_build(state)
+    # Another image than the charm's own is replaced at once for these options only.
+    is_due = report.image_age is not None or wanted.extra_packages or wanted.script
+    if is_due and (missing := image_builds.missing_change(markers, wanted, report.image_additions)):
         yield status.fit(missing, REASON_LIMIT)
 
 

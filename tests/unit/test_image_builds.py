@@ -267,7 +267,7 @@ def test_the_timer_of_a_unit_that_has_to_wait_starts_nothing(
 
 # The first image.
 
-UNKNOWN = "image jammy: extra-packages failed: ended with 1: not in this distribution: cmak"
+UNKNOWN = "image jammy: extra-packages failed: ended with 1: not in this distribution: no-such-package"
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ UNKNOWN = "image jammy: extra-packages failed: ended with 1: not in this distrib
         ("image jammy: image-script failed: exit code 7, see its output in the log", BUILD, True),
         ("image jammy: image-script failed: exit code 7, see its output in the log", None, True),
         (UNKNOWN, FULL, False),
-        (UNKNOWN, replace(FULL, extra_packages=("cmak",)), True),
+        (UNKNOWN, replace(FULL, extra_packages=("no-such-package",)), True),
         ("image jammy: extra-packages failed: ended with 100: E: Unable to fetch some archives", FULL, True),
         ("image jammy: packages failed: ended with 1: image x: image-script failed: x", FULL, True),
     ],

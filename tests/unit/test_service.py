@@ -168,6 +168,19 @@ def test_a_build_that_cannot_be_started_stops_nothing(
     assert len(world.lxd.found) == 2
 
 
+def test_an_image_of_the_operator_lacks_nothing_by_default(
+    world: Surroundings, unit: RecordingUnit, started: list[str]
+) -> None:
+    """The timer's build gives it the archives of actions: no notice, also where an earlier build has failed."""
+    wanted = settings.image_build(state(cached_actions=("actions/checkout@v5",)))
+    markers.Markers(IDENTITY.unit).note(markers.IMAGE, wanted.additions)
+    markers.Markers(IDENTITY.unit).note(markers.NO_POLICY)
+
+    make(world, unit, cached_actions=("actions/checkout@v5",)).reconcile()
+
+    assert unit.done[-1] == "active: 2 runners: 2 idle, 0 busy (test mode: containers)"
+
+
 def test_the_status_says_that_the_image_lacks_a_change(
     world: Surroundings, unit: RecordingUnit, started: list[str]
 ) -> None:
