@@ -90,7 +90,7 @@ class Deployment:
         return self.wait_online(number)
 
     def wait_online(self, number: int) -> list[str]:
-        """Until GitHub lists so many runners, all online, and LXD just these; a lost one is listed until a reconcile."""
+        """Until GitHub lists so many runners, all online, and LXD just these; a lost one stays until a reconcile."""
 
         def there() -> bool:
             online, registered = self.online(), self.registered()
