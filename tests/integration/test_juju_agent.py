@@ -297,7 +297,7 @@ def test_one_thing_at_a_time(unit: Unit) -> None:
     """A hook waits for the command that runs, so that no two overlap."""
     slow = threading.Thread(target=unit.exec, args=("JUJU_DISPATCH_PATH=slow ./dispatch",))
     slow.start()
-    wait_for(lambda: hooks(unit)[-1] == "start slow", "the slow command")
+    wait_for(lambda: hooks(unit)[-1:] == ["start slow"], "the slow command")
     unit.update_status()
     slow.join()
 
