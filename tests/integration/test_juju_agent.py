@@ -463,7 +463,7 @@ def test_a_hook_that_lost_power_runs_again(unit: Unit) -> None:
     """A hook that a hard reboot interrupted is run again, then `start`."""
     hanging = threading.Thread(target=unit.set_config, args=({"text": "hang"},))
     hanging.start()
-    wait_for(lambda: hooks(unit)[-1] == "start config-changed", "the hook's beginning")
+    wait_for(lambda: hooks(unit)[-1:] == ["start config-changed"], "the hook's beginning")
 
     unit.reboot(hard=True)
     hanging.join()
