@@ -205,4 +205,5 @@ class Changes:
             pre_job_script=spec.pre_job_script,
             container=spec.container,
             fingerprint=fingerprint,
+            flavor=spec.flavor,
         )

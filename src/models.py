@@ -216,6 +216,34 @@ class RegistrationData:
     runner_id: int | None = None
 
 
+class Scaling(str, Enum):
+    """How many runners there are: a fixed number, or as many as jobs wait for."""
+
+    FIXED = "fixed"
+    DEMAND = "demand"
+
+
+# The only flavour where the option `flavors` is empty.
+DEFAULT_FLAVOR = "default"
+
+
+@dataclass(frozen=True)
+class Flavor:
+    """One size of a unit's runners.
+
+    ``labels`` has the unit's as well. ``count`` is the number of runners in fixed mode; ``min_idle`` and ``maximum``
+    are the limits in demand mode.
+    """
+
+    name: str
+    resources: VirtualMachineResources
+    base_image: BaseImage
+    labels: tuple[str, ...]
+    count: int
+    maximum: int
+    min_idle: int = 0
+
+
 @dataclass(frozen=True)
 class RunnerSpec:
     """Everything that goes into a runner. If any of it changes, idle runners are replaced.
@@ -223,6 +251,7 @@ class RunnerSpec:
     Credentials are no part of it, nor is what only the build of the image needs: they replace no runner.
     """
 
+    flavor: str
     github_url: str
     path: GithubPath
     labels: tuple[str, ...]
@@ -293,6 +322,17 @@ class CharmState:
     image_script: str = field(default="", repr=False)
     cached_actions: tuple[str, ...] = ()
     """Actions whose archives go into the image, each ``OWNER/REPO@REF``."""
+    given_flavors: tuple[Flavor, ...] = ()
+    """The option `flavors`; empty for one flavour with the unit's own options."""
+    scaling: Scaling = Scaling.FIXED
+    min_idle: int = 0
+    """Of the one flavour, in demand mode."""
+    memory_reserve: int = 2 << 30
+    """Bytes of the machine's memory that are never given to runners."""
+    cpu_overcommit: float = 2.0
+    """The CPUs of all runners are at most this times the machine's."""
+    demand_fallback: int = 0
+    """Runners of each flavour while demand cannot be known."""
 
     def __post_init__(self) -> None:
         """Mask the token, and the mirror's password."""
@@ -300,14 +340,34 @@ class CharmState:
         redaction.note_url(self.dockerhub_mirror)
 
     @property
+    def flavors(self) -> tuple[Flavor, ...]:
+        """Those of the option, or one flavour with the unit's own options."""
+        if self.given_flavors:
+            return self.given_flavors
+        number = self.virtual_machines
+        default = Flavor(
+            DEFAULT_FLAVOR, self.resources, self.base_image, self.labels, number, number, min_idle=self.min_idle
+        )
+        return (default,)
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether the machine's memory, CPUs and storage limit the number of runners; otherwise notices tell."""
+        return bool(self.given_flavors) or self.scaling is Scaling.DEMAND
+
+    @property
     def runners(self) -> tuple[RunnerSpec, ...]:
-        """What goes into runners: one specification for each kind of runner, and there is one kind."""
-        spec = RunnerSpec(
+        """What goes into runners: one specification for each flavour, in the order of ``flavors``."""
+        return tuple(map(self._spec, self.flavors))
+
+    def _spec(self, flavor: Flavor) -> RunnerSpec:
+        return RunnerSpec(
+            flavor=flavor.name,
             github_url=self.github_url,
             path=self.path,
-            labels=self.labels,
-            base_image=self.base_image,
-            resources=self.resources,
+            labels=flavor.labels,
+            base_image=flavor.base_image,
+            resources=flavor.resources,
             arch=self.arch,
             container=self.test_mode,
             proxies=self.runner_proxies,
@@ -319,7 +379,6 @@ class CharmState:
             pre_job_script=self.pre_job_script,
             issue_metrics=self.issue_metrics,
         )
-        return (spec,)
 
 
 class Snap(NamedTuple):
@@ -373,6 +432,7 @@ class RunnerConfig:
     pre_job_script: str = field(default="", repr=False)
     container: bool = False
     fingerprint: str = ""
+    flavor: str = DEFAULT_FLAVOR
 
 
 @dataclass(frozen=True)

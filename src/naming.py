@@ -25,6 +25,10 @@ FINGERPRINT_KEY = f"{KEY}fingerprint"
 BINARY_KEY = f"{KEY}binary"
 # Of an instance: UNIX time at which the creation came to its end.
 PREPARED_KEY = f"{KEY}prepared"
+# Of an instance: the flavour of the runner; missing on one of an earlier version, which had only `default`.
+FLAVOR_KEY = f"{KEY}flavor"
+# Of an instance: the number of the runner scale set that the runner registered with; missing without one.
+SCALE_SET_KEY = f"{KEY}scale-set"
 # Of an instance: GitHub's number of the runner.
 RUNNER_ID_KEY = f"{KEY}runner-id"
 # Of an instance: `true` once GitHub has listed the runner as online.

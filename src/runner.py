@@ -52,6 +52,7 @@ from naming import (
     BINARY_KEY,
     CREATED_KEY,
     FINGERPRINT_KEY,
+    FLAVOR_KEY,
     PATH_KEY,
     PREPARED_KEY,
     RUNNER_ID_KEY,
@@ -262,6 +263,7 @@ class Runner:
             PATH_KEY: self.config.path.path,
             CREATED_KEY: self._created,
             FINGERPRINT_KEY: self.config.fingerprint,
+            FLAVOR_KEY: self.config.flavor,
             BINARY_KEY: binary_version(config.binary_path.name),
             "boot.autostart": "false",
             # When the machine shuts down, LXD waits as long for an orderly end as the charm does.

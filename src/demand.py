@@ -1,0 +1,83 @@
+"""How many runners GitHub's jobs need, as the unit's agent last heard: one JSON file below /run, which may be missing.
+
+The agent writes it after each answer of a runner scale set; a reconcile reads it.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from models import Flavor
+from system import LOCKS, write_file
+
+# Without a session for longer, the number of runners is that of demand-fallback. In seconds.
+PATIENCE = 300
+# Of runners in one file's numbers: what is larger is damage.
+MOST = 100_000
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What is known of one flavour. Times are UNIX seconds.
+
+    ``assigned`` are the jobs that the scale set must provide runners for, those that run included; ``missed`` are
+    queued jobs that only a look through the REST API found. ``since`` is when the oldest of them that has no runner was
+    queued. ``heard`` is when a session last gave an answer, 0 if none has; ``scale_set`` is the number of the set.
+    """
+
+    assigned: int = 0
+    missed: int = 0
+    since: float | None = None
+    heard: float = 0.0
+    scale_set: int | None = None
+    dropped: tuple[str, ...] = ()
+    """Labels that GitHub left out of the set."""
+    problem: str = ""
+    """Why there is no session, if there is none."""
+
+    def wanted(self, flavor: Flavor) -> int:
+        """Runners that a flavour is to have, before the machine's budget."""
+        return min(flavor.maximum, max(0, flavor.min_idle + self.assigned + self.missed))
+
+    def is_known(self, now: float) -> bool:
+        """Whether a session has given an answer lately; one that is in the future says that the clock was set back."""
+        return self.heard > 0 and abs(now - self.heard) < PATIENCE
+
+
+def path(unit: str) -> Path:
+    """The file of a unit such as ``github-runner/0``."""
+    return LOCKS / f"demand.{unit.replace('/', '-')}.json"
+
+
+def save(unit: str, found: Mapping[str, Demand]) -> None:
+    """Write what is known of each flavour, whole or not at all; OSError where that is not possible."""
+    document = {name: asdict(demand) for name, demand in found.items()}
+    write_file(path(unit), json.dumps(document, indent=1), 0o600)
+
+
+def load(unit: str) -> dict[str, Demand]:
+    """What is known of each flavour; nothing where the file is missing or damaged."""
+    try:
+        return {str(name): _demand(values) for name, values in json.loads(path(unit).read_text()).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _demand(values: Any) -> Demand:
+    assigned, missed = int(values["assigned"]), int(values["missed"])
+    since, heard = values["since"], float(values["heard"])
+    if not (all(0 <= number <= MOST for number in (assigned, missed)) and math.isfinite(heard)):
+        raise ValueError("a number that cannot be")
+    scale_set = values["scale_set"]
+    return Demand(
+        assigned,
+        missed,
+        since=None if since is None else float(since),
+        heard=heard,
+        scale_set=None if scale_set is None else int(scale_set),
+        dropped=tuple(map(str, values["dropped"])),
+        problem=str(values["problem"]),
+    )

@@ -1,0 +1,62 @@
+"""What the agent tells a reconcile of the jobs that wait."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import demand
+from demand import Demand
+from models import BaseImage, Flavor, VirtualMachineResources
+
+UNIT = "github-runner/0"
+SMALL = Flavor("small", VirtualMachineResources(1, "1GiB", "4GiB"), BaseImage.JAMMY, (), 0, maximum=5, min_idle=1)
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demand, "LOCKS", tmp_path)
+
+
+def test_what_is_saved_is_loaded() -> None:
+    """A file gives back every field of each flavour."""
+    found = {
+        "small": Demand(3, 1, 1000.5, 2000.0, 42, ("extra",), "GitHub: no answer"),
+        "large": Demand(),
+    }
+    demand.save(UNIT, found)
+
+    assert demand.load(UNIT) == found
+    assert demand.path(UNIT).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "null", "{", '{"small": 1}', '{"small": {}}'),
+        json.dumps({"small": {"assigned": -1, "missed": 0, "since": None, "heard": 0, "scale_set": None}}),
+        '{"small": {"assigned": 1, "missed": 0, "since": null, "heard": NaN, "scale_set": null}}',
+    ],
+)
+def test_a_damaged_file_says_nothing(text: str) -> None:
+    """A file that cannot be what the agent wrote counts as missing."""
+    demand.path(UNIT).write_text(text)
+
+    assert demand.load(UNIT) == {}
+
+
+def test_a_missing_file_says_nothing() -> None:
+    """Before the agent has written, nothing is known."""
+    assert demand.load(UNIT) == {}
+
+
+@pytest.mark.parametrize(("assigned", "missed", "wanted"), [(0, 0, 1), (2, 0, 3), (2, 1, 4), (9, 0, 5), (0, 9, 5)])
+def test_wanted_runners_are_within_the_limits_of_the_flavour(assigned: int, missed: int, wanted: int) -> None:
+    """A flavour has min-idle runners beside those for jobs, and never more than its maximum."""
+    assert Demand(assigned, missed).wanted(SMALL) == wanted
+
+
+@pytest.mark.parametrize(("heard", "known"), [(0.0, False), (9800.0, True), (9600.0, False), (10400.0, False)])
+def test_demand_is_known_for_five_minutes(heard: float, known: bool) -> None:
+    """What a session said counts for five minutes, and not at all if the clock was set back by more."""
+    assert Demand(heard=heard).is_known(10_000.0) is known
