@@ -24,7 +24,7 @@ class Demand:
     """What is known of one flavour. Times are UNIX seconds.
 
     ``assigned`` are the jobs that the scale set must provide runners for, those that run included; ``missed`` are
-    queued jobs that only a look through the REST API found. ``since`` is when the oldest of them that has no runner was
+    queued jobs that only GitHub's REST API tells of. ``since`` is when the oldest of them that has no runner was
     queued. ``heard`` is when a session last gave an answer, 0 if none has; ``scale_set`` is the number of the set.
     """
 
