@@ -433,6 +433,7 @@ class RunnerConfig:
     container: bool = False
     fingerprint: str = ""
     flavor: str = DEFAULT_FLAVOR
+    scale_set: int | None = None
 
 
 @dataclass(frozen=True)

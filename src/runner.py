@@ -56,6 +56,7 @@ from naming import (
     PATH_KEY,
     PREPARED_KEY,
     RUNNER_ID_KEY,
+    SCALE_SET_KEY,
     URL_KEY,
     binary_version,
 )
@@ -269,6 +270,8 @@ class Runner:
             # When the machine shuts down, LXD waits as long for an orderly end as the charm does.
             "boot.host_shutdown_timeout": str(STOP_TIMEOUT),
         }
+        if self.config.scale_set is not None:
+            keys[SCALE_SET_KEY] = str(self.config.scale_set)
         if self.status.runner_id is not None:
             keys[RUNNER_ID_KEY] = str(self.status.runner_id)
         if self.config.container:

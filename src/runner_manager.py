@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import times
 from changes import Changes
 from engine import profiles
 from errors import HostError, LxdError
+from flavor_plans import Wanted as Wanted
 from listing import Row
 from metrics.collect import Collector
 from metrics.events import written_by
@@ -92,7 +93,11 @@ class RunnerManager:
         )
 
     def reconcile(self, quantity: int, resources: VirtualMachineResources) -> int:
-        """One reconcile. Returns quantity - healthy runners found.
+        """One reconcile of the first flavour, with these resources. Returns quantity - healthy runners found."""
+        return self.reconcile_flavors([Wanted(replace(self._spec, resources=resources), quantity)])
+
+    def reconcile_flavors(self, wanted: Sequence[Wanted]) -> int:
+        """One reconcile. Returns how many runners are wanted, less the healthy ones found.
 
         Failures of single runners are collected in ``report``. LxdError, GithubClientError for the list of runners, and
         HostError (another process holds the lock) abort the reconcile before anything changed. GithubClientError and
@@ -100,7 +105,8 @@ class RunnerManager:
         were removed.
         """
         with self._alone():
-            return self._reconcile(quantity, resources)
+            [only] = wanted
+            return self._reconcile(only.number or 0, only.spec.resources)
 
     def _reconcile(self, quantity: int, resources: VirtualMachineResources) -> int:
         started = self._clock()
