@@ -11,6 +11,7 @@ from typing import Any
 
 import ops
 
+import flavors
 import redaction
 from errors import ConfigurationError, JujuError
 from models import (
@@ -18,12 +19,15 @@ from models import (
     Arch,
     BaseImage,
     CharmState,
+    Flavor,
     GithubOrg,
     GithubPath,
     GithubRepo,
     ImageSource,
+    RegistrationMethod,
     RepoPolicy,
     RunnerStorage,
+    Scaling,
     SSHDebugConnection,
     VirtualMachineResources,
 )
@@ -43,11 +47,14 @@ from option_values import (
     parse_labels,
     parse_mirror,
     parse_no_proxy,
+    parse_overcommit,
     parse_packages,
     parse_path,
     parse_ports,
     parse_private_key,
     parse_registration,
+    parse_reserve,
+    parse_scaling,
     parse_script,
     parse_size,
     parse_storage,
@@ -112,7 +119,7 @@ def _values(charm: ops.CharmBase, faults: _Faults) -> dict[str, Any]:
     test_mode = faults.read("test-mode", lambda: parse_test_mode(config.get("test-mode")))
     # Where test-mode itself is not valid, its own fault is enough.
     plain = test_mode is not False
-    return {
+    values = {
         "github_url": faults.read("github-url", lambda: parse_github_url(str(config["github-url"]), plain)),
         "ca_certificates": faults.read("ca-certificates", lambda: parse_certificates(str(config["ca-certificates"]))),
         "path": _path(config, faults),
@@ -140,7 +147,47 @@ def _values(charm: ops.CharmBase, faults: _Faults) -> dict[str, Any]:
         "ssh_debug_connections": _ssh_debug_connections(charm, faults),
         "arch": faults.read("architecture", lambda: parse_arch(platform.machine())),
         "issue_metrics": bool(charm.model.relations[COS_AGENT_RELATION]),
+        "scaling": faults.read("scaling", lambda: parse_scaling(str(config["scaling"]))),
+        "min_idle": faults.read("min-idle", lambda: at_least(config["min-idle"], 0)),
+        "memory_reserve": faults.read("memory-reserve", lambda: parse_reserve(str(config["memory-reserve"]))),
+        "cpu_overcommit": faults.read("cpu-overcommit", lambda: parse_overcommit(str(config["cpu-overcommit"]))),
+        "demand_fallback": faults.read("demand-fallback", lambda: at_least(config["demand-fallback"], 0)),
     }
+    given = _flavors(str(config["flavors"]), values, faults)
+    _check_scaling(values, bool(given), faults)
+    return {**values, "given_flavors": given}
+
+
+def _flavors(text: str, values: Mapping[str, Any], faults: _Faults) -> tuple[Flavor, ...]:
+    """The field ``given_flavors``; an option of the unit that is not valid itself stands for a valid value here."""
+    number = values["virtual_machines"]
+    defaults = flavors.Defaults(
+        values["resources"] or VirtualMachineResources(1, "1GiB", "1GiB"),
+        values["base_image"] or BaseImage.JAMMY,
+        values["labels"] or (),
+        flavors.MOST if number is None else number,
+        values["scaling"],
+    )
+    parsed = flavors.parse(text, defaults)
+    faults.found += [f"flavors: {error}" for error in parsed.errors]
+    for warning in parsed.warnings:
+        logger.warning("flavors: %s", warning)
+    return parsed.flavors
+
+
+def _check_scaling(values: Mapping[str, Any], has_flavors: bool, faults: _Faults) -> None:
+    """Options that do not go together, and those that have no effect in fixed mode."""
+    scaling, idle, number = values["scaling"], values["min_idle"], values["virtual_machines"]
+    if scaling is Scaling.DEMAND and values["registration"] is RegistrationMethod.TOKEN:
+        faults.found.append("registration: token does not go with scaling=demand; set auto or jit, or scaling=fixed")
+    if idle and has_flavors:
+        faults.found.append(f"min-idle: {idle} does not go with flavors; set min-idle of each flavour, and reset this")
+    elif idle and number is not None and scaling is Scaling.DEMAND and idle > number:
+        faults.found.append(f"min-idle: {idle} exceeds virtual-machines {number}; lower it, or set more")
+    if scaling is Scaling.FIXED:
+        ignored = [option for option in ("min-idle", "demand-fallback") if values[option.replace("-", "_")]]
+        if ignored:
+            logger.warning("Ignored with scaling=fixed: %s", ", ".join(ignored))
 
 
 def without_credentials(charm: ops.CharmBase) -> CharmState:

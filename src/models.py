@@ -350,6 +350,15 @@ class CharmState:
         )
         return (default,)
 
+    def limit(self, flavor: Flavor) -> int:
+        """The most runners that a flavour may have: its count in fixed mode, its maximum in demand mode."""
+        return flavor.maximum if self.scaling is Scaling.DEMAND else flavor.count
+
+    @property
+    def keeps_runners(self) -> bool:
+        """Whether there may be a runner at all."""
+        return any(map(self.limit, self.flavors))
+
     @property
     def has_budget(self) -> bool:
         """Whether the machine's memory, CPUs and storage limit the number of runners; otherwise notices tell."""

@@ -9,12 +9,14 @@ from urllib.parse import urlsplit
 
 import redaction
 from models import (
+    SIZE_UNITS,
     Arch,
     BaseImage,
     GithubPath,
     ImageSource,
     RegistrationMethod,
     RunnerStorage,
+    Scaling,
     SSHDebugConnection,
     parse_github_path,
     size_in_bytes,
@@ -128,13 +130,13 @@ def parse_group(group: str) -> str:
     # config.sh would take a name with a leading hyphen for one of its own options.
     if not name.isprintable() or not 1 <= len(name) <= GROUP_LIMIT or name.startswith("-"):
         raise ValueError(
-            f"{_shortened(name)} is not a runner group's name; use 1 to {GROUP_LIMIT} printable characters, "
+            f"{shortened(name)} is not a runner group's name; use 1 to {GROUP_LIMIT} printable characters, "
             "the first of which is not -"
         )
     return name
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     """A rejected value for a message, of bounded length."""
     return repr(text if len(text) <= SHOWN_LIMIT else f"{text[:SHOWN_LIMIT]}…")
 
@@ -155,7 +157,7 @@ def parse_registration(value: str) -> RegistrationMethod:
     try:
         return RegistrationMethod(value.strip())
     except ValueError:
-        raise ValueError(f"{_shortened(value)} is not one of auto, jit, token") from None
+        raise ValueError(f"{shortened(value)} is not one of auto, jit, token") from None
 
 
 def parse_token(token: str) -> str:
@@ -176,7 +178,7 @@ def parse_labels(value: str) -> tuple[str, ...]:
     bad = [label for label in labels if not label.isprintable() or len(label.encode("utf-16-le")) > 2 * LABEL_LIMIT]
     if bad:
         raise ValueError(
-            f"{', '.join(map(_shortened, bad))} not allowed; use printable characters, {LABEL_LIMIT} at most in a label"
+            f"{', '.join(map(shortened, bad))} not allowed; use printable characters, {LABEL_LIMIT} at most in a label"
         )
     number = len({label.lower() for label in labels})
     if number > MOST_LABELS:
@@ -190,8 +192,8 @@ def parse_actions(value: str) -> tuple[str, ...]:
     bad = [action for action in actions if not _is_action(action)]
     # The archive is of the whole repository, whichever folder of it has the action.
     whole = {action: re.sub("^([^/@]*/[^/@]*)/[^@]*", r"\1", action) for action in bad}
-    faults = [f"{_shortened(action)} has a path, write {whole[action]}" for action in bad if _is_action(whole[action])]
-    others = [_shortened(_without_credential(action)) for action in bad if not _is_action(whole[action])]
+    faults = [f"{shortened(action)} has a path, write {whole[action]}" for action in bad if _is_action(whole[action])]
+    others = [shortened(_without_credential(action)) for action in bad if not _is_action(whole[action])]
     if others:
         faults.append(f"{', '.join(others)} not of the form owner/repo@ref, such as actions/checkout@v5")
     if faults:
@@ -228,11 +230,38 @@ def parse_size(value: str) -> str:
     return value.strip()
 
 
+def parse_reserve(value: str) -> int:
+    """Bytes of a size such as ``2GiB``, or of ``0`` with or without a unit."""
+    text = value.strip()
+    if re.fullmatch(f"0({'|'.join(SIZE_UNITS)})?", text):
+        return 0
+    try:
+        return size_in_bytes(parse_size(text))
+    except ValueError:
+        raise ValueError(f"{shortened(text)} is not a size such as 2GiB, nor 0") from None
+
+
+def parse_overcommit(value: str) -> float:
+    """A number above 0 such as ``1.5``, with up to six digits on each side of the point."""
+    text = value.strip()
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text, re.ASCII) or not float(text):
+        raise ValueError(f"{shortened(text)} is not a number above 0 such as 2.0, 999999 at most")
+    return float(text)
+
+
+def parse_scaling(value: str) -> Scaling:
+    """``fixed`` or ``demand``."""
+    try:
+        return Scaling(value.strip())
+    except ValueError:
+        raise ValueError(f"{shortened(value)} is not one of fixed, demand") from None
+
+
 def parse_base_image(value: str) -> BaseImage:
     """A release's name or number, in any case."""
     image = IMAGES.get(value.strip().lower())
     if image is None:
-        raise ValueError(f"{value!r} is not one of {', '.join(IMAGES)}")
+        raise ValueError(f"{shortened(value)} is not one of {', '.join(IMAGES)}")
     return image
 
 
@@ -255,7 +284,7 @@ def parse_packages(value: str) -> tuple[str, ...]:
     bad = [name for name in names if not PACKAGE_NAME.fullmatch(name)]
     if bad:
         raise ValueError(
-            f"{', '.join(map(_shortened, bad))} not a package's name; use names such as g++ or libssl-dev, "
+            f"{', '.join(map(shortened, bad))} not a package's name; use names such as g++ or libssl-dev, "
             "separated by commas"
         )
     if len(names) > MOST_PACKAGES:
@@ -318,7 +347,7 @@ def _each(value: str, parse: Callable[[str], _Item], form: str) -> list[_Item]:
         try:
             found.append(parse(item))
         except ValueError:
-            bad.append(_shortened(item))
+            bad.append(shortened(item))
     if bad:
         raise ValueError(f"{', '.join(bad)} not accepted; use {form}")
     return found

@@ -285,7 +285,7 @@ class Service:
 
     def ensure_watcher(self) -> None:
         """Start the watcher after the runners: otherwise it would treat missing runners as lost."""
-        if self._state.replace_on_exit and self._state.virtual_machines > 0:
+        if self._state.replace_on_exit and self._state.keeps_runners:
             watcher.ensure(self._jinja, self._markers.unit)
         else:
             watcher.remove(self._markers.unit)

@@ -35,10 +35,13 @@ EVERY_OPTION: dict[str, Any] = {
     "experimental-use-aproxy": True,
     "aproxy-exclude-addresses": "192.0.2.64/26",
     "aproxy-redirect-ports": "80, 443, 8443-8444",
+    "memory-reserve": "1GiB",
+    "cpu-overcommit": "3.5",
 }
 # Given by the test, of the deployment, or without an effect beside others.
 OTHERS = {
     *("app-secret", "ca-certificates", "extra-packages", "image-source", "virtual-machines"),
+    *("flavors", "scaling", "min-idle", "demand-fallback"),
     *("repo-policy-compliance-url", "repo-policy-compliance-token"),
     *("path", "github-url", "test-mode", "runner-storage", "group", "token", "token-secret"),
 }

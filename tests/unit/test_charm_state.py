@@ -17,11 +17,13 @@ from models import (
     Arch,
     BaseImage,
     CharmState,
+    Flavor,
     GithubOrg,
     GithubRepo,
     ImageSource,
     RepoPolicy,
     RunnerStorage,
+    Scaling,
     SSHDebugConnection,
     VirtualMachineResources,
 )
@@ -145,6 +147,12 @@ def test_defaults() -> None:
         ("group", "string", "default"),
         ("labels", "string", ""),
         ("virtual-machines", "int", 1),
+        ("flavors", "string", ""),
+        ("scaling", "string", "fixed"),
+        ("min-idle", "int", 0),
+        ("memory-reserve", "string", "2GiB"),
+        ("cpu-overcommit", "string", "2.0"),
+        ("demand-fallback", "int", 0),
         ("vm-cpu", "int", 2),
         ("vm-memory", "string", "7GiB"),
         ("vm-disk", "string", "10GiB"),
@@ -177,7 +185,7 @@ def test_option_contract(name: str, kind: str, default: object) -> None:
 
 def test_no_dead_option() -> None:
     """The options are those of the contract and no others."""
-    assert len(CONFIG["options"]) == 33
+    assert len(CONFIG["options"]) == 39
 
 
 @pytest.mark.parametrize(
@@ -214,6 +222,15 @@ def test_no_dead_option() -> None:
         ({"vm-disk": "2TiB"}, "resources", VirtualMachineResources(2, "7GiB", "2TiB")),
         ({"vm-disk": "1PiB"}, "resources", VirtualMachineResources(2, "7GiB", "1PiB")),
         ({"vm-disk": "1EiB"}, "resources", VirtualMachineResources(2, "7GiB", "1EiB")),
+        ({"scaling": " demand "}, "scaling", Scaling.DEMAND),
+        ({"scaling": "demand", "min-idle": 1}, "min_idle", 1),
+        ({"min-idle": 2}, "min_idle", 2),
+        ({"memory-reserve": " 512MiB "}, "memory_reserve", 512 << 20),
+        ({"memory-reserve": "0"}, "memory_reserve", 0),
+        ({"memory-reserve": "0GiB"}, "memory_reserve", 0),
+        ({"cpu-overcommit": " 1 "}, "cpu_overcommit", 1.0),
+        ({"cpu-overcommit": "0.5"}, "cpu_overcommit", 0.5),
+        ({"demand-fallback": 7}, "demand_fallback", 7),
         ({"base-image": "22.04"}, "base_image", BaseImage.JAMMY),
         ({"base-image": " JAMMY "}, "base_image", BaseImage.JAMMY),
         ({"base-image": "Noble"}, "base_image", BaseImage.NOBLE),
@@ -300,6 +317,17 @@ def test_right_values(config: dict[str, Any], field: str, expected: object) -> N
         pytest.param("vm-disk", "10", "GiB", id="vm-disk without a unit"),
         pytest.param("vm-disk", "٣GiB", "GiB", id="vm-disk with another script's digits"),
         pytest.param("vm-disk", "8EiB", "more than LXD", id="vm-disk beyond 63 bits"),
+        pytest.param("scaling", "auto", "fixed, demand", id="scaling"),
+        pytest.param("scaling", "", "fixed, demand", id="scaling empty"),
+        pytest.param("min-idle", -1, "0 or more", id="min-idle"),
+        pytest.param("memory-reserve", "-1GiB", "a size such as 2GiB, nor 0", id="memory-reserve negative"),
+        pytest.param("memory-reserve", "", "a size such as 2GiB, nor 0", id="memory-reserve empty"),
+        pytest.param("memory-reserve", "8EiB", "a size such as 2GiB, nor 0", id="memory-reserve beyond 63 bits"),
+        *(
+            pytest.param("cpu-overcommit", value, "a number above 0 such as 2.0", id=f"cpu-overcommit {value}")
+            for value in ("", "0", "0.0", "-1", "nan", "inf", "1e3", "1,5", "two", "9" * 400, "٣")
+        ),
+        pytest.param("demand-fallback", -1, "0 or more", id="demand-fallback"),
         pytest.param("base-image", "focal", "jammy, 22.04, noble, 24.04, resolute, 26.04", id="base-image"),
         pytest.param("base-image", "", "jammy, 22.04, noble, 24.04, resolute, 26.04", id="base-image empty"),
         pytest.param("runner-storage", "disk", "juju-storage, memory", id="runner-storage"),
@@ -443,6 +471,12 @@ def test_several_faults_are_all_named() -> None:
         "reconcile-interval": 0,
         "denylist": "x",
         "dockerhub-mirror": "x",
+        "scaling": "x",
+        "min-idle": -1,
+        "memory-reserve": "x",
+        "cpu-overcommit": "x",
+        "demand-fallback": -1,
+        "flavors": "x",
         "experimental-use-aproxy": True,
         "aproxy-exclude-addresses": "x",
         "aproxy-redirect-ports": "x",
@@ -454,6 +488,80 @@ def test_several_faults_are_all_named() -> None:
 
     expected = {*wrong, "repo-policy-compliance-token", "debug-ssh of remote/0"} - {"repo-policy-compliance-url"}
     assert sorted(named) == sorted(expected)
+
+
+def test_flavors_have_the_units_options_as_defaults() -> None:
+    """A flavour has its own values, and the unit's where it names none; a specification of a runner has its name."""
+    options = {"vm-cpu": 4, "labels": "unit", "base-image": "noble", "virtual-machines": 3}
+
+    found = load({**options, "flavors": "small:\nlarge: {vm-memory: 32GiB, labels: big, count: 1}"})
+
+    assert found.flavors == (
+        Flavor("small", VirtualMachineResources(4, "7GiB", "10GiB"), BaseImage.NOBLE, ("unit",), 3, 3),
+        Flavor("large", VirtualMachineResources(4, "32GiB", "10GiB"), BaseImage.NOBLE, ("unit", "big"), 1, 3),
+    )
+    assert [spec.flavor for spec in found.runners] == ["small", "large"]
+    assert found.has_budget
+
+
+@pytest.mark.parametrize("text", ["", " \n", "# later", "{}", "null", "~", "---\n"])
+def test_without_flavors_there_is_one(text: str) -> None:
+    """No text, or one without a name, is one flavour by the unit's own options."""
+    found = load({"flavors": text, "scaling": "demand", "min-idle": 1, "virtual-machines": 2})
+
+    assert found.given_flavors == ()
+    assert [(one.name, one.count, one.maximum, one.min_idle) for one in found.flavors] == [("default", 2, 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"registration": "token", "scaling": "demand"}, "registration: token does not go with scaling=demand; set"),
+        ({"min-idle": 2, "scaling": "demand"}, "min-idle: 2 exceeds virtual-machines 1; lower it, or set more"),
+        (
+            {"min-idle": 1, "scaling": "demand", "flavors": "a:"},
+            "min-idle: 1 does not go with flavors; set min-idle of",
+        ),
+        ({"min-idle": 1, "flavors": "a:"}, "min-idle: 1 does not go with flavors; set min-idle of each"),
+        ({"flavors": "a: {min-idle: 2}", "scaling": "demand"}, "flavors: a: min-idle: 2 exceeds max 1; lower it, or"),
+    ],
+)
+def test_options_of_scaling_that_do_not_go_together(config: dict[str, Any], expected: str) -> None:
+    """What contradicts another option is one fault that says what to change."""
+    assert fault(config).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"min-idle": 2, "demand-fallback": 1}, "Ignored with scaling=fixed: min-idle, demand-fallback"),
+        ({"flavors": "a: {max: 1, min-idle: 3}"}, "flavors: a: min-idle: is ignored with scaling=fixed"),
+        ({"flavors": "a: {count: 1}", "scaling": "demand"}, "flavors: a: count: is ignored with scaling=demand"),
+    ],
+)
+def test_option_without_an_effect_is_logged(
+    config: dict[str, Any], expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What counts in the other mode only does not block the unit; the log names it."""
+    load(config)
+
+    assert expected in [record.message for record in caplog.records if record.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, True),
+        ({"virtual-machines": 0}, False),
+        ({"virtual-machines": 0, "flavors": "{a: {count: 0}, b: {count: 1}}"}, True),
+        ({"flavors": "a: {count: 0}"}, False),
+        ({"flavors": "a: {count: 0}", "scaling": "demand"}, True),
+        ({"flavors": "a: {max: 0}", "scaling": "demand"}, False),
+    ],
+)
+def test_unit_keeps_runners_if_a_flavor_may_have_one(config: dict[str, Any], expected: bool) -> None:
+    """The count decides with a fixed number, and the maximum where jobs decide."""
+    assert load(config).keeps_runners is expected
 
 
 @pytest.mark.parametrize("path", ["octo-org", ""], ids=["path right", "path wrong, too"])
