@@ -124,7 +124,7 @@ class Changes:
         def create() -> None:
             runner.create(config)
             self.created.append(name)
-            self.collector.installed(started, self.clock())
+            self.collector.installed(started, self.clock(), runner.config.flavor)
 
         return self._attempt(create)
 

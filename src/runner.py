@@ -36,7 +36,7 @@ from errors import (
 )
 from gh.client import GithubClient
 from gh.registration import Registration
-from metrics.storage import MetricsStorage, write_new
+from metrics.storage import MetricsStorage, record_flavor, write_new
 from models import (
     RUNNER_INSTALLED_TS_FILE_NAME,
     Arch,
@@ -239,10 +239,15 @@ class Runner:
         if not self.config.issue_metrics:
             return None
         try:
-            return shared_fs.create(self.config.name)
+            storage = shared_fs.create(self.config.name)
         except (MetricsStorageError, OSError) as error:
             logger.error("%s goes without metrics: %s", self.config.name, error)
             return None
+        try:
+            record_flavor(storage, self.config.flavor)
+        except OSError as error:
+            logger.error("The flavor of %s is not recorded for its metrics: %s", self.config.name, error)
+        return storage
 
     def _register(self, config: CreateRunnerConfig) -> RegistrationData:
         """What registers the runner in its instance. Its id is known only if GitHub has it already."""

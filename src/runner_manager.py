@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -119,7 +120,7 @@ class RunnerManager:
         self._find(plan, runners, changes, quantity, started)
         changes.record(runners, _sightings(plan, started))
         stayed = self._remove_unhealthy(plan, runners, changes)
-        crashed = 0
+        crashed: Counter[str] = Counter()
         try:
             self._change(plan, runners, stayed, resources, changes, started)
         finally:
@@ -299,7 +300,7 @@ class RunnerManager:
             logger.warning("Unused profiles were not removed: %s", error)
 
     def _issue_events(
-        self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes, crashed: int, started: float
+        self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes, crashed: Counter[str], started: float
     ) -> None:
         now, report = self._clock(), self.report
         with _continuing("The event unit_health"):
@@ -318,7 +319,7 @@ class RunnerManager:
             self._collector.reconciliation(
                 started,
                 now,
-                crashed=crashed,
+                crashed=crashed.total(),
                 idle=len(idle) + len(changes.created),
                 active=len(report.busy),
                 wanted=report.wanted,

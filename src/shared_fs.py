@@ -18,7 +18,7 @@ from errors import (
     GetMetricsStorageError,
     MetricsStorageError,
 )
-from metrics.storage import FILESYSTEM_BASE_PATH, FILESYSTEM_QUARANTINE_PATH, MetricsStorage, safe_name
+from metrics.storage import FILESYSTEM_BASE_PATH, FILESYSTEM_QUARANTINE_PATH, MetricsStorage, flavor_record, safe_name
 from system import LOCKS, exclusive, run, try_lock
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ def delete(runner_name: str) -> None:
             run(["umount", "--lazy", str(path)])
         with suppress(FileNotFoundError):
             path.rmdir()
+        flavor_record(path).unlink(missing_ok=True)
         image.unlink(missing_ok=True)
     except (OSError, CommandError) as error:
         raise DeleteMetricsStorageError(f"cannot remove the metrics storage of {runner_name}: {error}") from error

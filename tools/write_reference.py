@@ -116,8 +116,9 @@ def events_page() -> Iterator[str]:
     yield from paragraph(
         f"While the relation `cos-agent` exists, each event is one JSON object on a line of its own in "
         f"`{events.METRICS_LOG_PATH}`. Keys without a value are left out. `event` is the event's name, `flavor` the "
-        "application's, `unit` the unit's name (for example `github-runner/0`), `timestamp` UNIX time. Durations and "
-        "ages are seconds. [Observe](../how-to/observe.md) says what the events are used for."
+        "application's, `flavor_name` the flavour of the runners (`default` without the option `flavors`), `unit` the "
+        "unit's name (for example `github-runner/0`), `timestamp` UNIX time. Durations and ages are seconds. "
+        "[Observe](../how-to/observe.md) says what the events are used for."
     )
     for event in events.Event.__subclasses__():
         if event.__module__ != events.__name__:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -24,7 +25,7 @@ from metrics.github import job_metrics
 from metrics.runner import RunnerMetrics, extract, issue_events, quarantine
 from metrics.storage import StorageManager
 from metrics.type import GithubJobMetrics
-from models import FailedStarts, GithubPath
+from models import DEFAULT_FLAVOR, FailedStarts, GithubPath
 from naming import Identity
 
 logger = logging.getLogger(__name__)
@@ -42,28 +43,31 @@ class Collector:
         self._storages = storages
         self._enabled = enabled
 
-    def installed(self, started: float, now: float) -> None:
-        """Issue the event of a runner whose creation started and ended at these UNIX times."""
-        self._issue(lambda flavor: RunnerInstalled(timestamp=now, flavor=flavor, duration=max(0.0, now - started)))
+    def installed(self, started: float, now: float, flavor: str = DEFAULT_FLAVOR) -> None:
+        """Issue the event of a runner of a flavour whose creation started and ended at these UNIX times."""
+        duration = max(0.0, now - started)
+        self._issue(lambda app: RunnerInstalled(timestamp=now, flavor=app, flavor_name=flavor, duration=duration))
 
-    def finished(self, existing: AbstractSet[str], previous_volumes: AbstractSet[str]) -> int:
+    def finished(self, existing: AbstractSet[str], previous_volumes: AbstractSet[str]) -> Counter[str]:
         """Issue the events of runners that do not exist any more, and remove their metrics storages.
 
-        ``previous_volumes`` are the storages of runners of the previous charm. Returns how many runners started a job
-        and left no result.
+        ``previous_volumes`` are the storages of runners of the previous charm. Returns how many runners of each flavour
+        started a job and left no result.
         """
         stored = {storage.runner_name for storage in self._storages.list_all()}
         managed = {name for name in stored if self._identity.owns(name) or name in previous_volumes}
         finished = managed - existing
         if not self._enabled:
             self._drop(finished)
-            return 0
-        starts = stops = 0
+            return Counter()
+        crashed: Counter[str] = Counter()
         jobs = Jobs(self._github, self._path)
         found = extract(self._storages, stored - finished)
         for metrics in found:
+            metrics.flavor_name = metrics.flavor_name or DEFAULT_FLAVOR
             issued = issue_events(metrics, self._identity.app_name, jobs.look_up(metrics))
-            starts, stops = starts + (RunnerStart in issued), stops + (RunnerStop in issued)
+            if RunnerStart in issued and RunnerStop not in issued:
+                crashed[metrics.flavor_name] += 1
             if RunnerStart in issued and (RunnerStop in issued or metrics.post_job is None):
                 continue
             if not log_is_writable():
@@ -71,7 +75,7 @@ class Collector:
                 found.close()
                 break
             quarantine(self._storages, metrics.runner_name)
-        return starts - stops
+        return crashed
 
     def unit_health(
         self,
@@ -97,12 +101,26 @@ class Collector:
             )
         )
 
-    def reconciliation(self, started: float, now: float, *, crashed: int, idle: int, active: int, wanted: int) -> None:
-        """Issue the event of a reconcile that started and ended at these UNIX times."""
+    def reconciliation(
+        self,
+        started: float,
+        now: float,
+        *,
+        crashed: int,
+        idle: int,
+        active: int,
+        wanted: int | None,
+        flavor: str = DEFAULT_FLAVOR,
+    ) -> None:
+        """Issue the event of a flavour in a reconcile that started and ended at these UNIX times.
+
+        Without ``wanted`` the number is not known.
+        """
         self._issue(
-            lambda flavor: Reconciliation(
+            lambda app: Reconciliation(
                 timestamp=now,
-                flavor=flavor,
+                flavor=app,
+                flavor_name=flavor,
                 crashed_runners=crashed,
                 idle_runners=idle,
                 active_runners=active,
@@ -112,7 +130,7 @@ class Collector:
         )
 
     def _issue(self, event: Callable[[str], Event]) -> None:
-        """Issue the event of a flavor; a line that cannot be written is an error in the charm's own log."""
+        """Issue an event, which gets the application's name; a line that cannot be written is logged."""
         if not self._enabled:
             return
         try:

@@ -53,6 +53,7 @@ class RunnerInstalled(Event):
     """A runner was made in ``duration`` seconds."""
 
     flavor: str
+    flavor_name: str | None = None
     duration: float = Field(ge=0)
 
 
@@ -60,6 +61,7 @@ class RunnerStart(Event):
     """A runner began a job after being ``idle`` for so long."""
 
     flavor: str
+    flavor_name: str | None = None
     workflow: str
     repo: str
     github_event: str
@@ -81,6 +83,7 @@ class RunnerStop(Event):
     """
 
     flavor: str
+    flavor_name: str | None = None
     workflow: str
     repo: str
     github_event: str
@@ -91,14 +94,16 @@ class RunnerStop(Event):
 
 
 class Reconciliation(Event):
-    """One reconcile.
+    """One reconcile, as one flavour of runners saw it: a reconcile writes an event for each flavour.
 
+    All numbers but ``duration``, which is that of the whole reconcile, are those of the flavour.
     ``crashed_runners`` counts the runners that started a job and left no result. ``idle_runners`` counts the healthy
     runners without a job, also those that GitHub does not list at the moment. ``active_runners`` run a job.
     ``expected_runners`` is the configured number.
     """
 
     flavor: str
+    flavor_name: str | None = None
     crashed_runners: int
     idle_runners: int
     active_runners: int | None = None

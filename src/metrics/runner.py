@@ -24,6 +24,7 @@ from metrics.storage import (
     StorageManager,
     move_to_quarantine,
     read_limited,
+    recorded_flavor,
 )
 from metrics.type import GithubJobMetrics
 from models import POST_JOB_METRICS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, RUNNER_INSTALLED_TS_FILE_NAME
@@ -96,6 +97,8 @@ class RunnerMetrics(BaseModel):
     pre_job: PreJobMetrics
     post_job: PostJobMetrics | None = None
     runner_name: str
+    flavor_name: str | None = None
+    """None is the flavour ``default``."""
 
 
 def extract(metrics_storage_manager: StorageManager, ignore_runners: set[str]) -> Generator[RunnerMetrics, None, None]:
@@ -172,7 +175,11 @@ def _read_metrics(storage: MetricsStorage) -> RunnerMetrics | None:
     post_job = _parse(folder / POST_JOB_METRICS_FILE_NAME, PostJobMetrics)
     try:
         return RunnerMetrics(
-            installed_timestamp=float(installed), pre_job=pre_job, post_job=post_job, runner_name=storage.runner_name
+            installed_timestamp=float(installed),
+            pre_job=pre_job,
+            post_job=post_job,
+            runner_name=storage.runner_name,
+            flavor_name=recorded_flavor(storage),
         )
     except ValidationError as error:
         raise CorruptMetricDataError(_first_fault(RUNNER_INSTALLED_TS_FILE_NAME, error)) from None
@@ -275,6 +282,7 @@ def _runner_start(metrics: RunnerMetrics, flavor: str, job: GithubJobMetrics | N
     return RunnerStart(
         timestamp=pre_job.timestamp,
         flavor=flavor,
+        flavor_name=metrics.flavor_name,
         workflow=pre_job.workflow,
         repo=pre_job.repository,
         github_event=pre_job.event,
@@ -290,6 +298,7 @@ def _runner_stop(metrics: RunnerMetrics, flavor: str, job: GithubJobMetrics | No
     return RunnerStop(
         timestamp=post_job.timestamp,
         flavor=flavor,
+        flavor_name=metrics.flavor_name,
         workflow=pre_job.workflow,
         repo=pre_job.repository,
         github_event=pre_job.event,

@@ -19,7 +19,12 @@ from errors import (
     MetricsStorageError,
     QuarantineMetricsStorageError,
 )
-from models import POST_JOB_METRICS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, RUNNER_INSTALLED_TS_FILE_NAME
+from models import (
+    DEFAULT_FLAVOR,
+    POST_JOB_METRICS_FILE_NAME,
+    PRE_JOB_METRICS_FILE_NAME,
+    RUNNER_INSTALLED_TS_FILE_NAME,
+)
 from system import KEPT_OF_JOBS, oldest_beyond
 
 logger = logging.getLogger(__name__)
@@ -29,6 +34,7 @@ FILESYSTEM_BASE_PATH = Path("/var/lib/github-runner/runner-fs")
 FILESYSTEM_QUARANTINE_PATH = Path("/var/lib/github-runner/runner-fs-quarantine")
 FILE_SIZE_BYTES_LIMIT = 1024
 FILE_NAMES = (RUNNER_INSTALLED_TS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, POST_JOB_METRICS_FILE_NAME)
+FLAVOR = re.compile(r"[a-z][a-z0-9-]{0,19}")
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,29 @@ class StorageManager(Protocol):
 
     def delete(self, runner_name: str, /) -> None:
         """Remove a storage; gone already counts as done."""
+
+
+def flavor_record(path: Path) -> Path:
+    """The file with the flavour of the runner of a storage: beside the storage, where the runner cannot write."""
+    return path.with_name(f".{path.name}.flavor")
+
+
+def record_flavor(storage: MetricsStorage, flavor: str) -> None:
+    """Record the flavour of a storage's runner, which outlives its instance; OSError where that fails.
+
+    A storage without a record is of the flavour ``default``.
+    """
+    if flavor != DEFAULT_FLAVOR:
+        flavor_record(Path(storage.path)).write_text(flavor)
+
+
+def recorded_flavor(storage: MetricsStorage) -> str | None:
+    """The flavour of a storage's runner; None where none, or nothing that can be a flavour, is recorded."""
+    try:
+        flavor = read_limited(flavor_record(Path(storage.path)), FILE_SIZE_BYTES_LIMIT).decode()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return flavor if FLAVOR.fullmatch(flavor) else None
 
 
 def safe_name(runner_name: str) -> str:
@@ -92,8 +121,10 @@ def get(runner_name: str) -> MetricsStorage:
 
 def delete(runner_name: str) -> None:
     """Remove a folder; gone already counts as done."""
+    path = FILESYSTEM_BASE_PATH / safe_name(runner_name)
     try:
-        shutil.rmtree(FILESYSTEM_BASE_PATH / safe_name(runner_name))
+        flavor_record(path).unlink(missing_ok=True)
+        shutil.rmtree(path)
     except FileNotFoundError:
         return
     except (OSError, RecursionError) as error:

@@ -13,7 +13,7 @@ import pytest
 import metrics.storage
 import shared_fs
 from errors import CreateMetricsStorageError, GetMetricsStorageError, MetricsStorageError
-from metrics.storage import MetricsStorage
+from metrics.storage import MetricsStorage, record_flavor
 from system import is_mounted, try_lock
 
 NAME = "app-0-0123abcdaa"
@@ -313,3 +313,13 @@ def test_only_images_of_its_own_are_mounted(machine: Path, caplog: pytest.LogCap
 
     assert list(shared_fs.list_all()) == []
     assert caplog.text.count("has no metrics storage") == 2
+
+
+def test_the_recorded_flavor_is_removed_with_the_volume(tmp_path: Path) -> None:
+    """What is recorded beside a volume does not outlive it."""
+    record_flavor(shared_fs.create(NAME), "big")
+    assert (tmp_path / "fs" / f".{NAME}.flavor").read_text() == "big"
+
+    shared_fs.delete(NAME)
+
+    assert list((tmp_path / "fs").iterdir()) == []

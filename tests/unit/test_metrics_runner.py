@@ -28,7 +28,7 @@ from metrics.runner import (
     issue_events,
     quarantine,
 )
-from metrics.storage import MetricsStorage
+from metrics.storage import MetricsStorage, flavor_record, record_flavor
 from metrics.type import GithubJobMetrics
 
 PRE_JOB = {
@@ -466,3 +466,28 @@ def test_quarantine_of_what_is_gone_is_logged(storages: Storages, caplog: pytest
     quarantine(storages, "r1")
 
     assert "cannot be moved to quarantine" in caplog.text
+
+
+def test_the_flavor_is_recorded_beside_the_storage(storages: Storages, log: Path) -> None:
+    """The instance is gone when its events are written, and a job cannot change what is beside its storage."""
+    folder = fill(storages, "r1", pre={**PRE_JOB, "flavor_name": "big"})
+    (folder / flavor_record(folder).name).write_text("big")
+    record_flavor(storages.get("r1"), "small-2")
+
+    [found] = extract(storages, set())
+    issue_events(found, "app", None)
+
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["flavor_name"] for line in lines] == ["small-2", "small-2"]
+
+
+@pytest.mark.parametrize("record", [None, b"", b"Big", b"a b", b"x" * 21, b"\xff", b"big\n"])
+def test_a_storage_without_a_flavor(storages: Storages, record: bytes | None) -> None:
+    """A storage of an earlier version, and a damaged record, give no flavor, which stands for `default`."""
+    folder = fill(storages, "r1")
+    if record is not None:
+        flavor_record(folder).write_bytes(record)
+
+    [found] = extract(storages, set())
+
+    assert found.flavor_name is None

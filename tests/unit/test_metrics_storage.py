@@ -14,7 +14,14 @@ from errors import (
     QuarantineMetricsStorageError,
 )
 from metrics import storage
-from metrics.storage import FILE_SIZE_BYTES_LIMIT, MetricsStorage, StorageManager, read_limited, write_new
+from metrics.storage import (
+    FILE_SIZE_BYTES_LIMIT,
+    MetricsStorage,
+    StorageManager,
+    read_limited,
+    record_flavor,
+    write_new,
+)
 
 MANAGER: StorageManager = storage
 BAD_NAMES = ["", ".", "..", "../x", "a/b", "/etc", ".hidden", "-x", "a b", "a\n", "ä", "a\x00", "x" * 129]
@@ -228,3 +235,16 @@ def test_storage_stays_where_it_cannot_be_archived(tmp_path: Path) -> None:
     with pytest.raises(QuarantineMetricsStorageError, match="cannot archive"):
         storage.move_to_quarantine(MANAGER, "r")
     assert names() == ["r"]
+
+
+def test_the_recorded_flavor_is_removed_with_the_storage(tmp_path: Path) -> None:
+    """Nothing is recorded for the flavor of a unit that has only one."""
+    for name, flavor in (("r-1", "big"), ("r-2", "default")):
+        record_flavor(MANAGER.create(name), flavor)
+    assert {path.name for path in (tmp_path / "fs").iterdir()} == {"r-1", "r-2", ".r-1.flavor"}
+    assert names() == ["r-1", "r-2"]
+
+    for name in names():
+        MANAGER.delete(name)
+
+    assert list((tmp_path / "fs").iterdir()) == []

@@ -637,6 +637,7 @@ def test_metrics_of_finished_runners_are_issued(world: World, tmp_path: Path) ->
         "event": "reconciliation",
         "timestamp": NOW,
         "flavor": "app",
+        "flavor_name": "default",
         "crashed_runners": 1,
         "idle_runners": 1,
         "active_runners": 0,
