@@ -192,7 +192,7 @@ class Changes:
         return RunnerConfig(
             app_name=self.identity.app_name,
             issue_metrics=spec.issue_metrics,
-            labels=tuple(dict.fromkeys([self.identity.app_name, spec.base_image.value, *spec.labels])),
+            labels=self.identity.labels(spec),
             lxd_storage_path=NO_PATH,
             name=name,
             path=path,

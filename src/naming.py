@@ -89,6 +89,21 @@ class Identity:
         """Whether this is the whole name of a runner or instance of this unit."""
         return re.fullmatch(re.escape(self.prefix) + "[0-9a-f]+", name) is not None
 
+    def scale_set(self, flavor: str) -> str:
+        """The name of the runner scale set of a flavour: ``APP-UNIT-MODELHASH-FLAVOUR``."""
+        return f"{self.prefix}-{flavor}"
+
+    def owns_scale_set(self, name: str) -> bool:
+        """Whether this is the whole name of a scale set that this unit makes, of any flavour.
+
+        It cannot be another unit's: a flavour begins with a letter, a unit number with a digit.
+        """
+        return re.fullmatch(re.escape(f"{self.prefix}-") + "[a-z][a-z0-9-]{0,19}", name) is not None
+
+    def labels(self, spec: RunnerSpec) -> tuple[str, ...]:
+        """The labels that a runner of this unit has, without those that GitHub adds by itself."""
+        return tuple(dict.fromkeys([self.app_name, spec.base_image.value, *spec.labels]))
+
     def may_be_previous(self, name: str) -> bool:
         """Whether the previous charm may have given this name to a runner of this unit.
 

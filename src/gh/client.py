@@ -121,7 +121,7 @@ class GithubClient:
         for request in self._auth.revocations():
             send = partial(self._connected().client.send, request, auth=None)
             try:
-                _within(end, self._url, send)
+                within_deadline(end, self._url, send)
             except (GithubClientError, httpx2.HTTPError) as error:
                 logger.warning("A token of the GitHub App is not revoked: %s", type(error).__name__)
 
@@ -247,9 +247,9 @@ class GithubClient:
     def download(self, application: RunnerApplication, target: Path) -> None:
         """Fetch into a new file; GithubApiError if it does not come or is not what the checksum says."""
         end = time.monotonic() + self._long_deadline
-        for attempt in _attempts(end):
+        for attempt in attempts(end):
             with attempt, translated(application.url, None):
-                _within(end, application.url, lambda: fetch(application, target, end, self._trust))
+                within_deadline(end, application.url, lambda: fetch(application, target, end, self._trust))
 
     def job(self, repository: str, run_id: str, runner_name: str, timeout: float = CALL_DEADLINE) -> WorkflowJob:
         """The job of a workflow run's latest attempt that a runner ran; JobNotFoundError if there is none.
@@ -328,10 +328,10 @@ class GithubClient:
         """One call with its retries; ``path`` is what GitHub must let the token see."""
         self._connected()
         end = min(end, time.monotonic() + self._deadline)
-        for attempt in _attempts(end):
+        for attempt in attempts(end):
             with attempt, translated(self._url, path):
                 # Raw: ghapi would turn lists and objects into types of its own, and trust the content type.
-                response = _within(end, self._url, lambda: operation(**parameters, raw_=True))
+                response = within_deadline(end, self._url, lambda: operation(**parameters, raw_=True))
                 return response.json() if response.content else None
         raise AssertionError("unreachable")
 
@@ -358,7 +358,7 @@ class GithubClient:
         raise GithubApiError(f"the list of {key} has more than {most} pages")
 
 
-def _attempts(end: float) -> Iterator[Any]:
+def attempts(end: float) -> Iterator[Any]:
     """Attempts with growing random waits between them, none of which begins after the end."""
     waits = iter([random.uniform(0.5, 1) * 2**number for number in range(ATTEMPTS)])  # noqa: S311  # nosec B311
 
@@ -369,7 +369,7 @@ def _attempts(end: float) -> Iterator[Any]:
     return iter(stamina.retry_context(on=again, attempts=ATTEMPTS, timeout=None))
 
 
-def _within(end: float, url: str, action: Callable[[], Answer]) -> Answer:
+def within_deadline(end: float, url: str, action: Callable[[], Answer]) -> Answer:
     """What the action returns, or TemporaryGithubError at the end."""
     try:
         return within(end, action)

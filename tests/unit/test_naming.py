@@ -214,3 +214,33 @@ def test_plain_values(value: object, expected: object) -> None:
     """A value for a fingerprint holds nothing but what JSON holds."""
     assert plain(value) == expected
     assert not isinstance(plain(value), Enum)
+
+
+@pytest.mark.parametrize(
+    ("name", "managed"),
+    [
+        ("app-0-0123abcd-small", True),
+        ("app-0-0123abcd-a", True),
+        ("app-0-0123abcd", False),
+        ("app-0-0123abcd-", False),
+        ("app-0-0123abcdsmall", False),
+        ("app-0-0123abcd-Small", False),
+        ("app-1-0123abcd-small", False),
+        ("app-0-9999abcd-small", False),
+        ("my-app-0-0123abcd-small", False),
+        ("app-0-0123abcd-small\n", False),
+        ("app-0-0123abcd-1-0123abcd-small", False),
+        ("app-0-0123abcd-" + "a" * 21, False),
+    ],
+)
+def test_only_scale_sets_of_this_unit_are_managed(name: str, managed: bool) -> None:
+    """A set of another unit, model or application, or made by hand, is never adopted or deleted."""
+    assert Identity("app", 0, "0123abcd").owns_scale_set(name) is managed
+
+
+def test_a_scale_set_is_named_after_unit_and_flavour() -> None:
+    """The prefix of runner names, and the flavour."""
+    identity = Identity("app", 0, "0123abcd")
+
+    assert identity.scale_set("small") == "app-0-0123abcd-small"
+    assert identity.owns_scale_set(identity.scale_set("small"))

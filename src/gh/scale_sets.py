@@ -1,0 +1,384 @@
+"""The client of runner scale sets: GitHub says how many runners jobs need, without an inbound port.
+
+The service has no public description; its contract is GitHub's own client (https://github.com/actions/scaleset).
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+
+import redaction
+from errors import GithubClientError, RunnerBusyError, TemporaryGithubError, TokenError
+from gh import answers
+from gh import scale_set_answers as read
+from gh.client import CALL_DEADLINE, DEFAULT_GROUP, api_url, attempts, trust, within_deadline
+from gh.errors import TIMEOUTS, StatusError, check_redirect, status_error, translated
+from gh.scale_set_answers import Message, ScaleSet, Session
+from models import GithubOrg, GithubPath
+
+logger = logging.getLogger(__name__)
+
+API_VERSION = "6.0-preview"
+# GitHub holds a request for messages for some 50 seconds.
+POLL_TIMEOUT, POLL_DEADLINE = 75.0, 90.0
+# Of the service's token, in seconds: how long before its end it is renewed, and the shortest and longest use of one.
+RENEW_BEFORE, SHORTEST_USE, LONGEST_USE = 60.0, 60.0, 3600.0
+# GitHub's support finds a client by this text.
+USER_AGENT = {"system": "github-runner-charm", "version": "1", "kind": "scaleset", "subsystem": "agent"}
+
+Answer = TypeVar("Answer")
+
+
+class ScaleSetError(StatusError):
+    """A refusal of the service; ``kind`` is the name of its exception, such as RunnerScaleSetNotFoundException."""
+
+    def __init__(self, message: str, status: int, kind: str) -> None:
+        super().__init__(message, status)
+        self.kind = kind
+
+
+class SetGoneError(ScaleSetError):
+    """There is no such set: GitHub deletes sets by itself now and then."""
+
+
+class SessionEndedError(ScaleSetError):
+    """The session is over; a new one can be opened."""
+
+
+class SessionConflictError(ScaleSetError):
+    """Another session of the set is open, or ended less than a minute ago without being closed."""
+
+
+KINDS: dict[str, type[ScaleSetError]] = {
+    "RunnerScaleSetNotFoundException": SetGoneError,
+    "RunnerScaleSetSessionConflictException": SessionConflictError,
+    "RunnerScaleSetSessionExpiredException": SessionEndedError,
+    "RunnerScaleSetSessionNotFoundException": SessionEndedError,
+}
+
+
+class _RefusedTokenError(StatusError):
+    """401: the token of the service, or of a queue, is over."""
+
+
+class _TooNewError(TemporaryGithubError):
+    """401 or 403 for a registration token, which may be a moment too new."""
+
+
+class ScaleSetClient:
+    """The sets of one repository or organisation. It may be used by several threads.
+
+    ``registration_token`` gets a token that registers runners. Errors are StatusError, TokenError (the operator must
+    act), RateLimitError and TemporaryGithubError; the latter was retried for ``deadline`` seconds.
+    """
+
+    def __init__(
+        self,
+        github_url: str,
+        path: GithubPath,
+        registration_token: Callable[[], str],
+        *,
+        ca_certificates: Sequence[str] = (),
+        deadline: float = CALL_DEADLINE,
+    ) -> None:
+        self.path = path
+        self._url = github_url.rstrip("/")
+        self._registration_token = registration_token
+        self._deadline = deadline
+        self._schemes = ("https", "http") if urlsplit(github_url).scheme == "http" else ("https",)
+        self._lock = threading.Lock()
+        self._service = self._token = ""
+        self._end = 0.0
+        self._http = httpx2.Client(
+            # What is packed may unpack to any size.
+            headers={"Accept-Encoding": "identity", "User-Agent": json.dumps(USER_AGENT)},
+            timeout=TIMEOUTS,
+            event_hooks={"response": [answers.limit, check_redirect]},
+            verify=trust(ca_certificates),
+        )
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._http.close()
+
+    def group_id(self) -> int:
+        """The number of the path's runner group; TokenError if there is not exactly one of that name."""
+        if not isinstance(self.path, GithubOrg) or self.path.group.lower() == "default":
+            return DEFAULT_GROUP
+        name = self.path.group
+        found = read.values(self._get("runtime/runnergroups/", groupName=name), lambda item: read.number(item, "id"))
+        if len(found) != 1:
+            known = "no runner group" if not found else f"{len(found)} runner groups"
+            raise TokenError(f"group: {self.path.path} has {known} named {name!r}")
+        return found[0]
+
+    def sets(self) -> list[ScaleSet]:
+        """All sets of the path."""
+        return read.values(self._get("runtime/runnerscalesets"), read.scale_set)
+
+    def find(self, name: str, group: int) -> ScaleSet | None:
+        """The set of this name in a group."""
+        answer = self._get("runtime/runnerscalesets", runnerGroupId=str(group), name=name)
+        return next((found for found in read.values(answer, read.scale_set) if found.name == name), None)
+
+    def create(self, name: str, group: int, labels: Sequence[str]) -> ScaleSet:
+        """Make a set, whose first label is its name; if there is one of this name and group, that one.
+
+        An Enterprise Server before 3.21 drops the other labels: compare those of the answer.
+        """
+        all_labels = [{"name": label, "type": "System"} for label in dict.fromkeys((name, *labels))]
+        setting = {"disableUpdate": False}
+        body = {"name": name, "runnerGroupId": group, "labels": all_labels, "RunnerSetting": setting}
+        try:
+            return read.scale_set(self._admin("POST", "runtime/runnerscalesets", body))
+        except ScaleSetError as error:
+            found = self.find(name, group) if error.kind == "RunnerScaleSetExistsException" else None
+            if found is None:
+                raise
+            return found
+
+    def delete(self, number: int) -> None:
+        """Delete a set; one that is gone counts as done. Its busy runners finish their jobs."""
+        try:
+            self._admin("DELETE", f"runtime/runnerscalesets/{number}")
+        except SetGoneError:
+            logger.info("The scale set %s is gone already", number)
+
+    def open_session(self, number: int, owner: str) -> "Listener":
+        """Open the only session of a set; SessionConflictError while there is another one."""
+        answer = self._admin("POST", f"runtime/runnerscalesets/{number}/sessions", {"ownerName": owner})
+        return Listener(self, number, read.session(answer, self._schemes))
+
+    def renewed(self, number: int, session: str) -> Session:
+        """The session with a new token, and today's statistics."""
+        answer = self._admin("PATCH", f"runtime/runnerscalesets/{number}/sessions/{session}")
+        return read.session(answer, self._schemes)
+
+    def close_session(self, number: int, session: str) -> None:
+        """Close a session; one that is gone counts as done."""
+        try:
+            self._admin("DELETE", f"runtime/runnerscalesets/{number}/sessions/{session}")
+        except (SetGoneError, SessionEndedError):
+            logger.info("The session of the scale set %s is over already", number)
+
+    def jit_configuration(self, number: int, name: str) -> tuple[int, str]:
+        """Register a runner of a set; its number, and the configuration of its agent (base64).
+
+        StatusError with 409 if the name is taken.
+        """
+        body = {"name": name, "workFolder": "_work"}
+        answer = self._admin("POST", f"runtime/runnerscalesets/{number}/generatejitconfig", body)
+        encoded: str = answers.field(answer, "encodedJITConfig", str)
+        redaction.note(encoded)
+        return read.number(answers.field(answer, "runner", dict), "id"), encoded
+
+    def record(self, name: str) -> int | None:
+        """The number of the runner of this name; None where there is none."""
+        answer = self._get("distributedtask/pools/0/agents", agentName=name)
+        found = read.values(answer, lambda item: (read.text(item, "name"), read.number(item, "id")))
+        return dict(found).get(name)
+
+    def delete_record(self, number: int) -> None:
+        """Deregister a runner; one that is gone counts as done. RunnerBusyError while it runs a job."""
+        try:
+            self._admin("DELETE", f"distributedtask/pools/0/agents/{number}")
+        except ScaleSetError as error:
+            if error.kind == "JobStillRunningException":
+                raise RunnerBusyError(f"runner {number} of {self.path.path} runs a job") from error
+            if error.status != 404:
+                raise
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        token: str,
+        *,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        end: float,
+        timeout: httpx2.Timeout = TIMEOUTS,
+    ) -> httpx2.Response:
+        """One request, without retries, until ``end`` (of time.monotonic); a refusal is raised."""
+        sent = {"Authorization": token, **(headers or {})}
+        request = self._http.build_request(method, url, json=body, headers=sent, timeout=timeout)
+        with translated(url, self.path.path):
+            response = within_deadline(end, url, partial(self._http.send, request))
+        if response.status_code >= 300:
+            raise _refusal(response, self.path.path)
+        return response
+
+    def _get(self, place: str, **query: str) -> Any:
+        return self._admin("GET", place, **query)
+
+    def _admin(self, method: str, place: str, body: Any = None, **query: str) -> Any:
+        """A request with the service's token and its retries; after a 401 once more with a new token."""
+        end = time.monotonic() + self._deadline
+        refused = 0
+        for attempt in attempts(end):
+            with attempt:
+                service, token = self._connected(end)
+                try:
+                    return self._once(method, extended(service, f"/_apis/{place}", **query), token, body, end)
+                except _RefusedTokenError as error:
+                    self._discard(token)
+                    refused += 1
+                    kind = TemporaryGithubError if refused == 1 else TokenError
+                    raise kind(f"GitHub refuses its own token for scale sets: {error}") from error
+        raise AssertionError("unreachable")
+
+    def _once(self, method: str, url: str, token: str, body: Any, end: float) -> Any:
+        versioned = extended(url, **{"api-version": API_VERSION})
+        return read.document(self.send(method, versioned, f"Bearer {token}", body=body, end=end))
+
+    def _discard(self, token: str) -> None:
+        with self._lock:
+            if self._token == token:
+                self._end = 0.0
+
+    def _connected(self, end: float) -> tuple[str, str]:
+        """The service's address and token."""
+        with self._lock:
+            if time.monotonic() >= self._end:
+                self._connect(end)
+            return self._service, self._token
+
+    def _connect(self, end: float) -> None:
+        """From a registration token to the service's token. A new registration token may need a moment to count."""
+        url = f"{api_url(self._url)}/actions/runner-registration"
+        body = {"url": f"{self._url}/{self.path.path}", "runner_event": "register"}
+        registration = f"RemoteAuth {self._registration_token()}"
+        try:
+            for attempt in attempts(end):
+                with attempt:
+                    found = read.document(self._register(url, registration, body, end))
+                    self._service = read.url(found, "url", self._schemes)
+                    self._token = read.token(found, "token")
+        except _TooNewError as error:
+            raise TokenError(f"no access to the runner scale sets of {self.path.path}: {error}") from error
+        left = read.life(self._token) - RENEW_BEFORE
+        # A clock that is wrong must not cause a new token for each request, nor the use of one for ever.
+        use = min(LONGEST_USE, max(SHORTEST_USE, left)) if left == left else SHORTEST_USE
+        self._end = time.monotonic() + use
+
+    def _register(self, url: str, registration: str, body: dict[str, str], end: float) -> httpx2.Response:
+        try:
+            return self.send("POST", url, registration, body=body, end=end)
+        except (_RefusedTokenError, TokenError) as error:
+            if isinstance(error, _RefusedTokenError) or getattr(error, "status", 403) == 403:
+                raise _TooNewError(str(error)) from error
+            raise
+
+
+class Listener:
+    """A session of a set, with the place in its messages. One thread uses it."""
+
+    def __init__(self, client: ScaleSetClient, number: int, session: Session) -> None:
+        self.number = number
+        self.session = session
+        self._client = client
+        # Never kept over sessions: the numbers begin anew when a set is made again.
+        self._last = 0
+
+    def message(self, capacity: int) -> Message | None:
+        """The next message, or None after the time that GitHub waits for one (some 50 seconds).
+
+        ``capacity`` is how many runners the unit can have in all. It is at least 1: with 0 a job may never come.
+        SessionEndedError or SetGoneError where the session is over. It does not retry.
+        """
+        query = {"lastMessageId": str(self._last)} if self._last else {}
+        headers = {
+            "Accept": f"application/json; api-version={API_VERSION}",
+            "X-ScaleSetMaxCapacity": str(max(1, capacity)),
+        }
+        timeout = httpx2.Timeout(POLL_TIMEOUT, connect=TIMEOUTS.connect)
+        end = time.monotonic() + POLL_DEADLINE
+        response = self._queue("GET", "", end, query=query, headers=headers, timeout=timeout)
+        if response.status_code == 202:
+            return None
+        found = read.message(read.document(response))
+        self._last = found.number
+        return found
+
+    def delete(self, number: int) -> None:
+        """Delete a message, so that it does not come again."""
+        self._queue("DELETE", f"/{number}", time.monotonic() + CALL_DEADLINE)
+
+    def acquire(self, requests: Sequence[int]) -> int:
+        """Take jobs, which only an Enterprise Server asks for; returns how many were granted."""
+        service, _ = self._client._connected(time.monotonic() + CALL_DEADLINE)
+        place = f"/_apis/runtime/runnerscalesets/{self.number}/acquirejobs"
+        url = extended(service, place, **{"api-version": API_VERSION})
+        token = f"Bearer {self.session.token}"
+        try:
+            answer = self._client.send("POST", url, token, body=list(requests), end=time.monotonic() + CALL_DEADLINE)
+        except (ScaleSetError, TokenError) as error:
+            # GitHub's own service assigns the jobs by itself, and has no such request.
+            if getattr(error, "status", None) != 404:
+                raise
+            return 0
+        return len(answers.field(read.document(answer), "value", list))
+
+    def renew(self) -> None:
+        """Get another token for the queue, and today's statistics."""
+        self.session = self._client.renewed(self.number, self.session.id)
+
+    def close(self) -> None:
+        """End the session, so that the next one can be opened at once."""
+        self._client.close_session(self.number, self.session.id)
+
+    def _queue(self, method: str, path: str, end: float, query: dict[str, str] | None = None, **more: Any) -> Any:
+        """A request of the queue; after a 401 once more with a new token."""
+        for is_last in (False, True):
+            url = extended(self.session.url, path, **(query or {}))
+            try:
+                return self._client.send(method, url, f"Bearer {self.session.token}", end=end, **more)
+            except _RefusedTokenError as error:
+                if is_last:
+                    raise SessionEndedError(f"the token of the session is refused: {error}", 401, "") from error
+                self.renew()
+            except StatusError as error:
+                if error.status in (400, 404) and not isinstance(error, (SetGoneError, SessionEndedError)):
+                    raise SessionEndedError(str(error), error.status, getattr(error, "kind", "")) from error
+                raise
+        raise AssertionError("unreachable")
+
+
+def extended(url: str, path: str = "", **query: str) -> str:
+    """An address with more path and more query; what it has of both stays."""
+    parts = httpx2.URL(url)
+    return str(parts.copy_with(path=parts.path.rstrip("/") + path).copy_merge_params(query))
+
+
+def _refusal(response: httpx2.Response, path: str) -> GithubClientError:
+    """The error of an answer that is not a success. The log has the numbers by which GitHub's support finds it."""
+    kind, message = _exception(response)
+    ids = [response.headers.get(name, "")[:100] for name in ("activityid", "x-github-request-id")]
+    known = [read.text({"id": id_}, "id") for id_ in ids if id_]
+    logger.info("%s: HTTP %s %s (%s)", path, response.status_code, kind, ", ".join(known))
+    status = response.status_code
+    said = f"{kind or 'request refused'} (HTTP {status}){': ' if message else ''}{message}"
+    if kind in KINDS:
+        return KINDS[kind](said, status, kind)
+    if status == 401:
+        return _RefusedTokenError(said, status)
+    if status in (400, 409) or kind:
+        return ScaleSetError(said, status, kind)
+    return status_error(response, path)
+
+
+def _exception(response: httpx2.Response) -> tuple[str, str]:
+    """The name of the service's exception and its message, without secrets."""
+    try:
+        body = read.document(response)
+    except TemporaryGithubError:
+        body = {}
+    name = read.text(body, "typeName").partition(",")[0].rpartition(".")[2]
+    return name, redaction.redact(read.text(body, "message"))

@@ -1,0 +1,383 @@
+"""The charm's client of runner scale sets, over real HTTP against the stand-in for GitHub."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from errors import GithubApiError, GithubClientError, RunnerBusyError, TemporaryGithubError, TokenError
+from gh import scale_set_answers as read
+from gh import scale_sets
+from gh.answers import ANSWER_LIMIT
+from gh.auth import Pat
+from gh.client import GithubClient
+from gh.errors import StatusError
+from gh.registration import read_configuration
+from gh.scale_sets import ScaleSetClient, SessionConflictError, SessionEndedError, SetGoneError
+from models import GithubOrg, GithubRepo
+from redaction import MASK, redact
+from sandbox import github
+from sandbox.github.control import GitHubControl
+from sandbox.github.state import Settings
+
+TOKEN = "ghp_0123456789abcdef"
+REPO, ORG = GithubRepo("org", "repo"), GithubOrg("org", "builders")
+NAME = "app-0-0123abcd-small"
+
+
+def serve(**changes: Any) -> Iterator[github.GitHub]:
+    settings = Settings(**{"hold": 0.1, "assign_after": 0.0, "linger": 0.0, "enterprise_version": "", **changes})
+    with github.serve(tokens=[TOKEN], repositories=[REPO.path], organisations=[ORG.org], settings=settings) as running:
+        yield running
+
+
+@pytest.fixture(params=["", "3.17.0"], ids=["github.com", "Enterprise Server"])
+def server(request: pytest.FixtureRequest) -> Iterator[github.GitHub]:
+    yield from serve(enterprise_version=request.param)
+
+
+@pytest.fixture
+def broker() -> Iterator[github.GitHub]:
+    yield from serve()
+
+
+opened: list[GithubClient | ScaleSetClient] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """Give the connections of a test back."""
+    yield
+    while opened:
+        opened.pop().close()
+
+
+def connect(server: github.GitHub, path: GithubRepo | GithubOrg = REPO) -> ScaleSetClient:
+    rest = GithubClient(server.url, Pat(TOKEN), deadline=3)
+    made = ScaleSetClient(server.url, path, lambda: rest.registration_token(path), deadline=3)
+    opened.extend((rest, made))
+    return made
+
+
+def test_a_set_is_made_found_and_deleted(server: github.GitHub) -> None:
+    """Its first label is its name; made twice it is the same set, and a deletion of nothing is done."""
+    client = connect(server)
+    assert client.find(NAME, 1) is None
+
+    made = client.create(NAME, 1, ["self-hosted", "Linux"])
+
+    assert made == client.create(NAME, 1, ["other"]) == client.find(NAME, 1)
+    assert made.labels[0] == NAME
+    assert client.sets() == [made]
+    client.delete(made.number)
+    client.delete(made.number)
+    assert client.sets() == []
+
+
+def test_labels_that_the_server_drops_are_seen(server: github.GitHub) -> None:
+    """An Enterprise Server before 3.21 keeps the first label, and only its answer tells so."""
+    expected = (NAME,) if server.state.settings.enterprise_version else (NAME, "Linux")
+
+    assert connect(server).create(NAME, 1, ["Linux"]).labels == expected
+
+
+def test_a_group_is_found_by_its_name(broker: github.GitHub) -> None:
+    """A group that is missing is the operator's to fix; a repository has only the default group."""
+    client = connect(broker, ORG)
+    with pytest.raises(TokenError, match="no runner group named 'builders'"):
+        client.group_id()
+
+    GitHubControl(broker.url).add_organisation(ORG.org, ["builders"])
+
+    assert client.group_id() == 2
+    assert connect(broker).group_id() == 1
+
+
+def test_the_queue_gives_statistics_and_jobs(server: github.GitHub) -> None:
+    """On both kinds of server a job reaches the set; an Enterprise Server's must be acquired first."""
+    client = connect(server)
+    listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+    assert listener.message(2) is None
+    assert server.state.scale_sets.sets[listener.number].capacity == 2
+    GitHubControl(server.url).add_job(REPO.path, labels=[NAME])
+
+    found = listener.message(2)
+    assert found is not None
+    listener.delete(found.number)
+    if server.state.settings.enterprise_version:
+        assert [job.kind for job in found.jobs] == ["JobAvailable"]
+        assert listener.acquire([job.request for job in found.jobs]) == 1
+        found = listener.message(2)
+
+    assert found is not None
+    assert ([job.kind for job in found.jobs], found.statistics.assigned) == (["JobAssigned"], 1)
+    assert found.jobs[0].labels == (NAME,)
+    assert found.jobs[0].run > 0
+
+
+def test_nothing_is_acquired_where_github_assigns_by_itself(broker: github.GitHub) -> None:
+    """There the request does not exist."""
+    client = connect(broker)
+
+    assert client.open_session(client.create(NAME, 1, []).number, "app/0").acquire([1]) == 0
+
+
+def test_capacity_is_never_zero(broker: github.GitHub) -> None:
+    """A job that is queued while 0 is announced may never come."""
+    client = connect(broker)
+    listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+
+    listener.message(0)
+
+    assert broker.state.scale_sets.sets[listener.number].capacity == 1
+
+
+@pytest.mark.parametrize("in_query", [True, False])
+def test_a_message_comes_again_until_it_is_deleted(broker: github.GitHub, in_query: bool) -> None:
+    """In both forms of the queue's address; a new session begins anew, whatever the last one had read."""
+    broker.state.settings.queue_in_query = in_query
+    client = connect(broker)
+    number = client.create(NAME, 1, []).number
+    listener = client.open_session(number, "app/0")
+    listener.message(1)
+    GitHubControl(broker.url).add_job(REPO.path, labels=[NAME])
+    first = listener.message(1)
+    assert first is not None
+    assert listener.message(1) is None
+    listener.close()
+
+    listener = client.open_session(number, "app/0")
+    again = listener.message(1)
+    assert again == first
+    listener.delete(first.number)
+    listener.close()
+
+    assert client.open_session(number, "app/0").message(1) is None
+
+
+def test_a_second_session_conflicts(broker: github.GitHub) -> None:
+    """The error is one of its own, because it is worth waiting for; closing makes room at once."""
+    client = connect(broker)
+    number = client.create(NAME, 1, []).number
+    first = client.open_session(number, "app/0")
+    with pytest.raises(SessionConflictError, match="app/0"):
+        client.open_session(number, "app/1")
+
+    first.close()
+    first.close()
+
+    client.open_session(number, "app/1")
+
+
+def test_a_queue_token_that_is_over_is_renewed_once(broker: github.GitHub) -> None:
+    """The renewed session also has today's statistics."""
+    client = connect(broker)
+    listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+    before = listener.session
+    GitHubControl(broker.url).expire_scale_sets("queue")
+
+    assert listener.message(1) is None
+
+    assert listener.session.id == before.id
+    assert listener.session.token != before.token
+
+
+def test_an_admin_token_that_is_over_is_replaced(broker: github.GitHub) -> None:
+    """The caller notices nothing."""
+    client = connect(broker)
+    client.create(NAME, 1, [])
+    GitHubControl(broker.url).expire_scale_sets("admin")
+
+    assert [found.name for found in client.sets()] == [NAME]
+
+
+def test_the_admin_token_is_replaced_before_its_end(broker: github.GitHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its last minute; while it is good no other one is asked for."""
+    client = connect(broker)
+    client.sets()
+    tokens = {client._connected(time.monotonic() + 3)[1]}
+    assert client._connected(time.monotonic() + 3)[1] in tokens
+
+    now = time.monotonic()
+    monkeypatch.setattr("gh.scale_sets.time.monotonic", lambda: now + 1020 - 59)
+
+    assert client._connected(now + 2000)[1] not in tokens
+
+
+@pytest.mark.parametrize(("what", "error"), [("sessions", SessionEndedError), ("set", SetGoneError)])
+def test_an_end_on_githubs_side_is_named(broker: github.GitHub, what: str, error: type[Exception]) -> None:
+    """A session that ended is opened anew, a set that vanished made anew: the caller can tell them apart."""
+    client, control = connect(broker), GitHubControl(broker.url)
+    listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+    if what == "set":
+        control.remove_scale_set(listener.number)
+    else:
+        control.expire_scale_sets("sessions")
+
+    with pytest.raises((SessionEndedError, SetGoneError)):
+        listener.message(1)
+    with pytest.raises(error):
+        listener.renew()
+
+
+def test_a_runner_is_registered_by_the_set(broker: github.GitHub) -> None:
+    """Its configuration is a just-in-time one; a taken name is a conflict; its record can be deleted while idle."""
+    client = connect(broker)
+    number = client.create(NAME, 1, []).number
+
+    runner, encoded = client.jit_configuration(number, "app-0-0123abcd01")
+
+    assert ".runner" in read_configuration(encoded)
+    assert client.record("app-0-0123abcd01") == runner
+    with pytest.raises(StatusError) as caught:
+        client.jit_configuration(number, "app-0-0123abcd01")
+    assert caught.value.status == 409
+    GitHubControl(broker.url).add_job(REPO.path, labels=["other"])
+    with broker.state.lock:
+        job = next(iter(broker.state.jobs.values()))
+        broker.state.runners[runner].job = job.id
+    with pytest.raises(RunnerBusyError):
+        client.delete_record(runner)
+    with broker.state.lock:
+        broker.state.runners[runner].job = None
+    client.delete_record(runner)
+    client.delete_record(runner)
+    assert client.record("app-0-0123abcd01") is None
+
+
+def test_tokens_are_masked(broker: github.GitHub) -> None:
+    """Neither log nor status shows a token of the service, of a queue, or a runner's configuration."""
+    client = connect(broker)
+    listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+    encoded = client.jit_configuration(listener.number, "app-0-0123abcd01")[1]
+
+    for secret in (client._connected(time.monotonic() + 3)[1], listener.session.token, encoded):
+        assert redact(f"a {secret} b") == f"a {MASK} b"
+        assert secret not in repr(listener.session)
+
+
+def test_a_token_without_the_permission_is_the_operators(broker: github.GitHub) -> None:
+    """A 403 of the registration that stays is no time for another attempt in the next second."""
+    GitHubControl(broker.url).add_fault(path="runner-registration", status=403)
+
+    with pytest.raises(TokenError, match="no access to the runner scale sets of org/repo"):
+        connect(broker).sets()
+
+
+def test_a_new_registration_token_may_need_a_moment(broker: github.GitHub) -> None:
+    """One 401 of the registration is tried again."""
+    GitHubControl(broker.url).add_fault(path="runner-registration", status=401, times=1)
+
+    assert connect(broker).sets() == []
+
+
+FAULTS: dict[str, tuple[dict[str, Any], type[Exception] | None]] = {
+    "500": ({"status": 500}, TemporaryGithubError),
+    "502 once": ({"status": 502, "times": 1}, None),
+    "429": ({"status": 429}, GithubApiError),
+    "302 to another host": ({"status": 302, "headers": {"location": "https://attacker.example/"}}, GithubClientError),
+    "reset": ({"reset": True}, TemporaryGithubError),
+    "silence": ({"silence": True}, TemporaryGithubError),
+    "drip": ({"drip": 0.5}, TemporaryGithubError),
+    "HTML": ({"status": 200, "body": "<html>"}, TemporaryGithubError),
+    "a list": ({"status": 200, "body": "[]"}, GithubApiError),
+    "deep": ({"status": 200, "body": "[" * 100_000}, TemporaryGithubError),
+    "huge": ({"status": 200, "body": "{}", "pad": ANSWER_LIMIT}, GithubApiError),
+    "packed": ({"status": 200, "body": "{}", "headers": {"content-encoding": "gzip"}}, GithubApiError),
+}
+PLACES = {
+    "registration": "runner-registration",
+    "list of sets": "runtime/runnerscalesets",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_one_of_the_charms_errors(broker: github.GitHub, fault: str, place: str) -> None:
+    """In time, and with no token in its text."""
+    fields, error = FAULTS[fault]
+    GitHubControl(broker.url).add_fault(path=PLACES[place], **fields)
+    client = connect(broker)
+    started = time.monotonic()
+
+    if error is None:
+        assert client.sets() == []
+        return
+    with pytest.raises(error) as caught:
+        client.sets()
+
+    assert isinstance(caught.value, GithubClientError)
+    assert TOKEN not in str(caught.value)
+    assert time.monotonic() - started < 8
+
+
+STATISTICS = {
+    f"total{name}": 1
+    for name in (
+        *("AvailableJobs", "AcquiredJobs", "AssignedJobs", "RunningJobs"),
+        *("RegisteredRunners", "BusyRunners", "IdleRunners"),
+    )
+}
+MESSAGE = {"messageId": 1, "messageType": read.JOBS, "body": "[]", "statistics": STATISTICS}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"messageId": -1},
+        {"messageId": 2**64},
+        {"messageId": True},
+        {"statistics": None},
+        {"statistics": {**STATISTICS, "totalAssignedJobs": -1}},
+        {"statistics": {**STATISTICS, "totalAssignedJobs": 10**9}},
+        {"statistics": {**STATISTICS, "totalAssignedJobs": "3"}},
+        {"body": "{"},
+        {"body": 7},
+        {"body": "[" * 100_000},
+        {"body": json.dumps([{"jobId": "a"}] * 1001)},
+    ],
+)
+def test_a_message_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
+    """No number of a damaged message becomes a number of runners."""
+    with pytest.raises(GithubApiError):
+        read.message({**MESSAGE, **changes})
+
+
+def test_hostile_texts_of_a_job_are_bounded() -> None:
+    """Workflow authors choose them; an entry that is no object, or has no id, is left out."""
+    entry = {"messageType": "JobStarted", "jobId": "a" * 999, "jobDisplayName": "a\nb\x1b", "requestLabels": [7, "x"]}
+    times = {"queueTime": "0001-01-01T00:00:00Z", "finishTime": "soon", "runnerAssignTime": "2026-11-20T08:00:14Z"}
+
+    [job] = read.message({**MESSAGE, "body": json.dumps([entry | times, 7, {}])}).jobs
+
+    assert (len(job.id), job.name, job.labels) == (read.TEXT_LIMIT, "a b ", ("x",))
+    assert (job.queued, job.finished, job.started) == (None, None, 1795161614.0)
+
+
+def test_a_message_of_another_type_has_no_jobs() -> None:
+    """Its statistics count all the same."""
+    found = read.message({**MESSAGE, "messageType": "News", "body": "no JSON"})
+
+    assert (found.jobs, found.statistics.assigned) == ((), 1)
+
+
+@pytest.mark.parametrize("url", ["", "ftp://host/", "https://", "http://host/", "https://u:p@host/", "https://host:x/"])
+def test_tokens_go_to_no_address_that_is_none(url: str) -> None:
+    """An empty one was seen during an outage; a plain one is taken from a plain GitHub only."""
+    with pytest.raises(TemporaryGithubError):
+        read.url({"url": url}, "url", ("https",))
+
+
+def test_an_answer_may_begin_with_a_byte_order_mark() -> None:
+    """The service's answers do."""
+    assert read.document(httpx2.Response(200, content=b"\xef\xbb\xbf{}")) == {}
+
+
+def test_path_and_query_of_an_address_are_kept() -> None:
+    """The service's address has a path, and a queue's may have a query."""
+    assert (
+        scale_sets.extended("https://host/rest?a=1", "/_apis/x", b="2 3") == "https://host/rest/_apis/x?a=1&b=2%203"
+    ) or scale_sets.extended("https://host/rest?a=1", "/_apis/x", b="2 3") == "https://host/rest/_apis/x?a=1&b=2+3"
