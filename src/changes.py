@@ -1,7 +1,7 @@
 """Create and remove the runners of one reconcile, in parallel. The failure of one runner never stops the others."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -10,6 +10,7 @@ from pathlib import Path
 import times
 from engine.api import wait_until
 from errors import GithubClientError, GithubRunnerError, LxdError, LxdNotFoundError, RunnerLogsError
+from flavor_plans import Wanted
 from gh.registration import Registration, TokenRegistration
 from metrics.collect import Collector
 from models import (
@@ -19,7 +20,6 @@ from models import (
     RunnerConfig,
     RunnerSpec,
     RunnerStatus,
-    VirtualMachineResources,
 )
 from naming import Identity
 from observe import ObservedRunner
@@ -32,11 +32,21 @@ logger = logging.getLogger(__name__)
 NO_PATH = Path()
 
 
+@dataclass(frozen=True)
+class Order:
+    """Runners to create, and their fingerprint."""
+
+    wanted: Wanted
+    number: int
+    fingerprint: str
+
+
 @dataclass
 class Changes:
     """The changes of one reconcile, flush or drain: makes them, and has the names of the runners that were changed.
 
-    ``report`` takes a line for the operator for each failure, ``clock`` gives UNIX seconds.
+    ``report`` takes a line for the operator for each failure, ``clock`` gives UNIX seconds. ``image`` tells what the
+    image of an alias records.
     """
 
     identity: Identity
@@ -44,36 +54,40 @@ class Changes:
     clients: RunnerManagerClients
     collector: Collector
     binary: Path
-    image: Callable[[], PublishedImage]
+    image: Callable[[str], PublishedImage]
     clock: Callable[[], float]
     report: Callable[[str], None]
-    created: list[str] = field(default_factory=list)
+    created: dict[str, str] = field(default_factory=dict)
+    """The flavour of each runner by its name."""
     removed: list[str] = field(default_factory=list)
     failed_creations: int = 0
 
-    def check_registration(self) -> None:
-        """Raise GithubClientError or ConfigurationError if no runner can be registered."""
-        self._registration.prepare()
+    def check_registration(self, registration: Registration | None = None) -> None:
+        """Raise GithubClientError or ConfigurationError if no runner can be registered; None is the unit's own way."""
+        (registration or self._registration).prepare()
 
-    def check_method(self) -> None:
+    def check_method(self, registration: Registration | None = None) -> None:
         """Raise ConfigurationError if the server lacks the way in which runners are to register."""
-        self._registration.check()
+        (registration or self._registration).check()
 
-    def create(self, number: int, resources: VirtualMachineResources, fingerprint: str) -> None:
-        """Create this many runners of a fingerprint."""
-        if number == 0:
-            return
-        config = CreateRunnerConfig(
-            self.spec.base_image.value,
-            resources,
+    def create(self, orders: Iterable[Order]) -> None:
+        """Create the runners of all flavours side by side."""
+        named = [(order, self.identity.new_name()) for order in orders for _ in range(order.number)]
+        # Before any creation, because those are made in parallel.
+        configs = {order.wanted.spec: self._creation(order.wanted.spec) for order, _ in named}
+        made = in_parallel(lambda one: self._create_one(one[1], one[0], configs[one[0].wanted.spec]), named)
+        self.failed_creations += made.count(False)
+
+    def _creation(self, spec: RunnerSpec) -> CreateRunnerConfig:
+        image = spec.base_image.value
+        return CreateRunnerConfig(
+            image,
+            spec.resources,
             self.binary,
             "",  # each runner has a registration of its own
-            self.spec.arch,
-            in_image=self.image().binary == self.binary.name,
+            spec.arch,
+            in_image=self.image(image).binary == self.binary.name,
         )
-        names = [self.identity.new_name() for _ in range(number)]
-        made = in_parallel(lambda name: self._create_one(name, config, fingerprint), names)
-        self.failed_creations += made.count(False)
 
     def remove(self, items: Sequence[ObservedRunner]) -> int:
         """Remove runners, whatever they do; returns how many instances stayed. A registration alone does not count."""
@@ -99,11 +113,11 @@ class Changes:
             if instance is not None:
                 self._attempt(partial(instance.set_config, values))
 
-    def is_proven(self) -> bool:
-        """Whether a runner that was created just now comes online, which may take up to two minutes."""
-        if not self.created:
+    def is_proven(self, flavor: str) -> bool:
+        """Whether a runner of a flavour that was created just now comes online, which may take up to two minutes."""
+        name = next((name for name, made_for in self.created.items() if made_for == flavor), None)
+        if name is None:
             return False
-        name = self.created[0]
 
         def online() -> bool:
             found = self.clients.github.find_runner(self.spec.path, name)
@@ -116,15 +130,18 @@ class Changes:
             return False
         return True
 
-    def _create_one(self, name: str, config: CreateRunnerConfig, fingerprint: str) -> bool:
-        clients = replace(self.clients, registration=self._registration)
-        runner = Runner(clients, self._config(name, self.spec.path, fingerprint), RunnerStatus())
+    def _create_one(self, name: str, order: Order, config: CreateRunnerConfig) -> bool:
+        wanted = order.wanted
+        clients = replace(self.clients, registration=wanted.registration or self._registration)
+        kept = self._config(name, wanted.spec.path, wanted.spec)
+        kept = replace(kept, fingerprint=order.fingerprint, scale_set=wanted.scale_set)
+        runner = Runner(clients, kept, RunnerStatus())
         started = self.clock()
 
         def create() -> None:
             runner.create(config)
-            self.created.append(name)
-            self.collector.installed(started, self.clock(), runner.config.flavor)
+            self.created[name] = wanted.spec.flavor
+            self.collector.installed(started, self.clock(), wanted.spec.flavor)
 
         return self._attempt(create)
 
@@ -185,10 +202,9 @@ class Changes:
             online=bool(github and github.online),
             busy=item.view.busy,
         )
-        return Runner(self.clients, self._config(item.view.name, item.path), status, item.instance)
+        return Runner(self.clients, self._config(item.view.name, item.path, self.spec), status, item.instance)
 
-    def _config(self, name: str, path: GithubPath, fingerprint: str = "") -> RunnerConfig:
-        spec = self.spec
+    def _config(self, name: str, path: GithubPath, spec: RunnerSpec) -> RunnerConfig:
         return RunnerConfig(
             app_name=self.identity.app_name,
             issue_metrics=spec.issue_metrics,
@@ -204,6 +220,5 @@ class Changes:
             allow_external_contributor=spec.allow_external_contributor,
             pre_job_script=spec.pre_job_script,
             container=spec.container,
-            fingerprint=fingerprint,
             flavor=spec.flavor,
         )

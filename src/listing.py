@@ -1,7 +1,7 @@
 """The runners of a unit as rows, and their text as JSON, YAML or a table. Nothing here does I/O."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
@@ -13,8 +13,6 @@ from observe import ObservedRunner
 from plan import Health, health
 from runner_view import RunnerView
 
-# There is one kind of runners.
-FLAVOR = "default"
 # LXD's own key: the fingerprint of the image that the instance was made from. `lxc image list` shows 12 digits of it.
 BASE_IMAGE_KEY = "volatile.base_image"
 DIGITS = 12
@@ -54,15 +52,16 @@ class Row:
 def rows(
     runners: Iterable[ObservedRunner],
     job_of: Callable[[ObservedRunner], PreJobMetrics | None],
-    fingerprint: str | None,
+    fingerprints: Mapping[str, str] | None,
     now: float,
 ) -> list[Row]:
     """A row for each runner, by name.
 
-    ``fingerprint`` is that of a runner which is created ``now`` (UNIX seconds), None where it is not known.
+    ``fingerprints`` are those of runners that are created ``now`` (UNIX seconds), by flavour; None where they are not
+    known.
     """
     by_name = sorted(runners, key=lambda item: item.view.name)
-    return [_row(item, job_of(item), fingerprint, now) for item in by_name]
+    return [_row(item, job_of(item), fingerprints, now) for item in by_name]
 
 
 def text(found: Sequence[Row], form: str) -> str:
@@ -81,16 +80,16 @@ def printable(value: str, limit: int) -> str:
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
-def _row(item: ObservedRunner, found: PreJobMetrics | None, fingerprint: str | None, now: float) -> Row:
+def _row(item: ObservedRunner, found: PreJobMetrics | None, fingerprints: Mapping[str, str] | None, now: float) -> Row:
     view, config = item.view, item.instance.config if item.instance else {}
     state = _state(view, now)
     since = _since(view, state, found)
     job = Job(found.repository, printable(found.workflow, NAME_LIMIT)) if found else None
     return Row(
         name=view.name,
-        flavor=FLAVOR,
+        flavor=view.flavor,
         state=state,
-        outdated=None if fingerprint is None else view.exists and view.fingerprint != fingerprint,
+        outdated=None if fingerprints is None else view.exists and view.fingerprint != fingerprints.get(view.flavor),
         age=round(max(0.0, now - view.created_at)) if view.created_at else None,
         # A time before the runner's creation or in the future is wrong, whoever wrote it.
         since=_moment(since) if view.created_at <= since <= now and since else None,

@@ -1,7 +1,7 @@
 """Frozen values that several modules use. Nothing here does I/O."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -92,7 +92,7 @@ def gibibytes(size: int) -> str:
 
 
 # The profiles of the previous charm have the same names as those of this charm, but no `user.github-runner.*` key.
-RESOURCES_NAME = re.compile(r"cpu-\d+-mem-\w+-disk-\w+")
+RESOURCES_NAME = re.compile(r"cpu-(\d+)-mem-(\w+)-disk-(\w+)")
 
 
 class VirtualMachineResources(NamedTuple):
@@ -106,6 +106,15 @@ class VirtualMachineResources(NamedTuple):
     def profile(self) -> str:
         """The name of the LXD profile that gives an instance these resources."""
         return f"cpu-{self.cpu}-mem-{self.memory}-disk-{self.disk}"
+
+    @classmethod
+    def of_profiles(cls, names: Iterable[str]) -> "VirtualMachineResources | None":
+        """What the profiles of an instance give it; None where none of them is one of resources."""
+        for name in names:
+            found = RESOURCES_NAME.fullmatch(name)
+            if found and all(SIZE_PATTERN.fullmatch(size) for size in found.groups()[1:]):
+                return cls(int(found[1]), found[2], found[3])
+        return None
 
 
 @dataclass(frozen=True)

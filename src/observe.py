@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import times
@@ -13,15 +13,17 @@ from engine.probe import in_pre_job, is_previous, last_words, probe
 from errors import CorruptMetricDataError, GithubClientError, LxdError, MetricsStorageError
 from metrics.runner import PreJobMetrics, read_pre_job
 from metrics.storage import StorageManager
-from models import GithubPath, GithubRunner, parse_github_path
+from models import DEFAULT_FLAVOR, GithubPath, GithubRunner, VirtualMachineResources, parse_github_path
 from naming import (
     CREATED_KEY,
     FINGERPRINT_KEY,
+    FLAVOR_KEY,
     OFFLINE_SINCE_KEY,
     ONLINE_KEY,
     PATH_KEY,
     PREPARED_KEY,
     RUNNER_ID_KEY,
+    SCALE_SET_KEY,
     URL_KEY,
     Identity,
 )
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 # How long a flush waits for the end of all pre-job scripts, in seconds.
 PRE_JOB_LIMIT = 150
+# As the option `flavors` takes them.
+FLAVOR_NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Observation:
 
     runners: dict[str, ObservedRunner]
     previous_volumes: frozenset[str] = frozenset()
+    others: tuple[VirtualMachineResources, ...] = ()
+    """What the instances of other units on this machine were created with."""
 
 
 class Observer:
@@ -88,7 +94,7 @@ class Observer:
 
         LxdError; GithubClientError if the runners of the configured path cannot be listed and ``github_needed``.
         """
-        instances, previous_volumes = self._instances()
+        instances, previous_volumes, others = self._instances()
         paths = {name: self._path_of(instance) for name, instance in instances.items()}
         is_managed = self._selector(instances.keys() | previous_volumes)
         listed = self._list_github(set(paths.values()) - {None}, is_managed, github_needed)
@@ -102,7 +108,7 @@ class Observer:
             if name not in instances:
                 view = RunnerView(name, exists=False, github=registration)
                 runners[name] = ObservedRunner(view, self._path)
-        return Observation(_probed(runners), previous_volumes)
+        return Observation(_probed(runners), previous_volumes, others)
 
     def any_busy(self, runners: Iterable[ObservedRunner]) -> bool:
         """Whether a job may run in any instance, by GitHub's list or by a health probe of each running instance."""
@@ -115,11 +121,11 @@ class Observer:
         ]
         return any(may_have_job(item.view, now) for item in probed)
 
-    def counts(self, fingerprint: str | None) -> dict[str, list[str]]:
+    def counts(self, fingerprints: Mapping[str, str] | None) -> dict[str, list[str]]:
         """The names of this unit's runners that GitHub lists as online and offline, and of instances without a runner.
 
-        ``details`` has a line for each: name, state and age, and whether it differs from today's ``fingerprint``,
-        which is None where it is not known.
+        ``details`` has a line for each: name, state and age, and whether it differs from today's fingerprint of its
+        flavour. ``fingerprints`` is None where they are not known.
         """
         runners = self.observe().runners
         listed = {name: item.view.github for name, item in runners.items() if item.view.github is not None}
@@ -127,7 +133,7 @@ class Observer:
             "online": sorted(name for name, runner in listed.items() if runner.online),
             "offline": sorted(name for name, runner in listed.items() if not runner.online),
             "unknown": sorted(runners.keys() - listed.keys()),
-            "details": [self._detail(item.view, fingerprint) for _, item in sorted(runners.items())],
+            "details": [self._detail(item.view, fingerprints) for _, item in sorted(runners.items())],
         }
 
     def without_registration(self, runners: dict[str, ObservedRunner], now: float) -> dict[str, ObservedRunner]:
@@ -185,8 +191,10 @@ class Observer:
             return None
         return job if job is not None and item.path.serves(job.repository) else None
 
-    def _instances(self) -> tuple[dict[str, LxdInstance], frozenset[str]]:
+    def _instances(self) -> tuple[dict[str, LxdInstance], frozenset[str], tuple[VirtualMachineResources, ...]]:
         """This unit's instances by name, with those of the previous charm, and the previous charm's metrics volumes.
+
+        The last part of the result is what the instances of other units were created with.
 
         A metrics volume with a name of the previous charm is one of its volumes, unless an instance of this charm (a
         unit of another model) has that name.
@@ -194,7 +202,8 @@ class Observer:
         found = {item.name: item for item in self._clients.lxd.instances()}
         managed = {name: item for name, item in found.items() if self._is_managed(item)}
         volumes = {storage.runner_name for storage in self._storages.list_all()} - (found.keys() - managed.keys())
-        return managed, frozenset(filter(self._identity.may_be_previous, volumes))
+        sizes = (VirtualMachineResources.of_profiles(found[name].profiles) for name in found.keys() - managed.keys())
+        return managed, frozenset(filter(self._identity.may_be_previous, volumes)), tuple(filter(None, sizes))
 
     def _is_managed(self, instance: LxdInstance) -> bool:
         """Whether an instance is this unit's by its name, or one that the previous charm made for this unit."""
@@ -246,15 +255,17 @@ class Observer:
             logger.warning("GitHub cannot be asked for %s by its id: %s", item.view.name, error)
             return False
 
-    def _detail(self, view: RunnerView, fingerprint: str | None) -> str:
+    def _detail(self, view: RunnerView, fingerprints: Mapping[str, str] | None) -> str:
         github = view.github
         state = "not at GitHub" if github is None else "busy" if github.busy else "idle" if github.online else "offline"
         state = "busy, unknown to GitHub" if view.job_is_unknown else state
         if not view.exists:
             return f"{view.name}: {state}, no instance"
         age = f"{max(0.0, self._clock() - view.created_at) / 60:.0f} min old" if view.created_at else "age unknown"
-        outdated = "" if fingerprint in (None, view.fingerprint) else ", outdated"
-        return f"{view.name}: {state}, {age}{outdated}{'' if view.running else ', stopped'}"
+        is_current = fingerprints is None or fingerprints.get(view.flavor) == view.fingerprint
+        flavor = "" if view.flavor == DEFAULT_FLAVOR else f", flavor {view.flavor}"
+        notes = f"{flavor}{'' if is_current else ', outdated'}{'' if view.running else ', stopped'}"
+        return f"{view.name}: {state}, {age}{notes}"
 
 
 def end_of_agent(item: ObservedRunner) -> str:
@@ -321,6 +332,7 @@ def _may_be_gone(item: ObservedRunner, now: float) -> bool:
 
 
 def _view(instance: LxdInstance, github: GithubRunner | None, github_known: bool) -> RunnerView:
+    scale_set = instance.config.get(SCALE_SET_KEY, "")
     return RunnerView(
         name=instance.name,
         exists=True,
@@ -333,7 +345,15 @@ def _view(instance: LxdInstance, github: GithubRunner | None, github_known: bool
         seen_online=ONLINE_KEY in instance.config,
         github=github,
         github_known=github_known,
+        flavor=_flavor(instance.config.get(FLAVOR_KEY, "")),
+        scale_set=int(scale_set) if scale_set.isascii() and scale_set.isdecimal() else None,
+        resources=VirtualMachineResources.of_profiles(instance.profiles),
     )
+
+
+def _flavor(recorded: str) -> str:
+    """The flavour that an instance records; an instance of an earlier version records none."""
+    return recorded if FLAVOR_NAME.fullmatch(recorded) else DEFAULT_FLAVOR
 
 
 def _number(text: str | None) -> float | None:

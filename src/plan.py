@@ -36,9 +36,9 @@ class Reason(str, Enum):
 
 @dataclass(frozen=True)
 class Desired:
-    """How many runners of which fingerprint."""
+    """How many runners of which fingerprint; ``quantity`` is None to keep those that are there and create none."""
 
-    quantity: int
+    quantity: int | None
     fingerprint: str
     may_create: bool = True
     """False while no runner can be created: then outdated ones stay, too."""
@@ -46,6 +46,15 @@ class Desired:
     """Since when GitHub may call the version deprecated: one later runner is tried, all follow once it is online."""
     idle_max_age: float = 0.0
     """Seconds after which an idle runner is replaced, one in each reconcile; 0 for never."""
+    scale_set: int | None = None
+    """The runner scale set that runners are to be registered with."""
+    any_registration: bool = False
+    """Whether runners of any or no scale set are current ones."""
+
+    def is_current(self, view: RunnerView) -> bool:
+        """Whether a runner is as one that is created now."""
+        registered = self.any_registration or view.scale_set == self.scale_set
+        return view.fingerprint == self.fingerprint and registered
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,8 @@ class Plan:
     unknown_jobs: tuple[str, ...] = ()
     """Busy runners of whose job GitHub has not known since an earlier reconcile."""
     healthy: int = 0
+    live: int = 0
+    """Instances that are not unhealthy."""
     deprecated: bool = False
     """Whether a runner of today's configuration ended because GitHub no longer accepts its version."""
     failed: tuple[str, ...] = ()
@@ -72,6 +83,8 @@ class Plan:
     proven: bool = False
     """Whether a runner of today's configuration and version is online at GitHub."""
     record_online: tuple[str, ...] = ()
+    tried: bool = False
+    """Whether a runner of today's configuration exists that was created after the canary's time."""
     postponed: tuple[str, ...] = ()
     """Outdated idle runners that stay until a runner of today's configuration is online."""
 
@@ -179,18 +192,19 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     states = {view.name: health(view, now) for view in views}
     live = [view for view in views if states[view.name] not in (Health.UNHEALTHY, Health.ORPHANED)]
     idle = [view for view in live if states[view.name] is Health.IDLE]
-    outdated = [view for view in idle if view.fingerprint != desired.fingerprint]
+    outdated = [view for view in idle if not desired.is_current(view)]
     current = [view for view in idle if view not in outdated]
     deprecated, failed = _ended(views, desired, Process.DEPRECATED), _ended(views, desired, Process.FAILED)
-    may_create = desired.may_create and not (deprecated or failed)
+    quantity = len(live) if desired.quantity is None else desired.quantity
+    may_create = desired.may_create and desired.quantity is not None and not (deprecated or failed)
     proven = _is_proven(live, desired)
     canary = desired.canary is not None and not proven
-    surplus = [*outdated, *current][: max(0, len(live) - desired.quantity)]
+    surplus = [*outdated, *current][: max(0, len(live) - quantity)]
     waiting = [view for view in outdated if view not in surplus]
-    replaced = waiting[: _replaceable(live, desired, may_create and not canary)]
+    replaced = waiting[: _replaceable(live, desired, quantity, may_create and not canary)]
     aged = [] if waiting or not may_create or canary else _aged(current, surplus, desired, now)
     staying = len(live) - len(surplus) - len(replaced) - len(aged)
-    missing = max(0, desired.quantity - staying)
+    missing = max(0, quantity - staying)
     if canary:
         missing = min(missing, 0 if _tried(live, desired) else 1)
     leaving = [view for view in idle if view in replaced or view in surplus]
@@ -203,9 +217,11 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
         busy=tuple(view.name for view in live if states[view.name] is Health.BUSY),
         unknown_jobs=tuple(view.name for view in live if view.job_is_unknown and view.offline_since is not None),
         healthy=sum(1 for view in live if is_healthy(view)),
+        live=len(live),
         deprecated=bool(deprecated),
         failed=failed,
         proven=proven,
+        tried=bool(_tried(live, desired)),
         record_online=tuple(view.name for view in live if _is_newly_online(view)),
         postponed=tuple(view.name for view in waiting if view not in replaced) if may_create else (),
     )
@@ -244,15 +260,15 @@ def _aged(current: list[RunnerView], surplus: list[RunnerView], desired: Desired
     return sorted(old, key=lambda view: view.created_at)[:1]
 
 
-def _replaceable(live: list[RunnerView], desired: Desired, may_create: bool) -> int:
+def _replaceable(live: list[RunnerView], desired: Desired, quantity: int, may_create: bool) -> int:
     """How many outdated idle runners may be replaced now: all once a runner of today's is online, one before."""
-    current = [view for view in live if view.fingerprint == desired.fingerprint]
+    current = [view for view in live if desired.is_current(view)]
     if not may_create:
         return 0
     if _is_proven(live, desired):
         return len(live)
     # None if a runner is being tried already, or if there is room to try one without a removal.
-    return 0 if current or len(live) < desired.quantity else 1
+    return 0 if current or len(live) < quantity else 1
 
 
 def failed_unlisted(view: RunnerView) -> bool:

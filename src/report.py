@@ -11,6 +11,15 @@ from models import FailedStarts
 from naming import binary_version
 
 
+@dataclass(frozen=True)
+class FlavorCount:
+    """The runners of one flavour: how many are wanted, and how many instances there are."""
+
+    flavor: str
+    wanted: int
+    there: int
+
+
 @dataclass
 class Report:
     """Names of runners by what they do now, and lines for the operator in ``failures``."""
@@ -29,6 +38,10 @@ class Report:
     """Reconciles that found runners whose agent had ended without a job; None if this reconcile did not find out."""
     image_age: float | None = None
     """Seconds since the image was built; None if this charm did not build it."""
+    flavors: list[FlavorCount] = field(default_factory=list)
+    """In the order of the option."""
+    waits: list[str] = field(default_factory=list)
+    """Runners that wait for room on the machine, a line for each flavour."""
     image_additions: str = ""
     """The hash of what options added to the image; empty for the standard image."""
 

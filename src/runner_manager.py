@@ -6,21 +6,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 
 import listing
 import system
 import times
+from budget import Capacity
 from changes import Changes
 from engine import profiles
 from errors import HostError, LxdError
+from flavor_changes import FlavorChanges
+from flavor_plans import Plans, make_plans
 from flavor_plans import Wanted as Wanted
 from listing import Row
 from metrics.collect import Collector
 from metrics.events import written_by
 from metrics.storage import StorageManager
-from models import CharmState, FailedStarts, FlushMode, PublishedImage, VirtualMachineResources
+from models import CharmState, FailedStarts, FlushMode, PublishedImage, RunnerSpec, VirtualMachineResources
 from naming import OFFLINE_SINCE_KEY, ONLINE_KEY, Identity, fingerprint
 from observe import ObservedRunner, Observer, end_of_agent, wait_for_pre_job
 from plan import (
@@ -31,11 +34,10 @@ from plan import (
     failed_unlisted,
     health,
     is_healthy,
-    make_plan,
     needs_confirmation,
     still_failing,
 )
-from report import Report, describe_deprecated, describe_failed_starts
+from report import FlavorCount, Report, describe_deprecated, describe_failed_starts
 from runner import RunnerManagerClients, remove_old_logs
 from system import exclusive, in_parallel
 
@@ -73,7 +75,8 @@ class RunnerManager:
         hold: str = "",
         canary: float | None = None,
         failed_starts: FailedStarts | None = None,
-        image: Callable[[], PublishedImage] = PublishedImage,
+        image: Callable[[str], PublishedImage] = lambda alias: PublishedImage(),
+        capacity: Capacity | None = None,
     ) -> None:
         self.report = Report()
         self.findings = Findings()
@@ -86,12 +89,12 @@ class RunnerManager:
         self._hold = hold
         self._canary = canary
         self._failed_starts = failed_starts or FailedStarts()
-        self._read_image = image
-        [self._spec] = state.runners
+        # Read once for all runners, and only if it is needed.
+        self._image = cache(image)
+        self._capacity = capacity
+        self._spec = state.runners[0]
         self._collector = Collector(identity, state.path, clients.github, storages, enabled=state.issue_metrics)
-        self._new_changes = partial(
-            Changes, identity, self._spec, clients, self._collector, binary, lambda: self._image, clock
-        )
+        self._new_changes = partial(Changes, identity, self._spec, clients, self._collector, binary, self._image, clock)
 
     def reconcile(self, quantity: int, resources: VirtualMachineResources) -> int:
         """One reconcile of the first flavour, with these resources. Returns quantity - healthy runners found."""
@@ -106,31 +109,41 @@ class RunnerManager:
         were removed.
         """
         with self._alone():
-            [only] = wanted
-            return self._reconcile(only.number or 0, only.spec.resources)
+            return self._reconcile(wanted)
 
-    def _reconcile(self, quantity: int, resources: VirtualMachineResources) -> int:
+    def _reconcile(self, wanted: Sequence[Wanted]) -> int:
         started = self._clock()
-        changes = self._begin(quantity)
+        changes = self._begin(sum(one.number or 0 for one in wanted))
         observation = self.observer.observe()
         runners = observation.runners | self.observer.without_registration(observation.runners, started)
-        max_age = self._state.idle_runner_max_age * times.HOUR
-        desired = Desired(quantity, self._fingerprint, not self._hold, self._canary, max_age)
-        plan = make_plan(desired, [item.view for item in runners.values()], started)
-        self._find(plan, runners, changes, quantity, started)
+        room = self._capacity.without(observation.others) if self._capacity else None
+        plans = self._plans(wanted, runners, room, started)
+        plan = plans.whole
+        self.report.wanted = plans.wanted
+        self._find(plan, runners, changes, started)
         changes.record(runners, _sightings(plan, started))
-        stayed = self._remove_unhealthy(plan, runners, changes)
+        self._remove_unhealthy(plan, runners, changes)
         crashed: Counter[str] = Counter()
         try:
-            self._change(plan, runners, stayed, resources, changes, started)
+            in_time = lambda: self._clock() - started < times.REST_OF_RECONCILE  # noqa: E731
+            waits = FlavorChanges(plans, runners, changes, room).apply(in_time)
+            self.report.waits = [str(wait) for wait in (*plans.waits, *waits)]
         finally:
             # Also if GitHub gave no token: what was done is reported. After the creations, which wait for no job.
             with _continuing("Metrics of finished runners"):
                 crashed = self._collector.finished(_existing(runners, changes), observation.previous_volumes)
-            self._describe(plan, runners, changes)
-            self._clean_up(plan, changes, quantity, resources, started)
+            self._describe(plans, plan, runners, changes)
+            self._clean_up(plan, changes, wanted, started)
             self._issue_events(plan, runners, changes, crashed, started)
-        return quantity - plan.healthy
+        return plans.missing
+
+    def _plans(
+        self, wanted: Sequence[Wanted], runners: Mapping[str, ObservedRunner], room: Capacity | None, now: float
+    ) -> Plans:
+        max_age = self._state.idle_runner_max_age * times.HOUR
+        unit = Desired(0, "", not self._hold, self._canary, max_age)
+        fingerprints = {one.flavor: self._fingerprint(one.spec) for one in wanted}
+        return make_plans(wanted, fingerprints, unit, [item.view for item in runners.values()], now, room)
 
     def drain(self) -> bool:
         """Remove the idle runners, as before a reboot; returns whether no runner is left that may have a job.
@@ -163,7 +176,7 @@ class RunnerManager:
                 wait_for_pre_job(runners.values())
             changes.flush(list(runners.values()))
             self._collector.finished(_existing(runners, changes), observation.previous_volumes)
-            self._remove_unused_profiles(None)
+            self._remove_unused_profiles([])
             return len(changes.removed)
 
     def check_creation(self) -> None:
@@ -174,26 +187,22 @@ class RunnerManager:
 
     def counts(self) -> dict[str, list[str]]:
         """The names of this unit's runners by state, and in ``details`` a line for each."""
-        return self.observer.counts(self._known_fingerprint)
+        return self.observer.counts(self._known_fingerprints)
 
     def rows(self) -> list[Row]:
         """This unit's runners, one row each, by the same requests as ``counts``."""
         runners = self.observer.observe().runners.values()
-        return listing.rows(runners, self.observer.job_of, self._known_fingerprint, self._clock())
+        return listing.rows(runners, self.observer.job_of, self._known_fingerprints, self._clock())
 
-    @cached_property
-    def _image(self) -> PublishedImage:
-        """Read once for all runners, and only if it is needed."""
-        return self._read_image()
+    def _fingerprint(self, spec: RunnerSpec) -> str:
+        return fingerprint(spec, self._binary.name, self._image(spec.base_image.value).identity)
 
     @property
-    def _fingerprint(self) -> str:
-        return fingerprint(self._spec, self._binary.name, self._image.identity)
-
-    @property
-    def _known_fingerprint(self) -> str | None:
-        """None where an invalid option hides what runners are to be."""
-        return None if self._state.is_partial else self._fingerprint
+    def _known_fingerprints(self) -> dict[str, str] | None:
+        """By flavour; None where an invalid option hides what runners are to be."""
+        if self._state.is_partial:
+            return None
+        return {spec.flavor: self._fingerprint(spec) for spec in self._state.runners}
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -208,13 +217,11 @@ class RunnerManager:
         self.report, self.findings = Report(wanted=quantity), Findings()
         return self._new_changes(self.report.failures.append)
 
-    def _find(
-        self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes, quantity: int, now: float
-    ) -> None:
+    def _find(self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes, now: float) -> None:
         """What the plan says about the version of the runner agent, and about agents that ended without a job."""
         failures = self.report.failures
         hold = describe_deprecated(self._binary) if plan.deprecated else self._hold
-        if hold and quantity > 0:
+        if hold and self.report.wanted > 0:
             failures.append(hold)
         views = [item.view for item in runners.values()]
         unlisted = self._failed_unlisted(runners, now)
@@ -234,43 +241,17 @@ class RunnerManager:
         dropped = in_parallel(partial(self.observer.was_dropped, now=now), unlisted)
         return [item.view.name for item, gone in zip(unlisted, dropped, strict=True) if not gone]
 
-    def _remove_unhealthy(self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes) -> int:
-        """Pull the logs of unhealthy runners, then remove them; returns how many instances stayed."""
+    def _remove_unhealthy(self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes) -> None:
+        """Pull the logs of unhealthy runners, then remove them."""
         unhealthy = [runners[name] for name in plan.names(Reason.UNHEALTHY)]
         doubtful = [item for item in unhealthy if needs_confirmation(item.view)]
         confirmed = in_parallel(self.observer.is_offline, doubtful)
         kept = {item.view.name for item, offline in zip(doubtful, confirmed, strict=True) if not offline}
         leaving = [item for item in unhealthy if item.view.name not in kept]
         changes.pull_logs([item for item in leaving if self._spec.issue_metrics or item.view.name in plan.failed])
-        return len(kept) + changes.remove(leaving)
+        changes.remove(leaving)
 
-    def _change(
-        self,
-        plan: Plan,
-        runners: Mapping[str, ObservedRunner],
-        stayed: int,
-        resources: VirtualMachineResources,
-        changes: Changes,
-        started: float,
-    ) -> None:
-        """Remove orphaned, outdated and surplus runners, and create the missing ones.
-
-        ``stayed`` is the number of unhealthy instances that could not be removed: they count as existing ones.
-        Postponed runners are replaced only while the time limit of a reconcile leaves room for another creation. It is
-        an error also without any creation if the server lacks the way of registering.
-        """
-        if plan.create or plan.postponed:
-            changes.check_registration()
-        changes.remove([runners[name] for name in plan.names(Reason.ORPHANED)])
-        idle = plan.names(Reason.OUTDATED) + plan.names(Reason.SURPLUS) + plan.names(Reason.AGED)
-        stayed += changes.remove_idle([runners[name] for name in idle])
-        changes.create(max(0, plan.create - stayed), resources, self._fingerprint)
-        if plan.postponed and changes.is_proven() and self._clock() - started < times.REST_OF_RECONCILE:
-            stayed = changes.remove_idle([runners[name] for name in plan.postponed])
-            changes.create(len(plan.postponed) - stayed, resources, self._fingerprint)
-        changes.check_method()
-
-    def _describe(self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes) -> None:
+    def _describe(self, plans: Plans, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes) -> None:
         """Fill the report with the runners that exist now."""
         report, removed = self.report, set(changes.removed)
         report.created, report.removed = list(changes.created), list(changes.removed)
@@ -279,23 +260,28 @@ class RunnerManager:
         report.idle = [name for name in (*plan.idle, *changes.created) if name not in removed]
         known = {*report.busy, *report.idle, *removed}
         report.other = [name for name, item in runners.items() if item.view.exists and name not in known]
+        there = [item.view.flavor for name, item in runners.items() if item.view.exists and name not in removed]
+        there += changes.created.values()
+        for one in plans.flavors:
+            number = one.plan.live if one.wanted.number is None else one.wanted.number
+            report.flavors.append(FlavorCount(one.wanted.flavor, number, there.count(one.wanted.flavor)))
 
-    def _clean_up(
-        self, plan: Plan, changes: Changes, quantity: int, resources: VirtualMachineResources, now: float
-    ) -> None:
+    def _clean_up(self, plan: Plan, changes: Changes, wanted: Sequence[Wanted], now: float) -> None:
         """What a reconcile does besides its runners. Each step runs whatever another one raises."""
         with _continuing("Removal of unused profiles"):
-            if plan.changes or changes.removed or quantity == 0:
-                self._remove_unused_profiles(resources if quantity else None)
+            needed = [one.spec.resources.profile for one in wanted if one.number != 0]
+            if plan.changes or changes.removed or not needed:
+                self._remove_unused_profiles(needed)
         with _continuing("Removal of old crash logs"):
             remove_old_logs(now)
-        self.report.image_additions = self._image.additions
-        if self._image.built_at is not None:
-            self.report.image_age = max(0.0, now - self._image.built_at)
+        images = [self._image(alias) for alias in {one.spec.base_image.value: None for one in wanted}]
+        self.report.image_additions = next((image.additions for image in images), "")
+        ages = [max(0.0, now - image.built_at) for image in images if image.built_at is not None]
+        self.report.image_age = max(ages, default=None)
 
-    def _remove_unused_profiles(self, needed: VirtualMachineResources | None) -> None:
+    def _remove_unused_profiles(self, needed: Sequence[str]) -> None:
         try:
-            profiles.remove_unused_resources(self._clients.lxd, keep=needed.profile if needed else None)
+            profiles.remove_unused_resources(self._clients.lxd, keep=needed)
         except LxdError as error:
             logger.warning("Unused profiles were not removed: %s", error)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from models import GithubRunner
+from models import DEFAULT_FLAVOR, GithubRunner, VirtualMachineResources
 
 
 class Process(Enum):
@@ -39,6 +39,11 @@ class RunnerView:
     process: Process = Process.UNKNOWN
     github: GithubRunner | None = None
     github_known: bool = True
+    flavor: str = DEFAULT_FLAVOR
+    scale_set: int | None = None
+    """The runner scale set that it registered with; None without one."""
+    resources: VirtualMachineResources | None = None
+    """What it was created with; None where that is not known."""
 
     @property
     def busy(self) -> bool:

@@ -43,7 +43,7 @@ from naming import Identity, binary_version
 from repo_policy import RepoPolicyClient
 from report import Report
 from runner import RunnerManagerClients
-from runner_manager import RunnerManager
+from runner_manager import RunnerManager, Wanted
 from status import Status
 
 logger = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ class Service:
             self._build_changed_image()
         self._progress("Reconciling runners")
         manager = self._manager()
-        delta = manager.reconcile(self._state.virtual_machines, self._state.resources)
+        delta = manager.reconcile_flavors(self._wanted())
         self.report = manager.report
         try:
             creation.record(manager.findings, self._markers, self._github, self._state.path)
@@ -207,6 +207,11 @@ class Service:
         found = notices.notices(self._state, self._markers, self.report, self._adapters.clock())
         self._show(status.of_report(self.report, self._state.test_mode, found))
         return delta
+
+    def _wanted(self) -> list[Wanted]:
+        """The runners of each flavour that the options ask for."""
+        pairs = zip(self._state.runners, self._state.flavors, strict=True)
+        return [Wanted(spec, flavor.count) for spec, flavor in pairs]
 
     def flush(self, force: bool) -> int:
         """Remove every runner and reconcile; returns how many runners were missing then.
@@ -388,7 +393,7 @@ class Service:
             hold=self.hold or creation.hold(tarball, failed, now),
             canary=runner_binary.deprecated_at(now),
             failed_starts=failed,
-            image=lambda: image.published(self._lxd, state.base_image.value),
+            image=partial(image.published, self._lxd),
         )
 
     @cached_property

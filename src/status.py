@@ -10,6 +10,8 @@ from report import Report
 
 LIMIT = 200
 CUT = " … "
+# Of the numbers by flavour, in characters: a failure and what waits need room as well.
+FLAVORS_LIMIT = 80
 
 
 class Status(NamedTuple):
@@ -75,7 +77,9 @@ def of_report(report: Report, test_mode: bool, notices: Sequence[str] = ()) -> S
     """What runs, the last failure, and the notices; the failure is shortened where not all of it fits."""
     serving = len(report.idle) + len(report.busy)
     there = serving + len(report.other)
-    tail = "".join(f"; {notice}" for notice in notices) + (" (test mode: containers)" if test_mode else "")
+    tail = "".join(f"; {notice}" for notice in (*report.waits, *notices)) + (
+        " (test mode: containers)" if test_mode else ""
+    )
     if report.wanted and (not there or (report.failures and not serving)):
         return Status("waiting", _joined(f"no runner of {report.wanted}", report.failures, tail))
     parts = [f"{len(report.idle)} idle", f"{len(report.busy)} busy"]
@@ -85,7 +89,15 @@ def of_report(report: Report, test_mode: bool, notices: Sequence[str] = ()) -> S
         parts.append(f"{len(report.other)} starting or unclear")
     of = f"{there} of {report.wanted}" if there < report.wanted else f"{there}"
     noun = "runner" if of == "1" else "runners"
-    return Status("active", _joined(f"{of} {noun}: {', '.join(parts)}", report.failures, tail))
+    return Status("active", _joined(f"{of} {noun}: {', '.join(parts)}{_by_flavor(report)}", report.failures, tail))
+
+
+def _by_flavor(report: Report) -> str:
+    """Where there are several flavours, the instances and the wanted number of each, in as much as there is room."""
+    if len(report.flavors) < 2:
+        return ""
+    counts = ", ".join(f"{one.flavor} {one.there} of {one.wanted}" for one in report.flavors)
+    return f" ({fit(counts, FLAVORS_LIMIT)})"
 
 
 def _joined(head: str, failures: Sequence[str], tail: str) -> str:

@@ -51,6 +51,7 @@ class LxdInstance:
         self.running: bool = data["status"] != "Stopped"
         self.virtual_machine: bool = data["type"] == "virtual-machine"
         self.config: dict[str, str] = dict(data["config"])
+        self.profiles: list[str] = list(data.get("profiles", ()))
 
     def host_uid(self, uid: int) -> int:
         """The user on the host that the instance sees as ``uid``."""

@@ -5,7 +5,7 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from engine.client import LxdClient
@@ -59,10 +59,10 @@ def _resources(lxd: LxdClient, resources: VirtualMachineResources, container: bo
     }
 
 
-def remove_unused_resources(lxd: LxdClient, keep: str | None) -> None:
-    """Delete the profiles of resources that no instance uses, but for ``keep``. Those of the previous charm as well."""
+def remove_unused_resources(lxd: LxdClient, keep: Collection[str]) -> None:
+    """Delete the profiles of resources that no instance uses, but for those in ``keep``; also the previous charm's."""
     for profile in lxd.get("profiles", recursion=1):
-        if _has_resources(profile) and not profile["used_by"] and profile["name"] != keep:
+        if _has_resources(profile) and not profile["used_by"] and profile["name"] not in keep:
             lxd.change("DELETE", "profiles", profile["name"])
 
 

@@ -74,6 +74,7 @@ class FakeInstance:
 
     def __init__(self, lxd: "FakeLxd", name: str, config: Mapping[str, str], virtual_machine: bool = False) -> None:
         self.lxd, self.name, self.config = lxd, name, dict(config)
+        self.profiles: list[str] = []
         self.running = False
         self.virtual_machine = virtual_machine
         self.process = 10
@@ -179,6 +180,7 @@ class FakeLxd:
             raise LxdError(f"{name} exists already")
         self.log.append(f"create {name}")
         self.found[name] = FakeInstance(self, name, options["config"], options["virtual_machine"])
+        self.found[name].profiles = list(options["profiles"])
         return self.found[name]
 
     def find(self, *path: str) -> Any:

@@ -52,7 +52,7 @@ def pre_job(**changes: Any) -> PreJobMetrics:
 def row(found: RunnerView, job: PreJobMetrics | None = None, /, **keys: str) -> Row:
     """The row of one runner whose instance has these keys."""
     instance: Any = FakeInstance(FakeLxd(), found.name, keys) if found.exists else None
-    [only] = rows([ObservedRunner(found, REPO, instance)], lambda _: job, "today's", NOW)
+    [only] = rows([ObservedRunner(found, REPO, instance)], lambda _: job, {"default": "today's"}, NOW)
     return only
 
 

@@ -64,7 +64,7 @@ def test_unused_profiles_of_resources_are_removed(lxd: ProfileLxd, keep: str | N
     """Those of the previous charm as well; a profile in use, today's and the operator's stay."""
     before = set(lxd.found)
 
-    profiles.remove_unused_resources(client(lxd), keep=keep)
+    profiles.remove_unused_resources(client(lxd), keep=[keep] if keep else [])
 
     removed = {"cpu-1-mem-1GiB-disk-1GiB", "cpu-2-mem-2GiB-disk-2GiB"} - {keep}
     assert before - set(lxd.found) == removed

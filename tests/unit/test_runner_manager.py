@@ -156,7 +156,9 @@ def test_an_application_that_is_in_the_image_is_not_sent(world: World, in_image:
     """It is some 200 MB for each runner."""
     clients = RunnerManagerClients(world.github, provision.environment(TEMPLATES), world.lxd, None)  # type: ignore[arg-type]
     image = PublishedImage(binary=world.application.name if in_image else "another")
-    manager = RunnerManager(IDENTITY, world.state, clients, world.storages, world.application, image=lambda: image)
+    manager = RunnerManager(
+        IDENTITY, world.state, clients, world.storages, world.application, image=lambda alias: image
+    )
 
     manager.reconcile(2, RESOURCES)
 
@@ -1000,7 +1002,7 @@ def test_an_image_that_was_built_from_another_source_replaces_runners(
     """An image that was rebuilt from the same source replaces no runner, one of another source does."""
     name = world.add("aa", fingerprint=today(world.state, image="a"))
 
-    world.manager(image=lambda: PublishedImage(built_from)).reconcile(1, RESOURCES)
+    world.manager(image=lambda alias: PublishedImage(built_from)).reconcile(1, RESOURCES)
 
     [left] = world.lxd.found.values()
     assert (left.name != name) is replaced
@@ -1480,7 +1482,7 @@ def test_age_of_the_image_is_in_the_events(
 ) -> None:
     """Seconds since its build, 0 after the clock was set back, nothing if this charm did not build the image."""
     world.state = state(issue_metrics=True)
-    manager = world.manager(image=lambda: PublishedImage(built_at=built_at))
+    manager = world.manager(image=lambda alias: PublishedImage(built_at=built_at))
 
     manager.reconcile(0, RESOURCES)
 

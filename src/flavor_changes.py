@@ -1,0 +1,130 @@
+"""Apply the plans of all flavours: in which order runners are removed and created, and what waits for room."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from budget import Capacity, Wait, grants
+from changes import Changes, Order
+from errors import ConfigurationError, GithubClientError
+from flavor_plans import FlavorPlan, Plans
+from gh.registration import Registration
+from models import VirtualMachineResources
+from observe import ObservedRunner
+from plan import Plan, Reason
+from system import in_parallel
+
+# Of idle runners, in the order in which they are removed.
+IDLE = (Reason.OUTDATED, Reason.SURPLUS, Reason.AGED)
+
+
+@dataclass
+class FlavorChanges:
+    """The changes of one reconcile to the runners of all flavours, after the unhealthy ones were removed.
+
+    ``capacity`` is the room for this unit's runners, None without a limit.
+    """
+
+    plans: Plans
+    runners: Mapping[str, ObservedRunner]
+    changes: Changes
+    capacity: Capacity | None
+
+    def apply(self, in_time: Callable[[], bool]) -> list[Wait]:
+        """Remove orphaned, outdated and surplus runners, and create the missing ones; returns what waits for room.
+
+        Postponed runners are replaced only while the time limit of a reconcile leaves room for another creation, which
+        ``in_time`` tells. It is an error also without any creation if the server lacks the way of registering.
+        """
+        usable = self._registrable()
+        self.changes.remove(self._items(self.plans.whole.names(Reason.ORPHANED)))
+        leaving = [*(one.plan for one in usable), self.plans.rest]
+        self.changes.remove_idle(self._items([name for plan in leaving for why in IDLE for name in plan.names(why)]))
+        waits = self._create(usable)
+        self._replace_postponed(usable, in_time)
+        for registration in _distinct(self.plans.flavors):
+            self.changes.check_method(registration)
+        return waits
+
+    def _registrable(self) -> list[FlavorPlan]:
+        """The flavours whose runners can be registered. Raises the reason if that is none of those that create some."""
+        creating = [one for one in self.plans.flavors if one.plan.create or one.plan.postponed]
+        failed: list[Registration | None] = []
+        failures: list[GithubClientError | ConfigurationError] = []
+        for registration in _distinct(creating):
+            try:
+                self.changes.check_registration(registration)
+            except (GithubClientError, ConfigurationError) as error:
+                failed.append(registration)
+                failures.append(error)
+        if failures and len(failures) == len(_distinct(creating)):
+            raise failures[0]
+        for failure in failures:
+            self.changes.report(str(failure))
+        return [one for one in self.plans.flavors if one not in creating or one.wanted.registration not in failed]
+
+    def _create(self, usable: Sequence[FlavorPlan]) -> list[Wait]:
+        missing = {one.wanted.flavor: max(0, one.plan.create - self._stayed(one.plan)) for one in usable}
+        numbers, waits = self._granted(missing)
+        blocked = [one for one in usable if missing[one.wanted.flavor] and not numbers[one.wanted.flavor]]
+        outdated = [name for one in blocked for name in one.plan.postponed]
+        if outdated:
+            # They would keep the room that the first runner of today's configuration needs.
+            self.changes.remove_idle(self._items(outdated))
+            for one in blocked:
+                missing[one.wanted.flavor] += sum(name in self.changes.removed for name in one.plan.postponed)
+            numbers, waits = self._granted(missing)
+        self._order(usable, numbers)
+        return waits
+
+    def _replace_postponed(self, usable: Sequence[FlavorPlan], in_time: Callable[[], bool]) -> None:
+        """Replace outdated runners of the flavours of which a new runner is online now."""
+        postponed = [one for one in usable if self._existing(one.plan.postponed)]
+        proven = in_parallel(lambda one: self.changes.is_proven(one.wanted.flavor), postponed)
+        ready = [one for one, works in zip(postponed, proven, strict=True) if works] if in_time() else []
+        if not ready:
+            return
+        before = {one.wanted.flavor: self._existing(one.plan.postponed) for one in ready}
+        self.changes.remove_idle(self._items([name for names in before.values() for name in names]))
+        missing = {flavor: len(names) - len(self._existing(names)) for flavor, names in before.items()}
+        self._order(ready, self._granted(missing)[0])
+
+    def _granted(self, missing: Mapping[str, int]) -> tuple[Mapping[str, int], list[Wait]]:
+        """How many of the missing runners may be created now."""
+        if self.capacity is None or self.plans.goals is None:
+            return missing, []
+        aims = self.plans.goals
+        numbers, waits = grants(self.capacity, self._sizes(), self.plans.asks, aims, missing)
+        return {flavor: numbers.get(flavor, 0) for flavor in missing}, waits
+
+    def _order(self, flavors: Sequence[FlavorPlan], numbers: Mapping[str, int]) -> None:
+        self.changes.create([Order(one.wanted, numbers[one.wanted.flavor], one.fingerprint) for one in flavors])
+
+    def _stayed(self, plan: Plan) -> int:
+        """How many instances exist that the plan removes. They count as existing ones."""
+        return len(self._existing([name for name, _ in plan.remove]))
+
+    def _existing(self, names: Sequence[str]) -> list[str]:
+        removed = set(self.changes.removed)
+        return [name for name in names if self.runners[name].view.exists and name not in removed]
+
+    def _items(self, names: Sequence[str]) -> list[ObservedRunner]:
+        return [self.runners[name] for name in names]
+
+    def _sizes(self) -> Iterator[VirtualMachineResources]:
+        """What all instances were created with that exist now; if that is not known, what their flavour has today."""
+        today = {one.wanted.flavor: one.wanted.spec.resources for one in self.plans.flavors}
+        default = self.changes.spec.resources
+        for name in self._existing(list(self.runners)):
+            view = self.runners[name].view
+            yield view.resources or today.get(view.flavor, default)
+        for flavor in self.changes.created.values():
+            yield today[flavor]
+
+
+def _distinct(flavors: Sequence[FlavorPlan]) -> list[Registration | None]:
+    """The ways in which runners register, each once."""
+    found: list[Registration | None] = []
+    for one in flavors:
+        if not any(one.wanted.registration is known for known in found):
+            found.append(one.wanted.registration)
+    return found
