@@ -36,7 +36,7 @@ from gh.app import App
 from gh.auth import Pat
 from gh.client import GithubClient, api_url
 from gh.registration import OptionRegistration
-from host import image, image_builds, kernel, machine, markers, pool, runner_binary, timer, watcher
+from host import capacity, image, image_builds, kernel, machine, markers, pool, runner_binary, timer, watcher
 from metrics.storage import StorageManager
 from models import CharmState, FlushMode
 from naming import Identity, binary_version
@@ -394,6 +394,7 @@ class Service:
             canary=runner_binary.deprecated_at(now),
             failed_starts=failed,
             image=partial(image.published, self._lxd),
+            capacity=capacity.of_runners(state),
         )
 
     @cached_property

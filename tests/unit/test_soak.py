@@ -75,8 +75,8 @@ def greedy(identity: Identity, name: str) -> bool:
     return name.startswith(identity.prefix)
 
 
-def hasty(changes: Any, number: int, *arguments: Any) -> None:
-    CREATE(changes, number + 1, *arguments)
+def hasty(changes: Any, orders: Any) -> None:
+    CREATE(changes, [replace(order, number=order.number + 1) for order in orders if order.number])
 
 
 def leaky(path: Path, limit: int) -> bytes:

@@ -1,0 +1,345 @@
+"""Several flavours in one reconcile: who is drained, what holds for the unit, and what waits for room."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import metrics.events
+import metrics.storage
+import provision
+import runner
+import status
+from budget import Capacity
+from errors import ConfigurationError
+from flavor_plans import Plans, Wanted, make_plans
+from models import CharmState, Flavor, GithubRunner, RegistrationData, VirtualMachineResources
+from naming import FLAVOR_KEY, KEY, SCALE_SET_KEY, fingerprint
+from plan import Desired, Reason
+from report import FlavorCount, Report
+from runner import RunnerManagerClients
+from runner_manager import RunnerManager
+from runner_view import Process, RunnerView
+from tests.support.fakes import IDENTITY, TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages, state
+
+NOW = 1_700_000_000.0
+OLD = NOW - 3600
+GIB = 1 << 30
+SMALL = VirtualMachineResources(1, "1GiB", "2GiB")
+LARGE = VirtualMachineResources(2, "4GiB", "8GiB")
+APPLICATION = "actions-runner-linux-x64-2.320.0.tar.gz"
+ONLINE = GithubRunner(1, "r", online=True, busy=False)
+BUSY = GithubRunner(1, "r", online=True, busy=True)
+OFFLINE = GithubRunner(1, "r", online=False, busy=False)
+TODAY = {"small": "small today", "large": "large today"}
+UNIT = Desired(0, "")
+
+
+def flavored(**changes: Any) -> CharmState:
+    """A unit with two flavours: two small runners and one large one."""
+    base = state().base_image
+    flavors = (Flavor("small", SMALL, base, ("s",), 2, 2), Flavor("large", LARGE, base, ("l",), 1, 1))
+    return state(**{"given_flavors": flavors, **changes})
+
+
+def wanted(flavor: str, number: int | None, **changes: Any) -> Wanted:
+    [spec] = [spec for spec in flavored().runners if spec.flavor == flavor]
+    return Wanted(spec, number, **changes)
+
+
+def view(name: str, flavor: str, **changes: Any) -> RunnerView:
+    values: dict[str, Any] = {
+        "exists": True,
+        "running": True,
+        "created_at": OLD,
+        "prepared": True,
+        "github": ONLINE,
+        "fingerprint": TODAY.get(flavor, ""),
+        **changes,
+    }
+    return RunnerView(name, flavor=flavor, **values)
+
+
+def plans(items: list[Wanted], *views: RunnerView, unit: Desired = UNIT, room: Capacity | None = None) -> Plans:
+    return make_plans(items, TODAY, unit, views, NOW, room)
+
+
+def created(found: Plans) -> dict[str, int]:
+    return {one.wanted.flavor: one.plan.create for one in found.flavors}
+
+
+def test_each_flavour_has_its_number() -> None:
+    """Runners of one flavour do not count for another one."""
+    found = plans([wanted("small", 2), wanted("large", 1)], view("a", "large"), view("b", "large", github=BUSY))
+
+    assert created(found) == {"small": 2, "large": 0}
+    assert dict(found.whole.remove) == {"a": Reason.SURPLUS}
+    assert (found.wanted, found.missing) == (3, 1)
+
+
+def test_a_flavour_that_is_not_configured_is_drained() -> None:
+    """Its idle runners are removed, and its busy ones finish."""
+    found = plans(
+        [wanted("small", 0)], view("a", "gone"), view("b", "gone", github=BUSY), view("c", "gone", running=False)
+    )
+
+    assert set(dict(found.whole.remove)) == {"a", "c"}
+    assert found.whole.busy == ("b",)
+
+
+def test_a_registration_without_an_instance_is_removed_once() -> None:
+    """It belongs to no flavour."""
+    orphan = RunnerView("a", exists=False, github=OFFLINE)
+
+    assert plans([wanted("small", 0), wanted("large", 0)], orphan).whole.remove == (("a", Reason.ORPHANED),)
+
+
+def test_an_unknown_number_keeps_what_is_there() -> None:
+    """No idle runner is removed and none is created; unhealthy ones are removed all the same."""
+    outdated = view("b", "small", fingerprint="yesterday")
+    found = plans([wanted("small", None)], view("a", "small"), outdated, view("c", "small", running=False))
+
+    assert (found.whole.remove, found.whole.create, found.whole.postponed) == ((("c", Reason.UNHEALTHY),), 0, ())
+    assert (found.wanted, found.missing) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("runner_has", "changes", "outdated"),
+    [
+        (7, {"scale_set": 7}, False),
+        (7, {"scale_set": 8}, True),
+        (None, {"scale_set": 8}, True),
+        (7, {}, True),
+        (7, {"any_registration": True}, False),
+        (None, {"scale_set": 8, "any_registration": True}, False),
+        (None, {}, False),
+    ],
+)
+def test_a_runner_of_another_scale_set_is_outdated(runner_has: int | None, changes: Any, outdated: bool) -> None:
+    """It gets no job of the set that is used now, unless any registration is good."""
+    found = plans([wanted("small", 1, **changes)], view("a", "small", scale_set=runner_has))
+
+    assert found.whole.names(Reason.OUTDATED) == (["a"] if outdated else [])
+
+
+def test_a_version_is_tried_with_one_runner_of_the_unit() -> None:
+    """All flavours have the same runner binary; any runner that was created since shows whether it works."""
+    both = [wanted("small", 2), wanted("large", 2)]
+    unit = replace(UNIT, canary=NOW - 600)
+
+    assert created(plans(both, unit=unit)) == {"small": 1, "large": 0}
+    tried = view("a", "large", created_at=NOW - 60, github=None, process=Process.RUNNING)
+    assert created(plans(both, tried, unit=unit)) == {"small": 0, "large": 0}
+    proven = view("a", "large", created_at=NOW - 60)
+    assert created(plans(both, proven, unit=unit)) == {"small": 2, "large": 1}
+
+
+@pytest.mark.parametrize("process", [Process.FAILED, Process.DEPRECATED])
+def test_a_failed_start_stops_all_flavours(process: Process) -> None:
+    """The reason may hold for each of them; the next attempt is the unit's."""
+    ended = view("a", "large", github=OFFLINE, process=process)
+    outdated = view("b", "small", fingerprint="yesterday")
+    found = plans([wanted("small", 2), wanted("large", 1)], ended, outdated)
+
+    assert created(found) == {"small": 0, "large": 0}
+    assert dict(found.whole.remove) == {"a": Reason.UNHEALTHY}
+
+
+def test_one_old_runner_of_the_unit_is_replaced() -> None:
+    """The oldest one of all flavours."""
+    both = [wanted("small", 1), wanted("large", 1)]
+    older = view("b", "large", created_at=OLD - 60)
+    found = plans(both, view("a", "small"), older, unit=replace(UNIT, idle_max_age=60.0))
+
+    assert dict(found.whole.remove) == {"b": Reason.AGED}
+    assert created(found) == {"small": 0, "large": 1}
+
+
+def test_idle_runners_make_room_for_who_is_first() -> None:
+    """What is beyond the goal of its flavour is removed, and what is wanted still counts as missing."""
+    found = plans(
+        [wanted("small", 4), wanted("large", 1, since=NOW - 60)],
+        *(view(name, "small") for name in "abcd"),
+        room=Capacity(5 * GIB, 99),
+    )
+
+    assert len(found.whole.names(Reason.SURPLUS)) == 3
+    assert created(found) == {"small": 0, "large": 1}
+    assert (found.wanted, [str(wait) for wait in found.waits]) == (
+        5,
+        ["3 of small wait for memory (1GiB each, 0GiB free)"],
+    )
+
+
+class World:
+    """A unit of two flavours with its fakes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lxd, self.github, self.now = FakeLxd(), FakeGithub(), NOW
+        (folder / "fs").mkdir()
+        self.storages = FakeStorages(folder / "fs")
+        self.application = folder / APPLICATION
+        self.application.write_bytes(b"tarball")
+        self.state = flavored()
+        self.lxd.registered = lambda instance: self.github.register(instance.name)
+
+    def manager(self, **options: Any) -> RunnerManager:
+        clients = RunnerManagerClients(self.github, provision.environment(TEMPLATES), self.lxd, None)  # type: ignore[arg-type]
+        options["clock"] = lambda: self.now
+        return RunnerManager(IDENTITY, self.state, clients, self.storages, self.application, **options)
+
+    def reconcile(self, *items: Wanted, **options: Any) -> RunnerManager:
+        manager = self.manager(**options)
+        self.missing = manager.reconcile_flavors(items)
+        return manager
+
+    def there(self) -> list[str]:
+        return sorted(item.config[FLAVOR_KEY] for item in self.lxd.found.values())
+
+    def add(self, digits: str, flavor: str, size: VirtualMachineResources, busy: bool = False, **keys: str) -> None:
+        [spec] = [spec for spec in self.state.runners if spec.flavor == flavor]
+        today = fingerprint(spec, APPLICATION, "")
+        config = {f"{KEY}created": str(OLD), f"{KEY}prepared": str(OLD), FLAVOR_KEY: flavor, f"{KEY}fingerprint": today}
+        item = FakeInstance(self.lxd, f"{IDENTITY.prefix}{digits}", {**config, **keys})
+        item.running, item.profiles, item.process = True, ["default", size.profile], 0 if busy else 10
+        self.lxd.found[item.name] = item
+        found = self.github.register(item.name, busy=busy)
+        self.github.busy |= {found.runner_id} if busy else set()
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(metrics.events, "METRICS_LOG_PATH", tmp_path / "metrics.log")
+    monkeypatch.setattr(metrics.storage, "FILESYSTEM_QUARANTINE_PATH", tmp_path / "quarantine")
+    monkeypatch.setattr(runner, "LOGS_PATH", tmp_path / "logs")
+    return World(tmp_path)
+
+
+def test_all_flavours_are_created_in_one_reconcile(world: World) -> None:
+    """Each runner has the size, the fingerprint and the key of its flavour, and a second reconcile changes nothing."""
+    manager = world.reconcile(wanted("small", 2), wanted("large", 1, scale_set=7))
+
+    assert (world.missing, world.there()) == (3, ["large", "small", "small"])
+    found = {item.config[FLAVOR_KEY]: item for item in world.lxd.found.values()}
+    assert (found["small"].profiles[-1], found["large"].profiles[-1]) == (SMALL.profile, LARGE.profile)
+    assert (found["large"].config[SCALE_SET_KEY], SCALE_SET_KEY in found["small"].config) == ("7", False)
+    assert manager.report.flavors == [FlavorCount("small", 2, 2), FlavorCount("large", 1, 1)]
+    assert set(world.lxd.profiles) == {SMALL.profile, LARGE.profile}
+    world.lxd.log = []
+    world.reconcile(wanted("small", 2), wanted("large", 1, scale_set=7))
+    assert (world.missing, world.lxd.log) == (0, [])
+
+
+def test_what_does_not_fit_waits_and_is_told(world: World) -> None:
+    """Busy runners keep their room; the status names the flavour and the resource."""
+    for digits in ("aa", "ab", "ac"):
+        world.add(digits, "small", SMALL, busy=True)
+    manager = world.reconcile(wanted("small", 3), wanted("large", 1, since=NOW - 5), capacity=Capacity(6 * GIB, 99))
+
+    assert world.there() == ["small"] * 3
+    message = status.of_report(manager.report, test_mode=False).message
+    assert message == (
+        "3 of 4 runners: 0 idle, 3 busy (small 3 of 3, large 0 of 1); "
+        "1 of small waits for memory (1GiB each, 0GiB free); 1 of large waits for memory (4GiB each, 3GiB free)"
+    )
+
+
+def test_an_instance_counts_with_the_size_that_it_was_made_with(world: World) -> None:
+    """Also another unit's on this machine; the flavour's size of today is of no use for them."""
+    world.add("aa", "small", VirtualMachineResources(1, "3GiB", "2GiB"), busy=True)
+    other = FakeInstance(world.lxd, "other-0-0123abcdaa", {f"{KEY}created": str(OLD)})
+    other.profiles = [LARGE.profile]
+    world.lxd.found[other.name] = other
+
+    world.reconcile(wanted("small", 4), capacity=Capacity(9 * GIB, 99))
+
+    assert sum(IDENTITY.owns(name) for name in world.lxd.found) == 3
+
+
+def test_a_removal_that_failed_keeps_its_room(world: World) -> None:
+    """Nothing is created in the place of an instance that LXD did not delete."""
+    world.add("aa", "large", LARGE)
+    world.lxd.faults["stop"] = lambda name: True
+
+    world.reconcile(wanted("small", 4), wanted("large", 0), capacity=Capacity(5 * GIB, 99))
+
+    assert world.there() == ["large", "small"]
+
+
+def test_an_outdated_runner_makes_room_for_the_first_of_todays_size(world: World) -> None:
+    """It would else be kept until a new one is online, for which there is no room."""
+    world.add("aa", "small", LARGE, **{f"{KEY}fingerprint": "yesterday"})
+
+    world.reconcile(wanted("small", 3), capacity=Capacity(4 * GIB, 99))
+
+    assert world.there() == ["small"] * 3
+    assert f"{IDENTITY.prefix}aa" not in world.lxd.found
+
+
+class NoRegistration:
+    """A way to register that does not work."""
+
+    def prepare(self) -> None:
+        raise ConfigurationError("the scale set is not there")
+
+    def check(self) -> None:
+        return
+
+    def register(self, name: str, labels: object) -> RegistrationData:
+        raise AssertionError(name)
+
+
+def test_a_flavour_that_cannot_register_does_not_stop_the_others(world: World) -> None:
+    """Its idle runners stay, and the failure is reported; if none can register it is the reconcile's."""
+    world.add("aa", "large", LARGE, **{f"{KEY}fingerprint": "yesterday"})
+    bad = wanted("large", 1, registration=NoRegistration())
+
+    manager = world.reconcile(bad, wanted("small", 1))
+
+    assert world.there() == ["large", "small"]
+    assert manager.report.failures == ["the scale set is not there"]
+    with pytest.raises(ConfigurationError, match="the scale set is not there"):
+        world.reconcile(bad, wanted("small", 1))
+
+
+def test_a_damaged_key_is_no_flavour(world: World) -> None:
+    """A runner of an earlier version has none: it is of the flavour `default`."""
+    for digits, flavor, scale_set in (("aa", "../x", "x"), ("ab", "", "²"), ("ac", "large", "7")):
+        world.add(digits, "small", SMALL, **{FLAVOR_KEY: flavor, SCALE_SET_KEY: scale_set})
+
+    runners = world.manager().observer.observe().runners
+
+    views = [(item.view.flavor, item.view.scale_set) for _, item in sorted(runners.items())]
+    assert views == [("default", None), ("default", None), ("large", 7)]
+
+
+def test_rows_have_the_flavour_and_know_todays(world: World) -> None:
+    """A runner of a flavour that is gone is outdated; each other one by the fingerprint of its own flavour."""
+    world.add("aa", "small", SMALL)
+    world.add("ab", "large", LARGE)
+    world.add("ac", "small", SMALL, **{FLAVOR_KEY: "gone"})
+
+    assert [(row.flavor, row.outdated) for row in world.manager().rows()] == [
+        ("small", False),
+        ("large", False),
+        ("gone", True),
+    ]
+    details = world.manager().counts()["details"]
+    assert [line.split(": ")[1] for line in details] == [
+        "idle, 60 min old, flavor small",
+        "idle, 60 min old, flavor large",
+        "idle, 60 min old, flavor gone, outdated",
+    ]
+
+
+def test_many_flavours_leave_room_for_the_rest_of_the_status() -> None:
+    """Their numbers are cut, and a single flavour's are not shown."""
+    counts = [FlavorCount(f"flavor-number-{index}", 20, 10) for index in range(12)]
+    report = Report(wanted=20, idle=["a"] * 20, flavors=counts, waits=["1 of large waits for CPUs (2 each, 1 free)"])
+
+    message = status.of_report(report, test_mode=False).message
+    assert len(message) <= status.LIMIT
+    assert message.endswith("; 1 of large waits for CPUs (2 each, 1 free)")
+    report.flavors, report.waits = counts[:1], []
+    assert status.of_report(report, test_mode=False).message == "20 runners: 20 idle, 0 busy"
