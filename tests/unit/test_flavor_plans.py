@@ -1,7 +1,9 @@
 """Several flavours in one reconcile: who is drained, what holds for the unit, and what waits for room."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -197,7 +199,15 @@ class World:
     def there(self) -> list[str]:
         return sorted(item.config[FLAVOR_KEY] for item in self.lxd.found.values())
 
-    def add(self, digits: str, flavor: str, size: VirtualMachineResources, busy: bool = False, **keys: str) -> None:
+    def add(
+        self,
+        digits: str,
+        flavor: str,
+        size: VirtualMachineResources,
+        *,
+        busy: bool = False,
+        keys: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         [spec] = [spec for spec in self.state.runners if spec.flavor == flavor]
         today = fingerprint(spec, APPLICATION, "")
         config = {f"{KEY}created": str(OLD), f"{KEY}prepared": str(OLD), FLAVOR_KEY: flavor, f"{KEY}fingerprint": today}
@@ -269,7 +279,7 @@ def test_a_removal_that_failed_keeps_its_room(world: World) -> None:
 
 def test_an_outdated_runner_makes_room_for_the_first_of_todays_size(world: World) -> None:
     """It would else be kept until a new one is online, for which there is no room."""
-    world.add("aa", "small", LARGE, **{f"{KEY}fingerprint": "yesterday"})
+    world.add("aa", "small", LARGE, keys={f"{KEY}fingerprint": "yesterday"})
 
     world.reconcile(wanted("small", 3), capacity=Capacity(4 * GIB, 99))
 
@@ -292,7 +302,7 @@ class NoRegistration:
 
 def test_a_flavour_that_cannot_register_does_not_stop_the_others(world: World) -> None:
     """Its idle runners stay, and the failure is reported; if none can register it is the reconcile's."""
-    world.add("aa", "large", LARGE, **{f"{KEY}fingerprint": "yesterday"})
+    world.add("aa", "large", LARGE, keys={f"{KEY}fingerprint": "yesterday"})
     bad = wanted("large", 1, registration=NoRegistration())
 
     manager = world.reconcile(bad, wanted("small", 1))
@@ -306,7 +316,7 @@ def test_a_flavour_that_cannot_register_does_not_stop_the_others(world: World) -
 def test_a_damaged_key_is_no_flavour(world: World) -> None:
     """A runner of an earlier version has none: it is of the flavour `default`."""
     for digits, flavor, scale_set in (("aa", "../x", "x"), ("ab", "", "²"), ("ac", "large", "7")):
-        world.add(digits, "small", SMALL, **{FLAVOR_KEY: flavor, SCALE_SET_KEY: scale_set})
+        world.add(digits, "small", SMALL, keys={FLAVOR_KEY: flavor, SCALE_SET_KEY: scale_set})
 
     runners = world.manager().observer.observe().runners
 
@@ -318,7 +328,7 @@ def test_rows_have_the_flavour_and_know_todays(world: World) -> None:
     """A runner of a flavour that is gone is outdated; each other one by the fingerprint of its own flavour."""
     world.add("aa", "small", SMALL)
     world.add("ab", "large", LARGE)
-    world.add("ac", "small", SMALL, **{FLAVOR_KEY: "gone"})
+    world.add("ac", "small", SMALL, keys={FLAVOR_KEY: "gone"})
 
     assert [(row.flavor, row.outdated) for row in world.manager().rows()] == [
         ("small", False),

@@ -61,9 +61,9 @@ def test_another_seed_makes_another_world() -> None:
     assert first["jobs_queued"] != second["jobs_queued"]
 
 
-def careless(manager: Any, plan: Any, runners: Any, changes: Any) -> int:
+def careless(manager: Any, plan: Any, runners: Any, changes: Any) -> None:
     changes.remove([runners[name] for name in plan.busy if name.endswith("0")])
-    return UNHEALTHY(manager, plan, runners, changes)
+    UNHEALTHY(manager, plan, runners, changes)
 
 
 def overlooking(view: RunnerView, now: float) -> Health:
