@@ -303,8 +303,9 @@ class Service:
         if changed and using is not None:
             self._unit.set_workload_version(binary_version(using.name))
             # The service is not there before the first set-up, which builds the image itself.
-            with suppress(LxdError, HostError):
-                image.renew(self._lxd, self._markers.unit, self._state.base_image.value)
+            for build in settings.images(self._state):
+                with suppress(LxdError, HostError):
+                    image.renew(self._lxd, self._markers.unit, build.alias)
         return changed
 
     def update_dependencies(self) -> bool:
@@ -420,7 +421,7 @@ class Service:
     def _build_changed_image(self) -> None:
         """Have an image built outside of this hook if the options of its content have changed."""
         try:
-            image_builds.ensure_changed(self._lxd, self._markers, settings.image_build(self._state))
+            image_builds.ensure_changed(self._lxd, self._markers, settings.images(self._state))
         except (LxdError, HostError, OSError) as error:
             logger.warning("The build of an image with the changed options was not started: %s", error)
 

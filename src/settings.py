@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import HostError
-from models import Arch, CharmState, ImageSource
+from models import Arch, BaseImage, CharmState, ImageSource
 from naming import Identity
 from proxies import ProxyConfig
 from system import write_file
@@ -48,16 +48,26 @@ class ImageBuild:
 
 @dataclass(frozen=True)
 class Settings:
-    """Whose runners, how many of them the unit keeps, and the image that they start from."""
+    """Whose runners, how many of them the unit keeps, and the images that they start from: at least one."""
 
     identity: Identity
     runners: int
-    image: ImageBuild
+    images: tuple[ImageBuild, ...]
 
 
-def image_build(state: CharmState) -> ImageBuild:
-    """The image that the options ask for."""
-    kind = (state.image_source, state.base_image.value, state.test_mode, state.arch)
+def images(state: CharmState) -> tuple[ImageBuild, ...]:
+    """The images that the options ask for, one for each base image of a flavour: the unit's own is the first."""
+    used = dict.fromkeys(flavor.base_image for flavor in state.flavors)
+    ordered = sorted(used, key=lambda base_image: base_image != state.base_image)
+    return tuple(image_build(state, base_image) for base_image in ordered)
+
+
+def image_build(state: CharmState, base_image: BaseImage | None = None) -> ImageBuild:
+    """The image of a base image, without one that of the unit's own.
+
+    A source ``local:ALIAS`` is the source of every base image; a server has one for each.
+    """
+    kind = (state.image_source, (base_image or state.base_image).value, state.test_mode, state.arch)
     return ImageBuild(
         *kind,
         state.proxies,
@@ -75,29 +85,32 @@ def save(state: CharmState, identity: Identity) -> bool:
 
     Only root can read the file, because proxies and the image's script may have a password.
     """
-    build = image_build(state)
     document = {
         "application": identity.app_name,
         "unit": identity.unit_number,
         "model": identity.model_hash,
         "runners": state.virtual_machines,
-        "image": {
-            "source": str(build.source),
-            "alias": build.alias,
-            "container": build.container,
-            "arch": build.arch.value,
-            "proxies": _urls(build.proxies),
-            "runner_proxies": _urls(build.runner_proxies),
-            "ca_certificates": build.ca_certificates,
-            "extra_packages": build.extra_packages,
-            "script": build.script,
-            "github_url": build.github_url,
-            "cached_actions": build.cached_actions,
-        },
+        "images": [_document(build) for build in images(state)],
     }
     for former in _former(identity.unit):
         former.unlink(missing_ok=True)
     return write_file(path(identity.unit), json.dumps(document, indent=1), 0o600)
+
+
+def _document(build: ImageBuild) -> dict[str, Any]:
+    return {
+        "source": str(build.source),
+        "alias": build.alias,
+        "container": build.container,
+        "arch": build.arch.value,
+        "proxies": _urls(build.proxies),
+        "runner_proxies": _urls(build.runner_proxies),
+        "ca_certificates": build.ca_certificates,
+        "extra_packages": build.extra_packages,
+        "script": build.script,
+        "github_url": build.github_url,
+        "cached_actions": build.cached_actions,
+    }
 
 
 def _urls(proxies: ProxyConfig) -> list[str | None]:
@@ -109,7 +122,10 @@ def load(unit: str) -> Settings:
     try:
         found = json.loads(path(unit).read_text())
         identity = Identity(str(found["application"]), int(found["unit"]), str(found["model"]))
-        return Settings(identity, int(found["runners"]), _image(found["image"]))
+        # Earlier versions had one image.
+        builds = found["images"] if "images" in found else [found["image"]]
+        first, *others = map(_image, builds)
+        return Settings(identity, int(found["runners"]), (first, *others))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HostError(f"{path(unit)} cannot be used, the charm writes it in its next hook: {error}") from error
 

@@ -8,7 +8,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -34,7 +34,7 @@ NAME = "build-image"
 # Units of this charm on one machine have the same images: any of them may build.
 JOURNAL = f"journalctl -u 'ghro.{NAME}.*'"
 LOCK = LOCKS / "build-image.lock"
-# Why the last build failed; removed by one that succeeds.
+# Why the last build of an image failed, one line for each image; a build that succeeds removes the line of its image.
 FAILURE = Path("/var/lib/github-runner/build-image.failure")
 BUILDER = "github-runner-image-builder"
 ALIAS_PROPERTY = "github-runner.alias"
@@ -119,15 +119,37 @@ def make(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress:
         with _step(build, "moving the alias", progress):
             _move_alias(lxd, build.alias, fingerprint)
     except HostError as error:
-        write_file(FAILURE, f"{error}\n", 0o600)
+        note_failure(build.alias, str(error))
         raise
     finally:
         with suppress(LxdError):
             _remove_builder(lxd)
         _remove_old(lxd, build.alias)
-    FAILURE.unlink(missing_ok=True)
+    note_failure(build.alias)
     logger.info("Image %s: built, %s", build.alias, fingerprint[:12])
     return fingerprint
+
+
+def failure(alias: str) -> str:
+    """Why the last build of an image failed; empty if it did not."""
+    return next((line for line in _failures() if line.startswith(f"image {alias}: ")), "")
+
+
+def note_failure(alias: str, reason: str = "") -> None:
+    """Record why the build of an image failed; without a reason, remove what is recorded. Other images' lines stay."""
+    lines = [line for line in _failures() if not line.startswith(f"image {alias}: ")]
+    lines += [" ".join(reason.split())] if reason else []
+    if lines:
+        write_file(FAILURE, "\n".join(lines) + "\n", 0o600)
+    else:
+        FAILURE.unlink(missing_ok=True)
+
+
+def _failures() -> list[str]:
+    try:
+        return FAILURE.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def current(lxd: LxdClient, alias: str) -> Any:
@@ -209,6 +231,15 @@ def remove(lxd: LxdClient) -> list[str]:
     for image in images:
         lxd.change("DELETE", "images", image["fingerprint"])
     return paths + [f"image {image['properties'][ALIAS_PROPERTY]}" for image in images]
+
+
+def remove_unused(lxd: LxdClient, used: Collection[str]) -> list[str]:
+    """Remove the images that this charm built for other aliases; returns what was removed."""
+    unused = [image for image in _ours(lxd) if image["properties"][ALIAS_PROPERTY] not in used]
+    for image in unused:
+        lxd.change("DELETE", "images", image["fingerprint"])
+        note_failure(image["properties"][ALIAS_PROPERTY])
+    return [f"image {image['properties'][ALIAS_PROPERTY]}" for image in unused]
 
 
 def _unlinked(*paths: Path) -> list[str]:

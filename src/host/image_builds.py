@@ -2,7 +2,7 @@
 
 import re
 import time
-from contextlib import suppress
+from collections.abc import Sequence
 
 from engine.client import LxdClient
 from errors import HostError
@@ -32,7 +32,7 @@ def ensure(lxd: LxdClient, markers: Markers, build: ImageBuild) -> None:
     if image.is_there(lxd, build):
         image.name_foreign(lxd, build.alias)
         return
-    failure = _failure()
+    failure = image.failure(build.alias)
     if OPTION_FAILURE.match(failure) and _noted(markers) == (build.additions, None):
         raise HostError(f"{failure}; correct the option")
     systemd.start(image.service(markers.unit), wait=False)
@@ -41,33 +41,44 @@ def ensure(lxd: LxdClient, markers: Markers, build: ImageBuild) -> None:
     )
 
 
-def ensure_changed(lxd: LxdClient, markers: Markers, build: ImageBuild) -> None:
-    """Start a build if the image lacks what the options add to it: once for each change of them.
+def ensure_changed(lxd: LxdClient, markers: Markers, builds: Sequence[ImageBuild]) -> None:
+    """Start a build if an image lacks what the options add to it: once for each change of them.
+
+    What they add is the same for all images of a unit, and one run of the service builds all of them.
 
     A build that fails is repeated by the timer only, and units of one machine whose options differ do not replace each
     other's image for ever. A build that did not come to its end is started again after an hour.
     """
     noted, started = _noted(markers)
-    if noted == build.additions and started is None:
+    additions = builds[0].additions
+    if noted == additions and started is None:
         return
     # It builds what the options were when it began. A later reconcile compares its image.
     if is_running(markers.unit):
         return
+    found = [has for build in builds if (has := _has_additions(lxd, build)) is not None]
+    if all(found):
+        if found:
+            markers.note(IMAGE, additions)
+        return
+    now = time.time()
+    if noted == additions and started is not None and 0 <= now - started < REPEAT_AFTER:
+        return
+    # The reason of a failure that another change may have removed.
+    for build in builds:
+        image.note_failure(build.alias)
+    systemd.start(image.service(markers.unit), wait=False)
+    markers.note(IMAGE, f"{additions} {int(now)}")
+
+
+def _has_additions(lxd: LxdClient, build: ImageBuild) -> bool | None:
+    """Whether the image has what the options add to it; None where it is missing, or the operator's own that serves."""
     found = image.current(lxd, build.alias)
     if found is None or (
         image.ALIAS_PROPERTY not in found["properties"] and not (build.extra_packages or build.script)
     ):
-        return
-    if found["properties"].get(image.ADDITIONS_PROPERTY, "") == build.additions:
-        markers.note(IMAGE, build.additions)
-        return
-    now = time.time()
-    if noted == build.additions and started is not None and 0 <= now - started < REPEAT_AFTER:
-        return
-    # The reason of a failure that another change may have removed.
-    image.FAILURE.unlink(missing_ok=True)
-    systemd.start(image.service(markers.unit), wait=False)
-    markers.note(IMAGE, f"{build.additions} {int(now)}")
+        return None
+    return bool(found["properties"].get(image.ADDITIONS_PROPERTY, "") == build.additions)
 
 
 def note_end(markers: Markers, build: ImageBuild) -> None:
@@ -85,16 +96,9 @@ def missing_change(markers: Markers, build: ImageBuild, additions: str) -> str:
     """Why the image, which has ``additions``, lacks what a build was started for; empty if it lacks nothing."""
     if additions == build.additions or (_noted(markers)[0] or "") != build.additions:
         return ""
-    if failure := _failure():
+    if failure := image.failure(build.alias):
         return f"the previous image stays in use: {failure}"
     return f"image {build.alias} is not built yet with the changed options"
-
-
-def _failure() -> str:
-    """Why the last build failed; empty if it did not."""
-    with suppress(OSError):
-        return image.FAILURE.read_text().strip()
-    return ""
 
 
 def _noted(markers: Markers) -> tuple[str | None, float | None]:

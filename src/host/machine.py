@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import settings
 import shared_fs
 from engine.client import LxdClient
 from engine.profiles import BRIDGE
-from errors import GithubRunnerError
+from errors import GithubRunnerError, HostError
 from host import (
     firewall,
     image,
@@ -35,7 +35,7 @@ from metrics.storage import FILESYSTEM_QUARANTINE_PATH
 from models import CharmState
 from naming import Identity
 from runner import LOGS_PATH
-from settings import image_build
+from settings import ImageBuild
 from system import LOCKS
 
 logger = logging.getLogger(__name__)
@@ -78,13 +78,26 @@ def set_up(
     progress("Setting up storage")
     pool.ensure(lxd, jinja, state)
     logrotate.ensure(jinja)
-    build = image_build(state)
     progress("Building runner image")
-    if build_later:
-        image_builds.ensure(lxd, markers, build)
-    else:
-        image.ensure(lxd, jinja, build, lambda step: progress(f"Building runner image: {step}"))
+    _ensure_images(
+        settings.images(state),
+        partial(image_builds.ensure, lxd, markers)
+        if build_later
+        else lambda build: image.ensure(lxd, jinja, build, lambda step: progress(f"Building runner image: {step}")),
+    )
     markers.note(SET_UP)
+
+
+def _ensure_images(builds: Iterable[ImageBuild], ensure: Callable[[ImageBuild], object]) -> None:
+    """Every image, also where one fails; HostError with all failures."""
+    failures = []
+    for build in builds:
+        try:
+            ensure(build)
+        except HostError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0] if len(failures) == 1 else HostError("; ".join(map(str, failures)))
 
 
 def lost(lxd: LxdClient, state: CharmState, unit: str) -> list[str]:
@@ -95,7 +108,7 @@ def lost(lxd: LxdClient, state: CharmState, unit: str) -> list[str]:
         "network": lxd_server.is_intact(lxd, state.proxies, bridge),
         "firewall": firewall.is_intact(lxd, state, unit, bridge),
         "storage": pool.is_intact(lxd, state),
-        "image": image.is_there(lxd, image_build(state)),
+        "image": all(image.is_there(lxd, build) for build in settings.images(state)),
     }
     return [name for name, intact in parts.items() if not intact]
 

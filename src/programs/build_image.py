@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Build the image of runners. The timer ghro.build-image runs it, outside of hooks, so that Juju does not wait."""
+"""Build the images of runners. The timer ghro.build-image runs it, outside of hooks, so that Juju does not wait."""
 
 import argparse
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import provision
@@ -20,41 +21,49 @@ TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 
 
 def main() -> int:
-    """0 where the image was built or another build is under way; 1 with a line on standard error otherwise."""
+    """0 where the images were built or another build is under way; 1 with a line on standard error otherwise."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--unit", required=True, help="the unit that the image is built for")
+    parser.add_argument("--unit", required=True, help="the unit that the images are built for")
     unit = parser.parse_args().unit
     redaction.install()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     for chatty in ("urllib3", "ws4py", "pylxd", "httpx2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        lxd, build = LxdClient(), settings.load(unit).image
+        builds = settings.load(unit).images
         # As in a hook: the client of GitHub takes its proxies from the environment.
-        os.environ.update(build.proxies.environment("localhost", "127.0.0.1"))
-        awaited = not image.is_there(lxd, build) or image.published(lxd, build.alias).additions != build.additions
-        built = _rebuild(lxd, unit, build)
-        if built and awaited:
-            # Runners wait for this image: none could be made without it, or idle ones are to be replaced.
-            systemd.start(triggers.service(unit), wait=False)
+        os.environ.update(builds[0].proxies.environment("localhost", "127.0.0.1"))
+        return _build_all(LxdClient(), unit, builds)
     except (GithubRunnerError, OSError) as error:
         logging.error("%s", error)
         return 1
-    if not built:
+
+
+def _build_all(lxd: LxdClient, unit: str, builds: Sequence[ImageBuild]) -> int:
+    """One image after the other: one that fails does not keep the others from being built. Returns the exit code."""
+    markers, awaited = Markers(unit), False
+    failures: list[Exception] = []
+    waiting = False
+    for build in builds:
+        try:
+            # Runners wait for this image: none could be made without it, or idle ones are to be replaced.
+            needed = not image.is_there(lxd, build) or image.published(lxd, build.alias).additions != build.additions
+            built = image.rebuild(lxd, provision.environment(TEMPLATES), build, _say)
+            awaited, waiting = awaited or (built and needed), waiting or not built
+        except (GithubRunnerError, OSError) as error:
+            logging.error("%s", error)
+            failures.append(error)
+    # For later reconciles. LXD or a disk that fails is no end of a build.
+    if all(isinstance(error, HostError) for error in failures):
+        (image_builds.note_no_start if waiting else image_builds.note_end)(markers, builds[0])
+    if awaited:
+        systemd.start(triggers.service(unit), wait=False)
+    if waiting:
         logging.info("Another build is under way")
-    return 0
-
-
-def _rebuild(lxd: LxdClient, unit: str, build: ImageBuild) -> bool:
-    """Whether the image was built; False if another build is running. Its end is recorded for later reconciles."""
-    markers = Markers(unit)
-    try:
-        built = image.rebuild(lxd, provision.environment(TEMPLATES), build, _say)
-    except HostError:
-        image_builds.note_end(markers, build)
-        raise
-    (image_builds.note_end if built else image_builds.note_no_start)(markers, build)
-    return built
+    if not (failures or waiting or markers.others()):
+        for what in image.remove_unused(lxd, {build.alias for build in builds}):
+            logging.info("Removed, no flavor uses it: %s", what)
+    return 1 if failures else 0
 
 
 def _say(step: str) -> None:

@@ -38,19 +38,19 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
 
 def build_changed(lxd: ImageLxd, build: ImageBuild) -> None:
-    image_builds.ensure_changed(cast(LxdClient, lxd), Markers(UNIT), build)
+    image_builds.ensure_changed(cast(LxdClient, lxd), Markers(UNIT), (build,))
 
 
 def test_a_change_starts_one_build(calls: list[tuple[str, ...]], failure: Path) -> None:
     """Once for each change: a build that fails is repeated by the timer only, and the status loses the old reason."""
     lxd = ImageLxd()
-    failure.write_text("of other options")
+    failure.write_text("image jammy: of other options\nimage noble: failed\n")
 
     build_changed(lxd, BUILD)
     assert calls == []
     build_changed(lxd, FULL)
     assert calls == [START]
-    assert not failure.exists()
+    assert failure.read_text() == "image noble: failed\n"
     failure.write_text("failed")
     build_changed(lxd, FULL)
     assert calls == [START]
@@ -148,7 +148,7 @@ def test_units_with_different_options_do_not_build_for_ever(
     for _ in range(3):
         for unit, build in (("app/0", FULL), ("other/0", other)):
             started = len(calls)
-            image_builds.ensure_changed(cast(LxdClient, lxd), Markers(unit), build)
+            image_builds.ensure_changed(cast(LxdClient, lxd), Markers(unit), (build,))
             if len(calls) > started:
                 make(lxd, build)
                 image_builds.note_end(Markers(unit), build)
@@ -299,9 +299,9 @@ def test_a_first_build_that_failed_because_of_an_option_waits_for_a_change(
     assert calls == [START] * again
 
 
-def run_program(monkeypatch: pytest.MonkeyPatch, build: ImageBuild) -> None:
-    """Arguments and settings of the program that builds an image."""
-    monkeypatch.setattr("settings.load", lambda _: Settings(Identity("app", 0, "0123abcd"), 1, build))
+def run_program(monkeypatch: pytest.MonkeyPatch, *builds: ImageBuild) -> None:
+    """Arguments and settings of the program that builds images."""
+    monkeypatch.setattr("settings.load", lambda _: Settings(Identity("app", 0, "0123abcd"), 1, builds))
     monkeypatch.setattr("sys.argv", ["build_image", "--unit", UNIT])
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
 
@@ -321,3 +321,65 @@ def test_the_build_outside_of_hooks_has_the_models_proxies(
 
     assert found["http_proxy"] == found["HTTP_PROXY"] == "http://proxy.example:3128"
     assert found["no_proxy"] == "10.0.0.0/8,localhost,127.0.0.1"
+
+
+# Several images.
+
+NOBLE = replace(FULL, alias="noble")
+
+
+def test_every_image_must_have_what_the_options_add(calls: list[tuple[str, ...]]) -> None:
+    """One image that lacks it starts the build of all, and one build serves all of them."""
+    lxd = ImageLxd()
+    lxd.images["other"] = lxd.images["old"]
+    make(lxd, FULL)
+    lxd.aliases["noble"] = "other"
+
+    for _ in range(2):
+        image_builds.ensure_changed(cast(LxdClient, lxd), Markers(UNIT), (FULL, NOBLE))
+
+    assert calls == [START]
+
+
+@pytest.mark.parametrize("broken", ["jammy", "noble"])
+def test_an_image_that_fails_does_not_keep_others_from_being_built(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, failure: Path, broken: str
+) -> None:
+    """The program fails, the failure names the image, and the runners of the other image are reconciled."""
+    built: list[str] = []
+
+    def rebuild(_: object, __: object, build: ImageBuild, ___: object) -> bool:
+        if build.alias == broken:
+            image.note_failure(build.alias, f"image {broken}: network failed")
+            raise HostError(f"image {broken}: network failed")
+        built.append(build.alias)
+        image.note_failure(build.alias)
+        return True
+
+    monkeypatch.setattr(build_image, "LxdClient", ImageLxd)
+    monkeypatch.setattr(image, "rebuild", rebuild)
+    run_program(monkeypatch, FULL, NOBLE)
+
+    assert build_image.main() == 1
+    assert built == [{"jammy": "noble", "noble": "jammy"}[broken]]
+    assert failure.read_text() == f"image {broken}: network failed\n"
+    assert calls == [("start", "--no-block", triggers.service(UNIT))]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_image_that_no_flavor_uses_is_removed(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """Only where no other unit on the machine may use it; an image of the operator stays."""
+    lxd = ImageLxd()
+    monkeypatch.setattr(build_image, "LxdClient", lambda: lxd)
+    monkeypatch.setattr(Markers, "others", lambda _: ["other/0"] if shared else [])
+    run_program(monkeypatch, BUILD)
+    build_image.main()
+    assert set(lxd.images) == {"theirs", "new"}
+
+    monkeypatch.setattr(image, "rebuild", lambda *_: True)
+    run_program(monkeypatch, NOBLE)
+    build_image.main()
+
+    assert set(lxd.images) == ({"theirs", "new"} if shared else {"theirs"})

@@ -22,6 +22,7 @@ from host import (
     triggers,
 )
 from host.markers import Markers
+from models import BaseImage, Flavor, VirtualMachineResources
 from tests.support.fakes import IDENTITY, state
 
 UNIT = IDENTITY.unit
@@ -125,3 +126,23 @@ def test_markers_that_cannot_be_read_are_not_there(marker_root: Path) -> None:
     with pytest.raises(HostError, match="cannot be removed"):
         mine.clear("folder")
     assert mine.remove() == [str(marker_root / f"unit-{UNIT.replace('/', '-')}")]
+
+
+def test_every_image_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image that cannot be built does not keep the next from being built; the error names those that failed."""
+    tried: list[str] = []
+
+    def ensure(_: Any, __: Any, build: settings.ImageBuild, ___: Any) -> None:
+        tried.append(build.alias)
+        raise HostError(f"image {build.alias}: failed")
+
+    for module, function in STEPS.values():
+        monkeypatch.setattr(module, function, lambda *_, **__: None)
+    monkeypatch.setattr(image, "ensure", ensure)
+    resources = VirtualMachineResources(2, "7GiB", "10GiB")
+    flavors = tuple(Flavor(item.value, resources, item, (), 1, 1) for item in (BaseImage.NOBLE, BaseImage.JAMMY))
+
+    with pytest.raises(HostError, match="image jammy: failed; image noble: failed"):
+        machine.set_up(cast(LxdClient, None), cast(Any, None), state(given_flavors=flavors), IDENTITY, lambda _: None)
+
+    assert tried == ["jammy", "noble"]

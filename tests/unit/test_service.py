@@ -126,7 +126,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """What the options add to the image, at each time that a build could be started for it."""
     found: list[str] = []
     monkeypatch.setattr("host.image.FAILURE", tmp_path / "failure")
-    monkeypatch.setattr("host.image_builds.ensure_changed", lambda _, __, build: found.append(build.additions))
+    monkeypatch.setattr("host.image_builds.ensure_changed", lambda _, __, builds: found.append(builds[0].additions))
     return found
 
 
@@ -137,7 +137,7 @@ def test_each_reconcile_compares_the_image_with_the_options(
     make(world, unit, extra_packages=("cmake",)).attend()
 
     assert len(started) == 1
-    assert settings.load(IDENTITY.unit).image.additions == started[0] != ""
+    assert settings.load(IDENTITY.unit).images[0].additions == started[0] != ""
 
 
 def test_no_build_is_started_while_the_machine_is_not_set_up(

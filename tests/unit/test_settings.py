@@ -10,7 +10,7 @@ import pytest
 
 import settings
 from errors import HostError
-from models import RepoPolicy
+from models import BaseImage, Flavor, RepoPolicy, VirtualMachineResources
 from naming import Identity
 from programs import watch_runners
 from proxies import ProxyConfig
@@ -44,7 +44,7 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
     assert settings.save(saved, IDENTITY)
     assert not settings.save(saved, IDENTITY)
 
-    assert settings.load(UNIT) == settings.Settings(IDENTITY, 3, settings.image_build(saved))
+    assert settings.load(UNIT) == settings.Settings(IDENTITY, 3, (settings.image_build(saved),))
     assert stat.S_IMODE(settings.path(UNIT).stat().st_mode) == 0o600
 
 
@@ -52,10 +52,11 @@ def test_settings_of_an_earlier_version_have_one_proxy(folder: Path) -> None:
     """Until the next hook writes the file again, the image is built with the proxies that it names."""
     settings.save(state(proxies=PROXIES), IDENTITY)
     document = json.loads(settings.path(UNIT).read_text())
+    [document["image"]] = document.pop("images")
     del document["image"]["runner_proxies"]
     settings.path(UNIT).write_text(json.dumps(document))
 
-    assert settings.load(UNIT).image.runner_proxies == PROXIES
+    assert settings.load(UNIT).images[0].runner_proxies == PROXIES
 
 
 def test_no_token_is_saved(folder: Path) -> None:
@@ -68,7 +69,19 @@ def test_no_token_is_saved(folder: Path) -> None:
     assert "MARKED" not in settings.path(UNIT).read_text()
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"application": "app"}', "\xff", '{"image": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "[]",
+        "{}",
+        '{"application": "app"}',
+        "\xff",
+        '{"image": {}}',
+        '{"application": "a", "unit": 0, "model": "m", "runners": 1, "images": []}',
+    ],
+)
 def test_damaged_settings_are_named(folder: Path, text: str | None) -> None:
     """A file that is missing or damaged is an error with the file's name, not a traceback in the journal."""
     if text is not None:
@@ -85,11 +98,12 @@ def test_settings_of_an_earlier_version_are_loaded(folder: Path) -> None:
     )
     file = settings.path(UNIT)
     document = json.loads(file.read_text())
+    [document["image"]] = document.pop("images")
     for name in ("extra_packages", "script", "github_url", "cached_actions"):
         del document["image"][name]
     file.write_text(json.dumps(document))
 
-    assert settings.load(UNIT).image == settings.image_build(state(github_url="https://github.com"))
+    assert settings.load(UNIT).images == (settings.image_build(state(github_url="https://github.com")),)
 
 
 def test_files_of_earlier_versions_are_removed(folder: Path) -> None:
@@ -123,3 +137,27 @@ def test_the_watcher_follows_a_changed_number(folder: Path, monkeypatch: pytest.
 
     assert watch_runners.main() == 0
     assert counts == [2, 5]
+
+
+def flavored(*base_images: BaseImage) -> tuple[Flavor, ...]:
+    resources = VirtualMachineResources(2, "7GiB", "10GiB")
+    return tuple(Flavor(f"f{number}", resources, item, (), 1, 1) for number, item in enumerate(base_images))
+
+
+@pytest.mark.parametrize(
+    ("base_images", "aliases"),
+    [
+        ((), ["jammy"]),
+        ((BaseImage.NOBLE, BaseImage.JAMMY, BaseImage.NOBLE), ["jammy", "noble"]),
+        ((BaseImage.NOBLE,), ["noble"]),
+    ],
+)
+def test_each_base_image_is_built_once(folder: Path, base_images: tuple[BaseImage, ...], aliases: list[str]) -> None:
+    """One image for each base image that a flavour has; all are built from the same options."""
+    saved = state(base_image=BaseImage.JAMMY, given_flavors=flavored(*base_images), extra_packages=("cmake",))
+    settings.save(saved, IDENTITY)
+
+    found = settings.load(UNIT).images
+
+    assert [build.alias for build in found] == aliases
+    assert len({build.additions for build in found}) == len({build.source for build in found}) == 1
