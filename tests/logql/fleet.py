@@ -69,6 +69,8 @@ class Fleet:
 
     path: Path
     written: list[tuple[float, str]] = field(default_factory=list)
+    flavor_names: tuple[str | None, ...] = (None,)
+    """The flavours of each unit's runners; None is an event without one, as earlier versions wrote."""
 
     def run(self, changes: Iterable[Change] = (), named: bool = True) -> None:
         """Every unit reconciles every ten minutes; ``named`` is whether its events name it."""
@@ -83,7 +85,7 @@ class Fleet:
         for change in changes:
             if change.applies(unit, time):
                 values |= change.values
-        for event in [] if values["silent"] else _events(unit.split("/")[0], time, values):
+        for event in [] if values["silent"] else _events(unit.split("/")[0], time, values, self.flavor_names):
             issue_event(event)
             self.written.append((time, unit))
 
@@ -96,7 +98,7 @@ class Fleet:
         ]
 
 
-def _events(flavor: str, time: float, values: dict[str, Any]) -> list[Event]:
+def _events(flavor: str, time: float, values: dict[str, Any], names: Iterable[str | None]) -> list[Event]:
     def some(*names: str) -> dict[str, Any]:
         return {name: values[name] for name in names}
 
@@ -120,5 +122,5 @@ def _events(flavor: str, time: float, values: dict[str, Any]) -> list[Event]:
         UnitHealth(
             timestamp=time, flavor=flavor, wanted_runners=values["expected_runners"], application_age=60, **health
         ),
-        Reconciliation(timestamp=time, flavor=flavor, duration=60, **counts),
+        *(Reconciliation(timestamp=time, flavor=flavor, flavor_name=name, duration=60, **counts) for name in names),
     ]

@@ -1,6 +1,7 @@
 """What the panels of the dashboards show of a log, through each collector, evaluated as Loki does."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tests.unit.test_dashboards import LONG, SHORT, dashboard, panel_of, panels
 # The values of the variables when the dashboard is opened.
 OPENED = {
     **dict.fromkeys(("juju_model", "juju_model_uuid", "juju_application", "juju_unit"), ".*"),
-    **dict.fromkeys(("repository", "flavor", "unit"), ".*"),
+    **dict.fromkeys(("repository", "flavor", "flavor_name", "unit"), ".*"),
 }
 VARIABLE = re.compile(r"\$\{(__\w+):date:seconds\}|\$(\w+)")
 SILENT = "small-runners/0"
@@ -182,3 +183,22 @@ def test_opened_values_are_those_of_the_variables(name: str) -> None:
 
     assert {item["name"] for item in variables} | {"repository"} == set(OPENED)
     assert {item.get("allValue", item["query"]) for item in variables} == {".*"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "total", "each"),
+    [({}, 12, {"big": 4, "small": 4}), ({"flavor_name": "small"}, 6, {"small": 4})],
+    ids=["all", "one"],
+)
+def test_flavors_of_runners_are_added_up_and_told_apart(
+    grammar: Grammar, tmp_path: Path, chosen: dict[str, str], total: int, each: dict[str, int]
+) -> None:
+    """Each reconcile writes an event for each flavor; totals have all of them, and one panel has each."""
+    fleet = Fleet(tmp_path / "metrics.log", flavor_names=("big", "small"))
+    fleet.run()
+    loki = Loki(grammar, fleet.lines(COLLECTORS[0]))
+
+    assert shown(loki, panel_of(SHORT, "Available runners (total)"), **chosen) == {"": total}
+    found = shown(loki, panel_of(SHORT, "Runners by flavor of runners"), **chosen)
+    assert {name: found[f"big-runners {name} idle"] for name in each} == each
+    assert len(found) == 2 * 3 * len(each)

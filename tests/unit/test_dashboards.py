@@ -283,7 +283,7 @@ def test_variables(name: str) -> None:
     """The reader chooses datasources, the topology of the collector, and what events say; All is the default."""
     variables = {item["name"]: item for item in dashboard(name)["templating"]["list"]}
     queries = ["juju_model", "juju_model_uuid", "juju_application", "juju_unit"]
-    texts = [*(["repository"] if name == SHORT else []), "flavor", "unit"]
+    texts = [*(["repository"] if name == SHORT else []), "flavor", "flavor_name", "unit"]
 
     assert list(variables) == ["lokids", "prometheusds", *queries, *texts]
     for label, kind in [("lokids", "loki"), ("prometheusds", "prometheus")]:
@@ -541,3 +541,22 @@ def test_every_number_is_shown() -> None:
     }
 
     assert recorded - shown == set()
+
+
+LAST_OF_RUNNERS = re.compile(r'event="reconciliation"[^\[]*unwrap \w+_runners \[[^\]]*\]\) by \(([^)]*)\)')
+
+
+def test_numbers_of_flavors_are_not_mixed() -> None:
+    """A reconcile writes one event for each flavor: without the flavor, the last value would be that of any of them."""
+    groups = [match[1].split(", ") for text in expressions().values() for match in LAST_OF_RUNNERS.finditer(text)]
+
+    assert len(groups) >= 10
+    assert [group for group in groups if "flavor_name" not in group] == []
+
+
+def test_the_flavor_of_runners_limits_their_panels() -> None:
+    """The text box limits every event that has a flavor; those of whole units have none."""
+    for where, _, _, target in targets():
+        for pipeline in read(target["expr"]).pipelines:
+            limited = ("flavor_name", "=~", "$flavor_name") in pipeline.filters
+            assert limited is ("flavor_name" in EVENTS[pipeline.event]), where

@@ -331,9 +331,8 @@ NOBLE = replace(FULL, alias="noble")
 def test_every_image_must_have_what_the_options_add(calls: list[tuple[str, ...]]) -> None:
     """One image that lacks it starts the build of all, and one build serves all of them."""
     lxd = ImageLxd()
-    lxd.images["other"] = lxd.images["old"]
     make(lxd, FULL)
-    lxd.aliases["noble"] = "other"
+    lxd.images["other"], lxd.aliases["noble"] = {"github-runner.alias": "noble"}, "other"
 
     for _ in range(2):
         image_builds.ensure_changed(cast(LxdClient, lxd), Markers(UNIT), (FULL, NOBLE))
