@@ -363,6 +363,10 @@ class CharmState:
         """The most runners that a flavour may have: its count in fixed mode, its maximum in demand mode."""
         return flavor.maximum if self.scaling is Scaling.DEMAND else flavor.count
 
+    def option(self, flavor: Flavor) -> str:
+        """What an error of a flavour begins with, before the name of its option or key."""
+        return f"flavors: {flavor.name}: " if self.given_flavors else ""
+
     @property
     def keeps_runners(self) -> bool:
         """Whether there may be a runner at all."""

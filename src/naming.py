@@ -39,6 +39,8 @@ OFFLINE_SINCE_KEY = f"{KEY}offline-since"
 RESOURCES_KEY = f"{KEY}resources"
 # Of the profile `runner`: the option base-image at deployment.
 BASE_IMAGE_KEY = f"{KEY}base-image"
+# Of the profile `runner`, before the name of a flavour: the flavour's base image when it was added.
+FLAVOR_IMAGE = f"{BASE_IMAGE_KEY}."
 # Of the profile `runner`: the option runner-storage at deployment.
 STORAGE_KEY = f"{KEY}runner-storage"
 # Of the network: `true` if this charm created the bridge.

@@ -11,7 +11,7 @@ from typing import Any
 from engine.client import LxdClient
 from errors import LxdError
 from models import RESOURCES_NAME, BaseImage, RunnerStorage, VirtualMachineResources
-from naming import BASE_IMAGE_KEY, RESOURCES_KEY, STORAGE_KEY
+from naming import BASE_IMAGE_KEY, FLAVOR_IMAGE, RESOURCES_KEY, STORAGE_KEY
 
 RUNNER = "runner"
 POOL = "runner"
@@ -70,22 +70,35 @@ def _has_resources(profile: Mapping[str, Any]) -> bool:
     return RESOURCES_KEY in profile["config"] or RESOURCES_NAME.fullmatch(profile["name"]) is not None
 
 
-def ensure_runner(lxd: LxdClient, base_image: BaseImage, storage: RunnerStorage) -> None:
-    """Create or correct the profile ``runner``."""
-    profile = _runner(base_image, storage)
-    if lxd.find("profiles", RUNNER) is None:
+def ensure_runner(
+    lxd: LxdClient, base_image: BaseImage, storage: RunnerStorage, flavors: Mapping[str, BaseImage] | None = None
+) -> None:
+    """Create or correct the profile ``runner``; ``flavors`` has the base image of each one by its name."""
+    profile = _runner(base_image, storage, flavors or {})
+    found = lxd.find("profiles", RUNNER)
+    if found is None:
         lxd.change("POST", "profiles", json={"name": RUNNER, **profile})
-    elif not is_runner_intact(lxd, base_image, storage):
+    elif not _is_equal(found, profile):
         lxd.change("PUT", "profiles", RUNNER, json=profile)
 
 
 def is_runner_intact(lxd: LxdClient, base_image: BaseImage, storage: RunnerStorage) -> bool:
-    """Whether LXD has the profile ``runner`` as it should be."""
-    found, profile = lxd.find("profiles", RUNNER), _runner(base_image, storage)
-    return found is not None and all(found[key] == profile[key] for key in ("config", "devices"))
+    """Whether LXD has the profile ``runner`` as it should be.
+
+    The flavours do not count: another unit of this machine may have written its own.
+    """
+    found = lxd.find("profiles", RUNNER)
+    if found is None:
+        return False
+    config = {key: value for key, value in found["config"].items() if not key.startswith(FLAVOR_IMAGE)}
+    return _is_equal({**found, "config": config}, _runner(base_image, storage, {}))
 
 
-def _runner(base_image: BaseImage, storage: RunnerStorage) -> dict[str, Any]:
+def _is_equal(found: Mapping[str, Any], profile: Mapping[str, Any]) -> bool:
+    return all(found[key] == profile[key] for key in ("config", "devices"))
+
+
+def _runner(base_image: BaseImage, storage: RunnerStorage, flavors: Mapping[str, BaseImage]) -> dict[str, Any]:
     return {
         "description": "GitHub runners",
         # The options that cannot change after deployment are recorded here.
@@ -93,6 +106,7 @@ def _runner(base_image: BaseImage, storage: RunnerStorage) -> dict[str, Any]:
             "security.devlxd": "false",
             BASE_IMAGE_KEY: base_image.value,
             STORAGE_KEY: storage.value,
+            **{f"{FLAVOR_IMAGE}{name}": image.value for name, image in flavors.items()},
         },
         "devices": {"root": {"type": "disk", "path": "/", "pool": POOL}},
     }

@@ -4,7 +4,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from engine.profiles import POOL
 from errors import ConfigurationError, HostError, LxdError
 from host import lxd_server, resources, systemd
 from host.image import DISK
-from models import BaseImage, CharmState, RunnerStorage, gibibytes, size_in_bytes
-from naming import BASE_IMAGE_KEY, STORAGE_KEY
+from models import BaseImage, CharmState, Flavor, RunnerStorage, gibibytes, size_in_bytes
+from naming import BASE_IMAGE_KEY, FLAVOR_IMAGE, STORAGE_KEY
 from system import is_mounted, run
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def check(lxd: LxdClient, state: CharmState) -> None:
 
     HostError where Juju has not mounted the storage yet: the folder is empty then, and its size is another one.
     """
-    check_unchanged(lxd, state.base_image, state.runner_storage)
+    check_unchanged(lxd, state.base_image, state.runner_storage, state.given_flavors)
     resources.check(lxd, state)
     if state.runner_storage is RunnerStorage.MEMORY:
         check_space(state, resources.memory_bytes(), "this machine's memory")
@@ -55,9 +55,12 @@ def check(lxd: LxdClient, state: CharmState) -> None:
 def shortage(state: CharmState) -> str | None:
     """A notice where the disks fit the storage, but others have taken some of it; None where they fit.
 
-    What the pool has of the filesystem already counts as free. A plain folder's share of it is not known.
+    With a budget, runners whose disks do not fit wait. What the pool has of the filesystem already counts as free. A
+    plain folder's share of it is not known.
     """
-    if state.runner_storage is RunnerStorage.MEMORY or not JUJU_STORAGE.is_dir() or (JUJU_STORAGE / DIR_POOL).is_dir():
+    if state.has_budget or state.runner_storage is RunnerStorage.MEMORY:
+        return None
+    if not JUJU_STORAGE.is_dir() or (JUJU_STORAGE / DIR_POOL).is_dir():
         return None
     stat = os.statvfs(JUJU_STORAGE)
     pool = sum(volume.stat().st_blocks * 512 for volume in JUJU_STORAGE.glob(VOLUME_NAME.format("*")))
@@ -76,7 +79,9 @@ def _check_mounted(lxd: LxdClient) -> None:
         raise HostError(f"no storage is mounted at {JUJU_STORAGE} yet: the storage pool {POOL} lies on it")
 
 
-def check_unchanged(lxd: LxdClient, base_image: BaseImage, storage: RunnerStorage) -> None:
+def check_unchanged(
+    lxd: LxdClient, base_image: BaseImage, storage: RunnerStorage, flavors: Sequence[Flavor] = ()
+) -> None:
     """ConfigurationError if what cannot change after deployment was changed; the profile knows the old values."""
     profile = lxd.find("profiles", profiles.RUNNER)
     if profile is None:
@@ -85,6 +90,7 @@ def check_unchanged(lxd: LxdClient, base_image: BaseImage, storage: RunnerStorag
     wanted = (
         ("base-image", BASE_IMAGE_KEY, base_image.value),
         ("runner-storage", STORAGE_KEY, storage.value),
+        *((f"flavors: {one.name}: base-image", f"{FLAVOR_IMAGE}{one.name}", one.base_image.value) for one in flavors),
     )
     errors = [
         f"{option}: cannot change after deployment, set it back to {config[key]}"
@@ -96,12 +102,18 @@ def check_unchanged(lxd: LxdClient, base_image: BaseImage, storage: RunnerStorag
 
 
 def needed_bytes(state: CharmState) -> int:
-    """What the runners' disks take when they are full."""
+    """What the runners' disks take when they are full. Without a budget."""
     return size_in_bytes(state.resources.disk) * state.virtual_machines
 
 
 def check_space(state: CharmState, available: int, where: str) -> None:
-    """ConfigurationError that names both sizes if the runners' disks do not fit; ``available`` in bytes."""
+    """ConfigurationError that names both sizes if the runners' disks do not fit; ``available`` in bytes.
+
+    With a budget, the disk of a single runner of each flavour must fit.
+    """
+    if state.has_budget:
+        _check_disks(state, available, where)
+        return
     needed = needed_bytes(state)
     if needed > available:
         disks = f"{state.virtual_machines} × vm-disk {state.resources.disk} = {gibibytes(needed)}"
@@ -109,6 +121,18 @@ def check_space(state: CharmState, available: int, where: str) -> None:
             f"virtual-machines: {disks} exceeds the {gibibytes(available)} of {where}; lower one of them, or deploy "
             "with a larger storage"
         )
+
+
+def _check_disks(state: CharmState, available: int, where: str) -> None:
+    disks = [(flavor, flavor.resources.disk) for flavor in filter(state.limit, state.flavors)]
+    errors = [
+        f"{state.option(flavor)}vm-disk: {disk} exceeds the {gibibytes(available)} of {where}; lower it, or deploy "
+        "with a larger storage"
+        for flavor, disk in disks
+        if size_in_bytes(disk) > available
+    ]
+    if errors:
+        raise ConfigurationError(*errors)
 
 
 def is_intact(lxd: LxdClient, state: CharmState) -> bool:
@@ -127,7 +151,8 @@ def is_intact(lxd: LxdClient, state: CharmState) -> bool:
 def ensure(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None:
     """Make sure of pool and profile, on a copy-on-write filesystem where this LXD has one."""
     _ensure_pool(lxd, jinja, state)
-    profiles.ensure_runner(lxd, state.base_image, state.runner_storage)
+    images = {flavor.name: flavor.base_image for flavor in state.given_flavors}
+    profiles.ensure_runner(lxd, state.base_image, state.runner_storage, images)
 
 
 def _ensure_pool(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None:
@@ -222,12 +247,15 @@ def _folder(jinja: jinja2.Environment, state: CharmState) -> Path:
 
 
 def _memory_size(state: CharmState) -> int:
-    """What full runners take, and besides them the image, a builder, and LXD's own small volume of each runner.
+    """What full runners take, and besides them the images, a builder, and LXD's own small volume of each runner.
 
     Never more than the machine's memory: a runner must find its disk full before the machine is out of memory.
     """
-    number = max(1, state.virtual_machines)
-    size = number * (size_in_bytes(state.resources.disk) + CONFIG_VOLUME) + 2 * DISK
+    disks = [size_in_bytes(flavor.resources.disk) + CONFIG_VOLUME for flavor in state.flavors]
+    numbers = [state.limit(flavor) for flavor in state.flavors]
+    runners = max(sum(number * disk for number, disk in zip(numbers, disks, strict=True)), max(disks))
+    images = len({flavor.base_image for flavor in state.flavors})
+    size = runners + (images + 1) * DISK
     return min(size, resources.memory_bytes())
 
 

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, cast
@@ -26,10 +27,12 @@ from models import (
     Arch,
     BaseImage,
     CharmState,
+    Flavor,
     GithubPath,
     GithubRepo,
     RunnerApplication,
     RunnerStorage,
+    Scaling,
     VirtualMachineResources,
 )
 from tests.support.fakes import state
@@ -404,6 +407,16 @@ def test_what_did_not_change(config: dict[str, str] | None) -> None:
     check_unchanged(config, BaseImage.JAMMY, RunnerStorage.MEMORY)
 
 
+def test_base_image_of_a_flavor_cannot_change() -> None:
+    """The error names the flavour and the old value; a flavour that is not recorded is a new one."""
+    config = {**DEPLOYED, "user.github-runner.base-image.a": "noble"}
+    one, other = (Flavor(name, VirtualMachineResources(1, "1GiB", "1GiB"), BaseImage.JAMMY, (), 1, 1) for name in "ab")
+
+    with pytest.raises(ConfigurationError) as caught:
+        storage.check_unchanged(cast(LxdClient, FakeLxd(config)), BaseImage.JAMMY, RunnerStorage.MEMORY, (one, other))
+    assert caught.value.faults == ("flavors: a: base-image: cannot change after deployment, set it back to noble",)
+
+
 def test_application_can_be_read_by_charm_alone_or_all(tmp_path: Path) -> None:
     """Nobody but its owner can change the application that every runner gets."""
     folder = tmp_path / "application"
@@ -425,6 +438,19 @@ def test_space_is_enough_to_the_byte() -> None:
     with pytest.raises(ConfigurationError) as caught:
         storage.check_space(wanted, 20 * GIB - 1, "/storage/juju")
     assert "virtual-machines: 4 × vm-disk 5GiB = 20GiB exceeds the 19.99GiB of /storage/juju" in str(caught.value)
+
+
+def test_disk_of_each_flavor_fits_the_storage() -> None:
+    """With a budget all disks together may be more than the storage, and one alone may not."""
+    large = Flavor("a", VirtualMachineResources(1, "1GiB", "20GiB"), BaseImage.JAMMY, (), 9, 9)
+    closed = replace(large, name="b", resources=VirtualMachineResources(1, "1GiB", "99GiB"), count=0)
+    wanted = state(given_flavors=(large, closed))
+    storage.check_space(wanted, 20 * GIB, "/storage/juju")
+
+    with pytest.raises(
+        ConfigurationError, match=r"^flavors: a: vm-disk: 20GiB exceeds the 19\.99GiB of /storage/juju; "
+    ):
+        storage.check_space(wanted, 20 * GIB - 1, "/storage/juju")
 
 
 class PoolLxd:
@@ -483,6 +509,7 @@ def test_storage_that_is_large_enough_in_total_is_enough(juju_storage: Path) -> 
     with pytest.raises(ConfigurationError, match=r"11 × vm-disk 10GiB = 110GiB exceeds the 100GiB of .*/juju"):
         storage.check(lxd, wanting(11))
     assert storage.shortage(wanting(6)) is None
+    assert storage.shortage(replace(wanting(7), scaling=Scaling.DEMAND)) is None
     assert storage.shortage(wanting(7)) == f"{juju_storage} has 60GiB free of the 70GiB that full runners need"
     (juju_storage / "github-runner-pool").mkdir()
     assert storage.shortage(wanting(7)) is None

@@ -98,6 +98,22 @@ def test_the_runner_profile_is_made_once_and_corrected() -> None:
     assert profiles.is_runner_intact(client(lxd), *options)
 
 
+def test_base_images_of_flavors_are_recorded_and_forgotten() -> None:
+    """A changed set of flavours is written, and those of another unit do not make the profile a lost one."""
+    lxd = ProfileLxd({})
+    options = (BaseImage.JAMMY, RunnerStorage.MEMORY)
+
+    for _ in range(2):
+        profiles.ensure_runner(client(lxd), *options, {"a": BaseImage.NOBLE})
+    assert lxd.changed == ["POST runner"]
+    assert lxd.found["runner"]["config"]["user.github-runner.base-image.a"] == "noble"
+    assert profiles.is_runner_intact(client(lxd), *options)
+    profiles.ensure_runner(client(lxd), *options, {"b": BaseImage.JAMMY})
+    assert [key for key in lxd.found["runner"]["config"] if "base-image." in key] == ["user.github-runner.base-image.b"]
+    profiles.ensure_runner(client(lxd), *options)
+    assert not [key for key in lxd.found["runner"]["config"] if "base-image." in key]
+
+
 def test_the_network_card_is_added_once_and_removed(lxd: ProfileLxd) -> None:
     """Other devices of the profile default stay, as does a network card that is not this charm's."""
     profiles.remove_network_card(client(lxd))

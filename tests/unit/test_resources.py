@@ -1,5 +1,6 @@
 """Options against the machine: what one virtual machine and all of them together may use."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from engine.client import LxdClient
 from errors import ConfigurationError
 from host import image, pool, resources
-from models import CharmState, RunnerStorage, VirtualMachineResources
+from models import BaseImage, CharmState, Flavor, RunnerStorage, Scaling, VirtualMachineResources
 from tests.support.fakes import state
 
 GIB = 1 << 30
@@ -97,3 +98,77 @@ def test_memory_pool_has_room_for_more_than_disks(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(resources, "memory_bytes", lambda: 8 * GIB)
 
     assert pool._memory_size(wanting(1, "1GiB", "2GiB", number)) == expected
+
+
+def flavor(name: str, cpu: int = 1, memory: str = "1GiB", disk: str = "10GiB", number: int = 1) -> Flavor:
+    return Flavor(name, VirtualMachineResources(cpu, memory, disk), BaseImage.JAMMY, (), number, number)
+
+
+def budgeted(*flavors: Flavor, **changes: Any) -> CharmState:
+    return wanting(1, "1GiB", "10GiB", given_flavors=flavors, **changes)
+
+
+def refused(wanted: CharmState) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        check(wanted)
+    return [fault.partition("; ")[0] for fault in caught.value.faults]
+
+
+CASES: list[tuple[Flavor, dict[str, Any], str]] = [
+    (flavor("a", cpu=5), {}, "vm-cpu: 5 exceeds the 4 CPUs of this machine"),
+    (
+        flavor("a", cpu=3),
+        {"cpu_overcommit": 0.5},
+        "vm-cpu: 3 exceeds the 4 CPUs of this machine × cpu-overcommit 0.5",
+    ),
+    (flavor("a", cpu=9), {"test_mode": True}, "vm-cpu: 9 exceeds the 4 CPUs of this machine × cpu-overcommit 2"),
+    (flavor("a", memory="15GiB"), {}, "vm-memory: 15GiB exceeds the 14GiB of this machine less memory-reserve 2GiB"),
+    (
+        flavor("a", memory="5GiB"),
+        {"runner_storage": RunnerStorage.MEMORY},
+        "vm-memory: 5GiB and vm-disk 10GiB = 15GiB exceeds the 14GiB of this machine less memory-reserve 2GiB",
+    ),
+    (flavor("a", disk="7GiB"), {}, "vm-disk: 7GiB is smaller than the image"),
+]
+
+
+@pytest.mark.parametrize(("wanted", "changes", "expected"), CASES)
+def test_flavor_of_which_not_one_runner_fits(wanted: Flavor, changes: dict[str, Any], expected: str) -> None:
+    """It is named with its size and the limit, unless it has no runners; other flavours are checked as well."""
+    other = flavor("b", memory="99GiB")
+    assert refused(budgeted(wanted, other, **changes))[0] == f"flavors: a: {expected}"
+    assert len(refused(budgeted(wanted, other, **changes))) == 2
+    closed = Flavor("a", wanted.resources, BaseImage.JAMMY, (), 0, 1)
+    check(budgeted(closed, **changes))
+
+
+def test_all_runners_of_flavors_together_may_be_more_than_fits() -> None:
+    """What does not fit at a time waits: the total is neither an error nor a notice."""
+    many = flavor("a", 4, "14GiB", number=50)
+    wanted = replace(budgeted(many, flavor("b", number=50)), resources=many.resources, virtual_machines=50)
+
+    check(wanted)
+    assert resources.overcommitment(wanted) == []
+
+
+def test_in_demand_mode_one_runner_must_fit() -> None:
+    """Without flavours the error has the name of the option alone."""
+    assert refused(wanting(1, "15GiB", "10GiB", 9, scaling=Scaling.DEMAND))[0].startswith("vm-memory: 15GiB exceeds")
+    check(wanting(4, "14GiB", "10GiB", 9, scaling=Scaling.DEMAND))
+
+
+def test_reserve_leaves_something_to_runners() -> None:
+    """A reserve of all memory is refused where it counts."""
+    message = "memory-reserve: 16GiB leaves nothing of the 16GiB of this machine"
+
+    assert refused(budgeted(flavor("a"), memory_reserve=16 * GIB)) == [message]
+    check(wanting(1, "1GiB", "10GiB", memory_reserve=16 * GIB))
+
+
+def test_memory_pool_has_room_for_all_flavors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each flavour's disks count by their number, and each base image once."""
+    monkeypatch.setattr(pool, "DISK", 2 * GIB)
+    monkeypatch.setattr(resources, "memory_bytes", lambda: 99 * GIB)
+    noble = Flavor("b", VirtualMachineResources(1, "1GiB", "3GiB"), BaseImage.NOBLE, (), 1, 9)
+
+    assert pool._memory_size(budgeted(flavor("a", number=2), noble)) == 29 * GIB + 3 * pool.CONFIG_VOLUME
