@@ -3,12 +3,17 @@
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 
 from sandbox import demo, session, status
 from sandbox.github.control import GitHubControlError
 from sandbox.shell import SandboxError
+
+# Of `job --count`, and of `job --every` in seconds.
+MOST_JOBS = 10_000
+LONGEST_PAUSE = 3600
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -86,7 +91,12 @@ def _add_unit_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     )
     job = _command(commands, "job", session.job, "queue a job and show its log", "job -- 'echo hello; nproc'")
     job.add_argument("--repo", metavar="OWNER/REPO", help="in which repository (default: octo-org/demo)")
-    job.add_argument("--labels", help="comma list of what the runner must have (default: self-hosted)")
+    text = "comma list of what the runner must have (default: self-hosted)"
+    job.add_argument("--labels", type=_labels, metavar="LABEL[,LABEL…]", help=text)
+    text = "queue so many, show which runner takes each, and their queue times at the end"
+    job.add_argument("--count", type=_count, metavar="N", help=text)
+    text = "seconds between two of them (default: 0, all at once)"
+    job.add_argument("--every", type=_seconds, metavar="S", help=text)
     job.add_argument("--no-wait", action="store_true", help="queue it and print its number")
     job.add_argument("command", nargs="+", help="a shell command")
     _command(commands, "refresh", session.refresh, "replace the charm by today's source (upgrade-charm)", "refresh")
@@ -137,6 +147,29 @@ def _pair(word: str) -> tuple[str, str]:
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"{word!r} is not of the form KEY=VALUE")
     return key, value
+
+
+def _labels(text: str) -> list[str]:
+    labels = [word.strip() for word in text.split(",")]
+    if not all(labels):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty label")
+    return labels
+
+
+def _count(text: str) -> int:
+    if not (re.fullmatch(r"[0-9]{1,9}", text) and 1 <= int(text) <= MOST_JOBS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MOST_JOBS}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= LONGEST_PAUSE:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {LONGEST_PAUSE}")
+    return seconds
 
 
 def main(arguments: list[str] | None = None) -> int:

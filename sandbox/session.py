@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from sandbox import burst
 from sandbox.github.control import GitHubControl
 from sandbox.juju.unit import Unit
 from sandbox.lab import lxd_setup
@@ -310,12 +311,22 @@ def shell_command(words: list[str]) -> str:
 
 
 def job(options: argparse.Namespace) -> int:
-    """Queue a job, show its log as it grows; the exit code is its conclusion's."""
+    """Queue a job, show its log as it grows; the exit code is its conclusion's. With `--count` see `burst`."""
+    if options.every is not None and options.count is None:
+        raise SandboxError("--every needs --count")
     control = Session(options.machine).there().control
     repository = options.repo or REPOSITORY
     if options.repo:
         control.add_repository(options.repo)
-    labels = {"labels": options.labels.split(",")} if options.labels else {}
+    labels = {"labels": options.labels} if options.labels else {}
+    if options.count is not None:
+        command = shell_command(options.command)
+        jobs = burst.Burst(control, repository, command, options.count, options.every or 0.0, labels)
+        if not options.no_wait:
+            return jobs.run()
+        jobs.queue()
+        say("\n".join(map(str, jobs.ids)))
+        return 0
     queued = control.add_job(repository, shell_command(options.command), **labels)
     if options.no_wait:
         say(str(queued["id"]))

@@ -52,10 +52,11 @@ class Control:
 
 
 def job_document(job: Job) -> dict[str, Any]:
-    """A job with its log, as tests see it."""
+    """A job with its log, as tests see it; `queue_time` in seconds, None for a job that no runner began."""
     names = ("id", "run_id", "repository", "name", "status", "conclusion", "labels", "run_attempt")
     document = {name: getattr(job, name) for name in (*names, "runner_id", "runner_name", "log")}
     times = ("created_at", "started_at", "completed_at")
+    document["queue_time"] = None if job.started_at is None else max(0.0, job.started_at - job.created_at)
     return {**document, **{name: instant(getattr(job, name)) for name in times}}
 
 
