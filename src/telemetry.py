@@ -1,0 +1,172 @@
+"""What the reconciles of a unit measure, for the unit's agent: two small files below /run, which may be missing.
+
+A reconcile is a process that ends; the agent keeps histograms and counters. One file has the latest gauges and is
+replaced. The other one has a line for each observation; the agent takes the lines away. Only root can read or write
+them. Nothing here raises: a reconcile and an agent go on without figures.
+"""
+
+import fcntl
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from system import LOCKS, write_file
+
+logger = logging.getLogger(__name__)
+
+# Of the file of observations and of the file of gauges, in bytes. What would be beyond it is not recorded: no agent
+# takes the lines away.
+LIMIT = 1 << 20
+# Flavours in one file; more are damage.
+MOST_FLAVORS = 100
+FLAVOR = re.compile(r"[a-z][a-z0-9-]{0,19}")
+# What an observation may be of, each in seconds, and the counted failures of a creation.
+DURATIONS = ("queue", "creation", "job", "reconcile")
+FAILURE = "creation_failure"
+# The longest duration and the latest UNIX time that are taken for true, in seconds: the year 10000.
+MOST = 253402300800.0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Runners of one flavour after a reconcile; ``wanted`` is None where the number is not known."""
+
+    wanted: int | None = None
+    idle: int = 0
+    busy: int = 0
+    other: int = 0
+
+
+@dataclass(frozen=True)
+class Gauges:
+    """What a reconcile knew at its end. Times are UNIX seconds, None where there is nothing to tell of."""
+
+    reconciled: float = 0.0
+    flavors: Mapping[str, Counts] = field(default_factory=dict)
+    quota_left: int | None = None
+    """Requests that GitHub's API still takes in this hour."""
+    binary_time: float | None = None
+    """When GitHub last offered the runner binary in use."""
+    image_time: float | None = None
+    """When the image was built."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A duration of ``value`` seconds, or with the name FAILURE a creation that failed in ``step``."""
+
+    name: str
+    flavor: str
+    value: float = 0.0
+    step: str = ""
+
+
+def gauges_path(unit: str) -> Path:
+    """The file of the gauges of a unit such as ``github-runner/0``."""
+    return LOCKS / f"telemetry.{unit.replace('/', '-')}.json"
+
+
+def observations_path(unit: str) -> Path:
+    """The file of the observations of a unit."""
+    return gauges_path(unit).with_suffix(".log")
+
+
+def save(unit: str, gauges: Gauges) -> None:
+    """Write the gauges, whole or not at all."""
+    try:
+        write_file(gauges_path(unit), json.dumps(asdict(gauges)), 0o600)
+    except OSError as error:
+        logger.warning("The figures of this reconcile are not recorded: %s", error)
+
+
+def load(unit: str) -> Gauges | None:
+    """The gauges of the last reconcile; None where the file is missing or damaged."""
+    try:
+        with _open(gauges_path(unit), os.O_RDONLY) as file:
+            return _gauges(json.loads(file.read(LIMIT)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def observe(unit: str, *observations: Observation) -> None:
+    """Append observations."""
+    lines = "".join(json.dumps(asdict(each)) + "\n" for each in observations).encode()
+    try:
+        with _open(observations_path(unit), os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_size + len(lines) <= LIMIT:
+                os.write(file.fileno(), lines)
+    except OSError as error:
+        logger.warning("An observation is not recorded: %s", error)
+
+
+def take(unit: str) -> list[Observation]:
+    """Take the observations away; lines that are damaged are left out."""
+    with suppress(OSError), _open(observations_path(unit), os.O_RDWR) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        data = file.read(LIMIT)
+        os.ftruncate(file.fileno(), 0)
+        return list(_observations(data))
+    return []
+
+
+def remove(unit: str) -> None:
+    """Remove both files, when the unit goes."""
+    for path in (gauges_path(unit), observations_path(unit)):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _open(path: Path, flags: int) -> Any:
+    """A regular file, opened without following a link or waiting for another process; OSError for anything else."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    return os.fdopen(handle, "r+b" if flags & os.O_RDWR else "rb", buffering=0)
+
+
+def _observations(data: bytes) -> Iterator[Observation]:
+    for line in data.splitlines():
+        try:
+            found = json.loads(line)
+            name, flavor, step = (str(found[key]) for key in ("name", "flavor", "step"))
+            if (name in DURATIONS or name == FAILURE) and FLAVOR.fullmatch(flavor):
+                yield Observation(name, flavor, _seconds(found["value"]), step[:40])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+
+
+def _gauges(found: Any) -> Gauges:
+    flavors = {name: _counts(values) for name, values in found["flavors"].items() if FLAVOR.fullmatch(name)}
+    if len(flavors) > MOST_FLAVORS:
+        raise ValueError("more flavours than can be")
+    return Gauges(
+        _seconds(found["reconciled"]),
+        flavors,
+        quota_left=_optional(found["quota_left"]),
+        binary_time=None if found["binary_time"] is None else _seconds(found["binary_time"]),
+        image_time=None if found["image_time"] is None else _seconds(found["image_time"]),
+    )
+
+
+def _counts(values: Any) -> Counts:
+    idle, busy, other = (int(_seconds(values[key])) for key in ("idle", "busy", "other"))
+    return Counts(_optional(values["wanted"]), idle, busy, other)
+
+
+def _optional(value: Any) -> int | None:
+    return None if value is None else int(_seconds(value))
+
+
+def _seconds(value: Any) -> float:
+    """A number of 0 or more; ValueError for what cannot be one of these figures."""
+    number = float(value)
+    if not (math.isfinite(number) and 0 <= number <= MOST):
+        raise ValueError("a number that cannot be")
+    return number

@@ -1,0 +1,140 @@
+"""The figures that reconciles leave for the unit's agent."""
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import telemetry
+from telemetry import Counts, Gauges, Observation
+
+UNIT = "github-runner/0"
+FULL = Gauges(1_700_000_000.5, {"small": Counts(3, 1, 1, 0), "large": Counts(None, 0, 0, 2)}, 4000, 1.0, 2.0)
+MADE = Observation("creation", "small", 12.5)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the files, which does not exist before the first one is written."""
+    monkeypatch.setattr(telemetry, "LOCKS", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_gauges_are_read_as_they_were_written() -> None:
+    """All gauges come back, with those that are not known as None; the file is for root only."""
+    telemetry.save(UNIT, FULL)
+
+    assert telemetry.load(UNIT) == FULL
+    assert stat.S_IMODE(telemetry.gauges_path(UNIT).stat().st_mode) == 0o600
+
+
+def test_observations_are_taken_once() -> None:
+    """Observations come in the order in which they were made, and the second taking finds the new ones only."""
+    failed = Observation(telemetry.FAILURE, "large", step="registering")
+    telemetry.observe(UNIT, MADE)
+    telemetry.observe(UNIT, failed, MADE)
+
+    assert telemetry.take(UNIT) == [MADE, failed, MADE]
+    assert telemetry.take(UNIT) == []
+    assert stat.S_IMODE(telemetry.observations_path(UNIT).stat().st_mode) == 0o600
+
+
+def test_the_file_of_observations_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an agent that takes them, observations beyond the limit are not recorded."""
+    monkeypatch.setattr(telemetry, "LIMIT", 1000)
+    for _ in range(100):
+        telemetry.observe(UNIT, MADE)
+
+    assert telemetry.observations_path(UNIT).stat().st_size <= 1000
+    assert 5 < len(telemetry.take(UNIT)) < 100
+
+
+def test_units_have_files_of_their_own() -> None:
+    """What one unit recorded is not another one's."""
+    telemetry.observe(UNIT, MADE)
+    telemetry.save(UNIT, FULL)
+
+    assert telemetry.take("github-runner/1") == []
+    assert telemetry.load("github-runner/1") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "[" * 100_000,
+        '{"reconciled": 1}',
+        '{"reconciled": NaN, "flavors": {}, "quota_left": null, "binary_time": null, "image_time": null}',
+        '{"reconciled": 1e400, "flavors": {}, "quota_left": null, "binary_time": null, "image_time": null}',
+        '{"reconciled": 1, "flavors": {"a": 1}, "quota_left": null, "binary_time": null, "image_time": null}',
+        '{"reconciled": 1, "flavors": {}, "quota_left": -1, "binary_time": null, "image_time": null}',
+    ],
+    ids=["empty", "list", "deep", "incomplete", "nan", "infinite", "no counts", "negative"],
+)
+def test_damaged_gauges_are_no_gauges(content: str, folder: Path) -> None:
+    """A file that is not whole, or has a number that cannot be, counts as missing."""
+    folder.mkdir()
+    telemetry.gauges_path(UNIT).write_text(content)
+
+    assert telemetry.load(UNIT) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe",
+        b"null",
+        b'{"name": "creation"}',
+        b'{"name": "other", "flavor": "small", "value": 1, "step": ""}',
+        b'{"name": "creation", "flavor": "Bad Flavour\\n", "value": 1, "step": ""}',
+        b'{"name": "creation", "flavor": "small", "value": -1, "step": ""}',
+        b'{"name": "creation", "flavor": "small", "value": NaN, "step": ""}',
+        b"[" * 50_000,
+    ],
+)
+def test_damaged_lines_are_left_out(line: bytes) -> None:
+    """A line that is damaged costs no other one."""
+    telemetry.observe(UNIT, MADE)
+    with telemetry.observations_path(UNIT).open("ab") as file:
+        file.write(line + b"\n")
+    telemetry.observe(UNIT, MADE)
+
+    assert telemetry.take(UNIT) == [MADE, MADE]
+
+
+def _link(path: Path) -> None:
+    path.symlink_to("/etc/passwd")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, _link], ids=["pipe", "folder", "link"])
+def test_what_is_no_file_is_not_used(make: Any, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A pipe, folder or link in the place of a file neither raises nor makes a process wait."""
+    folder.mkdir()
+    make(telemetry.observations_path(UNIT))
+    telemetry.observe(UNIT, MADE)
+
+    assert telemetry.take(UNIT) == []
+    assert not telemetry.observations_path(UNIT).is_file() or telemetry.observations_path(UNIT).is_symlink()
+
+
+def test_a_folder_that_cannot_be_written(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where nothing can be written the reconcile goes on, with a line in the log."""
+    folder.write_text("")
+    telemetry.save(UNIT, FULL)
+    telemetry.observe(UNIT, MADE)
+
+    assert len(caplog.records) == 2
+    assert telemetry.load(UNIT) is None
+
+
+def test_both_files_are_removed_with_the_unit() -> None:
+    """Nothing stays, and removing again is no error."""
+    telemetry.save(UNIT, FULL)
+    telemetry.observe(UNIT, MADE)
+    telemetry.remove(UNIT)
+    telemetry.remove(UNIT)
+
+    assert not list(telemetry.gauges_path(UNIT).parent.iterdir())
