@@ -65,7 +65,8 @@ def _old(report: Report, now: float) -> Iterator[str]:
 
 
 def _image(state: CharmState, markers: Markers, report: Report) -> Iterator[str]:
-    wanted = image_build(state)
+    # The report has what is known of the first flavour's image.
+    wanted = image_build(state, state.flavors[0].base_image)
     # Another image than the charm's own is replaced at once for these options only.
     is_due = report.image_age is not None or wanted.extra_packages or wanted.script
     if is_due and (missing := image_builds.missing_change(markers, wanted, report.image_additions)):
