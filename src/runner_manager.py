@@ -301,15 +301,20 @@ class RunnerManager:
         with _continuing("The event reconciliation"):
             # Healthy runners without a job. GitHub's list may lack a runner for some minutes although it is ready.
             healthy = {name for name, item in runners.items() if is_healthy(item.view)}
-            idle = healthy - {*plan.busy, *dict(plan.remove), *changes.removed}
-            self._collector.reconciliation(
-                started,
-                now,
-                crashed=crashed.total(),
-                idle=len(idle) + len(changes.created),
-                active=len(report.busy),
-                wanted=report.wanted,
-            )
+            left = healthy - {*plan.busy, *dict(plan.remove), *changes.removed}
+            idle = Counter([*(runners[name].view.flavor for name in left), *changes.created.values()])
+            active = Counter(runners[name].view.flavor for name in report.busy)
+            wanted = {one.flavor: one.wanted for one in report.flavors}
+            for flavor in dict.fromkeys([*wanted, *idle, *active, *crashed]):
+                self._collector.reconciliation(
+                    started,
+                    now,
+                    crashed=crashed[flavor],
+                    idle=idle[flavor],
+                    active=active[flavor],
+                    wanted=wanted.get(flavor, 0),
+                    flavor=flavor,
+                )
 
 
 def _sightings(plan: Plan, now: float) -> dict[str, dict[str, str | None]]:

@@ -1,5 +1,6 @@
 """Several flavours in one reconcile: who is drained, what holds for the unit, and what waits for room."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -311,6 +312,24 @@ def test_a_flavour_that_cannot_register_does_not_stop_the_others(world: World) -
     assert manager.report.failures == ["the scale set is not there"]
     with pytest.raises(ConfigurationError, match="the scale set is not there"):
         world.reconcile(bad, wanted("small", 1))
+
+
+def test_each_flavour_has_its_event(world: World, tmp_path: Path) -> None:
+    """Also one that is not configured any more, as long as a runner of it is there."""
+    world.state = flavored(issue_metrics=True)
+    world.add("aa", "small", SMALL)
+    world.add("ab", "large", LARGE, busy=True)
+    world.add("ac", "small", SMALL, busy=True, keys={FLAVOR_KEY: "gone"})
+
+    world.reconcile(wanted("small", 2), wanted("large", 1))
+
+    lines = [json.loads(line) for line in (tmp_path / "metrics.log").read_text().splitlines()]
+    keys = ("flavor_name", "expected_runners", "idle_runners", "active_runners")
+    assert [tuple(line[key] for key in keys) for line in lines if line["event"] == "reconciliation"] == [
+        ("small", 2, 2, 0),
+        ("large", 1, 0, 1),
+        ("gone", 0, 0, 1),
+    ]
 
 
 def test_a_damaged_key_is_no_flavour(world: World) -> None:

@@ -5,6 +5,7 @@ import itertools
 import logging
 import tempfile
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +19,12 @@ import naming
 import runner
 import system
 import times
+from budget import Ask, Capacity, goals
 from errors import GithubRunnerError
-from naming import KEY, fingerprint
+from models import Flavor, VirtualMachineResources
+from naming import FLAVOR_KEY, KEY, fingerprint
 from runner import RunnerManagerClients
-from runner_manager import RunnerManager
+from runner_manager import RunnerManager, Wanted
 from tests.support.fakes import IDENTITY, RESOURCES, FakeInstance, FakeLxd, FakeStorages, state
 from tests.support.model import JINJA, NONE, OTHERS, OTHERS_KEYS, RUNNING, WORKER, Hub, Killed, Records
 
@@ -42,6 +45,8 @@ class Reconciles(RuleBasedStateMachine):
         self.lxd, self.hub = FakeLxd(), Hub()
         self.lxd.registered = self._registered
         self.registration: Records | None = None
+        self.flavors: tuple[Flavor, ...] = ()
+        self.capacity: Capacity | None = None
         self.now = 1_700_000_000.0
         self.wanted = 2
         self.quiet_passes = 2
@@ -65,10 +70,26 @@ class Reconciles(RuleBasedStateMachine):
         self.patches.close()
         self.folder.cleanup()
 
-    @initialize(jit=st.booleans())
-    def runners_register(self, jit: bool) -> None:
-        """With a token in the instance, or just in time: then the record at GitHub is there before the instance."""
+    @initialize(jit=st.booleans(), flavors=st.booleans())
+    def runners_register(self, jit: bool, flavors: bool) -> None:
+        """With a token in the instance, or just in time: then the record at GitHub is there before the instance.
+
+        With several flavours the machine has room for 7 GiB of memory.
+        """
         self.registration = Records(self.hub, lambda name: self.lxd.fault("register", name)) if jit else None
+        if flavors:
+            self.capacity = Capacity(7 << 30, 99)
+            self._set_flavors(2)
+
+    def _set_flavors(self, wanted: int) -> None:
+        base, middle = state().base_image, VirtualMachineResources(1, "2GiB", "2GiB")
+        large = VirtualMachineResources(2, "4GiB", "2GiB")
+        self.flavors = (
+            Flavor("small", RESOURCES, base, self.state.labels, wanted, wanted),
+            Flavor("middle", middle, base, self.state.labels, 1, 1),
+            Flavor("large", large, base, self.state.labels, 1, 1),
+        )[: 3 if wanted < 2 else 2]
+        self.state = replace(self.state, given_flavors=self.flavors)
 
     def _registered(self, instance: FakeInstance) -> None:
         """The runner agent comes online."""
@@ -156,10 +177,14 @@ class Reconciles(RuleBasedStateMachine):
     @rule(wanted=st.integers(0, 4))
     def the_number_changes(self, wanted: int) -> None:
         self.wanted = wanted
+        if self.flavors:
+            self._set_flavors(wanted)
 
     @rule(label=st.sampled_from(["a", "b"]))
     def an_option_changes(self, label: str) -> None:
         self.state = state(labels=(label,))
+        if self.flavors:
+            self._set_flavors(self.wanted)
 
     @rule(answer=st.sampled_from(["empty", "old", "short", "true"]))
     def github_answers(self, answer: str) -> None:
@@ -218,29 +243,69 @@ class Reconciles(RuleBasedStateMachine):
             self._pass()
 
         names = {item.name for item in self.ours()}
-        assert len(names) == max(self.wanted, len(self.jobs)), (names, self.jobs, self.wanted)
+        self._check_numbers(names)
         registered = set(self.hub.runners) - set(OTHERS)
         assert registered == names
         assert all(self.hub.runners[name].online for name in names)
 
+    def _check_numbers(self, names: set[str]) -> None:
+        """All wanted runners exist; of several flavours each has its goal once no job holds another one's room."""
+        if self.capacity is None:
+            assert len(names) == max(self.wanted, len(self.jobs)), (names, self.jobs, self.wanted)
+            return
+        there = Counter(item.config[FLAVOR_KEY] for item in self.ours())
+        asks = [Ask(one.name, one.resources, one.count) for one in self.flavors]
+        aims, _ = goals(self.capacity, asks)
+        busy = Counter(self.lxd.found[name].config[FLAVOR_KEY] for name in self.jobs)
+        for flavor in {*aims, *there}:
+            assert there[flavor] <= max(aims.get(flavor, 0), busy[flavor]), (there, aims, busy)
+        if all(busy[flavor] <= aims.get(flavor, 0) for flavor in busy):
+            assert there == +Counter(aims), (there, aims, busy)
+
+    def _room(self) -> float:
+        """What the budget has left beside all instances; 0 without a budget."""
+        sizes = [VirtualMachineResources.of_profiles(item.profiles) for item in self.ours()]
+        return self.capacity.room(size for size in sizes if size)[0] if self.capacity else 0
+
     def _pass(self) -> None:
         """One reconcile, and what must hold for it."""
         busy = {name for name in self.jobs if name in self.lxd.found}
-        number = len(self.ours())
-        healthy = {item.name for item in self.idle() if self._is_todays(item)} if number <= self.wanted else set()
+        number, room = len(self.ours()), self._room()
+        healthy = {item.name for item in self.idle() if self._is_todays(item)} if self._all_fit(number) else set()
         clients = RunnerManagerClients(self.hub, JINJA, self.lxd, None, registration=self.registration)  # type: ignore[arg-type]
-        manager = RunnerManager(IDENTITY, self.state, clients, self.storages, self.application, clock=lambda: self.now)
+        manager = RunnerManager(
+            *(IDENTITY, self.state, clients, self.storages, self.application),
+            clock=lambda: self.now,
+            capacity=self.capacity,
+        )
         try:
-            manager.reconcile(self.wanted, RESOURCES)
+            if self.flavors:
+                pairs = zip(self.state.runners, self.flavors, strict=True)
+                manager.reconcile_flavors([Wanted(spec, flavor.count) for spec, flavor in pairs])
+            else:
+                manager.reconcile(self.wanted, RESOURCES)
         except GithubRunnerError:
             pass
         finally:
             assert busy <= set(self.lxd.found), f"a busy runner was killed: {busy - set(self.lxd.found)}"
             assert healthy <= set(self.lxd.found), f"healthy runners were ended: {healthy - set(self.lxd.found)}"
-            assert len(self.ours()) <= max(self.wanted, number), "more instances than wanted"
+            wanted = sum(one.count for one in self.flavors) or self.wanted
+            assert len(self.ours()) <= max(wanted, number), "more instances than wanted"
+            assert self._room() >= min(0, room), "more instances than there is room for"
+
+    def _all_fit(self, number: int) -> bool:
+        """Whether no runner is beyond a goal."""
+        if self.capacity is None:
+            return number <= self.wanted
+        aims, _ = goals(self.capacity, [Ask(one.name, one.resources, one.count) for one in self.flavors])
+        there = Counter(item.config[FLAVOR_KEY] for item in self.ours())
+        return all(there[flavor] <= aims.get(flavor, 0) for flavor in there)
 
     def _is_todays(self, item: FakeInstance) -> bool:
-        return item.config.get(f"{KEY}fingerprint") == fingerprint(self.state.runners[0], self.application.name, "")
+        """Whether a runner is of a flavour that there is, and of today's configuration."""
+        flavor = item.config.get(FLAVOR_KEY)
+        specs = [spec for spec in self.state.runners if spec.flavor == flavor]
+        return item.config.get(f"{KEY}fingerprint") in [fingerprint(spec, self.application.name, "") for spec in specs]
 
     @invariant()
     def others_are_not_touched(self) -> None:
