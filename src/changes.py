@@ -9,7 +9,7 @@ from pathlib import Path
 
 import times
 from engine.api import wait_until
-from errors import GithubClientError, GithubRunnerError, LxdError, LxdNotFoundError, RunnerLogsError
+from errors import GithubClientError, GithubRunnerError, LxdError, LxdNotFoundError, RunnerCreateError, RunnerLogsError
 from flavor_plans import Wanted
 from gh.registration import Registration, TokenRegistration
 from metrics.collect import Collector
@@ -139,7 +139,11 @@ class Changes:
         started = self.clock()
 
         def create() -> None:
-            runner.create(config)
+            try:
+                runner.create(config)
+            except RunnerCreateError as error:
+                self.collector.failed(error.step, wanted.spec.flavor)
+                raise
             self.created[name] = wanted.spec.flavor
             self.collector.installed(started, self.clock(), wanted.spec.flavor)
 

@@ -24,7 +24,9 @@ class RunnerError(GithubRunnerError):
 
 
 class RunnerCreateError(RunnerError):
-    """A runner could not be made; its text names the runner and the step."""
+    """A runner could not be made; its text names the runner and the step, and ``step`` is the step alone."""
+
+    step = ""
 
 
 class RunnerRemoveError(RunnerError):

@@ -357,7 +357,9 @@ class Runner:
         try:
             yield
         except (GithubRunnerError, OSError) as error:
-            raise RunnerCreateError(f"{self.config.name}: {what} failed: {error}") from error
+            failure = RunnerCreateError(f"{self.config.name}: {what} failed: {error}")
+            failure.step = what
+            raise failure from error
 
     def _undo(self, storage: MetricsStorage | None, registering: bool) -> None:
         """Take back what a failed creation made; the next reconcile finds what cannot be taken back now."""

@@ -40,6 +40,7 @@ from plan import (
 from report import FlavorCount, Report, describe_deprecated, describe_failed_starts
 from runner import RunnerManagerClients, remove_old_logs
 from system import exclusive, in_parallel
+from telemetry import Counts
 
 logger = logging.getLogger(__name__)
 
@@ -285,6 +286,18 @@ class RunnerManager:
         except LxdError as error:
             logger.warning("Unused profiles were not removed: %s", error)
 
+    def _counts(self, runners: Mapping[str, ObservedRunner], changes: Changes) -> dict[str, Counts]:
+        """The runners of each flavour that exist now, those of a flavour that was removed among them."""
+        report = self.report
+        flavors = {name: item.view.flavor for name, item in runners.items()} | dict(changes.created)
+        states = {"idle": report.idle, "busy": report.busy, "other": report.other}
+        found = {state: Counter(flavors[name] for name in set(names)) for state, names in states.items()}
+        wanted = {one.flavor: one.wanted for one in report.flavors}
+        return {
+            flavor: Counts(wanted.get(flavor, 0), **{state: count[flavor] for state, count in found.items()})
+            for flavor in {*wanted, *flavors.values()}
+        }
+
     def _issue_events(
         self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes, crashed: Counter[str], started: float
     ) -> None:
@@ -298,6 +311,9 @@ class RunnerManager:
                 binary=self._binary,
                 image_age=report.image_age,
             )
+        with _continuing("The figures for Prometheus"):
+            counts = self._counts(runners, changes)
+            self._collector.figures(started, now, counts, self._binary, report.image_age)
         with _continuing("The event reconciliation"):
             # Healthy runners without a job. GitHub's list may lack a runner for some minutes although it is ready.
             healthy = {name for name, item in runners.items() if is_healthy(item.view)}

@@ -3,11 +3,12 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 
+import telemetry
 import times
 from errors import GithubClientError, IssueMetricEventError, MetricsStorageError, RateLimitError, TemporaryGithubError
 from gh.client import GithubClient
@@ -27,6 +28,7 @@ from metrics.storage import StorageManager
 from metrics.type import GithubJobMetrics
 from models import DEFAULT_FLAVOR, FailedStarts, GithubPath
 from naming import Identity
+from telemetry import Counts, Gauges, Observation
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,28 @@ class Collector:
     def installed(self, started: float, now: float, flavor: str = DEFAULT_FLAVOR) -> None:
         """Issue the event of a runner of a flavour whose creation started and ended at these UNIX times."""
         duration = max(0.0, now - started)
+        telemetry.observe(self._identity.unit, Observation("creation", flavor, duration))
         self._issue(lambda app: RunnerInstalled(timestamp=now, flavor=app, flavor_name=flavor, duration=duration))
+
+    def failed(self, step: str, flavor: str) -> None:
+        """Count a creation of a runner that failed in a step."""
+        telemetry.observe(self._identity.unit, Observation(telemetry.FAILURE, flavor, step=step))
+
+    def figures(
+        self, started: float, now: float, flavors: Mapping[str, Counts], binary: Path, image: float | None
+    ) -> None:
+        """Record what a reconcile, which started and ended at these UNIX times, found; ``image`` is the image's age."""
+        age = _age(binary, now)
+        gauges = Gauges(
+            now,
+            flavors,
+            quota_left=self._github.quota_left,
+            binary_time=None if age is None else now - age,
+            image_time=None if image is None else now - image,
+        )
+        telemetry.save(self._identity.unit, gauges)
+        took = max(0.0, now - started)
+        telemetry.observe(self._identity.unit, *(Observation("reconcile", flavor, took) for flavor in flavors))
 
     def finished(self, existing: AbstractSet[str], previous_volumes: AbstractSet[str]) -> Counter[str]:
         """Issue the events of runners that do not exist any more, and remove their metrics storages.
@@ -65,7 +88,9 @@ class Collector:
         found = extract(self._storages, stored - finished)
         for metrics in found:
             metrics.flavor_name = metrics.flavor_name or DEFAULT_FLAVOR
-            issued = issue_events(metrics, self._identity.app_name, jobs.look_up(metrics))
+            job = jobs.look_up(metrics)
+            issued = issue_events(metrics, self._identity.app_name, job)
+            self._observe_job(metrics, job, issued)
             if RunnerStart in issued and RunnerStop not in issued:
                 crashed[metrics.flavor_name] += 1
             if RunnerStart in issued and (RunnerStop in issued or metrics.post_job is None):
@@ -76,6 +101,19 @@ class Collector:
                 break
             quarantine(self._storages, metrics.runner_name)
         return crashed
+
+    def _observe_job(
+        self, metrics: RunnerMetrics, job: GithubJobMetrics | None, issued: AbstractSet[type[Event]]
+    ) -> None:
+        """Record the durations of the events that were issued."""
+        found = []
+        flavor = metrics.flavor_name or DEFAULT_FLAVOR
+        if job is not None and RunnerStart in issued:
+            found.append(Observation("queue", flavor, max(0.0, job.queue_duration)))
+        if metrics.post_job is not None and RunnerStop in issued:
+            taken = metrics.post_job.timestamp - metrics.pre_job.timestamp
+            found.append(Observation("job", flavor, max(0.0, taken)))
+        telemetry.observe(self._identity.unit, *found)
 
     def unit_health(
         self,

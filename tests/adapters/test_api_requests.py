@@ -12,6 +12,7 @@ import metrics.events
 import provision
 import runner_manager
 import shared_fs
+import telemetry
 from errors import CreateMetricsStorageError
 from gh.auth import Pat
 from gh.client import JOB_PAGES, GithubClient
@@ -85,6 +86,7 @@ def hub() -> Iterator[github.GitHub]:
 def unit(request: Any, hub: github.GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Unit]:
     monkeypatch.setattr(metrics.events, "METRICS_LOG_PATH", tmp_path / "metrics.log")
     monkeypatch.setattr(runner_manager, "LOCKS", tmp_path / "locks")
+    monkeypatch.setattr(telemetry, "LOCKS", tmp_path / "locks")
 
     def no_volume(name: str, /) -> MetricsStorage:
         raise CreateMetricsStorageError(f"{name}: nothing is mounted on the machine that runs the tests")

@@ -22,6 +22,7 @@ import provision
 import runner
 import runner_manager
 import status
+import telemetry
 from errors import (
     GithubApiError,
     GithubClientError,
@@ -479,6 +480,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("units")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner_manager, "LOCKS", tmp_path_factory.mktemp("locks"))
+        patch.setattr(telemetry, "LOCKS", tmp_path_factory.mktemp("locks"))
         patch.setattr(runner, "LOGS_PATH", tmp_path_factory.mktemp("logs"))
         # These units reconcile side by side in one process, and each takes the name of another one for the former.
         patch.setattr(metrics.events, "_unit", None)

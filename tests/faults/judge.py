@@ -19,6 +19,7 @@ import metrics.events
 import metrics.storage
 import provision
 import runner_manager
+import telemetry
 from gh.client import GithubClient
 from metrics.events import Event
 from metrics.storage import FILE_NAMES, FILE_SIZE_BYTES_LIMIT
@@ -148,6 +149,7 @@ class World:
                 (metrics.storage, "FILESYSTEM_QUARANTINE_PATH", self.quarantine),
                 (metrics.events, "METRICS_LOG_PATH", self.log),
                 (runner_manager, "LOCKS", self.folder / "locks"),
+                (telemetry, "LOCKS", self.folder / "locks"),
             ):
                 stack.enter_context(mock.patch.object(owner, name, value))
             (self.folder / "locks").mkdir()

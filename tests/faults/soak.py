@@ -23,6 +23,7 @@ import naming
 import runner
 import runner_manager
 import system
+import telemetry
 from errors import GithubClientError
 from models import CharmState, FlushMode, GithubOrg, VirtualMachineResources
 from naming import KEY, fingerprint
@@ -312,6 +313,7 @@ def unit(scale: Scale, workers: int = 1) -> Iterator[Month]:
             (runner, "shared_fs", shared_fs),
             (runner, "time", SimpleNamespace(time=lambda: month.world.now, monotonic=time.monotonic)),
             (runner_manager, "LOCKS", folder / "locks"),
+            (telemetry, "LOCKS", folder / "locks"),
             (naming, "secrets", SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")),
             (system, "WORKERS", workers),
         ):

@@ -8,6 +8,7 @@ import redaction
 import runner_manager
 import settings
 import shared_fs
+import telemetry
 import times
 from errors import CreateMetricsStorageError
 from host import markers, systemd
@@ -27,6 +28,7 @@ def locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     """Where the locks of passes are, out of the way of a unit on this machine."""
     folder = tmp_path_factory.mktemp("locks")
     monkeypatch.setattr(runner_manager, "LOCKS", folder)
+    monkeypatch.setattr(telemetry, "LOCKS", folder)
     return folder
 
 

@@ -1,0 +1,172 @@
+"""The unit's Prometheus metrics, served on the loopback of the machine: a part of the unit's agent.
+
+docs/reference/metrics.md has the metrics. Names and units follow https://prometheus.io/docs/practices/naming/. No label
+has values that a job chooses.
+"""
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+import demand
+import telemetry
+from telemetry import DURATIONS, FAILURE, MOST_FLAVORS
+
+logger = logging.getLogger(__name__)
+
+ADDRESS = "127.0.0.1"
+PREFIX = "github_runner"
+# Upper limits in seconds. Creations of virtual machines and jobs take minutes, an idle runner takes a job at once.
+BUCKETS = {
+    "queue": (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600),
+    "creation": (5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600),
+    "job": (10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600),
+    "reconcile": (1, 2, 5, 10, 30, 60, 120, 300, 600, 1200),
+}
+HELP = {
+    "queue": "Time between the queueing of a job and its start on a runner of this unit.",
+    "creation": "Time that the creation of a runner took.",
+    "job": "Time that a job took on its runner.",
+    "reconcile": "Time that a reconcile took.",
+}
+# The steps of a creation, as its error names them.
+STEPS = (
+    "registering",
+    "creating the instance",
+    "starting the instance",
+    "setting the instance up",
+    "starting the runner agent",
+)
+
+
+class Figures:
+    """The metrics of a unit such as ``github-runner/0``. Histograms and counters begin anew with each process."""
+
+    def __init__(self, unit: str, version: str) -> None:
+        self.registry = CollectorRegistry()
+        self._unit = unit
+        self._version = version
+        self._flavors: set[str] = set()
+        self._lock = threading.Lock()
+        self.registry.register(_Gauges(self))
+        labels = ("unit", "flavor")
+        self._durations = {
+            name: Histogram(
+                f"{PREFIX}_{name}_duration_seconds", HELP[name], labels, buckets=BUCKETS[name], registry=self.registry
+            )
+            for name in DURATIONS
+        }
+        self._failures = Counter(
+            f"{PREFIX}_creation_failures",
+            "Creations of runners that failed, by the step that failed.",
+            (*labels, "step"),
+            registry=self.registry,
+        )
+
+    def take(self) -> None:
+        """Add what reconciles have observed since the last time."""
+        with self._lock:
+            for each in telemetry.take(self._unit):
+                flavor = self._bounded(each.flavor)
+                if each.name == FAILURE:
+                    step = each.step if each.step in STEPS else "other"
+                    self._failures.labels(self._unit, flavor, step).inc()
+                else:
+                    self._durations[each.name].labels(self._unit, flavor).observe(each.value)
+
+    def gauges(self) -> Iterator[Metric]:
+        """What is known now: of the last reconcile, and of the jobs that wait."""
+        build = GaugeMetricFamily(f"{PREFIX}_build_info", "The version of the charm.", labels=("unit", "version"))
+        build.add_metric((self._unit, self._version), 1)
+        yield build
+        found = telemetry.load(self._unit)
+        yield from self._of_jobs(found)
+        if found is None:
+            return
+        yield from self._of_runners(found)
+        for name, text, value in (
+            ("last_reconcile_timestamp_seconds", "When the last reconcile ended, in UNIX time.", found.reconciled),
+            ("api_quota_requests", "Requests that are left of GitHub's hourly limit.", found.quota_left),
+            (
+                "binary_timestamp_seconds",
+                "When GitHub last offered the runner binary, in UNIX time.",
+                found.binary_time,
+            ),
+            ("image_timestamp_seconds", "When the runners' image was built, in UNIX time.", found.image_time),
+        ):
+            if value is not None:
+                yield self._gauge(name, text, [((), value)])
+
+    def _of_runners(self, found: telemetry.Gauges) -> Iterator[Metric]:
+        states = [
+            ((flavor, state), getattr(counts, state))
+            for flavor, counts in found.flavors.items()
+            for state in ("idle", "busy", "other")
+        ]
+        yield self._gauge("runners", "Runners after the last reconcile.", states, "flavor", "state")
+        wanted = [((flavor,), each.wanted) for flavor, each in found.flavors.items() if each.wanted is not None]
+        yield self._gauge("wanted_runners", "Runners that the last reconcile aimed for.", wanted, "flavor")
+
+    def _of_jobs(self, found: telemetry.Gauges | None) -> Iterator[Metric]:
+        """Jobs of each flavour in demand mode; without a file of demand there are none."""
+        busy = {} if found is None else {flavor: counts.busy for flavor, counts in found.flavors.items()}
+        known = dict(list(demand.load(self._unit).items())[:MOST_FLAVORS])
+        assigned = [((flavor,), each.assigned) for flavor, each in known.items()]
+        waiting = [
+            ((flavor,), max(0, each.assigned - busy.get(flavor, 0)) + each.missed) for flavor, each in known.items()
+        ]
+        yield self._gauge("assigned_jobs", "Jobs that GitHub assigned, those that run included.", assigned, "flavor")
+        yield self._gauge("waiting_jobs", "Jobs that no runner has begun.", waiting, "flavor")
+
+    def _gauge(
+        self, name: str, text: str, values: Iterable[tuple[tuple[str, ...], float]], *labels: str
+    ) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=("unit", *labels))
+        for of, value in values:
+            family.add_metric((self._unit, *of), value)
+        return family
+
+    def _bounded(self, flavor: str) -> str:
+        """The flavour, or "other" after too many: each one has series until the process ends."""
+        if flavor not in self._flavors and len(self._flavors) >= MOST_FLAVORS:
+            return "other"
+        self._flavors.add(flavor)
+        return flavor
+
+
+class _Gauges(Collector):
+    """Registered first, so that a scrape takes observations before the histograms are read."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        self._figures.take()
+        yield from self._figures.gauges()
+
+
+class Exposition:
+    """Metrics that are being served."""
+
+    def __init__(self, port: int, figures: Figures) -> None:
+        self.figures = figures
+        self._server, self._thread = start_http_server(port, ADDRESS, figures.registry)
+        self.port: int = self._server.server_port
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def serve(port: int, unit: str, version: str) -> Exposition:
+    """Serve the metrics of a unit; port 0 takes a free one. OSError where the port is taken.
+
+    The caller calls ``figures.take()`` each minute: without a Prometheus nobody else empties the file.
+    """
+    return Exposition(port, Figures(unit, version))

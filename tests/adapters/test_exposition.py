@@ -1,0 +1,277 @@
+"""The unit's Prometheus metrics over HTTP, and the alert rules by promtool and by a real Prometheus."""
+
+import json
+import re
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import demand
+import telemetry
+from demand import Demand
+from programs import exposition
+from programs.exposition import Exposition
+from telemetry import FAILURE, Counts, Gauges, Observation
+from tests.support.prometheus import program
+
+ROOT = Path(__file__).resolve().parents[2]
+RULES = ROOT / "src/prometheus_alert_rules/runners.yaml"
+UNIT = "github-runner/0"
+SMALL = f'flavor="small",unit="{UNIT}"'
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of what the reconciles leave for the agent."""
+    monkeypatch.setattr(telemetry, "LOCKS", tmp_path)
+    monkeypatch.setattr(demand, "LOCKS", tmp_path)
+
+
+@pytest.fixture
+def served() -> Iterator[Exposition]:
+    """The metrics of a unit, at a free port."""
+    found = exposition.serve(0, UNIT, "1.2.3")
+    yield found
+    found.close()
+
+
+def text_of(url: str) -> str:
+    with OPENER.open(url, timeout=10) as reply:
+        text: str = reply.read().decode()
+    return text
+
+
+def scrape(served: Exposition) -> dict[str, float]:
+    """The value of each series."""
+    lines = text_of(f"http://127.0.0.1:{served.port}/metrics").splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+def record(now: float = 1_700_000_000.0) -> None:
+    """Everything that can be recorded, for one flavour."""
+    telemetry.save(UNIT, Gauges(now, {"small": Counts(3, 1, 2, 0)}, 4000, now - 60, now - 120))
+    demand.save(UNIT, {"small": Demand(assigned=5, missed=1, heard=now)})
+    durations = (Observation(name, "small", 7.0) for name in telemetry.DURATIONS)
+    telemetry.observe(UNIT, *durations, Observation(FAILURE, "small", step="registering"))
+
+
+def test_figures_of_a_reconcile_are_served(served: Exposition) -> None:
+    """The gauges are those of the last reconcile and of demand: waiting jobs are those that no runner has begun."""
+    record()
+    found = scrape(served)
+
+    states = {
+        state: found[f'github_runner_runners{{flavor="small",state="{state}",unit="{UNIT}"}}']
+        for state in ("idle", "busy", "other")
+    }
+    assert states == {"idle": 1, "busy": 2, "other": 0}
+    assert found[f"github_runner_wanted_runners{{{SMALL}}}"] == 3
+    assert found[f"github_runner_assigned_jobs{{{SMALL}}}"] == 5
+    assert found[f"github_runner_waiting_jobs{{{SMALL}}}"] == 4
+    assert found[f'github_runner_api_quota_requests{{unit="{UNIT}"}}'] == 4000
+    assert found[f'github_runner_last_reconcile_timestamp_seconds{{unit="{UNIT}"}}'] == 1_700_000_000
+    assert found[f'github_runner_build_info{{unit="{UNIT}",version="1.2.3"}}'] == 1
+
+
+def test_observations_add_up(served: Exposition) -> None:
+    """A histogram has every observation once, over several scrapes."""
+    record()
+    scrape(served)
+    telemetry.observe(UNIT, Observation("creation", "small", 50.0))
+    found = scrape(served)
+
+    assert found[f"github_runner_creation_duration_seconds_count{{{SMALL}}}"] == 2
+    assert found[f"github_runner_creation_duration_seconds_sum{{{SMALL}}}"] == 57
+    assert found[f'github_runner_creation_duration_seconds_bucket{{flavor="small",le="10.0",unit="{UNIT}"}}'] == 1
+    assert found[f'github_runner_creation_failures_total{{flavor="small",step="registering",unit="{UNIT}"}}'] == 1
+
+
+def test_labels_have_a_bound(served: Exposition, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that no creation has, and flavours beyond the bound, are counted as other."""
+    monkeypatch.setattr(exposition, "MOST_FLAVORS", 2)
+    telemetry.observe(UNIT, *(Observation(FAILURE, f"f{number}", step=f"step {number}") for number in range(9)))
+
+    failures = {name for name in scrape(served) if name.startswith("github_runner_creation_failures_total")}
+    assert {tuple(re.findall(r'(?:flavor|step)="([^"]*)"', name)) for name in failures} == {
+        ("f0", "other"),
+        ("f1", "other"),
+        ("other", "other"),
+    }
+
+
+def test_without_figures_there_is_the_build(served: Exposition) -> None:
+    """Before the first reconcile, and with damaged files, the metrics are served with what is known."""
+    telemetry.gauges_path(UNIT).write_text("{")
+    telemetry.observations_path(UNIT).write_bytes(b"\xff\n")
+
+    assert list(scrape(served)) == [f'github_runner_build_info{{unit="{UNIT}",version="1.2.3"}}']
+
+
+def test_only_the_loopback_listens(served: Exposition) -> None:
+    """The server listens at 127.0.0.1, where no runner and no other machine reaches it."""
+    assert served._server.server_address[0] == "127.0.0.1"
+
+
+def test_a_taken_port_is_an_error_that_the_caller_sees(served: Exposition) -> None:
+    """A second server at the port is refused by the kernel; after the end of the first one the port is free."""
+    with pytest.raises(OSError, match="in use"):
+        exposition.serve(served.port, UNIT, "1")
+
+
+def test_the_end_frees_the_port() -> None:
+    """After `close` nobody listens."""
+    served = exposition.serve(0, UNIT, "1")
+    served.close()
+
+    with pytest.raises(urllib.error.URLError):
+        text_of(f"http://127.0.0.1:{served.port}/metrics")
+
+
+def test_promtool_finds_no_fault(served: Exposition) -> None:
+    """Names, units and help follow Prometheus' conventions."""
+    record()
+    text = text_of(f"http://127.0.0.1:{served.port}/metrics")
+    done = subprocess.run([program("promtool"), "check", "metrics"], input=text, capture_output=True, text=True)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_rules_are_about_metrics_that_there_are(served: Exposition) -> None:
+    """Each metric of a rule is served, and promtool accepts the rules."""
+    record()
+    served_names = {name.partition("{")[0] for name in scrape(served)}
+    used = set(re.findall(r"github_runner_\w+", RULES.read_text()))
+
+    assert used <= served_names
+    subprocess.run([program("promtool"), "check", "rules", str(RULES)], check=True, capture_output=True)
+
+
+def series(name: str, values: str, **labels: str) -> dict[str, str]:
+    text = ",".join(f'{key}="{value}"' for key, value in {"unit": UNIT, **labels}.items())
+    return {"series": f"{name}{{{text}}}", "values": values}
+
+
+def failures(values: str) -> dict[str, str]:
+    return series("github_runner_creation_failures_total", values, flavor="small", step="registering")
+
+
+def queue(le: str, values: str) -> dict[str, str]:
+    return series("github_runner_queue_duration_seconds_bucket", values, flavor="small", le=le)
+
+
+def runners(idle: int, wanted: int) -> list[dict[str, str]]:
+    return [
+        series("github_runner_runners", f"{idle}x600", flavor="small", state="idle"),
+        series("github_runner_runners", "5x600", flavor="small", state="other"),
+        series("github_runner_wanted_runners", f"{wanted}x600", flavor="small"),
+    ]
+
+
+MADE = series("github_runner_creation_duration_seconds_count", "0+1x600", flavor="small")
+# Series of a minute each, and whether the alert fires after five hours.
+CASES: list[tuple[str, list[dict[str, str]], bool]] = [
+    ("GithubRunnerReconcileMissing", [series("github_runner_last_reconcile_timestamp_seconds", "0x600")], True),
+    ("GithubRunnerReconcileMissing", [series("github_runner_last_reconcile_timestamp_seconds", "0+60x600")], False),
+    ("GithubRunnerNoneOnline", runners(idle=0, wanted=2), True),
+    ("GithubRunnerNoneOnline", runners(idle=1, wanted=2), False),
+    ("GithubRunnerNoneOnline", runners(idle=0, wanted=0), False),
+    ("GithubRunnerCreationFailing", [failures("0+1x600")], True),
+    ("GithubRunnerCreationFailing", [failures("0+1x600"), MADE], False),
+    ("GithubRunnerCreationFailing", [failures("1x600")], False),
+    ("GithubRunnerQueueTimeHigh", [queue("600", "0x600"), queue("3600", "0+1x600"), queue("+Inf", "0+1x600")], True),
+    ("GithubRunnerQueueTimeHigh", [queue("600", "0+1x600"), queue("+Inf", "0+1x600")], False),
+    ("GithubRunnerFilesOld", [series("github_runner_image_timestamp_seconds", "-300000x600")], True),
+    ("GithubRunnerFilesOld", [series("github_runner_binary_timestamp_seconds", "-300000x600")], True),
+    ("GithubRunnerFilesOld", [series("github_runner_image_timestamp_seconds", "0x600")], False),
+    ("GithubRunnerQuotaLow", [series("github_runner_api_quota_requests", "499x600")], True),
+    ("GithubRunnerQuotaLow", [series("github_runner_api_quota_requests", "500x600")], False),
+]
+
+
+@pytest.mark.parametrize(("alert", "given", "fires"), CASES)
+def test_when_a_rule_fires(alert: str, given: list[dict[str, str]], fires: bool, tmp_path: Path) -> None:
+    """Each rule fires for what it is about, and not for the usual state."""
+    [rule] = [rule for rule in yaml.safe_load(RULES.read_text())["groups"][0]["rules"] if rule["alert"] == alert]
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
+        yaml.safe_dump(
+            {"groups": [{"name": "one", "rules": [{**rule, "expr": f"count({rule['expr']})", "annotations": {}}]}]}
+        )
+    )
+    wanted = [{"exp_labels": {"severity": rule["labels"]["severity"]}}] if fires else []
+    test = {
+        "interval": "1m",
+        "input_series": given,
+        "alert_rule_test": [{"eval_time": "5h", "alertname": alert, "exp_alerts": wanted}],
+    }
+    cases = tmp_path / "cases.yaml"
+    cases.write_text(yaml.safe_dump({"rule_files": [str(rules)], "tests": [test]}))
+    done = subprocess.run([program("promtool"), "test", "rules", str(cases)], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_rule_has_both_cases() -> None:
+    """There is no rule without a case in which it fires and one in which it does not."""
+    alerts = {rule["alert"] for rule in yaml.safe_load(RULES.read_text())["groups"][0]["rules"]}
+
+    assert {(alert, fires) for alert, _, fires in CASES} == {
+        (alert, fires) for alert in alerts for fires in (True, False)
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+    return port
+
+
+def alerts_of(port: int, process: "subprocess.Popen[bytes]") -> list[dict[str, Any]]:
+    """The firing alerts of a Prometheus; those of a server that does not answer yet are none."""
+    assert process.poll() is None, "Prometheus ended"
+    try:
+        found = json.loads(text_of(f"http://127.0.0.1:{port}/api/v1/alerts"))
+    except (OSError, ValueError):
+        return []
+    return [alert for alert in found["data"]["alerts"] if alert["state"] == "firing"]
+
+
+def test_a_prometheus_scrapes_and_fires(served: Exposition, tmp_path: Path) -> None:
+    """Prometheus of the distribution takes the rules, scrapes the unit and fires for a reconcile that is long ago."""
+    record(time.time() - 3 * 3600)
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(RULES)],
+        "scrape_configs": [
+            {"job_name": "unit", "static_configs": [{"targets": [f"127.0.0.1:{served.port}"]}]},
+        ],
+    }
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    port = free_port()
+    command = [
+        program("prometheus"),
+        f"--config.file={tmp_path / 'prometheus.yml'}",
+        f"--storage.tsdb.path={tmp_path / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            end = time.monotonic() + 60
+            while not (found := alerts_of(port, process)) and time.monotonic() < end:
+                time.sleep(0.2)  # a server of somebody else's, which tells nobody when it is ready
+        finally:
+            process.terminate()
+
+    [alert] = found
+    assert alert["labels"]["alertname"] == "GithubRunnerReconcileMissing"
+    assert alert["labels"]["unit"] == UNIT
