@@ -93,9 +93,8 @@ class GithubRunnerCharm(ops.CharmBase):
         """It comes every few minutes. One marker and two systemd units are checked, and usually nothing is missing."""
 
         def is_complete(state: CharmState) -> bool:
-            watched = state.replace_on_exit and state.keeps_runners
             is_set_up = self._markers.read(markers.SET_UP) is not None
-            return is_set_up and triggers.are_running(self.unit.name, watched)
+            return is_set_up and triggers.are_running(self.unit.name, state.needs_agent)
 
         self._guarded(lambda service: service.resume(), unless=is_complete)
 

@@ -66,6 +66,15 @@ def load(unit: str) -> dict[str, Demand]:
         return {}
 
 
+def remove(unit: str) -> list[str]:
+    """Remove the file of a unit; returns what was removed."""
+    found = path(unit)
+    if not found.exists():
+        return []
+    found.unlink()
+    return [str(found)]
+
+
 def _demand(values: Any) -> Demand:
     assigned, missed = int(values["assigned"]), int(values["missed"])
     since, heard = values["since"], float(values["heard"])

@@ -378,6 +378,16 @@ class CharmState:
         return bool(self.given_flavors) or self.scaling is Scaling.DEMAND
 
     @property
+    def replaces_on_exit(self) -> bool:
+        """Whether a reconcile starts as soon as a runner ends."""
+        return self.replace_on_exit and self.keeps_runners
+
+    @property
+    def needs_agent(self) -> bool:
+        """Whether the unit's agent runs beside the hooks."""
+        return self.replaces_on_exit or self.scaling is Scaling.DEMAND
+
+    @property
     def runners(self) -> tuple[RunnerSpec, ...]:
         """What goes into runners: one specification for each flavour, in the order of ``flavors``."""
         return tuple(map(self._spec, self.flavors))

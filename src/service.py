@@ -14,6 +14,7 @@ from typing import Protocol
 
 import jinja2
 
+import agent_settings
 import creation
 import listing
 import notices
@@ -36,15 +37,17 @@ from gh.app import App
 from gh.auth import Pat
 from gh.client import GithubClient, api_url
 from gh.registration import OptionRegistration
-from host import capacity, image, image_builds, kernel, machine, markers, pool, runner_binary, timer, watcher
+from gh.scale_sets import ScaleSetClient
+from host import agent, capacity, image, image_builds, kernel, machine, markers, pool, runner_binary, timer
 from metrics.storage import StorageManager
 from models import CharmState, FlushMode
 from naming import Identity, binary_version
 from repo_policy import RepoPolicyClient
 from report import Report
 from runner import RunnerManagerClients
-from runner_manager import RunnerManager, Wanted
+from runner_manager import RunnerManager
 from status import Status
+from unit_demand import UnitDemand
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +71,23 @@ def github_client(state: CharmState) -> GithubClient:
     return GithubClient(state.github_url, auth, ca_certificates=state.ca_certificates)
 
 
+def scale_set_client(state: CharmState, github: GithubClient) -> ScaleSetClient:
+    """The client for the runner scale sets of a state's path."""
+    return ScaleSetClient(
+        state.github_url,
+        state.path,
+        lambda: github.registration_token(state.path),
+        ca_certificates=state.ca_certificates,
+    )
+
+
 @dataclass(frozen=True)
 class Adapters:
     """What a service reaches the outside with; tests pass others. ``clock`` gives UNIX seconds."""
 
     lxd: LxdClient = field(default_factory=LxdClient)
     github: Callable[[CharmState], GithubClient] = github_client
+    scale_sets: Callable[[CharmState, GithubClient], ScaleSetClient] = scale_set_client
     storages: StorageManager = shared_fs
     clock: Callable[[], float] = time.time
 
@@ -148,23 +162,23 @@ class Service:
         self._free_previous_pool()
         self._prepare(build_later)
         self.reconcile()
-        self.ensure_watcher()
+        self.ensure_agent()
 
     def attend(self) -> None:
         """What the timer's event does: repair the machine, update the kernel, and reconcile or reboot."""
         self.repair()
         kernel.update(self._adapters.clock())
         self._reconcile_or_reboot()
-        self.ensure_watcher()
+        self.ensure_agent()
 
     def resume(self) -> None:
-        """What update-status does where something is missing: a complete set-up, the timer or the watcher."""
+        """What update-status does where something is missing: a complete set-up, the timer or the agent."""
         if self._markers.read(markers.SET_UP) is None:
             self.apply(build_later=True)
         else:
             self._ensure_timer()
             self._accept()
-            self.ensure_watcher()
+            self.ensure_agent()
 
     def repair(self) -> None:
         """Complete a set-up that did not come to its end, and make again what was lost since; else only look."""
@@ -198,20 +212,20 @@ class Service:
             self._build_changed_image()
         self._progress("Reconciling runners")
         manager = self._manager()
-        delta = manager.reconcile_flavors(self._wanted())
+        now = self._adapters.clock()
+        try:
+            delta = manager.reconcile_flavors(self._demand.wanted(now))
+        finally:
+            self._demand.hand_over()
         self.report = manager.report
         try:
             creation.record(manager.findings, self._markers, self._github, self._state.path)
         except (HostError, OSError) as error:
             logger.warning("What the reconcile found out was not recorded: %s", error)
-        found = notices.notices(self._state, self._markers, self.report, self._adapters.clock())
+        now = self._adapters.clock()
+        found = [*self._demand.notices(now), *notices.notices(self._state, self._markers, self.report, now)]
         self._show(status.of_report(self.report, self._state.test_mode, found))
         return delta
-
-    def _wanted(self) -> list[Wanted]:
-        """The runners of each flavour that the options ask for."""
-        pairs = zip(self._state.runners, self._state.flavors, strict=True)
-        return [Wanted(spec, flavor.count) for spec, flavor in pairs]
 
     def flush(self, force: bool) -> int:
         """Remove every runner and reconcile; returns how many runners were missing then.
@@ -257,9 +271,10 @@ class Service:
         return self._manager().drain()
 
     def close(self) -> None:
-        """Remove timer and watcher, and record that no later event may create a runner. It needs no options."""
+        """Remove timer and agent, and record that no later event may create a runner. It needs no options."""
         unit = self._markers.unit
-        for step in (partial(watcher.remove, unit), partial(timer.remove, unit), self._note_leaving):
+        stop = (partial(agent.remove, unit), partial(agent_settings.remove, unit), partial(timer.remove, unit))
+        for step in (*stop, self._note_leaving):
             try:
                 _log_removed(step())
             except (GithubRunnerError, OSError) as error:
@@ -271,6 +286,7 @@ class Service:
             logger.info("%s runners were removed", self.clear())
         except (GithubRunnerError, OSError) as error:
             logger.error("The runners were not removed: %s", error)
+        self._demand.leave()
         try:
             self._github.revoke()
         except (GithubRunnerError, OSError) as error:
@@ -288,12 +304,12 @@ class Service:
 
         _log_removed(machine.tear_down(self._lxd, self._markers, managed))
 
-    def ensure_watcher(self) -> None:
-        """Start the watcher after the runners: otherwise it would treat missing runners as lost."""
-        if self._state.replace_on_exit and self._state.keeps_runners:
-            watcher.ensure(self._jinja, self._markers.unit)
+    def ensure_agent(self) -> None:
+        """Start the agent after the runners: otherwise it would treat missing runners as lost."""
+        if self._state.needs_agent:
+            agent.ensure(self._jinja, self._markers.unit, self._state.replaces_on_exit)
         else:
-            watcher.remove(self._markers.unit)
+            agent.remove(self._markers.unit)
 
     def update_binary(self) -> bool:
         """Download the runner binary that GitHub offers unless it is in use; returns whether it was downloaded."""
@@ -406,6 +422,10 @@ class Service:
     def _github(self) -> GithubClient:
         """One for the whole hook, and with it one connection."""
         return self._adapters.github(self._state)
+
+    @cached_property
+    def _demand(self) -> UnitDemand:
+        return UnitDemand(self._state, self._identity, self._markers, self._adapters.scale_sets, lambda: self._github)
 
     def _ensure_timer(self) -> None:
         timer.ensure(self._jinja, self._markers.unit, self._state.reconcile_interval)

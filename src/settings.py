@@ -89,7 +89,7 @@ def save(state: CharmState, identity: Identity) -> bool:
         "application": identity.app_name,
         "unit": identity.unit_number,
         "model": identity.model_hash,
-        "runners": state.virtual_machines,
+        "runners": sum(flavor.count for flavor in state.flavors),
         "images": [_document(build) for build in images(state)],
     }
     for former in _former(identity.unit):

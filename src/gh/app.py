@@ -78,6 +78,13 @@ class App(Auth):
             self._tokens = {place: held for place, held in self._tokens.items() if held.text != token}
         return True
 
+    def held(self) -> tuple[str, float | None]:
+        """The installation's token for the configured path, and when it is to be renewed."""
+        found = self._tokens.get(self._path.path)
+        if found is None:
+            raise TokenError(f"no token of {self._name} was used yet")
+        return found.text, time.time() + found.end - time.monotonic()
+
     def revocations(self) -> Iterator[httpx2.Request]:
         """Requests that make the tokens invalid before their end. One that is still awaited is left out."""
         tokens, self._tokens = self._tokens, {}

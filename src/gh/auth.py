@@ -24,6 +24,13 @@ class Auth(httpx2.Auth):
         """Do not use this token again, because GitHub has refused it; returns whether there can be another one."""
         raise NotImplementedError
 
+    def held(self) -> tuple[str, float | None]:
+        """The token that was used last for the configured path, and its end in UNIX seconds; None where it has none.
+
+        TokenError where none was used yet.
+        """
+        raise NotImplementedError
+
     def revocations(self) -> Iterator[httpx2.Request]:
         """Requests that end the tokens which were obtained. Those that the operator gave are left alone."""
         return iter(())
@@ -51,6 +58,10 @@ class Pat(Auth):
             raise TokenError("there is no GitHub token")
         yield from ()
         return self._token
+
+    def held(self) -> tuple[str, float | None]:
+        """The token of the options."""
+        return self._token, None
 
     def discard(self, _: str) -> bool:
         """Only the operator can give another one."""

@@ -112,6 +112,10 @@ class GithubClient:
             self._transport.close()
             self._transport = None
 
+    def held_token(self) -> tuple[str, float | None]:
+        """The token that was used last, and its end in UNIX seconds; None where it has none."""
+        return self._auth.held()
+
     def revoke(self) -> None:
         """End the tokens that were obtained, when the unit goes: within ``deadline`` seconds in all.
 

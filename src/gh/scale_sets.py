@@ -108,6 +108,10 @@ class ScaleSetClient:
         """Give the connections back."""
         self._http.close()
 
+    def connect(self) -> None:
+        """See that the service can be reached, and that it accepts the credentials."""
+        self._connected(time.monotonic() + self._deadline)
+
     def group_id(self) -> int:
         """The number of the path's runner group; TokenError if there is not exactly one of that name."""
         if not isinstance(self.path, GithubOrg) or self.path.group.lower() == "default":
@@ -150,6 +154,13 @@ class ScaleSetClient:
             self._admin("DELETE", f"runtime/runnerscalesets/{number}")
         except SetGoneError:
             logger.info("The scale set %s is gone already", number)
+
+    def delete_sets(self, unwanted: Callable[[str], bool]) -> list[str]:
+        """Delete the sets with an unwanted name; returns their names."""
+        found = [item for item in self.sets() if unwanted(item.name)]
+        for item in found:
+            self.delete(item.number)
+        return [item.name for item in found]
 
     def open_session(self, number: int, owner: str) -> "Listener":
         """Open the only session of a set; SessionConflictError while there is another one."""

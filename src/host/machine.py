@@ -8,12 +8,15 @@ from pathlib import Path
 
 import jinja2
 
+import agent_settings
+import demand
 import settings
 import shared_fs
 from engine.client import LxdClient
 from engine.profiles import BRIDGE
 from errors import GithubRunnerError, HostError
 from host import (
+    agent,
     firewall,
     image,
     image_builds,
@@ -26,7 +29,6 @@ from host import (
     takeover,
     timer,
     triggers,
-    watcher,
 )
 from host.markers import SET_UP, Markers
 from host.systemd import are_active
@@ -136,7 +138,7 @@ def has_previous_charm() -> bool:
 
 def take_over(lxd: LxdClient, unit: str) -> bool:
     """Remove what the previous charm left on this unit; returns whether nothing of it is left to do."""
-    names = (triggers.service, triggers.timer, triggers.watcher, image.service, image.timer)
+    names = (triggers.service, triggers.timer, triggers.agent, image.service, image.timer)
     return takeover.take_over(lxd, takeover.Places(CHARM), {name(unit) for name in names})
 
 
@@ -152,6 +154,8 @@ def release(lxd: LxdClient, markers: Markers) -> list[str]:
     return _each(
         partial(image.remove_timer, unit),
         partial(settings.remove, unit),
+        partial(agent_settings.remove, unit),
+        partial(demand.remove, unit),
         *(partial(remove, lxd) for remove in images),
         partial(firewall.remove, lxd, unit),
         *(() if others else (partial(lxd_server.remove, lxd),)),
@@ -167,7 +171,7 @@ def tear_down(lxd: LxdClient, markers: Markers, is_runner: Callable[[str], bool]
     """
     shared = bool(markers.others())
     return [
-        *_each(partial(watcher.remove, markers.unit), partial(timer.remove, markers.unit)),
+        *_each(partial(agent.remove, markers.unit), partial(timer.remove, markers.unit)),
         *release(lxd, markers),
         *([] if shared else _each(kernel.remove, logrotate.remove, shared_fs.remove)),
         *_each(markers.remove, partial(_remove_files, is_runner, shared)),

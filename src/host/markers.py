@@ -34,6 +34,8 @@ FAILED_STARTS = "failed-starts"
 # What the options add to the image of the last build that has ended, or which the image was found to have: a hash.
 # Followed by the build's start in UNIX seconds, until it ends, where a change of the options has started it.
 IMAGE = "image"
+# Runner scale sets may exist: since when demand decides how many runners there are, in UNIX seconds.
+SCALE_SETS = "scale-sets"
 # A time without any reconcile: `FROM TO` in UNIX seconds.
 UNATTENDED = "unattended"
 

@@ -1,4 +1,4 @@
-"""The systemd units that start reconciles: the timer, and the watcher of LXD's events (option replace-on-exit).
+"""The systemd units that start reconciles: the timer, and the agent (options replace-on-exit and scaling).
 
 Whether they run is all that most hooks need to know, so that this module imports little.
 """
@@ -12,7 +12,7 @@ SOURCE = Path(__file__).resolve().parents[1]
 
 
 def service(unit: str) -> str:
-    """The service that starts a reconcile; timer and watcher start this service."""
+    """The service that starts a reconcile; timer and agent start this service."""
     return systemd.unit_name("reconcile-runners", unit, "service")
 
 
@@ -21,20 +21,25 @@ def timer(unit: str) -> str:
     return systemd.unit_name("reconcile-runners", unit, "timer")
 
 
-def watcher(unit: str) -> str:
-    """The service that starts a reconcile as soon as a runner has ended."""
+def agent(unit: str) -> str:
+    """The service that starts a reconcile as soon as a runner has ended, or jobs need more runners."""
+    return f"github-runner-agent-{unit.replace('/', '-')}.service"
+
+
+def former_watcher(unit: str) -> str:
+    """The agent's name in earlier versions, in which it only followed LXD's events."""
     return systemd.unit_name("replace-runners", unit, "service")
 
 
-def are_running(unit: str, watched: bool) -> bool:
-    """Whether the timer runs and, where the runners are ``watched``, a watcher with today's code."""
-    return systemd.are_active(timer(unit), *([watcher(unit)] if watched else [])) and watcher_is_current(unit)
+def are_running(unit: str, with_agent: bool) -> bool:
+    """Whether the timer runs and, where it is wanted, an agent with today's code."""
+    return systemd.are_active(timer(unit), *([agent(unit)] if with_agent else [])) and agent_is_current(unit)
 
 
-def watcher_is_current(unit: str) -> bool:
-    """Whether the watcher, if there is one, was started with today's code: an upgrade leaves the old code running."""
+def agent_is_current(unit: str) -> bool:
+    """Whether the agent, if there is one, was started with today's code: an upgrade leaves the old code running."""
     try:
-        return code() in (systemd.FOLDER / watcher(unit)).read_text()
+        return code() in (systemd.FOLDER / agent(unit)).read_text()
     except FileNotFoundError:
         return True
 

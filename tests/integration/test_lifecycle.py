@@ -529,14 +529,14 @@ def test_ended_runners_are_replaced_at_once(bare: Deployment) -> None:
     print(f"replaced within {time.monotonic() - started:.1f} s of the queueing")
 
     bare.machine.exec("systemctl", "restart", "lxd.service")
-    watcher = ("journalctl", "--no-pager", "-u", "ghro.replace-runners.github-runner-0.service")
+    watcher = ("journalctl", "--no-pager", "-u", "github-runner-agent-github-runner-0.service")
     wait_for(lambda: bare.machine.exec(*watcher).count("Following LXD's events") > 1, "the watcher's return")
     job = bare.job("true")
     wait_for(lambda: len(bare.online()) == 2 and job["runner_name"] not in bare.online(), "its successor")
 
     bare.unit.set_config({"replace-on-exit": False})
     assert (
-        bare.machine.call("systemctl", "is-active", "ghro.replace-runners.github-runner-0.service").stdout.strip()
+        bare.machine.call("systemctl", "is-active", "github-runner-agent-github-runner-0.service").stdout.strip()
         != "active"
     )
 

@@ -18,7 +18,7 @@ import provision
 import service
 from charm import GithubRunnerCharm
 from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenError
-from host import image, kernel, machine, markers, pool, runner_binary, systemd, timer, triggers, watcher
+from host import agent, image, kernel, machine, markers, pool, runner_binary, systemd, timer, triggers
 from service import Adapters
 from tests.support.fakes import TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages
 
@@ -97,7 +97,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     monkeypatch.setattr(runner_binary, "update", lambda *_, **__: found.step("binary", True))
     monkeypatch.setattr(timer, "ensure", lambda _, __, interval: found.steps.append(f"timer {interval}"))
     monkeypatch.setattr(image, "ensure_timer", lambda *_: None)
-    monkeypatch.setattr(watcher, "ensure", lambda *_: found.steps.append("watcher"))
+    monkeypatch.setattr(agent, "ensure", lambda *_: found.steps.append("agent"))
     monkeypatch.setattr(machine, "set_up", found.set_up)
     markers.Markers("github-runner/0").note(markers.TAKEN_OVER)
     monkeypatch.setattr(machine, "take_over", found.take_over)
@@ -110,7 +110,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     monkeypatch.setattr(kernel, "REBOOT_REQUIRED", tmp_path / "reboot-required")
     monkeypatch.setattr(kernel, "are_active", lambda *_: False)
     monkeypatch.setattr(kernel, "update", lambda _: [])
-    for module, name in ((watcher, "watcher"), (timer, "timer")):
+    for module, name in ((agent, "agent"), (timer, "timer")):
         monkeypatch.setattr(module, "remove", lambda _, name=name: found.step(f"no {name}", []))
 
     def registered(instance: FakeInstance) -> None:
@@ -179,7 +179,7 @@ def test_changes_set_up_the_machine_and_reconcile(context: Any, world: Surroundi
     out = context.run(getattr(context.on, event)(), state())
 
     taken_over = ["take over"] if event == "upgrade_charm" else []
-    assert world.steps == [*taken_over, "timer 10", "binary", "set up", "watcher"]
+    assert world.steps == [*taken_over, "timer 10", "binary", "set up", "agent"]
     assert len(world.lxd.found) == 2
     assert out.unit_status == testing.ActiveStatus("2 runners: 2 idle, 0 busy (test mode: containers)")
 
@@ -209,7 +209,7 @@ def test_timer_refreshes_the_application_and_reconciles(context: Any, world: Sur
     noted(markers.SET_UP)
     tick(context)
 
-    assert world.steps == ["binary", "watcher"]
+    assert world.steps == ["binary", "agent"]
     assert len(world.lxd.found) == 2
 
 
@@ -322,7 +322,7 @@ def test_a_set_up_that_failed_is_completed_by_the_next_reconcile(context: Any, w
 
     tick(context)
     assert (world.steps, world.lxd.found) == (
-        ["timer 10", "binary", "set up, build later", "watcher"],
+        ["timer 10", "binary", "set up, build later", "agent"],
         {},
     )
 
@@ -362,7 +362,7 @@ def test_update_status_completes_a_set_up(context: Any, world: Surroundings) -> 
 
     out = context.run(context.on.update_status(), state())
 
-    assert world.steps == ["timer 10", "binary", "set up, build later", "watcher"]
+    assert world.steps == ["timer 10", "binary", "set up, build later", "agent"]
     assert (out.unit_status.name, len(world.lxd.found)) == ("active", 2)
 
 
@@ -385,7 +385,7 @@ def test_what_was_lost_is_made_again(context: Any, world: Surroundings) -> None:
 
     tick(context)
 
-    assert world.steps == ["timer 10", "binary", "set up, build later", "watcher"]
+    assert world.steps == ["timer 10", "binary", "set up, build later", "agent"]
 
 
 def test_a_time_without_reconciles_is_in_the_status(context: Any, world: Surroundings) -> None:
@@ -414,7 +414,7 @@ def test_a_unit_without_storage_makes_nothing_any_more(context: Any, world: Surr
     attached = testing.Storage("runner")
     context.run(context.on.storage_detaching(attached), replace(state(), storages=frozenset({attached})))
     assert world.lxd.found == {}
-    assert world.steps == ["no watcher", "no timer", "release"]
+    assert world.steps == ["no agent", "no timer", "release"]
 
     if event == "reconcile_runners":
         tick(context)
@@ -425,7 +425,7 @@ def test_a_unit_without_storage_makes_nothing_any_more(context: Any, world: Surr
         context.run(getattr(context.on, event)(), state())
 
     assert world.lxd.found == {}
-    assert world.steps == ["no watcher", "no timer", "release"]
+    assert world.steps == ["no agent", "no timer", "release"]
     with pytest.raises(testing.ActionFailed, match="the unit is being removed"):
         context.run(context.on.action("reconcile-runners"), state())
     assert world.lxd.found == {}
@@ -442,19 +442,19 @@ def test_storage_that_comes_back_brings_the_unit_back(context: Any, world: Surro
     assert len(world.lxd.found) == 2
 
 
-TIMER, WATCHER = triggers.timer(UNIT), triggers.watcher(UNIT)
+TIMER, AGENT = triggers.timer(UNIT), triggers.agent(UNIT)
 
 
 @pytest.mark.parametrize(
     ("active", "options", "steps"),
     [
-        ({TIMER, WATCHER}, {}, []),
-        ({WATCHER}, {}, ["timer 7", "watcher"]),
-        ({TIMER}, {}, ["timer 7", "watcher"]),
+        ({TIMER, AGENT}, {}, []),
+        ({AGENT}, {}, ["timer 7", "agent"]),
+        ({TIMER}, {}, ["timer 7", "agent"]),
         ({TIMER}, {"replace-on-exit": False}, []),
         ({TIMER}, {"virtual-machines": 0}, []),
     ],
-    ids=["all run", "no timer", "no watcher", "no watcher wanted", "no runners wanted"],
+    ids=["all run", "no timer", "no agent", "no agent wanted", "no runners wanted"],
 )
 def test_update_status_makes_sure_of_timer_and_watcher(
     context: Any,
@@ -546,12 +546,12 @@ def test_the_watcher_of_old_code_is_replaced(
 ) -> None:
     """Where the hook of an upgrade ended early, the next update-status starts the watcher anew."""
     noted(markers.SET_UP)
-    monkeypatch.setattr(triggers, "watcher_is_current", lambda _: current)
+    monkeypatch.setattr(triggers, "agent_is_current", lambda _: current)
     monkeypatch.setattr(systemd, "are_active", lambda *_: True)
 
     context.run(context.on.update_status(), state())
 
-    assert world.steps.count("watcher") == (0 if current else 1)
+    assert world.steps.count("agent") == (0 if current else 1)
 
 
 def in_previous_pool(world: Surroundings, monkeypatch: pytest.MonkeyPatch, *others: str) -> set[str]:
@@ -870,7 +870,7 @@ def test_removal_does_not_depend_on_a_marker(
     context.run(context.on.stop(), state())
 
     assert world.lxd.found == {}
-    assert world.steps == ["no watcher", "no timer"]
+    assert world.steps == ["no agent", "no timer"]
 
 
 def test_a_unit_that_leaves_revokes_its_tokens(context: Any, world: Surroundings) -> None:

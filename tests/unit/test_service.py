@@ -105,9 +105,9 @@ def test_the_watcher_runs_where_runners_are_to_be_replaced(
     world: Surroundings, unit: RecordingUnit, changes: dict[str, Any]
 ) -> None:
     """A unit without runners, or without replace-on-exit, has no watcher."""
-    make(world, unit, **changes).ensure_watcher()
+    make(world, unit, **changes).ensure_agent()
 
-    assert world.steps == (["no watcher"] if changes else ["watcher"])
+    assert world.steps == (["no agent"] if changes else ["agent"])
 
 
 def test_without_a_runner_binary_none_is_created(world: Surroundings, unit: RecordingUnit, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_watcher_that_is_not_wanted_is_removed_by_a_reconcile(world: Surroundi
     """The hook of the changed option may have ended before it removed the watcher."""
     make(world, unit, replace_on_exit=False).attend()
 
-    assert world.steps[-1] == "no watcher"
+    assert world.steps[-1] == "no agent"
 
 
 def test_no_timer_is_left_where_the_options_cannot_be_read(world: Surroundings, unit: RecordingUnit) -> None:
@@ -237,7 +237,7 @@ def test_no_timer_is_left_where_the_options_cannot_be_read(world: Surroundings, 
 
     service.close()
 
-    assert world.steps == ["no watcher", "no timer"]
+    assert world.steps == ["no agent", "no timer"]
     assert markers.Markers(IDENTITY.unit).read(markers.LEAVING) is not None
 
 

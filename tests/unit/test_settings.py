@@ -12,7 +12,7 @@ import settings
 from errors import HostError
 from models import BaseImage, Flavor, RepoPolicy, VirtualMachineResources
 from naming import Identity
-from programs import watch_runners
+from programs import agent
 from proxies import ProxyConfig
 from tests.support.fakes import IDENTITY, state
 
@@ -131,11 +131,12 @@ def test_the_watcher_follows_a_changed_number(folder: Path, monkeypatch: pytest.
 
     settings.save(state(virtual_machines=2), IDENTITY)
     counts: list[int] = []
-    monkeypatch.setattr("programs.watch_runners.events.ended", ended)
-    monkeypatch.setattr(watch_runners, "replace", lambda _, __, wanted, ___: counts.append(wanted))
-    monkeypatch.setattr("sys.argv", ["watch_runners", "--unit", UNIT])
+    monkeypatch.setattr("programs.agent.events.ended", ended)
+    monkeypatch.setattr(agent, "replace", lambda _, __, wanted, ___: counts.append(wanted))
+    monkeypatch.setattr(agent, "LxdClient", lambda: None)
 
-    assert watch_runners.main() == 0
+    agent.watch(UNIT, IDENTITY.owns, agent.Starter("service"))
+
     assert counts == [2, 5]
 
 

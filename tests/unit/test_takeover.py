@@ -12,7 +12,7 @@ import ops.storage
 import pytest
 
 from errors import CommandError, LxdError
-from host import state_database, systemd, takeover, triggers, watcher
+from host import agent, state_database, systemd, takeover, triggers
 from host.takeover import Places
 
 TOKEN = "ghp_0f1e2d3c4b5a69788796a5b4c3d2e1f001234567"
@@ -379,19 +379,19 @@ def test_new_code_restarts_the_watcher(code: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: commands.append(arguments))
     monkeypatch.setattr(systemd, "are_active", lambda *_: True)
     jinja = provision.environment(TEMPLATES)
-    assert triggers.watcher_is_current("github-runner/0")
-    assert watcher.ensure(jinja, "github-runner/0")
-    assert triggers.watcher_is_current("github-runner/0")
-    assert not watcher.ensure(jinja, "github-runner/0")
+    assert triggers.agent_is_current("github-runner/0")
+    assert agent.ensure(jinja, "github-runner/0", True)
+    assert triggers.agent_is_current("github-runner/0")
+    assert not agent.ensure(jinja, "github-runner/0", True)
 
     os.utime(code / "a.py", (0, 0))
-    assert triggers.watcher_is_current("github-runner/0")
+    assert triggers.agent_is_current("github-runner/0")
     for change in (lambda: (code / "a.py").write_text("2\n"), lambda: (code / "a.py").rename(code / "b.py")):
         commands.clear()
         change()
-        assert not triggers.watcher_is_current("github-runner/0")
-        assert watcher.ensure(jinja, "github-runner/0")
-        assert ("restart", triggers.watcher("github-runner/0")) in commands
+        assert not triggers.agent_is_current("github-runner/0")
+        assert agent.ensure(jinja, "github-runner/0", True)
+        assert ("restart", triggers.agent("github-runner/0")) in commands
 
 
 def test_an_operators_own_policy_service_is_kept(world: World) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from engine import events
 from host import systemd, triggers
-from programs import watch_runners
+from programs import agent
 
 
 def message(action: str = "instance-deleted", source: Any = "/1.0/instances/app-0-0123abcdaa") -> str:
@@ -61,11 +61,11 @@ def test_when_a_pass_is_asked_for(
         return subprocess.CompletedProcess(command, 0, stdout=f"{state}\n")
 
     monkeypatch.setattr(systemd, "run", run)
-    monkeypatch.setattr("programs.watch_runners.time.sleep", pauses.append)
+    monkeypatch.setattr("programs.agent.time.sleep", pauses.append)
 
     service = triggers.service("runner/0")
     begun = ["systemctl", "start", service]
-    watch_runners.replace({"a"}, lambda: set(after if begun in commands else there), wanted=2, service=service)
+    agent.replace({"a"}, lambda: set(after if begun in commands else there), wanted=2, service=service)
 
     assert commands.count(begun) == starts
     # A pass that made the successor needs no pause.

@@ -1,0 +1,31 @@
+"""The agent: a systemd service that starts a reconcile as soon as a runner ends or jobs need more runners."""
+
+import os
+import sys
+from pathlib import Path
+
+import jinja2
+
+from host import systemd, triggers
+
+CHARM = Path(__file__).resolve().parents[2]
+
+
+def ensure(jinja: jinja2.Environment, unit: str, watch: bool) -> bool:
+    """Write, enable and start the service; returns whether anything changed. ``watch``: also follow LXD's events."""
+    systemd.remove(triggers.former_watcher(unit))
+    content = jinja.get_template("github-runner-agent.service.j2").render(
+        unit=unit,
+        watch=watch,
+        charm=str(CHARM),
+        python=sys.executable,
+        python_path=os.environ.get("PYTHONPATH", ""),
+        code=triggers.code(),
+    )
+    name = triggers.agent(unit)
+    return systemd.ensure(name, {name: content})
+
+
+def remove(unit: str) -> list[str]:
+    """Stop the service and remove its file; returns the files that were removed."""
+    return systemd.remove(triggers.agent(unit), triggers.former_watcher(unit))

@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""Fire `reconcile-runners` as soon as a runner ends or jobs need more runners: the unit's service github-runner-agent.
+
+The timer stays as the safety net; this one only makes its next firing come early.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import agent_settings
+import redaction
+import settings
+import times
+from engine import events
+from engine.client import LxdClient
+from errors import GithubRunnerError
+from host import systemd, triggers
+from programs.sessions import Sessions
+
+# Seconds. Runners that end together are replaced by one reconcile. The pause limits how often a runner is replaced that
+# ends as soon as it has started.
+GATHER = 0.05
+PAUSE = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+class Starter:
+    """Starts reconciles in a thread of its own. What asks while one runs is answered by one more after it."""
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self._asked = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="starter", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def ask(self) -> None:
+        """Have a reconcile that begins after this moment."""
+        self._asked.set()
+
+    def _run(self) -> None:
+        while True:
+            self._asked.wait()
+            self._asked.clear()
+            try:
+                start_reconcile(self._service)
+            except (GithubRunnerError, OSError) as error:
+                logger.warning("A reconcile was not started: %s", error)
+
+
+def main() -> int:
+    """Runs until it is stopped; 1 with a line on standard error where the unit's settings cannot be read."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--unit", required=True, help="the unit, such as github-runner/0")
+    parser.add_argument("--watch", action="store_true", help="start a reconcile as soon as a runner ends")
+    arguments = parser.parse_args()
+    redaction.install()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    for chatty in ("urllib3", "httpx2", "httpcore2"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        managed = settings.load(arguments.unit).identity.owns
+    except GithubRunnerError as error:
+        logger.error("%s", error)
+        return 1
+    starter = Starter(triggers.service(arguments.unit))
+    starter.start()
+    if arguments.watch:
+        threading.Thread(target=watch, args=(arguments.unit, managed, starter), name="watcher", daemon=True).start()
+    sessions = Sessions(arguments.unit, starter.ask)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sessions.stop.set())
+    # What else serves while the agent runs, such as figures for Prometheus, starts here.
+    sessions.run()
+    return 0
+
+
+def watch(unit: str, managed: Callable[[str], bool], starter: Starter) -> None:
+    """Follow LXD's events, and replace runners that ended. In demand mode a reconcile decides how many it takes."""
+    lxd, service = LxdClient(), triggers.service(unit)
+    for names in events.ended(managed, GATHER):
+        try:
+            if agent_settings.path(unit).exists():
+                starter.ask()
+                continue
+            # Read again each time: the number of runners is an option.
+            wanted = settings.load(unit).runners
+            replace(names, lambda: set(filter(managed, lxd.instance_names())), wanted, service)
+        except GithubRunnerError as error:
+            logger.warning("%s", error)
+
+
+def start_reconcile(service: str) -> None:
+    """Start a reconcile and wait for its end. One that runs may have observed before what asks: wait for it first."""
+    if systemd.is_starting(service):
+        systemd.start(service, timeout=times.DAY, check=False)
+    systemd.start(service, timeout=times.DAY, check=False)
+
+
+def replace(ended: set[str], there: Callable[[], set[str]], wanted: int, service: str) -> None:
+    """Start a reconcile, unless all runners are there without those that ``ended``.
+
+    LXD may list an instance that has ended for a moment longer. A reconcile that runs already replaces what it removes,
+    but may have observed the instances before the end: wait for it first.
+    """
+    if systemd.is_starting(service):
+        systemd.start(service, timeout=times.DAY, check=False)
+    left = len(there() - ended)
+    if left >= wanted:
+        return
+    logger.info("%s of %s runners are there%s", left, wanted, f", ended: {', '.join(sorted(ended))}" if ended else "")
+    systemd.start(service, timeout=times.DAY, check=False)
+    time.sleep(PAUSE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

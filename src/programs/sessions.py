@@ -1,0 +1,331 @@
+"""The sessions of a unit's runner scale sets, one for each flavour: they turn GitHub's statistics into demand.
+
+Nothing else is stored: a new session after any end gives the same numbers.
+"""
+
+import logging
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+
+import agent_settings
+import demand
+from agent_settings import AgentFlavor, AgentSettings
+from demand import Demand
+from errors import GithubClientError, RateLimitError, TokenError
+from gh.auth import Pat
+from gh.client import GithubClient
+from gh.scale_set_answers import Job, ScaleSet, Statistics
+from gh.scale_sets import Listener, ScaleSetClient, SessionConflictError, SessionEndedError, SetGoneError
+from redaction import redact
+
+logger = logging.getLogger(__name__)
+
+# Seconds. After an error the pause doubles from the shortest to the longest.
+SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+# A killed process's session ends after some 50 seconds: until then a conflict is no problem.
+CONFLICT_PATIENCE = 120.0
+# How often the settings are looked at.
+RELOAD = 2.0
+# Of the token: when less is left, a reconcile is started, which writes a new one, and again after the pause.
+RENEW_BEFORE, RENEW_PAUSE = 600.0, 120.0
+# GitHub queues a job for which no runner came again after 5 minutes: an older assignment says nothing.
+ASSIGNMENT_LIFE = 600.0
+MOST_ASSIGNED = 1000
+PROBLEM_LIMIT = 200
+
+
+@dataclass
+class Assigned:
+    """Jobs that messages of one session have assigned, and none has said to be started or completed."""
+
+    jobs: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """By the job's id: since when it waits and when the message came, in UNIX seconds."""
+
+    def note(self, job: Job, now: float) -> None:
+        """Take a message's entry into account."""
+        if job.kind in ("JobStarted", "JobCompleted"):
+            self.jobs.pop(job.id, None)
+        elif job.kind == "JobAssigned" and len(self.jobs) < MOST_ASSIGNED:
+            since = job.queued or job.assigned or now
+            self.jobs.setdefault(job.id, (min(since, now), now))
+
+    def expire(self, now: float) -> None:
+        """Leave out jobs whose assignment is over."""
+        self.jobs = {id_: times for id_, times in self.jobs.items() if now - times[1] < ASSIGNMENT_LIFE}
+
+
+def demanded(before: Demand, statistics: Statistics, jobs: Assigned, number: int, now: float) -> Demand:
+    """What statistics and messages say. In 2025 the statistics lacked assigned jobs for a while: messages count too."""
+    jobs.expire(now)
+    assigned = max(statistics.assigned, len(jobs.jobs))
+    since: float | None = None
+    if assigned > statistics.running:
+        since = min((times[0] for times in jobs.jobs.values()), default=before.since or now)
+    return replace(before, assigned=assigned, since=since, heard=now, scale_set=number, problem="")
+
+
+class Sessions:
+    """All sessions of a unit. ``wake`` starts a reconcile and does not wait for it."""
+
+    def __init__(
+        self,
+        unit: str,
+        wake: Callable[[], None],
+        *,
+        clock: Callable[[], float] = time.time,
+        jitter: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.unit = unit
+        self.clock = clock
+        self.jitter = jitter
+        self.stop = threading.Event()
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._settings: AgentSettings | None = None
+        self._client: ScaleSetClient | None = None
+        self._former: list[ScaleSetClient] = []
+        self._known: dict[str, Demand] = {}
+        self._wanted: dict[str, tuple[int, int | None]] = {}
+        self._threads: dict[str, FlavorSession] = {}
+        self._asked = 0.0
+        self._sweep_at = 0.0
+
+    def run(self) -> None:
+        """Follow the settings until ``stop`` is set; then the sessions are closed."""
+        while not self.stop.is_set():
+            self.refresh()
+            self.stop.wait(RELOAD)
+        self.close()
+
+    def refresh(self) -> None:
+        """Read the settings: connect anew where they have changed, and have a thread for each flavour."""
+        found = agent_settings.load(self.unit)
+        if found != self._settings:
+            self._follow(found)
+        if found is None:
+            return
+        for flavor in found.flavors:
+            session = self._threads.get(flavor.name)
+            if session is None or not session.thread.is_alive():
+                self._threads[flavor.name] = FlavorSession(self, flavor.name)
+                self._threads[flavor.name].thread.start()
+        self._sweep(found)
+        end, now = found.token_end, self.clock()
+        if end is not None and end - now < RENEW_BEFORE and abs(now - self._asked) >= RENEW_PAUSE:
+            self._asked = now
+            self._wake()
+
+    def _sweep(self, found: AgentSettings) -> None:
+        """Delete the sets of flavours that were removed; once for each change of the settings, until it succeeds."""
+        if self._client is None or time.monotonic() < self._sweep_at:
+            return
+        names = {found.identity.scale_set(flavor.name) for flavor in found.flavors}
+        self._sweep_at = time.monotonic() + LONGEST_PAUSE
+        try:
+            self._client.delete_sets(lambda name: found.identity.owns_scale_set(name) and name not in names)
+            self._sweep_at = math.inf
+        except GithubClientError as error:
+            logger.info("Scale sets of removed flavours are not deleted yet: %s", error)
+
+    def disconnect(self) -> None:
+        """Give the connections back."""
+        for client in (*self._former, self._client):
+            if client is not None:
+                client.close()
+
+    def _follow(self, found: AgentSettings | None) -> None:
+        """Use other settings. A new token alone ends no session."""
+        client, before = self._client, self._settings
+        if found is not None and (before is None or _place(before) != _place(found) or client is None):
+            # As in a hook: the clients take their proxies from the environment.
+            os.environ.update(found.proxies)
+            client = ScaleSetClient(
+                found.github_url, found.path, self._registration_token, ca_certificates=found.ca_certificates
+            )
+            if self._client is not None:
+                # Open sessions are still closed with it.
+                self._former.append(self._client)
+        with self._lock:
+            self._settings, self._client, self._sweep_at = found, client, 0.0
+            names = {flavor.name for flavor in found.flavors} if found else set()
+            self._known = {name: value for name, value in self._known.items() if name in names}
+            self._wanted = {name: value for name, value in self._wanted.items() if name in names}
+
+    def _registration_token(self) -> str:
+        found = self._settings
+        if found is None:
+            raise TokenError("the agent has no credentials any more")
+        rest = GithubClient(found.github_url, Pat(found.token), ca_certificates=found.ca_certificates)
+        try:
+            return rest.registration_token(found.path)
+        finally:
+            rest.close()
+
+    def flavor(self, name: str) -> tuple[AgentSettings, AgentFlavor, ScaleSetClient] | None:
+        """The settings of a flavour, and the client; None where it is not wanted any more."""
+        with self._lock:
+            if self._settings is None or self._client is None:
+                return None
+            found = next((flavor for flavor in self._settings.flavors if flavor.name == name), None)
+            return (self._settings, found, self._client) if found else None
+
+    def known(self, name: str) -> Demand:
+        """What was published last of a flavour."""
+        with self._lock:
+            return self._known.get(name, Demand())
+
+    def publish(self, flavor: AgentFlavor, found: Demand) -> None:
+        """Write what is known of a flavour; where that changes the number of runners, a reconcile is started."""
+        wanted = (min(flavor.maximum, flavor.min_idle + found.assigned + found.missed), found.scale_set)
+        with self._lock:
+            self._known[flavor.name] = found
+            try:
+                demand.save(self.unit, self._known)
+            except OSError as error:
+                logger.warning("The demand was not written: %s", error)
+            changed = self._wanted.get(flavor.name) != wanted and not found.problem
+            if changed:
+                self._wanted[flavor.name] = wanted
+        if changed:
+            logger.info("%s: %s runners are wanted", flavor.name, wanted[0])
+            self._wake()
+
+    def close(self) -> None:
+        """End all sessions, side by side and within seconds: their successors need not wait."""
+        closing = [threading.Thread(target=each.close, daemon=True) for each in self._threads.values()]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join(5.0)
+
+
+class FlavorSession:
+    """The session of one flavour, in a thread of its own."""
+
+    def __init__(self, sessions: Sessions, name: str) -> None:
+        self.thread = threading.Thread(target=self.run, name=name, daemon=True)
+        self._all = sessions
+        self._name = name
+        self._listener: Listener | None = None
+        self._jobs = Assigned()
+        self._place: tuple[ScaleSetClient, tuple[str, ...]] | None = None
+        self._pause = 0.0
+        self._conflict: float | None = None
+
+    def run(self) -> None:
+        """Until the flavour is not wanted any more, or the agent stops."""
+        while not self._all.stop.is_set():
+            found = self._all.flavor(self._name)
+            if found is None:
+                break
+            try:
+                pause = self.step(*found)
+            except GithubClientError as error:
+                pause = self._failed(found[1], error)
+            self._all.stop.wait(pause)
+        self.close()
+
+    def step(self, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> float:
+        """Open the session if there is none, and wait for one message; returns how long to pause, in seconds."""
+        if flavor.maximum == 0:
+            self.close()
+            self._all.publish(flavor, Demand(heard=self._all.clock()))
+            return LONGEST_PAUSE
+        place = (client, flavor.labels)
+        if self._listener is not None and self._place != place:
+            self.close()
+        if self._listener is None:
+            self._place = place
+            self._open(settings, flavor, client)
+        else:
+            self._poll(self._listener, flavor)
+        self._pause, self._conflict = 0.0, None
+        return 0.0
+
+    def close(self) -> None:
+        """End the session."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            try:
+                listener.close()
+            except GithubClientError as error:
+                logger.info("%s: the session was not closed: %s", self._name, error)
+
+    def _open(self, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> None:
+        found = self._set(settings, flavor, client)
+        listener = client.open_session(found.number, settings.identity.unit)
+        self._listener, self._jobs = listener, Assigned()
+        wanted = {label.lower() for label in flavor.labels} | {found.name.lower()}
+        dropped = tuple(sorted(wanted - {label.lower() for label in found.labels}))
+        logger.info("%s: the session of the scale set %s is open", self._name, found.name)
+        known = replace(self._all.known(self._name), dropped=dropped)
+        self._hear(flavor, known, listener.session.statistics)
+
+    def _set(self, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> ScaleSet:
+        """The flavour's set. One with other labels is made again, because they cannot be changed."""
+        name, group = settings.identity.scale_set(flavor.name), client.group_id()
+        found = client.find(name, group)
+        if found is not None and not _has_labels(found, (name, *flavor.labels)):
+            client.delete(found.number)
+            found = None
+        return found or client.create(name, group, flavor.labels)
+
+    def _poll(self, listener: Listener, flavor: AgentFlavor) -> None:
+        message = listener.message(flavor.maximum)
+        if message is None:
+            known = self._all.known(self._name)
+            self._all.publish(flavor, replace(known, heard=self._all.clock(), problem=""))
+            return
+        # Before anything is done about it, as GitHub's own client does: the statistics come again anyway.
+        listener.delete(message.number)
+        now = self._all.clock()
+        for job in message.jobs:
+            self._jobs.note(job, now)
+        offered = [job.request for job in message.jobs if job.kind == "JobAvailable" and job.request]
+        room = max(0, flavor.maximum - message.statistics.assigned)
+        if offered and room:
+            listener.acquire(offered[:room])
+        self._hear(flavor, self._all.known(self._name), message.statistics)
+
+    def _hear(self, flavor: AgentFlavor, before: Demand, statistics: Statistics) -> None:
+        number = self._listener.number if self._listener else 0
+        self._all.publish(flavor, demanded(before, statistics, self._jobs, number, self._all.clock()))
+
+    def _failed(self, flavor: AgentFlavor, error: GithubClientError) -> float:
+        """Note a problem, and say how long to pause before another attempt."""
+        now = self._all.clock()
+        if isinstance(error, (SessionEndedError, SetGoneError)):
+            self._listener = None
+        is_new = isinstance(error, SessionConflictError)
+        if is_new and self._conflict is None:
+            self._conflict = now
+        if not is_new or now - (self._conflict or now) >= CONFLICT_PATIENCE:
+            logger.warning("%s: %s", self._name, error)
+            problem = redact(str(error))[:PROBLEM_LIMIT]
+            self._all.publish(flavor, replace(self._all.known(self._name), problem=problem))
+        self._pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, 2 * self._pause))
+        if isinstance(error, RateLimitError):
+            left = (error.reset - datetime.now(timezone.utc)).total_seconds()
+            return min(3600.0, max(self._pause, left))
+        return self.jittered()
+
+    def jittered(self) -> float:
+        """The pause, or up to half of it less: units do not come back all at once."""
+        return self._all.jitter(self._pause / 2, self._pause)
+
+
+def _has_labels(found: ScaleSet, wanted: Sequence[str]) -> bool:
+    """Whether a set has these labels, or its name only: a server that drops the others would do so again."""
+    has = {label.lower() for label in found.labels}
+    return has in ({label.lower() for label in wanted}, {found.name.lower()})
+
+
+def _place(found: AgentSettings) -> tuple[object, ...]:
+    """What a connection is made for."""
+    return found.github_url, found.path, found.ca_certificates, found.proxies

@@ -1,0 +1,93 @@
+"""What a unit's hooks do for demand: read it, hand the credentials to the agent, delete scale sets that are over."""
+
+import logging
+from collections.abc import Callable
+from functools import cached_property
+
+import agent_settings
+import demand
+import scaling
+from errors import GithubRunnerError
+from gh.client import GithubClient
+from gh.registration import Registration
+from gh.scale_set_registration import ScaleSetRegistration
+from gh.scale_sets import ScaleSetClient
+from host.markers import SCALE_SETS, Markers
+from models import CharmState, Scaling
+from naming import Identity
+from runner_manager import Wanted
+
+logger = logging.getLogger(__name__)
+
+
+class UnitDemand:
+    """The demand of one unit during one hook. In fixed mode it does nothing but end what was there."""
+
+    def __init__(
+        self,
+        state: CharmState,
+        identity: Identity,
+        markers: Markers,
+        connect: Callable[[CharmState, GithubClient], ScaleSetClient],
+        github: Callable[[], GithubClient],
+    ) -> None:
+        self._state = state
+        self._identity = identity
+        self._markers = markers
+        self._connect = connect
+        self._github = github
+
+    def wanted(self, now: float) -> list[Wanted]:
+        """What a reconcile aims for; ``now`` in UNIX seconds."""
+        if not self._in_demand:
+            agent_settings.remove(self._identity.unit)
+            self.leave()
+        elif self._markers.numbers(SCALE_SETS, 1) is None:
+            self._markers.note(SCALE_SETS, f"{now:.0f}")
+        return scaling.wanted(self._state, self._found, self._since(now), now, self._registration)
+
+    def hand_over(self) -> None:
+        """Give the agent what it needs, a token among it. A failure is logged: the next reconcile tries again."""
+        if not self._in_demand:
+            return
+        try:
+            token, end = self._github().held_token()
+            agent_settings.save(agent_settings.of_state(self._state, self._identity, token, end))
+        except (GithubRunnerError, OSError) as error:
+            logger.warning("The agent gets no new credentials: %s", error)
+
+    def notices(self, now: float) -> list[str]:
+        """What the status says of demand."""
+        name = self._identity.scale_set
+        return list(scaling.notices(self._state, self._found, self._since(now), now, name))
+
+    def leave(self) -> None:
+        """Delete this unit's scale sets, where there may be any. A failure is logged, and tried again later."""
+        if self._markers.read(SCALE_SETS) is None:
+            return
+        try:
+            for name in self._client.delete_sets(self._identity.owns_scale_set):
+                logger.info("Removed: the scale set %s", name)
+            demand.remove(self._identity.unit)
+            self._markers.clear(SCALE_SETS)
+        except (GithubRunnerError, OSError) as error:
+            logger.error("The scale sets were not removed: %s", error)
+
+    @property
+    def _in_demand(self) -> bool:
+        return self._state.scaling is Scaling.DEMAND
+
+    def _since(self, now: float) -> float:
+        found = self._markers.numbers(SCALE_SETS, 1)
+        return found[0] if found else now
+
+    def _registration(self, number: int) -> Registration:
+        return ScaleSetRegistration(self._client, number)
+
+    @cached_property
+    def _found(self) -> dict[str, demand.Demand]:
+        return demand.load(self._identity.unit) if self._in_demand else {}
+
+    @cached_property
+    def _client(self) -> ScaleSetClient:
+        return self._connect(self._state, self._github())

@@ -1,0 +1,209 @@
+"""The unit's agent in demand mode, against the stand-in for GitHub and with a starter that only counts."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agent_settings
+import demand
+from agent_settings import AgentFlavor, AgentSettings
+from demand import Demand
+from models import GithubRepo
+from naming import Identity
+from programs.sessions import Sessions
+from sandbox import github
+from sandbox.github.control import GitHubControl
+from sandbox.github.state import Settings
+from tests.support.deployment import wait_for
+
+TOKEN = "ghp_0123456789abcdef"
+IDENTITY = Identity("app", 0, "0123abcd")
+REPO = GithubRepo("org", "repo")
+SET = IDENTITY.scale_set("small")
+SMALL = AgentFlavor("small", ("self-hosted", "Linux", "X64", "app"), 3, 0)
+
+
+@pytest.fixture(params=["", "3.17.0"], ids=["github.com", "Enterprise Server"])
+def server(request: pytest.FixtureRequest) -> Iterator[github.GitHub]:
+    settings = Settings(hold=0.1, assign_after=0.0, linger=0.0, enterprise_version=request.param)
+    with github.serve(tokens=[TOKEN], repositories=[REPO.path], settings=settings) as running:
+        yield running
+
+
+class Agent:
+    """One run of the agent; ``wakes`` counts the reconciles that it asked for."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.wakes = 0
+        self.start()
+
+    def start(self) -> None:
+        self.sessions = Sessions(IDENTITY.unit, self._wake, jitter=lambda *_: 0.05)
+        self.thread = threading.Thread(target=self.sessions.run, daemon=True)
+        self.thread.start()
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def end(self, *, close: bool = True) -> None:
+        """Stop it; without ``close`` as a killed process ends, with its session left open."""
+        if not close:
+            for each in self.sessions._threads.values():
+                each._listener = None
+        self.sessions.stop.set()
+        for thread in (self.thread, *(each.thread for each in self.sessions._threads.values())):
+            thread.join(10)
+            assert not thread.is_alive()
+        self.sessions.disconnect()
+
+    def save(self, *flavors: AgentFlavor, **changes: Any) -> None:
+        base = AgentSettings(IDENTITY, self.url, REPO, TOKEN, None, (), {}, flavors or (SMALL,))
+        agent_settings.save(replace(base, **changes))
+
+
+@pytest.fixture
+def agent(server: github.GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
+    monkeypatch.setattr(agent_settings, "LOCKS", tmp_path)
+    monkeypatch.setattr(demand, "LOCKS", tmp_path)
+    monkeypatch.setattr("programs.sessions.RELOAD", 0.05)
+    made = Agent(server.url)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def control(server: github.GitHub) -> GitHubControl:
+    return GitHubControl(server.url)
+
+
+def known() -> Demand:
+    return demand.load(IDENTITY.unit).get("small", Demand())
+
+
+def awaited(condition: Callable[[Demand], bool], what: str) -> Demand:
+    wait_for(lambda: condition(known()), what, timeout=20)
+    return known()
+
+
+def test_demand_follows_the_jobs(agent: Agent, control: GitHubControl) -> None:
+    """The agent waits for its file, makes the set, and each change of the number asks for a reconcile."""
+    assert control.scale_sets() == []
+    agent.save()
+    awaited(lambda found: found.heard > 0, "the session")
+    wakes = agent.wakes
+
+    jobs = [control.add_job(REPO.path, labels=[SET]) for _ in range(2)]
+    found = awaited(lambda found: found.assigned == 2, "two jobs")
+
+    assert found.since is not None
+    assert abs(found.since - time.time()) < 30
+    assert agent.wakes > wakes
+    [made] = control.scale_sets()
+    assert (made["name"], made["capacity"], made["owner"]) == (SET, 3, "app/0")
+    assert found.scale_set == made["id"]
+    for job in jobs:
+        control.cancel_job(job if isinstance(job, int) else job["id"])
+    awaited(lambda found: found.assigned == 0, "no job")
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_a_new_session_gives_the_same_number(
+    agent: Agent, server: github.GitHub, control: GitHubControl, close: bool
+) -> None:
+    """Also after the agent was killed, once GitHub ends the former session: nothing is stored."""
+    agent.save()
+    control.add_job(REPO.path, labels=[SET])
+    awaited(lambda found: found.assigned == 1, "the job")
+    agent.end(close=close)
+    demand.path(IDENTITY.unit).unlink()
+    agent.start()
+    if not close:
+        control.expire_scale_sets("sessions")
+
+    assert awaited(lambda found: found.assigned == 1, "the job again").problem == ""
+
+
+def test_a_conflict_is_a_problem_after_two_minutes(
+    agent: Agent, control: GitHubControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then it is what a killed agent leaves; the reason names the owner of the session."""
+    agent.save()
+    awaited(lambda found: found.heard > 0, "the session")
+    agent.end(close=False)
+    demand.path(IDENTITY.unit).unlink()
+    monkeypatch.setattr("programs.sessions.CONFLICT_PATIENCE", 0.0)
+    agent.start()
+
+    assert "app/0" in awaited(lambda found: bool(found.problem), "the problem").problem
+    control.expire_scale_sets("sessions")
+    awaited(lambda found: found.heard > 0 and not found.problem, "the session")
+
+
+@pytest.mark.parametrize("what", ["set", "sessions", "admin", "queue"])
+def test_what_ends_at_github_comes_back(agent: Agent, control: GitHubControl, what: str) -> None:
+    """A set that vanished is made anew, a session opened anew, a token renewed."""
+    agent.save()
+    number = awaited(lambda found: found.heard > 0, "the session").scale_set
+    if what == "set":
+        control.remove_scale_set(int(number or 0))
+        awaited(lambda found: found.scale_set not in (None, number), "another set")
+    else:
+        control.expire_scale_sets(what)
+    control.add_job(REPO.path, labels=[SET])
+
+    awaited(lambda found: found.assigned == 1, "the job")
+
+
+def test_without_a_maximum_there_is_no_session(agent: Agent, control: GitHubControl) -> None:
+    """Capacity 0 is never announced."""
+    agent.save()
+    awaited(lambda found: found.heard > 0, "the session")
+
+    agent.save(replace(SMALL, maximum=0))
+
+    wait_for(lambda: control.scale_sets()[0]["owner"] is None, "the session's end", timeout=20)
+
+
+def test_changed_labels_make_another_set(agent: Agent, server: github.GitHub, control: GitHubControl) -> None:
+    """They cannot be changed. A server that keeps the name only keeps its set, and the dropped labels are known."""
+    agent.save()
+    number = awaited(lambda found: found.heard > 0, "the session").scale_set
+    agent.end()
+
+    agent.save(replace(SMALL, labels=("other",)))
+    demand.path(IDENTITY.unit).unlink()
+    agent.start()
+    found = awaited(lambda found: found.heard > 0, "the session")
+
+    enterprise = bool(server.state.settings.enterprise_version)
+    assert (found.scale_set == number) is enterprise
+    assert found.dropped == (("other",) if enterprise else ())
+
+
+def test_sets_of_removed_flavours_are_deleted_and_no_others(agent: Agent, control: GitHubControl) -> None:
+    """Sets of other units, and those made by hand, stay."""
+    agent.save(SMALL, replace(SMALL, name="large"))
+    wait_for(lambda: len(control.scale_sets()) == 2, "two sets", timeout=20)
+    with_prefix = f"{IDENTITY.prefix}5-small"
+    client = agent.sessions._client
+    assert client is not None
+    client.create(with_prefix, 1, [])
+
+    agent.save()
+
+    wait_for(lambda: {found["name"] for found in control.scale_sets()} == {SET, with_prefix}, "one less", timeout=20)
+
+
+def test_a_token_near_its_end_asks_for_another(agent: Agent) -> None:
+    """A reconcile writes a new one; it is asked for once in a while only."""
+    agent.save(token_end=time.time() + 500)
+    awaited(lambda found: found.heard > 0, "the session")
+
+    wait_for(lambda: agent.wakes >= 2, "a reconcile", timeout=20)
+    assert agent.wakes == 2
