@@ -32,6 +32,8 @@ class Wanted:
     """The runner scale set in which new runners register. Idle runners of another one, or of none, are outdated."""
     any_registration: bool = False
     """Whether runners of any or no scale set count as current ones."""
+    hold: str = ""
+    """Why no runner of this flavour can be created. Others then have the room of those that it lacks."""
 
     @property
     def flavor(self) -> str:
@@ -91,7 +93,7 @@ def make_plans(
     an instance belong to none. ``capacity`` is that of the machine without other units' runners; None is no limit.
     """
     grouped = _by_flavor(views, [one.flavor for one in wanted])
-    asks = tuple(_ask(one) for one in wanted if one.number is not None)
+    asks = tuple(_ask(one, len(grouped[one.flavor])) for one in wanted if one.number is not None)
     numbers, waits = goals(capacity, asks) if capacity else ({one.flavor: one.number for one in asks}, [])
     desired = {one.flavor: _desired(one, fingerprints[one.flavor], numbers.get(one.flavor), unit) for one in wanted}
     plans = _agreed(desired, grouped, now)
@@ -107,8 +109,10 @@ def _by_flavor(views: Iterable[RunnerView], names: Sequence[str]) -> dict[str | 
     return grouped
 
 
-def _ask(wanted: Wanted) -> Ask:
-    return Ask(wanted.flavor, wanted.spec.resources, wanted.number or 0, wanted.since, wanted.min_idle)
+def _ask(wanted: Wanted, there: int) -> Ask:
+    number = wanted.number or 0
+    limit = min(number, there) if wanted.hold else number
+    return Ask(wanted.flavor, wanted.spec.resources, limit, wanted.since, wanted.min_idle)
 
 
 def _desired(wanted: Wanted, fingerprint: str, quantity: int | None, unit: Desired) -> Desired:
@@ -116,6 +120,7 @@ def _desired(wanted: Wanted, fingerprint: str, quantity: int | None, unit: Desir
         unit,
         quantity=quantity,
         fingerprint=fingerprint,
+        may_create=unit.may_create and not wanted.hold,
         scale_set=wanted.scale_set,
         any_registration=wanted.any_registration,
     )

@@ -12,7 +12,7 @@ from host import image, image_builds, kernel, pool, resources, runner_binary
 from host.markers import NO_POLICY, RECONCILED, UNATTENDED, Markers
 from models import CharmState
 from report import Report, describe_failed_starts
-from settings import image_build
+from settings import images
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +65,15 @@ def _old(report: Report, now: float) -> Iterator[str]:
 
 
 def _image(state: CharmState, markers: Markers, report: Report) -> Iterator[str]:
-    # The report has what is known of the first flavour's image.
-    wanted = image_build(state, state.flavors[0].base_image)
-    # Another image than the charm's own is replaced at once for these options only.
-    is_due = report.image_age is not None or wanted.extra_packages or wanted.script
-    if is_due and (missing := image_builds.missing_change(markers, wanted, report.image_additions)):
-        yield status.fit(missing, REASON_LIMIT)
+    found = []
+    for wanted in images(state):
+        image = report.images.get(wanted.alias)
+        # Another image than the charm's own is replaced at once for these options only.
+        if image is None or not (image.built_at is not None or wanted.extra_packages or wanted.script):
+            continue
+        if missing := image_builds.missing_change(markers, wanted, image.additions):
+            found.append(missing)
+    yield from (status.fit(missing, REASON_LIMIT // len(found)) for missing in found)
 
 
 def _missing_reboot(markers: Markers, now: float) -> Iterator[str]:

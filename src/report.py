@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import times
-from models import FailedStarts
+from models import FailedStarts, PublishedImage
 from naming import binary_version
 
 
@@ -18,6 +18,10 @@ class FlavorCount:
     flavor: str
     wanted: int
     there: int
+    spare: int = 0
+    """Of the wanted ones, those that are for no job that is known."""
+    waiting: int = 0
+    """Of the wanted ones, those that wait for room on the machine."""
 
 
 @dataclass
@@ -42,8 +46,8 @@ class Report:
     """In the order of the option."""
     waits: list[str] = field(default_factory=list)
     """Runners that wait for room on the machine, a line for each flavour."""
-    image_additions: str = ""
-    """The hash of what options added to the image; empty for the standard image."""
+    images: dict[str, PublishedImage] = field(default_factory=dict)
+    """What the images that runners start from record about themselves, by alias."""
 
 
 def describe_deprecated(binary: Path) -> str:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -12,7 +12,7 @@ from pathlib import Path
 import listing
 import system
 import times
-from budget import Capacity
+from budget import Capacity, Wait
 from changes import Changes
 from engine import profiles
 from errors import HostError, LxdError
@@ -23,7 +23,7 @@ from listing import Row
 from metrics.collect import Collector
 from metrics.events import written_by
 from metrics.storage import StorageManager
-from models import CharmState, FailedStarts, FlushMode, PublishedImage, RunnerSpec, VirtualMachineResources
+from models import CharmState, FailedStarts, FlushMode, PublishedImage, RunnerSpec, Scaling, VirtualMachineResources
 from naming import OFFLINE_SINCE_KEY, ONLINE_KEY, Identity, fingerprint
 from observe import ObservedRunner, Observer, end_of_agent, wait_for_pre_job
 from plan import (
@@ -113,7 +113,7 @@ class RunnerManager:
             return self._reconcile(wanted)
 
     def _reconcile(self, wanted: Sequence[Wanted]) -> int:
-        started = self._clock()
+        started, waits = self._clock(), list[Wait]()
         changes = self._begin(sum(one.number or 0 for one in wanted))
         observation = self.observer.observe()
         runners = observation.runners | self.observer.without_registration(observation.runners, started)
@@ -121,6 +121,7 @@ class RunnerManager:
         plans = self._plans(wanted, runners, room, started)
         plan = plans.whole
         self.report.wanted = plans.wanted
+        self._hold_back(wanted)
         self._find(plan, runners, changes, started)
         changes.record(runners, _sightings(plan, started))
         self._remove_unhealthy(plan, runners, changes)
@@ -134,6 +135,7 @@ class RunnerManager:
             with _continuing("Metrics of finished runners"):
                 crashed = self._collector.finished(_existing(runners, changes), observation.previous_volumes)
             self._describe(plans, plan, runners, changes)
+            self._count(plans, (*plans.waits, *waits), runners, changes)
             self._clean_up(plan, changes, wanted, started)
             self._issue_events(plan, runners, changes, crashed, started)
         return plans.missing
@@ -261,11 +263,29 @@ class RunnerManager:
         report.idle = [name for name in (*plan.idle, *changes.created) if name not in removed]
         known = {*report.busy, *report.idle, *removed}
         report.other = [name for name, item in runners.items() if item.view.exists and name not in known]
-        there = [item.view.flavor for name, item in runners.items() if item.view.exists and name not in removed]
-        there += changes.created.values()
+
+    def _count(
+        self, plans: Plans, waits: Iterable[Wait], runners: Mapping[str, ObservedRunner], changes: Changes
+    ) -> None:
+        """Fill the report with the numbers of each flavour."""
+        existing, waiting = _existing(runners, changes), Counter[str]()
+        there = Counter(item.view.flavor for name, item in runners.items() if name in existing)
+        there.update(changes.created.values())
+        for wait in waits:
+            waiting[wait.flavor] += wait.number
         for one in plans.flavors:
-            number = one.plan.live if one.wanted.number is None else one.wanted.number
-            report.flavors.append(FlavorCount(one.wanted.flavor, number, there.count(one.wanted.flavor)))
+            wanted = one.wanted
+            number = one.plan.live if wanted.number is None else wanted.number
+            # Of a fixed number, no runner is for a job that is known.
+            spare = number if self._state.scaling is Scaling.FIXED else wanted.min_idle
+            count = FlavorCount(wanted.flavor, number, there[wanted.flavor], spare, waiting[wanted.flavor])
+            self.report.flavors.append(count)
+
+    def _hold_back(self, wanted: Sequence[Wanted]) -> None:
+        """Report why there will be fewer runners of some flavours."""
+        reasons = dict.fromkeys(one.hold for one in wanted if one.hold and one.number)
+        if reasons:
+            self.report.failures.append("; ".join(reasons))
 
     def _clean_up(self, plan: Plan, changes: Changes, wanted: Sequence[Wanted], now: float) -> None:
         """What a reconcile does besides its runners. Each step runs whatever another one raises."""
@@ -275,9 +295,9 @@ class RunnerManager:
                 self._remove_unused_profiles(needed)
         with _continuing("Removal of old crash logs"):
             remove_old_logs(now)
-        images = [self._image(alias) for alias in {one.spec.base_image.value: None for one in wanted}]
-        self.report.image_additions = next((image.additions for image in images), "")
-        ages = [max(0.0, now - image.built_at) for image in images if image.built_at is not None]
+        used = {one.spec.base_image.value: None for one in wanted if not one.hold}
+        self.report.images = {alias: self._image(alias) for alias in used}
+        ages = [max(0.0, now - found.built_at) for found in self.report.images.values() if found.built_at is not None]
         self.report.image_age = max(ages, default=None)
 
     def _remove_unused_profiles(self, needed: Sequence[str]) -> None:
@@ -320,15 +340,19 @@ class RunnerManager:
             left = healthy - {*plan.busy, *dict(plan.remove), *changes.removed}
             idle = Counter([*(runners[name].view.flavor for name in left), *changes.created.values()])
             active = Counter(runners[name].view.flavor for name in report.busy)
-            wanted = {one.flavor: one.wanted for one in report.flavors}
-            for flavor in dict.fromkeys([*wanted, *idle, *active, *crashed]):
+            # Demand may be more than the machine has room for. A fixed number that is too large is to be corrected.
+            in_demand = self._state.scaling is Scaling.DEMAND
+            counts = {one.flavor: one for one in report.flavors}
+            for flavor in dict.fromkeys([*counts, *idle, *active, *crashed]):
+                count = counts.get(flavor, FlavorCount(flavor, 0, 0))
                 self._collector.reconciliation(
                     started,
                     now,
                     crashed=crashed[flavor],
                     idle=idle[flavor],
                     active=active[flavor],
-                    wanted=wanted.get(flavor, 0),
+                    wanted=count.wanted - (count.waiting if in_demand else 0),
+                    spare=count.spare,
                     flavor=flavor,
                 )
 

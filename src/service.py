@@ -5,9 +5,9 @@ charm.py hands Juju's events to a Service; tests make one of their own.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
@@ -45,7 +45,7 @@ from naming import Identity, binary_version
 from repo_policy import RepoPolicyClient
 from report import Report
 from runner import RunnerManagerClients
-from runner_manager import RunnerManager
+from runner_manager import RunnerManager, Wanted
 from status import Status
 from unit_demand import UnitDemand
 
@@ -210,11 +210,13 @@ class Service:
             self.hold = self.hold or "the set-up of the machine is not complete"
         else:
             self._build_changed_image()
+        # Also the set-up that has just ended may have left an image out.
+        missing = {} if self.hold else image_builds.missing(self._lxd, self._markers, settings.images(self._state))
         self._progress("Reconciling runners")
         manager = self._manager()
         now = self._adapters.clock()
         try:
-            delta = manager.reconcile_flavors(self._demand.wanted(now))
+            delta = manager.reconcile_flavors(_without_images(self._demand.wanted(now), missing))
         finally:
             self._demand.hand_over()
         self.report = manager.report
@@ -451,6 +453,11 @@ class Service:
 
     def _progress(self, step: str) -> None:
         self._show(Status("maintenance", step))
+
+
+def _without_images(wanted: Iterable[Wanted], missing: Mapping[str, str]) -> list[Wanted]:
+    """The same runners, of which none is created from a missing image; ``missing`` has the reasons by alias."""
+    return [replace(one, hold=missing.get(one.spec.base_image.value, "")) for one in wanted]
 
 
 def _log_removed(removed: list[str]) -> None:

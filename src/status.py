@@ -57,13 +57,24 @@ def describe(error: Exception) -> str:
 
 
 def _describe_options(error: ConfigurationError) -> str:
-    """Every invalid option with its reason; where that is too long every option's name, and the log has the reasons."""
-    if len(line(str(error))) <= LIMIT or len(error.faults) < 2:
+    """Every invalid option with its reason; where that is too long every option's name, and the log has the reasons.
+
+    Where all values are of one option, as many of them as fit instead of its name.
+    """
+    faults = error.faults
+    if len(line(str(error))) <= LIMIT or len(faults) < 2:
         return str(error)
-    names = ", ".join(fault.split(":")[0] for fault in error.faults)
-    head = f"{len(error.faults)} invalid values, see `juju debug-log`: {names}"
-    room = LIMIT - len(line(head)) - 2
-    return f"{head}; {fit(error.faults[0], room)}" if room > LIMIT // 4 else head
+    names = list(dict.fromkeys(fault.split(":")[0] for fault in faults))
+    head = f"{len(faults)} invalid values, see `juju debug-log`: "
+    if len(names) > 1:
+        head += ", ".join(names)
+        room = LIMIT - len(line(head)) - 2
+        return f"{head}; {fit(faults[0], room)}" if room > LIMIT // 4 else head
+    shown = [faults[0]]
+    for fault in faults[1:]:
+        if len(line(head + "; ".join([*shown, fault]))) <= LIMIT:
+            shown.append(fault)
+    return head + fit("; ".join(shown), LIMIT - len(line(head)) - 1)
 
 
 def of_error(error: Exception) -> Status:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from engine.client import LxdClient
-from errors import HostError
+from errors import HostError, LxdError
 from host import image, systemd
 from host.markers import IMAGE, Markers
 from settings import ImageBuild
@@ -39,6 +39,21 @@ def ensure(lxd: LxdClient, markers: Markers, build: ImageBuild) -> None:
     raise HostError(
         f"{failure}; being built again" if failure else f"image {build.alias}: being built, see `{image.JOURNAL}`"
     )
+
+
+def missing(lxd: LxdClient, markers: Markers, builds: Sequence[ImageBuild]) -> dict[str, str]:
+    """Start the build of each image that is not there; returns why it is not, by alias.
+
+    The only image of a unit is left to the set-up of the machine.
+    """
+    found: dict[str, str] = {}
+    for build in builds if len(builds) > 1 else ():
+        try:
+            if not image.is_there(lxd, build):
+                ensure(lxd, markers, build)
+        except (LxdError, HostError, OSError) as error:
+            found[build.alias] = str(error)
+    return found
 
 
 def ensure_changed(lxd: LxdClient, markers: Markers, builds: Sequence[ImageBuild]) -> None:

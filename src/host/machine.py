@@ -59,6 +59,7 @@ def set_up(
 
     The marker ``set-up`` is there if and only if the last set-up came to its end. ConfigurationError or HostError with
     what is wrong; ``progress`` is told the step. With ``build_later`` a missing image is built outside of this hook.
+    One of several images is enough.
     """
     unit = identity.unit
     markers = Markers(unit)
@@ -91,26 +92,34 @@ def set_up(
 
 
 def _ensure_images(builds: Iterable[ImageBuild], ensure: Callable[[ImageBuild], object]) -> None:
-    """Every image, also where one fails; HostError with all failures."""
-    failures = []
+    """Every image, also where one fails; HostError with all failures where no image is there.
+
+    Runners of a missing image wait, and the others do not: the next reconcile has it built.
+    """
+    failures, complete = [], []
     for build in builds:
         try:
-            ensure(build)
+            complete.append(ensure(build))
         except HostError as error:
             failures.append(error)
-    if failures:
+    if failures and not complete:
         raise failures[0] if len(failures) == 1 else HostError("; ".join(map(str, failures)))
+    for failure in failures:
+        logger.warning("%s", failure)
 
 
 def lost(lxd: LxdClient, state: CharmState, unit: str) -> list[str]:
-    """What runners need of a complete set-up and is not there any more: a few requests to LXD; nothing is changed."""
+    """What runners need of a complete set-up and is not there any more: a few requests to LXD; nothing is changed.
+
+    One of several images is enough: ``image_builds.missing`` has the others built.
+    """
     bridge = lxd.find("networks", BRIDGE)
     parts = {
         "kernel module": state.test_mode or kernel.is_module_loaded(),
         "network": lxd_server.is_intact(lxd, state.proxies, bridge),
         "firewall": firewall.is_intact(lxd, state, unit, bridge),
         "storage": pool.is_intact(lxd, state),
-        "image": all(image.is_there(lxd, build) for build in settings.images(state)),
+        "image": any(image.is_there(lxd, build) for build in settings.images(state)),
     }
     return [name for name, intact in parts.items() if not intact]
 

@@ -148,11 +148,12 @@ class Collector:
         idle: int,
         active: int,
         wanted: int | None,
+        spare: int | None = None,
         flavor: str = DEFAULT_FLAVOR,
     ) -> None:
         """Issue the event of a flavour in a reconcile that started and ended at these UNIX times.
 
-        Without ``wanted`` the number is not known.
+        ``spare`` of the ``wanted`` runners are for no job that is known. None is a number that is not known.
         """
         self._issue(
             lambda app: Reconciliation(
@@ -163,6 +164,7 @@ class Collector:
                 idle_runners=idle,
                 active_runners=active,
                 expected_runners=wanted,
+                expected_idle_runners=spare,
                 duration=max(0.0, now - started),
             )
         )

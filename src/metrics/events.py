@@ -99,7 +99,9 @@ class Reconciliation(Event):
     All numbers but ``duration``, which is that of the whole reconcile, are those of the flavour.
     ``crashed_runners`` counts the runners that started a job and left no result. ``idle_runners`` counts the healthy
     runners without a job, also those that GitHub does not list at the moment. ``active_runners`` run a job.
-    ``expected_runners`` is the configured number.
+    ``expected_runners`` is the configured number, or with ``scaling=demand`` the number that jobs and ``min-idle`` ask
+    for, less the runners that wait for room on the machine. ``expected_idle_runners`` of them are for no job that is
+    known: all of a configured number, or those of ``min-idle``.
     """
 
     flavor: str
@@ -108,6 +110,7 @@ class Reconciliation(Event):
     idle_runners: int
     active_runners: int | None = None
     expected_runners: int | None = None
+    expected_idle_runners: int | None = None
     duration: float = Field(ge=0)
 
 

@@ -5,6 +5,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,10 +45,9 @@ def _build_all(lxd: LxdClient, unit: str, builds: Sequence[ImageBuild]) -> int:
     markers, awaited = Markers(unit), False
     failures: list[Exception] = []
     waiting = False
-    for build in builds:
+    for build in _due(lxd, builds):
         try:
-            # Runners wait for this image: none could be made without it, or idle ones are to be replaced.
-            needed = not image.is_there(lxd, build) or image.published(lxd, build.alias).additions != build.additions
+            needed = _is_needed(lxd, build)
             built = image.rebuild(lxd, provision.environment(TEMPLATES), build, _say)
             awaited, waiting = awaited or (built and needed), waiting or not built
         except (GithubRunnerError, OSError) as error:
@@ -64,6 +64,20 @@ def _build_all(lxd: LxdClient, unit: str, builds: Sequence[ImageBuild]) -> int:
         for what in image.remove_unused(lxd, {build.alias for build in builds}):
             logging.info("Removed, no flavor uses it: %s", what)
     return 1 if failures else 0
+
+
+def _due(lxd: LxdClient, builds: Sequence[ImageBuild]) -> list[ImageBuild]:
+    """All images; while one is missing, which each reconcile has built, others only where the timer's time has come."""
+    if all(image.is_there(lxd, build) for build in builds):
+        return list(builds)
+    limit = time.time() - image.INTERVAL_HOURS * 3600
+    built = {build.alias: image.published(lxd, build.alias).built_at or 0.0 for build in builds}
+    return [build for build in builds if _is_needed(lxd, build) or not limit < built[build.alias] <= time.time()]
+
+
+def _is_needed(lxd: LxdClient, build: ImageBuild) -> bool:
+    """Whether runners wait for an image: none could be made without it, or idle ones are to be replaced."""
+    return not image.is_there(lxd, build) or image.published(lxd, build.alias).additions != build.additions
 
 
 def _say(step: str) -> None:

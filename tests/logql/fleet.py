@@ -38,6 +38,7 @@ HEALTHY: dict[str, Any] = {
     "idle_runners": 2,
     "active_runners": 1,
     "expected_runners": 3,
+    "expected_idle_runners": 3,
     "failed_creations": 0,
     "failed_starts": None,
     "image_age": 2 * HOUR,
@@ -115,7 +116,7 @@ def _events(flavor: str, time: float, values: dict[str, Any], names: Iterable[st
         ),
     ]
     health = some("failed_creations", "failed_starts", "image_age", "api_quota_left")
-    counts = some("crashed_runners", "idle_runners", "active_runners", "expected_runners")
+    counts = some("crashed_runners", "idle_runners", "active_runners", "expected_runners", "expected_idle_runners")
     return [
         *(jobs if values["jobs"] else []),
         RunnerInstalled(timestamp=time, flavor=flavor, duration=50),

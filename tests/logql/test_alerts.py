@@ -42,6 +42,16 @@ DESERVED = [
         (change(BIG, 2, 6, idle_runners=0, active_runners=3),),
         (("No idle runners", {"flavor": BIG}),),
     ),
+    Case(
+        "no idle runner, as an earlier version told",
+        (change(BIG, 1, 8, idle_runners=0, active_runners=3, expected_idle_runners=None),),
+        (("No idle runners", {"flavor": BIG}),),
+    ),
+    Case(
+        "demand without the idle runners of min-idle",
+        (change(BIG, 2, 6, idle_runners=0, active_runners=3, expected_idle_runners=1),),
+        (("No idle runners", {"flavor": BIG}),),
+    ),
     Case("short idle time", (change(BIG, 2, 6, idle=60),), (("Short idle time", {"flavor": BIG}),)),
     Case(
         "one crash",
@@ -112,6 +122,14 @@ UNDESERVED = [
     Case("jobs without a queue time", (change(BIG, 2, 6, queue_duration=None),)),
     Case("no idle runner for an hour", (change(BIG, 2, 3, idle_runners=0, active_runners=3),)),
     Case("no idle runner on one unit", (change(ONE, 1, 8, idle_runners=0, active_runners=3),)),
+    Case(
+        "demand at rest",
+        (change(BIG, 1, 8, jobs=False, idle_runners=0, active_runners=0, expected_runners=0, expected_idle_runners=0),),
+    ),
+    Case(
+        "demand with a runner for each job",
+        (change(BIG, 1, 8, idle_runners=0, active_runners=3, expected_runners=3, expected_idle_runners=0),),
+    ),
     Case("short idle time for an hour", (change(BIG, 2, 3, idle=60),)),
     Case("jobs refused for two hours", (change(BIG, 2, 4, **REFUSED),)),
     Case("half of the jobs refused", (change(ONE, 1, 8, **REFUSED),)),

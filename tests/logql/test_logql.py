@@ -21,6 +21,7 @@ VALUES = {
     "$juju_application": ".*",
     "$juju_unit": "big-runners/0",
     "$flavor": ".*",
+    "$flavor_name": ".*",
     "$unit": "big-runners/.*",
     "$repository": "my-org/.*",
 }

@@ -201,4 +201,4 @@ def test_flavors_of_runners_are_added_up_and_told_apart(
     assert shown(loki, panel_of(SHORT, "Available runners (total)"), **chosen) == {"": total}
     found = shown(loki, panel_of(SHORT, "Runners by flavor of runners"), **chosen)
     assert {name: found[f"big-runners {name} idle"] for name in each} == each
-    assert len(found) == 2 * 3 * len(each)
+    assert len(found) == 2 * 4 * len(each)

@@ -17,7 +17,7 @@ import status
 from budget import Capacity
 from errors import ConfigurationError
 from flavor_plans import Plans, Wanted, make_plans
-from models import CharmState, Flavor, GithubRunner, RegistrationData, VirtualMachineResources
+from models import CharmState, Flavor, GithubRunner, RegistrationData, Scaling, VirtualMachineResources
 from naming import FLAVOR_KEY, KEY, SCALE_SET_KEY, fingerprint
 from plan import Desired, Reason
 from report import FlavorCount, Report
@@ -235,7 +235,7 @@ def test_all_flavours_are_created_in_one_reconcile(world: World) -> None:
     found = {item.config[FLAVOR_KEY]: item for item in world.lxd.found.values()}
     assert (found["small"].profiles[-1], found["large"].profiles[-1]) == (SMALL.profile, LARGE.profile)
     assert (found["large"].config[SCALE_SET_KEY], SCALE_SET_KEY in found["small"].config) == ("7", False)
-    assert manager.report.flavors == [FlavorCount("small", 2, 2), FlavorCount("large", 1, 1)]
+    assert manager.report.flavors == [FlavorCount("small", 2, 2, spare=2), FlavorCount("large", 1, 1, spare=1)]
     assert set(world.lxd.profiles) == {SMALL.profile, LARGE.profile}
     world.lxd.log = []
     world.reconcile(wanted("small", 2), wanted("large", 1, scale_set=7))
@@ -324,12 +324,52 @@ def test_each_flavour_has_its_event(world: World, tmp_path: Path) -> None:
     world.reconcile(wanted("small", 2), wanted("large", 1))
 
     lines = [json.loads(line) for line in (tmp_path / "metrics.log").read_text().splitlines()]
-    keys = ("flavor_name", "expected_runners", "idle_runners", "active_runners")
+    keys = ("flavor_name", "expected_runners", "expected_idle_runners", "idle_runners", "active_runners")
     assert [tuple(line[key] for key in keys) for line in lines if line["event"] == "reconciliation"] == [
-        ("small", 2, 2, 0),
-        ("large", 1, 0, 1),
-        ("gone", 0, 0, 1),
+        ("small", 2, 2, 2, 0),
+        ("large", 1, 1, 0, 1),
+        ("gone", 0, 0, 0, 1),
     ]
+
+
+@pytest.mark.parametrize(("scaling", "expected"), [(Scaling.DEMAND, (2, 1)), (Scaling.FIXED, (5, 5))])
+def test_the_event_of_demand_expects_what_there_is_room_for(
+    world: World, tmp_path: Path, scaling: Scaling, expected: tuple[int, int]
+) -> None:
+    """And idle runners only as many as `min-idle`; a fixed number is to be corrected where it does not fit."""
+    world.state = flavored(issue_metrics=True, scaling=scaling)
+    world.add("aa", "large", LARGE, busy=True)
+
+    world.reconcile(wanted("small", 5, min_idle=1), wanted("large", 0), capacity=Capacity(6 * GIB, 99))
+
+    lines = [json.loads(line) for line in (tmp_path / "metrics.log").read_text().splitlines()]
+    [found] = [line for line in lines if line["event"] == "reconciliation" and line["flavor_name"] == "small"]
+    assert (found["expected_runners"], found["expected_idle_runners"]) == expected
+
+
+def test_a_flavour_that_is_held_keeps_its_runners_and_lets_others_have_the_room() -> None:
+    """None of it is created or replaced, surplus ones are removed, and its number stays the one that is wanted."""
+    room = Capacity(8 * GIB, 99)
+    views = [view("a", "large", fingerprint="yesterday"), view("b", "large", github=BUSY), view("c", "small")]
+    both = [wanted("large", 2, hold="image jammy: being built"), wanted("small", 4)]
+
+    assert created(plans(both, *views[2:], room=room)) == {"large": 0, "small": 3}
+    found = plans(both, *views)
+    assert (found.whole.names(Reason.OUTDATED), created(found)) == ([], {"large": 0, "small": 3})
+    assert (found.wanted, found.missing) == (6, 3)
+    surplus = plans([wanted("large", 1, hold="image jammy: being built")], *views[:2])
+    assert surplus.whole.remove == (("a", Reason.OUTDATED),)
+
+
+def test_why_a_flavour_is_held_is_told_where_runners_are_wanted(world: World) -> None:
+    """One line for all reasons, each once."""
+    manager = world.reconcile(
+        wanted("small", 1, hold="image noble: being built"), wanted("large", 0, hold="image focal: being built")
+    )
+
+    assert manager.report.failures == ["image noble: being built"]
+    assert world.there() == []
+    assert status.of_report(manager.report, test_mode=False).message == "no runner of 1; image noble: being built"
 
 
 def test_a_damaged_key_is_no_flavour(world: World) -> None:

@@ -382,3 +382,62 @@ def test_the_image_that_no_flavor_uses_is_removed(
     build_image.main()
 
     assert set(lxd.images) == ({"theirs", "new"} if shared else {"theirs"})
+
+
+def test_a_missing_image_beside_others_is_built(calls: list[tuple[str, ...]], failure: Path) -> None:
+    """Each reconcile starts the build and says why runners wait for it; where the option is wrong, it only says so."""
+    lxd, markers = ImageLxd(), Markers(UNIT)
+
+    def missing(*builds: ImageBuild) -> dict[str, str]:
+        return image_builds.missing(cast(LxdClient, lxd), markers, builds)
+
+    assert missing(FULL, NOBLE) == {"noble": f"image noble: being built, see `{image.JOURNAL}`"}
+    assert calls == [START]
+    image.note_failure("noble", "image noble: image-script failed: exit code 7")
+    image_builds.note_end(markers, NOBLE)
+    assert missing(FULL, NOBLE) == {"noble": "image noble: image-script failed: exit code 7; correct the option"}
+    assert calls == [START]
+    lxd.aliases["noble"] = "theirs"
+    assert missing(FULL, NOBLE) == {}
+    lxd.aliases.clear()
+    assert missing(FULL) == {}
+    assert calls == [START]
+
+
+@pytest.mark.parametrize(
+    ("script", "age", "built"),
+    [
+        (FULL.script, 60, ["noble"]),
+        (FULL.script, 6 * 3600 + 60, ["jammy", "noble"]),
+        (FULL.script, -60, ["jammy", "noble"]),
+        ("true", 60, ["jammy", "noble"]),
+    ],
+    ids=["just built", "the timer's time has come", "the clock was set back", "changed options"],
+)
+def test_a_missing_image_does_not_have_the_others_built_each_time(
+    calls: list[tuple[str, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Path,
+    script: str,
+    age: int,
+    built: list[str],
+) -> None:
+    """A build that always fails is started by each reconcile; another image would be built as often."""
+    lxd, found = ImageLxd(), list[str]()
+    make(lxd, FULL)
+    lxd.aliases.pop("noble", None)
+    moment = image.published(cast(LxdClient, lxd), "jammy").built_at
+    assert moment is not None
+
+    def rebuild(_: object, __: object, build: ImageBuild, ___: object) -> bool:
+        found.append(build.alias)
+        return True
+
+    monkeypatch.setattr(time, "time", lambda: moment + age)
+    monkeypatch.setattr(image, "rebuild", rebuild)
+    monkeypatch.setattr(build_image, "LxdClient", lambda: lxd)
+    run_program(monkeypatch, *(replace(build, script=script) for build in (FULL, NOBLE)))
+
+    build_image.main()
+
+    assert found == built

@@ -1,7 +1,8 @@
 """The machine as a whole: the order of its set-up, what units on one machine share, and the unit's markers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -128,21 +129,65 @@ def test_markers_that_cannot_be_read_are_not_there(marker_root: Path) -> None:
     assert mine.remove() == [str(marker_root / f"unit-{UNIT.replace('/', '-')}")]
 
 
-def test_every_image_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image that cannot be built does not keep the next from being built; the error names those that failed."""
-    tried: list[str] = []
+RESOURCES = VirtualMachineResources(2, "7GiB", "10GiB")
+TWO_IMAGES = state(
+    given_flavors=tuple(Flavor(item.value, RESOURCES, item, (), 1, 1) for item in (BaseImage.NOBLE, BaseImage.JAMMY))
+)
+
+
+def fail_builds(monkeypatch: pytest.MonkeyPatch, broken: Collection[str], tried: list[str]) -> None:
+    """Every step of a set-up succeeds but the builds of some images; ``tried`` gets the aliases."""
 
     def ensure(_: Any, __: Any, build: settings.ImageBuild, ___: Any) -> None:
         tried.append(build.alias)
-        raise HostError(f"image {build.alias}: failed")
+        if build.alias in broken:
+            raise HostError(f"image {build.alias}: failed")
 
     for module, function in STEPS.values():
         monkeypatch.setattr(module, function, lambda *_, **__: None)
     monkeypatch.setattr(image, "ensure", ensure)
-    resources = VirtualMachineResources(2, "7GiB", "10GiB")
-    flavors = tuple(Flavor(item.value, resources, item, (), 1, 1) for item in (BaseImage.NOBLE, BaseImage.JAMMY))
+
+
+def test_every_image_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image that cannot be built does not keep the next from being built; the error names those that failed."""
+    tried: list[str] = []
+    fail_builds(monkeypatch, {"jammy", "noble"}, tried)
 
     with pytest.raises(HostError, match="image jammy: failed; image noble: failed"):
-        machine.set_up(cast(LxdClient, None), cast(Any, None), state(given_flavors=flavors), IDENTITY, lambda _: None)
+        machine.set_up(cast(LxdClient, None), cast(Any, None), TWO_IMAGES, IDENTITY, lambda _: None)
 
     assert tried == ["jammy", "noble"]
+
+
+@pytest.mark.parametrize("broken", ["jammy", "noble"])
+def test_one_of_several_images_is_enough(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """The set-up is complete: only the runners of the missing image wait for it."""
+    tried: list[str] = []
+    fail_builds(monkeypatch, {broken}, tried)
+
+    machine.set_up(cast(LxdClient, None), cast(Any, None), TWO_IMAGES, IDENTITY, lambda _: None)
+
+    assert tried == ["jammy", "noble"]
+    assert Markers(UNIT).read(markers.SET_UP) is not None
+
+
+@pytest.mark.parametrize(
+    ("there", "flavors", "lost"),
+    [
+        ({"jammy", "noble"}, True, []),
+        ({"noble"}, True, []),
+        (set(), True, ["image"]),
+        ({"jammy"}, False, []),
+        ({"noble"}, False, ["image"]),
+    ],
+)
+def test_the_set_up_is_repeated_where_no_image_is_there(
+    monkeypatch: pytest.MonkeyPatch, there: set[str], flavors: bool, lost: list[str]
+) -> None:
+    """One that is missing beside others does not have the whole machine set up again."""
+    for module, function in ((lxd_server, "is_intact"), (firewall, "is_intact"), (pool, "is_intact")):
+        monkeypatch.setattr(module, function, lambda *_: True)
+    monkeypatch.setattr(image, "is_there", lambda _, build: build.alias in there)
+    lxd = SimpleNamespace(find=lambda *_: None)
+
+    assert machine.lost(cast(LxdClient, lxd), TWO_IMAGES if flavors else state(), UNIT) == lost

@@ -644,6 +644,7 @@ def test_metrics_of_finished_runners_are_issued(world: World, tmp_path: Path) ->
         "idle_runners": 1,
         "active_runners": 0,
         "expected_runners": 1,
+        "expected_idle_runners": 1,
         "duration": 0,
         "unit": "app/0",
     }

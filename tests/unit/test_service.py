@@ -8,7 +8,9 @@ import pytest
 import creation
 import settings
 from errors import ConfigurationError, HostError, LxdError
-from host import kernel, markers, runner_binary
+from host import image, kernel, markers, runner_binary
+from models import BaseImage, Flavor, VirtualMachineResources
+from naming import FLAVOR_KEY
 from service import Service
 from status import Status
 from tests.support.fakes import IDENTITY, state
@@ -188,6 +190,47 @@ def test_the_status_says_that_the_image_lacks_a_change(
     make(world, unit, **options).reconcile()
 
     assert unit.done[-1] == f"active: 2 runners: 2 idle, 0 busy{notice} (test mode: containers)"
+
+
+def two_images() -> tuple[Flavor, ...]:
+    """The flavours of a unit with two base images, in the order in which the option has them."""
+    size = VirtualMachineResources(1, "1GiB", "2GiB")
+    images = (BaseImage.NOBLE, BaseImage.JAMMY)
+    return tuple(Flavor(f"on-{item.value}", size, item, (item.value,), 1, 1) for item in images)
+
+
+def test_a_flavour_waits_for_its_own_image_only(
+    world: Surroundings, unit: RecordingUnit, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runners of the other image are created; the status says which image is missing."""
+    monkeypatch.setattr("host.image.is_there", lambda _, build: build.alias == "jammy")
+    monkeypatch.setattr("host.image_builds.ensure", lambda _, __, build: fail(build.alias))
+
+    def fail(alias: str) -> None:
+        raise HostError(f"image {alias}: being built")
+
+    make(world, unit, given_flavors=two_images(), repo_policy=None, allow_external_contributor=False).reconcile()
+
+    assert [item.config[FLAVOR_KEY] for item in world.lxd.found.values()] == ["on-jammy"]
+    assert unit.done[-1].startswith(
+        "active: 1 of 2 runners: 1 idle, 0 busy (on-noble 0 of 1, on-jammy 1 of 1); image noble: being built"
+    )
+
+
+def test_the_status_has_each_image_that_lacks_a_change(
+    world: Surroundings, unit: RecordingUnit, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of the first flavour only."""
+    monkeypatch.setattr("host.image_builds.missing", lambda *_: {})
+    options = {"extra_packages": ("cmake",), "given_flavors": two_images(), "allow_external_contributor": False}
+    wanted = settings.image_build(state(**options))
+    markers.Markers(IDENTITY.unit).note(markers.IMAGE, wanted.additions)
+    image.note_failure("noble", "image noble: extra-packages failed: ended with 100: no such package")
+
+    make(world, unit, **options).reconcile()
+
+    assert "; image jammy is not built yet with the changed options; the previous " in unit.done[-1]
+    assert "no such package" in unit.done[-1]
 
 
 def test_settings_are_not_saved_where_options_are_refused(world: Surroundings, unit: RecordingUnit) -> None:

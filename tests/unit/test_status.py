@@ -70,6 +70,19 @@ def test_every_invalid_option_is_named_however_many() -> None:
     assert len(shown) <= status.LIMIT
 
 
+def test_an_option_is_named_once() -> None:
+    """However many of its values are invalid; of a single option, as many reasons as fit are shown instead."""
+    many = [f"flavors: size-{number}: vm-cpu: {'9' * 30} exceeds the 2 CPUs" for number in range(9)]
+    shown = status.bounded(status.of_error(ConfigurationError(*many))).message
+    assert shown == f"9 invalid values, see `juju debug-log`: {many[0]}; {many[1]}"
+    two_options = status.bounded(status.of_error(ConfigurationError(*many, "token: not set"))).message
+    assert two_options.startswith("10 invalid values, see `juju debug-log`: flavors, token; flavors: size-0: vm-cpu: 9")
+    long = status.bounded(status.of_error(ConfigurationError(f"flavors: {'x' * 300}: end", "flavors: y"))).message
+    assert long.startswith("2 invalid values, see `juju debug-log`: flavors: xxx")
+    assert ": end" in long
+    assert len(long) <= status.LIMIT
+
+
 REPORT = Report(wanted=3, idle=["a"], busy=["b"])
 
 
