@@ -18,10 +18,10 @@ class FlavorCount:
     flavor: str
     wanted: int
     there: int
+    expected: int = 0
+    """The wanted ones; of those that demand asks for, only what the machine has room for."""
     spare: int = 0
     """Of the wanted ones, those that are for no job that is known."""
-    waiting: int = 0
-    """Of the wanted ones, those that wait for room on the machine."""
 
 
 @dataclass

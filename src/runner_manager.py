@@ -276,10 +276,10 @@ class RunnerManager:
         for one in plans.flavors:
             wanted = one.wanted
             number = one.plan.live if wanted.number is None else wanted.number
-            # Of a fixed number, no runner is for a job that is known.
-            spare = number if self._state.scaling is Scaling.FIXED else wanted.min_idle
-            count = FlavorCount(wanted.flavor, number, there[wanted.flavor], spare, waiting[wanted.flavor])
-            self.report.flavors.append(count)
+            # Of a fixed number, no runner is for a job that is known, and one that is too large is to be corrected.
+            fixed = self._state.scaling is Scaling.FIXED
+            expected, spare = (number, number) if fixed else (number - waiting[wanted.flavor], wanted.min_idle)
+            self.report.flavors.append(FlavorCount(wanted.flavor, number, there[wanted.flavor], expected, spare))
 
     def _hold_back(self, wanted: Sequence[Wanted]) -> None:
         """Report why there will be fewer runners of some flavours."""
@@ -312,7 +312,7 @@ class RunnerManager:
         flavors = {name: item.view.flavor for name, item in runners.items()} | dict(changes.created)
         states = {"idle": report.idle, "busy": report.busy, "other": report.other}
         found = {state: Counter(flavors[name] for name in set(names)) for state, names in states.items()}
-        wanted = {one.flavor: one.wanted for one in report.flavors}
+        wanted = {one.flavor: one.expected for one in report.flavors}
         return {
             flavor: Counts(wanted.get(flavor, 0), **{state: count[flavor] for state, count in found.items()})
             for flavor in {*wanted, *flavors.values()}
@@ -340,19 +340,17 @@ class RunnerManager:
             left = healthy - {*plan.busy, *dict(plan.remove), *changes.removed}
             idle = Counter([*(runners[name].view.flavor for name in left), *changes.created.values()])
             active = Counter(runners[name].view.flavor for name in report.busy)
-            # Demand may be more than the machine has room for. A fixed number that is too large is to be corrected.
-            in_demand = self._state.scaling is Scaling.DEMAND
-            counts = {one.flavor: one for one in report.flavors}
-            for flavor in dict.fromkeys([*counts, *idle, *active, *crashed]):
-                count = counts.get(flavor, FlavorCount(flavor, 0, 0))
+            numbers = {one.flavor: one for one in report.flavors}
+            for flavor in dict.fromkeys([*numbers, *idle, *active, *crashed]):
+                number = numbers.get(flavor, FlavorCount(flavor, 0, 0))
                 self._collector.reconciliation(
                     started,
                     now,
                     crashed=crashed[flavor],
                     idle=idle[flavor],
                     active=active[flavor],
-                    wanted=count.wanted - (count.waiting if in_demand else 0),
-                    spare=count.spare,
+                    wanted=number.expected,
+                    spare=number.spare,
                     flavor=flavor,
                 )
 

@@ -235,7 +235,7 @@ def test_all_flavours_are_created_in_one_reconcile(world: World) -> None:
     found = {item.config[FLAVOR_KEY]: item for item in world.lxd.found.values()}
     assert (found["small"].profiles[-1], found["large"].profiles[-1]) == (SMALL.profile, LARGE.profile)
     assert (found["large"].config[SCALE_SET_KEY], SCALE_SET_KEY in found["small"].config) == ("7", False)
-    assert manager.report.flavors == [FlavorCount("small", 2, 2, spare=2), FlavorCount("large", 1, 1, spare=1)]
+    assert manager.report.flavors == [FlavorCount("small", 2, 2, 2, 2), FlavorCount("large", 1, 1, 1, 1)]
     assert set(world.lxd.profiles) == {SMALL.profile, LARGE.profile}
     world.lxd.log = []
     world.reconcile(wanted("small", 2), wanted("large", 1, scale_set=7))
