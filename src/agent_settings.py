@@ -5,6 +5,7 @@ It has a token: with a GitHub App that of its installation, which is valid for a
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ class AgentFlavor:
     labels: tuple[str, ...]
     maximum: int
     min_idle: int
+    capacity: int
+    """How many runners the unit could have now, from 1 to the maximum. GitHub assigns no more jobs than that."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,21 @@ class AgentSettings:
             redaction.note_url(url)
 
 
-def of_state(state: CharmState, identity: Identity, token: str, token_end: float | None) -> AgentSettings:
-    """What the agent needs of a unit's state. A scale set has the labels of the runners of its flavour."""
+def of_state(
+    state: CharmState, identity: Identity, token: str, token_end: float | None, capacities: Mapping[str, int]
+) -> AgentSettings:
+    """What the agent needs of a unit's state. A scale set has the labels of the runners of its flavour.
+
+    ``capacities`` is what fits on the machine, by flavour; where that is not known, the maximum counts.
+    """
     flavors = tuple(
-        AgentFlavor(flavor.name, tuple(complete(identity.labels(spec), spec.arch)), flavor.maximum, flavor.min_idle)
+        AgentFlavor(
+            flavor.name,
+            tuple(complete(identity.labels(spec), spec.arch)),
+            flavor.maximum,
+            flavor.min_idle,
+            max(1, min(flavor.maximum, capacities.get(flavor.name, flavor.maximum))),
+        )
         for flavor, spec in zip(state.flavors, state.runners, strict=True)
     )
     proxies = state.proxies.environment("localhost", "127.0.0.1")
@@ -75,7 +89,7 @@ def load(unit: str) -> AgentSettings | None:
     """The settings of a unit; None where the file is missing or damaged."""
     try:
         return _settings(json.loads(path(unit).read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -92,11 +106,13 @@ def _settings(found: Any) -> AgentSettings:
         None if end is None else float(end),
         tuple(map(str, found["ca_certificates"])),
         {str(name): str(value) for name, value in found["proxies"].items()},
-        tuple(
-            AgentFlavor(str(item["name"]), tuple(item["labels"]), int(item["maximum"]), int(item["min_idle"]))
-            for item in found["flavors"]
-        ),
+        tuple(map(_flavor, found["flavors"])),
     )
+
+
+def _flavor(item: Any) -> AgentFlavor:
+    maximum, min_idle, capacity = (int(item[name]) for name in ("maximum", "min_idle", "capacity"))
+    return AgentFlavor(str(item["name"]), tuple(map(str, item["labels"])), maximum, min_idle, capacity)
 
 
 def remove(unit: str) -> list[str]:

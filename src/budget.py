@@ -106,6 +106,12 @@ def grants(
     return _share(capacity, capacity.room(existing), asks, parts, reserve=True)
 
 
+def fitting(capacity: Capacity, existing: Iterable[VirtualMachineResources], resources: VirtualMachineResources) -> int:
+    """How many instances with these resources fit beside those that exist."""
+    pairs = zip(capacity.size(resources), capacity.room(existing), strict=True)
+    return max(0, min(int(left // one) for one, left in pairs if one))
+
+
 def _parts(asks: Sequence[Ask]) -> list[tuple[Ask, int]]:
     """The asks in their order, each with a number: first the parts for jobs, then those for no job."""
     waiting = sorted((ask for ask in asks if ask.since is not None), key=lambda ask: ask.since or 0.0)

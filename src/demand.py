@@ -62,7 +62,7 @@ def load(unit: str) -> dict[str, Demand]:
     """What is known of each flavour; nothing where the file is missing or damaged."""
     try:
         return {str(name): _demand(values) for name, values in json.loads(path(unit).read_text()).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
 
 

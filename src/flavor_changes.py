@@ -1,9 +1,10 @@
 """Apply the plans of all flavours: in which order runners are removed and created, and what waits for room."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from budget import Capacity, Wait, grants
+from budget import Capacity, Wait, fitting, grants
 from changes import Changes, Order
 from errors import ConfigurationError, GithubClientError
 from flavor_plans import FlavorPlan, Plans
@@ -44,6 +45,21 @@ class FlavorChanges:
         for registration in _distinct(self.plans.flavors):
             self.changes.check_method(registration)
         return waits
+
+    def capacities(self) -> dict[str, int]:
+        """How many runners of each flavour there could be now: those that exist, and those that fit beside all others.
+
+        Empty without a limit.
+        """
+        if self.capacity is None:
+            return {}
+        existing = list(self._sizes())
+        there = Counter(flavor for flavor, _ in existing)
+        sizes = [size for _, size in existing]
+        return {
+            one.wanted.flavor: there[one.wanted.flavor] + fitting(self.capacity, sizes, one.wanted.spec.resources)
+            for one in self.plans.flavors
+        }
 
     def _registrable(self) -> list[FlavorPlan]:
         """The flavours whose runners can be registered. Raises the reason if that is none of those that create some."""
@@ -93,7 +109,7 @@ class FlavorChanges:
         if self.capacity is None or self.plans.goals is None:
             return missing, []
         aims = self.plans.goals
-        numbers, waits = grants(self.capacity, self._sizes(), self.plans.asks, aims, missing)
+        numbers, waits = grants(self.capacity, [size for _, size in self._sizes()], self.plans.asks, aims, missing)
         return {flavor: numbers.get(flavor, 0) for flavor in missing}, waits
 
     def _order(self, flavors: Sequence[FlavorPlan], numbers: Mapping[str, int]) -> None:
@@ -110,15 +126,15 @@ class FlavorChanges:
     def _items(self, names: Sequence[str]) -> list[ObservedRunner]:
         return [self.runners[name] for name in names]
 
-    def _sizes(self) -> Iterator[VirtualMachineResources]:
-        """What all instances were created with that exist now; if that is not known, what their flavour has today."""
+    def _sizes(self) -> Iterator[tuple[str, VirtualMachineResources]]:
+        """Flavour and resources of all instances that exist now; if these are not known, what the flavour has today."""
         today = {one.wanted.flavor: one.wanted.spec.resources for one in self.plans.flavors}
         default = self.changes.spec.resources
         for name in self._existing(list(self.runners)):
             view = self.runners[name].view
-            yield view.resources or today.get(view.flavor, default)
+            yield view.flavor, view.resources or today.get(view.flavor, default)
         for flavor in self.changes.created.values():
-            yield today[flavor]
+            yield flavor, today[flavor]
 
 
 def _distinct(flavors: Sequence[FlavorPlan]) -> list[Registration | None]:

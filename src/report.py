@@ -46,6 +46,8 @@ class Report:
     """In the order of the option."""
     waits: list[str] = field(default_factory=list)
     """Runners that wait for room on the machine, a line for each flavour."""
+    capacities: dict[str, int] = field(default_factory=dict)
+    """How many runners of each flavour there could be now; empty where the machine does not limit them."""
     images: dict[str, PublishedImage] = field(default_factory=dict)
     """What the images that runners start from record about themselves, by alias."""
 

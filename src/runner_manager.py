@@ -126,9 +126,10 @@ class RunnerManager:
         changes.record(runners, _sightings(plan, started))
         self._remove_unhealthy(plan, runners, changes)
         crashed: Counter[str] = Counter()
+        flavors = FlavorChanges(plans, runners, changes, room)
         try:
             in_time = lambda: self._clock() - started < times.REST_OF_RECONCILE  # noqa: E731
-            waits = FlavorChanges(plans, runners, changes, room).apply(in_time)
+            waits = flavors.apply(in_time)
             self.report.waits = [str(wait) for wait in (*plans.waits, *waits)]
         finally:
             # Also if GitHub gave no token: what was done is reported. After the creations, which wait for no job.
@@ -136,6 +137,7 @@ class RunnerManager:
                 crashed = self._collector.finished(_existing(runners, changes), observation.previous_volumes)
             self._describe(plans, plan, runners, changes)
             self._count(plans, (*plans.waits, *waits), runners, changes)
+            self.report.capacities = flavors.capacities()
             self._clean_up(plan, changes, wanted, started)
             self._issue_events(plan, runners, changes, crashed, started)
         return plans.missing

@@ -218,7 +218,7 @@ class Service:
         try:
             delta = manager.reconcile_flavors(_without_images(self._demand.wanted(now), missing))
         finally:
-            self._demand.hand_over()
+            self._demand.hand_over(manager.report.capacities)
         self.report = manager.report
         try:
             creation.record(manager.findings, self._markers, self._github, self._state.path)

@@ -1,7 +1,7 @@
 """What a unit's hooks do for demand: read it, hand the credentials to the agent, delete scale sets that are over."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import agent_settings
@@ -12,6 +12,7 @@ from gh.client import GithubClient
 from gh.registration import Registration
 from gh.scale_set_registration import ScaleSetRegistration
 from gh.scale_sets import ScaleSetClient
+from host import agent
 from host.markers import SCALE_SETS, Markers
 from models import CharmState, Scaling
 from naming import Identity
@@ -46,13 +47,16 @@ class UnitDemand:
             self._markers.note(SCALE_SETS, f"{now:.0f}")
         return scaling.wanted(self._state, self._found, self._since(now), now, self._registration)
 
-    def hand_over(self) -> None:
-        """Give the agent what it needs, a token among it. A failure is logged: the next reconcile tries again."""
+    def hand_over(self, capacities: Mapping[str, int]) -> None:
+        """Give the agent what it needs, a token among it. A failure is logged: the next reconcile tries again.
+
+        ``capacities`` is how many runners there could be now, by flavour, as far as that is known.
+        """
         if not self._in_demand:
             return
         try:
             token, end = self._github().held_token()
-            agent_settings.save(agent_settings.of_state(self._state, self._identity, token, end))
+            agent_settings.save(agent_settings.of_state(self._state, self._identity, token, end, capacities))
         except (GithubRunnerError, OSError) as error:
             logger.warning("The agent gets no new credentials: %s", error)
 
@@ -66,6 +70,8 @@ class UnitDemand:
         if self._markers.read(SCALE_SETS) is None:
             return
         try:
+            # An open session would make its set again. Without the agent's settings a new agent opens none.
+            agent.end_sessions(self._identity.unit)
             for name in self._client.delete_sets(self._identity.owns_scale_set):
                 logger.info("Removed: the scale set %s", name)
             demand.remove(self._identity.unit)

@@ -26,6 +26,11 @@ def ensure(jinja: jinja2.Environment, unit: str, watch: bool) -> bool:
     return systemd.ensure(name, {name: content})
 
 
+def end_sessions(unit: str) -> None:
+    """Restart the service if it runs, so that it holds no session that the removed settings ended."""
+    systemd.restart_running(triggers.agent(unit), timeout=systemd.TIMEOUT)
+
+
 def remove(unit: str) -> list[str]:
     """Stop the service and remove its file; returns the files that were removed."""
     return systemd.remove(triggers.agent(unit), triggers.former_watcher(unit))

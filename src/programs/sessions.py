@@ -36,6 +36,8 @@ RELOAD = 2.0
 RENEW_BEFORE, RENEW_PAUSE = 600.0, 120.0
 # GitHub queues a job for which no runner came again after 5 minutes: an older assignment says nothing.
 ASSIGNMENT_LIFE = 600.0
+# For the end of a thread whose session was closed.
+THREAD_END = 3.0
 MOST_ASSIGNED = 1000
 PROBLEM_LIMIT = 200
 
@@ -110,19 +112,25 @@ class Sessions:
             self._follow(found)
         if found is None:
             return
-        for flavor in found.flavors:
-            session = self._threads.get(flavor.name)
+        names = {flavor.name for flavor in found.flavors}
+        for name in names:
+            session = self._threads.get(name)
             if session is None or not session.thread.is_alive():
-                self._threads[flavor.name] = FlavorSession(self, flavor.name)
-                self._threads[flavor.name].thread.start()
-        self._sweep(found)
+                self._threads[name] = FlavorSession(self, name)
+                self._threads[name].thread.start()
+        leaving = [each for name, each in self._threads.items() if name not in names and each.thread.is_alive()]
+        for session in leaving:
+            session.close()
+        if not leaving:
+            # One that is open would make its set again.
+            self._sweep(found)
         end, now = found.token_end, self.clock()
         if end is not None and end - now < RENEW_BEFORE and abs(now - self._asked) >= RENEW_PAUSE:
             self._asked = now
             self._wake()
 
     def _sweep(self, found: AgentSettings) -> None:
-        """Delete the sets of flavours that were removed; once for each change of the settings, until it succeeds."""
+        """Delete the sets of flavours that were removed; once for each change of the flavours, until it succeeds."""
         if self._client is None or time.monotonic() < self._sweep_at:
             return
         names = {found.identity.scale_set(flavor.name) for flavor in found.flavors}
@@ -152,8 +160,10 @@ class Sessions:
                 # Open sessions are still closed with it.
                 self._former.append(self._client)
         with self._lock:
-            self._settings, self._client, self._sweep_at = found, client, 0.0
+            self._settings, self._client = found, client
             names = {flavor.name for flavor in found.flavors} if found else set()
+            if before is None or {flavor.name for flavor in before.flavors} != names:
+                self._sweep_at = 0.0
             self._known = {name: value for name, value in self._known.items() if name in names}
             self._wanted = {name: value for name, value in self._wanted.items() if name in names}
 
@@ -184,6 +194,8 @@ class Sessions:
         """Write what is known of a flavour; where that changes the number of runners, a reconcile is started."""
         wanted = (min(flavor.maximum, flavor.min_idle + found.assigned + found.missed), found.scale_set)
         with self._lock:
+            if self._settings is None or flavor.name not in {each.name for each in self._settings.flavors}:
+                return
             self._known[flavor.name] = found
             try:
                 demand.save(self.unit, self._known)
@@ -198,7 +210,7 @@ class Sessions:
 
     def close(self) -> None:
         """End all sessions, side by side and within seconds: their successors need not wait."""
-        closing = [threading.Thread(target=each.close, daemon=True) for each in self._threads.values()]
+        closing = [threading.Thread(target=each.end, daemon=True) for each in self._threads.values()]
         for thread in closing:
             thread.start()
         for thread in closing:
@@ -227,6 +239,8 @@ class FlavorSession:
             try:
                 pause = self.step(*found)
             except GithubClientError as error:
+                if self._all.stop.is_set() or self._all.flavor(self._name) is None:
+                    break
                 pause = self._failed(found[1], error)
             self._all.stop.wait(pause)
         self.close()
@@ -257,6 +271,11 @@ class FlavorSession:
             except GithubClientError as error:
                 logger.info("%s: the session was not closed: %s", self._name, error)
 
+    def end(self) -> None:
+        """End the session, and wait a moment for the thread: it may be about to open one, which it then closes."""
+        self.close()
+        self.thread.join(THREAD_END)
+
     def _open(self, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> None:
         found = self._set(settings, flavor, client)
         listener = client.open_session(found.number, settings.identity.unit)
@@ -265,7 +284,7 @@ class FlavorSession:
         dropped = tuple(sorted(wanted - {label.lower() for label in found.labels}))
         logger.info("%s: the session of the scale set %s is open", self._name, found.name)
         known = replace(self._all.known(self._name), dropped=dropped)
-        self._hear(flavor, known, listener.session.statistics)
+        self._hear(flavor, listener, known, listener.session.statistics)
 
     def _set(self, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> ScaleSet:
         """The flavour's set. One with other labels is made again, because they cannot be changed."""
@@ -277,7 +296,7 @@ class FlavorSession:
         return found or client.create(name, group, flavor.labels)
 
     def _poll(self, listener: Listener, flavor: AgentFlavor) -> None:
-        message = listener.message(flavor.maximum)
+        message = listener.message(flavor.capacity)
         if message is None:
             known = self._all.known(self._name)
             self._all.publish(flavor, replace(known, heard=self._all.clock(), problem=""))
@@ -288,14 +307,13 @@ class FlavorSession:
         for job in message.jobs:
             self._jobs.note(job, now)
         offered = [job.request for job in message.jobs if job.kind == "JobAvailable" and job.request]
-        room = max(0, flavor.maximum - message.statistics.assigned)
+        room = max(0, flavor.capacity - message.statistics.assigned)
         if offered and room:
             listener.acquire(offered[:room])
-        self._hear(flavor, self._all.known(self._name), message.statistics)
+        self._hear(flavor, listener, self._all.known(self._name), message.statistics)
 
-    def _hear(self, flavor: AgentFlavor, before: Demand, statistics: Statistics) -> None:
-        number = self._listener.number if self._listener else 0
-        self._all.publish(flavor, demanded(before, statistics, self._jobs, number, self._all.clock()))
+    def _hear(self, flavor: AgentFlavor, listener: Listener, before: Demand, statistics: Statistics) -> None:
+        self._all.publish(flavor, demanded(before, statistics, self._jobs, listener.number, self._all.clock()))
 
     def _failed(self, flavor: AgentFlavor, error: GithubClientError) -> float:
         """Note a problem, and say how long to pause before another attempt."""

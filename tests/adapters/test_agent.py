@@ -25,7 +25,7 @@ TOKEN = "ghp_0123456789abcdef"
 IDENTITY = Identity("app", 0, "0123abcd")
 REPO = GithubRepo("org", "repo")
 SET = IDENTITY.scale_set("small")
-SMALL = AgentFlavor("small", ("self-hosted", "Linux", "X64", "app"), 3, 0)
+SMALL = AgentFlavor("small", ("self-hosted", "Linux", "X64", "app"), 3, 0, 2)
 
 
 @pytest.fixture(params=["", "3.17.0"], ids=["github.com", "Enterprise Server"])
@@ -105,7 +105,7 @@ def test_demand_follows_the_jobs(agent: Agent, control: GitHubControl) -> None:
     assert abs(found.since - time.time()) < 30
     assert agent.wakes > wakes
     [made] = control.scale_sets()
-    assert (made["name"], made["capacity"], made["owner"]) == (SET, 3, "app/0")
+    assert (made["name"], made["capacity"], made["owner"]) == (SET, 2, "app/0")
     assert found.scale_set == made["id"]
     for job in jobs:
         control.cancel_job(job if isinstance(job, int) else job["id"])
@@ -198,6 +198,35 @@ def test_sets_of_removed_flavours_are_deleted_and_no_others(agent: Agent, contro
     agent.save()
 
     wait_for(lambda: {found["name"] for found in control.scale_sets()} == {SET, with_prefix}, "one less", timeout=20)
+
+
+def test_a_changed_capacity_is_announced_by_the_same_session(agent: Agent, control: GitHubControl) -> None:
+    """What fits changes with each runner of another flavour."""
+    agent.save()
+    number = awaited(lambda found: found.heard > 0, "the session").scale_set
+    wait_for(lambda: control.scale_sets()[0]["capacity"] == 2, "the capacity", timeout=20)
+    control.clear_requests()
+
+    agent.save(replace(SMALL, capacity=1))
+
+    wait_for(lambda: control.scale_sets()[0]["capacity"] == 1, "the new capacity", timeout=20)
+    assert known().scale_set == number
+    assert not [request for request in control.requests() if request["method"] == "POST"]
+
+
+def test_a_session_ends_before_its_set_goes(agent: Agent, control: GitHubControl) -> None:
+    """Also while it waits for a message: a set that is deleted under it would be made again."""
+    control.settings(hold=30.0)
+    agent.save(SMALL, replace(SMALL, name="large"))
+    wait_for(lambda: [each["capacity"] for each in control.scale_sets()] == [2, 2], "two sessions", timeout=20)
+    control.clear_requests()
+
+    agent.save()
+
+    wait_for(lambda: len(control.scale_sets()) == 1, "one set", timeout=20)
+    deleted = [request["path"] for request in control.requests() if request["method"] == "DELETE"]
+    assert ["/sessions/" in path for path in deleted] == [True, False]
+    control.settings(hold=0.1)
 
 
 def test_a_token_near_its_end_asks_for_another(agent: Agent) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budget import Ask, Capacity, goals, grants
+from budget import Ask, Capacity, fitting, goals, grants
 from host import capacity, pool, resources
 from models import Flavor, RunnerStorage, Scaling, VirtualMachineResources
 from tests.support.fakes import RESOURCES, state
@@ -191,3 +191,18 @@ def test_the_machine_less_the_reserve(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_without_flavours_nothing_is_limited() -> None:
     """A fixed number of one size is only told about: today's units keep their runners."""
     assert capacity.of_runners(state()) is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (Capacity(100 * GIB, 1000), 24),
+        (Capacity(100 * GIB, 9), 3),
+        (Capacity(9 * GIB, 100), 1),
+        (Capacity(100 * GIB, 100, 20 * GIB), 2),
+        (Capacity(2 * GIB, 1), 0),
+    ],
+)
+def test_what_fits_beside_what_exists(limits: Capacity, expected: int) -> None:
+    """Memory, CPUs and storage each limit it; where too much exists, none fits."""
+    assert fitting(limits, [SMALL, SMALL], LARGE) == expected

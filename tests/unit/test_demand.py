@@ -33,7 +33,8 @@ def test_what_is_saved_is_loaded() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "[]", "null", "{", '{"small": 1}', '{"small": {}}'),
+        *("", "[]", "null", "{", '{"small": 1}', '{"small": {}}', "[" * 100_000),
+        '{"small": {"assigned": 1e999, "missed": 0, "since": null, "heard": 0, "scale_set": null}}',
         json.dumps({"small": {"assigned": -1, "missed": 0, "since": None, "heard": 0, "scale_set": None}}),
         '{"small": {"assigned": 1, "missed": 0, "since": null, "heard": NaN, "scale_set": null}}',
     ],

@@ -1,0 +1,135 @@
+"""What a unit's hooks do for demand: credentials for the agent, and scale sets that are over."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+import agent_settings
+import demand
+from demand import PATIENCE, Demand
+from errors import HostError, TemporaryGithubError
+from gh.scale_set_registration import ScaleSetRegistration
+from host import agent, markers
+from host.markers import SCALE_SETS, Markers
+from models import Scaling
+from tests.support.fakes import IDENTITY, state
+from unit_demand import UnitDemand
+
+NOW = 1_800_000_000.0
+UNIT = IDENTITY.unit
+
+
+class World:
+    """GitHub, its scale sets and the agent's service, with the order of what was done."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.refusal: Exception | None = None
+        self.token: tuple[str, float | None] = ("ghs_token", NOW + 3600)
+
+    def note(self, what: str) -> None:
+        self.done.append(what)
+        if self.refusal is not None:
+            raise self.refusal
+
+    def held_token(self) -> tuple[str, float | None]:
+        self.note("token")
+        return self.token
+
+    def delete_sets(self, unwanted: Callable[[str], bool]) -> list[str]:
+        self.note("delete sets" if not agent_settings.path(UNIT).exists() else "delete sets under an agent")
+        return list(filter(unwanted, [IDENTITY.scale_set("default"), "app-0-ffffffff-default"]))
+
+    def unit(self, **changes: Any) -> UnitDemand:
+        given = state(**{"scaling": Scaling.DEMAND, "virtual_machines": 3, **changes})
+        connect, github = cast(Any, lambda *_: self), cast(Any, lambda: self)
+        return UnitDemand(given, IDENTITY, Markers(UNIT), connect, github)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World()
+    for module in (agent_settings, demand):
+        monkeypatch.setattr(module, "LOCKS", tmp_path)
+    monkeypatch.setattr(markers, "ROOT", tmp_path / "markers")
+    monkeypatch.setattr(agent, "end_sessions", lambda _: made.note("end sessions"))
+    return made
+
+
+def test_the_agent_gets_a_token_and_what_fits(world: World) -> None:
+    """A capacity is from 1 to the maximum; where none is known, the maximum counts."""
+    for capacities, expected in (({}, 3), ({"default": 2}, 2), ({"default": 0}, 1), ({"default": 9}, 3)):
+        world.unit().hand_over(capacities)
+
+        found = agent_settings.load(UNIT)
+        assert found is not None
+        assert (found.token, found.token_end) == world.token
+        assert [each.capacity for each in found.flavors] == [expected]
+
+
+def test_in_fixed_mode_there_are_no_credentials(world: World) -> None:
+    """Neither are there sets to delete, and GitHub is not asked."""
+    world.unit(scaling=Scaling.FIXED).hand_over({})
+    world.unit(scaling=Scaling.FIXED).wanted(NOW)
+
+    assert (agent_settings.load(UNIT), world.done) == (None, [])
+
+
+def test_without_a_token_the_former_credentials_stay(world: World) -> None:
+    """A reconcile does not fail for it."""
+    world.unit().hand_over({})
+    world.refusal = TemporaryGithubError("no answer")
+
+    world.unit().hand_over({"default": 1})
+
+    found = agent_settings.load(UNIT)
+    assert found is not None
+    assert found.flavors[0].capacity == 3
+
+
+def test_sessions_end_before_their_sets_go(world: World) -> None:
+    """First the credentials, then the sessions of the agent: one that is open would make its set again."""
+    world.unit().wanted(NOW)
+    world.unit().hand_over({})
+    demand.save(UNIT, {"default": Demand(assigned=1)})
+
+    world.unit(scaling=Scaling.FIXED).wanted(NOW)
+
+    assert world.done[1:] == ["end sessions", "delete sets"]
+    assert demand.load(UNIT) == {}
+    assert Markers(UNIT).read(SCALE_SETS) is None
+
+
+@pytest.mark.parametrize("failure", [HostError("systemctl"), TemporaryGithubError("no answer"), OSError("disk")])
+def test_sets_that_stay_are_deleted_later(world: World, failure: Exception) -> None:
+    """While the sessions are open no set is deleted; each reconcile tries again, and none fails for it."""
+    world.unit().wanted(NOW)
+    world.refusal = failure
+
+    assert [one.number for one in world.unit(scaling=Scaling.FIXED).wanted(NOW)] == [3]
+    assert world.done == ["end sessions"]
+
+    world.refusal = None
+    world.unit(scaling=Scaling.FIXED).wanted(NOW)
+    assert world.done == ["end sessions", "end sessions", "delete sets"]
+
+
+def test_the_time_without_demand_begins_with_demand_mode(world: World) -> None:
+    """Not before: what runs stays for a while, then the fallback holds."""
+    [first] = world.unit(demand_fallback=1).wanted(NOW)
+    [later] = world.unit(demand_fallback=1).wanted(NOW + PATIENCE)
+
+    assert (first.number, later.number) == (None, 1)
+    assert len(world.unit().notices(NOW + PATIENCE)) == 1
+
+
+def test_what_the_agent_heard_is_wanted(world: World) -> None:
+    """In the set that it names."""
+    demand.save(UNIT, {"default": Demand(assigned=2, heard=NOW, scale_set=7)})
+
+    [found] = world.unit().wanted(NOW)
+
+    assert (found.number, found.scale_set) == (2, 7)
+    assert isinstance(found.registration, ScaleSetRegistration)
