@@ -50,6 +50,7 @@ from option_values import (
     parse_overcommit,
     parse_packages,
     parse_path,
+    parse_port,
     parse_ports,
     parse_private_key,
     parse_registration,
@@ -152,6 +153,7 @@ def _values(charm: ops.CharmBase, faults: _Faults) -> dict[str, Any]:
         "memory_reserve": faults.read("memory-reserve", lambda: parse_reserve(str(config["memory-reserve"]))),
         "cpu_overcommit": faults.read("cpu-overcommit", lambda: parse_overcommit(str(config["cpu-overcommit"]))),
         "demand_fallback": faults.read("demand-fallback", lambda: at_least(config["demand-fallback"], 0)),
+        "metrics_port": faults.read("metrics-port", lambda: parse_port(config["metrics-port"])),
     }
     given = _flavors(str(config["flavors"]), values, faults)
     _check_scaling(values, bool(given), faults)

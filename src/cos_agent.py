@@ -1,4 +1,4 @@
-"""The cos-agent relation: alert rules and dashboards for the observability stack."""
+"""The cos-agent relation: what to scrape, alert rules and dashboards for the observability stack."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,11 @@ import ops
 
 HERE = Path(__file__).resolve().parent
 ALERT_RULES = HERE / "loki_alert_rules"
+METRICS_RULES = HERE / "prometheus_alert_rules"
 DASHBOARDS = HERE / "grafana_dashboards"
 KEY = "config"
+# What the alert rule GithubRunnerMetricsMissing selects the series `up` by; the collector has other jobs, too.
+JOB = "github-runner-metrics"
 
 
 class CosAgentProvider(ops.Object):
@@ -20,7 +23,7 @@ class CosAgentProvider(ops.Object):
         self._charm = charm
         self._relation_name = relation_name
         events = charm.on[relation_name]
-        for event in (events.relation_joined, events.relation_changed, charm.on.upgrade_charm):
+        for event in (events.relation_joined, events.relation_changed, charm.on.config_changed, charm.on.upgrade_charm):
             self.framework.observe(event, self._on_change)
 
     def _on_change(self, _: ops.EventBase) -> None:
@@ -37,16 +40,35 @@ class CosAgentProvider(ops.Object):
 
 def databag(charm: ops.CharmBase) -> str:
     """The JSON document of the unit's databag."""
+    port = int(charm.config.get("metrics-port", 0))
+    # The unit is blocked with a port that cannot be.
+    port = port if 0 < port < 1 << 16 else 0
     document: dict[str, Any] = {
-        "metrics_alert_rules": {},
+        "metrics_alert_rules": _metrics_rules(charm) if port else {},
         "log_alert_rules": _alert_rules(charm),
         "dashboards": [_dashboard(path, charm.meta.name) for path in sorted(DASHBOARDS.glob("*.json"))],
-        "metrics_scrape_jobs": [],
+        "metrics_scrape_jobs": [_scrape_job(charm, port)] if port else [],
         "log_slots": [],
         "subordinate": None,
         "tracing_protocols": None,
     }
     return json.dumps(document, sort_keys=True)
+
+
+def _scrape_job(charm: ops.CharmBase, port: int) -> dict[str, Any]:
+    """The collector is on the same machine, and adds the Juju labels of this unit."""
+    targets = [{"targets": [f"localhost:{port}"]}]
+    return {"job_name": f"{charm.app.name}_{JOB}", "metrics_path": "/metrics", "static_configs": targets}
+
+
+def _metrics_rules(charm: ops.CharmBase) -> dict[str, Any]:
+    """The alert rules of the metrics with the labels of this application, which its series have, too."""
+    from cosl import AlertRules, JujuTopology
+
+    rules = AlertRules(query_type="promql", topology=JujuTopology.from_charm(charm))
+    rules.add_path(METRICS_RULES)
+    document: dict[str, Any] = rules.as_dict()
+    return document
 
 
 def _alert_rules(charm: ops.CharmBase) -> dict[str, Any]:

@@ -342,6 +342,8 @@ class CharmState:
     """The CPUs of all runners are at most this times the machine's."""
     demand_fallback: int = 0
     """Runners of each flavour while demand cannot be known."""
+    metrics_port: int = 0
+    """Of the loopback, for Prometheus; 0 for none."""
 
     def __post_init__(self) -> None:
         """Mask the token, and the mirror's password."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import status
+import telemetry
 import times
 from errors import HostError
 from host import image, image_builds, kernel, pool, resources, runner_binary
@@ -29,6 +30,7 @@ def notices(state: CharmState, markers: Markers, report: Report, now: float) -> 
         *_missing_reboot(markers, now),
         *_no_policy(state, markers),
         *_other_units(markers),
+        *_no_metrics(state, markers),
         *filter(None, [pool.shortage(state)]),
         *resources.overcommitment(state),
         *_absence(markers, now),
@@ -91,6 +93,13 @@ def _no_policy(state: CharmState, markers: Markers) -> Iterator[str]:
 def _other_units(markers: Markers) -> Iterator[str]:
     if others := markers.others():
         yield f"the machine is shared with {', '.join(others)}"
+
+
+def _no_metrics(state: CharmState, markers: Markers) -> Iterator[str]:
+    """What the unit's agent has recorded of the port that is set now."""
+    found = telemetry.problem(markers.unit)
+    if state.metrics_port and found.startswith(f"metrics-port: {state.metrics_port} "):
+        yield status.fit(found, REASON_LIMIT)
 
 
 def _absence(markers: Markers, now: float) -> Iterator[str]:

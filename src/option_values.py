@@ -223,6 +223,13 @@ def at_least(value: Any, minimum: int) -> int:
     return int(value)
 
 
+def parse_port(value: Any) -> int:
+    """A TCP port, or 0 for none."""
+    if not 0 <= int(value) <= 65535:
+        raise ValueError(f"{value} is not a port; set 1 to 65535, or 0 for none")
+    return int(value)
+
+
 def parse_size(value: str) -> str:
     """A size such as ``7GiB``, within what LXD can count (63 bits)."""
     if size_in_bytes(value.strip()) >= 1 << 63:

@@ -1,8 +1,9 @@
 """What the reconciles of a unit measure, for the unit's agent: two small files below /run, which may be missing.
 
 A reconcile is a process that ends; the agent keeps histograms and counters. One file has the latest gauges and is
-replaced. The other one has a line for each observation; the agent takes the lines away. Only root can read or write
-them. Nothing here raises: a reconcile and an agent go on without figures.
+replaced. The other one has a line for each observation; the agent takes the lines away. In a third one the agent says
+why it cannot serve metrics. Only root can read or write them. Nothing here raises: a reconcile and an agent go on
+without figures.
 """
 
 import fcntl
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 # Of the file of observations and of the file of gauges, in bytes. What would be beyond it is not recorded: no agent
 # takes the lines away.
 LIMIT = 1 << 20
+# Of the agent's reason, in bytes.
+PROBLEM_LIMIT = 200
 # Flavours in one file; more are damage.
 MOST_FLAVORS = 100
 FLAVOR = re.compile(r"[a-z][a-z0-9-]{0,19}")
@@ -117,11 +120,38 @@ def take(unit: str) -> list[Observation]:
     return []
 
 
-def remove(unit: str) -> None:
-    """Remove both files, when the unit goes."""
-    for path in (gauges_path(unit), observations_path(unit)):
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+def problem_path(unit: str) -> Path:
+    """The file in which the agent says why it serves no metrics."""
+    return gauges_path(unit).with_suffix(".problem")
+
+
+def note_problem(unit: str, text: str) -> None:
+    """Record why no metrics are served; an empty text where they are."""
+    try:
+        if text:
+            write_file(problem_path(unit), text, 0o600)
+        else:
+            problem_path(unit).unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("For the next reconcile it is not recorded whether metrics are served: %s", error)
+
+
+def problem(unit: str) -> str:
+    """Why no metrics are served: one line, or nothing where they are, or it is not known."""
+    try:
+        with _open(problem_path(unit), os.O_RDONLY) as file:
+            found = file.read(PROBLEM_LIMIT).decode(errors="replace")
+    except OSError:
+        return ""
+    return "".join(char if char.isprintable() else " " for char in found).strip()
+
+
+def remove(unit: str) -> list[str]:
+    """Remove the files of a unit; returns those that were there."""
+    found = [path for path in (gauges_path(unit), observations_path(unit), problem_path(unit)) if path.exists()]
+    for path in found:
+        path.unlink()
+    return list(map(str, found))
 
 
 def _open(path: Path, flags: int) -> Any:

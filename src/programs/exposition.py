@@ -19,6 +19,8 @@ from telemetry import DURATIONS, FAILURE, MOST_FLAVORS
 logger = logging.getLogger(__name__)
 
 ADDRESS = "127.0.0.1"
+# Seconds until another attempt to use a port that is taken, and between two takings of what reconciles have observed.
+PAUSE = 60.0
 PREFIX = "github_runner"
 # Upper limits in seconds. Creations of virtual machines and jobs take minutes, an idle runner takes a job at once.
 BUCKETS = {
@@ -48,7 +50,7 @@ class Figures:
 
     def __init__(self, unit: str, version: str) -> None:
         self.registry = CollectorRegistry()
-        self._unit = unit
+        self.unit = unit
         self._version = version
         self._flavors: set[str] = set()
         self._lock = threading.Lock()
@@ -70,20 +72,33 @@ class Figures:
     def take(self) -> None:
         """Add what reconciles have observed since the last time."""
         with self._lock:
-            for each in telemetry.take(self._unit):
+            self._begin()
+            for each in telemetry.take(self.unit):
                 flavor = self._bounded(each.flavor)
                 if each.name == FAILURE:
                     step = each.step if each.step in STEPS else "other"
-                    self._failures.labels(self._unit, flavor, step).inc()
+                    self._failures.labels(self.unit, flavor, step).inc()
                 else:
-                    self._durations[each.name].labels(self._unit, flavor).observe(each.value)
+                    self._durations[each.name].labels(self.unit, flavor).observe(each.value)
+
+    def _begin(self) -> None:
+        """Have series at 0 for each flavour: an increase from no series to 1 is none for Prometheus."""
+        found = telemetry.load(self.unit)
+        for name in found.flavors if found else ():
+            flavor = self._bounded(name)
+            for durations in self._durations.values():
+                durations.labels(self.unit, flavor)
+            for step in STEPS:
+                self._failures.labels(self.unit, flavor, step)
 
     def gauges(self) -> Iterator[Metric]:
         """What is known now: of the last reconcile, and of the jobs that wait."""
-        build = GaugeMetricFamily(f"{PREFIX}_build_info", "The version of the charm.", labels=("unit", "version"))
-        build.add_metric((self._unit, self._version), 1)
+        build = GaugeMetricFamily(
+            f"{PREFIX}_build_info", "The version of the charm's code.", labels=("unit", "version")
+        )
+        build.add_metric((self.unit, self._version), 1)
         yield build
-        found = telemetry.load(self._unit)
+        found = telemetry.load(self.unit)
         yield from self._of_jobs(found)
         if found is None:
             return
@@ -114,7 +129,7 @@ class Figures:
     def _of_jobs(self, found: telemetry.Gauges | None) -> Iterator[Metric]:
         """Jobs of each flavour in demand mode; without a file of demand there are none."""
         busy = {} if found is None else {flavor: counts.busy for flavor, counts in found.flavors.items()}
-        known = dict(list(demand.load(self._unit).items())[:MOST_FLAVORS])
+        known = dict(list(demand.load(self.unit).items())[:MOST_FLAVORS])
         assigned = [((flavor,), each.assigned) for flavor, each in known.items()]
         waiting = [
             ((flavor,), max(0, each.assigned - busy.get(flavor, 0)) + each.missed) for flavor, each in known.items()
@@ -127,7 +142,7 @@ class Figures:
     ) -> GaugeMetricFamily:
         family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=("unit", *labels))
         for of, value in values:
-            family.add_metric((self._unit, *of), value)
+            family.add_metric((self.unit, *of), value)
         return family
 
     def _bounded(self, flavor: str) -> str:
@@ -164,9 +179,27 @@ class Exposition:
         self._thread.join()
 
 
-def serve(port: int, unit: str, version: str) -> Exposition:
-    """Serve the metrics of a unit; port 0 takes a free one. OSError where the port is taken.
+def serve(port: int, figures: Figures) -> Exposition | None:
+    """Serve metrics; None where the port cannot be used, which the status of the unit then says."""
+    try:
+        served = Exposition(port, figures)
+    except OSError as error:
+        reason = f"metrics-port: {port} of {ADDRESS} cannot be used: {error.strerror or error}; set another one"
+        logger.warning("%s", reason)
+        telemetry.note_problem(figures.unit, reason)
+        return None
+    telemetry.note_problem(figures.unit, "")
+    return served
 
-    The caller calls ``figures.take()`` each minute: without a Prometheus nobody else empties the file.
+
+def keep_serving(port: int, figures: Figures, stop: threading.Event) -> None:
+    """Serve metrics until ``stop``. A port that cannot be used is tried again each minute.
+
+    The figures are taken each minute: without a Prometheus nobody else empties the file of observations.
     """
-    return Exposition(port, Figures(unit, version))
+    served = serve(port, figures)
+    while not stop.wait(PAUSE):
+        figures.take()
+        served = served or serve(port, figures)
+    if served:
+        served.close()

@@ -4,10 +4,11 @@ import json
 import re
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import demand
 import telemetry
 from demand import Demand
 from programs import exposition
-from programs.exposition import Exposition
+from programs.exposition import Exposition, Figures
 from telemetry import FAILURE, Counts, Gauges, Observation
+from tests.support.deployment import wait_for
 from tests.support.prometheus import program
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +41,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def served() -> Iterator[Exposition]:
     """The metrics of a unit, at a free port."""
-    found = exposition.serve(0, UNIT, "1.2.3")
+    found = exposition.serve(0, Figures(UNIT, "1.2.3"))
+    assert found
     yield found
     found.close()
 
@@ -121,19 +124,71 @@ def test_only_the_loopback_listens(served: Exposition) -> None:
     assert served._server.server_address[0] == "127.0.0.1"
 
 
-def test_a_taken_port_is_an_error_that_the_caller_sees(served: Exposition) -> None:
-    """A second server at the port is refused by the kernel; after the end of the first one the port is free."""
-    with pytest.raises(OSError, match="in use"):
-        exposition.serve(served.port, UNIT, "1")
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Starts what the agent runs, at a port; it is stopped at the end."""
+    monkeypatch.setattr(exposition, "PAUSE", 0.02)
+    stop, threads = threading.Event(), []
+
+    def start(port: int) -> None:
+        thread = threading.Thread(target=exposition.keep_serving, args=(port, Figures(UNIT, "1"), stop))
+        thread.start()
+        threads.append(thread)
+
+    yield start
+    stop.set()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def answers(port: int) -> bool:
+    try:
+        return "github_runner_build_info" in text_of(f"http://127.0.0.1:{port}/metrics")
+    except urllib.error.URLError:
+        return False
+
+
+def test_a_taken_port_is_a_notice_and_tried_again(agent: Callable[[int], None]) -> None:
+    """The reason is there for the status until the port is free; then the metrics are served and the reason goes."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        agent(port)
+        wait_for(lambda: telemetry.problem(UNIT), "the reason")
+        assert telemetry.problem(UNIT) == (
+            f"metrics-port: {port} of 127.0.0.1 cannot be used: Address already in use; set another one"
+        )
+
+    wait_for(lambda: answers(port), "the metrics")
+    wait_for(lambda: not telemetry.problem(UNIT), "the end of the reason")
+
+
+def test_observations_are_taken_without_a_prometheus(agent: Callable[[int], None]) -> None:
+    """The file of observations stays small where nobody scrapes."""
+    record()
+    agent(free_port())
+
+    wait_for(lambda: telemetry.observations_path(UNIT).stat().st_size == 0, "an empty file")
 
 
 def test_the_end_frees_the_port() -> None:
     """After `close` nobody listens."""
-    served = exposition.serve(0, UNIT, "1")
+    served = exposition.serve(0, Figures(UNIT, "1"))
+    assert served
     served.close()
 
-    with pytest.raises(urllib.error.URLError):
-        text_of(f"http://127.0.0.1:{served.port}/metrics")
+    assert not answers(served.port)
+
+
+def test_series_begin_at_zero(served: Exposition) -> None:
+    """A flavour has its histograms and counters before the first observation, so that the first one is an increase."""
+    telemetry.save(UNIT, Gauges(1.0, {"small": Counts(1)}))
+    found = scrape(served)
+
+    assert found[f"github_runner_creation_duration_seconds_count{{{SMALL}}}"] == 0
+    assert found[f'github_runner_creation_failures_total{{flavor="small",step="registering",unit="{UNIT}"}}'] == 0
 
 
 def test_promtool_finds_no_fault(served: Exposition) -> None:
@@ -176,6 +231,10 @@ def runners(idle: int, wanted: int) -> list[dict[str, str]]:
     ]
 
 
+def up(values: str, job: str = "app_github-runner-metrics") -> dict[str, str]:
+    return {"series": f'up{{job="{job}"}}', "values": values}
+
+
 MADE = series("github_runner_creation_duration_seconds_count", "0+1x600", flavor="small")
 # Series of a minute each, and whether the alert fires after five hours.
 CASES: list[tuple[str, list[dict[str, str]], bool]] = [
@@ -194,6 +253,12 @@ CASES: list[tuple[str, list[dict[str, str]], bool]] = [
     ("GithubRunnerFilesOld", [series("github_runner_image_timestamp_seconds", "0x600")], False),
     ("GithubRunnerQuotaLow", [series("github_runner_api_quota_requests", "499x600")], True),
     ("GithubRunnerQuotaLow", [series("github_runner_api_quota_requests", "500x600")], False),
+    ("GithubRunnerMetricsMissing", [up("0x600")], True),
+    ("GithubRunnerMetricsMissing", [up("0x600", job="github-runner-metrics")], True),
+    ("GithubRunnerMetricsMissing", [up("1x270")], True),
+    ("GithubRunnerMetricsMissing", [up("1x600")], False),
+    ("GithubRunnerMetricsMissing", [up("1x120")], False),
+    ("GithubRunnerMetricsMissing", [up("0x600", job="node")], False),
 ]
 
 

@@ -53,6 +53,7 @@ def test_options_are_those_of_the_reference() -> None:
         "memory-reserve": ("string", "2GiB"),
         "cpu-overcommit": ("string", "2.0"),
         "demand-fallback": ("int", 0),
+        "metrics-port": ("int", 9464),
         "vm-cpu": ("int", 2),
         "vm-memory": ("string", "7GiB"),
         "vm-disk": ("string", "10GiB"),

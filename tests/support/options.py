@@ -37,6 +37,7 @@ EVERY_OPTION: dict[str, Any] = {
     "aproxy-redirect-ports": "80, 443, 8443-8444",
     "memory-reserve": "1GiB",
     "cpu-overcommit": "3.5",
+    "metrics-port": 9500,
 }
 # Given by the test, of the deployment, or without an effect beside others.
 OTHERS = {

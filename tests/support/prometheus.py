@@ -25,9 +25,14 @@ def _unpack() -> None:
     CACHE.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE.parent) as folder:
         place = Path(folder)
-        place.chmod(0o755)  # apt downloads as a user of its own where it can
-        _run("apt-get", "update", "-qq")
-        _run("apt-get", "download", "-qq", "prometheus", cwd=place)
+        # Lists of its own: those of the machine may be locked by another test, and need root.
+        apt = ["apt-get", "-qq", "-o", f"Dir::State::Lists={place}/lists", "-o", f"Dir::Cache={place}/cache"]
+        for partial in ("lists/partial", "cache/archives/partial"):
+            (place / partial).mkdir(parents=True)
+        # Apt's own user cannot enter everybody's home.
+        apt += ["-o", "APT::Sandbox::User=root"]
+        _run(*apt, "update")
+        _run(*apt, "download", "prometheus", cwd=place)
         [package] = place.glob("prometheus_*.deb")
         _run("dpkg-deb", "-x", str(package), str(place / "files"))
         if not CACHE.exists():

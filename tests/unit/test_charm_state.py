@@ -136,6 +136,7 @@ def test_defaults() -> None:
         arch=state.arch,
         issue_metrics=False,
         cached_actions=("actions/checkout@v5", "actions/cache@v5", "actions/setup-python@v6"),
+        metrics_port=9464,
     )
 
 
@@ -153,6 +154,7 @@ def test_defaults() -> None:
         ("memory-reserve", "string", "2GiB"),
         ("cpu-overcommit", "string", "2.0"),
         ("demand-fallback", "int", 0),
+        ("metrics-port", "int", 9464),
         ("vm-cpu", "int", 2),
         ("vm-memory", "string", "7GiB"),
         ("vm-disk", "string", "10GiB"),
@@ -185,7 +187,7 @@ def test_option_contract(name: str, kind: str, default: object) -> None:
 
 def test_no_dead_option() -> None:
     """The options are those of the contract and no others."""
-    assert len(CONFIG["options"]) == 39
+    assert len(CONFIG["options"]) == 40
 
 
 @pytest.mark.parametrize(
@@ -231,6 +233,8 @@ def test_no_dead_option() -> None:
         ({"cpu-overcommit": " 1 "}, "cpu_overcommit", 1.0),
         ({"cpu-overcommit": "0.5"}, "cpu_overcommit", 0.5),
         ({"demand-fallback": 7}, "demand_fallback", 7),
+        ({"metrics-port": 0}, "metrics_port", 0),
+        ({"metrics-port": 65535}, "metrics_port", 65535),
         ({"base-image": "22.04"}, "base_image", BaseImage.JAMMY),
         ({"base-image": " JAMMY "}, "base_image", BaseImage.JAMMY),
         ({"base-image": "Noble"}, "base_image", BaseImage.NOBLE),
@@ -328,6 +332,8 @@ def test_right_values(config: dict[str, Any], field: str, expected: object) -> N
             for value in ("", "0", "0.0", "-1", "nan", "inf", "1e3", "1,5", "two", "9" * 400, "٣")
         ),
         pytest.param("demand-fallback", -1, "0 or more", id="demand-fallback"),
+        pytest.param("metrics-port", -1, "1 to 65535, or 0", id="metrics-port negative"),
+        pytest.param("metrics-port", 65536, "1 to 65535, or 0", id="metrics-port beyond 16 bits"),
         pytest.param("base-image", "focal", "jammy, 22.04, noble, 24.04, resolute, 26.04", id="base-image"),
         pytest.param("base-image", "", "jammy, 22.04, noble, 24.04, resolute, 26.04", id="base-image empty"),
         pytest.param("runner-storage", "disk", "juju-storage, memory", id="runner-storage"),
@@ -476,6 +482,7 @@ def test_several_faults_are_all_named() -> None:
         "memory-reserve": "x",
         "cpu-overcommit": "x",
         "demand-fallback": -1,
+        "metrics-port": -1,
         "flavors": "x",
         "experimental-use-aproxy": True,
         "aproxy-exclude-addresses": "x",

@@ -14,6 +14,7 @@ import cos_agent
 from cos_agent import CosAgentProvider
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 META = yaml.safe_load((ROOT / "metadata.yaml").read_text())
 MODEL = testing.Model("ci", uuid="8b4d2ee5-3a4c-4b2f-9d3e-1f2a3b4c5d6e")
 LOG = '{filename="/var/log/github-runner-metrics.log"}'
@@ -28,21 +29,21 @@ class CollectedCharm(ops.CharmBase):
 
 
 def context(application: str = "big-runners") -> "testing.Context[CollectedCharm]":
-    return testing.Context(CollectedCharm, meta=META, app_name=application, unit_id=3)
+    return testing.Context(CollectedCharm, meta=META, config=CONFIG, app_name=application, unit_id=3)
 
 
 def written(event: str, relation: testing.Relation, application: str = "big-runners", **state: Any) -> dict[str, str]:
     """The unit's databag after an event."""
     ctx = context(application)
     maker = getattr(ctx.on, event)
-    fired = maker() if event == "upgrade_charm" else maker(relation)
+    fired = maker() if event in ("upgrade_charm", "config_changed") else maker(relation)
     out = ctx.run(fired, testing.State(relations=[relation], model=MODEL, **state))
     return dict(out.get_relation(relation.id).local_unit_data)
 
 
-def document(application: str = "big-runners") -> dict[str, Any]:
+def document(application: str = "big-runners", **state: Any) -> dict[str, Any]:
     """The document that a unit of an application writes."""
-    text = written("relation_joined", testing.Relation("cos-agent"), application)["config"]
+    text = written("relation_joined", testing.Relation("cos-agent"), application, **state)["config"]
     loaded: dict[str, Any] = json.loads(text)
     return loaded
 
@@ -70,9 +71,9 @@ def test_document_has_the_collectors_keys() -> None:
     assert set(found["log_alert_rules"]) == {"groups"}
 
 
-@pytest.mark.parametrize("event", ["relation_joined", "relation_changed", "upgrade_charm"])
+@pytest.mark.parametrize("event", ["relation_joined", "relation_changed", "config_changed", "upgrade_charm"])
 def test_when_it_is_written(event: str) -> None:
-    """The document is written on joined and changed, and on upgrade, whose dashboards and rules may be new."""
+    """The document is written on joined and changed, with another port, and on upgrade with perhaps other rules."""
     relation = testing.Relation("cos-agent", local_unit_data={"config": "{}"})
 
     assert json.loads(written(event, relation)["config"]) == document()
@@ -226,7 +227,7 @@ def test_dashboard_on_the_wire(one_dashboard: dict[str, Any]) -> None:
 
 
 def test_uids_of_dashboards() -> None:
-    """The long-term dashboard keeps its uid, because links have it; the other one has a generated uid."""
+    """The long-term dashboard keeps its uid, because links have it; the other ones have a generated uid."""
     found = {
         item["title"]: item["uid"] for item in map(json.loads, map(LZMABase64.decompress, document()["dashboards"]))
     }
@@ -236,6 +237,9 @@ def test_uids_of_dashboards() -> None:
             "github-runner", "src/grafana_dashboards/github_runner_metrics.json"
         ),
         "GitHub Self-Hosted Runner Metrics (Long-Term)": "5da1c1eea77432e7",
+        "GitHub Self-Hosted Runner Metrics (Prometheus)": DashboardPath40UID.generate(
+            "github-runner", "src/grafana_dashboards/github_runner_prometheus.json"
+        ),
     }
 
 
@@ -249,4 +253,46 @@ def test_dashboards_that_the_charm_ships() -> None:
     assert {dashboard["title"] for dashboard in found} <= {
         "GitHub Self-Hosted Runner Metrics",
         "GitHub Self-Hosted Runner Metrics (Long-Term)",
+        "GitHub Self-Hosted Runner Metrics (Prometheus)",
     }
+
+
+def metrics_of(port: int) -> tuple[Any, Any]:
+    """What the document has to scrape, and the alert rules of it."""
+    found = document(config={"metrics-port": port})
+    return found["metrics_scrape_jobs"], found["metrics_alert_rules"]
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_without_a_port_nothing_is_scraped(port: int) -> None:
+    """A rule about missing metrics would fire for a unit that serves none on purpose; a bad port is the same."""
+    assert metrics_of(port) == ([], {})
+
+
+def test_the_collector_scrapes_the_port() -> None:
+    """The job is in Prometheus' own form, with the loopback that the collector shares with the unit."""
+    jobs, _ = metrics_of(9500)
+
+    assert jobs == [
+        {
+            "job_name": "big-runners_github-runner-metrics",
+            "metrics_path": "/metrics",
+            "static_configs": [{"targets": ["localhost:9500"]}],
+        }
+    ]
+
+
+def test_rules_of_the_metrics_are_of_their_application() -> None:
+    """Series of a scrape have the labels of the unit's application, so that rules with them fire for no other one."""
+    rules = [rule for group in metrics_of(9464)[1]["groups"] for rule in group["rules"]]
+    shipped = [
+        rule
+        for path in cos_agent.METRICS_RULES.glob("*.yaml")
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+    ]
+
+    assert [rule["alert"] for rule in rules] == [rule["alert"] for rule in shipped]
+    assert all(rule["labels"]["juju_application"] == "big-runners" for rule in rules)
+    assert not any("juju_unit" in rule["labels"] for rule in rules)
+    assert [rule["expr"] for rule in rules] == [rule["expr"] for rule in shipped]

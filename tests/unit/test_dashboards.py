@@ -20,6 +20,8 @@ from metrics.runner import PostJobStatus
 SHORT = "github_runner_metrics.json"
 LONG = "github_runner_metrics_long_term.json"
 FILES = [SHORT, LONG]
+# Its panels are queries of Prometheus: tests/unit/test_prometheus_dashboard.py.
+PROMETHEUS = "github_runner_prometheus.json"
 TOPOLOGY = {"juju_model", "juju_model_uuid", "juju_application", "juju_unit", "juju_charm"}
 STREAM_LABELS = {"filename", *TOPOLOGY}
 SELECTOR = (
@@ -221,12 +223,13 @@ def datasources(node: Any) -> list[Any]:
 
 
 def test_titles() -> None:
-    """The charm ships two dashboards, with the titles of the contract."""
+    """The charm ships three dashboards, two of them with the titles of the previous charm."""
     found = {path.name: json.loads(path.read_text())["title"] for path in cos_agent.DASHBOARDS.glob("*.json")}
 
     assert found == {
         SHORT: "GitHub Self-Hosted Runner Metrics",
         LONG: "GitHub Self-Hosted Runner Metrics (Long-Term)",
+        PROMETHEUS: "GitHub Self-Hosted Runner Metrics (Prometheus)",
     }
 
 

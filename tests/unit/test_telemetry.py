@@ -130,11 +130,33 @@ def test_a_folder_that_cannot_be_written(folder: Path, caplog: pytest.LogCapture
     assert telemetry.load(UNIT) is None
 
 
-def test_both_files_are_removed_with_the_unit() -> None:
-    """Nothing stays, and removing again is no error."""
+def test_a_problem_is_one_short_line() -> None:
+    """The status shows it: no line break, no more than the limit, and nothing once it is over."""
+    telemetry.note_problem(UNIT, "a\nb\x1b[0m" + "x" * 1000)
+    assert telemetry.problem(UNIT).startswith("a b [0mxx")
+    assert len(telemetry.problem(UNIT)) <= telemetry.PROBLEM_LIMIT
+    assert stat.S_IMODE(telemetry.problem_path(UNIT).stat().st_mode) == 0o600
+
+    telemetry.note_problem(UNIT, "")
+    telemetry.note_problem(UNIT, "")
+    assert telemetry.problem(UNIT) == ""
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, _link], ids=["pipe", "folder", "link"])
+def test_a_problem_is_read_from_a_file_only(make: Any, folder: Path) -> None:
+    """A pipe, folder or link in its place is no problem, and nothing waits."""
+    folder.mkdir()
+    make(telemetry.problem_path(UNIT))
+
+    assert telemetry.problem(UNIT) == ""
+
+
+def test_all_files_are_removed_with_the_unit() -> None:
+    """Nothing stays, and removing again is no error; the log says what was removed."""
     telemetry.save(UNIT, FULL)
     telemetry.observe(UNIT, MADE)
-    telemetry.remove(UNIT)
-    telemetry.remove(UNIT)
+    telemetry.note_problem(UNIT, "a reason")
 
+    assert len(telemetry.remove(UNIT)) == 3
+    assert telemetry.remove(UNIT) == []
     assert not list(telemetry.gauges_path(UNIT).parent.iterdir())
