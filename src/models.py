@@ -387,7 +387,7 @@ class CharmState:
     @property
     def needs_agent(self) -> bool:
         """Whether the unit's agent runs beside the hooks."""
-        return self.replaces_on_exit or self.scaling is Scaling.DEMAND
+        return self.replaces_on_exit or self.scaling is Scaling.DEMAND or self.metrics_port != 0
 
     @property
     def runners(self) -> tuple[RunnerSpec, ...]:

@@ -309,7 +309,7 @@ class Service:
     def ensure_agent(self) -> None:
         """Start the agent after the runners: otherwise it would treat missing runners as lost."""
         if self._state.needs_agent:
-            agent.ensure(self._jinja, self._markers.unit, self._state.replaces_on_exit)
+            agent.ensure(self._jinja, self._markers.unit, self._state.replaces_on_exit, self._state.metrics_port)
         else:
             agent.remove(self._markers.unit)
 

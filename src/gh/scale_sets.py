@@ -94,7 +94,7 @@ class ScaleSetClient:
         self._deadline = deadline
         self._schemes = ("https", "http") if urlsplit(github_url).scheme == "http" else ("https",)
         self._lock = threading.Lock()
-        self._service = self._token = ""
+        self._service = self._token = ""  # nosec B105
         self._end = 0.0
         self._http = httpx2.Client(
             # What is packed may unpack to any size.

@@ -1,4 +1,4 @@
-"""The agent: a systemd service that starts a reconcile as soon as a runner ends or jobs need more runners."""
+"""The agent: a systemd service that starts reconciles as soon as they are needed, and serves metrics."""
 
 import os
 import sys
@@ -11,12 +11,17 @@ from host import systemd, triggers
 CHARM = Path(__file__).resolve().parents[2]
 
 
-def ensure(jinja: jinja2.Environment, unit: str, watch: bool) -> bool:
-    """Write, enable and start the service; returns whether anything changed. ``watch``: also follow LXD's events."""
+def ensure(jinja: jinja2.Environment, unit: str, watch: bool, metrics_port: int) -> bool:
+    """Write, enable and start the service; returns whether anything changed.
+
+    ``watch``: also follow LXD's events. ``metrics_port``: also serve metrics there, unless it is 0. Another value of
+    either restarts the service.
+    """
     systemd.remove(triggers.former_watcher(unit))
     content = jinja.get_template("github-runner-agent.service.j2").render(
         unit=unit,
         watch=watch,
+        metrics_port=metrics_port,
         charm=str(CHARM),
         python=sys.executable,
         python_path=os.environ.get("PYTHONPATH", ""),

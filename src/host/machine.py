@@ -12,6 +12,7 @@ import agent_settings
 import demand
 import settings
 import shared_fs
+import telemetry
 from engine.client import LxdClient
 from engine.profiles import BRIDGE
 from errors import GithubRunnerError, HostError
@@ -165,6 +166,7 @@ def release(lxd: LxdClient, markers: Markers) -> list[str]:
         partial(settings.remove, unit),
         partial(agent_settings.remove, unit),
         partial(demand.remove, unit),
+        partial(telemetry.remove, unit),
         *(partial(remove, lxd) for remove in images),
         partial(firewall.remove, lxd, unit),
         *(() if others else (partial(lxd_server.remove, lxd),)),

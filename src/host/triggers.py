@@ -1,4 +1,4 @@
-"""The systemd units that start reconciles: the timer, and the agent (options replace-on-exit and scaling).
+"""The systemd units that start reconciles: the timer, and the agent (replace-on-exit, scaling, metrics-port).
 
 Whether they run is all that most hooks need to know, so that this module imports little.
 """

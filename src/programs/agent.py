@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fire `reconcile-runners` as soon as a runner ends or jobs need more runners: the unit's service github-runner-agent.
+"""Fire `reconcile-runners` as soon as a runner ends or jobs need more runners, and serve metrics: github-runner-agent.
 
 The timer stays as the safety net; this one only makes its next firing come early.
 """
@@ -20,6 +20,7 @@ from engine import events
 from engine.client import LxdClient
 from errors import GithubRunnerError
 from host import systemd, triggers
+from programs import exposition
 from programs.sessions import Sessions
 
 # Seconds. Runners that end together are replaced by one reconcile. The pause limits how often a runner is replaced that
@@ -60,6 +61,7 @@ def main() -> int:
     """Runs until it is stopped; 1 with a line on standard error where the unit's settings cannot be read."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--unit", required=True, help="the unit, such as github-runner/0")
+    parser.add_argument("--metrics-port", type=int, default=0, help="serve metrics at this port of the loopback")
     parser.add_argument("--watch", action="store_true", help="start a reconcile as soon as a runner ends")
     arguments = parser.parse_args()
     redaction.install()
@@ -78,9 +80,18 @@ def main() -> int:
     sessions = Sessions(arguments.unit, starter.ask)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sessions.stop.set())
-    # What else serves while the agent runs, such as figures for Prometheus, starts here.
+    serving = (arguments.metrics_port, arguments.unit, sessions.stop)
+    metrics = threading.Thread(target=serve, args=serving, name="metrics", daemon=True)
+    metrics.start()
     sessions.run()
+    metrics.join()
     return 0
+
+
+def serve(port: int, unit: str, stop: threading.Event) -> None:
+    """Serve the unit's metrics until ``stop``, unless the port is 0."""
+    if port:
+        exposition.keep_serving(port, exposition.Figures(unit, triggers.code()), stop)
 
 
 def watch(unit: str, managed: Callable[[str], bool], starter: Starter) -> None:

@@ -4,12 +4,14 @@ import json
 import re
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,8 @@ import yaml
 import demand
 import telemetry
 from demand import Demand
+from naming import Identity
+from programs import agent as agent_program
 from programs import exposition
 from programs.exposition import Exposition, Figures
 from telemetry import FAILURE, Counts, Gauges, Observation
@@ -171,6 +175,35 @@ def test_observations_are_taken_without_a_prometheus(agent: Callable[[int], None
     agent(free_port())
 
     wait_for(lambda: telemetry.observations_path(UNIT).stat().st_size == 0, "an empty file")
+
+
+@pytest.mark.parametrize("has_port", [True, False])
+def test_the_agent_serves_while_it_runs(has_port: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metrics are there while the agent does its other work and not after it; without a port they never are."""
+    port = free_port()
+    seen: list[bool] = []
+
+    class Sessions:
+        """Ends as soon as the metrics are there."""
+
+        def __init__(self, *_: Any) -> None:
+            self.stop = threading.Event()
+
+        def run(self) -> None:
+            if has_port:
+                wait_for(lambda: answers(port), "the metrics")
+            seen.append(answers(port))
+            self.stop.set()
+
+    identity = Identity("github-runner", 0, "0123abcd")
+    monkeypatch.setattr(agent_program, "Sessions", Sessions)
+    monkeypatch.setattr("programs.agent.settings.load", lambda _: SimpleNamespace(identity=identity))
+    monkeypatch.setattr("programs.agent.signal.signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["agent", "--unit", UNIT, *(["--metrics-port", str(port)] if has_port else [])])
+
+    assert agent_program.main() == 0
+    assert seen == [has_port]
+    assert not answers(port)
 
 
 def test_the_end_frees_the_port() -> None:

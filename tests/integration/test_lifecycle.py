@@ -516,6 +516,14 @@ def assert_archives_are_used(deployment: Deployment) -> None:
         assert any(path.startswith("/_codeload/octo-org/greet/") for path in paths) is not is_cached
 
 
+AGENT = "github-runner-agent-github-runner-0.service"
+METRICS = """
+import urllib.request
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+print(opener.open("http://127.0.0.1:9500/metrics").read().decode())
+"""
+
+
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("bare", [{"replace-on-exit": True}], indirect=True)
 def test_ended_runners_are_replaced_at_once(bare: Deployment) -> None:
@@ -529,16 +537,20 @@ def test_ended_runners_are_replaced_at_once(bare: Deployment) -> None:
     print(f"replaced within {time.monotonic() - started:.1f} s of the queueing")
 
     bare.machine.exec("systemctl", "restart", "lxd.service")
-    watcher = ("journalctl", "--no-pager", "-u", "github-runner-agent-github-runner-0.service")
+    watcher = ("journalctl", "--no-pager", "-u", AGENT)
     wait_for(lambda: bare.machine.exec(*watcher).count("Following LXD's events") > 1, "the watcher's return")
     job = bare.job("true")
     wait_for(lambda: len(bare.online()) == 2 and job["runner_name"] not in bare.online(), "its successor")
 
-    bare.unit.set_config({"replace-on-exit": False})
-    assert (
-        bare.machine.call("systemctl", "is-active", "github-runner-agent-github-runner-0.service").stdout.strip()
-        != "active"
-    )
+    # The agent still serves metrics, those of the reconcile of this change.
+    bare.unit.set_config({"replace-on-exit": False, "metrics-port": 9500})
+    metrics = wait_for(lambda: bare.machine.call("python3", "-c", METRICS).stdout, "the metrics")
+    assert 'github_runner_wanted_runners{flavor="default",unit="github-runner/0"} 2.0' in metrics
+    assert 'github_runner_runners{flavor="default",state="idle",unit="github-runner/0"} 2.0' in metrics
+
+    bare.unit.set_config({"metrics-port": 0})
+    assert bare.machine.call("python3", "-c", METRICS).stdout == ""
+    assert bare.machine.call("systemctl", "is-active", AGENT).stdout.strip() != "active"
 
 
 # What a unit `other/1` of this charm has on the machine, with a runner that is online for all that LXD knows.

@@ -16,6 +16,7 @@ from ops import testing
 
 import provision
 import service
+import telemetry
 from charm import GithubRunnerCharm
 from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenError
 from host import agent, image, kernel, machine, markers, pool, runner_binary, systemd, timer, triggers
@@ -451,10 +452,12 @@ TIMER, AGENT = triggers.timer(UNIT), triggers.agent(UNIT)
         ({TIMER, AGENT}, {}, []),
         ({AGENT}, {}, ["timer 7", "agent"]),
         ({TIMER}, {}, ["timer 7", "agent"]),
-        ({TIMER}, {"replace-on-exit": False}, []),
-        ({TIMER}, {"virtual-machines": 0}, []),
+        ({TIMER}, {"replace-on-exit": False, "metrics-port": 0}, []),
+        ({TIMER}, {"virtual-machines": 0, "metrics-port": 0}, []),
+        ({TIMER}, {"replace-on-exit": False, "metrics-port": 9500}, ["timer 7", "agent"]),
+        ({TIMER}, {"virtual-machines": 0, "metrics-port": 9500}, ["timer 7", "agent"]),
     ],
-    ids=["all run", "no timer", "no agent", "no agent wanted", "no runners wanted"],
+    ids=["all run", "no timer", "no agent", "no agent wanted", "no runners wanted", "metrics", "metrics of no runners"],
 )
 def test_update_status_makes_sure_of_timer_and_watcher(
     context: Any,
@@ -908,6 +911,19 @@ def test_a_new_unit_never_had_a_policy_check(context: Any, world: Surroundings) 
     context.run(context.on.install(), state())
 
     assert NOTICE not in tick(context).message
+
+
+def test_metrics_that_are_not_served_are_in_the_status(context: Any, world: Surroundings) -> None:
+    """The agent's reason is a notice for as long as it is about the port that is set, and never an error."""
+    reason = "metrics-port: 9464 of 127.0.0.1 cannot be used: Address already in use; set another one"
+    telemetry.note_problem(UNIT, reason)
+    found = tick(context)
+    assert (found.name, f"; {reason}" in found.message) == ("active", True)
+
+    assert "metrics-port" not in tick(context, **{"metrics-port": 946}).message
+    assert "metrics-port" not in tick(context, **{"metrics-port": 0}).message
+    telemetry.note_problem(UNIT, "")
+    assert "metrics-port" not in tick(context).message
 
 
 def test_a_machine_that_is_shared_is_in_the_status(context: Any, world: Surroundings, marker_root: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 import settings
+import telemetry
 from engine.client import LxdClient
 from errors import ConfigurationError, HostError, LxdError
 from host import (
@@ -95,6 +96,22 @@ def test_what_another_unit_uses_stays(monkeypatch: pytest.MonkeyPatch, marker_ro
     (marker_root / "agents" / "unit-other-1").mkdir(parents=True)
     assert mine.others() == ["other/1"]
     assert released() == [f"timer of {UNIT}", "what a stopped build left", "host.firewall"]
+
+
+def test_the_figures_of_the_unit_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reconciles and agent have recorded of this unit is removed; another unit's stays."""
+    for module in (image, pool, firewall, lxd_server):
+        monkeypatch.setattr(module, "remove", lambda *_: [])
+    monkeypatch.setattr(image, "remove_timer", lambda _: [])
+    for unit in (UNIT, "other/1"):
+        telemetry.save(unit, telemetry.Gauges(1.0))
+        telemetry.note_problem(unit, "a reason")
+
+    removed = machine.release(cast(LxdClient, None), Markers(UNIT))
+
+    assert removed == [str(telemetry.gauges_path(UNIT)), str(telemetry.problem_path(UNIT))]
+    assert telemetry.load("other/1")
+    assert telemetry.problem("other/1")
 
 
 def test_units_of_one_machine_have_systemd_units_of_their_own() -> None:

@@ -103,13 +103,15 @@ def test_a_new_runner_binary_is_shown_as_version(
 
 
 @pytest.mark.parametrize("changes", [{"replace_on_exit": False}, {"virtual_machines": 0}, {}], ids=str)
-def test_the_watcher_runs_where_runners_are_to_be_replaced(
+def test_the_agent_runs_where_it_has_something_to_do(
     world: Surroundings, unit: RecordingUnit, changes: dict[str, Any]
 ) -> None:
-    """A unit without runners, or without replace-on-exit, has no watcher."""
-    make(world, unit, **changes).ensure_agent()
-
+    """A unit without runners, or without replace-on-exit, has an agent only if it serves metrics."""
+    make(world, unit, metrics_port=0, **changes).ensure_agent()
     assert world.steps == (["no agent"] if changes else ["agent"])
+
+    make(world, unit, metrics_port=9500, **changes).ensure_agent()
+    assert world.steps[1:] == ["agent"]
 
 
 def test_without_a_runner_binary_none_is_created(world: Surroundings, unit: RecordingUnit, tmp_path: Path) -> None:

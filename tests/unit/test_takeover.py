@@ -380,9 +380,9 @@ def test_new_code_restarts_the_watcher(code: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(systemd, "are_active", lambda *_: True)
     jinja = provision.environment(TEMPLATES)
     assert triggers.agent_is_current("github-runner/0")
-    assert agent.ensure(jinja, "github-runner/0", True)
+    assert agent.ensure(jinja, "github-runner/0", True, 0)
     assert triggers.agent_is_current("github-runner/0")
-    assert not agent.ensure(jinja, "github-runner/0", True)
+    assert not agent.ensure(jinja, "github-runner/0", True, 0)
 
     os.utime(code / "a.py", (0, 0))
     assert triggers.agent_is_current("github-runner/0")
@@ -390,8 +390,25 @@ def test_new_code_restarts_the_watcher(code: Path, monkeypatch: pytest.MonkeyPat
         commands.clear()
         change()
         assert not triggers.agent_is_current("github-runner/0")
-        assert agent.ensure(jinja, "github-runner/0", True)
+        assert agent.ensure(jinja, "github-runner/0", True, 0)
         assert ("restart", triggers.agent("github-runner/0")) in commands
+
+
+def test_another_port_restarts_the_agent(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port of the metrics is in the unit file, so that a changed one takes effect; with 0 there is none."""
+    import provision
+    from tests.support.fakes import TEMPLATES
+
+    monkeypatch.setattr(systemd, "_systemctl", lambda *_, **__: None)
+    monkeypatch.setattr(systemd, "are_active", lambda *_: True)
+    jinja = provision.environment(TEMPLATES)
+
+    for watch, port, end in ((True, 0, " --watch"), (True, 9464, " --watch --metrics-port 9464"), (False, 1, " 1")):
+        assert agent.ensure(jinja, "github-runner/0", watch, port)
+        text = (systemd.FOLDER / triggers.agent("github-runner/0")).read_text()
+        [line] = [line for line in text.splitlines() if line.startswith("ExecStart=")]
+        assert line.endswith(end)
+        assert not agent.ensure(jinja, "github-runner/0", watch, port)
 
 
 def test_an_operators_own_policy_service_is_kept(world: World) -> None:
