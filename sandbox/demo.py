@@ -21,6 +21,9 @@ JOB = """echo "Hello from $RUNNER_NAME, a machine of its own for this job."
 sleep 2
 echo "I am $(whoami) and may do anything here: sudo says $(sudo id -un). It is all gone in a moment."
 """
+# Of the chapter about demand.
+BURST = 3
+BURST_JOB = "echo 'one of many'; sleep 2"
 METRICS_LOG = "/var/log/github-runner-metrics.log"
 
 
@@ -45,6 +48,7 @@ class Demo:
                 name = self._run_job()
                 self._replace(name)
                 self._steady()
+                self._burst()
             finally:
                 self._clean_up()
         seconds = time.monotonic() - self.started
@@ -123,6 +127,21 @@ class Demo:
             "the same machines as before" if self._instances() == before else "DIFFERENT machines: please report this"
         )
         say(f"  {same}")
+
+    def _burst(self) -> None:
+        self._title(f"juju config github-runner scaling=demand virtual-machines={BURST} (runners only where jobs wait)")
+        self.unit.set_config({"scaling": "demand", "virtual-machines": BURST})
+        wait_until(lambda: not self._instances(), "the end of the idle runners")
+        say("  No job waits, so that nothing runs: no machine, no runner at GitHub.")
+        self._title(f"{BURST} jobs arrive at once")
+        arrived = time.monotonic()
+        jobs = [self.control.add_job(REPOSITORY, BURST_JOB) for _ in range(BURST)]
+        for job in jobs:
+            found = self.control.wait_job(job["id"])
+            seconds = time.monotonic() - arrived
+            say(f"  ● {found['conclusion']} on {found['runner_name']}, {seconds:.1f} s after its arrival")
+        wait_until(lambda: not self._instances(), "the end of the burst's machines")
+        say(f"  Their machines are gone ({time.monotonic() - arrived:.1f} s): nothing runs again.")
 
     def _clean_up(self) -> None:
         self._title("Cleaning up")

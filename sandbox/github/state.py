@@ -33,7 +33,7 @@ class Settings:
     installation_token_life: float = HOUR  # of a GitHub App's token
     stateless_tokens: bool = True  # whether such a token has the long form with dots, or 40 characters
     clock_ahead: float = 0.0  # so far is GitHub's clock ahead of the machine's, or behind it if below 0
-    enterprise_version: str = "3.17.0"  # of GitHub Enterprise Server; empty for GitHub.com
+    enterprise_version: str = "3.21.0"  # of GitHub Enterprise Server; empty for GitHub.com
     rate_limit: int = 5000
     admin_token_life: float = 1020.0  # of the service's token for a client of scale sets; 17 minutes were seen
     queue_token_life: float = HOUR

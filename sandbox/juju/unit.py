@@ -188,7 +188,8 @@ class Unit:
 
     def reboot(self, hard: bool = False, timeout: float = 300) -> dict[str, Any]:
         """Reboot the machine and wait until the hooks that follow have run."""
-        self.machine.reboot(hard=hard)
+        # The machine counts as up once its hooks have run, which may create runners.
+        self.machine.reboot(hard=hard, timeout=timeout)
         return self.wait_idle(timeout)
 
     def reboot_mode(self, mode: str, seconds: float = 0) -> None:

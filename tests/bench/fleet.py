@@ -1,0 +1,268 @@
+"""A day of many units in demand mode, simulated: the real plan, budget and rule of demand, and a model of GitHub.
+
+Modelled are how GitHub shares jobs among scale sets (the set with the most room that it announced gets the next one),
+how long a runner takes to be created, and that a unit's reconciles run one after the other. Nothing waits in real time.
+"""
+
+import heapq
+import itertools
+import math
+import random
+import statistics
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from budget import Capacity, grants
+from demand import Demand
+from flavor_plans import Plans, Wanted, make_plans
+from models import BaseImage, Flavor, GithubRunner, VirtualMachineResources, size_in_bytes
+from plan import Desired, Reason
+from runner_view import Process, RunnerView
+from tests.bench.report import write
+from tests.support.fakes import state
+
+UNITS, JOBS_AN_HOUR, HOURS = 50, 10_000, 24
+GIB = 1 << 30
+# A machine for about 20 runners: 32 CPUs given out twice, 128 GiB less the reserve.
+MACHINE = Capacity(memory=126 * GIB, cpus=64.0, storage=1000 * GIB)
+FLAVORS = (
+    Flavor("small", VirtualMachineResources(2, "4GiB", "10GiB"), BaseImage.NOBLE, ("small",), 0, 20, 1),
+    Flavor("medium", VirtualMachineResources(4, "8GiB", "20GiB"), BaseImage.NOBLE, ("medium",), 0, 10, 0),
+    Flavor("large", VirtualMachineResources(8, "16GiB", "40GiB"), BaseImage.NOBLE, ("large",), 0, 5, 0),
+)
+# Of a hundred jobs.
+MIX = {"small": 70, "medium": 25, "large": 5}
+# Seconds. A job's length is spread widely (lognormal, by its median); the others by a tenth.
+JOB_MEDIAN, JOB_SPREAD = 120.0, 0.9
+CREATION = 30.0
+REMOVAL = 5.0
+HOOK = 1.5
+INTERVAL = 600.0
+# Requests that count against the limit of a token, beside the list: of a reconcile that creates, and of a finished job.
+OF_A_CREATION, OF_A_JOB = 2, 1
+PAGE = 100
+
+
+@dataclass
+class Job:
+    """Times in seconds of the simulated day; ``started`` is None while it waits."""
+
+    flavor: str
+    queued: float
+    length: float
+    started: float | None = None
+    unit: int | None = None
+
+
+@dataclass
+class Runner:
+    """One runner: in creation until ``online``, then idle or with a job."""
+
+    name: str
+    flavor: str
+    created: float
+    online: float
+    job: Job | None = None
+
+
+@dataclass
+class Unit:
+    """A unit's machine: its runners, and for each flavour the jobs that its scale set has to provide runners for."""
+
+    number: int
+    runners: dict[str, Runner] = field(default_factory=dict)
+    waiting: dict[str, deque[Job]] = field(default_factory=lambda: {each.name: deque() for each in FLAVORS})
+    running: Counter[str] = field(default_factory=Counter)
+    capacity: dict[str, int] = field(default_factory=lambda: {each.name: each.maximum for each in FLAVORS})
+    due: bool = False
+    busy_until: float = 0.0
+    requests: int = 0
+
+    def room(self, flavor: str) -> int:
+        """How many more jobs its set takes, by the capacity that it has announced."""
+        return self.capacity[flavor] - len(self.waiting[flavor]) - self.running[flavor]
+
+
+class Fleet:
+    """All units and GitHub, by events in the order of their times."""
+
+    def __init__(self, units: int, hours: float, rate: float, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.units = [Unit(number) for number in range(units)]
+        self.unassigned: dict[str, deque[Job]] = {each.name: deque() for each in FLAVORS}
+        self.done: list[Job] = []
+        self.jobs = 0
+        self.events: list[tuple[float, int, Any]] = []
+        self.order = itertools.count()
+        self.names = itertools.count()
+        self.now, self.end, self.rate = 0.0, hours * 3600, rate
+        specs = state(given_flavors=FLAVORS).runners
+        self.specs = {spec.flavor: spec for spec in specs}
+
+    def run(self) -> None:
+        """The day, and then until no job is left."""
+        self._arrive()
+        for unit in self.units:
+            self._at(self.random.uniform(0, INTERVAL), self._timer, unit)
+        while self.events and (self.now < self.end or len(self.done) < self.jobs):
+            self.now, _, action = heapq.heappop(self.events)
+            action()
+
+    def _at(self, delay: float, action: Any, *arguments: Any) -> None:
+        heapq.heappush(self.events, (self.now + delay, next(self.order), lambda: action(*arguments)))
+
+    def _timer(self, unit: Unit) -> None:
+        self._wake(unit)
+        self._at(INTERVAL, self._timer, unit)
+
+    # Jobs -----------------------------------------------------------------------------------------------------------
+
+    def _arrive(self) -> None:
+        """One job, and the next one after it: few at night, many in the afternoon."""
+        if self.now > self.end:
+            return
+        [flavor] = self.random.choices(list(MIX), list(MIX.values()))
+        length = self.random.lognormvariate(math.log(JOB_MEDIAN), JOB_SPREAD)
+        self.jobs += 1
+        self.unassigned[flavor].append(Job(flavor, self.now, length))
+        self._assign(flavor)
+        daily = 1 + 0.5 * math.sin(2 * math.pi * (self.now / 86400 - 0.25))
+        self._at(self.random.expovariate(self.rate * daily / 3600), self._arrive)
+
+    def _assign(self, flavor: str) -> None:
+        """Jobs go to the set with the most room, in the order of their arrival."""
+        while self.unassigned[flavor]:
+            unit = max(self.units, key=lambda each: each.room(flavor))
+            if unit.room(flavor) <= 0:
+                return
+            job = self.unassigned[flavor].popleft()
+            job.unit = unit.number
+            unit.waiting[flavor].append(job)
+            self._start(unit, flavor)
+            self._wake(unit)
+
+    def _start(self, unit: Unit, flavor: str) -> None:
+        """Idle runners of a set take its jobs at once."""
+        idle = [each for each in unit.runners.values() if each.flavor == flavor and self._is_idle(each)]
+        for runner in idle:
+            if not unit.waiting[flavor]:
+                return
+            job = unit.waiting[flavor].popleft()
+            job.started, runner.job = self.now, job
+            unit.running[flavor] += 1
+            self._at(job.length, self._finish, unit, runner, job)
+
+    def _is_idle(self, runner: Runner) -> bool:
+        return runner.job is None and runner.online <= self.now
+
+    def _finish(self, unit: Unit, runner: Runner, job: Job) -> None:
+        unit.running[job.flavor] -= 1
+        unit.requests += OF_A_JOB
+        self.done.append(job)
+        self._assign(job.flavor)
+        self._at(REMOVAL, self._gone, unit, runner)
+
+    def _gone(self, unit: Unit, runner: Runner) -> None:
+        del unit.runners[runner.name]
+        self._wake(unit)
+
+    # Reconciles -----------------------------------------------------------------------------------------------------
+
+    def _wake(self, unit: Unit) -> None:
+        """A reconcile, as soon as the one that runs has ended; one more is enough for all that happens until then."""
+        if not unit.due:
+            unit.due = True
+            self._at(max(0.0, unit.busy_until - self.now) + HOOK, self._reconcile, unit)
+
+    def _reconcile(self, unit: Unit) -> None:
+        unit.due = False
+        plans = make_plans(
+            [self._wanted(unit, flavor) for flavor in FLAVORS],
+            {each.name: each.name for each in FLAVORS},
+            Desired(0, ""),
+            [self._view(each) for each in unit.runners.values()],
+            self.now,
+            MACHINE,
+        )
+        for name, reason in plans.whole.remove:
+            assert reason is Reason.SURPLUS, reason
+            del unit.runners[name]
+        created = self._create(unit, plans)
+        everyone = sum(len(each.runners) for each in self.units)
+        unit.requests += max(1, math.ceil(everyone / PAGE)) + (OF_A_CREATION if created else 0)
+        unit.busy_until = self.now + max((runner.online - self.now for runner in created), default=0.0)
+        for flavor in FLAVORS:
+            unit.capacity[flavor.name] = self._announced(unit, flavor)
+            self._assign(flavor.name)
+
+    def _wanted(self, unit: Unit, flavor: Flavor) -> Wanted:
+        waiting = unit.waiting[flavor.name]
+        demand = Demand(len(waiting) + unit.running[flavor.name], since=waiting[0].queued if waiting else None)
+        return Wanted(self.specs[flavor.name], demand.wanted(flavor), demand.since, flavor.min_idle)
+
+    def _view(self, runner: Runner) -> RunnerView:
+        online = runner.online <= self.now
+        return RunnerView(
+            runner.name,
+            exists=True,
+            running=True,
+            created_at=runner.created or 1e-6,
+            fingerprint=runner.flavor,
+            prepared=online,
+            prepared_at=runner.online,
+            seen_online=online,
+            process=Process.WORKER if runner.job else Process.RUNNING,
+            github=GithubRunner(1, runner.name, online, runner.job is not None) if online else None,
+            flavor=runner.flavor,
+        )
+
+    def _create(self, unit: Unit, plans: Plans) -> list[Runner]:
+        missing = {one.wanted.flavor: one.plan.create for one in plans.flavors}
+        sizes = [self.specs[each.flavor].resources for each in unit.runners.values()]
+        numbers, _ = grants(MACHINE, sizes, plans.asks, plans.goals or {}, missing)
+        created = []
+        for flavor, number in numbers.items():
+            for _ in range(number):
+                online = self.now + CREATION * self.random.uniform(0.9, 1.1)
+                runner = Runner(f"r{next(self.names)}", flavor, self.now, online)
+                unit.runners[runner.name] = runner
+                created.append(runner)
+                self._at(online - self.now, self._start, unit, flavor)
+        used = sum(size_in_bytes(self.specs[each.flavor].resources.memory) for each in unit.runners.values())
+        assert used <= MACHINE.memory, "more than the budget"
+        return created
+
+    def _announced(self, unit: Unit, flavor: Flavor) -> int:
+        """The flavour's runners that are there and those that fit beside all others; at least one."""
+        there = [each for each in unit.runners.values() if each.flavor == flavor.name]
+        room = MACHINE.room(self.specs[each.flavor].resources for each in unit.runners.values())
+        size = MACHINE.size(flavor.resources)
+        more = min(int(left // one) for left, one in zip(room, size, strict=True) if one)
+        return max(1, min(flavor.maximum, len(there) + max(0, more)))
+
+
+def day(_repeat: int, units: int = UNITS, hours: float = HOURS, rate: float = JOBS_AN_HOUR) -> None:
+    """Queue times by flavour, and requests for each unit and hour; no job may be lost."""
+    fleet = Fleet(units, hours, rate, seed=1)
+    fleet.run()
+    assert len(fleet.done) == fleet.jobs, f"{fleet.jobs - len(fleet.done)} jobs were lost"
+    rows = []
+    for flavor in [each.name for each in FLAVORS]:
+        waits = [(job.started or 0.0) - job.queued for job in fleet.done if job.flavor == flavor]
+        cuts = statistics.quantiles(waits, n=100, method="inclusive")
+        rows.append(
+            {
+                "label": f"{flavor}: {len(waits):,} jobs",
+                "half within": round(cuts[49], 1),
+                "95 % within": round(cuts[94], 1),
+                "99 % within": round(cuts[98], 1),
+                "longest": round(max(waits), 1),
+            }
+        )
+    hourly = sum(unit.requests for unit in fleet.units) / hours
+    note = (
+        f"{units} units, {fleet.jobs:,} jobs in {hours:g} h, none lost; a creation takes {CREATION:g} s; "
+        f"{hourly / units:,.0f} API requests for each unit and hour, {hourly:,.0f} in all"
+    )
+    write("fleet", "A day of a fleet: how long jobs are queued", "s", rows, note)
