@@ -280,7 +280,8 @@ class RunnerManager:
             number = one.plan.live if wanted.number is None else wanted.number
             # Of a fixed number, no runner is for a job that is known, and one that is too large is to be corrected.
             fixed = self._state.scaling is Scaling.FIXED
-            expected, spare = (number, number) if fixed else (number - waiting[wanted.flavor], wanted.min_idle)
+            expected = number if fixed else max(0, number - waiting[wanted.flavor])
+            spare = number if fixed else min(wanted.min_idle, expected)
             self.report.flavors.append(FlavorCount(wanted.flavor, number, there[wanted.flavor], expected, spare))
 
     def _hold_back(self, wanted: Sequence[Wanted]) -> None:

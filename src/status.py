@@ -10,7 +10,7 @@ from report import Report
 
 LIMIT = 200
 CUT = " … "
-# Of the numbers by flavour, in characters: a failure and what waits need room as well.
+# Of the numbers by flavour, in characters, where nothing else needs the room; below a quarter of it there are none.
 FLAVORS_LIMIT = 80
 
 
@@ -85,12 +85,21 @@ def of_error(error: Exception) -> Status:
 
 
 def of_report(report: Report, test_mode: bool, notices: Sequence[str] = ()) -> Status:
-    """What runs, the last failure, and the notices; the failure is shortened where not all of it fits."""
+    """What runs, the last failure, and the notices; the failure is shortened where not all of it fits.
+
+    Where there are many flavours, first the last of those that wait and then the numbers of all make room.
+    """
+    shown = _of_report(report, test_mode, [*report.waits, *notices])
+    if len(report.waits) < 3 or len(line(shown.message)) <= LIMIT:
+        return shown
+    more = f"{len(report.waits) - 1} more flavours wait"
+    return _of_report(report, test_mode, [report.waits[0], more, *notices])
+
+
+def _of_report(report: Report, test_mode: bool, notices: Sequence[str]) -> Status:
     serving = len(report.idle) + len(report.busy)
     there = serving + len(report.other)
-    tail = "".join(f"; {notice}" for notice in (*report.waits, *notices)) + (
-        " (test mode: containers)" if test_mode else ""
-    )
+    tail = "".join(f"; {notice}" for notice in notices) + (" (test mode: containers)" if test_mode else "")
     if report.wanted and (not there or (report.failures and not serving)):
         return Status("waiting", _joined(f"no runner of {report.wanted}", report.failures, tail))
     parts = [f"{len(report.idle)} idle", f"{len(report.busy)} busy"]
@@ -100,15 +109,18 @@ def of_report(report: Report, test_mode: bool, notices: Sequence[str] = ()) -> S
         parts.append(f"{len(report.other)} starting or unclear")
     of = f"{there} of {report.wanted}" if there < report.wanted else f"{there}"
     noun = "runner" if of == "1" else "runners"
-    return Status("active", _joined(f"{of} {noun}: {', '.join(parts)}{_by_flavor(report)}", report.failures, tail))
+    head = f"{of} {noun}: {', '.join(parts)}"
+    room = LIMIT - len(line(head + tail)) - (LIMIT // 3 + 2 if report.failures else 0)
+    return Status("active", _joined(head + _by_flavor(report, room), report.failures, tail))
 
 
-def _by_flavor(report: Report) -> str:
+def _by_flavor(report: Report, room: int) -> str:
     """Where there are several flavours, the instances and the wanted number of each, in as much as there is room."""
-    if len(report.flavors) < 2:
+    limit = min(FLAVORS_LIMIT, room - len(" ()"))
+    if len(report.flavors) < 2 or limit < FLAVORS_LIMIT // 4:
         return ""
     counts = ", ".join(f"{one.flavor} {one.there} of {one.wanted}" for one in report.flavors)
-    return f" ({fit(counts, FLAVORS_LIMIT)})"
+    return f" ({fit(counts, limit)})"
 
 
 def _joined(head: str, failures: Sequence[str], tail: str) -> str:

@@ -1,7 +1,6 @@
 """What the runners of this machine may use in all, where the options limit them to it."""
 
 import os
-import shutil
 
 from budget import Capacity
 from host import pool, resources
@@ -11,15 +10,14 @@ from models import CharmState, RunnerStorage
 def of_runners(state: CharmState) -> Capacity | None:
     """The machine less the reserve; None where the options do not limit runners to it.
 
-    Disks in memory count against the memory, other ones against the whole storage of the pool.
+    Disks in memory count against the memory, other ones against what the pool has of its storage or can get.
     """
     if not state.has_budget:
         return None
     in_memory = state.runner_storage is RunnerStorage.MEMORY
-    measured = not in_memory and pool.JUJU_STORAGE.is_dir()
     return Capacity(
-        max(0, resources.memory_bytes() - state.memory_reserve),
+        resources.runner_memory(state),
         (os.cpu_count() or 1) * state.cpu_overcommit,
-        shutil.disk_usage(pool.JUJU_STORAGE).total if measured else None,
+        None if in_memory else pool.usable_bytes(),
         disks_in_memory=in_memory,
     )

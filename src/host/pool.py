@@ -55,19 +55,28 @@ def check(lxd: LxdClient, state: CharmState) -> None:
 def shortage(state: CharmState) -> str | None:
     """A notice where the disks fit the storage, but others have taken some of it; None where they fit.
 
-    With a budget, runners whose disks do not fit wait. What the pool has of the filesystem already counts as free. A
-    plain folder's share of it is not known.
+    With a budget, runners whose disks do not fit wait.
     """
     if state.has_budget or state.runner_storage is RunnerStorage.MEMORY:
         return None
-    if not JUJU_STORAGE.is_dir() or (JUJU_STORAGE / DIR_POOL).is_dir():
-        return None
-    stat = os.statvfs(JUJU_STORAGE)
-    pool = sum(volume.stat().st_blocks * 512 for volume in JUJU_STORAGE.glob(VOLUME_NAME.format("*")))
-    free, needed = stat.f_bfree * stat.f_frsize + pool, needed_bytes(state)
-    if free >= needed:
+    free, needed = usable_bytes(), needed_bytes(state)
+    if free is None or free >= needed:
         return None
     return f"{JUJU_STORAGE} has {gibibytes(free)} free of the {gibibytes(needed)} that full runners need"
+
+
+def usable_bytes() -> int | None:
+    """What the pool has of the Juju storage and what is free there; None without a storage.
+
+    A plain folder's share is not known, so that the whole filesystem counts.
+    """
+    if not JUJU_STORAGE.is_dir():
+        return None
+    if (JUJU_STORAGE / DIR_POOL).is_dir():
+        return _total(JUJU_STORAGE)
+    stat = os.statvfs(JUJU_STORAGE)
+    pool = sum(volume.stat().st_blocks * 512 for volume in JUJU_STORAGE.glob(VOLUME_NAME.format("*")))
+    return stat.f_bfree * stat.f_frsize + pool
 
 
 def _check_mounted(lxd: LxdClient) -> None:

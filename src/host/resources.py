@@ -39,7 +39,7 @@ def _with_budget(lxd: LxdClient, state: CharmState) -> list[str]:
         return [f"memory-reserve: {reserve} leaves nothing of the {has} of this machine; lower it"]
     errors = []
     for flavor in filter(state.limit, state.flavors):
-        found = _cpu_errors(state, flavor) + _memory_errors(state, flavor, memory - state.memory_reserve)
+        found = _cpu_errors(state, flavor) + _memory_errors(state, flavor)
         found += [] if state.test_mode else _disk_errors(lxd, state, flavor)
         errors += [f"{state.option(flavor)}{error}" for error in found]
     return errors
@@ -59,9 +59,21 @@ def _too_many_cpus(cpu: int) -> str:
     return f"vm-cpu: {cpu} exceeds the {_cpus()} CPUs of this machine; lower it, or use a larger machine"
 
 
-def _memory_errors(state: CharmState, flavor: Flavor, available: int) -> list[str]:
-    """``available`` is in bytes. Disks in memory count as well."""
-    wanted = flavor.resources
+def runner_memory(state: CharmState) -> int:
+    """The bytes of memory that runners may have under the budget, and their disks where they lie in memory."""
+    return max(0, memory_bytes() - state.memory_reserve - _image_memory(state))
+
+
+def _image_memory(state: CharmState) -> int:
+    """What the images of virtual machines take where the storage pool lies in memory, at most."""
+    if state.runner_storage is not RunnerStorage.MEMORY or state.test_mode:
+        return 0
+    return image.DISK * len({flavor.base_image for flavor in state.flavors})
+
+
+def _memory_errors(state: CharmState, flavor: Flavor) -> list[str]:
+    """Disks in memory count as well."""
+    wanted, available, images = flavor.resources, runner_memory(state), _image_memory(state)
     needed, what = size_in_bytes(wanted.memory), wanted.memory
     if state.runner_storage is RunnerStorage.MEMORY:
         needed += size_in_bytes(wanted.disk)
@@ -69,6 +81,7 @@ def _memory_errors(state: CharmState, flavor: Flavor, available: int) -> list[st
     if needed <= available:
         return []
     limit = f"{gibibytes(available)} of this machine less memory-reserve {gibibytes(state.memory_reserve)}"
+    limit += f" and {gibibytes(images)} for images" if images else ""
     return [f"vm-memory: {what} exceeds the {limit}; lower it, or use a larger machine"]
 
 

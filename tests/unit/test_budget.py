@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from budget import Ask, Capacity, fitting, goals, grants
 from host import capacity, pool, resources
-from models import Flavor, RunnerStorage, Scaling, VirtualMachineResources
+from models import BaseImage, Flavor, RunnerStorage, Scaling, VirtualMachineResources
 from tests.support.fakes import RESOURCES, state
 
 GIB = 1 << 30
@@ -174,18 +175,39 @@ def test_a_stream_of_small_jobs_does_not_starve_a_large_one(arrivals: list[int])
 
 
 def test_the_machine_less_the_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory without memory-reserve, CPUs times cpu-overcommit, and the whole storage."""
+    """Memory without memory-reserve, CPUs times cpu-overcommit, and the storage without what others have taken."""
     monkeypatch.setattr(resources, "memory_bytes", lambda: 16 * GIB)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(pool, "JUJU_STORAGE", tmp_path)
+    (tmp_path / pool.VOLUME_NAME.format("a")).write_bytes(b"x" * (1 << 20))
+    blocks = SimpleNamespace(f_frsize=4096, f_blocks=(30 * GIB) // 4096, f_bfree=(20 * GIB) // 4096)
+    monkeypatch.setattr("host.pool.os.statvfs", lambda _: blocks)
     flavor = Flavor("small", RESOURCES, state().base_image, (), 1, 1)
     found = capacity.of_runners(state(given_flavors=(flavor,), memory_reserve=3 * GIB, cpu_overcommit=1.5))
 
     assert found is not None
     assert (found.memory, found.cpus, found.disks_in_memory) == (13 * GIB, 6.0, False)
-    assert found.storage == os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
+    assert found.storage is not None
+    assert 20 * GIB + (1 << 20) <= found.storage < 20 * GIB + (2 << 20)
+    (tmp_path / pool.DIR_POOL).mkdir()
+    folder = capacity.of_runners(state(given_flavors=(flavor,)))
+    assert folder is not None
+    assert folder.storage == 30 * GIB
     demand = state(scaling=Scaling.DEMAND, runner_storage=RunnerStorage.MEMORY, memory_reserve=99 * GIB)
     assert capacity.of_runners(demand) == Capacity(0, 8.0, None, disks_in_memory=True)
+
+
+@pytest.mark.parametrize(("test_mode", "images"), [(False, 16 * GIB), (True, 0)])
+def test_images_in_memory_are_not_the_runners(monkeypatch: pytest.MonkeyPatch, test_mode: bool, images: int) -> None:
+    """Each base image has a copy in the pool, as large as its disk; runners would else use up the machine's memory."""
+    monkeypatch.setattr(resources, "memory_bytes", lambda: 64 * GIB)
+    flavors = tuple(Flavor(item.value, RESOURCES, item, (), 1, 1) for item in (BaseImage.JAMMY, BaseImage.NOBLE))
+    memory = state(given_flavors=flavors, runner_storage=RunnerStorage.MEMORY, test_mode=test_mode)
+
+    found = capacity.of_runners(memory)
+
+    assert found is not None
+    assert found.memory == 62 * GIB - images
 
 
 def test_without_flavours_nothing_is_limited() -> None:

@@ -412,3 +412,77 @@ def test_many_flavours_leave_room_for_the_rest_of_the_status() -> None:
     assert message.endswith("; 1 of large waits for CPUs (2 each, 1 free)")
     report.flavors, report.waits = counts[:1], []
     assert status.of_report(report, test_mode=False).message == "20 runners: 20 idle, 0 busy"
+
+
+@pytest.mark.parametrize("failures", [[], [f"r: registering failed: {'x' * 99} no such group"]])
+@pytest.mark.parametrize("notices", [[], ["image not rebuilt for 9 days"]])
+def test_sixteen_flavours_hide_neither_a_failure_nor_what_waits(failures: list[str], notices: list[str]) -> None:
+    """With the longest names: the status has the counts, the failure, the first that waits, how many more, notices."""
+    names = [f"flavor-number-{index:06}" for index in range(16)]
+    waits = [f"10 of {name} wait for memory (128GiB each, 1.25GiB free)" for name in names]
+    counts = [FlavorCount(name, 20, 10) for name in names]
+    report = Report(320, ["a"] * 99, ["b"] * 99, other=["c"] * 9, failures=failures, flavors=counts, waits=waits)
+
+    message = status.bounded(status.of_report(report, test_mode=False, notices=notices)).message
+
+    assert message.startswith("207 of 320 runners: 99 idle, 99 busy, 9 starting or unclear")
+    assert "15 more flavours wait" in message
+    assert message.endswith(notices[0] if notices else "15 more flavours wait")
+    if failures:
+        assert "; r: registering failed: x" in message
+    else:
+        assert waits[0] in message
+
+
+def test_no_flavour_wants_a_runner(world: World) -> None:
+    """All are removed, with the profiles of their sizes, and nothing fails."""
+    world.add("aa", "small", SMALL)
+
+    manager = world.reconcile(wanted("small", 0), wanted("large", 0), capacity=Capacity(5 * GIB, 99))
+
+    assert (world.there(), manager.report.failures, world.missing) == ([], [], -1)
+    assert world.lxd.profiles == {}
+    assert status.of_report(manager.report, test_mode=False).message == (
+        "0 runners: 0 idle, 0 busy (small 0 of 0, large 0 of 0)"
+    )
+
+
+def test_flavours_are_switched_on_and_off_around_a_job(world: World) -> None:
+    """A runner with a job is never removed and keeps its room; idle ones of the other set-up make room at once."""
+    world.add("aa", "small", LARGE, busy=True, keys={FLAVOR_KEY: "default"})
+    world.add("ab", "small", LARGE, keys={FLAVOR_KEY: "default"})
+
+    world.reconcile(wanted("small", 9), capacity=Capacity(6 * GIB, 99))
+    assert world.there() == ["default", "small", "small"]
+
+    world.state = state()
+    world.reconcile(Wanted(world.state.runners[0], 1))
+    assert world.there() == ["default"]
+    assert list(world.lxd.found) == [f"{IDENTITY.prefix}aa"]
+
+
+def test_a_renamed_flavour_is_a_new_one(world: World) -> None:
+    """The idle runners of the old name make room in the same reconcile; one with a job counts for no flavour."""
+    world.add("aa", "small", SMALL, keys={FLAVOR_KEY: "old"})
+    world.add("ab", "small", SMALL, busy=True, keys={FLAVOR_KEY: "old"})
+
+    manager = world.reconcile(wanted("small", 3), capacity=Capacity(3 * GIB, 99))
+
+    assert world.there() == ["old", "small", "small"]
+    assert manager.report.flavors == [FlavorCount("small", 3, 2, 3, 3)]
+    assert manager.report.waits == ["1 of small waits for memory (1GiB each, 0GiB free)"]
+
+
+def test_more_idle_runners_than_the_machine_holds(world: World) -> None:
+    """What fits is created once and stays; a job's runner of another flavour comes before them."""
+    world.state = flavored(scaling=Scaling.DEMAND)
+    room = Capacity(5 * GIB, 99)
+    manager = world.reconcile(wanted("small", 9, min_idle=9), wanted("large", 0), capacity=room)
+    assert manager.report.flavors[0] == FlavorCount("small", 9, 5, 5, 5)
+    before = sorted(world.lxd.found)
+    world.reconcile(wanted("small", 9, min_idle=9), wanted("large", 0), capacity=room)
+    assert sorted(world.lxd.found) == before
+
+    world.now += 3600
+    world.reconcile(wanted("small", 9, min_idle=9), wanted("large", 1, since=world.now), capacity=room)
+    assert world.there() == ["large", "small"]

@@ -131,7 +131,9 @@ class Reconciles(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_job_comes(self, data: st.DataObject) -> None:
         """The instance knows at once; GitHub's list may still be an older one."""
-        chosen = data.draw(st.sampled_from(self.idle()))
+        self._give_job(data.draw(st.sampled_from(self.idle())))
+
+    def _give_job(self, chosen: FakeInstance) -> None:
         chosen.process = WORKER
         self.jobs.add(chosen.name)
         self.hub.runners[chosen.name] = replace(self.hub.runners[chosen.name], busy=True)
@@ -179,6 +181,18 @@ class Reconciles(RuleBasedStateMachine):
         self.wanted = wanted
         if self.flavors:
             self._set_flavors(wanted)
+
+    @precondition(lambda self: self.flavors)
+    @rule(before=st.integers(0, 4), after=st.integers(0, 4))
+    def all_runners_get_jobs_and_the_numbers_change(self, before: int, after: int) -> None:
+        """What runs a job keeps its room, so that the runners of the new numbers do not fit beside it."""
+        self.github_answers("true")
+        self._set_flavors(before)
+        self._pass()
+        for item in self.idle():
+            self._give_job(item)
+        self._set_flavors(after)
+        self._pass()
 
     @rule(label=st.sampled_from(["a", "b"]))
     def an_option_changes(self, label: str) -> None:

@@ -126,7 +126,8 @@ CASES: list[tuple[Flavor, dict[str, Any], str]] = [
     (
         flavor("a", memory="5GiB"),
         {"runner_storage": RunnerStorage.MEMORY},
-        "vm-memory: 5GiB and vm-disk 10GiB = 15GiB exceeds the 14GiB of this machine less memory-reserve 2GiB",
+        "vm-memory: 5GiB and vm-disk 10GiB = 15GiB exceeds the 6GiB of this machine less memory-reserve 2GiB and 8GiB "
+        "for images",
     ),
     (flavor("a", disk="7GiB"), {}, "vm-disk: 7GiB is smaller than the image"),
 ]
