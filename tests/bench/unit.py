@@ -7,10 +7,9 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from programs.watch_runners import PAUSE
-
 from host.pool import MOUNT_POINT
 from host.runner_binary import FOLDER
+from programs.agent import PAUSE
 from sandbox.lab.pack import SITE_PACKAGES
 from tests.bench.report import write
 from tests.support.deployment import PAT, RECONCILE, REPOSITORY, Deployment, wait_for
