@@ -82,6 +82,7 @@ def test_a_label_chooses_the_size(demand: Deployment) -> None:
 def test_a_killed_agent_loses_nothing(demand: Deployment) -> None:
     """A job that arrives while the agent is dead gets its runner from the next session."""
     wait_for(lambda: listening(demand), "a session for each flavour")
+    demand.control.settings(session_life=10.0)
     demand.machine.exec("systemctl", "kill", "--signal=KILL", AGENT)
     job = demand.control.add_job(REPOSITORY, "true")
 

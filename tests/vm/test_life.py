@@ -73,3 +73,20 @@ def test_outdated_runners_and_a_job(unit: VmDeployment) -> None:
     assert (stop["repo"], stop["status"]) == (REPOSITORY, "normal")
     assert unit.events("runner_start")[0]["workflow"] == "CI"
     assert busy not in unit.wait_online(2)
+
+
+def test_a_job_brings_a_virtual_machine(unit: VmDeployment) -> None:
+    """In demand mode nothing runs without a job; a job gets a virtual machine, which is gone after it."""
+    unit.unit.set_config({"scaling": "demand", "virtual-machines": 1})
+    wait_for(lambda: unit.instances() == unit.registered() == [], "the end of the idle runners", unit.patience)
+    started = time.monotonic()
+
+    job = unit.control.add_job(REPOSITORY, "systemd-detect-virt")
+
+    done = unit.control.wait_job(job["id"], timeout=unit.patience)
+    print(f"a job without a runner has ended after {time.monotonic() - started:.0f} s", flush=True)
+    assert done["conclusion"] == "success", done["log"]
+    unit.wait_gone(done["runner_name"])
+    wait_for(lambda: unit.instances() == unit.registered() == [], "nothing that runs", unit.patience)
+    unit.unit.set_config({"scaling": "fixed"})
+    assert unit.control.scale_sets() == []
