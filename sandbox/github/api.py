@@ -10,7 +10,7 @@ from sandbox.github.apps import SUSPENDED, InstallationToken
 from sandbox.github.errors import RefusedError
 from sandbox.github.forms import local_instant, version_parts
 from sandbox.github.http import Answer, Handler, Request, Routes, answer, paginate
-from sandbox.github.state import UNAUTHENTICATED_LIMIT, Budget, State, Token
+from sandbox.github.state import UNAUTHENTICATED_LIMIT, Budget, Job, State, Token
 
 PREFIX = "/api/v3"
 DOCUMENTATION = "https://docs.github.com/rest"
@@ -287,6 +287,21 @@ def _runner(state: State, request: Request, budget: Budget, place: str, number: 
 def _delete_runner(state: State, request: Request, budget: Budget, place: str, number: str) -> Answer:
     state.delete_runner(state.runner(place, int(number)))
     return Answer(204, content_type=None)
+
+
+@routes.add("GET", REPOSITORY + r"/actions/runs")
+def _runs(state: State, request: Request, budget: Budget, place: str) -> Answer:
+    """The runs of a repository, the newest first."""
+    state.sweep()
+    wanted = request.query.get("status")
+    runs: dict[int, list[Job]] = {}
+    for job in state.jobs.values():
+        if job.repository == place:
+            runs.setdefault(job.run_id, []).append(job)
+    found = [documents.run(state, runs[number], request.root, request.api) for number in sorted(runs, reverse=True)]
+    found = [run for run in found if wanted in (None, run["status"], run["conclusion"])]
+    page, headers = paginate(request, found)
+    return answer({"total_count": len(found), "workflow_runs": page}, headers=headers)
 
 
 @routes.add("GET", REPOSITORY + r"/actions/runs/(?P<run>\d+)/jobs")

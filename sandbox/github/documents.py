@@ -265,6 +265,53 @@ REPOSITORY_LINKS = {
 }
 
 
+def run(state: State, jobs: list[Job], root: str, api: str) -> dict[str, Any]:
+    """A workflow run with these jobs. It is queued until the first one starts, and over with the last one."""
+    first, states = jobs[0], {job.status for job in jobs}
+    status = states.pop() if len(states) == 1 else "in_progress"
+    url = f"{api}/repos/{first.repository}/actions/runs/{first.run_id}"
+    page = f"{root}/{first.repository}/actions/runs/{first.run_id}"
+    actor = account("octo-cat", "User", root, api)
+    return {
+        "id": first.run_id,
+        "name": first.workflow,
+        "node_id": node_id("WFR", first.run_id),
+        "head_branch": first.head_branch,
+        "head_sha": first.head_sha,
+        "path": ".github/workflows/ci.yml",
+        "display_title": first.workflow,
+        "run_number": 1,
+        "run_attempt": first.run_attempt,
+        "event": first.event,
+        "status": status,
+        "conclusion": first.conclusion if status == "completed" else None,
+        "workflow_id": 1,
+        "check_suite_id": 1,
+        "check_suite_node_id": node_id("CS", 1),
+        "url": url,
+        "html_url": page,
+        "pull_requests": [],
+        "created_at": instant(first.created_at),
+        "updated_at": instant(first.created_at),
+        "run_started_at": instant(first.created_at),
+        "actor": actor,
+        "triggering_actor": actor,
+        **{f"{link}_url": f"{url}/{link}" for link in ("jobs", "logs", "artifacts", "cancel", "rerun")},
+        "check_suite_url": f"{api}/repos/{first.repository}/check-suites/1",
+        "previous_attempt_url": None,
+        "workflow_url": f"{api}/repos/{first.repository}/actions/workflows/1",
+        "head_commit": None,
+        **dict.fromkeys(("repository", "head_repository"), minimal_repository(state, first.repository, root, api)),
+    }
+
+
+def minimal_repository(state: State, full_name: str, root: str, api: str) -> dict[str, Any]:
+    """A repository as a part of another document."""
+    whole = repository(state, full_name, root, api)
+    plain = ("id", "node_id", "name", "full_name", "private", "owner", "html_url", "description", "fork", "url")
+    return {key: value for key, value in whole.items() if key in plain or key.removesuffix("_url") in REPOSITORY_LINKS}
+
+
 def repository(state: State, full_name: str, root: str, api: str) -> dict[str, Any]:
     """A repository."""
     owner, _, name = full_name.partition("/")

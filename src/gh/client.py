@@ -31,10 +31,11 @@ from errors import (
     TemporaryGithubError,
     TokenError,
 )
-from gh import answers
+from gh import answers, queued_jobs
 from gh.auth import Auth
 from gh.download import fetch
 from gh.errors import TIMEOUTS, NotVisibleError, StatusError, check_redirect, translated
+from gh.queued_jobs import QueuedJob
 from models import Arch, GithubOrg, GithubPath, GithubRepo, GithubRunner, RunnerApplication, WorkflowJob
 from system import within
 
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 CALL_DEADLINE = 45.0
 # A list of many pages and a download take their time even where all is well.
 LONG_DEADLINE = 600.0
+# Of reading a repository's queued jobs.
+QUEUED_DEADLINE = 60.0
 ATTEMPTS = 4
 PER_PAGE = 100
 MOST_PAGES = 1000
@@ -273,6 +276,25 @@ class GithubClient:
         except TokenError as error:
             raise JobNotFoundError(f"workflow run {run_id} of {repository} is not to be seen") from error
         raise JobNotFoundError(f"no job of workflow run {run_id} of {repository} was run by {runner_name}")
+
+    def queued_jobs(self, path: GithubRepo, deadline: float = QUEUED_DEADLINE) -> list[QueuedJob]:
+        """Jobs of a repository that wait for a runner: of one page of runs for each status, and of MOST_RUNS runs.
+
+        That is at most 2 + MOST_RUNS requests, all within ``deadline`` seconds.
+        """
+        end = time.monotonic() + deadline
+        # A run that is in progress may have more jobs that wait.
+        pages = {
+            status: self._call(
+                self._operation("list_workflow_runs_for_repo", path, status=status), path.path, end, per_page=PER_PAGE
+            )
+            for status in ("queued", "in_progress")
+        }
+        found: list[QueuedJob] = []
+        for run in queued_jobs.runs(pages):
+            operation = self._operation("list_jobs_for_workflow_run", path, run_id=run, filter="latest")
+            found += queued_jobs.jobs(self._call(operation, path.path, end, per_page=PER_PAGE))
+        return found
 
     def _operation(self, operation: str, path: GithubPath | None, **parameters: Any) -> Callable[..., Any]:
         """One of ghapi's operations in its form for repositories or organisations."""

@@ -10,8 +10,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
+from typing import Any
 
 import agent_settings
 import demand
@@ -22,6 +25,9 @@ from gh.auth import Pat
 from gh.client import GithubClient
 from gh.scale_set_answers import Job, ScaleSet, Statistics
 from gh.scale_sets import Listener, ScaleSetClient, SessionConflictError, SessionEndedError, SetGoneError
+from models import GithubRepo
+from programs import missed_jobs
+from programs.missed_jobs import Target, Told
 from redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -97,6 +103,7 @@ class Sessions:
         self._threads: dict[str, FlavorSession] = {}
         self._asked = 0.0
         self._sweep_at = 0.0
+        self._queued = missed_jobs.Schedule()
 
     def run(self) -> None:
         """Follow the settings until ``stop`` is set; then the sessions are closed."""
@@ -128,6 +135,34 @@ class Sessions:
         if end is not None and end - now < RENEW_BEFORE and abs(now - self._asked) >= RENEW_PAUSE:
             self._asked = now
             self._wake()
+        if isinstance(found.path, GithubRepo) and self._queued.is_due():
+            threading.Thread(target=self.find_missed, args=(found, found.path), name="missed jobs", daemon=True).start()
+
+    def find_missed(self, found: AgentSettings, path: GithubRepo) -> None:
+        """Publish how many queued jobs of the repository reached no set; none where that cannot be seen."""
+        now, sessions = self.clock(), dict(self._threads)
+        open_ = [each for each in found.flavors if self.known(each.name).is_known(now) and each.name in sessions]
+        targets = [Target(each.name, self._labels(found, each), sessions[each.name].told.unnamed) for each in open_]
+        missed: dict[str, int] = {}
+        try:
+            with closing(self._rest(found)) as rest:
+                queued = rest.queued_jobs(path)
+            # After the answer: a message may have come meanwhile.
+            told = {job for session in sessions.values() for job in tuple(session.told.jobs)}
+            missed = missed_jobs.missed(queued, targets, told, now)
+        except GithubClientError as error:
+            logger.info("Queued jobs are not compared with those of the scale sets: %s", error)
+        for flavor in found.flavors:
+            number = missed.get(flavor.name, 0)
+            if number:
+                logger.warning("%s: %s queued jobs did not reach the scale set", flavor.name, number)
+            if number != self.known(flavor.name).missed:
+                self.publish(flavor, partial(replace, missed=number))
+
+    def _labels(self, found: AgentSettings, flavor: AgentFlavor) -> frozenset[str]:
+        """The labels of a flavour's set, as far as the server kept them."""
+        labels = {label.lower() for label in (found.identity.scale_set(flavor.name), *flavor.labels)}
+        return frozenset(labels.difference(self.known(flavor.name).dropped))
 
     def _sweep(self, found: AgentSettings) -> None:
         """Delete the sets of flavours that were removed; once for each change of the flavours, until it succeeds."""
@@ -171,11 +206,11 @@ class Sessions:
         found = self._settings
         if found is None:
             raise TokenError("the agent has no credentials any more")
-        rest = GithubClient(found.github_url, Pat(found.token), ca_certificates=found.ca_certificates)
-        try:
+        with closing(self._rest(found)) as rest:
             return rest.registration_token(found.path)
-        finally:
-            rest.close()
+
+    def _rest(self, found: AgentSettings) -> GithubClient:
+        return GithubClient(found.github_url, Pat(found.token), ca_certificates=found.ca_certificates)
 
     def flavor(self, name: str) -> tuple[AgentSettings, AgentFlavor, ScaleSetClient] | None:
         """The settings of a flavour, and the client; None where it is not wanted any more."""
@@ -190,13 +225,13 @@ class Sessions:
         with self._lock:
             return self._known.get(name, Demand())
 
-    def publish(self, flavor: AgentFlavor, found: Demand) -> None:
-        """Write what is known of a flavour; where that changes the number of runners, a reconcile is started."""
-        wanted = (min(flavor.maximum, flavor.min_idle + found.assigned + found.missed), found.scale_set)
+    def publish(self, flavor: AgentFlavor, change: Callable[[Demand], Demand]) -> None:
+        """Write what is known of a flavour now; where that changes the number of runners, a reconcile is started."""
         with self._lock:
             if self._settings is None or flavor.name not in {each.name for each in self._settings.flavors}:
                 return
-            self._known[flavor.name] = found
+            self._known[flavor.name] = found = change(self._known.get(flavor.name, Demand()))
+            wanted = (min(flavor.maximum, flavor.min_idle + found.assigned + found.missed), found.scale_set)
             try:
                 demand.save(self.unit, self._known)
             except OSError as error:
@@ -226,6 +261,7 @@ class FlavorSession:
         self._name = name
         self._listener: Listener | None = None
         self._jobs = Assigned()
+        self.told = Told()
         self._place: tuple[ScaleSetClient, tuple[str, ...]] | None = None
         self._pause = 0.0
         self._conflict: float | None = None
@@ -249,7 +285,7 @@ class FlavorSession:
         """Open the session if there is none, and wait for one message; returns how long to pause, in seconds."""
         if flavor.maximum == 0:
             self.close()
-            self._all.publish(flavor, Demand(heard=self._all.clock()))
+            self._all.publish(flavor, lambda _: Demand(heard=self._all.clock()))
             return LONGEST_PAUSE
         place = (client, flavor.labels)
         if self._listener is not None and self._place != place:
@@ -283,8 +319,8 @@ class FlavorSession:
         wanted = {label.lower() for label in flavor.labels} | {found.name.lower()}
         dropped = tuple(sorted(wanted - {label.lower() for label in found.labels}))
         logger.info("%s: the session of the scale set %s is open", self._name, found.name)
-        known = replace(self._all.known(self._name), dropped=dropped)
-        self._hear(flavor, listener, known, listener.session.statistics)
+        # GitHub may assign again what was missed, or have done so.
+        self._hear(flavor, listener, listener.session.statistics, dropped=dropped, missed=0)
 
     def _set(self, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> ScaleSet:
         """The flavour's set. One with other labels is made again, because they cannot be changed."""
@@ -298,22 +334,26 @@ class FlavorSession:
     def _poll(self, listener: Listener, flavor: AgentFlavor) -> None:
         message = listener.message(flavor.capacity)
         if message is None:
-            known = self._all.known(self._name)
-            self._all.publish(flavor, replace(known, heard=self._all.clock(), problem=""))
+            self._all.publish(flavor, lambda known: replace(known, heard=self._all.clock(), problem=""))
             return
         # Before anything is done about it, as GitHub's own client does: the statistics come again anyway.
         listener.delete(message.number)
         now = self._all.clock()
         for job in message.jobs:
             self._jobs.note(job, now)
+            self.told.note(job)
         offered = [job.request for job in message.jobs if job.kind == "JobAvailable" and job.request]
         room = max(0, flavor.capacity - message.statistics.assigned)
         if offered and room:
             listener.acquire(offered[:room])
-        self._hear(flavor, listener, self._all.known(self._name), message.statistics)
+        self._hear(flavor, listener, message.statistics)
 
-    def _hear(self, flavor: AgentFlavor, listener: Listener, before: Demand, statistics: Statistics) -> None:
-        self._all.publish(flavor, demanded(before, statistics, self._jobs, listener.number, self._all.clock()))
+    def _hear(self, flavor: AgentFlavor, listener: Listener, statistics: Statistics, **changes: Any) -> None:
+        now, number = self._all.clock(), listener.number
+        self._all.publish(
+            flavor, lambda known: replace(demanded(known, statistics, self._jobs, number, now), **changes)
+        )
+        self.told.count(statistics, len(self._jobs.jobs))
 
     def _failed(self, flavor: AgentFlavor, error: GithubClientError) -> float:
         """Note a problem, and say how long to pause before another attempt."""
@@ -326,7 +366,7 @@ class FlavorSession:
         if not is_new or now - (self._conflict or now) >= CONFLICT_PATIENCE:
             logger.warning("%s: %s", self._name, error)
             problem = redact(str(error))[:PROBLEM_LIMIT]
-            self._all.publish(flavor, replace(self._all.known(self._name), problem=problem))
+            self._all.publish(flavor, lambda known: replace(known, problem=problem))
         self._pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, 2 * self._pause))
         if isinstance(error, RateLimitError):
             left = (error.reset - datetime.now(timezone.utc)).total_seconds()

@@ -15,11 +15,13 @@ from agent_settings import AgentFlavor, AgentSettings
 from demand import Demand
 from models import GithubRepo
 from naming import Identity
+from programs import missed_jobs
 from programs.sessions import Sessions
 from sandbox import github
 from sandbox.github.control import GitHubControl
 from sandbox.github.state import Settings
 from tests.support.deployment import wait_for
+from tests.support.scale_set_client import ScaleSetClient
 
 TOKEN = "ghp_0123456789abcdef"
 IDENTITY = Identity("app", 0, "0123abcd")
@@ -227,6 +229,46 @@ def test_a_session_ends_before_its_set_goes(agent: Agent, control: GitHubControl
     deleted = [request["path"] for request in control.requests() if request["method"] == "DELETE"]
     assert ["/sessions/" in path for path in deleted] == [True, False]
     control.settings(hold=0.1)
+
+
+def test_a_job_that_no_message_told_of_is_wanted(
+    agent: Agent, server: github.GitHub, control: GitHubControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GitHub never delivers what is queued while a client announces 0. Others' jobs and known ones do not count."""
+    monkeypatch.setattr(missed_jobs, "GRACE", 0.0)
+    monkeypatch.setattr(missed_jobs, "EVERY", 0.1)
+    client = ScaleSetClient(server.api_url, f"{server.url}/{REPO.path}", TOKEN)
+    listener = client.listen(client.create(SET, *SMALL.labels)["id"])
+    listener.message(0)
+    lost = control.add_job(REPO.path, labels=[SET])
+    listener.close()
+    control.add_job(REPO.path, labels=["another"])
+    control.add_job(REPO.path, labels=[SET])
+    agent.end()
+    agent.start()
+
+    agent.save()
+
+    found = awaited(lambda found: found.missed > 0, "the job")
+    assert (found.assigned, found.missed) == (1, 1)
+    control.cancel_job(lost["id"])
+    awaited(lambda found: found.missed == 0, "its end")
+
+
+def test_without_permission_nothing_is_missed(
+    agent: Agent, control: GitHubControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REST is a backstop: that it fails changes nothing."""
+    monkeypatch.setattr(missed_jobs, "GRACE", 0.0)
+    monkeypatch.setattr(missed_jobs, "EVERY", 0.1)
+    agent.end()
+    control.add_fault(path="/actions/runs", status=403)
+    agent.start()
+    agent.save()
+
+    wait_for(lambda: "/actions/runs" in str(control.requests()), "the request", timeout=20)
+    control.add_job(REPO.path, labels=[SET])
+    assert awaited(lambda found: found.assigned == 1, "the job").missed == 0
 
 
 def test_a_token_near_its_end_asks_for_another(agent: Agent) -> None:

@@ -108,6 +108,7 @@ CALLS: list[tuple[str, str, int]] = [
     *(("GET", path, 404) for path in both("/99")),
     *zip(["DELETE"] * 2, [both("/1")[0], both("/3")[1]], [204] * 2, strict=True),
     *zip(["DELETE"] * 2, [both("/2")[0], both("/4")[1]], [422] * 2, strict=True),
+    ("GET", f"/repos/{REPO}/actions/runs?status=queued&per_page=100", 200),
     ("GET", f"/repos/{REPO}/actions/runs/77/jobs?filter=latest&per_page=100&page=1", 200),
     *(("GET", f"/repos/actions/checkout/commits/{ref}", status) for ref, status in (("v5", 200), ("v99", 422))),
     ("GET", "/repos/actions/none/commits/v5", 404),

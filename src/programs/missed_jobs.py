@@ -1,0 +1,77 @@
+"""Queued jobs of a repository that reached no runner scale set: every few minutes REST is asked, as a backstop.
+
+GitHub has no request for the queued jobs of an organisation.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gh.queued_jobs import QueuedJob
+from gh.scale_set_answers import Job, Statistics
+
+logger = logging.getLogger(__name__)
+
+# Seconds: how often, and how long a job must have waited: until then a message may still come, and GitHub gives one
+# without a runner to another set after 5 minutes.
+EVERY, GRACE = 300.0, 300.0
+MOST_TOLD = 5000
+
+
+@dataclass
+class Told:
+    """The jobs that messages of one flavour's set told of, and how many only the statistics count."""
+
+    jobs: dict[tuple[int, str], None] = field(default_factory=dict)
+    """By workflow run and name, the last MOST_TOLD of them."""
+    unnamed: int = 0
+    """Waiting jobs in the statistics that no message of this session told of: those of an earlier session."""
+
+    def note(self, job: Job) -> None:
+        """Take a message's entry into account."""
+        self.jobs.pop((job.run, job.name), None)
+        self.jobs[job.run, job.name] = None
+        while len(self.jobs) > MOST_TOLD:
+            del self.jobs[next(iter(self.jobs))]
+
+    def count(self, statistics: Statistics, named: int) -> None:
+        """Take statistics into account; ``named`` jobs that wait are known from messages."""
+        self.unnamed = max(0, statistics.assigned - statistics.running - named)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A flavour with an open session: the labels of its set in lower case, and what its messages told of."""
+
+    flavor: str
+    labels: frozenset[str]
+    unnamed: int
+
+
+def missed(
+    queued: Sequence[QueuedJob], targets: Sequence[Target], told: set[tuple[int, str]], now: float
+) -> dict[str, int]:
+    """How many queued jobs reached no set, by flavour. A job counts for the first flavour whose set has its labels."""
+    found: Counter[str] = Counter()
+    for job in queued:
+        if now - job.created < GRACE or (job.run, job.name) in told:
+            continue
+        wanted = {label.lower() for label in job.labels}
+        found.update([target.flavor for target in targets if wanted <= target.labels][:1])
+    return {target.flavor: max(0, found[target.flavor] - target.unnamed) for target in targets}
+
+
+class Schedule:
+    """When REST is asked again. The first time comes after a whole interval: the sessions must have heard."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + EVERY
+
+    def is_due(self) -> bool:
+        """Whether it is time; the next time comes after another interval."""
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + EVERY
+        return True

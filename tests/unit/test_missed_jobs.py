@@ -1,0 +1,101 @@
+"""Which queued jobs reached no runner scale set, as far as GitHub's REST API tells."""
+
+from typing import Any
+
+import pytest
+
+from errors import GithubApiError
+from gh import queued_jobs
+from gh.queued_jobs import MOST_RUNS, QueuedJob
+from gh.scale_set_answers import Job, Statistics
+from programs.missed_jobs import GRACE, MOST_TOLD, Target, Told, missed
+
+NOW = 1_800_000_000.0
+SMALL = Target("small", frozenset({"app-small", "self-hosted", "app"}), 0)
+LARGE = Target("large", frozenset({"app-large", "self-hosted", "app"}), 0)
+
+
+def job(run: int = 1, name: str = "build", labels: tuple[str, ...] = ("app",), age: float = GRACE) -> QueuedJob:
+    return QueuedJob(run, name, labels, NOW - age)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        pytest.param([job()], 1, id="no message"),
+        pytest.param([job(), job(run=2)], 2, id="two"),
+        pytest.param([job(labels=("App", "SELF-hosted"))], 1, id="case"),
+        pytest.param([job(labels=("app", "gpu"))], 0, id="a label that the set lacks"),
+        pytest.param([job(age=GRACE - 1)], 0, id="a message may still come"),
+        pytest.param([job(run=7, name="told")], 0, id="a message told of it"),
+        pytest.param([job(run=7, name="other"), job(run=8, name="told")], 2, id="run and name together"),
+    ],
+)
+def test_which_jobs_are_missed(found: list[QueuedJob], expected: int) -> None:
+    """Jobs that have waited, whose labels the set has, and of which no message told."""
+    assert missed(found, [SMALL], {(7, "told")}, NOW) == {"small": expected}
+
+
+def test_a_job_counts_once() -> None:
+    """For the first flavour whose set has its labels."""
+    assert missed([job(), job(labels=("app-large",))], [SMALL, LARGE], set(), NOW) == {"small": 1, "large": 1}
+
+
+def test_jobs_that_the_statistics_have_are_not_missed() -> None:
+    """A new session knows jobs of the former one by their number only."""
+    told = Told()
+    told.count(Statistics(assigned=4, running=1), named=1)
+    target = Target("small", SMALL.labels, told.unnamed)
+
+    assert missed([job(run=number) for number in range(3)], [target], set(), NOW) == {"small": 1}
+
+
+def test_the_last_jobs_are_remembered() -> None:
+    """A process that runs for weeks keeps so many only."""
+    told = Told()
+    for number in range(MOST_TOLD + 1):
+        told.note(Job("JobAssigned", "a", run=number, name="build"))
+
+    assert len(told.jobs) == MOST_TOLD
+    assert (0, "build") not in told.jobs
+    assert (MOST_TOLD, "build") in told.jobs
+
+
+def test_the_oldest_runs_are_read() -> None:
+    """Each once, and so few that this takes few requests."""
+    page = {"workflow_runs": [{"id": number} for number in range(100, 0, -1)]}
+
+    assert queued_jobs.runs({"queued": page, "in_progress": page}) == list(range(1, MOST_RUNS + 1))
+
+
+GOOD: dict[str, Any] = {
+    "status": "queued",
+    "labels": ["app"],
+    "created_at": "2026-11-26T12:00:00Z",
+    "run_id": 5,
+    "name": "build",
+}
+
+
+def test_only_queued_jobs_are_read() -> None:
+    """Others have a runner, or wait for something else."""
+    found = list(queued_jobs.jobs({"jobs": [GOOD, {**GOOD, "status": "in_progress"}, {**GOOD, "status": "waiting"}]}))
+
+    assert [(each.run, each.name, each.labels) for each in found] == [(5, "build", ("app",))]
+
+
+WRONG: list[Any] = [None, [7], {}]
+DAMAGED = [(name, value) for name in ("labels", "created_at", "run_id") for value in WRONG]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        *(None, [], {}, {"jobs": {}}, {"jobs": [7]}),
+        *({"jobs": [{**GOOD, name: value}]} for name, value in DAMAGED),
+    ],
+)
+def test_a_damaged_answer_is_an_error(page: Any) -> None:
+    """And no number of missed jobs."""
+    with pytest.raises(GithubApiError):
+        list(queued_jobs.jobs(page))
