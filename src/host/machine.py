@@ -60,7 +60,7 @@ def set_up(
 
     The marker ``set-up`` is there if and only if the last set-up came to its end. ConfigurationError or HostError with
     what is wrong; ``progress`` is told the step. With ``build_later`` a missing image is built outside of this hook.
-    One of several images is enough.
+    One of several images is enough, and the others are built outside of it then.
     """
     unit = identity.unit
     markers = Markers(unit)
@@ -83,12 +83,17 @@ def set_up(
     pool.ensure(lxd, jinja, state)
     logrotate.ensure(jinja)
     progress("Building runner image")
-    _ensure_images(
-        settings.images(state),
-        partial(image_builds.ensure, lxd, markers)
-        if build_later
-        else lambda build: image.ensure(lxd, jinja, build, lambda step: progress(f"Building runner image: {step}")),
-    )
+    builds = settings.images(state)
+
+    def ensure_image(build: ImageBuild) -> None:
+        others = [other for other in builds if other is not build]
+        # Runners of an image that is there do not wait for another one.
+        if build_later or any(image.is_there(lxd, other) for other in others):
+            image_builds.ensure(lxd, markers, build)
+        else:
+            image.ensure(lxd, jinja, build, lambda step: progress(f"Building runner image: {step}"))
+
+    _ensure_images(builds, ensure_image)
     markers.note(SET_UP)
 
 

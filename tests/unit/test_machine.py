@@ -14,6 +14,7 @@ from errors import ConfigurationError, HostError, LxdError
 from host import (
     firewall,
     image,
+    image_builds,
     kernel,
     logrotate,
     lxd_server,
@@ -163,6 +164,22 @@ def fail_builds(monkeypatch: pytest.MonkeyPatch, broken: Collection[str], tried:
     for module, function in STEPS.values():
         monkeypatch.setattr(module, function, lambda *_, **__: None)
     monkeypatch.setattr(image, "ensure", ensure)
+    monkeypatch.setattr(image, "is_there", lambda *_: False)
+
+
+@pytest.mark.parametrize(("there", "in_hook"), [(set(), ["jammy"]), ({"jammy"}, ["jammy"]), ({"noble"}, ["noble"])])
+def test_one_image_is_built_in_the_hook(monkeypatch: pytest.MonkeyPatch, there: set[str], in_hook: list[str]) -> None:
+    """The next one is built by the service while runners of the first do their work."""
+    tried: list[str] = []
+    fail_builds(monkeypatch, (), tried)
+    monkeypatch.setattr(image, "is_there", lambda _, build: build.alias in {*there, *tried})
+    later: list[str] = []
+    monkeypatch.setattr(image_builds, "ensure", lambda _, __, build: later.append(build.alias))
+
+    machine.set_up(cast(LxdClient, None), cast(Any, None), TWO_IMAGES, IDENTITY, lambda _: None)
+
+    assert tried == in_hook
+    assert later == [alias for alias in ("jammy", "noble") if alias not in in_hook]
 
 
 def test_every_image_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
