@@ -42,6 +42,8 @@ class AgentSettings:
     proxies: dict[str, str] = field(repr=False)
     """The environment variables of the unit's proxies."""
     flavors: tuple[AgentFlavor, ...]
+    measures_jobs: bool = False
+    """Whether the agent records the durations of jobs. With the relation cos-agent reconciles record them."""
 
     def __post_init__(self) -> None:
         """Mask the token and the proxies' passwords."""
@@ -69,7 +71,15 @@ def of_state(
     )
     proxies = state.proxies.environment("localhost", "127.0.0.1")
     return AgentSettings(
-        identity, state.github_url, state.path, token, token_end, state.ca_certificates, proxies, flavors
+        identity,
+        state.github_url,
+        state.path,
+        token,
+        token_end,
+        state.ca_certificates,
+        proxies,
+        flavors,
+        not state.issue_metrics,
     )
 
 
@@ -107,6 +117,7 @@ def _settings(found: Any) -> AgentSettings:
         tuple(map(str, found["ca_certificates"])),
         {str(name): str(value) for name, value in found["proxies"].items()},
         tuple(map(_flavor, found["flavors"])),
+        bool(found["measures_jobs"]),
     )
 
 

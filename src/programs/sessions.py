@@ -9,7 +9,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -18,6 +18,7 @@ from typing import Any
 
 import agent_settings
 import demand
+import telemetry
 from agent_settings import AgentFlavor, AgentSettings
 from demand import Demand
 from errors import GithubClientError, RateLimitError, TokenError
@@ -29,6 +30,7 @@ from models import GithubRepo
 from programs import missed_jobs
 from programs.missed_jobs import Target, Told
 from redaction import redact
+from telemetry import Observation
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,14 @@ def demanded(before: Demand, statistics: Statistics, jobs: Assigned, number: int
     if assigned > statistics.running:
         since = min((times[0] for times in jobs.jobs.values()), default=before.since or now)
     return replace(before, assigned=assigned, since=since, heard=now, scale_set=number, problem="")
+
+
+def durations(job: Job, flavor: str) -> Iterator[Observation]:
+    """The time that a job has waited or taken, by the times that GitHub gives in the message of its start or end."""
+    times = {"JobStarted": ("queue", job.queued, job.started), "JobCompleted": ("job", job.started, job.finished)}
+    name, begin, end = times.get(job.kind, ("", None, None))
+    if begin is not None and end is not None:
+        yield Observation(name, flavor, max(0.0, end - begin))
 
 
 class Sessions:
@@ -294,7 +304,7 @@ class FlavorSession:
             self._place = place
             self._open(settings, flavor, client)
         else:
-            self._poll(self._listener, flavor)
+            self._poll(self._listener, settings, flavor)
         self._pause, self._conflict = 0.0, None
         return 0.0
 
@@ -331,7 +341,7 @@ class FlavorSession:
             found = None
         return found or client.create(name, group, flavor.labels)
 
-    def _poll(self, listener: Listener, flavor: AgentFlavor) -> None:
+    def _poll(self, listener: Listener, settings: AgentSettings, flavor: AgentFlavor) -> None:
         message = listener.message(flavor.capacity)
         if message is None:
             self._all.publish(flavor, lambda known: replace(known, heard=self._all.clock(), problem=""))
@@ -342,6 +352,8 @@ class FlavorSession:
         for job in message.jobs:
             self._jobs.note(job, now)
             self.told.note(job)
+        if settings.measures_jobs:
+            telemetry.observe(self._all.unit, *(each for job in message.jobs for each in durations(job, flavor.name)))
         offered = [job.request for job in message.jobs if job.kind == "JobAvailable" and job.request]
         room = max(0, flavor.capacity - message.statistics.assigned)
         if offered and room:

@@ -5,21 +5,25 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import agent_settings
 import demand
+import telemetry
 from agent_settings import AgentFlavor, AgentSettings
 from demand import Demand
+from gh.scale_set_answers import Job, Message, Statistics
 from models import GithubRepo
 from naming import Identity
 from programs import missed_jobs
-from programs.sessions import Sessions
+from programs.sessions import FlavorSession, Sessions
 from sandbox import github
 from sandbox.github.control import GitHubControl
 from sandbox.github.state import Settings
+from telemetry import Observation
 from tests.support.deployment import wait_for
 from tests.support.scale_set_client import ScaleSetClient
 
@@ -269,6 +273,29 @@ def test_without_permission_nothing_is_missed(
     wait_for(lambda: "/actions/runs" in str(control.requests()), "the request", timeout=20)
     control.add_job(REPO.path, labels=[SET])
     assert awaited(lambda found: found.assigned == 1, "the job").missed == 0
+
+
+@pytest.mark.parametrize("measures", [True, False])
+def test_durations_of_jobs(measures: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without cos-agent the agent records how long jobs waited and took; with it, reconciles do, and no job twice."""
+    monkeypatch.setattr(telemetry, "LOCKS", tmp_path)
+    jobs = (
+        Job("JobStarted", "a", queued=100.0, started=130.0),
+        Job("JobCompleted", "b", started=100.0, finished=90.0),
+        Job("JobCompleted", "never ran", queued=100.0, finished=200.0),
+        Job("JobAssigned", "c", queued=100.0, started=130.0),
+        Job("JobStarted", "no time"),
+    )
+    message = Message(1, Statistics(), jobs)
+    listener: Any = SimpleNamespace(message=lambda _: message, delete=lambda _: None, number=7)
+    monkeypatch.setattr(demand, "LOCKS", tmp_path)
+    sessions = Sessions(IDENTITY.unit, lambda: None)
+    settings = AgentSettings(IDENTITY, "https://github.com", REPO, TOKEN, None, (), {}, (SMALL,), measures)
+
+    FlavorSession(sessions, "small")._poll(listener, settings, SMALL)
+
+    wanted = [Observation("queue", "small", 30.0), Observation("job", "small", 0.0)]
+    assert telemetry.take(IDENTITY.unit) == (wanted if measures else [])
 
 
 def test_a_token_near_its_end_asks_for_another(agent: Agent) -> None:

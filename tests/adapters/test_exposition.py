@@ -30,6 +30,7 @@ from tests.support.prometheus import program
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "src/prometheus_alert_rules/runners.yaml"
+DASHBOARD = ROOT / "src/grafana_dashboards/github_runner_prometheus.json"
 UNIT = "github-runner/0"
 SMALL = f'flavor="small",unit="{UNIT}"'
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -231,6 +232,22 @@ def test_promtool_finds_no_fault(served: Exposition) -> None:
     done = subprocess.run([program("promtool"), "check", "metrics"], input=text, capture_output=True, text=True)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_promtool_reads_the_queries_of_the_dashboard(tmp_path: Path) -> None:
+    """Each query is PromQL, with an interval and any values in the place of Grafana's variables."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    rules = [
+        {"record": f"query:{number}", "expr": re.sub(r"\$\w+", ".*", query.replace("$__rate_interval", "5m"))}
+        for number, query in enumerate(queries)
+    ]
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    done = subprocess.run([program("promtool"), "check", "rules", str(path)], capture_output=True, text=True)
+
+    assert len(queries) > 20
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_rules_are_about_metrics_that_there_are(served: Exposition) -> None:

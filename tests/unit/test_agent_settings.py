@@ -11,6 +11,7 @@ import redaction
 from agent_settings import AgentFlavor, AgentSettings
 from models import GithubOrg, GithubPath, GithubRepo
 from naming import Identity
+from tests.support.fakes import state
 
 IDENTITY = Identity("app", 0, "0123abcd")
 SMALL = AgentFlavor("small", ("self-hosted", "app"), 3, 1, 2)
@@ -23,7 +24,9 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made(path: GithubPath = GithubRepo("org", "repo"), end: float | None = 5.5) -> AgentSettings:  # noqa: B008
     proxies = {"https_proxy": "http://user:proxy-password@proxy.example:3128"}
-    return AgentSettings(IDENTITY, "https://github.com", path, "ghs_agentsecret", end, ("PEM",), proxies, (SMALL,))
+    return AgentSettings(
+        IDENTITY, "https://github.com", path, "ghs_agentsecret", end, ("PEM",), proxies, (SMALL,), True
+    )
 
 
 @pytest.mark.parametrize("path", [GithubRepo("org", "repo"), GithubOrg("org", "builders")])
@@ -58,6 +61,14 @@ def test_a_field_that_cannot_be_is_no_error(name: str, value: Any) -> None:
 
     if value is ... or name in ("identity", "path", "flavors", "token_end"):
         assert found is None
+
+
+@pytest.mark.parametrize("related", [True, False])
+def test_who_measures_jobs(related: bool) -> None:
+    """With the relation cos-agent reconciles record how long jobs take, without it the agent: no job counts twice."""
+    found = agent_settings.of_state(state(issue_metrics=related), IDENTITY, "ghs_agentsecret", None, {})
+
+    assert found.measures_jobs is not related
 
 
 def test_no_secret_is_shown() -> None:

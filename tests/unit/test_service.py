@@ -114,6 +114,16 @@ def test_the_agent_runs_where_it_has_something_to_do(
     assert world.steps[1:] == ["agent"]
 
 
+def test_what_the_agent_is_told(world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it follows LXD's events, and the port of its metrics."""
+    told: list[tuple[bool, int]] = []
+    monkeypatch.setattr("host.agent.ensure", lambda _, __, watch, port: told.append((watch, port)))
+    make(world, unit, metrics_port=9500).ensure_agent()
+    make(world, unit, metrics_port=1, replace_on_exit=False).ensure_agent()
+
+    assert told == [(True, 9500), (False, 1)]
+
+
 def test_without_a_runner_binary_none_is_created(world: Surroundings, unit: RecordingUnit, tmp_path: Path) -> None:
     """The status says why."""
     (tmp_path / runner_binary.CURRENT).unlink()
