@@ -1,5 +1,7 @@
 """The unit's agent in demand mode, against the stand-in for GitHub and with a starter that only counts."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -305,3 +307,46 @@ def test_a_token_near_its_end_asks_for_another(agent: Agent) -> None:
 
     wait_for(lambda: agent.wakes >= 2, "a reconcile", timeout=20)
     assert agent.wakes == 2
+
+
+PROGRAM = """
+import sys, types
+from pathlib import Path
+import agent_settings, demand
+from programs import agent
+agent_settings.LOCKS = demand.LOCKS = Path(sys.argv.pop())
+agent.settings.load = lambda unit: types.SimpleNamespace(identity=types.SimpleNamespace(owns=bool))
+agent.start_reconcile = lambda service: None
+sys.exit(agent.main())
+"""
+
+
+def begun(folder: Path) -> "subprocess.Popen[bytes]":
+    """The agent as a process of its own, with its files in this folder."""
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, "--unit", IDENTITY.unit, str(folder)])
+
+
+def test_a_killed_process_loses_nothing(
+    agent: Agent, server: github.GitHub, control: GitHubControl, tmp_path: Path
+) -> None:
+    """SIGKILL leaves the session until GitHub ends it; then the next process knows the same number. SIGTERM ends it."""
+    agent.end()
+    server.state.settings.session_life = 1.0
+    agent.save()
+    control.add_job(REPO.path, labels=[SET])
+    first = begun(tmp_path)
+    try:
+        awaited(lambda found: found.assigned == 1, "the job")
+    finally:
+        first.kill()
+        first.wait(10)
+    demand.path(IDENTITY.unit).unlink()
+    second = begun(tmp_path)
+    try:
+        awaited(lambda found: found.assigned == 1, "the job again")
+        second.terminate()
+        assert second.wait(15) == 0
+    finally:
+        second.kill()
+        second.wait(10)
+    assert [each["owner"] for each in control.scale_sets()] == [None]

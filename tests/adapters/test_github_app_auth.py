@@ -16,6 +16,7 @@ import redaction
 from errors import GithubApiError, TemporaryGithubError, TokenError
 from gh import app as github_app
 from gh.app import App
+from gh.auth import Pat
 from gh.client import GithubClient
 from models import AppCredentials, GithubOrg, GithubPath, GithubRepo
 from sandbox import github
@@ -246,6 +247,21 @@ def test_a_short_life_is_used(world: World) -> None:
     client.list_runners(REPO, everything)
 
     assert len(world.asked()) == 1
+
+
+def test_the_token_that_was_used_is_handed_over(world: World) -> None:
+    """With its end, and nothing before one was used: the unit's agent gets no key."""
+    client = world.client()
+    with pytest.raises(TokenError):
+        client.held_token()
+    client.list_runners(REPO, everything)
+
+    token, end = client.held_token()
+
+    world.clients.append(GithubClient(world.hub.url, Pat(token), deadline=5))
+    assert world.clients[-1].list_runners(REPO, everything) == []
+    assert end is not None
+    assert 3000 < end - time.time() < 3600
 
 
 def test_tokens_are_revoked(world: World) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -16,7 +17,8 @@ from gh.auth import Pat
 from gh.client import GithubClient
 from gh.errors import StatusError
 from gh.registration import read_configuration
-from gh.scale_sets import ScaleSetClient, SessionConflictError, SessionEndedError, SetGoneError
+from gh.scale_set_registration import ScaleSetRegistration
+from gh.scale_sets import Listener, ScaleSetClient, SessionConflictError, SessionEndedError, SetGoneError
 from models import GithubOrg, GithubRepo
 from redaction import MASK, redact
 from sandbox import github
@@ -55,9 +57,9 @@ def closed() -> Iterator[None]:
         opened.pop().close()
 
 
-def connect(server: github.GitHub, path: GithubRepo | GithubOrg = REPO) -> ScaleSetClient:
+def connect(server: github.GitHub, path: GithubRepo | GithubOrg = REPO, deadline: float = 3.0) -> ScaleSetClient:
     rest = GithubClient(server.url, Pat(TOKEN), deadline=3)
-    made = ScaleSetClient(server.url, path, lambda: rest.registration_token(path), deadline=3)
+    made = ScaleSetClient(server.url, path, lambda: rest.registration_token(path), deadline=deadline)
     opened.extend((rest, made))
     return made
 
@@ -381,3 +383,98 @@ def test_path_and_query_of_an_address_are_kept() -> None:
     assert (
         scale_sets.extended("https://host/rest?a=1", "/_apis/x", b="2 3") == "https://host/rest/_apis/x?a=1&b=2%203"
     ) or scale_sets.extended("https://host/rest?a=1", "/_apis/x", b="2 3") == "https://host/rest/_apis/x?a=1&b=2+3"
+
+
+def test_a_reconcile_registers_in_the_set(broker: github.GitHub) -> None:
+    """A record with the files of the configuration; labels are those of the set."""
+    client = connect(broker)
+    registration = ScaleSetRegistration(client, client.create(NAME, 1, []).number)
+
+    registration.prepare()
+    found = registration.register("app-0-0123abcd01", ["ignored"])
+
+    assert ".runner" in dict(found.files or {})
+    assert client.record("app-0-0123abcd01") == found.runner_id
+
+
+def test_a_name_whose_answer_was_lost_is_registered_again(broker: github.GitHub) -> None:
+    """The record that it left is deleted first."""
+    client = connect(broker)
+    number = client.create(NAME, 1, []).number
+    lost, _ = client.jit_configuration(number, "app-0-0123abcd01")
+
+    found = ScaleSetRegistration(client, number).register("app-0-0123abcd01", [])
+
+    assert client.record("app-0-0123abcd01") == found.runner_id != lost
+
+
+def test_a_taken_name_without_a_record_is_an_error(broker: github.GitHub) -> None:
+    """There is nothing to delete then."""
+    client = connect(broker)
+    number = client.create(NAME, 1, []).number
+    GitHubControl(broker.url).add_fault(path="generatejitconfig", status=409)
+
+    with pytest.raises(StatusError):
+        ScaleSetRegistration(client, number).register("app-0-0123abcd01", [])
+
+
+def test_a_record_with_a_damaged_configuration_goes(broker: github.GitHub) -> None:
+    """No instance is made for it."""
+    client = connect(broker)
+    number = client.create(NAME, 1, []).number
+    record, _ = client.jit_configuration(number, "app-0-0123abcd01")
+    body = json.dumps({"runner": {"id": record}, "encodedJITConfig": "damaged+configuration"})
+    GitHubControl(broker.url).add_fault(path="generatejitconfig", status=200, body=body)
+
+    with pytest.raises(GithubApiError):
+        ScaleSetRegistration(client, number).register("app-0-0123abcd02", [])
+
+    assert client.record("app-0-0123abcd01") is None
+
+
+CALLS: dict[str, tuple[str, str, Callable[[ScaleSetClient, Listener], object]]] = {
+    "group": ("GET", "runnergroups", lambda client, _: client.group_id()),
+    "find": ("GET", "runnerscalesets.*name=", lambda client, _: client.find(NAME, 1)),
+    "create": ("POST", r"runnerscalesets\?", lambda client, _: client.create("other", 1, [])),
+    "delete": ("DELETE", r"runnerscalesets/\d+\?", lambda client, at: client.delete(at.number)),
+    "open": ("POST", r"/sessions\?", lambda client, at: client.open_session(at.number, "app/0")),
+    "renew": ("PATCH", "/sessions/", lambda _, at: at.renew()),
+    "close": ("DELETE", "/sessions/", lambda _, at: at.close()),
+    "message": ("GET", "scalesets/", lambda _, at: at.message(1)),
+    "delete message": ("DELETE", "scalesets/.*message", lambda _, at: at.delete(1)),
+    "acquire": ("POST", "acquirejobs", lambda _, at: at.acquire([1])),
+    "register": ("POST", "generatejitconfig", lambda client, at: client.jit_configuration(at.number, "new")),
+    "record": ("GET", "/agents", lambda client, _: client.record("new")),
+    "delete record": ("DELETE", "/agents/", lambda client, _: client.delete_record(1)),
+}
+# Others may give an answer that does no harm, such as a body where none is read.
+FATAL = ("500", "429", "reset", "silence")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_each_call_meets_each_fault(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the charm's, in time and with no token in its text; nothing else ever comes of it."""
+    monkeypatch.setattr(scale_sets, "POLL_DEADLINE", 2.0)
+    monkeypatch.setattr(scale_sets, "CALL_DEADLINE", 2.0)
+    method, path, ask = CALLS[call]
+
+    def attempt(fault: str) -> tuple[Exception | None, float]:
+        for server in serve():
+            client = connect(server, ORG if call == "group" else REPO, deadline=30)
+            listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+            client._deadline = 2.0
+            GitHubControl(server.url).add_fault(method=method, path=path, **FAULTS[fault][0])
+            started = time.monotonic()
+            try:
+                ask(client, listener)
+            except GithubClientError as error:
+                return error, time.monotonic() - started
+            return None, time.monotonic() - started
+        raise AssertionError("unreachable")
+
+    with ThreadPoolExecutor(len(FAULTS)) as pool:
+        came = dict(zip(FAULTS, pool.map(attempt, FAULTS), strict=True))
+
+    assert [fault for fault in FATAL if came[fault][0] is None] == []
+    assert [fault for fault, (_, duration) in came.items() if duration > 10] == []
+    assert [fault for fault, (error, _) in came.items() if TOKEN in str(error) or "eyJ" in str(error)] == []

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -16,9 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ops import testing
 
+import agent_settings
+import demand
 import errors
 import redaction
-from host import machine, markers, pool
+from demand import Demand
+from gh.scale_sets import ScaleSetClient
+from host import agent, machine, markers, pool
 from repo_policy import RepoPolicyClient
 from tests.support.fakes import FakeGithub
 from tests.unit.test_charm import MODEL, Surroundings, context, make_context, noted, world
@@ -274,6 +279,43 @@ def test_no_failure_shows_the_key_of_an_app(
             plant(world, patch, place, (errors.GithubApiError, errors.LxdError, errors.HostError)[number % 3](words))
             text = happen(charm_with_policy(), event, config, [secret])
         assert not shows(text), (event, text)
+
+
+@pytest.mark.usefixtures("proxied")
+@pytest.mark.parametrize("place", ["github.held_token", "sets.connect", "sets.delete_sets", "agent.end_sessions"])
+def test_nothing_of_demand_shows_a_secret(
+    charm_with_policy: Callable[[], Any],
+    world: Surroundings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    place: str,
+) -> None:
+    """The token is in the agent's file only, which only root can read, and which goes with demand mode."""
+    redaction.note(REGISTRATION)
+    monkeypatch.setattr(agent_settings, "LOCKS", tmp_path)
+    monkeypatch.setattr(demand, "LOCKS", tmp_path)
+    monkeypatch.setattr(agent, "end_sessions", lambda _: None)
+    monkeypatch.setattr(world.github, "held_token", lambda: (TOKEN, None), raising=False)
+    monkeypatch.setattr(ScaleSetClient, "connect", lambda _: None)
+    monkeypatch.setattr(ScaleSetClient, "delete_sets", lambda *_: [])
+    path, config = agent_settings.path("github-runner/0"), {**CONFIG, "scaling": "demand"}
+    text = happen(charm_with_policy(), "config_changed", config)
+    assert TOKEN in json.loads(path.read_text())["token"]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+    demand.save("github-runner/0", {"default": Demand(assigned=1, heard=world.now(), scale_set=7)})
+    owner, _, name = place.partition(".")
+
+    def fail(*_: Any) -> Any:
+        raise errors.GithubApiError(WORDS)
+
+    monkeypatch.setattr({"github": world.github, "sets": ScaleSetClient, "agent": agent}[owner], name, fail)
+    text += happen(charm_with_policy(), "reconcile_runners", config)
+    text += happen(charm_with_policy(), "config_changed", CONFIG)
+    text += happen(charm_with_policy(), "stop", CONFIG)
+
+    assert not shows(text), text
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("key", [APP_KEY.replace("RSA", "OPENSSH"), KEY_LINE, APP_KEY * 2])

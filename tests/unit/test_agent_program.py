@@ -1,0 +1,80 @@
+"""The unit's agent as a program: who starts reconciles, and how it begins."""
+
+import logging
+import queue
+from pathlib import Path
+
+import pytest
+
+import provision
+from errors import CommandError
+from host import agent as service
+from host import systemd, triggers
+from programs import agent
+from tests.support.fakes import TEMPLATES
+
+UNIT = "app/0"
+
+
+def test_what_asks_during_a_reconcile_gets_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that runs may have observed before; who asks does not wait; a failure is no end."""
+    started: queue.Queue[str] = queue.Queue()
+    released: queue.Queue[Exception | None] = queue.Queue()
+
+    def start(name: str) -> None:
+        started.put(name)
+        failure = released.get(timeout=20)
+        if failure is not None:
+            raise failure
+
+    monkeypatch.setattr(agent, "start_reconcile", start)
+    starter = agent.Starter("reconcile.service")
+    starter.start()
+    starter.ask()
+    assert started.get(timeout=20) == "reconcile.service"
+    for _ in range(3):
+        starter.ask()
+
+    released.put(CommandError("systemctl failed"))
+    assert started.get(timeout=20) == "reconcile.service"
+    released.put(None)
+    starter.ask()
+    assert started.get(timeout=20) == "reconcile.service"
+
+    assert started.empty()
+
+
+def test_without_settings_the_agent_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """systemd starts it again; the next reconcile writes them."""
+    monkeypatch.setattr("sys.argv", ["agent", "--unit", UNIT])
+
+    with caplog.at_level(logging.ERROR):
+        assert agent.main() == 1
+
+    assert caplog.messages
+
+
+def test_the_former_watcher_goes_with_the_refresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It would start reconciles beside the agent. Its program is not there any more."""
+    calls: list[str] = []
+    monkeypatch.setattr(systemd, "FOLDER", tmp_path)
+    monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: calls.append(" ".join(arguments)))
+    monkeypatch.setattr(systemd, "are_active", lambda *_: True)
+    former = tmp_path / triggers.former_watcher(UNIT)
+    former.write_text("[Service]\n")
+
+    service.ensure(provision.environment(TEMPLATES), UNIT, True, 0)
+
+    assert not former.exists()
+    assert calls[0] == f"disable --quiet --now {former.name}"
+    assert (tmp_path / triggers.agent(UNIT)).exists()
+
+
+def test_sessions_end_with_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an agent that runs; one that does not is not started."""
+    calls: list[str] = []
+    monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: calls.append(" ".join(arguments)))
+
+    service.end_sessions(UNIT)
+
+    assert calls == [f"try-restart {triggers.agent(UNIT)}"]
