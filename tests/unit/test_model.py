@@ -284,7 +284,7 @@ class Reconciles(RuleBasedStateMachine):
     def _pass(self) -> None:
         """One reconcile, and what must hold for it."""
         busy = {name for name in self.jobs if name in self.lxd.found}
-        number, room = len(self.ours()), self._room()
+        number, room, limit = len(self.ours()), self._room(), self._most()
         healthy = {item.name for item in self.idle() if self._is_todays(item)} if self._all_fit(number) else set()
         clients = RunnerManagerClients(self.hub, JINJA, self.lxd, None, registration=self.registration)  # type: ignore[arg-type]
         manager = RunnerManager(
@@ -303,9 +303,15 @@ class Reconciles(RuleBasedStateMachine):
         finally:
             assert busy <= set(self.lxd.found), f"a busy runner was killed: {busy - set(self.lxd.found)}"
             assert healthy <= set(self.lxd.found), f"healthy runners were ended: {healthy - set(self.lxd.found)}"
-            wanted = sum(one.count for one in self.flavors) or self.wanted
-            assert len(self.ours()) <= max(wanted, number), "more instances than wanted"
+            assert len(self.ours()) <= limit, "more instances than wanted"
             assert self._room() >= min(0, room), "more instances than there is room for"
+
+    def _most(self) -> int:
+        """How many instances a reconcile may leave: one that a job keeps does not count for another flavour."""
+        if not self.flavors:
+            return max(self.wanted, len(self.ours()))
+        counts = Counter({one.name: one.count for one in self.flavors})
+        return (counts | Counter(item.config[FLAVOR_KEY] for item in self.ours())).total()
 
     def _all_fit(self, number: int) -> bool:
         """Whether no runner is beyond a goal."""
