@@ -242,6 +242,16 @@ def test_all_flavours_are_created_in_one_reconcile(world: World) -> None:
     assert (world.missing, world.lxd.log) == (0, [])
 
 
+def test_how_many_runners_there_could_be_is_reported(world: World) -> None:
+    """Those of the flavour that exist, and those that fit beside all others, with and without a limit."""
+    for digits in ("aa", "ab", "ac"):
+        world.add(digits, "small", SMALL, busy=True)
+    both = wanted("small", 3), wanted("large", 1)
+
+    assert world.reconcile(*both, capacity=Capacity(10 * GIB, 99)).report.capacities == {"small": 6, "large": 1}
+    assert world.reconcile(*both).report.capacities == {}
+
+
 def test_what_does_not_fit_waits_and_is_told(world: World) -> None:
     """Busy runners keep their room; the status names the flavour and the resource."""
     for digits in ("aa", "ab", "ac"):
