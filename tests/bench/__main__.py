@@ -1,7 +1,7 @@
 """Benchmarks, side by side in one run: `python -m tests.bench [NAME…]`, or `make bench`.
 
-Figures and pictures go to docs/benchmarks/. The names: create flush replace hook steady extract listing fleet, and vm,
-which is measured only if it is named.
+Figures and pictures go to docs/benchmarks/. The names: create flush replace hook queue steady extract listing
+fleet, and vm, which is measured only if it is named.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 from sandbox import github
 from sandbox.lab import lxd_setup
 from sandbox.lab.pack import pack
-from tests.bench import fleet, simulated, unit, virtual_machines
+from tests.bench import fleet, queue_times, simulated, unit, virtual_machines
 from tests.support.deployment import PAT, REPOSITORY, ROOT, Deployment, deployed
 
 ON_A_UNIT: dict[str, Callable[[Deployment, int], None]] = {
@@ -23,6 +23,7 @@ ON_A_UNIT: dict[str, Callable[[Deployment, int], None]] = {
     "flush": unit.flush,
     "replace": unit.replace,
     "hook": unit.hook,
+    "queue": queue_times.measure,
 }
 IN_PROCESS: dict[str, Callable[[int], None]] = {
     "steady": simulated.steady,
