@@ -4,7 +4,7 @@ import statistics
 from typing import Any
 
 from tests.bench.report import write
-from tests.bench.unit import raw
+from tests.bench.unit import clear, raw
 from tests.support.deployment import REPOSITORY, Deployment, wait_for
 
 BURST = 16
@@ -12,7 +12,8 @@ BURST = 16
 HOT, COLD, BURSTS = 50, 20, 2
 # GitHub's own 1 to 3 seconds are in these, and not in ours.
 PUBLISHED = "published: RunsOn hot < 6 s, cold < 25 s; GARM 1 to 3 min, with GitHub's own seconds in it"
-AGENT = "systemctl show -p MemoryCurrent --value github-runner-agent-github-runner-0.service"
+# In KiB.
+AGENT = "ps -o rss= -p $(systemctl show -p MainPID --value github-runner-agent-github-runner-0.service)"
 
 
 def measure(found: Deployment, _repeat: int) -> None:
@@ -24,8 +25,11 @@ def measure(found: Deployment, _repeat: int) -> None:
     found.unit.set_config({"min-idle": 0})
     cold = [wait for _ in range(COLD) for wait in _jobs(found, 1, idle=0)]
     burst = [wait for _ in range(BURSTS) for wait in _jobs(found, BURST, idle=0)]
-    memory = int(found.machine.exec("sh", "-c", AGENT)) / (1 << 20)
-    one, many = raw(found, "create", 1, 1), raw(found, "create", BURST, 8)
+    memory = int(found.machine.exec("sh", "-c", AGENT)) / 1024
+    one = raw(found, "create", 1, 1)
+    clear(found)
+    many = raw(found, "create", BURST, 8)
+    clear(found)
     rows = [_row("idle runner", hot), _row("no runner", cold), _row(f"burst of {BURST}", burst)]
     note = (
         f"containers, a stand-in for GitHub; raw LXD: 1 in {one:.1f} s, {BURST} in {many:.1f} s; agent {memory:.0f} MiB"
