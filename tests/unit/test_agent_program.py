@@ -41,6 +41,7 @@ def test_what_asks_during_a_reconcile_gets_one_more(monkeypatch: pytest.MonkeyPa
     starter.ask()
     assert started.get(timeout=20) == "reconcile.service"
 
+    released.put(None)
     assert started.empty()
 
 
