@@ -49,7 +49,7 @@ class FlavorChanges:
     def capacities(self) -> dict[str, int]:
         """How many runners of each flavour there could be now: those that exist, and those that fit beside all others.
 
-        Empty without a limit.
+        Only those that exist where none can be created. Empty without a limit.
         """
         if self.capacity is None:
             return {}
@@ -57,7 +57,8 @@ class FlavorChanges:
         there = Counter(flavor for flavor, _ in existing)
         sizes = [size for _, size in existing]
         return {
-            one.wanted.flavor: there[one.wanted.flavor] + fitting(self.capacity, sizes, one.wanted.spec.resources)
+            one.wanted.flavor: there[one.wanted.flavor]
+            + (fitting(self.capacity, sizes, one.wanted.spec.resources) if one.may_create else 0)
             for one in self.plans.flavors
         }
 

@@ -7,7 +7,7 @@ from typing import Any
 from budget import Ask, Capacity, Wait, goals
 from gh.registration import Registration
 from models import RunnerSpec
-from plan import Desired, Plan, Reason, make_plan
+from plan import Desired, Health, Plan, Reason, health, make_plan
 from runner_view import RunnerView
 
 # No runner has it.
@@ -32,6 +32,8 @@ class Wanted:
     """The runner scale set in which new runners register. Idle runners of another one, or of none, are outdated."""
     any_registration: bool = False
     """Whether runners of any or no scale set count as current ones."""
+    maximum: int | None = None
+    """The limit of all its runners, where ``number`` is for the jobs of the scale set."""
     hold: str = ""
     """Why no runner of this flavour can be created. Others then have the room of those that it lacks."""
 
@@ -48,6 +50,8 @@ class FlavorPlan:
     wanted: Wanted
     fingerprint: str
     plan: Plan
+    may_create: bool = True
+    """Whether runners of this flavour can be created at all."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,18 @@ def make_plans(
     an instance belong to none. ``capacity`` is that of the machine without other units' runners; None is no limit.
     """
     grouped = _by_flavor(views, [one.flavor for one in wanted])
+    wanted = [_beside_others(one, grouped[one.flavor], now) for one in wanted]
     asks = tuple(_ask(one, len(grouped[one.flavor])) for one in wanted if one.number is not None)
     numbers, waits = goals(capacity, asks) if capacity else ({one.flavor: one.number for one in asks}, [])
     desired = {one.flavor: _desired(one, fingerprints[one.flavor], numbers.get(one.flavor), unit) for one in wanted}
     plans = _agreed(desired, grouped, now)
-    rest = make_plan(Desired(0, NO_FINGERPRINT), grouped[None], now)
-    flavors = tuple(FlavorPlan(one, fingerprints[one.flavor], plans[one.flavor]) for one in wanted)
+    creating = [one for one in wanted if one.number != 0]
+    # Idle runners of former flavours are better than none.
+    kept = bool(creating) and (not unit.may_create or all(one.hold for one in creating))
+    rest = make_plan(Desired(None if kept else 0, NO_FINGERPRINT), grouped[None], now)
+    flavors = tuple(
+        FlavorPlan(one, fingerprints[one.flavor], plans[one.flavor], unit.may_create and not one.hold) for one in wanted
+    )
     return Plans(flavors, rest, asks, numbers if capacity else None, tuple(waits))
 
 
@@ -107,6 +117,16 @@ def _by_flavor(views: Iterable[RunnerView], names: Sequence[str]) -> dict[str | 
     for view in views:
         grouped[view.flavor if view.exists and view.flavor in names else None].append(view)
     return grouped
+
+
+def _beside_others(wanted: Wanted, views: Iterable[RunnerView], now: float) -> Wanted:
+    """More runners where busy ones serve no job of the scale set: those of a former set, or whose job is unknown."""
+    if wanted.scale_set is None or wanted.number is None:
+        return wanted
+    live = [view for view in views if view.exists and view.busy and health(view, now) is Health.BUSY]
+    others = sum(1 for view in live if view.scale_set != wanted.scale_set or view.job_is_unknown)
+    number = wanted.number + others
+    return replace(wanted, number=number if wanted.maximum is None else min(max(wanted.maximum, wanted.number), number))
 
 
 def _ask(wanted: Wanted, there: int) -> Ask:

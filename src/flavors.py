@@ -100,7 +100,10 @@ def _compose(text: str) -> yaml.Node | None:
         raise ValueError(f"is not YAML: {error.problem or error.context}{where}") from None
     except yaml.YAMLError:
         raise ValueError("is not YAML: it has a character that YAML does not accept") from None
-    except OverflowError:
+    except (OverflowError, ValueError) as error:
+        # What this loader refuses by itself has words of its own.
+        if not (isinstance(error, OverflowError) or str(error).startswith("chr()")):
+            raise
         raise ValueError("is not YAML: it has the number of a character that does not exist") from None
     except RecursionError:
         raise ValueError("is nested too deeply; write a mapping of names to keys and values") from None

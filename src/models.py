@@ -381,8 +381,8 @@ class CharmState:
 
     @property
     def replaces_on_exit(self) -> bool:
-        """Whether a reconcile starts as soon as a runner ends."""
-        return self.replace_on_exit and self.keeps_runners
+        """Whether a reconcile starts as soon as a runner ends; in demand mode always, because jobs may wait for it."""
+        return (self.replace_on_exit or self.scaling is Scaling.DEMAND) and self.keeps_runners
 
     @property
     def needs_agent(self) -> bool:

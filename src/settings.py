@@ -15,6 +15,8 @@ from naming import Identity
 from proxies import ProxyConfig
 from system import write_file
 
+# More runners than there ever are.
+UNREACHED = 1_000_000
 FOLDER = Path("/var/lib/github-runner")
 
 
@@ -52,6 +54,7 @@ class Settings:
 
     identity: Identity
     runners: int
+    """Fewer are too few. With flavours ``UNREACHED``: which of them lacks a runner is for a reconcile to find out."""
     images: tuple[ImageBuild, ...]
 
 
@@ -89,7 +92,7 @@ def save(state: CharmState, identity: Identity) -> bool:
         "application": identity.app_name,
         "unit": identity.unit_number,
         "model": identity.model_hash,
-        "runners": sum(flavor.count for flavor in state.flavors),
+        "runners": UNREACHED if state.given_flavors else state.virtual_machines,
         "images": [_document(build) for build in images(state)],
     }
     for former in _former(identity.unit):

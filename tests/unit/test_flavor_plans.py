@@ -126,6 +126,29 @@ def test_a_runner_of_another_scale_set_is_outdated(runner_has: int | None, chang
     assert found.whole.names(Reason.OUTDATED) == (["a"] if outdated else [])
 
 
+def test_busy_runners_of_another_set_do_not_serve_its_jobs() -> None:
+    """Runners of a former set, of none, and with a job that GitHub does not know count beside the number, up to max."""
+    busy = [view(f"old{number}", "small", github=BUSY, scale_set=number) for number in (None, 7)]
+    lost = view("lost", "small", github=None, process=Process.WORKER, scale_set=8, seen_online=True)
+    mine = view("mine", "small", github=BUSY, scale_set=8)
+
+    for maximum, expected in ((None, 1), (9, 1), (4, 0)):
+        found = plans([wanted("small", 2, scale_set=8, maximum=maximum)], *busy, lost, mine)
+        assert created(found) == {"small": expected}, maximum
+
+
+@pytest.mark.parametrize("why", ["unit", "flavour"])
+def test_idle_runners_of_a_former_flavour_stay_while_none_can_be_created(why: str) -> None:
+    """They are better than none; where no runner is wanted they go all the same."""
+    unit = replace(UNIT, may_create=why != "unit")
+    hold = "no image" if why == "flavour" else ""
+
+    kept = plans([wanted("small", 2, hold=hold)], view("a", "former"), unit=unit)
+    drained = plans([wanted("small", 0, hold=hold)], view("a", "former"), unit=unit)
+
+    assert (kept.whole.remove, drained.whole.remove) == ((), (("a", Reason.OUTDATED),))
+
+
 def test_a_version_is_tried_with_one_runner_of_the_unit() -> None:
     """All flavours have the same runner binary; any runner that was created since shows whether it works."""
     both = [wanted("small", 2), wanted("large", 2)]
@@ -250,6 +273,16 @@ def test_how_many_runners_there_could_be_is_reported(world: World) -> None:
 
     assert world.reconcile(*both, capacity=Capacity(10 * GIB, 99)).report.capacities == {"small": 6, "large": 1}
     assert world.reconcile(*both).report.capacities == {}
+
+
+def test_nothing_more_is_announced_than_can_be_created(world: World) -> None:
+    """While no runner of a flavour can be created, only those that exist count: others could serve the jobs."""
+    world.add("aa", "small", SMALL, busy=True)
+
+    manager = world.reconcile(wanted("small", 1, hold="no image"), wanted("large", 0), capacity=Capacity(10 * GIB, 99))
+
+    assert manager.report.capacities["small"] == 1
+    assert manager.report.capacities["large"] > 0
 
 
 def test_what_does_not_fit_waits_and_is_told(world: World) -> None:

@@ -1,6 +1,7 @@
 """What a unit's hooks do for demand: credentials for the agent, and scale sets that are over."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,9 +12,9 @@ import demand
 from demand import PATIENCE, Demand
 from errors import HostError, TemporaryGithubError
 from gh.scale_set_registration import ScaleSetRegistration
-from host import agent, markers
+from host import agent, kernel, markers
 from host.markers import SCALE_SETS, Markers
-from models import Scaling
+from models import GithubRepo, Scaling
 from tests.support.fakes import IDENTITY, state
 from unit_demand import UnitDemand
 
@@ -127,9 +128,48 @@ def test_the_time_without_demand_begins_with_demand_mode(world: World) -> None:
 
 def test_what_the_agent_heard_is_wanted(world: World) -> None:
     """In the set that it names."""
+    world.unit().hand_over({})
     demand.save(UNIT, {"default": Demand(assigned=2, heard=NOW, scale_set=7)})
 
     [found] = world.unit().wanted(NOW)
 
     assert (found.number, found.scale_set) == (2, 7)
     assert isinstance(found.registration, ScaleSetRegistration)
+
+
+def test_what_was_heard_of_another_place_is_not_wanted(world: World) -> None:
+    """The number of a set is another set's at another path or server: no runner may register with it."""
+    world.unit().hand_over({})
+    demand.save(UNIT, {"default": Demand(assigned=2, heard=NOW, scale_set=7)})
+
+    for changed in ({"path": GithubRepo("octo-org", "other")}, {"github_url": "https://other.example"}):
+        [found] = world.unit(**changed).wanted(NOW)
+        assert (found.number, found.scale_set) == (None, None)
+
+
+def test_an_unknown_capacity_keeps_the_one_before(world: World) -> None:
+    """A reconcile that could not find out what fits announces no more than the last one that could."""
+    world.unit().hand_over({"default": 2})
+
+    world.unit().hand_over({})
+
+    found = agent_settings.load(UNIT)
+    assert found is not None
+    assert found.flavors[0].capacity == 2
+
+
+@pytest.mark.parametrize("change", ["boot", "flavours"])
+def test_what_cannot_have_been_heard_yet_is_given_time(
+    world: World, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a boot, and for a flavour that is new, the fallback begins after its time, not at once."""
+    world.unit(demand_fallback=1).wanted(NOW - 10 * PATIENCE)
+    flavor = replace(state().flavors[0], name="new", maximum=3)
+    changes: dict[str, Any] = {"given_flavors": (flavor,)} if change == "flavours" else {}
+    if change == "boot":
+        monkeypatch.setattr(kernel, "boot_id", lambda: "another")
+
+    [first] = world.unit(demand_fallback=1, **changes).wanted(NOW)
+    [later] = world.unit(demand_fallback=1, **changes).wanted(NOW + PATIENCE)
+
+    assert (first.number, later.number) == (None, 1)
