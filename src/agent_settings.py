@@ -127,9 +127,9 @@ def _flavor(item: Any) -> AgentFlavor:
 
 
 def remove(unit: str) -> list[str]:
-    """Remove the file of a unit; returns what was removed."""
-    found = path(unit)
-    if not found.exists():
-        return []
-    found.unlink()
-    return [str(found)]
+    """Remove the file of a unit, and what a write that was killed has left of it; returns what was removed."""
+    place = path(unit)
+    found = [each for each in (place, *place.parent.glob(f".{place.name}.*")) if each.exists()]
+    for each in found:
+        each.unlink()
+    return [str(each) for each in found]

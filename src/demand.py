@@ -37,6 +37,8 @@ class Demand:
     """Labels that GitHub left out of the set."""
     problem: str = ""
     """Why there is no session, if there is none."""
+    running: int = 0
+    """Of the assigned jobs those that run."""
 
     def wanted(self, flavor: Flavor) -> int:
         """Runners that a flavour is to have, before the machine's budget."""
@@ -77,8 +79,9 @@ def remove(unit: str) -> list[str]:
 
 def _demand(values: Any) -> Demand:
     assigned, missed = int(values["assigned"]), int(values["missed"])
+    running = int(values.get("running", 0))
     since, heard = values["since"], float(values["heard"])
-    if not (all(0 <= number <= MOST for number in (assigned, missed)) and math.isfinite(heard)):
+    if not (all(0 <= number <= MOST for number in (assigned, missed, running)) and math.isfinite(heard)):
         raise ValueError("a number that cannot be")
     scale_set = values["scale_set"]
     return Demand(
@@ -89,4 +92,5 @@ def _demand(values: Any) -> Demand:
         scale_set=None if scale_set is None else int(scale_set),
         dropped=tuple(map(str, values["dropped"])),
         problem=str(values["problem"]),
+        running=running,
     )

@@ -12,6 +12,8 @@ import logging
 import re
 import shlex
 import sys
+import threading
+from collections.abc import Iterable
 from types import TracebackType
 from urllib.parse import quote, unquote, urlsplit
 
@@ -19,7 +21,10 @@ MASK = "…"
 # In characters. A shorter value would mask parts of ordinary words; in a URL it is masked all the same.
 SHORTEST = 8
 USER_IN_URL = re.compile(r"""(?<=//)[^/\s"']*@""")
-_noted: set[str] = set()
+# The agent notes tokens for months: the newest ones are kept. One that is in use is noted again and again.
+MOST = 1000
+_noted: dict[str, None] = {}
+_lock = threading.RLock()
 
 
 def note(*secrets: str | None) -> None:
@@ -27,7 +32,17 @@ def note(*secrets: str | None) -> None:
     for secret in secrets:
         for text in (secret or "", unquote(secret or "")):
             forms = {text, quote(text, safe=""), json.dumps(text)[1:-1], repr(text)[1:-1], shlex.quote(text).strip("'")}
-            _noted.update(form for form in forms if len(form) >= SHORTEST)
+            _keep(form for form in forms if len(form) >= SHORTEST)
+
+
+def _keep(forms: Iterable[str]) -> None:
+    """Have these as the newest, and drop the oldest."""
+    with _lock:
+        for form in forms:
+            _noted.pop(form, None)
+            _noted[form] = None
+        while len(_noted) > MOST:
+            del _noted[next(iter(_noted))]
 
 
 def note_url(url: str | None) -> None:
@@ -41,8 +56,10 @@ def note_url(url: str | None) -> None:
 def redact(text: str) -> str:
     """The text without noted secrets, and without user and password of any URL."""
     text = USER_IN_URL.sub(f"{MASK}@", text)
+    with _lock:
+        noted = list(_noted)
     # The longest first: one secret may be a part of another.
-    for secret in sorted(_noted, key=len, reverse=True):
+    for secret in sorted(noted, key=len, reverse=True):
         text = text.replace(secret, MASK)
     return text
 

@@ -5,6 +5,7 @@ The service has no public description; its contract is GitHub's own client (http
 
 import base64
 import json
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ import httpx2
 import redaction
 from errors import GithubApiError, TemporaryGithubError
 from gh import answers
+
+logger = logging.getLogger(__name__)
 
 # Of jobs and runners: what is larger is damage.
 MOST = 100_000
@@ -90,10 +93,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Message:
-    """A message of a set's queue, with the statistics of its time."""
+    """A message of a set's queue, with the statistics of its time; None where it has none that can be read."""
 
     number: int
-    statistics: Statistics
+    statistics: Statistics | None
     jobs: tuple[Job, ...]
 
 
@@ -120,10 +123,11 @@ def number(item: Any, name: str, most: int = LARGEST_NUMBER) -> int:
 
 
 def text(item: Any, name: str) -> str:
-    """A text of one printable line, cut; empty where it is missing."""
+    """A text of one printable line, cut; empty where it is missing or something else."""
     found = item.get(name) if isinstance(item, dict) else None
-    printable = "".join(char if char.isprintable() else " " for char in found[:TEXT_LIMIT]) if found else ""
-    return printable if isinstance(found, str) else ""
+    if not isinstance(found, str):
+        return ""
+    return "".join(char if char.isprintable() else " " for char in found[:TEXT_LIMIT])
 
 
 def token(item: Any, name: str) -> str:
@@ -187,17 +191,34 @@ def session(item: Any, schemes: tuple[str, ...]) -> Session:
 
 
 def message(item: Any) -> Message:
-    """A message; one of another type has no jobs."""
-    jobs: list[Any] = []
+    """A message; one of another type has no jobs. GithubApiError where it has no valid number.
+
+    What else is damaged is left out: a message that stayed in the queue would keep all later ones from being read.
+    """
+    id_ = number(item, "messageId")
+    known: Statistics | None = None
+    jobs: tuple[Job, ...] = ()
+    try:
+        known = statistics(item)
+    except GithubApiError as error:
+        logger.warning("Message %s: %s", id_, error)
     if text(item, "messageType") == JOBS:
-        body = item.get("body") or "[]"
         try:
-            jobs = json.loads(body)
-        except (ValueError, TypeError, RecursionError):
-            raise GithubApiError("the message has no valid body") from None
-        if not isinstance(jobs, list) or len(jobs) > MOST_JOBS:
-            raise GithubApiError("the message has no valid list of jobs")
-    return Message(number(item, "messageId"), statistics(item), tuple(filter(None, map(_job, jobs))))
+            jobs = _jobs(item.get("body") or "[]")
+        except GithubApiError as error:
+            logger.warning("Message %s: %s", id_, error)
+    return Message(id_, known, jobs)
+
+
+def _jobs(body: Any) -> tuple[Job, ...]:
+    """The entries of a message, which are JSON in a text."""
+    try:
+        entries = json.loads(body)
+    except (ValueError, TypeError, RecursionError):
+        raise GithubApiError("the message has no valid body") from None
+    if not isinstance(entries, list) or len(entries) > MOST_JOBS:
+        raise GithubApiError("the message has no valid list of jobs")
+    return tuple(filter(None, map(_job, entries)))
 
 
 def _job(item: Any) -> Job | None:

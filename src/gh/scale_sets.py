@@ -324,12 +324,12 @@ class Listener:
 
     def acquire(self, requests: Sequence[int]) -> int:
         """Take jobs, which only an Enterprise Server asks for; returns how many were granted."""
-        service, _ = self._client._connected(time.monotonic() + CALL_DEADLINE)
+        end = time.monotonic() + CALL_DEADLINE
+        service, _ = self._client._connected(end)
         place = f"/_apis/runtime/runnerscalesets/{self.number}/acquirejobs"
         url = extended(service, place, **{"api-version": API_VERSION})
-        token = f"Bearer {self.session.token}"
         try:
-            answer = self._client.send("POST", url, token, body=list(requests), end=time.monotonic() + CALL_DEADLINE)
+            answer = self._sent("POST", lambda: url, end, body=list(requests))
         except (ScaleSetError, TokenError) as error:
             # GitHub's own service assigns the jobs by itself, and has no such request.
             if getattr(error, "status", None) != 404:
@@ -346,19 +346,24 @@ class Listener:
         self._client.close_session(self.number, self.session.id)
 
     def _queue(self, method: str, path: str, end: float, query: dict[str, str] | None = None, **more: Any) -> Any:
-        """A request of the queue; after a 401 once more with a new token."""
+        """A request of the queue."""
+        try:
+            # A renewed session may have another address.
+            return self._sent(method, lambda: extended(self.session.url, path, **(query or {})), end, **more)
+        except StatusError as error:
+            if error.status in (400, 404) and not isinstance(error, (SetGoneError, SessionEndedError)):
+                raise SessionEndedError(str(error), error.status, getattr(error, "kind", "")) from error
+            raise
+
+    def _sent(self, method: str, url: Callable[[], str], end: float, **more: Any) -> httpx2.Response:
+        """A request with the session's token; after a 401 once more with a new one."""
         for is_last in (False, True):
-            url = extended(self.session.url, path, **(query or {}))
             try:
-                return self._client.send(method, url, f"Bearer {self.session.token}", end=end, **more)
+                return self._client.send(method, url(), f"Bearer {self.session.token}", end=end, **more)
             except _RefusedTokenError as error:
                 if is_last:
                     raise SessionEndedError(f"the token of the session is refused: {error}", 401, "") from error
                 self.renew()
-            except StatusError as error:
-                if error.status in (400, 404) and not isinstance(error, (SetGoneError, SessionEndedError)):
-                    raise SessionEndedError(str(error), error.status, getattr(error, "kind", "")) from error
-                raise
         raise AssertionError("unreachable")
 
 

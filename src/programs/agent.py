@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import agent_settings
 import redaction
@@ -27,6 +28,8 @@ from programs.sessions import Sessions
 # ends as soon as it has started.
 GATHER = 0.05
 PAUSE = 2.0
+# Threads without which no reconcile is started.
+STARTER, WATCHER = ESSENTIAL = ("starter", "watcher")
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ class Starter:
     def __init__(self, service: str) -> None:
         self._service = service
         self._asked = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="starter", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=STARTER, daemon=True)
 
     def start(self) -> None:
         """Begin to listen."""
@@ -74,10 +77,12 @@ def main() -> int:
         logger.error("%s", error)
         return 1
     starter = Starter(triggers.service(arguments.unit))
+    sessions = Sessions(arguments.unit, starter.ask)
+    failed: list[str] = []
+    threading.excepthook = partial(note_end, failed, sessions.stop)
     starter.start()
     if arguments.watch:
-        threading.Thread(target=watch, args=(arguments.unit, managed, starter), name="watcher", daemon=True).start()
-    sessions = Sessions(arguments.unit, starter.ask)
+        threading.Thread(target=watch, args=(arguments.unit, managed, starter), name=WATCHER, daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sessions.stop.set())
     serving = (arguments.metrics_port, arguments.unit, sessions.stop)
@@ -85,7 +90,20 @@ def main() -> int:
     metrics.start()
     sessions.run()
     metrics.join()
-    return 0
+    return 1 if failed else 0
+
+
+def note_end(failed: list[str], stop: threading.Event, ended: threading.ExceptHookArgs) -> None:
+    """Log what ended a thread, without secrets. Without the starter or the watcher the agent stops too.
+
+    systemd then starts it again. A session's thread is begun anew by the sessions.
+    """
+    name = ended.thread.name if ended.thread else ""
+    trace = (ended.exc_type, ended.exc_value or ended.exc_type(), ended.exc_traceback)
+    logger.critical("The thread %s has ended", name, exc_info=trace)
+    if name in ESSENTIAL:
+        failed.append(name)
+        stop.set()
 
 
 def serve(port: int, unit: str, stop: threading.Event) -> None:
@@ -95,12 +113,16 @@ def serve(port: int, unit: str, stop: threading.Event) -> None:
 
 
 def watch(unit: str, managed: Callable[[str], bool], starter: Starter) -> None:
-    """Follow LXD's events, and replace runners that ended. In demand mode a reconcile decides how many it takes."""
+    """Follow LXD's events, and replace runners that ended. In demand mode a reconcile decides how many it takes.
+
+    Each creation that fails ends an instance: the pause keeps that from being a loop without one.
+    """
     lxd, service = LxdClient(), triggers.service(unit)
     for names in events.ended(managed, GATHER):
         try:
             if agent_settings.path(unit).exists():
                 starter.ask()
+                time.sleep(PAUSE)
                 continue
             # Read again each time: the number of runners is an option.
             wanted = settings.load(unit).runners

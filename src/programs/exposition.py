@@ -99,7 +99,7 @@ class Figures:
         build.add_metric((self.unit, self._version), 1)
         yield build
         found = telemetry.load(self.unit)
-        yield from self._of_jobs(found)
+        yield from self._of_jobs()
         if found is None:
             return
         yield from self._of_runners(found)
@@ -126,14 +126,11 @@ class Figures:
         wanted = [((flavor,), each.wanted) for flavor, each in found.flavors.items() if each.wanted is not None]
         yield self._gauge("wanted_runners", "Runners that the last reconcile aimed for.", wanted, "flavor")
 
-    def _of_jobs(self, found: telemetry.Gauges | None) -> Iterator[Metric]:
+    def _of_jobs(self) -> Iterator[Metric]:
         """Jobs of each flavour in demand mode; without a file of demand there are none."""
-        busy = {} if found is None else {flavor: counts.busy for flavor, counts in found.flavors.items()}
         known = dict(list(demand.load(self.unit).items())[:MOST_FLAVORS])
         assigned = [((flavor,), each.assigned) for flavor, each in known.items()]
-        waiting = [
-            ((flavor,), max(0, each.assigned - busy.get(flavor, 0)) + each.missed) for flavor, each in known.items()
-        ]
+        waiting = [((flavor,), max(0, each.assigned - each.running) + each.missed) for flavor, each in known.items()]
         yield self._gauge("assigned_jobs", "Jobs that GitHub assigned, those that run included.", assigned, "flavor")
         yield self._gauge("waiting_jobs", "Jobs that no runner has begun.", waiting, "flavor")
 

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -26,6 +26,7 @@ from gh.auth import Pat
 from gh.client import GithubClient
 from gh.scale_set_answers import Job, ScaleSet, Statistics
 from gh.scale_sets import Listener, ScaleSetClient, SessionConflictError, SessionEndedError, SetGoneError
+from host.markers import LEAVING, Markers
 from models import GithubRepo
 from programs import missed_jobs
 from programs.missed_jobs import Target, Told
@@ -46,7 +47,8 @@ RENEW_BEFORE, RENEW_PAUSE = 600.0, 120.0
 ASSIGNMENT_LIFE = 600.0
 # For the end of a thread whose session was closed.
 THREAD_END = 3.0
-MOST_ASSIGNED = 1000
+MOST_ASSIGNED = MOST_OFFERED = 1000
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 PROBLEM_LIMIT = 200
 
 
@@ -55,15 +57,15 @@ class Assigned:
     """Jobs that messages of one session have assigned, and none has said to be started or completed."""
 
     jobs: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """By the job's id: since when it waits and when the message came, in UNIX seconds."""
+    """By the job's id: since when it waits and when it was assigned, in UNIX seconds."""
 
     def note(self, job: Job, now: float) -> None:
-        """Take a message's entry into account."""
+        """Take a message's entry into account. The message may be older than its assignment's life."""
         if job.kind in ("JobStarted", "JobCompleted"):
             self.jobs.pop(job.id, None)
         elif job.kind == "JobAssigned" and len(self.jobs) < MOST_ASSIGNED:
             since = job.queued or job.assigned or now
-            self.jobs.setdefault(job.id, (min(since, now), now))
+            self.jobs.setdefault(job.id, (min(since, now), min(job.assigned or now, now)))
 
     def expire(self, now: float) -> None:
         """Leave out jobs whose assignment is over."""
@@ -77,7 +79,33 @@ def demanded(before: Demand, statistics: Statistics, jobs: Assigned, number: int
     since: float | None = None
     if assigned > statistics.running:
         since = min((times[0] for times in jobs.jobs.values()), default=before.since or now)
-    return replace(before, assigned=assigned, since=since, heard=now, scale_set=number, problem="")
+    heard = replace(before, assigned=assigned, running=statistics.running, since=since, heard=now)
+    return replace(heard, scale_set=number, problem="")
+
+
+@dataclass
+class Offered:
+    """Jobs that an Enterprise Server offers, and that were not asked for yet: there was no room for them."""
+
+    requests: dict[int, None] = field(default_factory=dict)
+    taken: int = 0
+    """How many were taken since the last statistics."""
+
+    def note(self, job: Job) -> None:
+        """Take a message's entry into account."""
+        self.requests.pop(job.request, None)
+        if job.kind == "JobAvailable" and job.request:
+            self.requests[job.request] = None
+            if len(self.requests) > MOST_OFFERED:
+                del self.requests[next(iter(self.requests))]
+
+    def acquire(self, listener: Listener, room: int) -> None:
+        """Ask for as many as there is room for. Those that are not granted went elsewhere."""
+        asked = list(self.requests)[: max(0, room - self.taken)]
+        if asked:
+            self.taken += listener.acquire(asked)
+            for request in asked:
+                self.requests.pop(request, None)
 
 
 def durations(job: Job, flavor: str) -> Iterator[Observation]:
@@ -111,6 +139,8 @@ class Sessions:
         self._known: dict[str, Demand] = {}
         self._wanted: dict[str, tuple[int, int | None]] = {}
         self._threads: dict[str, FlavorSession] = {}
+        self._since: dict[str, float] = {}
+        self._silent: set[str] = set()
         self._asked = 0.0
         self._sweep_at = 0.0
         self._queued = missed_jobs.Schedule()
@@ -124,12 +154,12 @@ class Sessions:
 
     def refresh(self) -> None:
         """Read the settings: connect anew where they have changed, and have a thread for each flavour."""
-        found = agent_settings.load(self.unit)
+        # A unit that leaves has no sessions: no job is to come to it any more.
+        is_leaving = Markers(self.unit).read(LEAVING) is not None
+        found = None if is_leaving else agent_settings.load(self.unit)
         if found != self._settings:
             self._follow(found)
-        if found is None:
-            return
-        names = {flavor.name for flavor in found.flavors}
+        names = {flavor.name for flavor in found.flavors} if found else set()
         for name in names:
             session = self._threads.get(name)
             if session is None or not session.thread.is_alive():
@@ -138,15 +168,32 @@ class Sessions:
         leaving = [each for name, each in self._threads.items() if name not in names and each.thread.is_alive()]
         for session in leaving:
             session.close()
+        if found is None:
+            return
         if not leaving:
             # One that is open would make its set again.
             self._sweep(found)
+        self._note_silence(names)
         end, now = found.token_end, self.clock()
         if end is not None and end - now < RENEW_BEFORE and abs(now - self._asked) >= RENEW_PAUSE:
             self._asked = now
             self._wake()
         if isinstance(found.path, GithubRepo) and self._queued.is_due():
             threading.Thread(target=self.find_missed, args=(found, found.path), name="missed jobs", daemon=True).start()
+
+    def _note_silence(self, names: set[str]) -> None:
+        """Start a reconcile, once, where a flavour gets no answer for so long that the fallback holds."""
+        now = self.clock()
+        self._since = {name: self._since.get(name, now) for name in names}
+        known = {name: self.known(name) for name in names}
+        silent = {
+            name
+            for name, found in known.items()
+            if not found.is_known(now) and abs(now - max(found.heard, self._since[name])) >= demand.PATIENCE
+        }
+        if silent - self._silent:
+            self._wake()
+        self._silent = silent
 
     def find_missed(self, found: AgentSettings, path: GithubRepo) -> None:
         """Publish how many queued jobs of the repository reached no set; none where that cannot be seen."""
@@ -197,6 +244,9 @@ class Sessions:
         client, before = self._client, self._settings
         if found is not None and (before is None or _place(before) != _place(found) or client is None):
             # As in a hook: the clients take their proxies from the environment.
+            for name in PROXIES:
+                os.environ.pop(name, None)
+                os.environ.pop(name.lower(), None)
             os.environ.update(found.proxies)
             client = ScaleSetClient(
                 found.github_url, found.path, self._registration_token, ca_certificates=found.ca_certificates
@@ -209,7 +259,9 @@ class Sessions:
             names = {flavor.name for flavor in found.flavors} if found else set()
             if before is None or {flavor.name for flavor in before.flavors} != names:
                 self._sweep_at = 0.0
-            self._known = {name: value for name, value in self._known.items() if name in names}
+            # What a former process wrote stays until this one's sessions have heard.
+            known = demand.load(self.unit) if before is None else self._known
+            self._known = {name: value for name, value in known.items() if name in names}
             self._wanted = {name: value for name, value in self._wanted.items() if name in names}
 
     def _registration_token(self) -> str:
@@ -240,13 +292,16 @@ class Sessions:
         with self._lock:
             if self._settings is None or flavor.name not in {each.name for each in self._settings.flavors}:
                 return
-            self._known[flavor.name] = found = change(self._known.get(flavor.name, Demand()))
+            before, now = self._known.get(flavor.name, Demand()), self.clock()
+            self._known[flavor.name] = found = change(before)
             wanted = (min(flavor.maximum, flavor.min_idle + found.assigned + found.missed), found.scale_set)
             try:
                 demand.save(self.unit, self._known)
             except OSError as error:
                 logger.warning("The demand was not written: %s", error)
-            changed = self._wanted.get(flavor.name) != wanted and not found.problem
+            # After a time without an answer there may be the fallback's runners.
+            is_back = found.is_known(now) and not before.is_known(now)
+            changed = (is_back or self._wanted.get(flavor.name) != wanted) and not found.problem
             if changed:
                 self._wanted[flavor.name] = wanted
         if changed:
@@ -270,7 +325,9 @@ class FlavorSession:
         self._all = sessions
         self._name = name
         self._listener: Listener | None = None
+        self._statistics: Statistics | None = None
         self._jobs = Assigned()
+        self._offered = Offered()
         self.told = Told()
         self._place: tuple[ScaleSetClient, tuple[str, ...]] | None = None
         self._pause = 0.0
@@ -287,6 +344,10 @@ class FlavorSession:
             except GithubClientError as error:
                 if self._all.stop.is_set() or self._all.flavor(self._name) is None:
                     break
+                pause = self._failed(found[1], error)
+            except Exception as error:
+                logger.exception("%s: unexpected", self._name)
+                self.close()
                 pause = self._failed(found[1], error)
             self._all.stop.wait(pause)
         self.close()
@@ -312,10 +373,8 @@ class FlavorSession:
         """End the session."""
         listener, self._listener = self._listener, None
         if listener is not None:
-            try:
+            with self._logged("the session was not closed"):
                 listener.close()
-            except GithubClientError as error:
-                logger.info("%s: the session was not closed: %s", self._name, error)
 
     def end(self) -> None:
         """End the session, and wait a moment for the thread: it may be about to open one, which it then closes."""
@@ -326,6 +385,7 @@ class FlavorSession:
         found = self._set(settings, flavor, client)
         listener = client.open_session(found.number, settings.identity.unit)
         self._listener, self._jobs = listener, Assigned()
+        self._statistics, self._offered.taken = listener.session.statistics, 0
         wanted = {label.lower() for label in flavor.labels} | {found.name.lower()}
         dropped = tuple(sorted(wanted - {label.lower() for label in found.labels}))
         logger.info("%s: the session of the scale set %s is open", self._name, found.name)
@@ -342,23 +402,35 @@ class FlavorSession:
         return found or client.create(name, group, flavor.labels)
 
     def _poll(self, listener: Listener, settings: AgentSettings, flavor: AgentFlavor) -> None:
+        """Wait for a message. Where none comes, the last statistics hold, and assignments grow old."""
         message = listener.message(flavor.capacity)
-        if message is None:
-            self._all.publish(flavor, lambda known: replace(known, heard=self._all.clock(), problem=""))
-            return
-        # Before anything is done about it, as GitHub's own client does: the statistics come again anyway.
-        listener.delete(message.number)
-        now = self._all.clock()
-        for job in message.jobs:
-            self._jobs.note(job, now)
-            self.told.note(job)
-        if settings.measures_jobs:
-            telemetry.observe(self._all.unit, *(each for job in message.jobs for each in durations(job, flavor.name)))
-        offered = [job.request for job in message.jobs if job.kind == "JobAvailable" and job.request]
-        room = max(0, flavor.capacity - message.statistics.assigned)
-        if offered and room:
-            listener.acquire(offered[:room])
-        self._hear(flavor, listener, message.statistics)
+        if message is not None:
+            self._statistics, self._offered.taken = message.statistics, 0
+            # Before anything is done about it, as GitHub's own client does. It is heard all the same where that fails.
+            with self._logged("the message was not deleted"):
+                listener.delete(message.number)
+            now = self._all.clock()
+            for job in message.jobs:
+                self._jobs.note(job, now)
+                self._offered.note(job)
+                self.told.note(job)
+            if settings.measures_jobs:
+                seen = [each for job in message.jobs for each in durations(job, flavor.name)]
+                telemetry.observe(self._all.unit, *seen)
+        if self._statistics is None:
+            listener.renew()
+            self._statistics = listener.session.statistics
+        with self._logged("no jobs were acquired"):
+            self._offered.acquire(listener, flavor.capacity - self._statistics.assigned)
+        self._hear(flavor, listener, self._statistics)
+
+    @contextmanager
+    def _logged(self, what: str) -> Iterator[None]:
+        """An error of GitHub's is logged: the next wait for a message tells whether the session is over."""
+        try:
+            yield
+        except GithubClientError as error:
+            logger.warning("%s: %s: %s", self._name, what, error)
 
     def _hear(self, flavor: AgentFlavor, listener: Listener, statistics: Statistics, **changes: Any) -> None:
         now, number = self._all.clock(), listener.number
@@ -367,7 +439,7 @@ class FlavorSession:
         )
         self.told.count(statistics, len(self._jobs.jobs))
 
-    def _failed(self, flavor: AgentFlavor, error: GithubClientError) -> float:
+    def _failed(self, flavor: AgentFlavor, error: Exception) -> float:
         """Note a problem, and say how long to pause before another attempt."""
         now = self._all.clock()
         if isinstance(error, (SessionEndedError, SetGoneError)):
@@ -377,7 +449,7 @@ class FlavorSession:
             self._conflict = now
         if not is_new or now - (self._conflict or now) >= CONFLICT_PATIENCE:
             logger.warning("%s: %s", self._name, error)
-            problem = redact(str(error))[:PROBLEM_LIMIT]
+            problem = redact(str(error) or type(error).__name__)[:PROBLEM_LIMIT]
             self._all.publish(flavor, lambda known: replace(known, problem=problem))
         self._pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, 2 * self._pause))
         if isinstance(error, RateLimitError):

@@ -1,5 +1,6 @@
 """The unit's agent in demand mode, against the stand-in for GitHub and with a starter that only counts."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import telemetry
 from agent_settings import AgentFlavor, AgentSettings
 from demand import Demand
 from gh.scale_set_answers import Job, Message, Statistics
+from host import markers
 from models import GithubRepo
 from naming import Identity
 from programs import missed_jobs
@@ -79,7 +81,11 @@ class Agent:
 def agent(server: github.GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
     monkeypatch.setattr(agent_settings, "LOCKS", tmp_path)
     monkeypatch.setattr(demand, "LOCKS", tmp_path)
+    monkeypatch.setattr(markers, "ROOT", tmp_path / "markers")
     monkeypatch.setattr("programs.sessions.RELOAD", 0.05)
+    for name in {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}:
+        # The agent removes it.
+        monkeypatch.delenv(name)
     made = Agent(server.url)
     yield made
     made.end()
@@ -277,6 +283,18 @@ def test_without_permission_nothing_is_missed(
     assert awaited(lambda found: found.assigned == 1, "the job").missed == 0
 
 
+def test_a_unit_that_leaves_has_no_sessions(agent: Agent, control: GitHubControl) -> None:
+    """Also while one waits for a message: no job is to come to the unit any more."""
+    control.settings(hold=30.0)
+    agent.save()
+    wait_for(lambda: [each["capacity"] for each in control.scale_sets()] == [2], "the session", timeout=20)
+
+    markers.Markers(IDENTITY.unit).note(markers.LEAVING)
+
+    wait_for(lambda: [each["owner"] for each in control.scale_sets()] == [None], "its end", timeout=20)
+    control.settings(hold=0.1)
+
+
 @pytest.mark.parametrize("measures", [True, False])
 def test_durations_of_jobs(measures: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without cos-agent the agent records how long jobs waited and took; with it, reconciles do, and no job twice."""
@@ -350,3 +368,17 @@ def test_a_killed_process_loses_nothing(
         second.kill()
         second.wait(10)
     assert [each["owner"] for each in control.scale_sets()] == [None]
+
+
+def test_an_unexpected_end_of_the_starter_ends_the_process(agent: Agent, tmp_path: Path) -> None:
+    """systemd starts it again; what is printed of it has no secret."""
+    agent.end()
+    agent.save(token_end=time.time() + 500)
+    failing = PROGRAM.replace("lambda service: None", f"lambda service: dict()[{TOKEN!r}]")
+    arguments = [sys.executable, "-c", failing, "--unit", IDENTITY.unit, str(tmp_path)]
+
+    found = subprocess.run(arguments, capture_output=True, text=True, timeout=30, check=False)
+
+    assert found.returncode == 1
+    assert "KeyError" in found.stderr
+    assert TOKEN not in found.stderr

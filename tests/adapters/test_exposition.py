@@ -67,7 +67,7 @@ def scrape(served: Exposition) -> dict[str, float]:
 def record(now: float = 1_700_000_000.0) -> None:
     """Everything that can be recorded, for one flavour."""
     telemetry.save(UNIT, Gauges(now, {"small": Counts(3, 1, 2, 0)}, 4000, now - 60, now - 120))
-    demand.save(UNIT, {"small": Demand(assigned=5, missed=1, heard=now)})
+    demand.save(UNIT, {"small": Demand(assigned=5, missed=1, heard=now, running=2)})
     durations = (Observation(name, "small", 7.0) for name in telemetry.DURATIONS)
     telemetry.observe(UNIT, *durations, Observation(FAILURE, "small", step="registering"))
 

@@ -17,6 +17,7 @@ from gh.auth import Pat
 from gh.client import GithubClient
 from gh.errors import StatusError
 from gh.registration import read_configuration
+from gh.scale_set_answers import Message, Statistics
 from gh.scale_set_registration import ScaleSetRegistration
 from gh.scale_sets import Listener, ScaleSetClient, SessionConflictError, SessionEndedError, SetGoneError
 from models import GithubOrg, GithubRepo
@@ -108,6 +109,7 @@ def test_the_queue_gives_statistics_and_jobs(server: github.GitHub) -> None:
 
     found = listener.message(2)
     assert found is not None
+    assert found.statistics is not None
     listener.delete(found.number)
     if server.state.settings.enterprise_version:
         assert [job.kind for job in found.jobs] == ["JobAvailable"]
@@ -115,6 +117,7 @@ def test_the_queue_gives_statistics_and_jobs(server: github.GitHub) -> None:
         found = listener.message(2)
 
     assert found is not None
+    assert found.statistics is not None
     assert ([job.kind for job in found.jobs], found.statistics.assigned) == (["JobAssigned"], 1)
     assert found.jobs[0].labels == (NAME,)
     assert found.jobs[0].run > 0
@@ -185,6 +188,20 @@ def test_a_queue_token_that_is_over_is_renewed_once(broker: github.GitHub) -> No
 
     assert listener.session.id == before.id
     assert listener.session.token != before.token
+
+
+def test_jobs_are_acquired_with_a_renewed_token() -> None:
+    """The queue's token may end between a message and its jobs."""
+    for server in serve(enterprise_version="3.17.0"):
+        client = connect(server)
+        listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+        listener.message(1)
+        GitHubControl(server.url).add_job(REPO.path, labels=[NAME])
+        found = listener.message(1)
+        assert found is not None
+        GitHubControl(server.url).expire_scale_sets("queue")
+
+        assert listener.acquire([job.request for job in found.jobs]) == 1
 
 
 def test_an_admin_token_that_is_over_is_replaced(broker: github.GitHub) -> None:
@@ -326,12 +343,16 @@ STATISTICS = {
 MESSAGE = {"messageId": 1, "messageType": read.JOBS, "body": "[]", "statistics": STATISTICS}
 
 
+@pytest.mark.parametrize("number", [-1, 2**64, True, None, "1"])
+def test_a_message_without_a_number_is_refused(number: Any) -> None:
+    """It cannot be deleted."""
+    with pytest.raises(GithubApiError):
+        read.message({**MESSAGE, "messageId": number})
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"messageId": -1},
-        {"messageId": 2**64},
-        {"messageId": True},
         {"statistics": None},
         {"statistics": {**STATISTICS, "totalAssignedJobs": -1}},
         {"statistics": {**STATISTICS, "totalAssignedJobs": 10**9}},
@@ -342,10 +363,23 @@ MESSAGE = {"messageId": 1, "messageType": read.JOBS, "body": "[]", "statistics":
         {"body": json.dumps([{"jobId": "a"}] * 1001)},
     ],
 )
-def test_a_message_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
-    """No number of a damaged message becomes a number of runners."""
-    with pytest.raises(GithubApiError):
-        read.message({**MESSAGE, **changes})
+def test_a_damaged_message_can_be_deleted(changes: dict[str, Any]) -> None:
+    """Only what is damaged is left out: none of its numbers becomes a number of runners."""
+    jobs = json.dumps([{"messageType": "JobStarted", "jobId": "a"}])
+
+    found = read.message({**MESSAGE, "body": jobs, **changes})
+
+    assert found.number == 1
+    assert (found.statistics is None) is ("statistics" in changes)
+    assert len(found.jobs) == (0 if "body" in changes else 1)
+
+
+@pytest.mark.parametrize("value", [7, True, {"a": 1}, [1], None, 1.5])
+def test_a_text_of_another_type_is_empty(value: Any) -> None:
+    """Also in the body of an error."""
+    assert read.text({"message": value}, "message") == ""
+    response = httpx2.Response(400, json={"typeName": value, "message": value})
+    assert "request refused" in str(scale_sets._refusal(response, "org/repo"))
 
 
 def test_hostile_texts_of_a_job_are_bounded() -> None:
@@ -363,7 +397,8 @@ def test_a_message_of_another_type_has_no_jobs() -> None:
     """Its statistics count all the same."""
     found = read.message({**MESSAGE, "messageType": "News", "body": "no JSON"})
 
-    assert (found.jobs, found.statistics.assigned) == ((), 1)
+    assert found == Message(1, Statistics(*[1] * 7), ())
+    assert read.message({"messageId": 1, "messageType": "News"}) == Message(1, None, ())
 
 
 @pytest.mark.parametrize("url", ["", "ftp://host/", "https://", "http://host/", "https://u:p@host/", "https://host:x/"])

@@ -70,4 +70,4 @@ def no_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test takes for a secret is an ordinary word in another."""
-    monkeypatch.setattr(redaction, "_noted", set())
+    monkeypatch.setattr(redaction, "_noted", {})

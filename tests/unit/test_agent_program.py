@@ -2,10 +2,14 @@
 
 import logging
 import queue
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import agent_settings
 import provision
 from errors import CommandError
 from host import agent as service
@@ -79,3 +83,32 @@ def test_sessions_end_with_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     service.end_sessions(UNIT)
 
     assert calls == [f"try-restart {triggers.agent(UNIT)}"]
+
+
+def test_each_end_of_an_instance_asks_once_in_a_while(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In demand mode: a creation that fails ends an instance, and would ask for the next one at once."""
+    calls: list[Any] = []
+    monkeypatch.setattr(agent_settings, "LOCKS", tmp_path)
+    agent_settings.path(UNIT).write_text("{}")
+    monkeypatch.setattr("engine.events.ended", lambda *_: iter([{"a"}, {"b"}]))
+    monkeypatch.setattr(agent, "time", SimpleNamespace(sleep=calls.append))
+    starter: Any = SimpleNamespace(ask=lambda: calls.append("asked"))
+
+    agent.watch(UNIT, bool, starter)
+
+    assert calls == ["asked", agent.PAUSE] * 2
+
+
+@pytest.mark.parametrize(("name", "ends"), [("starter", True), ("watcher", True), ("missed jobs", False)])
+def test_without_its_threads_the_agent_ends(name: str, ends: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Without the one that starts reconciles or the one that watches systemd has to begin anew."""
+    failed: list[str] = []
+    stop = threading.Event()
+    ended: Any = SimpleNamespace(
+        thread=threading.Thread(name=name), exc_type=ValueError, exc_value=ValueError("reason"), exc_traceback=None
+    )
+
+    agent.note_end(failed, stop, ended)
+
+    assert (bool(failed), stop.is_set()) == (ends, ends)
+    assert "reason" in caplog.text

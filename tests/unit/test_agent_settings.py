@@ -87,3 +87,16 @@ def test_it_is_removed_once() -> None:
 
     assert agent_settings.remove(IDENTITY.unit) == [str(agent_settings.path(IDENTITY.unit))]
     assert agent_settings.remove(IDENTITY.unit) == []
+
+
+def test_what_a_killed_write_left_is_removed() -> None:
+    """It has the token too; files of other units stay."""
+    agent_settings.save(made())
+    place = agent_settings.path(IDENTITY.unit)
+    left, other = place.with_name(f".{place.name}.x1y2"), place.with_name(".agent.app-01.json.x1y2")
+    left.write_text("ghs_agentsecret")
+    other.write_text("")
+
+    assert agent_settings.remove(IDENTITY.unit) == [str(place), str(left)]
+    assert other.exists()
+    assert not left.exists()

@@ -21,7 +21,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_saved_is_loaded() -> None:
     """A file gives back every field of each flavour."""
     found = {
-        "small": Demand(3, 1, 1000.5, 2000.0, 42, ("extra",), "GitHub: no answer"),
+        "small": Demand(3, 1, 1000.5, 2000.0, 42, ("extra",), "GitHub: no answer", 2),
         "large": Demand(),
     }
     demand.save(UNIT, found)
@@ -44,6 +44,16 @@ def test_a_damaged_file_says_nothing(text: str) -> None:
     demand.path(UNIT).write_text(text)
 
     assert demand.load(UNIT) == {}
+
+
+def test_a_file_of_a_former_version_is_read() -> None:
+    """It has no number of running jobs."""
+    demand.save(UNIT, {"small": Demand(3, running=2)})
+    document = json.loads(demand.path(UNIT).read_text())
+    del document["small"]["running"]
+    demand.path(UNIT).write_text(json.dumps(document))
+
+    assert demand.load(UNIT) == {"small": Demand(3)}
 
 
 def test_a_missing_file_says_nothing() -> None:

@@ -74,6 +74,8 @@ def test_no_free_subnet() -> None:
 SERVICE_TEXT = """\
 [Unit]
 Description=Reconcile the GitHub runners of runner/0
+# Each start counts, also those that the agent asks for.
+StartLimitIntervalSec=0
 
 [Service]
 Type=oneshot

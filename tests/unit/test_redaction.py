@@ -95,6 +95,16 @@ def test_ordinary_words_stay() -> None:
     assert redaction.redact("user pw at http://user:pw@proxy, a@b") == "user pw at http://…@proxy, a@b"
 
 
+def test_the_newest_secrets_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent notes tokens for months; one that is noted again is a new one."""
+    monkeypatch.setattr(redaction, "MOST", 3)
+    for number in range(5):
+        redaction.note("secret-in-use", f"secret-number-{number}")
+
+    assert redaction.redact("secret-in-use secret-number-4 secret-number-0") == "… … secret-number-0"
+    assert len(redaction._noted) == 3
+
+
 def test_log_records_and_their_traces_are_masked(caplog: pytest.LogCaptureFixture) -> None:
     """Whoever logs, with arguments or an exception; arguments that do not fit stay the handler's to report."""
     redaction.install()
@@ -270,7 +280,7 @@ def test_no_failure_shows_the_key_of_an_app(
     charm_with_policy: Callable[[], Any], world: Surroundings, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """Neither whole nor a line of it, however an error quotes it."""
-    monkeypatch.setattr(redaction, "_noted", set())
+    monkeypatch.setattr(redaction, "_noted", {})
     secret = testing.Secret({"app-id": "Iv23liABC", "private-key": APP_KEY})
     config = {**CONFIG, "token": "", "app-secret": secret.id}
     words = f"{APP_KEY} {APP_KEY!r} {json.dumps(APP_KEY)} {shlex.quote(APP_KEY)} line {KEY_LINE}: kept"

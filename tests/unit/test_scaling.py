@@ -94,7 +94,7 @@ def test_statistics_make_the_number() -> None:
     """Running jobs are in the assigned ones; none waits where all run."""
     found = demanded(Demand(), Statistics(assigned=3, running=3), Assigned(), 7, NOW)
 
-    assert found == Demand(assigned=3, heard=NOW, scale_set=7)
+    assert found == Demand(assigned=3, running=3, heard=NOW, scale_set=7)
 
 
 def test_messages_count_where_statistics_lack_jobs() -> None:

@@ -1,0 +1,233 @@
+"""What the agent makes of the messages of a scale set, with a queue that the test fills."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import agent_settings
+import demand
+import telemetry
+from agent_settings import AgentFlavor, AgentSettings
+from demand import Demand
+from errors import TemporaryGithubError
+from gh.scale_set_answers import Job, Message, Statistics
+from models import GithubRepo
+from naming import Identity
+from programs import sessions as module
+from programs.sessions import ASSIGNMENT_LIFE, FlavorSession, Sessions
+
+IDENTITY = Identity("app", 0, "0123abcd")
+SMALL = AgentFlavor("small", ("app",), 5, 0, 2)
+SETTINGS = AgentSettings(IDENTITY, "https://github.com", GithubRepo("org", "repo"), "ghp_token", None, (), {}, (SMALL,))
+NOW = 1_800_000_000.0
+
+
+@dataclass
+class Queue:
+    """A session's queue: its messages, and what the agent asked of it."""
+
+    messages: list[Message | None] = field(default_factory=list)
+    number: int = 7
+    session: Any = field(default_factory=lambda: SimpleNamespace(statistics=Statistics()))
+    renewed: Statistics = field(default_factory=lambda: Statistics(assigned=4))
+    failing: set[str] = field(default_factory=set)
+    acquired: list[list[int]] = field(default_factory=list)
+    deleted: list[int] = field(default_factory=list)
+    closed: bool = False
+
+    def _ask(self, what: str) -> None:
+        if what in self.failing:
+            raise TemporaryGithubError(f"no {what}")
+
+    def message(self, _: int) -> Message | None:
+        return self.messages.pop(0)
+
+    def delete(self, number: int) -> None:
+        self._ask("delete")
+        self.deleted.append(number)
+
+    def acquire(self, requests: list[int]) -> int:
+        self._ask("acquire")
+        self.acquired.append(requests)
+        return len(requests)
+
+    def renew(self) -> None:
+        self._ask("renew")
+        self.session = SimpleNamespace(statistics=self.renewed)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class World:
+    """The sessions of a unit with one flavour and no thread, at a time that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+        self.wakes = 0
+        self.sessions = Sessions(IDENTITY.unit, self._wake, clock=lambda: self.now)
+        self.sessions._follow(SETTINGS)
+        self.queue = Queue()
+        self.session = FlavorSession(self.sessions, "small")
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def poll(self, *messages: Message | None) -> Demand:
+        """Take messages, None for an answer without one; what is known after them."""
+        self.queue.messages = list(messages)
+        while self.queue.messages:
+            self.session._poll(self.queue, SETTINGS, SMALL)  # type: ignore[arg-type]
+        return demand.load(IDENTITY.unit)["small"]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    for each in (demand, agent_settings, telemetry):
+        monkeypatch.setattr(each, "LOCKS", tmp_path)
+    for name in module.PROXIES:
+        monkeypatch.setenv(name, "http://former.example")
+        monkeypatch.setenv(name.lower(), "http://former.example")
+    made = World()
+    yield made
+    made.sessions.disconnect()
+
+
+def offers(*requests: int) -> tuple[Job, ...]:
+    return tuple(Job("JobAvailable", str(request), request) for request in requests)
+
+
+@pytest.mark.parametrize("failing", ["delete", "acquire"])
+def test_what_fails_after_a_message_loses_no_statistics(world: World, failing: str) -> None:
+    """GitHub does not give it again in this session; what was not acquired is asked for again."""
+    world.queue.failing = {failing}
+
+    assert world.poll(Message(1, Statistics(assigned=1), offers(11))).assigned == 1
+    world.queue.failing = set()
+    assert world.poll(None).assigned == 1
+
+    assert world.queue.acquired == [[11]]
+
+
+def test_jobs_beyond_the_room_are_acquired_when_there_is_room(world: World) -> None:
+    """Of an Enterprise Server, which offers each job once. What was taken fills the room until statistics have it."""
+    world.poll(Message(1, Statistics(), offers(11, 12, 13, 14)), None)
+    assert world.queue.acquired == [[11, 12]]
+
+    gone = Job("JobCompleted", "13", 13)
+    world.poll(Message(2, Statistics(assigned=2), ()), None, Message(3, Statistics(assigned=1), (gone,)), None)
+
+    assert world.queue.acquired == [[11, 12], [14]]
+
+
+def test_offers_have_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest are kept."""
+    monkeypatch.setattr(module, "MOST_OFFERED", 3)
+
+    world.poll(Message(1, Statistics(assigned=2), offers(*range(1, 9))))
+
+    assert list(world.session._offered.requests) == [6, 7, 8]
+
+
+def test_a_message_without_statistics_has_those_of_the_session(world: World) -> None:
+    """They are asked for, and again after a failure: until then an answer without a message says nothing."""
+    world.queue.failing = {"renew"}
+    with pytest.raises(TemporaryGithubError):
+        world.poll(Message(1, None, ()))
+    with pytest.raises(TemporaryGithubError):
+        world.poll(None)
+    assert world.queue.deleted == [1]
+    assert demand.load(IDENTITY.unit) == {}
+
+    world.queue.failing = set()
+
+    assert world.poll(None).assigned == 4
+
+
+def test_an_assignment_grows_old_while_the_queue_is_quiet(world: World) -> None:
+    """From when GitHub assigned it, which may be long before its message comes."""
+    assigned = Job("JobAssigned", "a", assigned=NOW - 100)
+    assert world.poll(Message(1, Statistics(), (assigned,))).assigned == 1
+
+    world.now += ASSIGNMENT_LIFE - 100
+
+    found = world.poll(None)
+    assert (found.assigned, found.since, found.heard) == (0, None, world.now)
+
+
+def test_running_jobs_are_told(world: World) -> None:
+    """For the metrics: they do not wait."""
+    assert world.poll(Message(1, Statistics(assigned=3, running=2), ())).running == 2
+
+
+def test_the_end_of_an_outage_starts_a_reconcile(world: World) -> None:
+    """Also with the number of before: there may be the fallback's runners."""
+    world.poll(Message(1, Statistics(assigned=1), ()))
+    wakes = world.wakes
+    world.now += demand.PATIENCE - 1
+    world.poll(None)
+    assert world.wakes == wakes
+
+    world.now += demand.PATIENCE
+    world.poll(None)
+
+    assert world.wakes == wakes + 1
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_an_outage_starts_one_reconcile(world: World, heard: bool) -> None:
+    """When the fallback holds from then on, whether or not there ever was an answer."""
+    if heard:
+        world.poll(Message(1, Statistics(assigned=1), ()))
+    wakes = world.wakes
+    world.sessions._note_silence({"small"})
+    world.now += demand.PATIENCE - 1
+    world.sessions._note_silence({"small"})
+    assert world.wakes == wakes
+
+    world.now += 1
+    for _ in range(3):
+        world.sessions._note_silence({"small"})
+
+    assert world.wakes == wakes + 1
+
+
+def test_another_process_keeps_what_the_former_one_knew(world: World) -> None:
+    """Until each flavour's session has heard; flavours that are gone are left out."""
+    large = Demand(assigned=3, heard=NOW - 5)
+    demand.save(IDENTITY.unit, {"large": large, "gone": Demand(assigned=1)})
+    other = Sessions(IDENTITY.unit, lambda: None, clock=lambda: NOW)
+    other._follow(replace(SETTINGS, flavors=(SMALL, replace(SMALL, name="large"))))
+
+    other.publish(SMALL, lambda known: replace(known, heard=NOW))
+
+    assert demand.load(IDENTITY.unit) == {"large": large, "small": Demand(heard=NOW)}
+    other.disconnect()
+
+
+def test_proxies_that_were_removed_are_not_used(world: World) -> None:
+    """The agent lives longer than the options of the model."""
+    world.sessions._follow(replace(SETTINGS, proxies={"https_proxy": "http://new.example"}))
+
+    found = {name: os.environ[name] for name in os.environ if name.upper() in module.PROXIES}
+    assert found == {"https_proxy": "http://new.example"}
+
+
+def test_an_unexpected_error_ends_the_session_and_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next attempt opens a new one."""
+    world.session._listener = world.queue  # type: ignore[assignment]
+
+    def fail(*_: Any) -> float:
+        world.sessions.stop.set()
+        raise KeyError("unexpected thing")
+
+    monkeypatch.setattr(world.session, "step", fail)
+    world.session.run()
+
+    assert world.queue.closed
+    assert "unexpected thing" in demand.load(IDENTITY.unit)["small"].problem
