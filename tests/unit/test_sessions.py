@@ -222,12 +222,17 @@ def test_an_unexpected_error_ends_the_session_and_is_told(world: World, monkeypa
     """The next attempt opens a new one."""
     world.session._listener = world.queue  # type: ignore[assignment]
 
+    closed: list[bool] = []
+
     def fail(*_: Any) -> float:
-        world.sessions.stop.set()
+        closed.append(world.queue.closed)
+        if len(closed) == 2:
+            world.sessions.stop.set()
         raise KeyError("unexpected thing")
 
     monkeypatch.setattr(world.session, "step", fail)
+    monkeypatch.setattr(world.session, "jittered", lambda: 0.0)
     world.session.run()
 
-    assert world.queue.closed
+    assert closed == [False, True]
     assert "unexpected thing" in demand.load(IDENTITY.unit)["small"].problem
