@@ -83,15 +83,23 @@ class FlavorChanges:
         missing = {one.wanted.flavor: max(0, one.plan.create - self._stayed(one.plan)) for one in usable}
         numbers, waits = self._granted(missing)
         blocked = [one for one in usable if missing[one.wanted.flavor] and not numbers[one.wanted.flavor]]
-        outdated = [name for one in blocked for name in one.plan.postponed]
-        if outdated:
-            # They would keep the room that the first runner of today's configuration needs.
-            self.changes.remove_idle(self._items(outdated))
-            for one in blocked:
-                missing[one.wanted.flavor] += sum(name in self.changes.removed for name in one.plan.postponed)
-            numbers, waits = self._granted(missing)
+        for one in blocked:
+            numbers, waits = self._with_room(one, missing, numbers, waits)
         self._order(usable, numbers)
         return waits
+
+    def _with_room(
+        self, blocked: FlavorPlan, missing: dict[str, int], numbers: Mapping[str, int], waits: list[Wait]
+    ) -> tuple[Mapping[str, int], list[Wait]]:
+        """Room for the first runner of today's configuration, where outdated ones keep it: as many go as it takes."""
+        flavor = blocked.wanted.flavor
+        for name in blocked.plan.postponed:
+            if numbers[flavor]:
+                break
+            if self.changes.remove_idle(self._items([name])) == 0:
+                missing[flavor] += 1
+            numbers, waits = self._granted(missing)
+        return numbers, waits
 
     def _replace_postponed(self, usable: Sequence[FlavorPlan], in_time: Callable[[], bool]) -> None:
         """Replace outdated runners of the flavours of which a new runner is online now."""

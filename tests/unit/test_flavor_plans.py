@@ -331,6 +331,19 @@ def test_an_outdated_runner_makes_room_for_the_first_of_todays_size(world: World
     assert f"{IDENTITY.prefix}aa" not in world.lxd.found
 
 
+def test_no_more_outdated_runners_go_than_the_first_of_today_needs(world: World) -> None:
+    """The others stay until it is online: a configuration that does not work leaves them."""
+    half = SMALL._replace(memory="512MiB")
+    for digits in ("aa", "ab", "ac"):
+        world.add(digits, "small", half, keys={f"{KEY}fingerprint": "yesterday"})
+    world.add("ba", "large", LARGE, busy=True)
+    world.lxd.faults["create"] = lambda _: True
+
+    world.reconcile(wanted("small", 3), capacity=Capacity(11 * GIB // 2, 99))
+
+    assert world.there().count("small") == 1
+
+
 class NoRegistration:
     """A way to register that does not work."""
 
