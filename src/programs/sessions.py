@@ -50,6 +50,8 @@ THREAD_END = 3.0
 MOST_ASSIGNED = MOST_OFFERED = 1000
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 PROBLEM_LIMIT = 200
+# Requests for jobs that one message or pause leads to.
+MOST_ASKED = 100
 
 
 @dataclass
@@ -100,9 +102,11 @@ class Offered:
                 del self.requests[next(iter(self.requests))]
 
     def acquire(self, listener: Listener, room: int) -> None:
-        """Ask for as many as there is room for. Those that are not granted went elsewhere."""
-        asked = list(self.requests)[: max(0, room - self.taken)]
-        if asked:
+        """Ask for as many as there is room for, and for others in place of those that went elsewhere."""
+        for _ in range(MOST_ASKED):
+            asked = list(self.requests)[: max(0, room - self.taken)]
+            if not asked:
+                break
             self.taken += listener.acquire(asked)
             for request in asked:
                 self.requests.pop(request, None)

@@ -38,6 +38,7 @@ class Queue:
     failing: set[str] = field(default_factory=set)
     acquired: list[list[int]] = field(default_factory=list)
     deleted: list[int] = field(default_factory=list)
+    elsewhere: set[int] = field(default_factory=set)
     closed: bool = False
 
     def _ask(self, what: str) -> None:
@@ -54,7 +55,7 @@ class Queue:
     def acquire(self, requests: list[int]) -> int:
         self._ask("acquire")
         self.acquired.append(requests)
-        return len(requests)
+        return len(set(requests) - self.elsewhere)
 
     def renew(self) -> None:
         self._ask("renew")
@@ -123,6 +124,15 @@ def test_jobs_beyond_the_room_are_acquired_when_there_is_room(world: World) -> N
     world.poll(Message(2, Statistics(assigned=2), ()), None, Message(3, Statistics(assigned=1), (gone,)), None)
 
     assert world.queue.acquired == [[11, 12], [14]]
+
+
+def test_offers_that_went_elsewhere_hold_no_room(world: World) -> None:
+    """Those behind them are asked for at once, not after the next message, which may take a minute."""
+    world.queue.elsewhere = {11, 12, 13}
+
+    world.poll(Message(1, Statistics(), offers(11, 12, 13, 14)))
+
+    assert world.queue.acquired == [[11, 12], [13, 14]]
 
 
 def test_offers_have_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
