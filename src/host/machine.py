@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -84,17 +84,24 @@ def set_up(
     logrotate.ensure(jinja)
     progress("Building runner image")
     builds = settings.images(state)
-
-    def ensure_image(build: ImageBuild) -> None:
-        others = [other for other in builds if other is not build]
-        # Runners of an image that is there do not wait for another one.
-        if build_later or any(image.is_there(lxd, other) for other in others):
-            image_builds.ensure(lxd, markers, build)
-        else:
-            image.ensure(lxd, jinja, build, lambda step: progress(f"Building runner image: {step}"))
-
-    _ensure_images(builds, ensure_image)
+    _ensure_images(builds, partial(_ensure_image, lxd, jinja, markers, builds, build_later, progress))
     markers.note(SET_UP)
+
+
+def _ensure_image(
+    lxd: LxdClient,
+    jinja: jinja2.Environment,
+    markers: Markers,
+    builds: Sequence[ImageBuild],
+    build_later: bool,
+    progress: Callable[[str], None],
+    build: ImageBuild,
+) -> None:
+    """Build one image, in this hook or outside of it: runners of an image that is there do not wait for another one."""
+    if build_later or any(image.is_there(lxd, other) for other in builds if other is not build):
+        image_builds.ensure(lxd, markers, build)
+    else:
+        image.ensure(lxd, jinja, build, lambda step: progress(f"Building runner image: {step}"))
 
 
 def _ensure_images(builds: Iterable[ImageBuild], ensure: Callable[[ImageBuild], object]) -> None:
