@@ -128,14 +128,13 @@ class RunnerManager:
         crashed: Counter[str] = Counter()
         flavors = FlavorChanges(plans, runners, changes, room)
         try:
-            in_time = lambda: self._clock() - started < times.REST_OF_RECONCILE  # noqa: E731
-            waits = flavors.apply(in_time)
+            waits = flavors.apply(lambda: self._clock() - started < times.REST_OF_RECONCILE)
             self.report.waits = [str(wait) for wait in (*plans.waits, *waits)]
         finally:
             # Also if GitHub gave no token: what was done is reported. After the creations, which wait for no job.
             with _continuing("Metrics of finished runners"):
                 crashed = self._collector.finished(_existing(runners, changes), observation.previous_volumes)
-            self._describe(plans, plan, runners, changes)
+            self._describe(plan, runners, changes)
             self._count(plans, (*plans.waits, *waits), runners, changes)
             self.report.capacities = flavors.capacities()
             self._clean_up(plan, changes, wanted, started)
@@ -256,7 +255,7 @@ class RunnerManager:
         changes.pull_logs([item for item in leaving if self._spec.issue_metrics or item.view.name in plan.failed])
         changes.remove(leaving)
 
-    def _describe(self, plans: Plans, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes) -> None:
+    def _describe(self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes) -> None:
         """Fill the report with the runners that exist now."""
         report, removed = self.report, set(changes.removed)
         report.created, report.removed = list(changes.created), list(changes.removed)
