@@ -2,13 +2,16 @@
 
 raw.py create NUMBER WORKERS PROFILES…   creates, starts, waits for the first command, prints the seconds; leaves them
 raw.py register NUMBER WORKERS PROFILES… the same and makes each a runner, with the tarball, URL and token of $RUNNER
+raw.py jit NUMBER WORKERS PROFILES…      the same just in time, with the tarball, the API's URL and token of $RUNNER
 raw.py flush NUMBER WORKERS              stops what create made (ephemeral: that deletes them), prints the seconds
 """
 
+import json
 import os
 import sys
 import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pylxd
@@ -39,24 +42,45 @@ def create(name: str, profiles: list[str]) -> None:
 
 
 # Only what GitHub's page for a new runner says, once there is a way to GitHub.
-REGISTER = """set -e
+UNPACK = """set -e
+mkdir -p /home/ubuntu/github-runner
 tar -xzf /root/application.tar.gz -C /home/ubuntu/github-runner
 chown -R ubuntu:ubuntu /home/ubuntu/github-runner
 cd /home/ubuntu/github-runner
 until ip route get "$ADDRESS" > /dev/null 2>&1; do sleep 0.1; done
 as_ubuntu="setpriv --reuid=ubuntu --regid=ubuntu --init-groups"
+"""
+REGISTER = """
 $as_ubuntu ./config.sh --ephemeral --unattended --url "$URL" --token "$TOKEN" --name "$1" > /dev/null
 setsid $as_ubuntu ./run.sh > /dev/null 2>&1 < /dev/null &
+"""
+JIT = """
+setsid $as_ubuntu ./run.sh --jitconfig "$TOKEN" > /dev/null 2>&1 < /dev/null &
 """
 
 
 def register(name: str, profiles: list[str]) -> None:
     create(name, profiles)
-    tarball, url, token, address = os.environ["RUNNER"].split()
+    _, url, token, _ = os.environ["RUNNER"].split()
+    run(name, REGISTER, url, token)
+
+
+def jit(name: str, profiles: list[str]) -> None:
+    _, url, token, _ = os.environ["RUNNER"].split()
+    body = json.dumps({"name": name, "runner_group_id": 1, "labels": ["self-hosted"]}).encode()
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as answer:
+        configuration = json.load(answer)["encoded_jit_config"]
+    create(name, profiles)
+    run(name, JIT, url, configuration)
+
+
+def run(name: str, script: str, url: str, token: str) -> None:
+    tarball, _, _, address = os.environ["RUNNER"].split()
     with open(tarball, "rb") as content:  # noqa: PTH123
         api().instances[name].files.post(params={"path": "/root/application.tar.gz"}, data=content)
     environment = {"URL": url, "TOKEN": token, "ADDRESS": address, "HOME": "/home/ubuntu"}
-    command = ["bash", "-c", f"mkdir -p /home/ubuntu/github-runner\n{REGISTER}", "register", name]
+    command = ["bash", "-c", UNPACK + script, "register", name]
     body = {"command": command, "environment": environment, "wait-for-websocket": False, "interactive": False}
     code = wait(api().instances[name].exec.post(json=body))["metadata"]["return"]
     if code != 0:
@@ -75,7 +99,7 @@ def main() -> None:
         if what == "flush":
             list(pool.map(flush, names))
         else:
-            make = {"create": create, "register": register}[what]
+            make = {"create": create, "register": register, "jit": jit}[what]
             list(pool.map(lambda name: make(name, sys.argv[4:]), names))
     print(f"{time.monotonic() - started:.3f}")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
-COLOURS = ("#2b6cb0", "#a0aec0", "#dd6b20", "#805ad5")
+COLOURS = ("#2b6cb0", "#a0aec0", "#dd6b20", "#805ad5", "#2f855a")
 WIDTH, ROW, LEFT = 760, 22, 220
+IN_A_LINE = 3
 
 
 def machine() -> dict[str, Any]:
@@ -45,18 +46,19 @@ def picture(title: str, unit: str, rows: list[dict[str, Any]], note: str) -> str
     series = [key for key in rows[0] if key != "label"]
     most = max((row[key] for row in rows for key in series if row[key] is not None), default=1) or 1
     group = ROW * len(series) + 14
-    height = 74 + group * len(rows) + 26
+    above = 54 + 20 * -(-len(series) // IN_A_LINE)
+    height = above + group * len(rows) + 26
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif">',
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
         f'<text x="14" y="26" font-size="16" font-weight="bold">{escape(title)}</text>',
     ]
     for index, key in enumerate(series):
-        x = 14 + index * 180
-        parts.append(f'<rect x="{x}" y="42" width="12" height="12" fill="{COLOURS[index]}"/>')
-        parts.append(f'<text x="{x + 18}" y="52" font-size="12">{escape(key)}</text>')
+        x, y = 14 + index % IN_A_LINE * 245, 42 + 20 * (index // IN_A_LINE)
+        parts.append(f'<rect x="{x}" y="{y}" width="12" height="12" fill="{COLOURS[index]}"/>')
+        parts.append(f'<text x="{x + 18}" y="{y + 10}" font-size="12">{escape(key)}</text>')
     for number, row in enumerate(rows):
-        top = 74 + number * group
+        top = above + number * group
         parts.append(f'<text x="14" y="{top + 14}" font-size="12">{escape(str(row["label"]))}</text>')
         for index, key in enumerate(series):
             value = row[key]
