@@ -11,6 +11,7 @@ from metrics.runner import PreJobMetrics
 from naming import BINARY_KEY
 from observe import ObservedRunner
 from plan import Health, health
+from redaction import redact
 from runner_view import RunnerView
 
 # LXD's own key: the fingerprint of the image that the instance was made from. `lxc image list` shows 12 digits of it.
@@ -75,8 +76,9 @@ def text(found: Sequence[Row], form: str) -> str:
 
 
 def printable(value: str, limit: int) -> str:
-    """Text on one line: what is not printable is escaped as Python does it, and what is beyond the limit is cut."""
-    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in value)
+    """Text on one line without secrets: what is not printable is escaped, and what is beyond the limit is cut."""
+    clear = redact(value)
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in clear)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 

@@ -137,8 +137,9 @@ def parse_group(group: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """A rejected value for a message, of bounded length."""
-    return repr(text if len(text) <= SHOWN_LIMIT else f"{text[:SHOWN_LIMIT]}…")
+    """A rejected value for a message, without secrets and of bounded length."""
+    shown = redaction.redact(text)
+    return repr(shown if len(shown) <= SHOWN_LIMIT else f"{shown[:SHOWN_LIMIT]}…")
 
 
 def parse_private_key(value: str) -> str:

@@ -11,9 +11,12 @@ import provision
 from engine.instance import LxdInstance
 from errors import LxdError
 from naming import CREATED_KEY
+from redaction import redact
 from runner_view import Process
 
 logger = logging.getLogger(__name__)
+
+WORDS_LIMIT = 300
 
 # Exit codes of the scripts below. Any other exit code means Process.UNKNOWN.
 PROBE = {0: Process.WORKER, 10: Process.RUNNING, 11: Process.NONE, 12: Process.DEPRECATED, 13: Process.FAILED}
@@ -55,7 +58,7 @@ def is_previous(instance: LxdInstance) -> bool:
 def last_words(instance: LxdInstance) -> str:
     """The last line that the listener of a runner agent printed; empty if it cannot be read.
 
-    At most 300 printable characters. They are not to be believed if a job may have run in the instance.
+    At most ``WORDS_LIMIT`` printable characters, without secrets. Not to be believed where a job may have run inside.
     """
     command = f"journalctl --identifier={provision.RUNNER_SCRIPT.name} --output=cat --lines=20 2> /dev/null"
     try:
@@ -64,7 +67,7 @@ def last_words(instance: LxdInstance) -> str:
         logger.warning("The output of the runner agent of %s cannot be read: %s", instance.name, error)
         return ""
     said = [" ".join(line.split()) for line in lines if line.strip() and not RUN_SCRIPT_WORDS.match(line)]
-    return "".join(filter(str.isprintable, said[-1][:300])) if said else ""
+    return "".join(filter(str.isprintable, redact(said[-1])))[:WORDS_LIMIT] if said else ""
 
 
 def in_pre_job(instance: LxdInstance) -> bool:

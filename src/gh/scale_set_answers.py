@@ -123,11 +123,11 @@ def number(item: Any, name: str, most: int = LARGEST_NUMBER) -> int:
 
 
 def text(item: Any, name: str) -> str:
-    """A text of one printable line, cut; empty where it is missing or something else."""
+    """A text of one printable line without secrets, cut; empty where it is missing or something else."""
     found = item.get(name) if isinstance(item, dict) else None
     if not isinstance(found, str):
         return ""
-    return "".join(char if char.isprintable() else " " for char in found[:TEXT_LIMIT])
+    return "".join(char if char.isprintable() else " " for char in redaction.redact(found))[:TEXT_LIMIT]
 
 
 def token(item: Any, name: str) -> str:

@@ -376,7 +376,7 @@ def extended(url: str, path: str = "", **query: str) -> str:
 def _refusal(response: httpx2.Response, path: str) -> GithubClientError:
     """The error of an answer that is not a success. The log has the numbers by which GitHub's support finds it."""
     kind, message = _exception(response)
-    ids = [response.headers.get(name, "")[:100] for name in ("activityid", "x-github-request-id")]
+    ids = [response.headers.get(name, "") for name in ("activityid", "x-github-request-id")]
     known = [read.text({"id": id_}, "id") for id_ in ids if id_]
     logger.info("%s: HTTP %s %s (%s)", path, response.status_code, kind, ", ".join(known))
     status = response.status_code
@@ -397,4 +397,4 @@ def _exception(response: httpx2.Response) -> tuple[str, str]:
     except TemporaryGithubError:
         body = {}
     name = read.text(body, "typeName").partition(",")[0].rpartition(".")[2]
-    return name, redaction.redact(read.text(body, "message"))
+    return name, read.text(body, "message")

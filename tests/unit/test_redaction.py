@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
+import httpx2
 import ops
 import pytest
 from hypothesis import given
@@ -20,13 +21,22 @@ from ops import testing
 import agent_settings
 import demand
 import errors
+import gh.errors
+import listing
+import option_values
 import redaction
 from demand import Demand
+from engine import probe
+from gh import scale_set_answers
+from gh.scale_set_answers import TEXT_LIMIT
 from gh.scale_sets import ScaleSetClient
 from host import agent, machine, markers, pool
 from repo_policy import RepoPolicyClient
 from tests.support.fakes import FakeGithub
 from tests.unit.test_charm import MODEL, Surroundings, context, make_context, noted, world
+
+if TYPE_CHECKING:
+    from engine.instance import LxdInstance
 
 __all__ = ["context", "world"]
 
@@ -371,3 +381,47 @@ def test_no_rejected_value_shows_a_secret(
         text = happen(charm_with_policy(), event, config)
         assert not shows(text), text
         assert (option if option in INVALID else "proxy") in text
+
+
+class Telling:
+    """An instance whose listener has said one line."""
+
+    name = "one"
+
+    def __init__(self, line: str) -> None:
+        self.line = line
+
+    def output(self, *_: Any) -> bytes:
+        return self.line.encode()
+
+
+def of_github(text: str) -> str:
+    """What is shown of GitHub's message."""
+    request = httpx2.Request("GET", "https://github.example")
+    return str(gh.errors.detail(httpx2.Response(418, json={"message": text}, request=request)))
+
+
+CUTTERS: dict[str, tuple[int, Callable[[str], str]]] = {
+    "a listener's last words": (probe.WORDS_LIMIT, lambda text: probe.last_words(cast("LxdInstance", Telling(text)))),
+    "a text of the scale set service": (TEXT_LIMIT, lambda text: scale_set_answers.text({"name": text}, "name")),
+    "a rejected value": (option_values.SHOWN_LIMIT, option_values.shortened),
+    "the name of a job": (listing.NAME_LIMIT, lambda text: listing.printable(text, listing.NAME_LIMIT)),
+    "GitHub's message": (gh.errors.MESSAGE_LIMIT, of_github),
+    "the last words of a program": (500, lambda text: redaction.tail(text[::-1])),
+}
+
+
+@pytest.mark.parametrize("which", list(CUTTERS))
+def test_a_secret_is_masked_before_the_text_is_cut(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    """Wherever the cut falls: what is left of a secret could not be recognised any more."""
+    monkeypatch.setattr(redaction, "_noted", {})
+    limit, cut = CUTTERS[which]
+    secret = f"{MARK}-secret-that-is-long"
+    redaction.note(secret, secret[::-1])
+    for place in range(limit - len(secret), limit + 1):
+        shown = cut("x" * place + secret + "y" * limit)
+        assert MARK[:3] not in shown, (place, shown)
+        assert MARK[:3][::-1] not in shown, (place, shown)
+        assert "xxx" in shown or "yyy" in shown
+    # A program's output starts in the middle of a URL.
+    assert MARK not in cut(f"{'x' * (limit - 12)}//user:{MARK}@{'y' * 20}")
