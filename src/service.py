@@ -275,22 +275,26 @@ class Service:
     def close(self) -> None:
         """Remove timer and agent, and record that no later event may create a runner. It needs no options."""
         unit = self._markers.unit
-        stop = (partial(agent.remove, unit), partial(agent_settings.remove, unit), partial(timer.remove, unit))
-        for step in (*stop, self._note_leaving):
+        for step in (partial(agent.remove, unit), partial(timer.remove, unit), self._note_leaving):
             try:
                 _log_removed(step())
             except (GithubRunnerError, OSError) as error:
                 logger.error("%s", error)
 
     def leave(self) -> None:
-        """Remove every runner, and revoke tokens. One that fails does not stop the other: no later hook retries it."""
+        """Remove every runner, and revoke tokens. One that fails does not stop the other: no later hook retries it.
+
+        Among the tokens is that of a GitHub App which the agent was given: the agent has ended by now.
+        """
+        handed = agent_settings.load(self._markers.unit)
         try:
+            _log_removed(agent_settings.remove(self._markers.unit))
             logger.info("%s runners were removed", self.clear())
         except (GithubRunnerError, OSError) as error:
             logger.error("The runners were not removed: %s", error)
         self._demand.leave()
         try:
-            self._github.revoke()
+            self._github.revoke([handed.token] if handed and handed.token_end is not None else [])
         except (GithubRunnerError, OSError) as error:
             logger.error("The tokens were not revoked: %s", error)
 

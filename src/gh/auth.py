@@ -1,6 +1,6 @@
 """How requests to GitHub's API are authorized."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import httpx2
 
@@ -31,8 +31,11 @@ class Auth(httpx2.Auth):
         """
         raise NotImplementedError
 
-    def revocations(self) -> Iterator[httpx2.Request]:
-        """Requests that end the tokens which were obtained. Those that the operator gave are left alone."""
+    def revocations(self, handed: Sequence[str] = ()) -> Iterator[httpx2.Request]:
+        """Requests that end the tokens which were obtained, by this process or as ``handed`` to another one.
+
+        Those that the operator gave are left alone.
+        """
         return iter(())
 
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:

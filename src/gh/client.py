@@ -119,13 +119,14 @@ class GithubClient:
         """The token that was used last, and its end in UNIX seconds; None where it has none."""
         return self._auth.held()
 
-    def revoke(self) -> None:
+    def revoke(self, handed: Sequence[str] = ()) -> None:
         """End the tokens that were obtained, when the unit goes: within ``deadline`` seconds in all.
 
-        One that cannot be ended now is good for an hour.
+        ``handed`` are tokens of the same GitHub App that another process uses. One that cannot be ended now is good for
+        an hour.
         """
         end = time.monotonic() + self._deadline
-        for request in self._auth.revocations():
+        for request in self._auth.revocations(handed):
             send = partial(self._connected().client.send, request, auth=None)
             try:
                 within_deadline(end, self._url, send)

@@ -265,12 +265,15 @@ def test_the_token_that_was_used_is_handed_over(world: World) -> None:
 
 
 def test_tokens_are_revoked(world: World) -> None:
-    """The process that removes the unit leaves no token of its own that works."""
+    """The process that removes the unit leaves no token that works: neither of its own, nor the one of the agent."""
     client = world.client()
     client.list_runners(REPO, everything)
     assert len(world.control.installation_tokens()) == 1
 
-    client.revoke()
+    other = world.client()
+    other.list_runners(REPO, everything)
+
+    client.revoke([other.held_token()[0]])
 
     assert world.control.installation_tokens() == []
     world.asked()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,6 +121,7 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 8090), Service).serve_forever()
 """
 
 
+AGENT_FILE = "/run/github-runner/agent.github-runner-0.json"
 PROXY_PASSWORDS = ("proxy-word-8c1f", "runner-word-3f7a")
 
 
@@ -150,7 +152,9 @@ def test_policy_service_secrets_and_removal_while_blocked(packed: Path, hub: git
 
     try:
         alone.unit.integrate("cos-agent")
+        app = alone.use_app()
         alone.keep(1)
+        jit = [runner.secret for runner in hub.state.runners.values()]
         allowed = alone.job('echo "proxies ${HTTP_PROXY##*@} ${https_proxy##*@}, not $no_proxy"', event="push")
         assert allowed["conclusion"] == "success"
         assert f"proxies 192.0.2.2:3128 192.0.2.2:3128, not {bridge_address()},127.0.0.1," in "\n".join(allowed["log"])
@@ -165,21 +169,27 @@ def test_policy_service_secrets_and_removal_while_blocked(packed: Path, hub: git
         assert any("fork pull requests are not allowed" in line for line in refused["log"]), refused["log"]
         assert "must not run" not in [line.strip() for line in refused["log"]]
         alone.wait_gone(refused["runner_name"])
+        alone.unit.set_config({"scaling": "demand"})
+        alone.wait_gone(alone.job("true", event="push")["runner_name"])
+        known = app_secrets(alone, app, jit)
+        handed = secrets_seen(alone, watches[0], known)
+        assert {place for places in handed.values() for place in places} == {AGENT_FILE}, handed
+        assert all(name.startswith("installation token") for name in handed)
         service.kill()
         service.wait()
-        alone.reconcile()
+        alone.unit.set_config({"scaling": "fixed"})
         stop = alone.events("runner_stop")[-1]
         assert (stop["status"], stop["status_info"]) == ("repo-policy-check-failure", {"code": 403})
         assert "no runner of 1" in alone.status()[1]
 
         alone.unit.set_config({"vm-memory": "7GB"})
-        alone.control.remove_token(PAT)
+        alone.control.remove_app_key(app["id"], app["key"])
         assert alone.status()[0] == "blocked"
-        assert secrets_seen(alone, watches[0]) == {}
+        assert secrets_seen(alone, watches[0], known) == {}
         alone.unit.remove_application()
         assert alone.instances() == []
         assert left_over(alone) == []
-        assert secrets_seen(alone, watches[0]) == {}
+        assert secrets_seen(alone, watches[0], known) == {}
     finally:
         service.kill()
         service.wait()
@@ -188,13 +198,23 @@ def test_policy_service_secrets_and_removal_while_blocked(packed: Path, hub: git
         forget_runners(alone)
 
 
-def secrets_seen(deployment: Deployment, watch: Watch) -> dict[str, list[str]]:
+def app_secrets(deployment: Deployment, app: dict[str, Any], jit: list[str]) -> dict[str, str]:
+    """Lines of the key of a GitHub App, the tokens that it got, and what runners registered with."""
+    found = {f"line {number} of the key": app["private_key"].splitlines()[number] for number in (2, -3)}
+    tokens = list(deployment.hub.state.apps.tokens)
+    assert tokens
+    assert jit
+    found |= {f"installation token {number}": token for number, token in enumerate(tokens)}
+    return found | {f"just-in-time secret {number}": secret for number, secret in enumerate(jit)}
+
+
+def secrets_seen(deployment: Deployment, watch: Watch, more: dict[str, str]) -> dict[str, list[str]]:
     """Where each secret of the unit's life is to be seen."""
     tokens = deployment.hub.state.runner_tokens
     assert len(tokens) >= 2
     assert watch.shown("bin/Runner.Listener"), "the watch sees the processes of instances"
     assert "/root/watch.environ" in watch.where("JUJU_DISPATCH_PATH=hooks/install"), "and the charm's environment"
-    secrets = {"token": PAT, "policy token": "charm-token-5d2e", "one-time token": "one-time-secret-77aa"}
+    secrets = {**more, "token": PAT, "policy token": "charm-token-5d2e", "one-time token": "one-time-secret-77aa"}
     secrets |= {f"{kind} token {number}": token for number, (token, (kind, *_)) in enumerate(tokens.items())}
     seen = {name: watch.where(secret) for name, secret in secrets.items()}
     seen |= {f"password {word}": watch.shown(word) for word in PROXY_PASSWORDS}

@@ -113,7 +113,7 @@ def test_job_cancelled_while_it_is_refused_runs_nothing(agent: Deployment, runne
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("how", ["flush", "shutdown"])
+@pytest.mark.parametrize("how", ["stop", "flush-runners", "shutdown"])
 def test_flush_and_shutdown_end_a_busy_job_at_github(agent: Deployment, runner: str, how: str) -> None:
     """The job is shown as cancelled within seconds, not as lost after GitHub's time limit."""
     job = begun(
@@ -121,7 +121,10 @@ def test_flush_and_shutdown_end_a_busy_job_at_github(agent: Deployment, runner: 
     )
     started = time.monotonic()
 
-    agent.machine.exec(*(("lxc", "stop", runner) if how == "flush" else ("lxd", "shutdown", "--timeout=60")))
+    if how == "flush-runners":
+        agent.unit.run(how)
+    else:
+        agent.machine.exec(*(("lxc", "stop", runner) if how == "stop" else ("lxd", "shutdown", "--timeout=60")))
 
     found = agent.control.wait_job(job, timeout=5)
     assert found["conclusion"] == "cancelled", "\n".join(found["log"])

@@ -604,6 +604,13 @@ true
 """
 
 
+# What is newer than the charm's own files, wherever it is: nothing of it belongs to others, or can be written by them.
+NEWER = """
+find / -xdev \\( -path /var/lib/lxd -o -path /tmp \\) -prune -o \
+    -newer /var/lib/juju/agents/unit-github-runner-0/charm/dispatch ! -type l \\( ! -user root -o -perm /o+w \\) -print
+"""
+
+
 def test_nothing_that_a_unit_made_is_open_to_other_users(deployment: Deployment) -> None:
     """No other user reads, writes, holds, renames or replaces anything of a unit. The metrics log may be read."""
     [name] = deployment.keep(1)
@@ -614,6 +621,7 @@ def test_nothing_that_a_unit_made_is_open_to_other_users(deployment: Deployment)
         other = ("setpriv", f"--reuid={user}", "--regid=65534", "--clear-groups")
         assert machine.exec(*other, "sh", "-c", ATTACKS).split() == ["/var/log/github-runner-metrics.log"]
 
+    assert machine.exec("sh", "-c", NEWER).split() == []
     assert machine.exec("sh", "-c", f"find {PLACES} -xdev ! -user root ! -name {name} 2> /dev/null; true") == ""
     places = ("/var/lib/github-runner/runner-fs-images/*", "/storage/juju/*.img", "/run/github-runner/*")
     modes = machine.exec("sh", "-c", f"stat -c %a {' '.join(places)}").split()

@@ -210,6 +210,7 @@ class FakeGithub:
         self.down: set[str] = set()
         self.lists: list[str] = []
         self.tokens = self.revoked = 0
+        self.handed: list[str] = []
         self.jobs: dict[str, WorkflowJob] = {}
         self.quota_left: int | None = 4999
         self.deprecated: bool | None = None
@@ -244,8 +245,9 @@ class FakeGithub:
             raise GithubApiError("GitHub does not answer")
         return runner_id in self.gone
 
-    def revoke(self) -> None:
+    def revoke(self, handed: Sequence[str] = ()) -> None:
         self.revoked += 1
+        self.handed = list(handed)
 
     def has_jit(self, path: GithubPath) -> bool:
         return False

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+import agent_settings
 import creation
 import settings
 from errors import ConfigurationError, HostError, LxdError
@@ -296,12 +297,31 @@ def test_no_timer_is_left_where_the_options_cannot_be_read(world: Surroundings, 
     assert markers.Markers(IDENTITY.unit).read(markers.LEAVING) is not None
 
 
+@pytest.mark.parametrize(("end", "revoked"), [(9e9, ["handed-to-the-agent"]), (None, [])])
+def test_the_agents_token_goes_with_the_unit(
+    world: Surroundings,
+    unit: RecordingUnit,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    end: float | None,
+    revoked: list[str],
+) -> None:
+    """Its file is removed, and what a GitHub App gave is revoked; a personal access token is the operator's."""
+    monkeypatch.setattr(agent_settings, "LOCKS", tmp_path)
+    agent_settings.save(agent_settings.of_state(state(), IDENTITY, "handed-to-the-agent", end, {}))
+
+    make(world, unit).leave()
+
+    assert not agent_settings.path(IDENTITY.unit).exists()
+    assert world.github.handed == revoked
+
+
 def test_a_token_that_is_not_revoked_stops_nothing(
     world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hook in which a unit leaves does not fail for it: Juju would repeat it for ever."""
 
-    def fail() -> None:
+    def fail(_: Any) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setattr(world.github, "revoke", fail)

@@ -75,17 +75,31 @@ def test_outdated_runners_and_a_job(unit: VmDeployment) -> None:
     assert busy not in unit.wait_online(2)
 
 
+# A limit of the job's own, so that its kernel has to kill for it. The runner agent is in the same group.
+TOO_MUCH = """
+sudo systemctl set-property --runtime github-runner.service MemoryMax=300M MemorySwapMax=0
+python3 -c 'bytearray(600 << 20)'
+"""
+KILLED = (
+    "sed -n 's/^oom_kill /killed by the kernel: /p' /sys/fs/cgroup/system.slice/github-runner.service/memory.events"
+)
+
+
 def test_a_job_brings_a_virtual_machine(unit: VmDeployment) -> None:
-    """In demand mode nothing runs without a job; a job gets a virtual machine, which is gone after it."""
+    """In demand mode nothing runs without a job; a job gets a virtual machine, which is gone after it.
+
+    A process of the job that the kernel kills for its memory costs one step: later ones run, and the job is reported.
+    """
     unit.unit.set_config({"scaling": "demand", "virtual-machines": 1})
     wait_for(lambda: unit.instances() == unit.registered() == [], "the end of the idle runners", unit.patience)
     started = time.monotonic()
 
-    job = unit.control.add_job(REPOSITORY, "systemd-detect-virt")
+    job = unit.control.add_job(REPOSITORY, steps=[{"run": TOO_MUCH}, {"run": KILLED, "if": "failure()"}])
 
     done = unit.control.wait_job(job["id"], timeout=unit.patience)
     print(f"a job without a runner has ended after {time.monotonic() - started:.0f} s", flush=True)
-    assert done["conclusion"] == "success", done["log"]
+    assert done["conclusion"] == "failure", done["log"]
+    assert "killed by the kernel: 1" in done["log"], done["log"]
     unit.wait_gone(done["runner_name"])
     wait_for(lambda: unit.instances() == unit.registered() == [], "nothing that runs", unit.patience)
     unit.unit.set_config({"scaling": "fixed"})
