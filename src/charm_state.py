@@ -129,11 +129,7 @@ def _values(charm: ops.CharmBase, faults: _Faults) -> dict[str, Any]:
         "labels": faults.read("labels", lambda: parse_labels(str(config["labels"]))),
         "virtual_machines": faults.read("virtual-machines", lambda: at_least(config["virtual-machines"], 0)),
         "resources": _resources(config, faults),
-        "base_image": faults.read("base-image", lambda: parse_base_image(str(config["base-image"]))),
-        "image_source": faults.read("image-source", lambda: parse_image_source(str(config["image-source"]), plain)),
-        "extra_packages": faults.read("extra-packages", lambda: parse_packages(str(config["extra-packages"]))),
-        "image_script": faults.read("image-script", lambda: parse_script(str(config["image-script"]))),
-        "cached_actions": faults.read("cached-actions", lambda: parse_actions(str(config["cached-actions"]))),
+        **_image_options(config, plain, faults),
         "runner_storage": faults.read("runner-storage", lambda: parse_storage(str(config["runner-storage"]))),
         "reconcile_interval": faults.read("reconcile-interval", lambda: at_least(config["reconcile-interval"], 2)),
         "replace_on_exit": bool(config["replace-on-exit"]),
@@ -148,6 +144,25 @@ def _values(charm: ops.CharmBase, faults: _Faults) -> dict[str, Any]:
         "ssh_debug_connections": _ssh_debug_connections(charm, faults),
         "arch": faults.read("architecture", lambda: parse_arch(platform.machine())),
         "issue_metrics": bool(charm.model.relations[COS_AGENT_RELATION]),
+        **_scaling_options(config, faults),
+    }
+    given = _flavors(str(config["flavors"]), values, faults)
+    _check_scaling(values, bool(given), faults)
+    return {**values, "given_flavors": given}
+
+
+def _image_options(config: Mapping[str, Any], plain: bool, faults: _Faults) -> dict[str, Any]:
+    return {
+        "base_image": faults.read("base-image", lambda: parse_base_image(str(config["base-image"]))),
+        "image_source": faults.read("image-source", lambda: parse_image_source(str(config["image-source"]), plain)),
+        "extra_packages": faults.read("extra-packages", lambda: parse_packages(str(config["extra-packages"]))),
+        "image_script": faults.read("image-script", lambda: parse_script(str(config["image-script"]))),
+        "cached_actions": faults.read("cached-actions", lambda: parse_actions(str(config["cached-actions"]))),
+    }
+
+
+def _scaling_options(config: Mapping[str, Any], faults: _Faults) -> dict[str, Any]:
+    return {
         "scaling": faults.read("scaling", lambda: parse_scaling(str(config["scaling"]))),
         "min_idle": faults.read("min-idle", lambda: at_least(config["min-idle"], 0)),
         "memory_reserve": faults.read("memory-reserve", lambda: parse_reserve(str(config["memory-reserve"]))),
@@ -155,9 +170,6 @@ def _values(charm: ops.CharmBase, faults: _Faults) -> dict[str, Any]:
         "demand_fallback": faults.read("demand-fallback", lambda: at_least(config["demand-fallback"], 0)),
         "metrics_port": faults.read("metrics-port", lambda: parse_port(config["metrics-port"])),
     }
-    given = _flavors(str(config["flavors"]), values, faults)
-    _check_scaling(values, bool(given), faults)
-    return {**values, "given_flavors": given}
 
 
 def _flavors(text: str, values: Mapping[str, Any], faults: _Faults) -> tuple[Flavor, ...]:
