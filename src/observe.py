@@ -26,6 +26,7 @@ from naming import (
     SCALE_SET_KEY,
     URL_KEY,
     Identity,
+    binary_version,
 )
 from plan import may_have_job, needs_probe
 from runner import RunnerManagerClients
@@ -151,12 +152,27 @@ class Observer:
         hung = [item for item, process in zip(gone, processes, strict=True) if process is item.view.process]
         return {item.view.name: replace(item, view=replace(item.view, gone=True)) for item in hung}
 
+    def version_is_deprecated(self, runners: Iterable[ObservedRunner], binary: str) -> bool | None:
+        """Whether GitHub refuses the version of a runner binary. It is asked if a runner reports that it ended for it.
+
+        None where GitHub does not tell. ``binary`` is the file's name.
+        """
+        if not any(item.view.process is Process.DEPRECATED for item in runners):
+            return None
+        try:
+            return self._clients.github.is_deprecated(self._path, binary_version(binary))
+        except GithubClientError as error:
+            logger.warning("GitHub is not asked for the version of the runner binary: %s", error)
+            return None
+
     def was_dropped(self, item: ObservedRunner, now: float) -> bool:
         """Whether GitHub has deleted the registration of a runner that was ready for a while: it is replaced quietly.
 
         GitHub may drop an idle runner within minutes (https://github.com/actions/runner/issues/4726). A registration
-        that is gone at once is a failure: otherwise runners would be created for ever, and nobody would see why.
+        that is gone at once is a failure, and so are several such runners in a row.
         """
+        if item.view.github is not None:
+            return False
         dropped = _is_settled(item.view, now) and self._registration_is_gone(item)
         if dropped:
             logger.info("%s had no job, and GitHub has deleted its registration: it is replaced", item.view.name)
@@ -269,7 +285,7 @@ class Observer:
 
 
 def end_of_agent(item: ObservedRunner) -> str:
-    """Why a runner's agent ended without a job, by the last line that it printed."""
+    """Why a runner's agent ended without a job, by the last line that it printed, which is logged."""
     words = last_words(item.instance) if item.instance is not None else ""
     logger.warning("%s: the runner agent ended without a job: %s", item.view.name, words)
     # GitHub lists the registration: the agent contradicts that if its signed request is from another time.
@@ -318,12 +334,12 @@ def _is_settled(view: RunnerView, now: float) -> bool:
 def _may_be_gone(item: ObservedRunner, now: float) -> bool:
     """Whether GitHub does not list a runner, although its creation ended a while ago.
 
-    If a worker runs, GitHub must have listed the runner before, and must not have listed it for a while: a job can fake
-    a worker only in a runner that GitHub has listed, and the end of a job takes a moment.
+    If a worker runs, GitHub must not have listed the runner for a while: the end of a job takes a moment. Also a worker
+    that a job has faked proves that GitHub has listed the runner before.
     """
     view = item.view
     unlisted = view.running and view.github is None and view.github_known and item.at_this_github
-    over = view.seen_online and view.offline_since is not None and now - view.offline_since >= times.OFFLINE
+    over = view.offline_since is not None and now - view.offline_since >= times.OFFLINE
     return (
         _is_settled(view, now)
         and unlisted

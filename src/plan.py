@@ -50,6 +50,8 @@ class Desired:
     """The runner scale set that runners are to be registered with."""
     any_registration: bool = False
     """Whether runners of any or no scale set are current ones."""
+    deprecated: bool | None = None
+    """Whether GitHub, asked for it, refuses the version of the runner binary; None where it does not tell."""
 
     def is_current(self, view: RunnerView) -> bool:
         """Whether a runner is as one that is created now."""
@@ -166,14 +168,32 @@ def needs_confirmation(view: RunnerView) -> bool:
     return view.running and not view.gone and view.process not in ENDED
 
 
-def _ended(views: list[RunnerView], desired: Desired, process: Process) -> tuple[str, ...]:
-    """Runners of today's configuration whose instances report this end of the agent, if no job can have faked it.
+def is_believed(view: RunnerView, now: float) -> bool:
+    """Whether no job can have faked what an instance reports of its agent's end.
 
-    GitHub lists them as offline and not busy, and has never listed them as online: a job needs a runner that is online.
+    A job needs a runner that is online. GitHub lists a runner as busy until it gives the job up, also if the job has
+    killed the agent. So it must list the runner as neither, and so early that it cannot have given a job up.
     """
-    listed = [view for view in views if view.github and not view.github.busy and not view.github.online]
-    believed = [view for view in listed if not view.seen_online and view.fingerprint == desired.fingerprint]
-    return tuple(view.name for view in believed if view.process is process)
+    listed = view.github is not None and not view.is_listed_alive and not view.seen_online
+    # The times of instances are rounded. One in the future is not known.
+    return listed and -1 <= now - (view.prepared_at or view.created_at) < times.BELIEVED
+
+
+def _deprecated(views: list[RunnerView], desired: Desired, now: float) -> bool:
+    """Whether a runner of today's configuration ended because GitHub no longer accepts its version.
+
+    What GitHub says of the version counts more than what the runner says.
+    """
+    ended = [view for view in views if view.process is Process.DEPRECATED and view.fingerprint == desired.fingerprint]
+    if desired.deprecated is None:
+        return any(is_believed(view, now) for view in ended)
+    return desired.deprecated and bool(ended)
+
+
+def _failed(views: list[RunnerView], desired: Desired, now: float) -> tuple[str, ...]:
+    """Runners of today's configuration whose agent ended without a job, if no job can have faked that."""
+    failed = [view for view in views if view.process is Process.FAILED and view.fingerprint == desired.fingerprint]
+    return tuple(view.name for view in failed if is_believed(view, now))
 
 
 def is_healthy(view: RunnerView) -> bool:
@@ -194,7 +214,7 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     idle = [view for view in live if states[view.name] is Health.IDLE]
     outdated = [view for view in idle if not desired.is_current(view)]
     current = [view for view in idle if view not in outdated]
-    deprecated, failed = _ended(views, desired, Process.DEPRECATED), _ended(views, desired, Process.FAILED)
+    deprecated, failed = _deprecated(views, desired, now), _failed(views, desired, now)
     quantity = len(live) if desired.quantity is None else desired.quantity
     may_create = desired.may_create and desired.quantity is not None and not (deprecated or failed)
     proven = _is_proven(live, desired)
@@ -218,7 +238,7 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
         unknown_jobs=tuple(view.name for view in live if view.job_is_unknown and view.offline_since is not None),
         healthy=sum(1 for view in live if is_healthy(view)),
         live=len(live),
-        deprecated=bool(deprecated),
+        deprecated=deprecated,
         failed=failed,
         proven=proven,
         tried=bool(_tried(live, desired)),
@@ -271,9 +291,14 @@ def _replaceable(live: list[RunnerView], desired: Desired, quantity: int, may_cr
     return 0 if current or len(live) < quantity else 1
 
 
-def failed_unlisted(view: RunnerView) -> bool:
-    """Whether an instance reports that its agent ended without a job, and GitHub has never listed the runner."""
-    return view.process is Process.FAILED and view.github is None and view.github_known and not view.seen_online
+def is_doubtful(view: RunnerView, plan: Plan) -> bool:
+    """Whether an instance reports that its agent ended without a job, and a job may have faked that.
+
+    GitHub has not been seen to list the runner as online or busy.
+    """
+    ended = view.process is Process.FAILED or (view.process is Process.DEPRECATED and not plan.deprecated)
+    never_online = view.github_known and not view.seen_online and not view.is_listed_alive
+    return ended and never_online and view.name not in plan.failed
 
 
 def still_failing(recorded: FailedStarts, views: Iterable[RunnerView], now: float) -> FailedStarts:

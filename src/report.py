@@ -9,6 +9,7 @@ from pathlib import Path
 import times
 from models import FailedStarts, PublishedImage
 from naming import binary_version
+from runner_view import RunnerView
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,15 @@ def describe_failed_starts(found: FailedStarts, now: float) -> str:
     times_in_a_row = f", {found.count} times in a row" if found.count > 1 else ""
     attempt = f"; next attempt in {wait:.0f} s" if (wait := found.wait(now)) else ""
     return f"runners ended without a job{times_in_a_row}: {found.reason}{attempt}"
+
+
+def describe_doubtful(view: RunnerView) -> str:
+    """What is reported of a runner whose agent ended without a job: none of its words, which a job may have faked."""
+    if view.github is None:
+        return f"{view.name}: ended without a job, and GitHub does not list it"
+    return f"{view.name}: ended without a job, see its logs"
+
+
+def describe_dropped(found: FailedStarts) -> str:
+    """What is reported of runners whose registration GitHub deleted before they were seen online."""
+    return f"runners ended without a job, {found.count} times in a row: GitHub deleted their registrations"

@@ -31,14 +31,22 @@ from plan import (
     Health,
     Plan,
     Reason,
-    failed_unlisted,
     health,
+    is_doubtful,
     is_healthy,
     needs_confirmation,
     still_failing,
 )
-from report import FlavorCount, Report, describe_deprecated, describe_failed_starts
+from report import (
+    FlavorCount,
+    Report,
+    describe_deprecated,
+    describe_doubtful,
+    describe_dropped,
+    describe_failed_starts,
+)
 from runner import RunnerManagerClients, remove_old_logs
+from runner_view import Process, RunnerView
 from system import exclusive, in_parallel
 from telemetry import Counts
 
@@ -47,6 +55,8 @@ logger = logging.getLogger(__name__)
 # Two reconciles at once would remove what the other one is creating. Juju runs one hook at a time, but a process of a
 # hook that Juju has given up may still run.
 LOCKS = system.LOCKS
+# After so many reconciles in a row that found runners which GitHub had dropped it is reported. It drops single ones.
+DROPPED_REPORTED = 3
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,15 @@ class Findings:
     """A runner of today's version is online at GitHub."""
     failed_starts: FailedStarts | None = None
     """Reconciles that found runners whose agent had ended without a job; None if this reconcile did not find out."""
+    dropped: FailedStarts | None = None
+    """The same of runners whose registration GitHub had deleted. They delay no creation: a job can fake this."""
+
+    @property
+    def reported_starts(self) -> FailedStarts | None:
+        """The longer row of both, for the event; one of dropped runners counts once it is reported."""
+        if self.dropped is None or self.failed_starts is None or self.dropped.count < DROPPED_REPORTED:
+            return self.failed_starts
+        return max(self.failed_starts, self.dropped, key=lambda row: row.count)
 
 
 class RunnerManager:
@@ -76,6 +95,7 @@ class RunnerManager:
         hold: str = "",
         canary: float | None = None,
         failed_starts: FailedStarts | None = None,
+        dropped: FailedStarts | None = None,
         image: Callable[[str], PublishedImage] = lambda alias: PublishedImage(),
         capacity: Capacity | None = None,
     ) -> None:
@@ -90,6 +110,7 @@ class RunnerManager:
         self._hold = hold
         self._canary = canary
         self._failed_starts = failed_starts or FailedStarts()
+        self._dropped = dropped or FailedStarts()
         # Read once for all runners, and only if it is needed.
         self._image = cache(image)
         self._capacity = capacity
@@ -145,7 +166,8 @@ class RunnerManager:
         self, wanted: Sequence[Wanted], runners: Mapping[str, ObservedRunner], room: Capacity | None, now: float
     ) -> Plans:
         max_age = self._state.idle_runner_max_age * times.HOUR
-        unit = Desired(0, "", not self._hold, self._canary, max_age)
+        deprecated = self.observer.version_is_deprecated(runners.values(), self._binary.name)
+        unit = Desired(0, "", not self._hold, self._canary, max_age, deprecated=deprecated)
         fingerprints = {one.flavor: self._fingerprint(one.spec) for one in wanted}
         return make_plans(wanted, fingerprints, unit, [item.view for item in runners.values()], now, room)
 
@@ -228,22 +250,34 @@ class RunnerManager:
         if hold and self.report.wanted > 0:
             failures.append(hold)
         views = [item.view for item in runners.values()]
-        unlisted = self._failed_unlisted(runners, now)
-        failures += [f"{name}: ended without a job, and GitHub does not list it" for name in unlisted]
-        changes.failed_creations += len(unlisted) + len(plan.failed)
+        doubtful = [item for item in runners.values() if is_doubtful(item.view, plan)]
+        quiet = in_parallel(partial(self.observer.was_dropped, now=now), doubtful)
+        reported = [item.view for item, dropped in zip(doubtful, quiet, strict=True) if not dropped]
+        failures += map(describe_doubtful, reported)
+        # For the log only: they may be a job's words.
+        in_parallel(end_of_agent, doubtful)
+        changes.failed_creations += len(reported) + len(plan.failed)
         found = still_failing(self._failed_starts, views, now)
         if plan.failed:
             reasons = in_parallel(lambda name: end_of_agent(runners[name]), plan.failed)
             found = FailedStarts(found.count + 1, now, reasons[-1])
             failures.append(describe_failed_starts(found, now))
         self.report.failed_starts = found
-        self.findings = Findings(plan.deprecated, plan.proven, found)
+        dropped = self._count_dropped(quiet.count(True), views, changes, now)
+        self.findings = Findings(plan.deprecated, plan.proven, found, dropped)
 
-    def _failed_unlisted(self, runners: Mapping[str, ObservedRunner], now: float) -> list[str]:
-        """Runners that GitHub does not list and whose agent ended without a job, without those that GitHub dropped."""
-        unlisted = [item for item in runners.values() if failed_unlisted(item.view)]
-        dropped = in_parallel(partial(self.observer.was_dropped, now=now), unlisted)
-        return [item.view.name for item, gone in zip(unlisted, dropped, strict=True) if not gone]
+    def _count_dropped(self, number: int, views: list[RunnerView], changes: Changes, now: float) -> FailedStarts:
+        """Reconciles in a row that found ``number`` runners which GitHub dropped, reported from the third one on.
+
+        None of these runners was seen online, and no later one: GitHub may delete every registration at once.
+        """
+        found = still_failing(self._dropped, views, now)
+        if number:
+            found = FailedStarts(found.count + 1, now)
+        if found.count >= DROPPED_REPORTED:
+            changes.failed_creations += number
+            self.report.failures.append(describe_dropped(found))
+        return found
 
     def _remove_unhealthy(self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes) -> None:
         """Pull the logs of unhealthy runners, then remove them."""
@@ -252,7 +286,9 @@ class RunnerManager:
         confirmed = in_parallel(self.observer.is_offline, doubtful)
         kept = {item.view.name for item, offline in zip(doubtful, confirmed, strict=True) if not offline}
         leaving = [item for item in unhealthy if item.view.name not in kept]
-        changes.pull_logs([item for item in leaving if self._spec.issue_metrics or item.view.name in plan.failed])
+        # Also without metrics: such an instance stays to the next reconcile for its logs.
+        waiting = (Process.FAILED, Process.DEPRECATED)
+        changes.pull_logs([item for item in leaving if self._spec.issue_metrics or item.view.process in waiting])
         changes.remove(leaving)
 
     def _describe(self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes) -> None:
@@ -329,7 +365,7 @@ class RunnerManager:
                 now,
                 wanted=report.wanted,
                 failed_creations=changes.failed_creations,
-                failed_starts=report.failed_starts,
+                failed_starts=self.findings.reported_starts,
                 binary=self._binary,
                 image_age=report.image_age,
             )

@@ -221,7 +221,7 @@ class Service:
             self._demand.hand_over(manager.report.capacities)
         self.report = manager.report
         try:
-            creation.record(manager.findings, self._markers, self._github, self._state.path)
+            creation.record(manager.findings, self._markers)
         except (HostError, OSError) as error:
             logger.warning("What the reconcile found out was not recorded: %s", error)
         now = self._adapters.clock()
@@ -416,6 +416,7 @@ class Service:
             hold=self.hold or creation.hold(tarball, failed, now),
             canary=runner_binary.deprecated_at(now),
             failed_starts=failed,
+            dropped=creation.recorded(self._markers, markers.DROPPED),
             image=partial(image.published, self._lxd),
             capacity=capacity.of_runners(state),
         )

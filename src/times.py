@@ -33,6 +33,9 @@ SILENT = HOUR
 # a job up within minutes once its runner is lost (https://docs.github.com/en/actions/reference/limits).
 UNKNOWN_JOB = 6 * HOUR
 
+# For how long after its creation a runner is believed that its agent has ended without a job. If it has had a job,
+# GitHub still lists it as busy: it gives a job up 10 minutes after it last heard of the runner.
+BELIEVED = 8 * MINUTE
 # After its creation, GitHub may not yet find a runner by its id for this long.
 SETTLED = MINUTE
 # From the end of a job to the end of its instance.

@@ -31,6 +31,8 @@ RECONCILED = "reconciled"
 NO_POLICY = "no-policy-acknowledged"
 # Runners ended without a job, and no later one came online: `COUNT LAST REASON`.
 FAILED_STARTS = "failed-starts"
+# GitHub deleted the registrations of runners that ended without a job, and no later one came online: `COUNT LAST`.
+DROPPED = "dropped"
 # What the options add to the image of the last build that has ended, or which the image was found to have: a hash.
 # Followed by the build's start in UNIX seconds, until it ends, where a change of the options has started it.
 IMAGE = "image"

@@ -118,7 +118,8 @@ class UnitHealth(Event):
     """What a reconcile knows beyond its runners.
 
     ``failed_starts`` counts the reconciles in a row that found runners whose agent had ended without a job; it is
-    missing if there is none.
+    missing if there is none. Runners whose registration GitHub has deleted count from the third reconcile on.
+
     Ages are seconds: since GitHub last offered the runner binary in use, and since the image was built. The quota is
     that of the token's account or of the App's installation, in requests.
     """

@@ -21,7 +21,7 @@ from engine import events
 from engine.client import LxdClient
 from errors import GithubRunnerError
 from host import systemd, triggers
-from programs import exposition
+from programs import exposition, new_runners
 from programs.sessions import Sessions
 
 # Seconds. Runners that end together are replaced by one reconcile. The pause limits how often a runner is replaced that
@@ -88,6 +88,8 @@ def main() -> int:
     serving = (arguments.metrics_port, arguments.unit, sessions.stop)
     metrics = threading.Thread(target=serve, args=serving, name="metrics", daemon=True)
     metrics.start()
+    new = (managed, starter, sessions.stop)
+    threading.Thread(target=probe_new, args=new, name="new runners", daemon=True).start()
     sessions.run()
     metrics.join()
     return 1 if failed else 0
@@ -129,6 +131,20 @@ def watch(unit: str, managed: Callable[[str], bool], starter: Starter) -> None:
             replace(names, lambda: set(filter(managed, lxd.instance_names())), wanted, service)
         except GithubRunnerError as error:
             logger.warning("%s", error)
+
+
+def probe_new(managed: Callable[[str], bool], starter: Starter, stop: threading.Event) -> None:
+    """Ask for a reconcile, until ``stop``, for new runners whose agent has ended without a job."""
+    lxd = LxdClient()
+    while not stop.wait(new_runners.EVERY):
+        try:
+            names = new_runners.ended(lxd, managed, time.time())
+        except Exception:
+            logger.exception("New runners were not probed")
+            continue
+        if names:
+            logger.info("Ended without a job: %s", ", ".join(names))
+            starter.ask()
 
 
 def start_reconcile(service: str) -> None:

@@ -126,6 +126,24 @@ def a_forged_listener(found: Deployment) -> None:
     replaced(found, name)
 
 
+def a_forged_end_of_the_agent(found: Deployment) -> None:
+    """A short job fakes a failed start and a deprecated version: no pause of creations, none of its words are shown."""
+    for mark in ("failed", "refused"):
+        words = "echo 'words of a job' | sudo systemd-cat --identifier=start.sh"
+        work = f"sudo touch /run/github-runner/{mark}; {words}"
+        name = str(found.job(KEEP.format(work=work))["runner_name"])
+        wait_for(lambda name=name: name not in found.registered(), f"GitHub deleting {name}")
+        # Taken and ended between two reconciles, and given up by GitHub, which keeps the runner as offline.
+        found.machine.exec("lxc", "config", "set", name, f"{KEY}online=")
+        found.control.add_runner(REPOSITORY, name, status="offline", busy=False)
+        age(found, name, 10 * 60)
+        found.reconcile()
+        status = found.status()[1]
+        assert not any(text in status for text in ("words of a job", "deprecated", "next attempt")), status
+        assert name not in found.instances()
+        complete(found)
+
+
 def age(found: Deployment, name: str, seconds: float) -> None:
     """Make a runner older."""
     made = float(found.machine.exec("lxc", "config", "get", name, f"{KEY}prepared"))
@@ -235,6 +253,7 @@ ATTACKS: tuple[Callable[[Deployment], None], ...] = (
     a_forged_worker,
     a_forged_worker_of_a_lost_runner,
     a_forged_listener,
+    a_forged_end_of_the_agent,
     a_silent_instance,
     traps_for_logs,
     metrics_of_a_huge_run,

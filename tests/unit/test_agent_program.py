@@ -11,13 +11,16 @@ import pytest
 
 import agent_settings
 import provision
-from errors import CommandError
+import times
+from errors import CommandError, LxdError
 from host import agent as service
 from host import systemd, triggers
-from programs import agent
-from tests.support.fakes import TEMPLATES
+from naming import ONLINE_KEY, PREPARED_KEY
+from programs import agent, new_runners
+from tests.support.fakes import TEMPLATES, FakeInstance, FakeLxd
 
 UNIT = "app/0"
+NOW = 1_700_000_000.0
 
 
 def test_what_asks_during_a_reconcile_gets_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,3 +115,71 @@ def test_without_its_threads_the_agent_ends(name: str, ends: bool, caplog: pytes
 
     assert (bool(failed), stop.is_set()) == (ends, ends)
     assert "reason" in caplog.text
+
+
+def new_runner(name: str, age: float, process: int, **keys: str) -> FakeInstance:
+    """A runner whose creation ended ``age`` seconds ago."""
+    config = {PREPARED_KEY: f"{NOW - age:.0f}", **keys}
+    instance = FakeInstance(FakeLxd(), name, config)
+    instance.running, instance.process = True, process
+    return instance
+
+
+@pytest.mark.parametrize("process", [10, 12, 13])
+def test_new_runners_that_have_ended_are_found_while_they_are_believed(process: int) -> None:
+    """Whatever the interval of reconciles is. One that was online is left to the timer."""
+    lxd: Any = FakeLxd()
+    found = {
+        "app-a": new_runner("app-a", new_runners.YOUNGEST, process),
+        "app-b": new_runner("app-b", new_runners.OLDEST - 1, process),
+        "app-young": new_runner("app-young", new_runners.YOUNGEST - 1, process),
+        "app-old": new_runner("app-old", new_runners.OLDEST, process),
+        "app-online": new_runner("app-online", 150, process, **{ONLINE_KEY: "true"}),
+        "app-stopped": new_runner("app-stopped", 150, process),
+        "app-making": new_runner("app-making", 150, process),
+        "other-a": new_runner("other-a", 150, process),
+    }
+    found["app-stopped"].running = False
+    del found["app-making"].config[PREPARED_KEY]
+    lxd.found = found
+
+    names = new_runners.ended(lxd, lambda name: name.startswith("app-"), NOW)
+
+    assert names == ([] if process == 10 else ["app-a", "app-b"])
+    assert sorted(name for name, instance in found.items() if instance.commands) == ["app-a", "app-b"]
+
+
+def test_no_new_runner_is_left_out() -> None:
+    """Each is probed in at least one round, and is then young enough to be believed by the reconcile that follows."""
+    assert new_runners.OLDEST - new_runners.YOUNGEST >= 2 * new_runners.EVERY
+    assert times.SETTLED < new_runners.YOUNGEST
+    assert new_runners.OLDEST + times.LOCK + times.MINUTE < times.BELIEVED
+
+
+def test_a_new_runner_that_has_ended_asks_for_a_reconcile(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rounds without one ask for nothing, and one that fails is not the last."""
+    rounds: list[list[str] | Exception] = [[], LxdError("away"), ["app-a", "app-b"], ValueError("odd"), []]
+    asked: list[int] = []
+    waits: list[float] = []
+
+    def ended(*_: Any) -> list[str]:
+        found = rounds.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        return not rounds
+
+    monkeypatch.setattr(new_runners, "ended", ended)
+    starter: Any = SimpleNamespace(ask=lambda: asked.append(len(rounds)))
+    stop: Any = SimpleNamespace(wait=wait)
+
+    with caplog.at_level(logging.ERROR):
+        agent.probe_new(bool, starter, stop)
+
+    assert (asked, waits) == ([2], [new_runners.EVERY] * 6)
+    assert len(caplog.messages) == 2

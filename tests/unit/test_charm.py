@@ -989,6 +989,17 @@ def test_github_may_contradict_a_runner_that_calls_its_version_deprecated(
     assert (world.lxd.found == {}) is believed
 
 
+def test_a_row_of_dropped_runners_is_recorded(context: Any, world: Surroundings) -> None:
+    """Each hook is a process of its own. What a later runner has disproved is removed."""
+    options = {"virtual-machines": 1}
+    tick(context, **options)
+    noted(markers.DROPPED, "7 5")
+
+    assert "7 times" not in tick(context, **options).message
+
+    assert markers.Markers(UNIT).read(markers.DROPPED) is None
+
+
 @pytest.mark.parametrize("action", ["reconcile-runners", "update-dependencies"])
 def test_actions_try_a_deprecated_version_again(context: Any, world: Surroundings, action: str) -> None:
     """The operator does not wait for the next attempt."""

@@ -15,6 +15,7 @@ from plan import (
     Plan,
     Reason,
     health,
+    is_doubtful,
     is_healthy,
     make_plan,
     may_have_job,
@@ -631,28 +632,69 @@ def test_passes_converge(quantity: int, views: list[RunnerView], data: st.DataOb
 LISTED = GithubRunner(7, "r", online=False, busy=False)
 
 
+# So that a job that it has had is not given up yet.
+YOUNG = {"created_at": NOW - 10 * MINUTE, "prepared_at": NOW - 8 * MINUTE + 1}
+
+
 @pytest.mark.parametrize(
-    ("seen", "believed", "create"),
+    ("seen", "believed"),
     [
-        pytest.param({"github": LISTED}, True, 0, id="listed as idle: no job can have written it"),
-        pytest.param({"github": None}, False, 2, id="not listed: it may have had its job"),
-        pytest.param({"github": replace(LISTED, busy=True)}, False, 2, id="busy: its job may have written it"),
-        pytest.param({"github": LISTED, "fingerprint": "old"}, False, 2, id="an older application"),
-        pytest.param({"github": LISTED, "fingerprint": "yesterday"}, False, 2, id="another application"),
-        pytest.param({"github": LISTED, "fingerprint": READ}, True, 0, id="today's application, as LXD has it"),
-        pytest.param({"github": LISTED, "process": Process.NONE}, False, 2, id="ended without a word"),
-        pytest.param({"github": LISTED, "seen_online": True}, False, 2, id="was online: it may have had a job"),
+        pytest.param({}, True, id="young and listed as idle: no job can have written it"),
+        pytest.param({"prepared_at": NOW - 8 * MINUTE}, False, id="older: GitHub may have given its job up"),
+        pytest.param({"prepared_at": NOW + 2}, False, id="from the future: its age is not known"),
+        pytest.param({"prepared_at": 0.0}, False, id="without the end of its creation, too old by the start"),
+        pytest.param({"prepared_at": 0.0, "created_at": NOW - MINUTE}, True, id="its creation was killed a minute ago"),
+        pytest.param({"github": None}, False, id="not listed: it may have had its job"),
+        pytest.param({"github": replace(LISTED, busy=True)}, False, id="busy: its job may have written it"),
+        pytest.param({"fingerprint": "old"}, False, id="an older application"),
+        pytest.param({"fingerprint": "yesterday"}, False, id="another application"),
+        pytest.param({"fingerprint": READ}, True, id="today's application, as LXD has it"),
+        pytest.param({"process": Process.NONE}, False, id="ended without a word"),
+        pytest.param({"seen_online": True}, False, id="was online: it may have had a job"),
     ],
 )
 @pytest.mark.parametrize("process", [Process.DEPRECATED, Process.FAILED])
-def test_agent_that_ended_without_a_job(process: Process, seen: dict[str, Any], believed: bool, create: int) -> None:
+def test_agent_that_ended_without_a_job(process: Process, seen: dict[str, Any], believed: bool) -> None:
     """It is removed. If today's configuration was meant and no job can have said it, no runner is created for now."""
-    decided = plan(2, view("r", **{"process": process, **seen}))
+    decided = plan(2, view("r", **{"process": process, "github": LISTED, **YOUNG, **seen}))
 
     assert decided.remove == (("r", Reason.UNHEALTHY),)
-    assert decided.create == create
+    assert decided.create == (0 if believed else 2)
     assert decided.deprecated is (believed and process is Process.DEPRECATED)
     assert decided.failed == (("r",) if believed and process is Process.FAILED else ())
+
+
+@pytest.mark.parametrize("github", [LISTED, None])
+@pytest.mark.parametrize("answer", [True, False])
+@pytest.mark.parametrize("fingerprint", [TODAY, "old"])
+def test_github_is_believed_about_a_version(github: GithubRunner | None, answer: bool, fingerprint: str) -> None:
+    """Whatever GitHub lists of the runner that gave the reason to ask, if it is one of today's configuration."""
+    ended = view("r", process=Process.DEPRECATED, github=github, fingerprint=fingerprint, **YOUNG)
+
+    decided = make_plan(Desired(2, TODAY, deprecated=answer), [ended], NOW)
+
+    assert decided.deprecated is (answer and fingerprint == TODAY)
+    assert decided.create == (0 if decided.deprecated else 2)
+
+
+@pytest.mark.parametrize(
+    ("seen", "doubtful"),
+    [
+        pytest.param({}, True, id="not listed: its registration is gone"),
+        pytest.param({"github": LISTED}, True, id="too old to be believed"),
+        pytest.param({"github": LISTED, **YOUNG}, False, id="believed, and reported with its words"),
+        pytest.param({"github": replace(LISTED, busy=True)}, False, id="a job that has crashed"),
+        pytest.param({"seen_online": True}, False, id="was online"),
+        pytest.param({"github_known": False}, False, id="GitHub did not answer"),
+        pytest.param({"process": Process.NONE}, False, id="ended without a word"),
+    ],
+)
+@pytest.mark.parametrize("process", [Process.DEPRECATED, Process.FAILED])
+def test_ends_that_a_job_may_have_faked(process: Process, seen: dict[str, Any], doubtful: bool) -> None:
+    """They are told from believed ones, and from runners that had been online."""
+    ended = view("r", **{"process": process, **seen})
+
+    assert is_doubtful(ended, plan(2, ended)) is doubtful
 
 
 TRIED = [

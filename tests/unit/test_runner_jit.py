@@ -4,6 +4,7 @@ import io
 import tarfile
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ import provision
 import runner
 import times
 from errors import ConfigurationError, TokenError
-from models import AppCredentials, GithubPath, RegistrationData, RegistrationMethod
+from models import AppCredentials, FailedStarts, GithubPath, RegistrationData, RegistrationMethod
 from naming import PREPARED_KEY, RUNNER_ID_KEY
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
-from tests.support.fakes import IDENTITY, TEMPLATES, FakeGithub, state
+from tests.support.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeGithub, state
 from tests.unit.test_runner_manager import World, events, today
 
 FILES = {".runner": '{"Ephemeral":"True"}', ".credentials": "oauth-marker", ".credentials_rsaparams": "key-marker"}
@@ -55,8 +56,8 @@ class JitWorld(World):
 
     def manager(self, **options: Any) -> RunnerManager:
         jinja = provision.environment(TEMPLATES)
-        clients = RunnerManagerClients(self.github, jinja, self.lxd, None, registration=self.registration)  # type: ignore[arg-type]
-        options["clock"] = lambda: self.now
+        options["clock"] = clock = lambda: self.now
+        clients = RunnerManagerClients(self.github, jinja, self.lxd, None, clock, self.registration)  # type: ignore[arg-type]
         return RunnerManager(IDENTITY, self.state, clients, self.storages, self.application, **options)
 
 
@@ -178,6 +179,55 @@ def test_an_idle_runner_that_github_drops_is_replaced_quietly(
     assert (manager.report.removed, len(manager.report.created)) == ([name], 1)
     [health] = [event for event in events(tmp_path) if event["event"] == "unit_health"]
     assert health["failed_creations"] == 0
+
+
+def drop_all(world: JitWorld, recorded: FailedStarts) -> RunnerManager:
+    """GitHub drops every runner that the reconcile before created; one more reconcile, two minutes later."""
+    for name, instance in world.lxd.found.items():
+        instance.process = 13
+        world.github.gone.add(world.github.runners[name].runner_id)
+    world.github.deleted += sorted(world.github.gone - {*world.github.deleted})
+    world.github.runners.clear()
+    world.now += 120
+    manager = world.manager(dropped=recorded)
+    manager.reconcile(2, RESOURCES)
+    return manager
+
+
+def test_runners_that_github_drops_again_and_again_are_reported(world: JitWorld, tmp_path: Path) -> None:
+    """From the third reconcile in a row on, in the status and in the events, but creation does not wait for it.
+
+    https://github.com/actions/runner/issues/2507: a listener finds no registration and ends at once.
+    """
+    world.state = state(issue_metrics=True)
+    world.reconcile(2)
+    row, said = FailedStarts(), []
+    for _ in range(4):
+        manager = drop_all(world, row)
+        row = manager.findings.dropped or FailedStarts()
+        said.append(" ".join(manager.report.failures))
+        assert len(manager.report.created) == 2
+
+    assert row == FailedStarts(4, world.now)
+    reason = "runners ended without a job, {} times in a row: GitHub deleted their registrations"
+    assert said == ["", "", reason.format(3), reason.format(4)]
+    health = [event for event in events(tmp_path) if event["event"] == "unit_health"][1:]
+    assert [event["failed_creations"] for event in health] == [0, 0, 2, 2]
+    assert [event.get("failed_starts") for event in health] == [None, None, 3, 4]
+
+
+def test_a_runner_that_comes_online_ends_the_row_of_dropped_ones(world: JitWorld) -> None:
+    """It was created after the last one that was dropped."""
+    world.reconcile(2)
+    manager = drop_all(world, FailedStarts(7, world.now))
+    assert manager.findings.dropped == FailedStarts(8, world.now)
+    world.github.runners = {name: replace(one, online=True) for name, one in world.github.runners.items()}
+
+    # The row's time is the begin of its last reconcile, which the creations followed.
+    manager = world.manager(dropped=FailedStarts(8, world.now - 1))
+    manager.reconcile(2, RESOURCES)
+
+    assert (manager.findings.dropped, manager.report.failures) == (FailedStarts(), [])
 
 
 @pytest.mark.parametrize("case", ["at once", "unknown id", "not confirmed", "no answer"])

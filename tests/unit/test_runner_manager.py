@@ -867,24 +867,18 @@ def test_busy_is_what_either_account_says(world: World) -> None:
     assert world.any_busy()
 
 
-def forged(world: World, listed: bool, seen_online: bool = False, **keys: Any) -> str:
+def forged(world: World, listed: bool, **keys: Any) -> str:
     """A runner whose job has ended, with a process that a job left and named like a worker."""
     name = world.add("0" * 16, online=False, process=0, runner_id="7", **keys)
-    if seen_online:
-        world.lxd.found[name].config[f"{KEY}online"] = "true"
     if not listed:
         world.github.runners.pop(name)
     return name
 
 
-@pytest.mark.parametrize(
-    ("listed", "gone", "online", "hours"), [(False, True, True, 0.25), (False, True, False, 6), (True, False, True, 6)]
-)
-def test_a_forged_worker_keeps_its_instance_up_to_a_limit(
-    world: World, listed: bool, gone: bool, online: bool, hours: float
-) -> None:
-    """15 minutes where GitHub once listed the runner and now has no such registration, 6 hours otherwise."""
-    name = forged(world, listed, online)
+@pytest.mark.parametrize(("listed", "gone", "hours"), [(False, True, 0.25), (False, False, 6), (True, False, 6)])
+def test_a_forged_worker_keeps_its_instance_up_to_a_limit(world: World, listed: bool, gone: bool, hours: float) -> None:
+    """15 minutes where GitHub has no such registration, 6 hours otherwise. No reconcile has seen the runner online."""
+    name = forged(world, listed)
     world.github.gone = {7} if gone else set()
     world.reconcile(1)
 
@@ -1162,7 +1156,7 @@ def test_names_of_crash_logs_stay_in_their_line_of_the_log(
 def test_refused_application_stops_creation_and_says_so(world: World, tmp_path: Path) -> None:
     """A runner that GitHub refused as outdated is removed, none follows it, and the report says what to do."""
     world.state = state(issue_metrics=True)
-    kept, refused = world.add("aa"), world.add("bb", online=False, process=12)
+    kept, refused = world.add("aa"), world.add("bb", online=False, process=12, prepared=f"{NOW - 60}")
 
     manager = world.reconcile(3)
 
@@ -1175,7 +1169,7 @@ def test_refused_application_stops_creation_and_says_so(world: World, tmp_path: 
 
 def test_runner_that_ended_without_a_job_is_a_failed_creation(world: World, tmp_path: Path) -> None:
     """Its logs are pulled also without metrics, its own reason is in the report, and it counts in the events."""
-    kept, ended = world.add("aa"), world.add("bb", online=False, process=13)
+    kept, ended = world.add("aa"), world.add("bb", online=False, process=13, prepared=f"{NOW - 60}")
     instance = world.lxd.found[ended]
     instance.files["last words"] = b"An error occurred: \x1b[31mnot allowed\nExiting runner...\n"
     instance.files[f"{provision.RUNNER_APPLICATION}/_diag/Runner_1.log"] = b"why"
@@ -1193,7 +1187,7 @@ def test_runner_that_ended_without_a_job_is_a_failed_creation(world: World, tmp_
 def test_runner_that_ended_without_a_job_is_in_the_events(world: World, tmp_path: Path) -> None:
     """Operators of dashboards see that creations fail, and how often in a row."""
     world.state = state(issue_metrics=True)
-    world.add("aa", online=False, process=13)
+    world.add("aa", online=False, process=13, prepared=f"{NOW - 60}")
 
     world.reconcile(1)
 
@@ -1213,17 +1207,41 @@ def test_what_ends_a_row_of_failed_starts(world: World, last: float, proven: boo
     assert (manager.report.failed_starts.count == 0) is proven
 
 
-def test_job_cannot_make_its_runner_a_failed_creation(world: World) -> None:
-    """A runner that GitHub does not list may have had its job: it is reported without its words, and replaced."""
-    ended = world.add("aa", online=False, process=13)
-    world.lxd.found[ended].files["last words"] = b"words of a job\n"
-    world.github.runners.clear()
+@pytest.mark.parametrize("process", [12, 13])
+@pytest.mark.parametrize("listed", [True, False])
+def test_job_cannot_make_its_runner_a_failed_creation(world: World, tmp_path: Path, listed: bool, process: int) -> None:
+    """A job that began within seconds killed agent and worker, and GitHub has given it up: no reconcile saw it online.
+
+    The runner is reported without its words, and replaced. Its logs are kept.
+    """
+    ended = world.add("aa", online=False, process=process, prepared=f"{NOW - times.BELIEVED}")
+    instance = world.lxd.found[ended]
+    instance.files["last words"] = b"words of a job\n"
+    instance.files[f"{provision.RUNNER_APPLICATION}/_diag/Runner_1.log"] = b"why"
+    if not listed:
+        world.github.runners.clear()
 
     manager = world.reconcile(1)
 
-    assert manager.report.failures == [f"{ended}: ended without a job, and GitHub does not list it"]
+    where = "see its logs" if listed else "and GitHub does not list it"
+    assert manager.report.failures == [f"{ended}: ended without a job, {where}"]
     assert manager.report.failed_starts == FailedStarts()
-    assert len(manager.report.created) == 1
+    assert not manager.findings.deprecated
+    assert (list(world.lxd.found), manager.report.removed) == (list(manager.report.created), [ended])
+    assert (tmp_path / "logs" / ended / "_diag" / "Runner_1.log").read_text() == "why"
+
+
+@pytest.mark.parametrize(("answer", "created"), [(True, 0), (False, 1)])
+def test_github_is_asked_for_a_version_before_runners_are_created(world: World, answer: bool, created: int) -> None:
+    """Its answer decides about this reconcile, whatever a job may have faked."""
+    world.add("aa", online=False, process=12)
+    world.github.deprecated = answer
+
+    manager = world.reconcile(1)
+
+    assert manager.findings.deprecated is answer
+    assert len(manager.report.created) == created
+    assert ("deprecated by GitHub" in str(manager.report.failures)) is answer
 
 
 PREVIOUS = f"{IDENTITY.app_name}-{IDENTITY.unit_number}-"
