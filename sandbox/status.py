@@ -46,7 +46,7 @@ def status(options: argparse.Namespace) -> int:
 
 
 def picture(units: list[Unit]) -> str:
-    """Each unit's status, and below it the table of its action check-runners or why there is none."""
+    """Each unit's status, and below it the tables of its action check-runners or why there are none."""
     return "\n\n".join(map(_of_unit, units))
 
 
@@ -55,7 +55,7 @@ def _of_unit(unit: Unit) -> str:
     unit.on_event = lambda event: None
     try:
         task = unit.run("check-runners", {"format": "table"})
-        table = task["results"]["runners"] if task["status"] == "completed" else f"ERROR {task['message']}"
+        table = _tables(task["results"]) if task["status"] == "completed" else f"ERROR {task['message']}"
     except SandboxError as error:
         table = f"ERROR {error}"
     try:
@@ -63,6 +63,12 @@ def _of_unit(unit: Unit) -> str:
     except SandboxError:  # its machine has gone: the action has said so
         return table
     return f"{found['unit']}  {found['status']}  {found['message']}\n{table}"
+
+
+def _tables(results: dict[str, str]) -> str:
+    """The runners; and below them the flavours that wait, if there are any below the headings."""
+    waiting = results["waiting"]
+    return results["runners"] + (f"\n{waiting}" if "\n" in waiting else "")
 
 
 def watch(show: Callable[[], str], pause: Callable[[float], object] = time.sleep) -> int:

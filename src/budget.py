@@ -69,14 +69,14 @@ class Wait:
 
     def __str__(self) -> str:
         """For the status, such as ``2 of large wait for memory (8GiB each, 3.5GiB free)``."""
-        each, free = (
-            (f"{self.each:g}", f"{self.free:g}")
-            if self.what == "CPUs"
-            else (gibibytes(int(self.each)), gibibytes(int(self.free)))
-        )
-        return (
-            f"{self.number} of {self.flavor} wait{'s' * (self.number == 1)} for {self.what} ({each} each, {free} free)"
-        )
+        return f"{self.number} of {self.flavor} wait{'s' * (self.number == 1)} for {self.what} ({self.room})"
+
+    @property
+    def room(self) -> str:
+        """What each takes and what is free, such as ``8GiB each, 3.5GiB free``."""
+        if self.what == "CPUs":
+            return f"{self.each:g} each, {self.free:g} free"
+        return f"{gibibytes(int(self.each))} each, {gibibytes(int(self.free))} free"
 
 
 Answer = tuple[dict[str, int], list[Wait]]

@@ -61,6 +61,8 @@ class Changes:
     """The flavour of each runner by its name."""
     removed: list[str] = field(default_factory=list)
     failed_creations: int = 0
+    not_created: dict[str, list[str]] = field(default_factory=dict)
+    """The reasons of creations that failed, by flavour."""
 
     def check_registration(self, registration: Registration | None = None) -> None:
         """Raise GithubClientError or ConfigurationError if no runner can be registered; None is the unit's own way."""
@@ -143,6 +145,7 @@ class Changes:
                 runner.create(config)
             except RunnerCreateError as error:
                 self.collector.failed(error.step, wanted.spec.flavor)
+                self.not_created.setdefault(wanted.spec.flavor, []).append(str(error))
                 raise
             self.created[name] = wanted.spec.flavor
             self.collector.installed(started, self.clock(), wanted.spec.flavor)

@@ -4,7 +4,6 @@ The agent writes it after each answer of a runner scale set; a reconcile reads i
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from system import LOCKS, write_file
 PATIENCE = 300
 # Of runners in one file's numbers: what is larger is damage.
 MOST = 100_000
+# Of UNIX times: the last second of the year 9999.
+LATEST = 253402300799.0
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,16 @@ def remove(unit: str) -> list[str]:
 def _demand(values: Any) -> Demand:
     assigned, missed = int(values["assigned"]), int(values["missed"])
     running = int(values.get("running", 0))
-    since, heard = values["since"], float(values["heard"])
-    if not (all(0 <= number <= MOST for number in (assigned, missed, running)) and math.isfinite(heard)):
+    since = None if values["since"] is None else float(values["since"])
+    heard = float(values["heard"])
+    counted = all(0 <= number <= MOST for number in (assigned, missed, running))
+    if not (counted and all(0 <= moment <= LATEST for moment in (heard, since or 0.0))):
         raise ValueError("a number that cannot be")
     scale_set = values["scale_set"]
     return Demand(
         assigned,
         missed,
-        since=None if since is None else float(since),
+        since=since,
         heard=heard,
         scale_set=None if scale_set is None else int(scale_set),
         dropped=tuple(map(str, values["dropped"])),

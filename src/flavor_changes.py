@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from budget import Capacity, Wait, fitting, grants
 from changes import Changes, Order
@@ -29,6 +29,8 @@ class FlavorChanges:
     runners: Mapping[str, ObservedRunner]
     changes: Changes
     capacity: Capacity | None
+    unregistrable: dict[str, str] = field(default_factory=dict)
+    """Why runners cannot be registered, by flavour."""
 
     def apply(self, in_time: Callable[[], bool]) -> list[Wait]:
         """Remove orphaned, outdated and surplus runners, and create the missing ones; returns what waits for room.
@@ -73,6 +75,9 @@ class FlavorChanges:
             except (GithubClientError, ConfigurationError) as error:
                 failed.append(registration)
                 failures.append(error)
+        for one in creating:
+            if one.wanted.registration in failed:
+                self.unregistrable[one.wanted.flavor] = str(failures[failed.index(one.wanted.registration)])
         if failures and len(failures) == len(_distinct(creating)):
             raise failures[0]
         for failure in failures:

@@ -1,18 +1,24 @@
-"""The runners of a unit as rows, and their text as JSON, YAML or a table. Nothing here does I/O."""
+"""The runners of a unit as rows, and what waits; both as JSON, YAML or a table. Nothing here does I/O."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from typing import Any
 
 import yaml
 
+import waiting
+from demand import Demand
 from metrics.runner import PreJobMetrics
 from naming import BINARY_KEY
 from observe import ObservedRunner
 from plan import Health, health
 from redaction import redact
 from runner_view import RunnerView
+from telemetry import Counts, Gauges
+from waiting import Waiting
 
 # LXD's own key: the fingerprint of the image that the instance was made from. `lxc image list` shows 12 digits of it.
 BASE_IMAGE_KEY = "volatile.base_image"
@@ -21,6 +27,7 @@ DIGITS = 12
 NAME_LIMIT = 128
 CELL_LIMIT = 60
 HEADINGS = ("Name", "State", "Age", "Since (UTC)", "Image", "Binary", "Flavor", "Job")
+WAITING_HEADINGS = ("Flavor", "Wanted", "There", "Missing", "Assigned", "Waiting", "Since (UTC)", "Reasons")
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,30 @@ def text(found: Sequence[Row], form: str) -> str:
     """The rows in one of ``models.FORMATS``. No line ends with a blank: Juju would show the text in quotes."""
     if form == "table":
         return _table([HEADINGS, *(_cells(row) for row in found)])
-    plain = [asdict(row) for row in found]
-    if form == "json":
-        return json.dumps(plain, indent=2, ensure_ascii=False)
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=10_000).rstrip()
+    return _plain([asdict(row) for row in found], form)
+
+
+def waiting_now(
+    runners: Iterable[ObservedRunner], recorded: Gauges | None, demands: Mapping[str, Demand], now: float
+) -> list[Waiting]:
+    """The flavours with jobs that wait or runners that are missing, with the runners as they are ``now``."""
+    if recorded is not None:
+        views = [item.view for item in runners]
+        counts = {name: _counted(each, name, views, now) for name, each in recorded.flavors.items()}
+        recorded = replace(recorded, flavors=counts)
+    return [each for each in waiting.of_unit(recorded, demands, now) if each.reasons]
+
+
+def waiting_lines(found: Sequence[Waiting]) -> str:
+    """A line for each flavour."""
+    return "\n".join(map(_waiting_line, found))
+
+
+def waiting_text(found: Sequence[Waiting], form: str) -> str:
+    """The flavours in one of ``models.FORMATS``."""
+    if form == "table":
+        return _table([WAITING_HEADINGS, *map(_waiting_cells, found)])
+    return _plain([_waiting_object(each) for each in found], form)
 
 
 def printable(value: str, limit: int) -> str:
@@ -146,6 +173,51 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.flavor,
         printable(job, CELL_LIMIT),
     )
+
+
+def _counted(recorded: Counts, flavor: str, views: Iterable[RunnerView], now: float) -> Counts:
+    """The same counts with the runners of this moment."""
+    states = Counter(_state(view, now).partition(",")[0] for view in views if view.exists and view.flavor == flavor)
+    idle, busy, starting = states["idle"], states["busy"], states["starting"]
+    return replace(recorded, idle=idle, busy=busy, starting=starting, other=states.total() - idle - busy - starting)
+
+
+def _waiting_object(found: Waiting) -> dict[str, Any]:
+    return {
+        "flavor": found.flavor,
+        "wanted": found.wanted,
+        "there": found.there,
+        "missing": found.missing,
+        "assigned": found.assigned,
+        "waiting": found.waiting,
+        "since": None if found.since is None else _moment(found.since),
+        "reasons": [asdict(reason) for reason in found.reasons],
+    }
+
+
+def _waiting_cells(found: Waiting) -> tuple[str, ...]:
+    since = "" if found.since is None else _moment(found.since).replace("T", " ").rstrip("Z")
+    numbers = (found.wanted, found.there, found.missing, found.assigned, found.waiting)
+    return (found.flavor, *("" if number is None else str(number) for number in numbers), since, _reasons(found))
+
+
+def _waiting_line(found: Waiting) -> str:
+    jobs = ""
+    if found.waiting is not None:
+        since = "" if found.since is None else f" since {_moment(found.since).replace('T', ' ').rstrip('Z')} UTC"
+        jobs = f", {found.assigned} jobs assigned, {found.waiting} waiting{since}"
+    return f"{found.flavor}: {found.there} of {found.wanted} runners{jobs}: {_reasons(found)}"
+
+
+def _reasons(found: Waiting) -> str:
+    """Such as ``1 starting, 2 memory (8GiB each, 3.5GiB free)``."""
+    return ", ".join(f"{one.number} {one.reason}" + f" ({one.text})" * bool(one.text) for one in found.reasons)
+
+
+def _plain(found: Sequence[dict[str, Any]], form: str) -> str:
+    if form == "json":
+        return json.dumps(found, indent=2, ensure_ascii=False)
+    return yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=10_000).rstrip()
 
 
 def _age(seconds: int) -> str:

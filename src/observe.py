@@ -122,13 +122,14 @@ class Observer:
         ]
         return any(may_have_job(item.view, now) for item in probed)
 
-    def counts(self, fingerprints: Mapping[str, str] | None) -> dict[str, list[str]]:
-        """The names of this unit's runners that GitHub lists as online and offline, and of instances without a runner.
+    def counts(
+        self, runners: Mapping[str, ObservedRunner], fingerprints: Mapping[str, str] | None
+    ) -> dict[str, list[str]]:
+        """The names of runners that GitHub lists as online and offline, and of instances without a runner.
 
         ``details`` has a line for each: name, state and age, and whether it differs from today's fingerprint of its
         flavour. ``fingerprints`` is None where they are not known.
         """
-        runners = self.observe().runners
         listed = {name: item.view.github for name, item in runners.items() if item.view.github is not None}
         return {
             "online": sorted(name for name, runner in listed.items() if runner.online),

@@ -10,6 +10,7 @@ import times
 from models import FailedStarts, PublishedImage
 from naming import binary_version
 from runner_view import RunnerView
+from telemetry import Delay
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class FlavorCount:
     """The wanted ones; of those that demand asks for, only what the machine has room for."""
     spare: int = 0
     """Of the wanted ones, those that are for no job that is known."""
+    maximum: int | None = None
+    """The limit of all its runners, where jobs decide how many there are."""
+    delays: tuple[Delay, ...] = ()
+    """Why some of the wanted ones are not there."""
 
 
 @dataclass
@@ -36,9 +41,13 @@ class Report:
     """Busy runners whose job GitHub does not know."""
     other: list[str] = field(default_factory=list)
     """Instances that are neither idle nor busy, such as starting ones."""
+    starting: list[str] = field(default_factory=list)
+    """Runners that were just created and not seen online yet; some of the idle and some of the other ones."""
     created: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    hold: str = ""
+    """Why no runner may be created."""
     failed_starts: FailedStarts | None = None
     """Reconciles that found runners whose agent had ended without a job; None if this reconcile did not find out."""
     image_age: float | None = None

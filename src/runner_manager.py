@@ -3,12 +3,13 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
+import delays
 import listing
 import system
 import times
@@ -156,7 +157,7 @@ class RunnerManager:
             with _continuing("Metrics of finished runners"):
                 crashed = self._collector.finished(_existing(runners, changes), observation.previous_volumes)
             self._describe(plan, runners, changes)
-            self._count(plans, (*plans.waits, *waits), runners, changes)
+            self._count(flavors, (*plans.waits, *waits))
             self.report.capacities = flavors.capacities()
             self._clean_up(plan, changes, wanted, started)
             self._issue_events(plan, runners, changes, crashed, started)
@@ -211,14 +212,13 @@ class RunnerManager:
             raise HostError(self._hold)
         self._new_changes(self.report.failures.append).check_registration()
 
-    def counts(self) -> dict[str, list[str]]:
-        """The names of this unit's runners by state, and in ``details`` a line for each."""
-        return self.observer.counts(self._known_fingerprints)
+    def counts(self, runners: Mapping[str, ObservedRunner]) -> dict[str, list[str]]:
+        """The names of runners by state, and in ``details`` a line for each."""
+        return self.observer.counts(runners, self._known_fingerprints)
 
-    def rows(self) -> list[Row]:
-        """This unit's runners, one row each, by the same requests as ``counts``."""
-        runners = self.observer.observe().runners.values()
-        return listing.rows(runners, self.observer.job_of, self._known_fingerprints, self._clock())
+    def rows(self, runners: Mapping[str, ObservedRunner]) -> list[Row]:
+        """One row for each runner."""
+        return listing.rows(runners.values(), self.observer.job_of, self._known_fingerprints, self._clock())
 
     def _fingerprint(self, spec: RunnerSpec) -> str:
         return fingerprint(spec, self._binary.name, self._image(spec.base_image.value).identity)
@@ -249,6 +249,8 @@ class RunnerManager:
         hold = describe_deprecated(self._binary) if plan.deprecated else self._hold
         if hold and self.report.wanted > 0:
             failures.append(hold)
+        is_tried = self._canary is not None and not plan.proven
+        self.report.hold = hold or (delays.ONE_IS_TRIED if is_tried else "")
         views = [item.view for item in runners.values()]
         doubtful = [item for item in runners.values() if is_doubtful(item.view, plan)]
         quiet = in_parallel(partial(self.observer.was_dropped, now=now), doubtful)
@@ -261,7 +263,8 @@ class RunnerManager:
         if plan.failed:
             reasons = in_parallel(lambda name: end_of_agent(runners[name]), plan.failed)
             found = FailedStarts(found.count + 1, now, reasons[-1])
-            failures.append(describe_failed_starts(found, now))
+            self.report.hold = describe_failed_starts(found, now)
+            failures.append(self.report.hold)
         self.report.failed_starts = found
         dropped = self._count_dropped(quiet.count(True), views, changes, now)
         self.findings = Findings(plan.deprecated, plan.proven, found, dropped)
@@ -300,24 +303,28 @@ class RunnerManager:
         report.idle = [name for name in (*plan.idle, *changes.created) if name not in removed]
         known = {*report.busy, *report.idle, *removed}
         report.other = [name for name, item in runners.items() if item.view.exists and name not in known]
+        now = self._clock()
+        report.starting = [name for name in report.other if health(runners[name].view, now) is Health.STARTING]
+        report.starting += [name for name in changes.created if name not in removed]
 
-    def _count(
-        self, plans: Plans, waits: Iterable[Wait], runners: Mapping[str, ObservedRunner], changes: Changes
-    ) -> None:
-        """Fill the report with the numbers of each flavour."""
-        existing, waiting = _existing(runners, changes), Counter[str]()
-        there = Counter(item.view.flavor for name, item in runners.items() if name in existing)
+    def _count(self, flavors: FlavorChanges, waits: Sequence[Wait]) -> None:
+        """Fill the report with the numbers of each flavour, and with why runners are missing."""
+        changes = flavors.changes
+        existing, waiting = _existing(flavors.runners, changes), Counter[str]()
+        there = Counter(item.view.flavor for name, item in flavors.runners.items() if name in existing)
         there.update(changes.created.values())
         for wait in waits:
             waiting[wait.flavor] += wait.number
-        for one in plans.flavors:
-            wanted = one.wanted
+        for one in flavors.plans.flavors:
+            wanted, name = one.wanted, one.wanted.flavor
             number = one.plan.live if wanted.number is None else wanted.number
             # Of a fixed number, no runner is for a job that is known, and one that is too large is to be corrected.
             fixed = self._state.scaling is Scaling.FIXED
-            expected = number if fixed else max(0, number - waiting[wanted.flavor])
+            expected = number if fixed else max(0, number - waiting[name])
             spare = number if fixed else min(wanted.min_idle, expected)
-            self.report.flavors.append(FlavorCount(wanted.flavor, number, there[wanted.flavor], expected, spare))
+            failed, unregistrable = changes.not_created.get(name, ()), flavors.unregistrable.get(name, "")
+            why = delays.of_flavor(name, waits, failed, self.report.hold or wanted.hold, unregistrable)
+            self.report.flavors.append(FlavorCount(name, number, there[name], expected, spare, wanted.maximum, why))
 
     def _hold_back(self, wanted: Sequence[Wanted]) -> None:
         """Report why there will be fewer runners of some flavours."""
@@ -348,13 +355,16 @@ class RunnerManager:
         """The runners of each flavour that exist now, those of a flavour that was removed among them."""
         report = self.report
         flavors = {name: item.view.flavor for name, item in runners.items()} | dict(changes.created)
-        states = {"idle": report.idle, "busy": report.busy, "other": report.other}
-        found = {state: Counter(flavors[name] for name in set(names)) for state, names in states.items()}
-        wanted = {one.flavor: one.expected for one in report.flavors}
-        return {
-            flavor: Counts(wanted.get(flavor, 0), **{state: count[flavor] for state, count in found.items()})
-            for flavor in {*wanted, *flavors.values()}
-        }
+        starting = set(report.starting)
+        states = (set(report.idle) - starting, set(report.busy), set(report.other) - starting, starting)
+        idle, busy, other, new = (Counter(flavors[name] for name in names) for names in states)
+        numbers = {one.flavor: one for one in report.flavors}
+        result = {}
+        for flavor in dict.fromkeys([*numbers, *flavors.values()]):
+            one = numbers.get(flavor, FlavorCount(flavor, 0, 0))
+            there = (idle[flavor], busy[flavor], other[flavor], new[flavor])
+            result[flavor] = Counts(one.expected, *there, one.wanted, one.maximum, one.delays)
+        return result
 
     def _issue_events(
         self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes, crashed: Counter[str], started: float

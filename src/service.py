@@ -16,12 +16,14 @@ import jinja2
 
 import agent_settings
 import creation
+import demand
 import listing
 import notices
 import provision
 import settings
 import shared_fs
 import status
+import telemetry
 import times
 from engine.client import LxdClient
 from errors import (
@@ -256,16 +258,22 @@ class Service:
     def check(self, form: str = "") -> dict[str, object]:
         """The results of the action check-runners: counts, the names of online runners, and a line for each runner.
 
-        With one of ``models.FORMATS``, the rows of all runners in that form instead.
+        ``waiting`` says of each flavour why jobs wait or runners are missing; it is empty where that is not so. With
+        one of ``models.FORMATS`` it and the rows of all runners are in that form, and there is nothing else.
         """
+        manager, unit, now = self._manager(), self._markers.unit, self._adapters.clock()
+        runners = manager.observer.observe().runners
+        waits = listing.waiting_now(runners.values(), telemetry.load(unit), demand.load(unit), now)
         if form:
-            return {"runners": listing.text(self._manager().rows(), form)}
-        names = self._manager().counts()
+            rows = listing.text(manager.rows(runners), form)
+            return {"runners": rows, "waiting": listing.waiting_text(waits, form)}
+        names = manager.counts(runners)
         details = "\n".join(names.pop("details"))
         return {
             **{key: len(value) for key, value in names.items()},
             "runners": ", ".join(names["online"]),
             "details": details,
+            "waiting": listing.waiting_lines(waits),
         }
 
     def drain(self) -> bool:

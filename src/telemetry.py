@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from redaction import redact
 from system import LOCKS, write_file
 
 logger = logging.getLogger(__name__)
@@ -33,18 +34,47 @@ FLAVOR = re.compile(r"[a-z][a-z0-9-]{0,19}")
 # What an observation may be of, each in seconds, and the counted failures of a creation.
 DURATIONS = ("queue", "creation", "job", "reconcile")
 FAILURE = "creation_failure"
-# The longest duration and the latest UNIX time that are taken for true, in seconds: the year 10000.
-MOST = 253402300800.0
+# Why a reconcile has left runners out: no room for their memory, CPUs or disks, creations that failed, or none allowed.
+MEMORY, CPUS, STORAGE = "memory", "cpus", "storage"
+FAILED, HELD_BACK = "creation_failed", "held_back"
+DELAYS = (MEMORY, CPUS, STORAGE, FAILED, HELD_BACK)
+# Of one flavour; and of a text, in characters.
+MOST_DELAYS, TEXT_LIMIT = 10, 200
+# The longest duration and the latest UNIX time that are taken for true, in seconds: the last one of the year 9999.
+MOST = 253402300799.0
+
+
+@dataclass(frozen=True)
+class Delay:
+    """Why runners of a flavour are missing: a reason, of how many (None for all), and a text for the operator."""
+
+    reason: str
+    number: int | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Runners of one flavour after a reconcile; ``wanted`` is None where the number is not known."""
+    """Runners of one flavour after a reconcile; ``wanted`` is None where the number is not known.
+
+    ``starting`` ones were just created and not seen online yet, ``other`` ones are offline or not known.
+    """
 
     wanted: int | None = None
     idle: int = 0
     busy: int = 0
     other: int = 0
+    starting: int = 0
+    asked: int | None = None
+    """Runners that the option or the jobs ask for, those that wait for room among them."""
+    maximum: int | None = None
+    """In demand mode the highest number of runners of the flavour."""
+    delays: tuple[Delay, ...] = ()
+
+    @property
+    def there(self) -> int:
+        """All runners that have an instance."""
+        return self.idle + self.busy + self.other + self.starting
 
 
 @dataclass(frozen=True)
@@ -143,7 +173,12 @@ def problem(unit: str) -> str:
             found = file.read(PROBLEM_LIMIT).decode(errors="replace")
     except OSError:
         return ""
-    return "".join(char if char.isprintable() else " " for char in found).strip()
+    return line(found, PROBLEM_LIMIT)
+
+
+def line(text: str, limit: int = TEXT_LIMIT) -> str:
+    """Text on one line and without secrets, for a file that other processes read."""
+    return "".join(char if char.isprintable() else " " for char in redact(text)).strip()[:limit]
 
 
 def remove(unit: str) -> list[str]:
@@ -186,8 +221,17 @@ def _gauges(found: Any) -> Gauges:
 
 
 def _counts(values: Any) -> Counts:
-    idle, busy, other = (int(_seconds(values[key])) for key in ("idle", "busy", "other"))
-    return Counts(_optional(values["wanted"]), idle, busy, other)
+    # The file of an earlier version has fewer of them.
+    idle, busy, other, starting = (int(_seconds(values.get(key, 0))) for key in ("idle", "busy", "other", "starting"))
+    wanted, asked, maximum = (_optional(values.get(key)) for key in ("wanted", "asked", "maximum"))
+    delays = tuple(_delay(item) for item in values.get("delays", ())[:MOST_DELAYS])
+    return Counts(wanted, idle, busy, other, starting, asked, maximum, delays)
+
+
+def _delay(values: Any) -> Delay:
+    if values["reason"] not in DELAYS:
+        raise ValueError("a reason that is not known")
+    return Delay(values["reason"], _optional(values["number"]), line(str(values["text"])))
 
 
 def _optional(value: Any) -> int | None:

@@ -255,13 +255,18 @@ def draw(day: Day) -> str:
         "duration",
         ticks_for([job.duration for job in day.jobs], 10 * MINUTE),
     )
+    return page("GitHub Self-Hosted Runner Metrics", HEIGHT, parts)
+
+
+def page(name: str, height: int, parts: Sequence[str]) -> str:
+    """A dashboard with its name, which says that the data is made up."""
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
             'font-family="Inter, Ubuntu, Helvetica, Arial, sans-serif" role="img">',
-            "<title>GitHub Self-Hosted Runner Metrics, drawn with sample data</title>",
-            f'<rect width="{WIDTH}" height="{HEIGHT}" fill="{PAGE}"/>',
-            text(GAP, 34, "GitHub Self-Hosted Runner Metrics", 20, TEXT, font_weight="600"),
+            f"<title>{escape(name)}, drawn with sample data</title>",
+            f'<rect width="{WIDTH}" height="{height}" fill="{PAGE}"/>',
+            text(GAP, 34, name, 20, TEXT, font_weight="600"),
             text(
                 WIDTH - GAP,
                 34,

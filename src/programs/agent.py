@@ -165,7 +165,8 @@ def replace(ended: set[str], there: Callable[[], set[str]], wanted: int, service
     left = len(there() - ended)
     if left >= wanted:
         return
-    logger.info("%s of %s runners are there%s", left, wanted, f", ended: {', '.join(sorted(ended))}" if ended else "")
+    of = "" if wanted == settings.UNREACHED else f" of {wanted}"
+    logger.info("%s%s runners are there%s", left, of, f", ended: {', '.join(sorted(ended))}" if ended else "")
     systemd.start(service, timeout=times.DAY, check=False)
     time.sleep(PAUSE)
 

@@ -6,7 +6,8 @@ has values that a job chooses.
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -14,7 +15,8 @@ from prometheus_client.registry import Collector
 
 import demand
 import telemetry
-from telemetry import DURATIONS, FAILURE, MOST_FLAVORS
+import waiting
+from telemetry import DURATIONS, FAILURE, MOST_FLAVORS, Delay
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ class Figures:
         build.add_metric((self.unit, self._version), 1)
         yield build
         found = telemetry.load(self.unit)
-        yield from self._of_jobs()
+        yield from self._of_jobs(found)
         if found is None:
             return
         yield from self._of_runners(found)
@@ -120,19 +122,30 @@ class Figures:
         states = [
             ((flavor, state), getattr(counts, state))
             for flavor, counts in found.flavors.items()
-            for state in ("idle", "busy", "other")
+            for state in ("idle", "starting", "busy", "other")
         ]
         yield self._gauge("runners", "Runners after the last reconcile.", states, "flavor", "state")
         wanted = [((flavor,), each.wanted) for flavor, each in found.flavors.items() if each.wanted is not None]
         yield self._gauge("wanted_runners", "Runners that the last reconcile aimed for.", wanted, "flavor")
 
-    def _of_jobs(self) -> Iterator[Metric]:
-        """Jobs of each flavour in demand mode; without a file of demand there are none."""
-        known = dict(list(demand.load(self.unit).items())[:MOST_FLAVORS])
-        assigned = [((flavor,), each.assigned) for flavor, each in known.items()]
-        waiting = [((flavor,), max(0, each.assigned - each.running) + each.missed) for flavor, each in known.items()]
+    def _of_jobs(self, found: telemetry.Gauges | None) -> Iterator[Metric]:
+        """Jobs of each flavour, which are known in demand mode only, and runners that are missing."""
+        flavors = waiting.of_unit(found, demand.load(self.unit), time.time())[:MOST_FLAVORS]
+        assigned = [((each.flavor,), each.assigned) for each in flavors if each.assigned is not None]
         yield self._gauge("assigned_jobs", "Jobs that GitHub assigned, those that run included.", assigned, "flavor")
-        yield self._gauge("waiting_jobs", "Jobs that no runner has begun.", waiting, "flavor")
+        jobs = {each.flavor: each.of_jobs for each in flavors if each.waiting is not None}
+        yield self._by_reason("waiting_jobs", "Jobs that no runner has begun, by why they wait.", jobs)
+        runners = {each.flavor: each.of_runners for each in flavors}
+        yield self._by_reason("missing_runners", "Runners that are asked for and not there, by why.", runners)
+
+    def _by_reason(self, name: str, text: str, flavors: Mapping[str, Iterable[Delay]]) -> GaugeMetricFamily:
+        """A gauge with a series for each reason, also where nothing waits for it: a sum then always has a value."""
+        values = [
+            ((flavor, reason), number)
+            for flavor, reasons in flavors.items()
+            for reason, number in waiting.by_reason(reasons).items()
+        ]
+        return self._gauge(name, text, values, "flavor", "reason")
 
     def _gauge(
         self, name: str, text: str, values: Iterable[tuple[tuple[str, ...], float]], *labels: str

@@ -19,12 +19,13 @@ import yaml
 
 import demand
 import telemetry
+import waiting
 from demand import Demand
 from naming import Identity
 from programs import agent as agent_program
 from programs import exposition
 from programs.exposition import Exposition, Figures
-from telemetry import FAILURE, Counts, Gauges, Observation
+from telemetry import FAILURE, Counts, Delay, Gauges, Observation
 from tests.support.deployment import wait_for
 from tests.support.prometheus import program
 
@@ -66,8 +67,10 @@ def scrape(served: Exposition) -> dict[str, float]:
 
 def record(now: float = 1_700_000_000.0) -> None:
     """Everything that can be recorded, for one flavour."""
-    telemetry.save(UNIT, Gauges(now, {"small": Counts(3, 1, 2, 0)}, 4000, now - 60, now - 120))
-    demand.save(UNIT, {"small": Demand(assigned=5, missed=1, heard=now, running=2)})
+    room = Delay(telemetry.MEMORY, 2, "8GiB each, 1GiB free")
+    counts = Counts(3, 1, 2, 0, starting=1, asked=6, maximum=6, delays=(room,))
+    telemetry.save(UNIT, Gauges(now, {"small": counts}, 4000, now - 60, now - 120))
+    demand.save(UNIT, {"small": Demand(assigned=6, missed=1, heard=time.time(), running=2)})
     durations = (Observation(name, "small", 7.0) for name in telemetry.DURATIONS)
     telemetry.observe(UNIT, *durations, Observation(FAILURE, "small", step="registering"))
 
@@ -79,15 +82,28 @@ def test_figures_of_a_reconcile_are_served(served: Exposition) -> None:
 
     states = {
         state: found[f'github_runner_runners{{flavor="small",state="{state}",unit="{UNIT}"}}']
-        for state in ("idle", "busy", "other")
+        for state in ("idle", "starting", "busy", "other")
     }
-    assert states == {"idle": 1, "busy": 2, "other": 0}
+    assert states == {"idle": 1, "starting": 1, "busy": 2, "other": 0}
     assert found[f"github_runner_wanted_runners{{{SMALL}}}"] == 3
-    assert found[f"github_runner_assigned_jobs{{{SMALL}}}"] == 5
-    assert found[f"github_runner_waiting_jobs{{{SMALL}}}"] == 4
+    assert found[f"github_runner_assigned_jobs{{{SMALL}}}"] == 6
     assert found[f'github_runner_api_quota_requests{{unit="{UNIT}"}}'] == 4000
     assert found[f'github_runner_last_reconcile_timestamp_seconds{{unit="{UNIT}"}}'] == 1_700_000_000
     assert found[f'github_runner_build_info{{unit="{UNIT}",version="1.2.3"}}'] == 1
+
+
+def test_what_waits_is_told_by_reason(served: Exposition) -> None:
+    """Waiting jobs and missing runners have a series for each reason, and those of a flavour add up to their number."""
+    record()
+    found = scrape(served)
+
+    def by_reason(name: str) -> dict[str, float]:
+        series = {reason: f'{name}{{flavor="small",reason="{reason}",unit="{UNIT}"}}' for reason in waiting.REASONS}
+        return {reason: found[key] for reason, key in series.items() if found[key]}
+
+    # Seven jobs are more than the maximum by one. The idle runner and the one that starts are for two of the others.
+    assert by_reason("github_runner_waiting_jobs") == {"not_assigned": 1, "starting": 1, "maximum": 1, "memory": 2}
+    assert by_reason("github_runner_missing_runners") == {"memory": 2}
 
 
 def test_observations_add_up(served: Exposition) -> None:
@@ -273,8 +289,9 @@ def queue(le: str, values: str) -> dict[str, str]:
     return series("github_runner_queue_duration_seconds_bucket", values, flavor="small", le=le)
 
 
-def runners(idle: int, wanted: int) -> list[dict[str, str]]:
+def runners(idle: int, wanted: int, starting: int = 0) -> list[dict[str, str]]:
     return [
+        series("github_runner_runners", f"{starting}x600", flavor="small", state="starting"),
         series("github_runner_runners", f"{idle}x600", flavor="small", state="idle"),
         series("github_runner_runners", "5x600", flavor="small", state="other"),
         series("github_runner_wanted_runners", f"{wanted}x600", flavor="small"),
@@ -293,6 +310,7 @@ CASES: list[tuple[str, list[dict[str, str]], bool]] = [
     ("GithubRunnerNoneOnline", runners(idle=0, wanted=2), True),
     ("GithubRunnerNoneOnline", runners(idle=1, wanted=2), False),
     ("GithubRunnerNoneOnline", runners(idle=0, wanted=0), False),
+    ("GithubRunnerNoneOnline", runners(idle=0, wanted=2, starting=1), False),
     ("GithubRunnerCreationFailing", [failures("0+1x600")], True),
     ("GithubRunnerCreationFailing", [failures("0+1x600"), MADE], False),
     ("GithubRunnerCreationFailing", [failures("1x600")], False),

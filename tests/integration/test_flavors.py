@@ -23,6 +23,8 @@ def test_two_sizes_share_the_machine(deployment: Deployment) -> None:
         assert state == "active"
         assert re.match(r"3 of 4 runners: .*\(small 2 of 2, large 1 of 2\)", message), message
         assert "1 of large waits for CPUs (1 each, 0 free)" in message
+        waits = deployment.unit.run("check-runners")["results"]["waiting"]
+        assert waits == "large: 1 of 2 runners: 1 cpus (1 each, 0 free)"
         labels = [[label["name"] for label in runner["labels"]] for runner in deployment.control.runners()]
         assert sum("small" in names for names in labels) == 2
         assert sum("large" in names for names in labels) == 1

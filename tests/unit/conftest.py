@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import demand
 import redaction
 import runner_manager
 import settings
@@ -29,6 +30,7 @@ def locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     folder = tmp_path_factory.mktemp("locks")
     monkeypatch.setattr(runner_manager, "LOCKS", folder)
     monkeypatch.setattr(telemetry, "LOCKS", folder)
+    monkeypatch.setattr(demand, "LOCKS", folder)
     return folder
 
 

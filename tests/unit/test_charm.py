@@ -675,7 +675,7 @@ def test_check_runners_counts(context: Any, world: Surroundings) -> None:
     names = ", ".join(sorted(world.lxd.found))
     details = "\n".join(f"{name}: idle, 0 min old" for name in sorted(world.lxd.found))
     counts = {"online": "2", "offline": "0", "unknown": "0"}
-    assert context.action_results == {**counts, "runners": names, "details": details}
+    assert context.action_results == {**counts, "runners": names, "details": details, "waiting": ""}
 
 
 def test_nothing_is_outdated_where_an_option_is_invalid(context: Any, world: Surroundings) -> None:

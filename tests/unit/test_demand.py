@@ -37,6 +37,9 @@ def test_what_is_saved_is_loaded() -> None:
         '{"small": {"assigned": 1e999, "missed": 0, "since": null, "heard": 0, "scale_set": null}}',
         json.dumps({"small": {"assigned": -1, "missed": 0, "since": None, "heard": 0, "scale_set": None}}),
         '{"small": {"assigned": 1, "missed": 0, "since": null, "heard": NaN, "scale_set": null}}',
+        '{"small": {"assigned": 1, "missed": 0, "since": null, "heard": 1e300, "scale_set": null}}',
+        '{"small": {"assigned": 1, "missed": 0, "since": Infinity, "heard": 0, "scale_set": null}}',
+        '{"small": {"assigned": 1, "missed": 0, "since": -1e300, "heard": 0, "scale_set": null}}',
     ],
 )
 def test_a_damaged_file_says_nothing(text: str) -> None:

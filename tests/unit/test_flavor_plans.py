@@ -9,21 +9,25 @@ from typing import Any
 
 import pytest
 
+import delays
 import metrics.events
 import metrics.storage
 import provision
 import runner
 import status
+import telemetry
 from budget import Capacity
 from errors import ConfigurationError
 from flavor_plans import Plans, Wanted, make_plans
 from models import CharmState, Flavor, GithubRunner, RegistrationData, Scaling, VirtualMachineResources
 from naming import FLAVOR_KEY, KEY, SCALE_SET_KEY, fingerprint
+from observe import ObservedRunner
 from plan import Desired, Reason
 from report import FlavorCount, Report
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
 from runner_view import Process, RunnerView
+from telemetry import Counts, Delay
 from tests.support.fakes import IDENTITY, TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages, state
 
 NOW = 1_700_000_000.0
@@ -214,6 +218,9 @@ class World:
         clients = RunnerManagerClients(self.github, provision.environment(TEMPLATES), self.lxd, None)  # type: ignore[arg-type]
         options["clock"] = lambda: self.now
         return RunnerManager(IDENTITY, self.state, clients, self.storages, self.application, **options)
+
+    def observed(self) -> Mapping[str, ObservedRunner]:
+        return self.manager().observer.observe().runners
 
     def reconcile(self, *items: Wanted, **options: Any) -> RunnerManager:
         manager = self.manager(**options)
@@ -428,6 +435,97 @@ def test_why_a_flavour_is_held_is_told_where_runners_are_wanted(world: World) ->
     assert status.of_report(manager.report, test_mode=False).message == "no runner of 1; image noble: being built"
 
 
+def recorded(flavor: str) -> Counts:
+    """What the last reconcile left for the unit's agent."""
+    found = telemetry.load(IDENTITY.unit)
+    assert found is not None
+    return found.flavors[flavor]
+
+
+def test_a_new_runner_is_starting_until_it_is_seen_online(world: World) -> None:
+    """For Prometheus only: the status and the event count it as idle, as before."""
+    manager = world.reconcile(wanted("small", 2), wanted("large", 0))
+
+    assert recorded("small") == Counts(2, starting=2, asked=2)
+    assert (len(manager.report.idle), manager.report.other) == (2, [])
+    world.add("aa", "small", SMALL, keys={f"{KEY}created": str(NOW - 60), f"{KEY}prepared": str(NOW - 30)})
+    name = f"{IDENTITY.prefix}aa"
+    world.github.runners[name] = replace(world.github.runners[name], online=False)
+    world.reconcile(wanted("small", 3), wanted("large", 0))
+    assert recorded("small") == Counts(3, idle=2, starting=1, asked=3)
+
+
+def test_what_waits_for_room_is_recorded(world: World) -> None:
+    """With the resource, how many, and the maximum of the flavour in demand mode."""
+    world.state = flavored(scaling=Scaling.DEMAND)
+    world.add("aa", "large", LARGE, busy=True)
+
+    world.reconcile(wanted("small", 3, maximum=8), wanted("large", 2), capacity=Capacity(6 * GIB, 99))
+
+    waits = {name: recorded(name).delays for name in ("small", "large")}
+    assert (recorded("small").wanted, recorded("small").asked, recorded("small").maximum) == (2, 3, 8)
+    assert waits["small"] == (Delay(telemetry.MEMORY, 1, "1GiB each, 0GiB free"),)
+    assert [(one.reason, one.number) for one in waits["large"]] == [(telemetry.MEMORY, 2)]
+
+
+def test_creations_that_fail_are_recorded(world: World) -> None:
+    """By flavour, with the last error; those of other flavours do not count."""
+    world.lxd.faults["create"] = lambda _: True
+
+    manager = world.reconcile(wanted("small", 2), wanted("large", 0))
+
+    [delay] = recorded("small").delays
+    assert (delay.reason, delay.number) == (telemetry.FAILED, 2)
+    assert delay.text in manager.report.failures
+    assert recorded("large").delays == ()
+
+
+def test_a_flavour_that_cannot_register_records_why(world: World) -> None:
+    """Also where that is the failure of the whole reconcile."""
+    bad = wanted("large", 1, registration=NoRegistration())
+
+    world.reconcile(bad, wanted("small", 1))
+    assert recorded("large").delays == (Delay(telemetry.FAILED, None, "the scale set is not there"),)
+    assert recorded("small").delays == ()
+
+    with pytest.raises(ConfigurationError):
+        world.reconcile(bad, wanted("small", 1))
+    assert recorded("large").delays == (Delay(telemetry.FAILED, None, "the scale set is not there"),)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "text"),
+    [
+        ({"hold": "the runner binary is not downloaded yet"}, {}, "the runner binary is not downloaded yet"),
+        ({}, {"hold": "image noble: being built"}, "image noble: being built"),
+        ({"canary": NOW}, {}, delays.ONE_IS_TRIED),
+    ],
+    ids=["unit", "image", "deprecated version"],
+)
+def test_what_is_held_back_is_recorded(
+    world: World, options: dict[str, Any], changes: dict[str, Any], text: str
+) -> None:
+    """The unit's reason, that of the flavour's image, or a version of which one runner is tried first."""
+    world.reconcile(wanted("small", 2, **changes), **options)
+
+    assert recorded("small").delays == (Delay(telemetry.HELD_BACK, None, text),)
+
+
+def test_a_runner_that_ended_without_a_job_holds_the_others_back(world: World) -> None:
+    """The reason is that of the status, with the time of the next attempt."""
+    world.add("aa", "small", SMALL, keys={f"{KEY}created": str(NOW - 30), f"{KEY}prepared": str(NOW - 10)})
+    name = f"{IDENTITY.prefix}aa"
+    world.github.runners[name] = replace(world.github.runners[name], online=False)
+    world.lxd.found[name].process = 13
+
+    manager = world.reconcile(wanted("small", 2))
+
+    [delay] = recorded("small").delays
+    assert delay.reason == telemetry.HELD_BACK
+    assert delay.text.startswith("runners ended without a job")
+    assert any(failure.startswith("runners ended without a job") for failure in manager.report.failures)
+
+
 def test_a_damaged_key_is_no_flavour(world: World) -> None:
     """A runner of an earlier version has none: it is of the flavour `default`."""
     for digits, flavor, scale_set in (("aa", "../x", "x"), ("ab", "", "²"), ("ac", "large", "7")):
@@ -445,12 +543,12 @@ def test_rows_have_the_flavour_and_know_todays(world: World) -> None:
     world.add("ab", "large", LARGE)
     world.add("ac", "small", SMALL, keys={FLAVOR_KEY: "gone"})
 
-    assert [(row.flavor, row.outdated) for row in world.manager().rows()] == [
+    assert [(row.flavor, row.outdated) for row in world.manager().rows(world.observed())] == [
         ("small", False),
         ("large", False),
         ("gone", True),
     ]
-    details = world.manager().counts()["details"]
+    details = world.manager().counts(world.observed())["details"]
     assert [line.split(": ")[1] for line in details] == [
         "idle, 60 min old, flavor small",
         "idle, 60 min old, flavor large",
@@ -525,7 +623,8 @@ def test_a_renamed_flavour_is_a_new_one(world: World) -> None:
     manager = world.reconcile(wanted("small", 3), capacity=Capacity(3 * GIB, 99))
 
     assert world.there() == ["old", "small", "small"]
-    assert manager.report.flavors == [FlavorCount("small", 3, 2, 3, 3)]
+    room_left = Delay(telemetry.MEMORY, 1, "1GiB each, 0GiB free")
+    assert manager.report.flavors == [FlavorCount("small", 3, 2, 3, 3, delays=(room_left,))]
     assert manager.report.waits == ["1 of small waits for memory (1GiB each, 0GiB free)"]
 
 
@@ -534,7 +633,8 @@ def test_more_idle_runners_than_the_machine_holds(world: World) -> None:
     world.state = flavored(scaling=Scaling.DEMAND)
     room = Capacity(5 * GIB, 99)
     manager = world.reconcile(wanted("small", 9, min_idle=9), wanted("large", 0), capacity=room)
-    assert manager.report.flavors[0] == FlavorCount("small", 9, 5, 5, 5)
+    room_left = Delay(telemetry.MEMORY, 4, "1GiB each, 0GiB free")
+    assert manager.report.flavors[0] == FlavorCount("small", 9, 5, 5, 5, delays=(room_left,))
     before = sorted(world.lxd.found)
     world.reconcile(wanted("small", 9, min_idle=9), wanted("large", 0), capacity=room)
     assert sorted(world.lxd.found) == before

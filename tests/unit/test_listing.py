@@ -11,7 +11,7 @@ import yaml
 from ops import testing
 
 import metrics.events
-from listing import CELL_LIMIT, NAME_LIMIT, Job, Row, rows, text
+from listing import CELL_LIMIT, NAME_LIMIT, WAITING_HEADINGS, Job, Row, rows, text
 from metrics.runner import PreJobMetrics
 from models import FORMATS, GithubRunner
 from naming import KEY
@@ -201,7 +201,7 @@ def began(unit: World, name: str, content: "bytes | None" = None, **changes: Any
 
 def job_of(unit: World, name: str) -> "Job | None":
     """The job of one row."""
-    [job] = [found.job for found in unit.manager().rows() if found.name == name]
+    [job] = [found.job for found in unit.rows() if found.name == name]
     return job
 
 
@@ -223,7 +223,7 @@ def test_a_file_that_breaks_a_rule_is_no_job(unit: World, content: bytes) -> Non
     began(unit, name, content)
 
     assert job_of(unit, name) is None
-    assert [found.state for found in unit.manager().rows()] == ["busy"]
+    assert [found.state for found in unit.rows()] == ["busy"]
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
@@ -263,10 +263,10 @@ def test_rows_ask_no_more_than_the_counts(unit: World) -> None:
     for number in range(3):
         began(unit, unit.add(f"a{number}", busy=True))
     unit.add("bb", online=False)
-    unit.manager().counts()
+    unit.counts()
     once = cost()
 
-    found = unit.manager().rows()
+    found = unit.rows()
 
     assert len(found) == 4
     assert cost() == (once[0] * 2, once[1] * 2, once[2] * 2)
@@ -276,19 +276,20 @@ def test_a_new_runner_records_the_version_of_its_binary(unit: World) -> None:
     """The key is written with the instance, and the row has it."""
     unit.reconcile(1)
 
-    [found] = unit.manager().rows()
+    [found] = unit.rows()
 
     assert found.binary == APPLICATION.removesuffix(".tar.gz").rpartition("-")[2] == "2.320.0"
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_action_gives_one_result(context: Any, world: Surroundings, form: str) -> None:
-    """With a format, `runners` has the rows and nothing else is given."""
+    """With a format, `runners` has the rows, `waiting` what waits, and nothing else is given."""
     context.run(context.on.config_changed(), state())
 
     context.run(context.on.action("check-runners", params={"format": form}), state())
 
-    assert set(context.action_results) == {"runners"}
+    assert set(context.action_results) == {"runners", "waiting"}
+    assert context.action_results["waiting"] in ("[]", "  ".join(WAITING_HEADINGS))
     assert all(name in context.action_results["runners"] for name in world.lxd.found)
 
 
@@ -307,9 +308,10 @@ def test_a_format_that_is_not_known_fails_and_changes_nothing(context: Any, worl
 
 
 def test_an_empty_format_gives_the_counts(context: Any, world: Surroundings) -> None:
-    """The results without a format are those that scripts of before know."""
+    """The results without a format are those that scripts of before know, and what waits."""
     context.run(context.on.config_changed(), state())
 
     context.run(context.on.action("check-runners", params={"format": ""}), state())
 
-    assert set(context.action_results) == {"online", "offline", "unknown", "runners", "details"}
+    assert set(context.action_results) == {"online", "offline", "unknown", "runners", "details", "waiting"}
+    assert context.action_results["waiting"] == ""

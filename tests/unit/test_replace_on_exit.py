@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import settings
 from engine import events
 from host import systemd, triggers
 from programs import agent
@@ -70,3 +71,24 @@ def test_when_a_pass_is_asked_for(
     assert commands.count(begun) == starts
     # A pass that made the successor needs no pause.
     assert bool(pauses) is (starts > 0 and not (state == "activating" and after == "bc"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text"),
+    [
+        (2, "1 of 2 runners are there, ended: a"),
+        (settings.UNREACHED, "1 runners are there, ended: a"),
+    ],
+)
+def test_the_log_has_no_number_that_is_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wanted: int, text: str
+) -> None:
+    """With flavours a reconcile finds out how many are missing, and the agent's log names no wanted number."""
+    monkeypatch.setattr(systemd, "is_starting", lambda _: False)
+    monkeypatch.setattr(systemd, "start", lambda *_, **__: None)
+    monkeypatch.setattr("programs.agent.time.sleep", lambda _: None)
+
+    with caplog.at_level("INFO"):
+        agent.replace({"a"}, lambda: {"b"}, wanted=wanted, service="a.service")
+
+    assert caplog.messages == [text]

@@ -25,6 +25,7 @@ import times
 from engine import console
 from engine.instance import Execution
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
+from listing import Row
 from metrics import collect
 from models import (
     RUNNER_INSTALLED_TS_FILE_NAME as INSTALLED,
@@ -98,6 +99,14 @@ class World:
         clients = RunnerManagerClients(self.github, provision.environment(TEMPLATES), self.lxd, None)  # type: ignore[arg-type]
         options["clock"] = lambda: self.now
         return RunnerManager(IDENTITY, self.state, clients, self.storages, self.application, **options)
+
+    def counts(self) -> dict[str, list[str]]:
+        manager = self.manager()
+        return manager.counts(manager.observer.observe().runners)
+
+    def rows(self) -> list[Row]:
+        manager = self.manager()
+        return manager.rows(manager.observer.observe().runners)
 
     def reconcile(self, quantity: int, resources: VirtualMachineResources = RESOURCES) -> RunnerManager:
         manager = self.manager()
@@ -918,7 +927,7 @@ def test_check_runners_shows_jobs_that_github_does_not_know(world: World) -> Non
     """An instance that claims a job is told from one that waits for GitHub."""
     name = forged(world, listed=False)
 
-    assert world.manager().counts()["details"] == [f"{name}: busy, unknown to GitHub, 60 min old"]
+    assert world.counts()["details"] == [f"{name}: busy, unknown to GitHub, 60 min old"]
 
 
 def test_counts_are_githubs_and_unknown_instances(world: World) -> None:
@@ -926,7 +935,7 @@ def test_counts_are_githubs_and_unknown_instances(world: World) -> None:
     online, offline, unknown = world.add("aa"), world.add("bb", online=False), world.add("cc")
     del world.github.runners[unknown]
 
-    counts = world.manager().counts()
+    counts = world.counts()
 
     assert counts.pop("details") == [
         f"{online}: idle, 60 min old",
@@ -1301,7 +1310,7 @@ def test_runners_of_another_model_are_never_touched(world: World, online: bool, 
 
     world.reconcile(1)
     manager = world.manager()
-    assert other not in "".join(str(value) for value in manager.counts().values())
+    assert other not in "".join(str(value) for value in world.counts().values())
     manager.drain()
     manager.flush(FlushMode.FORCE_FLUSH)
 
@@ -1327,7 +1336,7 @@ def test_runners_of_other_applications_and_units_are_never_taken(world: World) -
 def test_runners_of_the_previous_charm_are_shown_and_flushed(world: World) -> None:
     """`check-runners` lists them as outdated, and a flush removes them."""
     name = previous(world, DIGITS[0])
-    counts = world.manager().counts()
+    counts = world.counts()
     assert counts["online"] == [name]
     assert counts["details"] == [f"{name}: idle, age unknown, outdated"]
 
@@ -1370,7 +1379,7 @@ def test_a_runner_of_the_previous_charm_is_probed_for_its_agent(world: World) ->
     """The previous charm starts the runner agent without a systemd unit, so its process is looked for."""
     name = previous(world, DIGITS[0], online=False)
 
-    world.manager().counts()
+    world.counts()
     world.reconcile(1)
 
     assert any("Runner[.]Listener" in command[-1] for command in world.lxd.found[name].commands)

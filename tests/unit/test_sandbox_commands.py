@@ -83,13 +83,14 @@ def test_ctrl_c_between_two_pictures_ends_it() -> None:
 
 
 def test_a_picture_has_each_units_table() -> None:
-    """The table is that of the action; a unit whose action fails, or whose agent is away, says why."""
-    good = FakeUnit("app/0", status="completed", results={"runners": "Name\napp-0-a"})
+    """The tables are those of the action; a unit whose action fails, or whose agent is away, says why."""
+    good = FakeUnit("app/0", status="completed", results={"runners": "Name\napp-0-a", "waiting": "Flavor"})
+    short = FakeUnit("app/4", status="completed", results={"runners": "Name", "waiting": "Flavor\nsmall"})
     failed = FakeUnit("app/1", status="failed", message="path: is empty")
     away = FakeUnit("app/2", error="timed out")
     gone = FakeUnit("app/3", error="not found", gone=True)
 
-    shown = status.picture([good, failed, away, gone])  # type: ignore[list-item]
+    shown = status.picture([good, failed, away, gone, short])  # type: ignore[list-item]
 
     assert good.asked == [("check-runners", {"format": "table"})]
     assert shown.split("\n\n") == [
@@ -97,6 +98,7 @@ def test_a_picture_has_each_units_table() -> None:
         "app/1  active  1 runner\nERROR path: is empty",
         "app/2  active  1 runner\nERROR timed out",
         "ERROR not found",
+        "app/4  active  1 runner\nName\nFlavor\nsmall",
     ]
 
 

@@ -1,17 +1,22 @@
 """The figures that reconciles leave for the unit's agent."""
 
+import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import redaction
 import telemetry
-from telemetry import Counts, Gauges, Observation
+from telemetry import Counts, Delay, Gauges, Observation
 
 UNIT = "github-runner/0"
-FULL = Gauges(1_700_000_000.5, {"small": Counts(3, 1, 1, 0), "large": Counts(None, 0, 0, 2)}, 4000, 1.0, 2.0)
+WAITS = (Delay(telemetry.MEMORY, 2, "8GiB each, 1GiB free"), Delay(telemetry.HELD_BACK, None, "not downloaded yet"))
+SMALL = Counts(3, 1, 1, 0, starting=1, asked=5, maximum=6, delays=WAITS)
+FULL = Gauges(1_700_000_000.5, {"small": SMALL, "large": Counts(None, 0, 0, 2)}, 4000, 1.0, 2.0)
 MADE = Observation("creation", "small", 12.5)
 
 
@@ -71,8 +76,10 @@ def test_units_have_files_of_their_own() -> None:
         '{"reconciled": 1e400, "flavors": {}, "quota_left": null, "binary_time": null, "image_time": null}',
         '{"reconciled": 1, "flavors": {"a": 1}, "quota_left": null, "binary_time": null, "image_time": null}',
         '{"reconciled": 1, "flavors": {}, "quota_left": -1, "binary_time": null, "image_time": null}',
+        '{"reconciled": 1, "flavors": {"a": {"delays": [{"reason": "x", "number": 1, "text": ""}]}},'
+        ' "quota_left": null, "binary_time": null, "image_time": null}',
     ],
-    ids=["empty", "list", "deep", "incomplete", "nan", "infinite", "no counts", "negative"],
+    ids=["empty", "list", "deep", "incomplete", "nan", "infinite", "no counts", "negative", "reason"],
 )
 def test_damaged_gauges_are_no_gauges(content: str, folder: Path) -> None:
     """A file that is not whole, or has a number that cannot be, counts as missing."""
@@ -80,6 +87,29 @@ def test_damaged_gauges_are_no_gauges(content: str, folder: Path) -> None:
     telemetry.gauges_path(UNIT).write_text(content)
 
     assert telemetry.load(UNIT) is None
+
+
+def test_gauges_of_an_earlier_version_are_read() -> None:
+    """It recorded no starting runners and no reasons."""
+    telemetry.save(UNIT, FULL)
+    path = telemetry.gauges_path(UNIT)
+    document = json.loads(path.read_text())
+    for counts in document["flavors"].values():
+        for key in ("starting", "asked", "maximum", "delays"):
+            del counts[key]
+    path.write_text(json.dumps(document))
+
+    assert telemetry.load(UNIT) == replace(FULL, flavors={"small": Counts(3, 1, 1, 0), "large": Counts(None, 0, 0, 2)})
+
+
+def test_a_reason_is_one_short_line_without_secrets() -> None:
+    """The text of an error may have anything in it; the agent and the action read it in other processes."""
+    redaction.note("s3cr3t-of-a-runner")
+    text = telemetry.line("a\nb\x1b[0m s3cr3t-of-a-runner " + "x" * 1000)
+
+    assert text.startswith("a b [0m ")
+    assert "s3cr3t" not in text
+    assert len(text) <= telemetry.TEXT_LIMIT
 
 
 @pytest.mark.parametrize(

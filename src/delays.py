@@ -1,0 +1,25 @@
+"""Why a reconcile leaves runners of a flavour out, for `check-runners` and Prometheus. Nothing here does I/O."""
+
+from collections.abc import Iterable, Sequence
+
+from budget import Wait
+from telemetry import CPUS, FAILED, HELD_BACK, MEMORY, STORAGE, Delay, line
+
+# By what a runner waits for, as the budget names it.
+ROOMS = {"memory": MEMORY, "CPUs": CPUS, "storage": STORAGE}
+ONE_IS_TRIED = "one runner of a version that GitHub has called deprecated is tried first"
+
+
+def of_flavor(
+    flavor: str, waits: Iterable[Wait], not_created: Sequence[str], hold: str, unregistrable: str
+) -> tuple[Delay, ...]:
+    """The reasons in the order in which they account for missing runners.
+
+    ``waits`` are those of all flavours, ``not_created`` the errors of creations that failed. ``hold`` says why no
+    runner may be created, ``unregistrable`` why none can be registered; both are empty where that is not so.
+    """
+    found = [Delay(FAILED, len(not_created), line(not_created[-1]))] if not_created else []
+    found += [Delay(ROOMS[wait.what], wait.number, wait.room) for wait in waits if wait.flavor == flavor]
+    found += [Delay(HELD_BACK, text=line(hold))] if hold else []
+    found += [Delay(FAILED, text=line(unregistrable))] if unregistrable else []
+    return tuple(found)
