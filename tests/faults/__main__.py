@@ -1,6 +1,7 @@
 """Faults at length: `python -m tests.faults [NAME…]`, or `make faults`. Figures go to docs/reference/reliability.md.
 
-The names: kill churn attacks (on a real unit), combinations mutation mutations fuzz soak (in process).
+The names: kill churn attacks (on a real unit), the same with -demand (for scaling=demand), combinations mutation
+mutations fuzz soak (in process).
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from sandbox import github
 from sandbox.lab import lxd_setup
 from sandbox.lab.pack import pack
-from tests.faults import attacks, churn, kill, report
+from tests.faults import attacks, churn, demand, kill, kill_demand, report
 from tests.support.deployment import PAT, REPOSITORY, ROOT, Deployment, deployed
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -27,6 +28,9 @@ ON_A_UNIT: dict[str, Callable[[Deployment, argparse.Namespace], dict[str, object
     "kill": lambda found, given: kill.run(found, 6 if given.short else given.points),
     "churn": lambda found, given: churn.run(found, 1 if given.short else 10),
     "attacks": lambda found, given: attacks.run(found, given.short),
+    "kill-demand": lambda found, given: kill_demand.run(found, 3 if given.short else given.points),
+    "churn-demand": lambda found, given: demand.run_churn(found, 1 if given.short else 10),
+    "attacks-demand": lambda found, given: demand.run_attacks(found, given.short),
 }
 
 

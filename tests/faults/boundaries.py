@@ -1,7 +1,9 @@
-"""In the charm's own process: notes each boundary at which it can be killed, or kills it at one. Standard library only.
+"""In the charm's or its agent's process: notes each boundary at which it can be killed, or kills it at one.
 
 BOUNDARY_NOTES=FILE appends a line for each, with its time; BOUNDARY_KILL=N is SIGKILL at the Nth, before what it names
 is done. The moment after one boundary is the moment before the next: answers of LXD and GitHub are boundaries, too.
+A process that finds the file of notes there already is left alone: systemd starts a killed agent again. Standard
+library only.
 """
 
 import http.client
@@ -11,9 +13,10 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
-WRITTEN = ("/var/lib/github-runner/runner-fs", "/var/log/github-runner")
+WRITTEN = ("/var/lib/github-runner/runner-fs", "/var/log/github-runner", "/run/github-runner/")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.chown", "os.link"}
 PROGRAMS = {"mount", "umount", "mkfs.ext4", "truncate", "fallocate", "tar", "e2fsck", "losetup"}
@@ -82,9 +85,10 @@ class Boundaries:
 
 
 def start() -> None:
-    """In a process of the charm only: its hook tools are Python as well."""
+    """In a process of the charm or of its agent only: the hook tools are Python as well."""
     notes, kill_at = os.environ.get("BOUNDARY_NOTES", ""), int(os.environ.get("BOUNDARY_KILL", "0"))
-    if (notes or kill_at) and sys.orig_argv[-1].endswith("src/charm.py"):
+    meant = sys.orig_argv[-1].endswith("src/charm.py") or "programs.agent" in sys.orig_argv
+    if (notes or kill_at) and meant and not (notes and Path(notes).exists()):
         boundaries = Boundaries(notes, kill_at)
         boundaries.follow_lxd()
         sys.addaudithook(boundaries.audit)

@@ -6,6 +6,7 @@ moment. The job of a killed listener fails as soon as GitHub notices.
 
 import random
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -19,8 +20,17 @@ REFUSAL = 5.0
 LOST = "lost communication"
 
 
-def run(found: Deployment, minutes: float, seed: int = 1) -> dict[str, object]:
-    """Keep a queue of jobs for so many minutes, run it empty, and count."""
+def run(
+    found: Deployment,
+    minutes: float,
+    seed: int = 1,
+    resting: int = RUNNERS,
+    disturb: Callable[[Deployment], None] = lambda found: None,
+) -> dict[str, object]:
+    """Keep a queue of jobs for so many minutes, run it empty, and count.
+
+    ``resting`` is how many runners there are without jobs; ``disturb`` is called all the time.
+    """
     chance = random.Random(seed)
     found.unit.set_config({"virtual-machines": RUNNERS, "replace-on-exit": True, "reconcile-interval": 2})
     jobs: list[int] = []
@@ -35,13 +45,14 @@ def run(found: Deployment, minutes: float, seed: int = 1) -> dict[str, object]:
         if time.monotonic() > refusal:
             refusal = deadline
             refuse_version(found)
+        disturb(found)
         time.sleep(0.2)
     found.control.application(self_update=None)
     wait_for(lambda: all(done(found, job) for job in jobs), "the end of all jobs", 300)
-    wait_for(lambda: len(found.online()) == RUNNERS, "the last successors", 180)
+    wait_for(lambda: len(found.online()) == resting, "the last successors", 180)
     found.unit.set_config({"replace-on-exit": False})
     found.reconcile()
-    return {**figures(found, jobs), "listeners killed": killed}
+    return {**figures(found, jobs, resting), "listeners killed": killed}
 
 
 def add_job(found: Deployment, chance: random.Random, number: int) -> int:
@@ -83,7 +94,7 @@ def seconds(job: dict[str, Any]) -> int:
     return int((end - begin).total_seconds())
 
 
-def figures(found: Deployment, jobs: list[int]) -> dict[str, object]:
+def figures(found: Deployment, jobs: list[int], resting: int) -> dict[str, object]:
     """How many jobs ran, were lost or ran twice, and the same of their events."""
     seen: list[dict[str, Any]] = [found.control.job(job) for job in jobs]
     runs = [sum(line.startswith("job-") and line.endswith(" ran") for line in job["log"]) for job in seen]
@@ -108,5 +119,5 @@ def figures(found: Deployment, jobs: list[int]) -> dict[str, object]:
         "events expected": len(expected),
         "events written": sum(number > 0 for number in counts),
         "events repeated": sum(max(0, number - 1) for number in counts),
-        "instances left over": len(found.instances()) - RUNNERS,
+        "instances left over": len(found.instances()) - resting,
     }

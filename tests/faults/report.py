@@ -9,8 +9,15 @@ ABOUT = {
         "Killed anywhere",
         "A reconcile that removes a dead runner, replaces an outdated one, writes the metrics of two finished jobs and "
         "makes three runners is killed (SIGKILL) before each request to LXD and GitHub, after each answer, and before "
-        "each file and mount of the metrics. The next reconcile must bring the wanted number of runners, with no "
-        "instance, registration, mount, image file or profile left over, and no event missing.",
+        "each file and mount of the metrics and below /run. The next reconcile must bring the wanted number of "
+        "runners, with no instance, registration, mount, image file or profile left over, and no event missing.",
+    ),
+    "kill-demand": (
+        "Killed anywhere, with scaling=demand",
+        "The same with two flavours, while jobs wait for a runner. The unit's agent is killed as well: before each "
+        "of its requests to GitHub, after each answer, and before each of its files. Meanwhile its sessions and tokens "
+        "end, a runner scale set vanishes, and jobs of both flavours arrive. After the next start each flavour must "
+        "have its number of runners and one scale set, each job must have run once, and nothing may be left over.",
     ),
     "combinations": (
         "GitHub misbehaves",
@@ -25,11 +32,21 @@ ABOUT = {
         "once, and its two events must be in the metrics log. Meanwhile runner agents update themselves, listeners are "
         "killed, whose jobs may fail, and GitHub refuses the newest version for a moment.",
     ),
+    "churn-demand": (
+        "Jobs all the time, with scaling=demand",
+        "The same through a runner scale set, with up to three runners of which one waits for jobs. In addition, the "
+        "unit's agent is killed, its sessions and tokens end, and GitHub's queue of messages is silent, resets "
+        "connections or answers 503 for 5 seconds. Sessions end 5 seconds after their last request, instead of 50.",
+    ),
     "attacks": (
         "Hostile jobs",
         "One attack after another by jobs of a real unit (`tests/faults/attacks.py`), beside a job that runs through "
         "all of it. An attack has held if what the row says was seen, and an ordinary job and all runners followed. "
         "Times that would take hours are set forward.",
+    ),
+    "attacks-demand": (
+        "Hostile jobs, with scaling=demand",
+        "The same attacks by jobs of a runner scale set, of which four runners wait for jobs.",
     ),
     "vm-long": (
         "Virtual machines at length",
