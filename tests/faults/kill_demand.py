@@ -38,7 +38,7 @@ class DemandWorld(World):
 
     labels = ("small",)
     waiting = ("waiting 0", "waiting 1")
-    ended = ("finished", *waiting)
+    ended: tuple[str, ...] = ("finished", *waiting)
 
     def __init__(self, found: Deployment) -> None:
         super().__init__(found)
