@@ -34,14 +34,15 @@ def run(
     chance = random.Random(seed)
     found.unit.set_config({"virtual-machines": RUNNERS, "replace-on-exit": True, "reconcile-interval": 2})
     jobs: list[int] = []
-    killed = 0
+    killed: list[str] = []
     started = time.monotonic()
     deadline, refusal, next_kill = started + 60 * minutes, started + 30 * minutes, started + BETWEEN_KILLS
     while time.monotonic() < deadline:
         if sum(not done(found, job) for job in jobs[-RUNNERS - QUEUE :]) < RUNNERS + QUEUE:
             jobs.append(add_job(found, chance, len(jobs)))
-        if time.monotonic() > next_kill and kill_listener(found):
-            killed, next_kill = killed + 1, time.monotonic() + BETWEEN_KILLS
+        if time.monotonic() > next_kill and (name := kill_listener(found)):
+            killed.append(name)
+            next_kill = time.monotonic() + BETWEEN_KILLS
         if time.monotonic() > refusal:
             refusal = deadline
             refuse_version(found)
@@ -52,7 +53,7 @@ def run(
     wait_for(lambda: len(found.online()) == resting, "the last successors", 180)
     found.unit.set_config({"replace-on-exit": False})
     found.reconcile()
-    return {**figures(found, jobs, resting), "listeners killed": killed}
+    return {**figures(found, jobs, set(killed), resting), "listeners killed": len(killed)}
 
 
 def add_job(found: Deployment, chance: random.Random, number: int) -> int:
@@ -63,12 +64,12 @@ def add_job(found: Deployment, chance: random.Random, number: int) -> int:
     return int(found.control.add_job(REPOSITORY, workflow=f"churn {number}", steps=steps)["id"])
 
 
-def kill_listener(found: Deployment) -> bool:
-    """Kill the listener of a runner, if possible of an idle one; a busy one's job fails. False if there is none."""
+def kill_listener(found: Deployment) -> str:
+    """Kill the listener of a runner, if possible of an idle one; a busy one's job fails. Its name; empty without one."""
     online, busy = set(found.online()), set(found.busy())
     victims = [*sorted(online - busy), *sorted(busy)]
     command = ("lxc", "exec", victims[0], "--", "pkill", "-KILL", "-x", "Runner.Listener") if victims else ("false",)
-    return found.machine.call(*command).returncode == 0
+    return victims[0] if found.machine.call(*command).returncode == 0 else ""
 
 
 def refuse_version(found: Deployment) -> None:
@@ -94,12 +95,17 @@ def seconds(job: dict[str, Any]) -> int:
     return int((end - begin).total_seconds())
 
 
-def figures(found: Deployment, jobs: list[int], resting: int) -> dict[str, object]:
+def is_cut(job: dict[str, Any], killed: set[str]) -> bool:
+    """Whether a job ended with its killed listener: GitHub lost contact with the runner, or its worker cancelled it."""
+    ended = job["conclusion"] == "cancelled" or any(LOST in line for line in job["log"])
+    return job["runner_name"] in killed and ended
+
+
+def figures(found: Deployment, jobs: list[int], killed: set[str], resting: int) -> dict[str, object]:
     """How many jobs ran, were lost or ran twice, and the same of their events."""
     seen: list[dict[str, Any]] = [found.control.job(job) for job in jobs]
     runs = [sum(line.startswith("job-") and line.endswith(" ran") for line in job["log"]) for job in seen]
-    # Those of a runner whose listener was killed.
-    cut = [any(LOST in line for line in job["log"]) for job in seen]
+    cut = [is_cut(job, killed) for job in seen]
     there = [(event["event"], event["workflow"]) for event in found.events() if "workflow" in event]
     expected = [
         (kind, f"churn {number}")

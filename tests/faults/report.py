@@ -30,7 +30,7 @@ ABOUT = {
         "Jobs all the time",
         "A queue of jobs that is never empty, three runners on a real LXD, replaced as they end. Each job must run "
         "once, and its two events must be in the metrics log. Meanwhile runner agents update themselves, listeners are "
-        "killed, whose jobs may fail, and GitHub refuses the newest version for a moment.",
+        "killed, whose jobs fail or are cancelled, and GitHub refuses the newest version for a moment.",
     ),
     "churn-demand": (
         "Jobs all the time, with scaling=demand",
