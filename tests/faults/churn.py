@@ -65,7 +65,7 @@ def add_job(found: Deployment, chance: random.Random, number: int) -> int:
 
 
 def kill_listener(found: Deployment) -> str:
-    """Kill the listener of a runner, if possible of an idle one; a busy one's job fails. Its name; empty without one."""
+    """Kill the listener of a runner, if possible of an idle one; a busy one's job fails. Its name, or nothing."""
     online, busy = set(found.online()), set(found.busy())
     victims = [*sorted(online - busy), *sorted(busy)]
     command = ("lxc", "exec", victims[0], "--", "pkill", "-KILL", "-x", "Runner.Listener") if victims else ("false",)
