@@ -45,6 +45,11 @@ class AgentSettings:
     measures_jobs: bool = False
     """Whether the agent records the durations of jobs. With the relation cos-agent reconciles record them."""
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where the scale sets are: server, and repository or organisation. GitHub ignores upper and lower case."""
+        return place(self.github_url, self.path)
+
     def __post_init__(self) -> None:
         """Mask the token and the proxies' passwords."""
         redaction.note(self.token)
@@ -81,6 +86,11 @@ def of_state(
         flavors,
         not state.issue_metrics,
     )
+
+
+def place(github_url: str, where: GithubPath) -> tuple[str, str]:
+    """``AgentSettings.place`` of options."""
+    return github_url.rstrip("/").lower(), where.path.lower()
 
 
 def path(unit: str) -> Path:

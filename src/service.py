@@ -440,7 +440,14 @@ class Service:
 
     @cached_property
     def _demand(self) -> UnitDemand:
-        return UnitDemand(self._state, self._identity, self._markers, self._adapters.scale_sets, lambda: self._github)
+        return UnitDemand(
+            self._state,
+            self._identity,
+            self._markers,
+            self._adapters.scale_sets,
+            lambda: self._github,
+            self._adapters.github,
+        )
 
     def _ensure_timer(self) -> None:
         timer.ensure(self._jinja, self._markers.unit, self._state.reconcile_interval)

@@ -2,11 +2,14 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 
 import agent_settings
 import demand
 import scaling
+from agent_settings import AgentSettings
 from errors import GithubRunnerError
 from gh.client import GithubClient
 from gh.registration import Registration
@@ -31,18 +34,23 @@ class UnitDemand:
         markers: Markers,
         connect: Callable[[CharmState, GithubClient], ScaleSetClient],
         github: Callable[[], GithubClient],
+        github_of: Callable[[CharmState], GithubClient],
     ) -> None:
         self._state = state
         self._identity = identity
         self._markers = markers
         self._connect = connect
         self._github = github
+        self._github_of = github_of
 
     def wanted(self, now: float) -> list[Wanted]:
         """What a reconcile aims for; ``now`` in UNIX seconds."""
         if not self._in_demand:
+            former = self._former
             agent_settings.remove(self._identity.unit)
             self.leave()
+            if former is not None:
+                self._delete_sets_at(former)
         else:
             self._note_begin(now)
         return scaling.wanted(self._state, self._found(), self._since(now), now, self._registration)
@@ -58,9 +66,15 @@ class UnitDemand:
             token, end = self._github().held_token()
             handed = agent_settings.load(self._identity.unit)
             known = capacities or {each.name: each.capacity for each in (handed.flavors if handed else ())}
+            former = self._former
+            if former is not None:
+                self._end_former_sessions()
             agent_settings.save(agent_settings.of_state(self._state, self._identity, token, end, known))
         except (GithubRunnerError, OSError) as error:
             logger.warning("The agent gets no new credentials: %s", error)
+            return
+        if former is not None:
+            self._delete_sets_at(former)
 
     def notices(self, now: float) -> list[str]:
         """What the status says of demand."""
@@ -72,25 +86,70 @@ class UnitDemand:
         if self._markers.read(SCALE_SETS) is None:
             return
         try:
-            # An open session would make its set again. Without the agent's settings a new agent opens none.
-            agent.end_sessions(self._identity.unit)
-            for name in self._client.delete_sets(self._identity.owns_scale_set):
-                logger.info("Removed: the scale set %s", name)
-            demand.remove(self._identity.unit)
+            self._end_sessions()
+            self._delete_sets(self._client)
             self._markers.clear(SCALE_SETS)
         except (GithubRunnerError, OSError) as error:
             logger.error("The scale sets were not removed: %s", error)
+
+    def _end_sessions(self) -> None:
+        """End the agent's sessions, and what they heard. One that is open would make its set again."""
+        # Without its settings a new agent opens none.
+        agent_settings.remove(self._identity.unit)
+        agent.end_sessions(self._identity.unit)
+        demand.remove(self._identity.unit)
+
+    def _delete_sets(self, client: ScaleSetClient) -> None:
+        for name in client.delete_sets(self._identity.owns_scale_set):
+            logger.info("Removed: the scale set %s", name)
+
+    @property
+    def _former(self) -> AgentSettings | None:
+        """What the agent was handed for another path or server than that of the options."""
+        handed = agent_settings.load(self._identity.unit)
+        here = agent_settings.place(self._state.github_url, self._state.path)
+        return handed if handed is not None and handed.place != here else None
+
+    def _end_former_sessions(self) -> None:
+        try:
+            self._end_sessions()
+        except (GithubRunnerError, OSError) as error:
+            # The agent ends them by itself once it reads the new settings.
+            logger.warning("The sessions of the former path were not ended: %s", error)
+
+    def _delete_sets_at(self, former: AgentSettings) -> None:
+        """Delete this unit's sets at a former path or server, with the token of then; no other is sent there.
+
+        It is tried once: what cannot be deleted stays, and the log names the place.
+        """
+        state = replace(
+            self._state,
+            github_url=former.github_url,
+            path=former.path,
+            token=former.token,
+            app=None,
+            ca_certificates=former.ca_certificates,
+        )
+        try:
+            with closing(self._github_of(state)) as github, closing(self._connect(state, github)) as client:
+                self._delete_sets(client)
+        except (GithubRunnerError, OSError) as error:
+            place = "/".join(former.place)
+            logger.error("The scale sets of %s at %s stay there: %s", self._identity.unit, place, error)
 
     @property
     def _in_demand(self) -> bool:
         return self._state.scaling is Scaling.DEMAND
 
     def _note_begin(self, now: float) -> None:
-        """Record since when demand decides: anew after a boot, and where there are other flavours.
+        """Record since when demand decides: anew after a boot, at another place, and where there are other flavours.
 
         What the agent has not heard yet then is given time, and the fallback does not begin at once.
         """
-        about = " ".join([kernel.boot_id(), *(flavor.name for flavor in self._state.flavors)])
+        path = self._state.path
+        place = (self._state.github_url, path.path, getattr(path, "group", ""))
+        names = (flavor.name for flavor in self._state.flavors)
+        about = " ".join(filter(None, [kernel.boot_id(), *place, *names]))
         noted = (self._markers.read(SCALE_SETS) or "").partition(" ")
         if noted[2].strip() != about or self._markers.numbers(SCALE_SETS, 1) is None:
             self._markers.note(SCALE_SETS, f"{now:.0f} {about}")

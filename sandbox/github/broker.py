@@ -279,6 +279,16 @@ def _acquire(state: State, request: Request, number: str) -> Answer:
     return answer({"count": len(had), "value": had})
 
 
+@routes.add("GET", SET + "/acquirablejobs")
+def _acquirable(state: State, request: Request, number: str) -> Answer:
+    """What is offered, at an Enterprise Server only; 204 where that is nothing."""
+    found = _set(state, request, number)
+    if not state.scale_sets.acquires:
+        raise not_found(number)
+    numbers = state.scale_sets.acquirable(found)
+    return _list([{"runnerRequestId": each} for each in numbers]) if numbers else Answer(204, content_type=None)
+
+
 # Runners --------------------------------------------------------------------------------------------------------------
 
 

@@ -200,6 +200,11 @@ class ScaleSets:
             found.available.add(job.id)
             self._tell(found, job, "JobAvailable", acquireJobUrl="")
 
+    def acquirable(self, found: ScaleSet) -> list[int]:
+        """The jobs that are offered to a set, and that nobody has acquired."""
+        jobs = [self._state.jobs[number] for number in sorted(found.available)]
+        return [job.id for job in jobs if job.status == "queued" and job.scale_set is None]
+
     def acquire(self, found: ScaleSet, numbers: list[int]) -> list[int]:
         """Those of the jobs that are still to be had; they are the set's now."""
         jobs = [self._state.jobs[number] for number in numbers if number in found.available]

@@ -55,9 +55,15 @@ def time(item: Any, name: str) -> datetime | None:
     if text is None:
         return None
     try:
-        return datetime.fromisoformat(str(text).replace("Z", "+00:00")).astimezone(timezone.utc)
+        return _instant(str(text))
     except (ValueError, OverflowError) as error:
         raise GithubApiError(f"the answer has no valid {name}") from error
+
+
+def _instant(text: str) -> datetime:
+    """A time of RFC 3339. Python 3.10 reads fractions of 3 or 6 digits only; the service of scale sets writes 7."""
+    digits = re.sub(r"\.([0-9]+)", lambda found: f".{found[1][:6]:0<6}", text)
+    return datetime.fromisoformat(digits.replace("Z", "+00:00")).astimezone(timezone.utc)
 
 
 def _download_token(item: dict[str, Any]) -> str | None:
@@ -86,10 +92,8 @@ def job(item: Any) -> WorkflowJob:
     if conclusion is not None and not (isinstance(conclusion, str) and re.fullmatch("[a-z_]{1,64}", conclusion)):
         raise GithubApiError("the answer has no valid conclusion")
     try:
-        created, started = (
-            datetime.fromisoformat(field(item, key, str).replace("Z", "+00:00")) for key in ("created_at", "started_at")
-        )
-        return WorkflowJob(created.astimezone(timezone.utc), started.astimezone(timezone.utc), conclusion)
+        created, started = (_instant(field(item, key, str)) for key in ("created_at", "started_at"))
+        return WorkflowJob(created, started, conclusion)
     except (ValueError, OverflowError) as error:
         raise GithubApiError("the answer has no valid time of a job") from error
 

@@ -97,8 +97,8 @@ def status_error(response: httpx2.Response, path: str | None) -> GithubClientErr
     """The error of an answer that is not a success, with GitHub's own message."""
     status, message = response.status_code, _message(response)
     if status == 429 or (status == 403 and _is_limit(response, message)):
-        reset = _reset(response)
-        return RateLimitError(f"rate limit reached until {reset:%H:%M:%S} UTC", reset)
+        end = reset(response)
+        return RateLimitError(f"rate limit reached until {end:%H:%M:%S} UTC", end)
     said = detail(response)
     if status >= 500:
         return TemporaryGithubError(f"server error (HTTP {status}){said}")
@@ -160,7 +160,7 @@ def _denied(response: httpx2.Response, path: str, message: str) -> TokenError:
     return TokenError(f"{text}: {message[:room]}" if message and room > 0 else text)
 
 
-def _reset(response: httpx2.Response) -> datetime:
+def reset(response: httpx2.Response) -> datetime:
     """When to try again: from GitHub's headers, at least a second (also for a NaN) and at most a day from now."""
     now = datetime.now(timezone.utc)
     seconds = LIMIT_PAUSE

@@ -122,6 +122,13 @@ def number(item: Any, name: str, most: int = LARGEST_NUMBER) -> int:
     return found
 
 
+def requests(answer: Any) -> list[int]:
+    """The numbers by which the jobs of a list are acquired; an entry without one is left out. Nothing is no job."""
+    found = answers.field(answer, "value", list) if answer is not None else []
+    numbers = [_small(item, "runnerRequestId") for item in found if isinstance(item, dict)]
+    return list(filter(None, numbers))
+
+
 def text(item: Any, name: str) -> str:
     """A text of one printable line without secrets, cut; empty where it is missing or something else."""
     found = item.get(name) if isinstance(item, dict) else None
@@ -202,11 +209,14 @@ def message(item: Any) -> Message:
         known = statistics(item)
     except GithubApiError as error:
         logger.warning("Message %s: %s", id_, error)
-    if text(item, "messageType") == JOBS:
+    kind = text(item, "messageType")
+    if kind == JOBS:
         try:
             jobs = _jobs(item.get("body") or "[]")
         except GithubApiError as error:
             logger.warning("Message %s: %s", id_, error)
+    else:
+        logger.warning("Message %s has the unknown type %r", id_, kind)
     return Message(id_, known, jobs)
 
 

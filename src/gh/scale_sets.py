@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -15,11 +16,11 @@ from urllib.parse import urlsplit
 import httpx2
 
 import redaction
-from errors import GithubClientError, RunnerBusyError, TemporaryGithubError, TokenError
+from errors import GithubClientError, RateLimitError, RunnerBusyError, TemporaryGithubError, TokenError
 from gh import answers
 from gh import scale_set_answers as read
 from gh.client import CALL_DEADLINE, DEFAULT_GROUP, api_url, attempts, trust, within_deadline
-from gh.errors import TIMEOUTS, StatusError, check_redirect, status_error, translated
+from gh.errors import TIMEOUTS, StatusError, check_redirect, reset, status_error, translated
 from gh.scale_set_answers import Message, ScaleSet, Session
 from models import GithubOrg, GithubPath
 
@@ -30,6 +31,8 @@ API_VERSION = "6.0-preview"
 POLL_TIMEOUT, POLL_DEADLINE = 75.0, 90.0
 # Of the service's token, in seconds: how long before its end it is renewed, and the shortest and longest use of one.
 RENEW_BEFORE, SHORTEST_USE, LONGEST_USE = 60.0, 60.0, 3600.0
+# Seconds that the attempts of one call wait at least between them.
+BRIDGED = 3.0
 # GitHub's support finds a client by this text.
 USER_AGENT = {"system": "github-runner-charm", "version": "1", "kind": "scaleset", "subsystem": "agent"}
 
@@ -148,6 +151,11 @@ class ScaleSetClient:
                 raise
             return found
 
+    def move(self, number: int, group: int) -> ScaleSet:
+        """Move a set to another group of its organisation."""
+        body = {"runnerGroupId": group}
+        return read.scale_set(self._admin("PATCH", f"runtime/runnerscalesets/{number}", body))
+
     def delete(self, number: int) -> None:
         """Delete a set; one that is gone counts as done. Its busy runners finish their jobs."""
         try:
@@ -178,6 +186,16 @@ class ScaleSetClient:
             self._admin("DELETE", f"runtime/runnerscalesets/{number}/sessions/{session}")
         except (SetGoneError, SessionEndedError):
             logger.info("The session of the scale set %s is over already", number)
+
+    def acquirable(self, number: int) -> list[int]:
+        """The requests of jobs that an Enterprise Server offers a set, and that nobody has acquired."""
+        try:
+            return read.requests(self._get(f"runtime/runnerscalesets/{number}/acquirablejobs"))
+        except (ScaleSetError, TokenError) as error:
+            # As for Listener.acquire.
+            if getattr(error, "status", None) != 404:
+                raise
+            return []
 
     def jit_configuration(self, number: int, name: str) -> tuple[int, str]:
         """Register a runner of a set; its number, and the configuration of its agent (base64).
@@ -337,6 +355,10 @@ class Listener:
             return 0
         return len(answers.field(read.document(answer), "value", list))
 
+    def acquirable(self) -> list[int]:
+        """The requests of jobs that were offered before this session, and that nobody has acquired."""
+        return self._client.acquirable(self.number)
+
     def renew(self) -> None:
         """Get another token for the queue, and today's statistics."""
         self.session = self._client.renewed(self.number, self.session.id)
@@ -385,9 +407,18 @@ def _refusal(response: httpx2.Response, path: str) -> GithubClientError:
         return KINDS[kind](said, status, kind)
     if status == 401:
         return _RefusedTokenError(said, status)
-    if status in (400, 409) or kind:
+    if status in (400, 409) or (kind and status < 500 and status != 429):
         return ScaleSetError(said, status, kind)
+    if status == 503 and "retry-after" in response.headers:
+        return _unavailable(reset(response))
     return status_error(response, path)
+
+
+def _unavailable(end: datetime) -> GithubClientError:
+    """The error of a service that asks to be left alone until a time. The attempts of one call bridge a short one."""
+    text = f"server error (HTTP 503), to be asked again at {end:%H:%M:%S} UTC"
+    is_long = (end - datetime.now(timezone.utc)).total_seconds() > BRIDGED
+    return RateLimitError(text, end) if is_long else TemporaryGithubError(text)
 
 
 def _exception(response: httpx2.Response) -> tuple[str, str]:

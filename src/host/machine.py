@@ -10,6 +10,7 @@ import jinja2
 
 import agent_settings
 import demand
+import known_jobs
 import settings
 import shared_fs
 import telemetry
@@ -178,6 +179,7 @@ def release(lxd: LxdClient, markers: Markers) -> list[str]:
         partial(settings.remove, unit),
         partial(agent_settings.remove, unit),
         partial(demand.remove, unit),
+        partial(known_jobs.remove, unit),
         partial(telemetry.remove, unit),
         *(partial(remove, lxd) for remove in images),
         partial(firewall.remove, lxd, unit),

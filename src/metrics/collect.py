@@ -8,10 +8,12 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 
+import known_jobs
 import telemetry
 import times
 from errors import GithubClientError, IssueMetricEventError, MetricsStorageError, RateLimitError, TemporaryGithubError
 from gh.client import GithubClient
+from known_jobs import ABANDONED, KnownJob
 from metrics.events import (
     Event,
     Reconciliation,
@@ -75,7 +77,7 @@ class Collector:
         """Issue the events of runners that do not exist any more, and remove their metrics storages.
 
         ``previous_volumes`` are the storages of runners of the previous charm. Returns how many runners of each flavour
-        started a job and left no result.
+        crashed in a job.
         """
         stored = {storage.runner_name for storage in self._storages.list_all()}
         managed = {name for name in stored if self._identity.owns(name) or name in previous_volumes}
@@ -84,14 +86,14 @@ class Collector:
             self._drop(finished)
             return Counter()
         crashed: Counter[str] = Counter()
-        jobs = Jobs(self._github, self._path)
+        jobs = Jobs(self._github, self._path, known_jobs.load(self._identity.unit))
         found = extract(self._storages, stored - finished)
         for metrics in found:
             metrics.flavor_name = metrics.flavor_name or DEFAULT_FLAVOR
             job = jobs.look_up(metrics)
             issued = issue_events(metrics, self._identity.app_name, job)
             self._observe_job(metrics, job, issued)
-            if RunnerStart in issued and RunnerStop not in issued:
+            if _has_crashed(jobs.known(metrics), issued):
                 crashed[metrics.flavor_name] += 1
             if RunnerStart in issued and (RunnerStop in issued or metrics.post_job is None):
                 continue
@@ -192,21 +194,50 @@ def _age(binary: Path, now: float) -> float | None:
     return None
 
 
+def _has_crashed(job: KnownJob, issued: AbstractSet[type[Event]]) -> bool:
+    """Whether a runner started a job and left no result.
+
+    Where GitHub's message says that the runner was lost, or that the job succeeded, that counts: a job can write a
+    result, or remove it.
+    """
+    if RunnerStart not in issued or job.conclusion == "success":
+        return False
+    return job.result == ABANDONED or RunnerStop not in issued
+
+
 class Jobs:
-    """Looks up the jobs that finished runners ran, at ``path`` or below it.
+    """Finds the jobs that finished runners ran: in messages that have come, else by REST, at ``path`` or below it.
 
     The limit of time is for all look-ups of a reconcile. After it, and after an outage of GitHub, no further job is
     looked up. Repository and run are what the job wrote: only repositories that its runner served are asked for.
     """
 
-    def __init__(self, github: GithubClient, path: GithubPath) -> None:
+    def __init__(self, github: GithubClient, path: GithubPath, told: Mapping[str, KnownJob]) -> None:
         self._github = github
         self._path = path
+        self._told = told
         self._answering = True
         self._end = time.monotonic() + times.JOB_LOOK_UPS
 
+    def known(self, metrics: RunnerMetrics) -> KnownJob:
+        """What messages told of the job of a runner; nothing is known of it where none has come."""
+        return self._told.get(metrics.runner_name, KnownJob())
+
     def look_up(self, metrics: RunnerMetrics) -> GithubJobMetrics | None:
-        """GitHub's metrics of the job, or None if they are not available."""
+        """GitHub's metrics of the job, or None if they are not available.
+
+        The runner may have ended before the message of its job's end came. No reconcile waits for the message.
+        """
+        known = self.known(metrics)
+        queue, conclusion = known.queue_duration, known.conclusion
+        asked = None if queue is not None and conclusion else self._ask(metrics)
+        if queue is None and asked is not None:
+            queue = asked.queue_duration
+        if queue is None:
+            return None
+        return GithubJobMetrics(queue, conclusion or (asked.conclusion if asked else None))
+
+    def _ask(self, metrics: RunnerMetrics) -> GithubJobMetrics | None:
         left = self._end - time.monotonic()
         pre_job = metrics.pre_job
         if not self._answering or left <= 0 or not self._path.serves(pre_job.repository):

@@ -58,7 +58,10 @@ class RunnerInstalled(Event):
 
 
 class RunnerStart(Event):
-    """A runner began a job after being ``idle`` for so long."""
+    """A runner began a job after being ``idle`` for so long.
+
+    ``queue_duration`` is the time between the queueing of the job and its start, as GitHub gives it.
+    """
 
     flavor: str
     flavor_name: str | None = None
@@ -80,6 +83,7 @@ class RunnerStop(Event):
 
     ``status`` is ``normal``, ``repo-policy-check-failure`` if a check refused the job (with the HTTP code), or
     ``abnormal`` if the runner agent failed, or the script of the option ``pre-job-script`` (with the exit code).
+    ``job_conclusion`` is GitHub's.
     """
 
     flavor: str
@@ -97,11 +101,12 @@ class Reconciliation(Event):
     """One reconcile, as one flavour of runners saw it: a reconcile writes an event for each flavour.
 
     All numbers but ``duration``, which is that of the whole reconcile, are those of the flavour.
-    ``crashed_runners`` counts the runners that started a job and left no result. ``idle_runners`` counts the healthy
-    runners without a job, also those that GitHub does not list at the moment. ``active_runners`` run a job.
-    ``expected_runners`` is the configured number, or with ``scaling=demand`` the number that jobs and ``min-idle`` ask
-    for, less the runners that wait for room on the machine. ``expected_idle_runners`` of them are for no job that is
-    known: all of a configured number, or those of ``min-idle``.
+    ``crashed_runners`` counts the runners that started a job and left no result. If GitHub has sent a message that the
+    job succeeded, or that its runner was lost, the message decides. ``idle_runners`` counts the healthy runners without
+    a job, also those that GitHub does not list at the moment. ``active_runners`` run a job. ``expected_runners`` is the
+    configured number, or with ``scaling=demand`` the number that jobs and ``min-idle`` ask for, less the runners that
+    wait for room on the machine. ``expected_idle_runners`` of them are for no job that is known: all of a configured
+    number, or those of ``min-idle``.
     """
 
     flavor: str

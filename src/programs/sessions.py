@@ -9,7 +9,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -24,14 +24,15 @@ from demand import Demand
 from errors import GithubClientError, RateLimitError, TokenError
 from gh.auth import Pat
 from gh.client import GithubClient
+from gh.errors import StatusError
 from gh.scale_set_answers import Job, ScaleSet, Statistics
 from gh.scale_sets import Listener, ScaleSetClient, SessionConflictError, SessionEndedError, SetGoneError
 from host.markers import LEAVING, Markers
-from models import GithubRepo
+from known_jobs import KnownJobs
+from models import GithubOrg, GithubRepo
 from programs import missed_jobs
 from programs.missed_jobs import Target, Told
 from redaction import redact
-from telemetry import Observation
 
 logger = logging.getLogger(__name__)
 
@@ -92,32 +93,40 @@ class Offered:
     requests: dict[int, None] = field(default_factory=dict)
     taken: int = 0
     """How many were taken since the last statistics."""
+    refusals: list[str] = field(default_factory=list)
+    """Why GitHub refused some of them. They are not asked for again."""
 
     def note(self, job: Job) -> None:
         """Take a message's entry into account."""
         self.requests.pop(job.request, None)
-        if job.kind == "JobAvailable" and job.request:
-            self.requests[job.request] = None
-            if len(self.requests) > MOST_OFFERED:
-                del self.requests[next(iter(self.requests))]
+        if job.kind == "JobAvailable":
+            self.add([job.request])
+
+    def add(self, requests: Iterable[int]) -> None:
+        """Keep what is offered, the newest up to a limit."""
+        self.requests.update(dict.fromkeys(filter(None, requests)))
+        for request in list(self.requests)[:-MOST_OFFERED]:
+            del self.requests[request]
 
     def acquire(self, listener: Listener, room: int) -> None:
         """Ask for as many as there is room for, and for others in place of those that went elsewhere."""
+        self.refusals, most = [], MOST_OFFERED
         for _ in range(MOST_ASKED):
-            asked = list(self.requests)[: max(0, room - self.taken)]
+            asked = list(self.requests)[: max(0, min(most, room - self.taken))]
             if not asked:
                 break
-            self.taken += listener.acquire(asked)
+            try:
+                self.taken += listener.acquire(asked)
+            except StatusError as error:
+                if isinstance(error, (SessionEndedError, TokenError)):
+                    raise
+                if len(asked) > 1:
+                    # One of them may be what all were refused for.
+                    most = 1
+                    continue
+                self.refusals.append(f"{asked[0]}: {error}")
             for request in asked:
                 self.requests.pop(request, None)
-
-
-def durations(job: Job, flavor: str) -> Iterator[Observation]:
-    """The time that a job has waited or taken, by the times that GitHub gives in the message of its start or end."""
-    times = {"JobStarted": ("queue", job.queued, job.started), "JobCompleted": ("job", job.started, job.finished)}
-    name, begin, end = times.get(job.kind, ("", None, None))
-    if begin is not None and end is not None:
-        yield Observation(name, flavor, max(0.0, end - begin))
 
 
 class Sessions:
@@ -135,6 +144,7 @@ class Sessions:
         self.clock = clock
         self.jitter = jitter
         self.stop = threading.Event()
+        self.jobs = KnownJobs(unit)
         self._wake = wake
         self._lock = threading.Lock()
         self._settings: AgentSettings | None = None
@@ -265,6 +275,9 @@ class Sessions:
                 self._sweep_at = 0.0
             # What a former process wrote stays until this one's sessions have heard.
             known = demand.load(self.unit) if before is None else self._known
+            if before is not None and found is not None and before.place != found.place:
+                # The numbers of sets are others there.
+                known = {}
             self._known = {name: value for name, value in known.items() if name in names}
             self._wanted = {name: value for name, value in self._wanted.items() if name in names}
 
@@ -393,17 +406,42 @@ class FlavorSession:
         wanted = {label.lower() for label in flavor.labels} | {found.name.lower()}
         dropped = tuple(sorted(wanted - {label.lower() for label in found.labels}))
         logger.info("%s: the session of the scale set %s is open", self._name, found.name)
+        with self._logged("the jobs that were offered before are not known"):
+            self._offered.add(listener.acquirable())
+        self._acquire(flavor, listener, listener.session.statistics)
         # GitHub may assign again what was missed, or have done so.
         self._hear(flavor, listener, listener.session.statistics, dropped=dropped, missed=0)
 
     def _set(self, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> ScaleSet:
         """The flavour's set. One with other labels is made again, because they cannot be changed."""
         name, group = settings.identity.scale_set(flavor.name), client.group_id()
-        found = client.find(name, group)
+        found = client.find(name, group) or self._moved(client, name, group)
         if found is not None and not _has_labels(found, (name, *flavor.labels)):
             client.delete(found.number)
             found = None
         return found or client.create(name, group, flavor.labels)
+
+    def _moved(self, client: ScaleSetClient, name: str, group: int) -> ScaleSet | None:
+        """The flavour's set, out of the runner group that it was in before; one that cannot be moved is deleted."""
+        if not isinstance(client.path, GithubOrg):
+            return None
+        for former in [each for each in client.sets() if each.name == name and each.group != group]:
+            try:
+                moved = client.move(former.number, group)
+                if moved.group == group:
+                    return moved
+            except StatusError as error:
+                logger.info("%s: the scale set is made again in the runner group: %s", self._name, error)
+            client.delete(former.number)
+        return None
+
+    def _acquire(self, flavor: AgentFlavor, listener: Listener, statistics: Statistics) -> None:
+        """Take offered jobs, as far as there is room for them."""
+        with self._logged("no jobs were acquired"):
+            self._offered.acquire(listener, flavor.capacity - statistics.assigned)
+        refusals = self._offered.refusals
+        if refusals:
+            logger.warning("%s: %s offered jobs are refused, and given up; %s", self._name, len(refusals), refusals[0])
 
     def _poll(self, listener: Listener, settings: AgentSettings, flavor: AgentFlavor) -> None:
         """Wait for a message. Where none comes, the last statistics hold, and assignments grow old."""
@@ -418,14 +456,13 @@ class FlavorSession:
                 self._jobs.note(job, now)
                 self._offered.note(job)
                 self.told.note(job)
-            if settings.measures_jobs:
-                seen = [each for job in message.jobs for each in durations(job, flavor.name)]
-                telemetry.observe(self._all.unit, *seen)
+            durations = self._all.jobs.note(message.jobs, settings.identity.owns, flavor.name, now)
+            if settings.measures_jobs and durations:
+                telemetry.observe(self._all.unit, *durations)
         if self._statistics is None:
             listener.renew()
             self._statistics = listener.session.statistics
-        with self._logged("no jobs were acquired"):
-            self._offered.acquire(listener, flavor.capacity - self._statistics.assigned)
+        self._acquire(flavor, listener, self._statistics)
         self._hear(flavor, listener, self._statistics)
 
     @contextmanager

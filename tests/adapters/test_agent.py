@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,21 +16,26 @@ import pytest
 
 import agent_settings
 import demand
+import host.agent
+import known_jobs
 import telemetry
 from agent_settings import AgentFlavor, AgentSettings
 from demand import Demand
 from gh.scale_set_answers import Job, Message, Statistics
 from host import markers
-from models import GithubRepo
+from models import GithubOrg, GithubRepo, Scaling
 from naming import Identity
 from programs import missed_jobs
 from programs.sessions import FlavorSession, Sessions
 from sandbox import github
 from sandbox.github.control import GitHubControl
 from sandbox.github.state import Settings
+from service import github_client, scale_set_client
 from telemetry import Observation
 from tests.support.deployment import wait_for
+from tests.support.fakes import state
 from tests.support.scale_set_client import ScaleSetClient
+from unit_demand import UnitDemand
 
 TOKEN = "ghp_0123456789abcdef"
 IDENTITY = Identity("app", 0, "0123abcd")
@@ -79,8 +85,8 @@ class Agent:
 
 @pytest.fixture
 def agent(server: github.GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
-    monkeypatch.setattr(agent_settings, "LOCKS", tmp_path)
-    monkeypatch.setattr(demand, "LOCKS", tmp_path)
+    for module in (agent_settings, demand, telemetry):
+        monkeypatch.setattr(module, "LOCKS", tmp_path)
     monkeypatch.setattr(markers, "ROOT", tmp_path / "markers")
     monkeypatch.setattr("programs.sessions.RELOAD", 0.05)
     for name in {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}:
@@ -299,12 +305,11 @@ def test_a_unit_that_leaves_has_no_sessions(agent: Agent, control: GitHubControl
 def test_durations_of_jobs(measures: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without cos-agent the agent records how long jobs waited and took; with it, reconciles do, and no job twice."""
     monkeypatch.setattr(telemetry, "LOCKS", tmp_path)
+    name = f"{IDENTITY.prefix}aa"
     jobs = (
-        Job("JobStarted", "a", queued=100.0, started=130.0),
-        Job("JobCompleted", "b", started=100.0, finished=90.0),
+        Job("JobStarted", "a", queued=100.0, started=130.0, runner=name),
+        Job("JobCompleted", "a", finished=190.0, runner=name),
         Job("JobCompleted", "never ran", queued=100.0, finished=200.0),
-        Job("JobAssigned", "c", queued=100.0, started=130.0),
-        Job("JobStarted", "no time"),
     )
     message = Message(1, Statistics(), jobs)
     listener: Any = SimpleNamespace(message=lambda _: message, delete=lambda _: None, number=7)
@@ -314,8 +319,123 @@ def test_durations_of_jobs(measures: bool, tmp_path: Path, monkeypatch: pytest.M
 
     FlavorSession(sessions, "small")._poll(listener, settings, SMALL)
 
-    wanted = [Observation("queue", "small", 30.0), Observation("job", "small", 0.0)]
+    wanted = [Observation("queue", "small", 30.0), Observation("job", "small", 60.0)]
     assert telemetry.take(IDENTITY.unit) == (wanted if measures else [])
+
+
+def test_messages_tell_of_the_job_of_a_runner(agent: Agent, server: github.GitHub, control: GitHubControl) -> None:
+    """When it was queued, began and ended, and how: what a reconcile then need not ask for."""
+    agent.save()
+    number = awaited(lambda found: found.heard > 0, "the session").scale_set
+    name, client = f"{IDENTITY.prefix}aa", agent.sessions._client
+    assert client is not None
+    runner, _ = client.jit_configuration(int(number or 0), name)
+    job = control.add_job(REPO.path, labels=[SET])
+    awaited(lambda found: found.assigned == 1, "the job")
+
+    with server.state.lock:
+        found = server.state.runners[runner]
+        found.seen = time.monotonic()
+        assert server.state.take_job(found) is not None
+    wait_for(lambda: name in known_jobs.load(IDENTITY.unit), "its start", timeout=20)
+    with server.state.lock:
+        server.state.complete_job(server.state.jobs[job["id"]], "failure")
+    wait_for(lambda: known_jobs.load(IDENTITY.unit)[name].result, "its end", timeout=20)
+
+    told = known_jobs.load(IDENTITY.unit)[name]
+    assert (told.run, told.conclusion) == (job["run_id"], "failure")
+    assert told.queue_duration is not None
+    assert told.duration is not None
+
+
+# A server that offers jobs; GitHub.com assigns them by itself.
+enterprise = pytest.mark.parametrize("server", ["3.17.0"], indirect=True)
+
+
+@enterprise
+def test_jobs_that_were_offered_to_a_former_process_are_taken(agent: Agent, control: GitHubControl) -> None:
+    """An Enterprise Server offers each job once: one without room then would otherwise wait for ever."""
+    agent.save(replace(SMALL, capacity=1))
+    control.add_job(REPO.path, labels=[SET])
+    awaited(lambda found: found.assigned == 1, "the first job")
+    control.add_job(REPO.path, labels=[SET])
+    session = agent.sessions._threads["small"]
+    wait_for(lambda: session._offered.requests, "the second job's offer", timeout=20)
+    agent.end()
+    agent.save(replace(SMALL, capacity=2))
+
+    agent.start()
+
+    awaited(lambda found: found.assigned == 2, "both jobs")
+
+
+@enterprise
+def test_a_refused_acquisition_ends(agent: Agent, server: github.GitHub, control: GitHubControl) -> None:
+    """The jobs of the request are given up; later ones are taken."""
+    agent.save()
+    awaited(lambda found: found.heard > 0, "the session")
+    control.add_fault(path="/acquirejobs", status=400, times=1)
+    first = control.add_job(REPO.path, labels=[SET])
+    wait_for(lambda: "/acquirejobs" in str(control.requests()), "the refusal", timeout=20)
+
+    second = control.add_job(REPO.path, labels=[SET])
+
+    found = awaited(lambda found: found.assigned == 1, "the second job")
+    jobs = server.state.jobs
+    assert (jobs[first["id"]].scale_set, jobs[second["id"]].scale_set) == (None, found.scale_set)
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["moved", "made again"])
+def test_a_changed_group_leaves_no_set_behind(agent: Agent, control: GitHubControl, refused: bool) -> None:
+    """The set moves, or is made again where the server does not move it; sets of others stay where they are."""
+    control.add_organisation("org", ["builders"])
+    agent.save(path=GithubOrg("org"))
+    number = awaited(lambda found: found.heard > 0, "the session").scale_set
+    client = agent.sessions._client
+    assert client is not None
+    other = client.create(f"{IDENTITY.prefix}5-small", 1, []).number
+    if refused:
+        control.add_fault(method="PATCH", path="/runnerscalesets/", status=400, times=1)
+
+    agent.save(path=GithubOrg("org", "builders"))
+
+    def sets() -> dict[str, tuple[int, int, str | None]]:
+        return {each["name"]: (each["id"], each["group"], each["owner"]) for each in control.scale_sets()}
+
+    wait_for(lambda: sets()[SET][1:] == (2, "app/0") if SET in sets() else False, "the other group", timeout=20)
+    assert (sets()[SET][0] == number) is not refused
+    assert sets()[f"{IDENTITY.prefix}5-small"][:2] == (other, 1)
+    awaited(lambda found: found.scale_set == sets()[SET][0], "its number")
+
+
+def test_sets_at_a_former_path_are_deleted(
+    agent: Agent, server: github.GitHub, control: GitHubControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the reconcile after the change, and only this unit's; the agent then has its sessions at the new path."""
+    control.add_organisation("org")
+    agent.save(path=GithubOrg("org"))
+    awaited(lambda found: found.heard > 0, "the session")
+    client = agent.sessions._client
+    assert client is not None
+    client.create(f"{IDENTITY.prefix}5-small", 1, [])
+
+    def restart(_: str) -> None:
+        agent.end()
+        agent.start()
+
+    monkeypatch.setattr(host.agent, "end_sessions", restart)
+    given = state(github_url=server.url, path=REPO, token=TOKEN, scaling=Scaling.DEMAND)
+    with closing(github_client(given)) as rest:
+        unit = UnitDemand(
+            given, IDENTITY, markers.Markers(IDENTITY.unit), scale_set_client, lambda: rest, github_client
+        )
+        unit.hand_over({})
+
+    def sets() -> set[tuple[str, str]]:
+        return {(each["path"], each["name"]) for each in control.scale_sets()}
+
+    expected = {("org", f"{IDENTITY.prefix}5-small"), (REPO.path, IDENTITY.scale_set("default"))}
+    wait_for(lambda: sets() == expected, "the other path", timeout=20)
 
 
 def test_a_token_near_its_end_asks_for_another(agent: Agent) -> None:
@@ -330,9 +450,9 @@ def test_a_token_near_its_end_asks_for_another(agent: Agent) -> None:
 PROGRAM = """
 import sys, types
 from pathlib import Path
-import agent_settings, demand
+import agent_settings, demand, telemetry
 from programs import agent
-agent_settings.LOCKS = demand.LOCKS = Path(sys.argv.pop())
+agent_settings.LOCKS = demand.LOCKS = telemetry.LOCKS = Path(sys.argv.pop())
 agent.settings.load = lambda unit: types.SimpleNamespace(identity=types.SimpleNamespace(owns=bool))
 agent.start_reconcile = lambda service: None
 sys.exit(agent.main())

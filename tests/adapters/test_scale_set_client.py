@@ -1,17 +1,26 @@
 """The charm's client of runner scale sets, over real HTTP against the stand-in for GitHub."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from typing import Any
 
 import httpx2
 import pytest
 
-from errors import GithubApiError, GithubClientError, RunnerBusyError, TemporaryGithubError, TokenError
+from errors import (
+    GithubApiError,
+    GithubClientError,
+    RateLimitError,
+    RunnerBusyError,
+    TemporaryGithubError,
+    TokenError,
+)
+from gh import answers, scale_sets
 from gh import scale_set_answers as read
-from gh import scale_sets
 from gh.answers import ANSWER_LIMIT
 from gh.auth import Pat
 from gh.client import GithubClient
@@ -204,6 +213,77 @@ def test_jobs_are_acquired_with_a_renewed_token() -> None:
         assert listener.acquire([job.request for job in found.jobs]) == 1
 
 
+def test_jobs_that_are_offered_can_be_asked_for(server: github.GitHub) -> None:
+    """At an Enterprise Server, until they are acquired; GitHub.com assigns jobs by itself, and has no such request."""
+    client = connect(server)
+    listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+    assert listener.acquirable() == []
+    listener.message(1)
+    job = GitHubControl(server.url).add_job(REPO.path, labels=[NAME])
+    listener.message(1)
+
+    found = listener.acquirable()
+
+    assert found == ([job["id"]] if server.state.settings.enterprise_version else [])
+    if found:
+        listener.acquire(found)
+        assert listener.acquirable() == []
+
+
+@pytest.mark.parametrize("value", [None, 7, "7", [], {"runnerRequestId": "7"}, {"runnerRequestId": -1}])
+def test_an_offer_without_a_number_is_left_out(value: Any) -> None:
+    """The others can be acquired."""
+    assert read.requests({"count": 2, "value": [value, {"runnerRequestId": 7}]}) == [7]
+
+
+@pytest.mark.parametrize("answer", [[], {}, {"value": None}, "text"])
+def test_a_list_of_offers_that_is_none_is_an_error(answer: Any) -> None:
+    """It is told in the log, and not taken for an empty one."""
+    with pytest.raises(GithubApiError):
+        read.requests(answer)
+
+
+def test_a_set_moves_to_another_group(broker: github.GitHub) -> None:
+    """With its number and its labels."""
+    GitHubControl(broker.url).add_organisation(ORG.org, ["builders"])
+    client = connect(broker, ORG)
+    made = client.create(NAME, 1, ["Linux"])
+
+    moved = client.move(made.number, 2)
+
+    assert (moved.number, moved.group, moved.labels) == (made.number, 2, made.labels)
+    assert client.find(NAME, 1) is None
+    assert client.find(NAME, 2) == moved
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "error"),
+    [
+        (500, {}, TemporaryGithubError),
+        (503, {}, TemporaryGithubError),
+        (503, {"retry-after": "1"}, TemporaryGithubError),
+        (503, {"retry-after": "120"}, RateLimitError),
+        (503, {"retry-after": "soon"}, RateLimitError),
+        (429, {"retry-after": "120"}, RateLimitError),
+    ],
+)
+@pytest.mark.parametrize("kind", ["", "GitHub.Actions.Runtime.WebApi.ServiceUnavailableException, X"])
+def test_an_outage_is_no_refusal(
+    broker: github.GitHub, status: int, headers: dict[str, str], error: type[Exception], kind: str
+) -> None:
+    """Whatever the body names: it passes, and a time that the service asks for is waited for."""
+    body = json.dumps({"typeName": kind, "message": "later"})
+    client = connect(broker, deadline=1.0)
+    client.sets()
+    GitHubControl(broker.url).add_fault(path="runtime/runnerscalesets", status=status, headers=headers, body=body)
+
+    with pytest.raises(error) as caught:
+        client.sets()
+
+    if isinstance(caught.value, RateLimitError):
+        assert 50 < (caught.value.reset - datetime.now(timezone.utc)).total_seconds() <= 120
+
+
 def test_an_admin_token_that_is_over_is_replaced(broker: github.GitHub) -> None:
     """The caller notices nothing."""
     client = connect(broker)
@@ -393,12 +473,36 @@ def test_hostile_texts_of_a_job_are_bounded() -> None:
     assert (job.queued, job.finished, job.started) == (None, None, 1795161614.0)
 
 
-def test_a_message_of_another_type_has_no_jobs() -> None:
-    """Its statistics count all the same."""
+class Older(datetime):
+    """As Python 3.10 reads times."""
+
+    @classmethod
+    def fromisoformat(cls, text: str) -> "Older":
+        if not re.fullmatch(r"[^.]*(\.([0-9]{3}|[0-9]{6})[+-][0-9:]+)?", text):
+            raise ValueError(text)
+        return super().fromisoformat(text)
+
+
+@pytest.mark.parametrize("fraction", ["", ".1", ".123", ".1234567", ".123456789"])
+@pytest.mark.parametrize("zone", ["Z", "+02:00"])
+def test_times_may_have_any_fraction(fraction: str, zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service writes seven digits, which Python 3.10 does not read by itself."""
+    monkeypatch.setattr(answers, "datetime", Older)
+
+    found = read._time({"queueTime": f"2026-11-20T08:00:14{fraction}{zone}"}, "queueTime")
+
+    assert found is not None
+    hour = 0 if zone == "Z" else 2
+    assert abs(found - (1795161614.0 - hour * 3600)) < 0.2
+
+
+def test_a_message_of_another_type_has_no_jobs(caplog: pytest.LogCaptureFixture) -> None:
+    """Its statistics count all the same, and the log names the type."""
     found = read.message({**MESSAGE, "messageType": "News", "body": "no JSON"})
 
     assert found == Message(1, Statistics(*[1] * 7), ())
     assert read.message({"messageId": 1, "messageType": "News"}) == Message(1, None, ())
+    assert "Message 1 has the unknown type 'News'" in caplog.text
 
 
 @pytest.mark.parametrize("url", ["", "ftp://host/", "https://", "http://host/", "https://u:p@host/", "https://host:x/"])

@@ -206,6 +206,7 @@ def test_a_job_comes_as_it_is_queued(control: GitHubControl, client: ScaleSetCli
     assert "queueTime" not in entry
     assert message["statistics"] == {**NOTHING, "totalAssignedJobs": 1}
     assert refusal(listener.acquire, 1)[0] == 404
+    assert refusal(listener.acquirable)[0] == 404
 
 
 def test_jobs_with_another_label_do_not_come(control: GitHubControl, client: ScaleSetClient) -> None:
@@ -473,8 +474,10 @@ def test_an_enterprise_server_lets_clients_take_jobs(enterprise: github.GitHub) 
         assert kinds(message) == ["JobAvailable"]
         assert message["entries"][0]["runnerRequestId"] == job["id"]
         assert message["statistics"]["totalAvailableJobs"] == 1
+    assert [listener.acquirable() for listener in listeners] == [[job["id"]], [job["id"]]]
     assert listeners[0].acquire(job["id"], 12345) == [job["id"]]
     assert listeners[1].acquire(job["id"]) == []
+    assert [listener.acquirable() for listener in listeners] == [[], []]
     taken = listeners[0].message(1)
     assert taken is not None
     assert kinds(taken) == ["JobAssigned"]

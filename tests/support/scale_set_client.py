@@ -148,3 +148,8 @@ class Listener:
         path = f"/runtime/runnerscalesets/{self.number}/acquirejobs"
         found = self.client.call("POST", path, list(numbers), bearer=self.token)
         return list(found["value"])
+
+    def acquirable(self) -> list[int]:
+        """The request ids of jobs that are offered; the answer is empty where there are none."""
+        found = self.client.call("GET", f"/runtime/runnerscalesets/{self.number}/acquirablejobs")
+        return [each["runnerRequestId"] for each in found["value"]] if found else []

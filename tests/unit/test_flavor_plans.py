@@ -292,6 +292,20 @@ def test_nothing_more_is_announced_than_can_be_created(world: World) -> None:
     assert manager.report.capacities["large"] > 0
 
 
+def test_a_failed_creation_lowers_what_is_announced(world: World) -> None:
+    """Until the next reconcile, which tries again; of the flavour that it concerns only."""
+    world.add("aa", "small", SMALL, busy=True)
+    world.lxd.faults = {"create": lambda _: True}
+    both = wanted("small", 2), wanted("large", 0)
+
+    failed = world.reconcile(*both, capacity=Capacity(10 * GIB, 99)).report.capacities
+    world.lxd.faults = {}
+    later = world.reconcile(*both, capacity=Capacity(10 * GIB, 99)).report.capacities
+
+    assert (failed["small"], later["small"]) == (1, 10)
+    assert failed["large"] > 0
+
+
 def test_what_does_not_fit_waits_and_is_told(world: World) -> None:
     """Busy runners keep their room; the status names the flavour and the resource."""
     for digits in ("aa", "ab", "ac"):

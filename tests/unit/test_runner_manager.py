@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import known_jobs
 import metrics.events
 import metrics.storage
 import provision
@@ -25,6 +26,7 @@ import times
 from engine import console
 from engine.instance import Execution
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
+from known_jobs import KnownJob
 from listing import Row
 from metrics import collect
 from models import (
@@ -659,6 +661,90 @@ def test_metrics_of_finished_runners_are_issued(world: World, tmp_path: Path) ->
     }
     assert {event["unit"] for event in found} == {"app/0"}
     assert world.storages.names() == [alive, "other-0-0123abcdaa"]
+
+
+QUEUED: dict[str, Any] = {"queued": 100.0, "started": 111.0}
+
+
+@pytest.mark.parametrize(
+    ("told", "by_rest", "expected"),
+    [
+        ({**QUEUED, "result": "failed"}, False, (11, "failure")),
+        (QUEUED, True, (11, "success")),
+        ({"result": "failed"}, True, (7, "failure")),
+        ({**QUEUED, "started": 99.0, "result": "canceled"}, True, (7, "cancelled")),
+        ({}, True, (7, "success")),
+    ],
+    ids=["all", "no end", "no times", "times in the wrong order", "nothing"],
+)
+def test_what_messages_told_of_a_job_counts(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told: dict[str, Any],
+    by_rest: bool,
+    expected: tuple[float, str],
+) -> None:
+    """The REST API is asked for what they did not tell, and for nothing where they told all."""
+    world.state = state(issue_metrics=True)
+    name = f"{IDENTITY.prefix}aa"
+    job_storage(world, name)
+    known_jobs.save(IDENTITY.unit, {name: KnownJob("a", noted=NOW, **told)})
+    created = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    asked: list[object] = []
+
+    def job(*arguments: object) -> WorkflowJob:
+        asked.append(arguments)
+        return WorkflowJob(created, created + timedelta(seconds=7), "success")
+
+    monkeypatch.setattr(world.github, "job", job)
+
+    world.reconcile(0)
+
+    start, stop = events(tmp_path)[:2]
+    assert (start["queue_duration"], stop["job_conclusion"]) == expected
+    assert bool(asked) is by_rest
+
+
+def test_a_job_that_rest_does_not_tell_of_has_what_messages_told(world: World, tmp_path: Path) -> None:
+    """The time in the queue, where the runner ended before the message of the job's end came."""
+    world.state = state(issue_metrics=True)
+    name = f"{IDENTITY.prefix}aa"
+    job_storage(world, name)
+    known_jobs.save(IDENTITY.unit, {name: KnownJob("a", noted=NOW, **QUEUED)})
+    world.github.down = {"jobs"}
+
+    world.reconcile(0)
+
+    start, stop = events(tmp_path)[:2]
+    assert start["queue_duration"] == 11
+    assert "job_conclusion" not in stop
+
+
+@pytest.mark.parametrize(
+    ("result", "post", "crashed"),
+    [
+        ("", True, 0),
+        ("", False, 1),
+        ("succeeded", False, 0),
+        ("failed", False, 1),
+        ("canceled", False, 1),
+        ("failed", True, 0),
+        ("abandoned", True, 1),
+    ],
+)
+def test_githubs_word_decides_whether_a_runner_crashed(
+    world: World, tmp_path: Path, result: str, post: bool, crashed: int
+) -> None:
+    """Where it says that the job succeeded, or that the runner was lost; else the result that the job has left."""
+    world.state = state(issue_metrics=True)
+    name = f"{IDENTITY.prefix}aa"
+    job_storage(world, name, post=post)
+    known_jobs.save(IDENTITY.unit, {name: KnownJob("a", noted=NOW, result=result)})
+
+    world.reconcile(0)
+
+    assert events(tmp_path)[-1]["crashed_runners"] == crashed
 
 
 def test_creation_waits_for_no_look_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,14 @@ import pytest
 
 import agent_settings
 import demand
+import known_jobs
 import telemetry
 from agent_settings import AgentFlavor, AgentSettings
 from demand import Demand
-from errors import TemporaryGithubError
-from gh.scale_set_answers import Job, Message, Statistics
+from errors import TemporaryGithubError, TokenError
+from gh.errors import NotVisibleError
+from gh.scale_set_answers import Job, Message, ScaleSet, Statistics
+from gh.scale_sets import ScaleSetError, SessionEndedError
 from models import GithubRepo
 from naming import Identity
 from programs import sessions as module
@@ -39,6 +42,9 @@ class Queue:
     acquired: list[list[int]] = field(default_factory=list)
     deleted: list[int] = field(default_factory=list)
     elsewhere: set[int] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
+    refusal: Exception = field(default_factory=lambda: ScaleSetError("request refused (HTTP 400)", 400, ""))
+    offered: list[int] = field(default_factory=list)
     closed: bool = False
 
     def _ask(self, what: str) -> None:
@@ -55,7 +61,13 @@ class Queue:
     def acquire(self, requests: list[int]) -> int:
         self._ask("acquire")
         self.acquired.append(requests)
+        if self.refused & set(requests):
+            raise self.refusal
         return len(set(requests) - self.elsewhere)
+
+    def acquirable(self) -> list[int]:
+        self._ask("acquirable")
+        return self.offered
 
     def renew(self) -> None:
         self._ask("renew")
@@ -142,6 +154,76 @@ def test_offers_have_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> N
     world.poll(Message(1, Statistics(assigned=2), offers(*range(1, 9))))
 
     assert list(world.session._offered.requests) == [6, 7, 8]
+
+
+def test_offers_that_are_refused_are_given_up(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, and only those: the others of the request are asked for one by one. The log says it once."""
+    world.queue.refused = {11, 13}
+
+    world.poll(Message(1, Statistics(), offers(11, 12, 13)), None, None)
+
+    assert world.queue.acquired == [[11, 12], [11], [12], [13]]
+    assert world.session._offered.requests == {}
+    [line] = [line for line in caplog.text.splitlines() if "refused" in line]
+    assert "small: 2 offered jobs are refused, and given up; 11: request refused (HTTP 400)" in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TemporaryGithubError("server error"),
+        TokenError("no access"),
+        NotVisibleError("org/repo", ""),
+        SessionEndedError("over", 401, ""),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_offers_are_kept_where_it_is_not_they_that_are_refused(world: World, error: Exception) -> None:
+    """They are asked for again with the next answer of the queue."""
+    world.queue.refused, world.queue.refusal = {11}, error
+    world.poll(Message(1, Statistics(), offers(11)))
+    world.queue.refused = set()
+
+    world.poll(None)
+
+    assert world.queue.acquired == [[11], [11]]
+
+
+@pytest.mark.parametrize("failing", [set(), {"acquirable"}, {"acquire"}])
+def test_a_new_session_takes_what_was_offered_before(
+    world: World, failing: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, as far as there is room. The session is open also where that fails."""
+    world.queue.offered, world.queue.failing = [11, 12, 13], failing
+    client: Any = SimpleNamespace(open_session=lambda *_: world.queue)
+    monkeypatch.setattr(world.session, "_set", lambda *_: ScaleSet(7, "name", 1, ("name", "app")))
+
+    world.session._open(SETTINGS, SMALL, client)
+
+    assert demand.load(IDENTITY.unit)["small"].heard == NOW
+    assert world.queue.acquired == ([] if failing else [[11, 12]])
+    left = [] if "acquirable" in failing else [11, 12, 13]
+    assert list(world.session._offered.requests) == (left if failing else [13])
+
+
+def test_numbers_of_another_place_are_forgotten(world: World) -> None:
+    """The number of a set is another set's there; another group of the organisation is no other place."""
+    world.poll(Message(1, Statistics(assigned=1), ()))
+
+    world.sessions._follow(replace(SETTINGS, path=GithubRepo("org", "other")))
+
+    assert world.sessions.known("small") == Demand()
+
+
+def test_what_is_told_of_jobs_is_kept(world: World) -> None:
+    """For a reconcile, before the demand is written that starts one; durations are recorded without cos-agent only."""
+    name = f"{IDENTITY.prefix}aa"
+    job = Job("JobStarted", "a", queued=100.0, started=130.0, runner=name)
+
+    world.poll(Message(1, Statistics(), (job,)))
+
+    assert known_jobs.load(IDENTITY.unit)[name].queue_duration == 30.0
+    assert telemetry.take(IDENTITY.unit) == []
 
 
 def test_a_message_without_statistics_has_those_of_the_session(world: World) -> None:

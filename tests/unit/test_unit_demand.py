@@ -14,7 +14,7 @@ from errors import HostError, TemporaryGithubError
 from gh.scale_set_registration import ScaleSetRegistration
 from host import agent, kernel, markers
 from host.markers import SCALE_SETS, Markers
-from models import GithubRepo, Scaling
+from models import CharmState, GithubOrg, GithubPath, GithubRepo, Scaling
 from tests.support.fakes import IDENTITY, state
 from unit_demand import UnitDemand
 
@@ -29,6 +29,7 @@ class World:
         self.done: list[str] = []
         self.refusal: Exception | None = None
         self.token: tuple[str, float | None] = ("ghs_token", NOW + 3600)
+        self.places: list[tuple[str, str, str]] = []
 
     def note(self, what: str) -> None:
         self.done.append(what)
@@ -46,7 +47,15 @@ class World:
     def unit(self, **changes: Any) -> UnitDemand:
         given = state(**{"scaling": Scaling.DEMAND, "virtual_machines": 3, **changes})
         connect, github = cast(Any, lambda *_: self), cast(Any, lambda: self)
-        return UnitDemand(given, IDENTITY, Markers(UNIT), connect, github)
+        return UnitDemand(given, IDENTITY, Markers(UNIT), connect, github, cast(Any, self.github_of))
+
+    def github_of(self, given: CharmState) -> "World":
+        assert given.app is None
+        self.places.append((given.github_url, given.path.path, given.token))
+        return self
+
+    def close(self) -> None:
+        """The connections are given back."""
 
 
 @pytest.fixture
@@ -173,3 +182,88 @@ def test_what_cannot_have_been_heard_yet_is_given_time(
     [later] = world.unit(demand_fallback=1, **changes).wanted(NOW + PATIENCE)
 
     assert (first.number, later.number) == (None, 1)
+
+
+FORMER: list[dict[str, Any]] = [{"path": GithubRepo("octo-org", "other")}, {"github_url": "https://other.example"}]
+
+
+@pytest.mark.parametrize("former", FORMER, ids=["path", "server"])
+def test_sets_at_a_former_place_are_deleted(world: World, former: dict[str, Any]) -> None:
+    """With the token of then, after the agent's sessions there have ended; what was heard there is over."""
+    world.unit(**former).hand_over({})
+    world.token = ("ghs_another", None)
+    demand.save(UNIT, {"default": Demand(assigned=2, heard=NOW, scale_set=7)})
+    world.done.clear()
+
+    world.unit().hand_over({})
+    world.unit().hand_over({})
+
+    place = world.unit(**former)._state
+    assert world.places == [(place.github_url, place.path.path, "ghs_token")]
+    assert world.done == ["token", "end sessions", "delete sets under an agent", "token"]
+    found = agent_settings.load(UNIT)
+    assert found is not None
+    assert (found.path, found.token) == (state().path, "ghs_another")
+    assert demand.load(UNIT) == {}
+
+
+@pytest.mark.parametrize(
+    ("former", "path"),
+    [
+        (GithubOrg("Octo-Org", "a"), GithubOrg("octo-org", "b")),
+        (GithubRepo("octo-org", "Demo"), GithubRepo("octo-org", "demo")),
+    ],
+    ids=["group", "upper case"],
+)
+def test_the_same_place_keeps_its_sets(world: World, former: GithubPath, path: GithubPath) -> None:
+    """The agent moves them to another group. GitHub does not distinguish upper and lower case."""
+    world.unit(path=former).hand_over({})
+
+    world.unit(path=path).hand_over({})
+
+    assert world.done == ["token", "token"]
+
+
+@pytest.mark.parametrize("failing", ["end sessions", "delete sets"])
+def test_sets_that_stay_at_a_former_place_keep_nothing_up(
+    world: World, failing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The agent gets the new settings; it is tried once, and the log names the place."""
+
+    def fail(*_: Any) -> list[str]:
+        raise HostError("no way")
+
+    world.unit(**FORMER[0]).hand_over({})
+    target, name = (agent, "end_sessions") if failing == "end sessions" else (world, "delete_sets")
+    monkeypatch.setattr(target, name, fail)
+
+    world.unit().hand_over({})
+    world.unit().hand_over({})
+
+    found = agent_settings.load(UNIT)
+    assert found is not None
+    assert found.path == state().path
+    assert caplog.text.count("no way") == 1
+    if failing == "delete sets":
+        assert "/octo-org/other stay there" in caplog.text
+
+
+def test_fixed_mode_at_another_place_deletes_the_sets_of_both(world: World) -> None:
+    """The operator may change both options at once."""
+    world.unit(**FORMER[0]).wanted(NOW)
+    world.unit(**FORMER[0]).hand_over({})
+    world.done.clear()
+
+    world.unit(scaling=Scaling.FIXED).wanted(NOW)
+
+    assert world.done == ["end sessions", "delete sets", "delete sets"]
+    assert [place[1] for place in world.places] == ["octo-org/other"]
+
+
+def test_another_place_is_given_time(world: World) -> None:
+    """Nothing can have been heard there yet: the fallback begins after its time, not at once."""
+    world.unit(demand_fallback=1, **FORMER[0]).wanted(NOW - 10 * PATIENCE)
+
+    [found] = world.unit(demand_fallback=1).wanted(NOW)
+
+    assert found.number is None
