@@ -37,10 +37,9 @@ ONLINE_KEY = f"{KEY}online"
 OFFLINE_SINCE_KEY = f"{KEY}offline-since"
 # Of a profile: `true` if the profile gives an instance its resources.
 RESOURCES_KEY = f"{KEY}resources"
-# Of the profile `runner`: the option base-image at deployment.
+# Of the profile `runner`, before the name of an application: its option base-image at deployment; before the name of a
+# flavour after that: the flavour's base image when it was added. Version 1.0 had one key without a name.
 BASE_IMAGE_KEY = f"{KEY}base-image"
-# Of the profile `runner`, before the name of a flavour: the flavour's base image when it was added.
-FLAVOR_IMAGE = f"{BASE_IMAGE_KEY}."
 # Of the profile `runner`: the option runner-storage at deployment.
 STORAGE_KEY = f"{KEY}runner-storage"
 # Of the network: `true` if this charm created the bridge.
@@ -114,6 +113,11 @@ class Identity:
         """
         pattern = re.escape(f"{self.app_name}-{self.unit_number}-") + "[0-9a-f]+"
         return re.fullmatch(pattern, name) is not None and not self.owns(name)
+
+
+def base_image_key(app: str, flavor: str = "") -> str:
+    """The key of the profile ``runner`` for the base image of an application, or of one of its flavours."""
+    return ".".join([BASE_IMAGE_KEY, app, *([flavor] if flavor else [])])
 
 
 def binary_version(name: str) -> str:

@@ -358,7 +358,7 @@ class Service:
 
     def _check_creation(self) -> None:
         """Raise what would keep new runners from being created."""
-        pool.check(self._lxd, self._state)
+        pool.check(self._lxd, self._state, self._markers.unit)
         self.repair()
         if self._reboot_is_awaited():
             raise HostError("a reboot is about to happen")
@@ -370,7 +370,7 @@ class Service:
             users = pool.previous_pool_users(self._lxd)
             if not users:
                 return
-            pool.check(self._lxd, self._state)
+            pool.check(self._lxd, self._state, self._markers.unit)
             manager = self._manager()
             manager.check_creation()
             if users <= manager.observer.observe().runners.keys():
@@ -454,7 +454,7 @@ class Service:
 
     def _accept(self) -> None:
         """Raise if the storage refuses the options. Otherwise processes outside of hooks get them."""
-        pool.check(self._lxd, self._state)
+        pool.check(self._lxd, self._state, self._markers.unit)
         try:
             settings.save(self._state, self._identity)
         except OSError as error:

@@ -47,6 +47,11 @@ class ImageBuild:
         added = (self.extra_packages, self.script, self.cached_actions)
         return hashlib.sha256(json.dumps(added).encode()).hexdigest()[:32] if any(added) else ""
 
+    @property
+    def identity(self) -> str:
+        """What tells its image from one with other content, as the published image records it."""
+        return f"{self.source} {self.additions}".strip()
+
 
 @dataclass(frozen=True)
 class Settings:

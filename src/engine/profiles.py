@@ -11,7 +11,7 @@ from typing import Any
 from engine.client import LxdClient
 from errors import LxdError
 from models import RESOURCES_NAME, BaseImage, RunnerStorage, VirtualMachineResources
-from naming import BASE_IMAGE_KEY, FLAVOR_IMAGE, RESOURCES_KEY, STORAGE_KEY
+from naming import BASE_IMAGE_KEY, RESOURCES_KEY, STORAGE_KEY, base_image_key
 
 RUNNER = "runner"
 POOL = "runner"
@@ -71,42 +71,77 @@ def _has_resources(profile: Mapping[str, Any]) -> bool:
 
 
 def ensure_runner(
-    lxd: LxdClient, base_image: BaseImage, storage: RunnerStorage, flavors: Mapping[str, BaseImage] | None = None
+    lxd: LxdClient,
+    app: str,
+    base_image: BaseImage,
+    storage: RunnerStorage,
+    flavors: Mapping[str, BaseImage] | None = None,
 ) -> None:
-    """Create or correct the profile ``runner``; ``flavors`` has the base image of each one by its name."""
-    profile = _runner(base_image, storage, flavors or {})
+    """Create or correct the profile ``runner``; ``flavors`` has the base image of each one by its name.
+
+    What it has of other applications on this machine stays.
+    """
+    profile = _runner(app, base_image, storage, flavors or {})
     found = lxd.find("profiles", RUNNER)
     if found is None:
         lxd.change("POST", "profiles", json={"name": RUNNER, **profile})
-    elif not _is_equal(found, profile):
+        return
+    profile["config"] |= _of_others(found, app)
+    if not _is_equal(found, profile):
         lxd.change("PUT", "profiles", RUNNER, json=profile)
 
 
-def is_runner_intact(lxd: LxdClient, base_image: BaseImage, storage: RunnerStorage) -> bool:
+def is_runner_intact(lxd: LxdClient, app: str, base_image: BaseImage, storage: RunnerStorage) -> bool:
     """Whether LXD has the profile ``runner`` as it should be.
 
-    The flavours do not count: another unit of this machine may have written its own.
+    The flavours do not count: another unit of the application on this machine may have written its own.
     """
     found = lxd.find("profiles", RUNNER)
     if found is None:
         return False
-    config = {key: value for key, value in found["config"].items() if not key.startswith(FLAVOR_IMAGE)}
-    return _is_equal({**found, "config": config}, _runner(base_image, storage, {}))
+    wanted = _runner(app, base_image, storage, {})
+    own = base_image_key(app)
+    config = {key: value for key, value in found["config"].items() if key == own or not key.startswith(BASE_IMAGE_KEY)}
+    return _is_equal({**found, "config": config}, wanted)
+
+
+def remove_record(lxd: LxdClient, app: str) -> list[str]:
+    """Remove what the profile ``runner`` records of an application; returns nothing."""
+    found = lxd.find("profiles", RUNNER)
+    if found is not None:
+        config = {key: value for key, value in found["config"].items() if not _is_of(key, app)}
+        if config != found["config"]:
+            _replace(lxd, found, config, found["devices"])
+    return []
+
+
+def _is_of(key: str, app: str) -> bool:
+    """Whether a key has the base image of an application, or of one of its flavours."""
+    own = base_image_key(app)
+    return key == own or key.startswith(f"{own}.")
+
+
+def _of_others(profile: Mapping[str, Any], app: str) -> dict[str, str]:
+    """The base images of other applications."""
+    items = profile["config"].items()
+    return {key: value for key, value in items if key.startswith(f"{BASE_IMAGE_KEY}.") and not _is_of(key, app)}
 
 
 def _is_equal(found: Mapping[str, Any], profile: Mapping[str, Any]) -> bool:
     return all(found[key] == profile[key] for key in ("config", "devices"))
 
 
-def _runner(base_image: BaseImage, storage: RunnerStorage, flavors: Mapping[str, BaseImage]) -> dict[str, Any]:
+def _runner(
+    app: str, base_image: BaseImage, storage: RunnerStorage, flavors: Mapping[str, BaseImage]
+) -> dict[str, Any]:
     return {
         "description": "GitHub runners",
         # The options that cannot change after deployment are recorded here.
         "config": {
             "security.devlxd": "false",
-            BASE_IMAGE_KEY: base_image.value,
             STORAGE_KEY: storage.value,
-            **{f"{FLAVOR_IMAGE}{name}": image.value for name, image in flavors.items()},
+            base_image_key(app): base_image.value,
+            **{base_image_key(app, name): image.value for name, image in flavors.items()},
         },
         "devices": {"root": {"type": "disk", "path": "/", "pool": POOL}},
     }
@@ -119,7 +154,7 @@ def release_pool(lxd: LxdClient) -> None:
             continue
         devices = {name: device for name, device in profile["devices"].items() if device.get("pool") != POOL}
         if devices != profile["devices"]:
-            _replace_devices(lxd, profile, devices)
+            _replace(lxd, profile, profile["config"], devices)
 
 
 def remove(lxd: LxdClient) -> list[str]:
@@ -157,7 +192,8 @@ def remove_network_card(lxd: LxdClient) -> None:
     """Take this charm's network card out of the default profile."""
     default = lxd.get("profiles", "default")
     if default["devices"].get("eth0") == NETWORK_CARD:
-        _replace_devices(lxd, default, {name: one for name, one in default["devices"].items() if name != "eth0"})
+        devices = {name: one for name, one in default["devices"].items() if name != "eth0"}
+        _replace(lxd, default, default["config"], devices)
 
 
 def _retried(lxd: LxdClient, card: Mapping[str, str]) -> None:
@@ -178,7 +214,7 @@ def _set_network_card(lxd: LxdClient, card: Mapping[str, str]) -> None:
     lxd.change("PATCH", "profiles", "default", json={"devices": devices})
 
 
-def _replace_devices(lxd: LxdClient, profile: Mapping[str, Any], devices: Mapping[str, Any]) -> None:
-    """Only PUT takes a device away. It replaces the whole profile."""
-    body = {"config": profile["config"], "description": profile["description"], "devices": devices}
+def _replace(lxd: LxdClient, profile: Mapping[str, Any], config: Mapping[str, str], devices: Mapping[str, Any]) -> None:
+    """Only PUT takes a key or a device away. It replaces the whole profile."""
+    body = {"config": config, "description": profile["description"], "devices": devices}
     lxd.change("PUT", "profiles", profile["name"], json=body)

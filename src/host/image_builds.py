@@ -3,11 +3,14 @@
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
+import settings
 from engine.client import LxdClient
 from errors import HostError, LxdError
 from host import image, systemd
 from host.markers import IMAGE, Markers
+from models import PublishedImage
 from settings import ImageBuild
 
 # After its start a build that was cut off, such as by a reboot, is started again; in seconds.
@@ -61,8 +64,8 @@ def ensure_changed(lxd: LxdClient, markers: Markers, builds: Sequence[ImageBuild
 
     What they add is the same for all images of a unit, and one run of the service builds all of them.
 
-    A build that fails is repeated by the timer only, and units of one machine whose options differ do not replace each
-    other's image for ever. A build that did not come to its end is started again after an hour.
+    A build that fails is repeated by the timer only. A build that did not come to its end is started again after an
+    hour.
     """
     noted, started = _noted(markers)
     additions = builds[0].additions
@@ -71,7 +74,7 @@ def ensure_changed(lxd: LxdClient, markers: Markers, builds: Sequence[ImageBuild
     # It builds what the options were when it began. A later reconcile compares its image.
     if is_running(markers.unit):
         return
-    found = [has for build in builds if (has := _has_additions(lxd, build)) is not None]
+    found = [has for build in builds if (has := _has_additions(lxd, markers, build)) is not None]
     if all(found):
         if found:
             markers.note(IMAGE, additions)
@@ -86,14 +89,36 @@ def ensure_changed(lxd: LxdClient, markers: Markers, builds: Sequence[ImageBuild
     markers.note(IMAGE, f"{additions} {int(now)}")
 
 
-def _has_additions(lxd: LxdClient, build: ImageBuild) -> bool | None:
-    """Whether the image has what the options add to it; None where it is missing, or the operator's own that serves."""
+def _has_additions(lxd: LxdClient, markers: Markers, build: ImageBuild) -> bool | None:
+    """Whether the image has what the options add to it.
+
+    None where it is missing, the operator's own that serves, or kept for another application.
+    """
     found = image.current(lxd, build.alias)
     if found is None or (
         image.ALIAS_PROPERTY not in found["properties"] and not (build.extra_packages or build.script)
     ):
         return None
+    if keeper(markers, build, image.published(lxd, build.alias)):
+        return None
     return bool(found["properties"].get(image.ADDITIONS_PROPERTY, "") == build.additions)
+
+
+def keeper(markers: Markers, build: ImageBuild, found: PublishedImage) -> str:
+    """The unit of another application on this machine that needs the image as it is; empty if this unit may replace it.
+
+    Applications that differ would otherwise replace each other's image, and idle runners, with each build.
+    """
+    if found.identity in ("", build.identity):
+        return ""
+    app = markers.unit.partition("/")[0]
+    for unit in markers.others():
+        # What cannot be read is written by the other unit's next hook.
+        with suppress(HostError):
+            others = settings.load(unit).images if unit.partition("/")[0] != app else ()
+            if any((one.alias, one.identity) == (build.alias, found.identity) for one in others):
+                return unit
+    return ""
 
 
 def note_end(markers: Markers, build: ImageBuild) -> None:

@@ -14,8 +14,8 @@ import known_jobs
 import settings
 import shared_fs
 import telemetry
+from engine import profiles
 from engine.client import LxdClient
-from engine.profiles import BRIDGE
 from errors import GithubRunnerError, HostError
 from host import (
     agent,
@@ -77,11 +77,11 @@ def set_up(
     # Before anything that may fail for long: the runners that exist need it, too.
     progress("Setting up firewall")
     firewall.ensure(lxd, state, unit)
-    pool.check(lxd, state)
+    pool.check(lxd, state, unit)
     # Not before: what is refused must not reach processes outside of hooks.
     settings.save(state, identity)
     progress("Setting up storage")
-    pool.ensure(lxd, jinja, state)
+    pool.ensure(lxd, jinja, state, unit)
     logrotate.ensure(jinja)
     progress("Building runner image")
     builds = settings.images(state)
@@ -127,12 +127,12 @@ def lost(lxd: LxdClient, state: CharmState, unit: str) -> list[str]:
 
     One of several images is enough: ``image_builds.missing`` has the others built.
     """
-    bridge = lxd.find("networks", BRIDGE)
+    bridge = lxd.find("networks", profiles.BRIDGE)
     parts = {
         "kernel module": state.test_mode or kernel.is_module_loaded(),
         "network": lxd_server.is_intact(lxd, state.proxies, bridge),
         "firewall": firewall.is_intact(lxd, state, unit, bridge),
-        "storage": pool.is_intact(lxd, state),
+        "storage": pool.is_intact(lxd, state, unit),
         "image": any(image.is_there(lxd, build) for build in settings.images(state)),
     }
     return [name for name, intact in parts.items() if not intact]
@@ -173,7 +173,10 @@ def release(lxd: LxdClient, markers: Markers) -> list[str]:
     unit, others = markers.unit, markers.others()
     if others:
         logger.info("Pool, image and bridge stay, other units use them: %s", ", ".join(others))
-    images = (image.remove_builder,) if others else (image.remove, pool.remove)
+    app = unit.partition("/")[0]
+    is_last = not any(other.partition("/")[0] == app for other in others)
+    record = (partial(profiles.remove_record, app=app),) if is_last else ()
+    images = (image.remove_builder, *record) if others else (image.remove, pool.remove)
     return _each(
         partial(image.remove_timer, unit),
         partial(settings.remove, unit),

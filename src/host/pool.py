@@ -17,7 +17,7 @@ from errors import ConfigurationError, HostError, LxdError
 from host import lxd_server, resources, systemd
 from host.image import DISK
 from models import BaseImage, CharmState, Flavor, RunnerStorage, gibibytes, size_in_bytes
-from naming import BASE_IMAGE_KEY, FLAVOR_IMAGE, STORAGE_KEY
+from naming import BASE_IMAGE_KEY, STORAGE_KEY, base_image_key
 from system import is_mounted, run
 
 logger = logging.getLogger(__name__)
@@ -37,12 +37,12 @@ POOL_FOLDERS = (
 CONFIG_VOLUME = 100 << 20
 
 
-def check(lxd: LxdClient, state: CharmState) -> None:
-    """ConfigurationError where the options ask for what this storage cannot be or hold; nothing is touched.
+def check(lxd: LxdClient, state: CharmState, unit: str) -> None:
+    """ConfigurationError where a unit's options ask for what this storage cannot be or hold; nothing is touched.
 
     HostError where Juju has not mounted the storage yet: the folder is empty then, and its size is another one.
     """
-    check_unchanged(lxd, state.base_image, state.runner_storage, state.given_flavors)
+    check_unchanged(lxd, _app(unit), state.base_image, state.runner_storage, state.given_flavors)
     resources.check(lxd, state)
     if state.runner_storage is RunnerStorage.MEMORY:
         check_space(state, resources.memory_bytes(), "this machine's memory")
@@ -88,18 +88,28 @@ def _check_mounted(lxd: LxdClient) -> None:
         raise HostError(f"no storage is mounted at {JUJU_STORAGE} yet: the storage pool {POOL} lies on it")
 
 
+def _app(unit: str) -> str:
+    return unit.partition("/")[0]
+
+
 def check_unchanged(
-    lxd: LxdClient, base_image: BaseImage, storage: RunnerStorage, flavors: Sequence[Flavor] = ()
+    lxd: LxdClient, app: str, base_image: BaseImage, storage: RunnerStorage, flavors: Sequence[Flavor] = ()
 ) -> None:
-    """ConfigurationError if what cannot change after deployment was changed; the profile knows the old values."""
+    """ConfigurationError if what cannot change after deployment was changed; the profile knows the old values.
+
+    Each application on the machine has base images of its own. The storage is the same for all.
+    """
     profile = lxd.find("profiles", profiles.RUNNER)
     if profile is None:
         return
-    config = profile["config"]
+    config, own = dict(profile["config"]), base_image_key(app)
+    if BASE_IMAGE_KEY in config:
+        # Of version 1.0, until the set-up after the upgrade.
+        config.setdefault(own, config[BASE_IMAGE_KEY])
     wanted = (
-        ("base-image", BASE_IMAGE_KEY, base_image.value),
+        ("base-image", own, base_image.value),
         ("runner-storage", STORAGE_KEY, storage.value),
-        *((f"flavors: {one.name}: base-image", f"{FLAVOR_IMAGE}{one.name}", one.base_image.value) for one in flavors),
+        *((f"flavors: {one.name}: base-image", base_image_key(app, one.name), one.base_image.value) for one in flavors),
     )
     errors = [
         f"{option}: cannot change after deployment, set it back to {config[key]}"
@@ -144,7 +154,7 @@ def _check_disks(state: CharmState, available: int, where: str) -> None:
         raise ConfigurationError(*errors)
 
 
-def is_intact(lxd: LxdClient, state: CharmState) -> bool:
+def is_intact(lxd: LxdClient, state: CharmState, unit: str) -> bool:
     """Whether LXD has pool and profile as they were set up, and the pool's filesystem is mounted."""
     pool = lxd.find("storage-pools", POOL)
     if pool is None or pool["status"] != "Created":
@@ -154,14 +164,14 @@ def is_intact(lxd: LxdClient, state: CharmState) -> bool:
     in_use = any("/instances/" in user for user in pool["used_by"])
     if not (in_use or _is_own(pool)):
         return False
-    return profiles.is_runner_intact(lxd, state.base_image, state.runner_storage)
+    return profiles.is_runner_intact(lxd, _app(unit), state.base_image, state.runner_storage)
 
 
-def ensure(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None:
+def ensure(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState, unit: str) -> None:
     """Make sure of pool and profile, on a copy-on-write filesystem where this LXD has one."""
     _ensure_pool(lxd, jinja, state)
     images = {flavor.name: flavor.base_image for flavor in state.given_flavors}
-    profiles.ensure_runner(lxd, state.base_image, state.runner_storage, images)
+    profiles.ensure_runner(lxd, _app(unit), state.base_image, state.runner_storage, images)
 
 
 def _ensure_pool(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None:

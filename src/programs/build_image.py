@@ -45,7 +45,8 @@ def _build_all(lxd: LxdClient, unit: str, builds: Sequence[ImageBuild]) -> int:
     markers, awaited = Markers(unit), False
     failures: list[Exception] = []
     waiting = False
-    for build in _due(lxd, builds):
+    due = _due(lxd, markers, builds)
+    for build in due:
         try:
             needed = _is_needed(lxd, build)
             built = image.rebuild(lxd, provision.environment(TEMPLATES), build, _say)
@@ -54,7 +55,7 @@ def _build_all(lxd: LxdClient, unit: str, builds: Sequence[ImageBuild]) -> int:
             logging.error("%s", error)
             failures.append(error)
     # For later reconciles. LXD or a disk that fails is no end of a build.
-    if all(isinstance(error, HostError) for error in failures):
+    if due and all(isinstance(error, HostError) for error in failures):
         (image_builds.note_no_start if waiting else image_builds.note_end)(markers, builds[0])
     if awaited:
         systemd.start(triggers.service(unit), wait=False)
@@ -66,13 +67,25 @@ def _build_all(lxd: LxdClient, unit: str, builds: Sequence[ImageBuild]) -> int:
     return 1 if failures else 0
 
 
-def _due(lxd: LxdClient, builds: Sequence[ImageBuild]) -> list[ImageBuild]:
-    """All images; while one is missing, which each reconcile has built, others only where the timer's time has come."""
+def _due(lxd: LxdClient, markers: Markers, wanted: Sequence[ImageBuild]) -> list[ImageBuild]:
+    """All images; while one is missing, which each reconcile has built, others only where the timer's time has come.
+
+    One that another application on this machine needs as it is, is built by that one.
+    """
+    builds = [build for build in wanted if not _is_kept(lxd, markers, build)]
     if all(image.is_there(lxd, build) for build in builds):
         return list(builds)
     limit = time.time() - image.INTERVAL_HOURS * 3600
     built = {build.alias: image.published(lxd, build.alias).built_at or 0.0 for build in builds}
     return [build for build in builds if _is_needed(lxd, build) or not limit < built[build.alias] <= time.time()]
+
+
+def _is_kept(lxd: LxdClient, markers: Markers, build: ImageBuild) -> bool:
+    keeper = image_builds.keeper(markers, build, image.published(lxd, build.alias))
+    if keeper and image.is_there(lxd, build):
+        logging.info("Image %s: not built, %s needs it as it is", build.alias, keeper)
+        return True
+    return False
 
 
 def _is_needed(lxd: LxdClient, build: ImageBuild) -> bool:

@@ -32,7 +32,7 @@ def test_host_is_set_up(deployment: Deployment) -> None:
     assert deployment.lxd("storage-pools/runner")["driver"] == "btrfs"
     assert deployment.lxd("profiles/runner")["config"] == {
         "security.devlxd": "false",
-        "user.github-runner.base-image": "jammy",
+        "user.github-runner.base-image.github-runner": "jammy",
         "user.github-runner.runner-storage": "juju-storage",
     }
 

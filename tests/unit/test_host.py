@@ -381,12 +381,14 @@ class FakeLxd:
 
 
 def check_unchanged(config: dict[str, str] | None, base_image: BaseImage, where: RunnerStorage) -> None:
-    storage.check_unchanged(cast(LxdClient, FakeLxd(config)), base_image, where)
+    storage.check_unchanged(cast(LxdClient, FakeLxd(config)), "app", base_image, where)
 
 
-DEPLOYED = {"user.github-runner.base-image": "jammy", "user.github-runner.runner-storage": "memory"}
+DEPLOYED = {"user.github-runner.base-image.app": "jammy", "user.github-runner.runner-storage": "memory"}
+FORMER = {"user.github-runner.base-image": "jammy", "user.github-runner.runner-storage": "memory"}
 
 
+@pytest.mark.parametrize("config", [DEPLOYED, FORMER], ids=["today", "version 1.0"])
 @pytest.mark.parametrize(
     ("base_image", "where", "faults"),
     [
@@ -396,10 +398,12 @@ DEPLOYED = {"user.github-runner.base-image": "jammy", "user.github-runner.runner
     ],
     ids=["image", "storage", "both"],
 )
-def test_what_cannot_change(base_image: BaseImage, where: RunnerStorage, faults: list[str]) -> None:
+def test_what_cannot_change(
+    config: dict[str, str], base_image: BaseImage, where: RunnerStorage, faults: list[str]
+) -> None:
     """A changed base image or storage blocks, and each fault names the option and the old value."""
     with pytest.raises(ConfigurationError, match="; ".join(faults)) as caught:
-        check_unchanged(DEPLOYED, base_image, where)
+        check_unchanged(config, base_image, where)
     assert len(caught.value.faults) == len(faults)
 
 
@@ -411,12 +415,26 @@ def test_what_did_not_change(config: dict[str, str] | None) -> None:
 
 def test_base_image_of_a_flavor_cannot_change() -> None:
     """The error names the flavour and the old value; a flavour that is not recorded is a new one."""
-    config = {**DEPLOYED, "user.github-runner.base-image.a": "noble"}
+    config = {**DEPLOYED, "user.github-runner.base-image.app.a": "noble"}
     one, other = (Flavor(name, VirtualMachineResources(1, "1GiB", "1GiB"), BaseImage.JAMMY, (), 1, 1) for name in "ab")
 
     with pytest.raises(ConfigurationError) as caught:
-        storage.check_unchanged(cast(LxdClient, FakeLxd(config)), BaseImage.JAMMY, RunnerStorage.MEMORY, (one, other))
+        storage.check_unchanged(
+            cast(LxdClient, FakeLxd(config)), "app", BaseImage.JAMMY, RunnerStorage.MEMORY, (one, other)
+        )
     assert caught.value.faults == ("flavors: a: base-image: cannot change after deployment, set it back to noble",)
+
+
+def test_another_applications_base_images_do_not_count() -> None:
+    """Its own and those of its flavours, also where a name begins like the application's; the storage is the same."""
+    config = {"user.github-runner.base-image.app.a": "noble", **DEPLOYED}
+    flavor = Flavor("a", VirtualMachineResources(1, "1GiB", "1GiB"), BaseImage.RESOLUTE, (), 1, 1)
+    lxd = cast(LxdClient, FakeLxd(config))
+
+    for app in ("other", "ap", "app-a"):
+        storage.check_unchanged(lxd, app, BaseImage.NOBLE, RunnerStorage.MEMORY, (flavor,))
+        with pytest.raises(ConfigurationError, match="runner-storage"):
+            storage.check_unchanged(lxd, app, BaseImage.NOBLE, RunnerStorage.JUJU_STORAGE)
 
 
 def test_application_can_be_read_by_charm_alone_or_all(tmp_path: Path) -> None:
@@ -507,9 +525,9 @@ def test_storage_that_is_large_enough_in_total_is_enough(juju_storage: Path) -> 
     """What others use of it is a notice and blocks nothing, as with the previous charm."""
     lxd = cast(LxdClient, PoolLxd(None))
 
-    storage.check(lxd, wanting(10))
+    storage.check(lxd, wanting(10), "app/0")
     with pytest.raises(ConfigurationError, match=r"11 × vm-disk 10GiB = 110GiB exceeds the 100GiB of .*/juju"):
-        storage.check(lxd, wanting(11))
+        storage.check(lxd, wanting(11), "app/0")
     assert storage.shortage(wanting(6)) is None
     assert storage.shortage(replace(wanting(7), scaling=Scaling.DEMAND)) is None
     assert storage.shortage(wanting(7)) == f"{juju_storage} has 60GiB free of the 70GiB that full runners need"
@@ -536,11 +554,11 @@ def test_memory_is_never_more_than_the_machine_has(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("host.pool.os.sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 15 * GIB // 4096)
     lxd = cast(LxdClient, PoolLxd(None))
 
-    storage.check(lxd, wanting(1, RunnerStorage.MEMORY))
+    storage.check(lxd, wanting(1, RunnerStorage.MEMORY), "app/0")
     with pytest.raises(
         ConfigurationError, match="2 × vm-disk 10GiB = 20GiB exceeds the 15GiB of this machine's memory"
     ):
-        storage.check(lxd, wanting(2, RunnerStorage.MEMORY))
+        storage.check(lxd, wanting(2, RunnerStorage.MEMORY), "app/0")
 
 
 @pytest.mark.parametrize("source", ["/run/github-runner-pool", "/storage/juju/github-runner-pool"])
@@ -551,10 +569,10 @@ def test_storage_that_is_not_mounted_yet_is_waited_for(
     lxd = cast(LxdClient, PoolLxd({"config": {"source": source}, "status": "Unavailable", "used_by": []}))
 
     with pytest.raises(HostError, match="no storage is mounted at"):
-        storage.check(lxd, wanting(1))
+        storage.check(lxd, wanting(1), "app/0")
 
     monkeypatch.setattr(storage, "is_mounted", lambda folder: folder == juju_storage)
-    storage.check(lxd, wanting(1))
+    storage.check(lxd, wanting(1), "app/0")
 
 
 @pytest.mark.parametrize("left", ["github-runner-pool-0a1b.img", "github-runner-pool"])
@@ -565,7 +583,7 @@ def test_storage_without_a_mount_of_its_own_is_known_by_the_pool(juju_storage: P
     )
     (juju_storage / left).mkdir()
 
-    storage.check(lxd, wanting(1))
+    storage.check(lxd, wanting(1), "app/0")
 
 
 def test_age_of_the_application_counts_from_githubs_word(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from typing import cast
 
 import pytest
 
+import settings
 from engine.client import LxdClient
 from errors import HostError
 from host import image, image_builds, systemd, triggers
 from host.markers import IMAGE, Markers
+from models import ImageSource
 from naming import Identity
 from programs import build_image
 from proxies import ProxyConfig
@@ -247,6 +249,85 @@ def test_a_build_outside_of_hooks_records_its_end(
     build_changed(lxd, FULL)
 
     assert calls.count(START) == 1 + again
+
+
+def share_machine(root: Path, unit: str, build: ImageBuild, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let another unit be on this machine, with these options of its image."""
+    Markers(unit).note(IMAGE)
+    (root / "agents" / f"unit-{unit.replace('/', '-')}").mkdir(parents=True)
+    load, app = settings.load, unit.partition("/")[0]
+    found = Settings(Identity(app, 0, "0123abcd"), 1, (build,))
+    monkeypatch.setattr(settings, "load", lambda of: found if of == unit else load(of))
+
+
+@pytest.mark.parametrize(
+    ("unit", "its", "is_kept"),
+    [
+        pytest.param("other/3", BUILD, True, id="as it is"),
+        pytest.param("other/3", replace(FULL, script=""), False, id="other options as well"),
+        pytest.param("other/3", replace(BUILD, alias="noble"), False, id="another image"),
+        pytest.param("other/3", replace(BUILD, source=ImageSource("https://x.example")), False, id="another source"),
+        pytest.param("app/1", BUILD, False, id="another unit of the application"),
+    ],
+)
+def test_an_image_that_another_application_needs_is_not_replaced(
+    calls: list[tuple[str, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    marker_root: Path,
+    unit: str,
+    its: ImageBuild,
+    is_kept: bool,
+) -> None:
+    """Neither by a changed option nor by the timer. An application that changes its options first lets it go."""
+    lxd = ImageLxd()
+    make(lxd, BUILD)
+    lxd.steps.clear()
+    monkeypatch.setattr(build_image, "LxdClient", lambda: lxd)
+    run_program(monkeypatch, FULL)
+    share_machine(marker_root, unit, its, monkeypatch)
+    found = image.published(cast(LxdClient, lxd), "jammy")
+
+    build_changed(lxd, FULL)
+    assert (START in calls) is not is_kept
+    assert build_image.main() == 0
+
+    assert ("clean" in lxd.steps) is not is_kept
+    assert image_builds.keeper(Markers(UNIT), FULL, found) == (unit if is_kept else "")
+
+
+def test_equal_options_share_an_image(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, marker_root: Path
+) -> None:
+    """Any of the units builds it."""
+    lxd = ImageLxd()
+    make(lxd, FULL)
+    lxd.steps.clear()
+    monkeypatch.setattr(build_image, "LxdClient", lambda: lxd)
+    run_program(monkeypatch, FULL)
+    share_machine(marker_root, "other/3", FULL, monkeypatch)
+
+    assert build_image.main() == 0
+
+    assert "clean" in lxd.steps
+
+
+def test_an_image_is_built_once_its_keeper_has_left(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, marker_root: Path
+) -> None:
+    """By the next reconcile, also where the timer had found it kept."""
+    lxd = ImageLxd()
+    make(lxd, BUILD)
+    monkeypatch.setattr(build_image, "LxdClient", lambda: lxd)
+    run_program(monkeypatch, FULL)
+    share_machine(marker_root, "other/3", BUILD, monkeypatch)
+    build_changed(lxd, FULL)
+    assert build_image.main() == 0
+    assert calls == []
+
+    (marker_root / "agents" / "unit-other-3").rmdir()
+    build_changed(lxd, FULL)
+
+    assert calls == [START]
 
 
 def test_the_timer_of_a_unit_that_has_to_wait_starts_nothing(

@@ -9,6 +9,7 @@ import pytest
 
 import settings
 import telemetry
+from engine import profiles
 from engine.client import LxdClient
 from errors import ConfigurationError, HostError, LxdError
 from host import (
@@ -85,6 +86,7 @@ def test_what_another_unit_uses_stays(monkeypatch: pytest.MonkeyPatch, marker_ro
         monkeypatch.setattr(module, "remove", lambda *_, name=module.__name__: [name])
     monkeypatch.setattr(image, "remove_timer", lambda unit: [f"timer of {unit}"])
     monkeypatch.setattr(image, "remove_builder", lambda _: ["what a stopped build left"])
+    monkeypatch.setattr(profiles, "remove_record", lambda _, app: [f"record of {app}"])
     mine, other = Markers(UNIT), Markers("other/1")
     for one in (mine, other):
         one.note(markers.SET_UP)
@@ -96,6 +98,11 @@ def test_what_another_unit_uses_stays(monkeypatch: pytest.MonkeyPatch, marker_ro
     assert released() == [f"timer of {UNIT}", "host.image", "host.pool", "host.firewall", "host.lxd_server"]
     (marker_root / "agents" / "unit-other-1").mkdir(parents=True)
     assert mine.others() == ["other/1"]
+    app = UNIT.partition("/")[0]
+    assert released() == [f"timer of {UNIT}", "what a stopped build left", f"record of {app}", "host.firewall"]
+    sibling = Markers(f"{app}/7")
+    sibling.note(markers.SET_UP)
+    (marker_root / "agents" / f"unit-{app}-7").mkdir()
     assert released() == [f"timer of {UNIT}", "what a stopped build left", "host.firewall"]
 
 

@@ -85,7 +85,7 @@ def test_removal_leaves_profiles_of_others_and_those_in_use(lxd: ProfileLxd) -> 
 def test_the_runner_profile_is_made_once_and_corrected() -> None:
     """It records the options that cannot change after deployment. Unchanged, it is not written."""
     lxd = ProfileLxd({})
-    options = (BaseImage.JAMMY, RunnerStorage.MEMORY)
+    options = ("app", BaseImage.JAMMY, RunnerStorage.MEMORY)
 
     for _ in range(2):
         profiles.ensure_runner(client(lxd), *options)
@@ -98,20 +98,58 @@ def test_the_runner_profile_is_made_once_and_corrected() -> None:
     assert profiles.is_runner_intact(client(lxd), *options)
 
 
+def images(lxd: ProfileLxd) -> dict[str, str]:
+    """The base images that the profile records, by the names that follow their key."""
+    key = "user.github-runner.base-image."
+    config = lxd.found["runner"]["config"]
+    return {name.removeprefix(key): value for name, value in config.items() if name.startswith(key)}
+
+
 def test_base_images_of_flavors_are_recorded_and_forgotten() -> None:
     """A changed set of flavours is written, and those of another unit do not make the profile a lost one."""
     lxd = ProfileLxd({})
-    options = (BaseImage.JAMMY, RunnerStorage.MEMORY)
+    options = ("app", BaseImage.JAMMY, RunnerStorage.MEMORY)
 
     for _ in range(2):
         profiles.ensure_runner(client(lxd), *options, {"a": BaseImage.NOBLE})
     assert lxd.changed == ["POST runner"]
-    assert lxd.found["runner"]["config"]["user.github-runner.base-image.a"] == "noble"
+    assert images(lxd) == {"app": "jammy", "app.a": "noble"}
     assert profiles.is_runner_intact(client(lxd), *options)
     profiles.ensure_runner(client(lxd), *options, {"b": BaseImage.JAMMY})
-    assert [key for key in lxd.found["runner"]["config"] if "base-image." in key] == ["user.github-runner.base-image.b"]
+    assert images(lxd) == {"app": "jammy", "app.b": "jammy"}
     profiles.ensure_runner(client(lxd), *options)
-    assert not [key for key in lxd.found["runner"]["config"] if "base-image." in key]
+    assert images(lxd) == {"app": "jammy"}
+
+
+def test_applications_of_one_machine_have_records_of_their_own() -> None:
+    """Whichever writes, the records of the others stay, and each finds its own intact. One that leaves takes it."""
+    lxd = ProfileLxd({})
+    one = ("app", BaseImage.JAMMY, RunnerStorage.MEMORY)
+    other = ("app-a", BaseImage.NOBLE, RunnerStorage.MEMORY)
+
+    for _ in range(2):
+        profiles.ensure_runner(client(lxd), *one, {"a": BaseImage.NOBLE})
+        profiles.ensure_runner(client(lxd), *other, {"a": BaseImage.RESOLUTE})
+    assert lxd.changed == ["POST runner", "PUT runner"]
+    assert images(lxd) == {"app": "jammy", "app.a": "noble", "app-a": "noble", "app-a.a": "resolute"}
+    assert profiles.is_runner_intact(client(lxd), *one)
+    assert profiles.is_runner_intact(client(lxd), *other)
+
+    for _ in range(2):
+        profiles.remove_record(client(lxd), "app")
+    assert images(lxd) == {"app-a": "noble", "app-a.a": "resolute"}
+    assert lxd.changed == ["POST runner", "PUT runner", "PUT runner"]
+    assert not profiles.is_runner_intact(client(lxd), *one)
+
+
+def test_the_record_of_version_1_becomes_the_applications() -> None:
+    """It had one key for the machine."""
+    lxd = ProfileLxd({"runner": profile({"user.github-runner.base-image": "jammy"})})
+
+    profiles.ensure_runner(client(lxd), "app", BaseImage.JAMMY, RunnerStorage.MEMORY)
+
+    assert images(lxd) == {"app": "jammy"}
+    assert "user.github-runner.base-image" not in lxd.found["runner"]["config"]
 
 
 def test_the_network_card_is_added_once_and_removed(lxd: ProfileLxd) -> None:
