@@ -46,6 +46,8 @@ RELOAD = 2.0
 RENEW_BEFORE, RENEW_PAUSE = 600.0, 120.0
 # GitHub queues a job for which no runner came again after 5 minutes: an older assignment says nothing.
 ASSIGNMENT_LIFE = 600.0
+# So long a job may wait for a runner until the unit announces 1: more than one wait for messages before the 5 minutes.
+LATE = 240.0
 # For the end of a thread whose session was closed.
 THREAD_END = 3.0
 MOST_ASSIGNED = MOST_OFFERED = 1000
@@ -59,16 +61,23 @@ MOST_ASKED = 100
 class Assigned:
     """Jobs that messages of one session have assigned, and none has said to be started or completed."""
 
-    jobs: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """By the job's id: since when it waits and when it was assigned, in UNIX seconds."""
+    jobs: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    """By the job's id: since when it waits, when it was assigned, and when this was heard, in UNIX seconds."""
+    is_late: bool = False
+    """Whether one got no runner in time, and none has begun since."""
 
     def note(self, job: Job, now: float) -> None:
         """Take a message's entry into account. The message may be older than its assignment's life."""
         if job.kind in ("JobStarted", "JobCompleted"):
             self.jobs.pop(job.id, None)
+            self.is_late = self.is_late and job.kind != "JobStarted"
         elif job.kind == "JobAssigned" and len(self.jobs) < MOST_ASSIGNED:
             since = job.queued or job.assigned or now
-            self.jobs.setdefault(job.id, (min(since, now), min(job.assigned or now, now)))
+            self.jobs.setdefault(job.id, (min(since, now), min(job.assigned or now, now), now))
+
+    def note_late(self, now: float) -> None:
+        """Take into account how long the jobs have waited by now."""
+        self.is_late = self.is_late or any(now - heard >= LATE for _, _, heard in self.jobs.values())
 
     def expire(self, now: float) -> None:
         """Leave out jobs whose assignment is over."""
@@ -224,7 +233,9 @@ class Sessions:
         except GithubClientError as error:
             logger.info("Queued jobs are not compared with those of the scale sets: %s", error)
         for flavor in found.flavors:
-            number = missed.get(flavor.name, 0)
+            # GitHub keeps back what is beyond the announced capacity. Such jobs wait for a runner of any unit.
+            room = max(0, flavor.capacity - self.known(flavor.name).assigned)
+            number = min(room, missed.get(flavor.name, 0))
             if number:
                 logger.warning("%s: %s queued jobs did not reach the scale set", flavor.name, number)
             if number != self.known(flavor.name).missed:
@@ -382,9 +393,20 @@ class FlavorSession:
             self._place = place
             self._open(settings, flavor, client)
         else:
-            self._poll(self._listener, settings, flavor)
+            self._poll(self._listener, settings, self._announced(flavor))
         self._pause, self._conflict = 0.0, None
         return 0.0
+
+    def _announced(self, flavor: AgentFlavor) -> AgentFlavor:
+        """The flavour with the capacity that GitHub is told: 1 while jobs get no runners, so that other units get them.
+
+        So it is where no reconcile can be made. With the unit's whole capacity it would be given the same jobs again.
+        """
+        was_late = self._jobs.is_late
+        self._jobs.note_late(self._all.clock())
+        if self._jobs.is_late and not was_late:
+            logger.warning("%s: jobs get no runners; 1 is announced until a job has begun", self._name)
+        return replace(flavor, capacity=1) if self._jobs.is_late else flavor
 
     def close(self) -> None:
         """End the session."""

@@ -10,7 +10,7 @@ from demand import PATIENCE, Demand
 from gh.registration import Registration
 from gh.scale_set_answers import Job, Statistics
 from models import CharmState, Scaling
-from programs.sessions import ASSIGNMENT_LIFE, Assigned, demanded
+from programs.sessions import ASSIGNMENT_LIFE, LATE, Assigned, demanded
 from runner_manager import Wanted
 from tests.support.fakes import state
 
@@ -110,6 +110,25 @@ def test_messages_count_where_statistics_lack_jobs() -> None:
     jobs.note(Job("JobStarted", "a"), NOW)
     assert demanded(found, Statistics(), jobs, 7, NOW).assigned == 1
     assert demanded(found, Statistics(), jobs, 7, NOW + ASSIGNMENT_LIFE).assigned == 0
+
+
+def test_jobs_without_a_runner_are_late_until_one_begins() -> None:
+    """By this machine's clock. That the late ones are taken back or cancelled proves nothing; a start does."""
+    jobs = Assigned()
+    for name in "ab":
+        jobs.note(Job("JobAssigned", name, assigned=NOW - 9999), NOW)
+    jobs.note_late(NOW + LATE - 1)
+    assert not jobs.is_late
+
+    jobs.note_late(NOW + LATE)
+    for name in "ab":
+        jobs.note(Job("JobCompleted", name), NOW + LATE)
+    jobs.note_late(NOW + LATE)
+    assert jobs.is_late
+
+    jobs.note(Job("JobStarted", "c"), NOW + LATE)
+    jobs.note_late(NOW + LATE)
+    assert not jobs.is_late
 
 
 def test_jobs_of_before_the_session_wait_since_it_knows_of_them() -> None:
