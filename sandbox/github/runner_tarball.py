@@ -14,11 +14,14 @@ EXECUTABLE_NAMES = {"run-helper.sh.template", "Runner.Listener", "Runner.Worker"
 
 
 @functools.lru_cache(maxsize=8)
-def build(version: str, architecture: str) -> bytes:
-    """The gzipped tarball of this version for x64 or arm64; the same arguments give the same bytes."""
+def build(version: str, architecture: str, interrupt: float = 7.5) -> bytes:
+    """The gzipped tarball of this version for x64 or arm64; the same arguments give the same bytes.
+
+    ``interrupt``: the seconds between SIGINT and SIGTERM for a step that is cancelled.
+    """
     if architecture not in ("x64", "arm64"):
         raise ValueError(f"there is no runner application for {architecture}")
-    about = json.dumps({"version": version, "architecture": architecture}).encode()
+    about = json.dumps({"version": version, "architecture": architecture, "interrupt": interrupt}).encode()
     files = {path.relative_to(FOLDER).as_posix(): path.read_bytes() for path in _sources()}
     files["bin/about.json"] = about
     packed = io.BytesIO()

@@ -188,6 +188,7 @@ class _Server(ThreadingHTTPServer):
         self.resetting: set[socket.socket] = set()
         self.address = f"{self.server_address[0]!s}:{self.server_address[1]}"
         self._log = log.open("a", encoding="utf-8") if log else None
+        self.thread = threading.Thread(target=self.serve, daemon=True)
 
     def server_bind(self) -> None:
         # The inherited method asks the resolver for the host's name, which hangs on a machine without DNS.
@@ -203,6 +204,11 @@ class _Server(ThreadingHTTPServer):
             self.close_request(request)
         else:
             super().shutdown_request(request)
+
+    def serve(self) -> None:
+        """Accept connections until `stop`, which need not wait for this one to look: it does not poll."""
+        while not self.state.closing:
+            self.handle_request()
 
     def handle_error(self, request: object, client_address: object) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -241,7 +247,8 @@ class _Server(ThreadingHTTPServer):
     def stop(self) -> None:
         """Refuse new connections and end the open ones, so that no thread and no socket outlives the server."""
         self.state.closing = True
-        self.shutdown()
+        self.socket.shutdown(socket.SHUT_RDWR)  # wakes `serve`
+        self.thread.join()
         self.server_close()
         for connection in list(self.connections):
             with contextlib.suppress(OSError):  # gone already
@@ -267,17 +274,15 @@ class GitHub:
         self.ca = ca
         """The certificate of the authority that signed the server's, as PEM; None without TLS."""
         self.api_url = f"{self.url}{api.PREFIX}"
-        self._thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
+        server.thread.start()
 
     def close(self) -> None:
         """Stop serving."""
         self._server.stop()
-        self._thread.join()
 
     def wait(self) -> None:
         """Serve until interrupted."""
-        self._thread.join()
+        self._server.thread.join()
 
     def __enter__(self) -> "GitHub":
         return self

@@ -28,6 +28,7 @@ class Settings:
     grace: float = 10.0  # a runner that has not asked for a job for so long is offline
     poll: float = 5.0  # so long a runner's question for a job stays open
     linger: float = 1.0  # so long GitHub still lists an ephemeral runner, busy, after its job
+    interrupt: float = 7.5  # so long the runner application lets a step handle SIGINT before it sends SIGTERM
     keep_lost: float = 24 * HOUR  # so long an ephemeral runner that is not connected stays listed, as offline
     token_life: float = HOUR
     installation_token_life: float = HOUR  # of a GitHub App's token
@@ -432,4 +433,4 @@ class State:
     def tarball(self, version: str, architecture: str) -> bytes:
         if version not in self.application.offered or architecture not in ("x64", "arm64"):
             raise RefusedError(404, "Not Found")
-        return runner_tarball.build(version, architecture)
+        return runner_tarball.build(version, architecture, self.settings.interrupt)

@@ -147,5 +147,6 @@ def _compile(folder: Path) -> None:
         return
     # The paths in it are relative, as the folder's place in the machine is another one.
     mode = ("--invalidation-mode", "unchecked-hash", "-q", "-j", str(os.cpu_count() or 1), "-s", str(folder))
-    run(sys.executable, "-m", "compileall", *mode, str(folder), check=False)
+    beside_the_sources = ("env", "-u", "PYTHONPYCACHEPREFIX", sys.executable, "-m", "compileall")
+    run(*beside_the_sources, *mode, str(folder), check=False)
     (folder / ".compiled").touch()

@@ -1,15 +1,20 @@
 """What the tests of the adapters share."""
 
+import io
+import subprocess
+import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from gh import archives, scale_sets
 from gh import client as gh_client
 from gh.auth import Pat
 from gh.client import GithubClient
 from sandbox import github
-from sandbox.github import apps
+from sandbox.github import apps, runner_tarball
 from sandbox.github.control import GitHubControl
 from tests.support.github import ORG, REPO, TOKEN
 
@@ -19,6 +24,16 @@ def short_waits() -> Iterator[None]:
     """The client of GitHub waits a twentieth of its time between two attempts, and in the same proportions."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gh_client, "random", SimpleNamespace(uniform=lambda low, _: low / 20))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_once() -> Iterator[None]:
+    """The machine's authorities, whose reading takes longer than most tests, are read once for all clients."""
+    trust, usual = gh_client.trust, gh_client.trust(())
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (gh_client, scale_sets, archives):
+            patch.setattr(module, "trust", lambda given=(): trust(given) if given else usual)
         yield
 
 
@@ -44,3 +59,14 @@ def client(hub: github.GitHub) -> Iterator[GithubClient]:
 def key() -> str:
     """A private key of a GitHub App, as GitHub gives it (PKCS#1). Making one takes a moment."""
     return apps.make_key()[0]
+
+
+@pytest.fixture(scope="session")
+def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked runner application. Its modules are compiled once: its programs never keep what they compile."""
+    folder = tmp_path_factory.mktemp("application")
+    with tarfile.open(fileobj=io.BytesIO(runner_tarball.build("2.336.0", "x64"))) as archive:
+        archive.extractall(folder)
+    # By the system's Python, which runs them.
+    subprocess.run(["/usr/bin/python3", "-m", "compileall", "-q", folder / "bin"], env={}, check=True)
+    return folder

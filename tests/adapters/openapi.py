@@ -79,6 +79,7 @@ class Description:
             file = archive.extractfile(MEMBER)
             assert file is not None
             self._document = json.load(file)
+        self._operations: dict[tuple[str, str], Operation] = {}
         self._paths = [(re.compile(_pattern(template)), template) for template in self._document["paths"]]
 
     def operation(self, method: str, path: str) -> Operation | None:
@@ -87,8 +88,14 @@ class Description:
         for template in sorted(fitting, key=lambda each: each.count("{")):
             found = self._document["paths"][template].get(method.lower())
             if found is not None:
-                return Operation(template, method, self._resolved(found))
+                return self._known(template, method, found)
         return None
+
+    def _known(self, template: str, method: str, document: dict[str, Any]) -> Operation:
+        """An operation, whose references are followed only once."""
+        if (template, method) not in self._operations:
+            self._operations[template, method] = Operation(template, method, self._resolved(document))
+        return self._operations[template, method]
 
     def request_errors(self, method: str, target: str, body: bytes = b"") -> list[str]:
         """What the description does not allow in a request."""

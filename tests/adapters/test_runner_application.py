@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,12 +60,10 @@ def api(server: github.GitHub, method: str, path: str) -> Any:
 class Installation:
     """An unpacked runner application with a clean environment; it ends what it started."""
 
-    def __init__(self, server: github.GitHub, folder: Path, path: str = REPOSITORY) -> None:
+    def __init__(self, server: github.GitHub, application: Path, folder: Path, path: str = REPOSITORY) -> None:
         self.server, self.folder, self.path = server, folder, path
         self.processes: list[subprocess.Popen[bytes]] = []
-        folder.mkdir()
-        with tarfile.open(fileobj=io.BytesIO(runner_tarball.build(VERSION, "x64"))) as archive:
-            archive.extractall(folder)
+        shutil.copytree(application, folder, symlinks=True)
         self.environment = {"PATH": PATH, "HOME": str(folder), "LANG": "C.UTF-8"}
         self.environment.update(RUNNER_SANDBOX_CONFIGURE_SECONDS="0", RUNNER_SANDBOX_STREAM_SECONDS="0.3")
         self.environment.update(RUNNER_SANDBOX_FIRST_PAUSE="0.1", RUNNER_SANDBOX_RETRY_SECONDS="0.1")
@@ -154,11 +153,11 @@ class Install(Protocol):
 
 
 @pytest.fixture
-def install(server: github.GitHub, tmp_path: Path) -> Iterator[Install]:
+def install(server: github.GitHub, application: Path, tmp_path: Path) -> Iterator[Install]:
     made: list[Installation] = []
 
     def make(name: str = "runner", path: str = REPOSITORY) -> Installation:
-        made.append(Installation(server, tmp_path / name, path))
+        made.append(Installation(server, application, tmp_path / name, path))
         return made[-1]
 
     yield make

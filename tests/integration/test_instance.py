@@ -199,7 +199,7 @@ def test_aproxy_gets_what_the_options_redirect(instance: LxdInstance) -> None:
 
 def test_unresolved_host_ends_with_a_reason(instance: LxdInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GitHub host that is not resolved ends the set-up in time, and the text names it."""
-    monkeypatch.setattr(provision, "NETWORK_TIMEOUT", 1)
+    monkeypatch.setitem(provision.FIXED, "network_timeout", 1)
     monkeypatch.setattr(provision, "network_host", lambda _: "nowhere.invalid")
 
     assert "network: nowhere.invalid" in set_up(instance, ([], []), ProxyConfig())

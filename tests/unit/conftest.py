@@ -1,5 +1,7 @@
 """What all unit tests share."""
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,18 +18,38 @@ from host import markers, systemd
 from metrics.storage import MetricsStorage
 
 
+@pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Names of folders, one for each test. ``mktemp`` looks through all folders of before each time: minutes in all."""
+    folder = tmp_path_factory.mktemp("places")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def no_lxd(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own(places: Iterator[Path]) -> Path:
+    """A folder for what a unit has on its machine, beside ``tmp_path``, which is the test's own."""
+    folder = next(places)
+    folder.mkdir()
+    return folder
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_lxd(own: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No unit test reaches an LXD, whether this machine has one or not: they must pass or fail the same everywhere."""
-    folder = tmp_path_factory.mktemp("no-lxd")
+    folder = made(own / "no-lxd")
     monkeypatch.setenv("LXD_DIR", str(folder))
     return folder
 
 
 @pytest.fixture(autouse=True)
-def locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def locks(own: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the locks of passes are, out of the way of a unit on this machine."""
-    folder = tmp_path_factory.mktemp("locks")
+    folder = made(own / "locks")
     monkeypatch.setattr(runner_manager, "LOCKS", folder)
     monkeypatch.setattr(telemetry, "LOCKS", folder)
     monkeypatch.setattr(demand, "LOCKS", folder)
@@ -35,9 +57,9 @@ def locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(autouse=True)
-def marker_root(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def marker_root(own: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where markers and settings are, out of the way of a unit on this machine."""
-    folder = tmp_path_factory.mktemp("markers")
+    folder = made(own / "markers")
     monkeypatch.setattr(settings, "FOLDER", folder)
     monkeypatch.setattr(markers, "ROOT", folder)
     monkeypatch.setattr(markers, "AGENTS", folder / "agents")
@@ -45,9 +67,9 @@ def marker_root(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 
 
 @pytest.fixture(autouse=True)
-def unit_files(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def unit_files(own: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the files of systemd units are, out of the way of a unit on this machine."""
-    folder = tmp_path_factory.mktemp("systemd")
+    folder = made(own / "systemd")
     monkeypatch.setattr(systemd, "FOLDER", folder)
     return folder
 

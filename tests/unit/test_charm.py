@@ -21,6 +21,8 @@ from charm import GithubRunnerCharm
 from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenError
 from host import agent, image, kernel, machine, markers, pool, runner_binary, systemd, timer, triggers
 from service import Adapters
+from tests.support.charm import ACTIONS, META
+from tests.support.charm import CONFIG as OPTIONS
 from tests.support.fakes import TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages
 
 CONFIG: dict[str, Any] = {"path": "octo-org/demo", "token": "secret", "test-mode": "insecure", "virtual-machines": 2}
@@ -124,17 +126,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
 
 def make_context(world: Surroundings) -> "testing.Context[GithubRunnerCharm]":
     """The charm with a test's adapters."""
-    import yaml
 
     class Charm(GithubRunnerCharm):
         def __init__(self, framework: ops.Framework) -> None:
             super().__init__(framework, world.adapters())
 
-    root = TEMPLATES.parent
-    meta, config, actions = (
-        yaml.safe_load((root / f"{name}.yaml").read_text()) for name in ("metadata", "config", "actions")
-    )
-    return testing.Context(Charm, meta=meta, config=config, actions=actions, unit_id=0)
+    return testing.Context(Charm, meta=META, config=OPTIONS, actions=ACTIONS, unit_id=0)
 
 
 @pytest.fixture

@@ -2,12 +2,10 @@
 
 import logging
 from ipaddress import IPv4Network
-from pathlib import Path
 from typing import Any
 
 import ops
 import pytest
-import yaml
 from ops import testing
 
 import charm_state
@@ -30,11 +28,8 @@ from models import (
 from option_values import MOST_LABELS, parse_arch
 from proxies import ProxyConfig
 from sandbox.github import tls
+from tests.support.charm import ACTIONS, CONFIG, META
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-META, CONFIG, ACTIONS = (
-    yaml.safe_load((ROOT / name).read_text()) for name in ("metadata.yaml", "config.yaml", "actions.yaml")
-)
 GOOD: dict[str, Any] = {"path": "octo-org/demo", "token": "ghp_secret"}
 MODEL_PROXIES = ("JUJU_CHARM_HTTP_PROXY", "JUJU_CHARM_HTTPS_PROXY", "JUJU_CHARM_NO_PROXY")
 TMATE = {

@@ -12,10 +12,8 @@ from ops import testing
 
 import cos_agent
 from cos_agent import CosAgentProvider
+from tests.support.charm import CONFIG, META
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
-META = yaml.safe_load((ROOT / "metadata.yaml").read_text())
 MODEL = testing.Model("ci", uuid="8b4d2ee5-3a4c-4b2f-9d3e-1f2a3b4c5d6e")
 LOG = '{filename="/var/log/github-runner-metrics.log"}'
 

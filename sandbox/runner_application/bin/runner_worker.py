@@ -18,11 +18,11 @@ from typing import Any
 
 import runner_actions
 import runner_common
-from runner_common import ROOT, VERSION, Diagnostics, ServiceError, handle, name_process, request
+from runner_common import ABOUT, ROOT, VERSION, Diagnostics, ServiceError, handle, name_process, request
 
 CODES = {"Succeeded": 100, "Failed": 102, "Canceled": 103}
 BATCH = 1000
-INTERRUPT_SECONDS = float(os.environ.get("RUNNER_SANDBOX_INTERRUPT_SECONDS", "7.5"))
+INTERRUPT_SECONDS = float(os.environ.get("RUNNER_SANDBOX_INTERRUPT_SECONDS") or ABOUT["interrupt"])
 TERMINATE_SECONDS = INTERRUPT_SECONDS / 3
 STREAM_SECONDS = float(os.environ.get("RUNNER_SANDBOX_STREAM_SECONDS", "10"))
 REPORT_SECONDS = 60.0
