@@ -252,8 +252,9 @@ class ScaleSetClient:
         end = time.monotonic() + self._deadline
         refused = 0
         for attempt in attempts(end):
+            # It has attempts of its own, which are not to be multiplied.
+            service, token = self._connected(end)
             with attempt:
-                service, token = self._connected(end)
                 try:
                     return self._once(method, extended(service, f"/_apis/{place}", **query), token, body, end)
                 except _RefusedTokenError as error:
@@ -350,7 +351,7 @@ class Listener:
             answer = self._sent("POST", lambda: url, end, body=list(requests))
         except (ScaleSetError, TokenError) as error:
             # GitHub's own service assigns the jobs by itself, and has no such request.
-            if getattr(error, "status", None) != 404:
+            if getattr(error, "status", None) != 404 or isinstance(error, SessionEndedError):
                 raise
             return 0
         return len(answers.field(read.document(answer), "value", list))
@@ -385,14 +386,26 @@ class Listener:
             except _RefusedTokenError as error:
                 if is_last:
                     raise SessionEndedError(f"the token of the session is refused: {error}", 401, "") from error
-                self.renew()
+                self._renew_in_between()
         raise AssertionError("unreachable")
+
+    def _renew_in_between(self) -> None:
+        """Renew the session for another request. A 404 is about the session then, and not an answer to that request."""
+        try:
+            self.renew()
+        except SetGoneError:
+            raise
+        except StatusError as error:
+            if error.status == 404:
+                raise SessionEndedError(str(error), error.status, getattr(error, "kind", "")) from error
+            raise
 
 
 def extended(url: str, path: str = "", **query: str) -> str:
     """An address with more path and more query; what it has of both stays."""
     parts = httpx2.URL(url)
-    return str(parts.copy_with(path=parts.path.rstrip("/") + path).copy_merge_params(query))
+    longer = parts.copy_with(path=parts.path.rstrip("/") + path) if path else parts
+    return str(longer.copy_merge_params(query))
 
 
 def _refusal(response: httpx2.Response, path: str) -> GithubClientError:

@@ -1,12 +1,9 @@
 """The charm's client of runner scale sets, over real HTTP against the stand-in for GitHub."""
 
-import itertools
 import json
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
@@ -15,7 +12,6 @@ import pytest
 
 from errors import (
     GithubApiError,
-    GithubClientError,
     RateLimitError,
     RunnerBusyError,
     TemporaryGithubError,
@@ -23,14 +19,13 @@ from errors import (
 )
 from gh import answers, scale_sets
 from gh import scale_set_answers as read
-from gh.answers import ANSWER_LIMIT
 from gh.auth import Pat
 from gh.client import GithubClient
 from gh.errors import StatusError
 from gh.registration import read_configuration
 from gh.scale_set_answers import Message, Statistics
 from gh.scale_set_registration import ScaleSetRegistration
-from gh.scale_sets import Listener, ScaleSetClient, SessionConflictError, SessionEndedError, SetGoneError
+from gh.scale_sets import ScaleSetClient, SessionConflictError, SessionEndedError, SetGoneError
 from models import GithubOrg, GithubRepo
 from redaction import MASK, redact
 from sandbox import github
@@ -375,22 +370,6 @@ def test_a_new_registration_token_may_need_a_moment(broker: github.GitHub) -> No
     assert connect(broker).sets() == []
 
 
-FAULTS: dict[str, tuple[dict[str, Any], type[Exception] | None]] = {
-    "500": ({"status": 500}, TemporaryGithubError),
-    "502 once": ({"status": 502, "times": 1}, None),
-    "429": ({"status": 429}, GithubApiError),
-    "302 to another host": ({"status": 302, "headers": {"location": "https://attacker.example/"}}, GithubClientError),
-    "reset": ({"reset": True}, TemporaryGithubError),
-    "silence": ({"silence": True}, TemporaryGithubError),
-    "drip": ({"drip": 0.5}, TemporaryGithubError),
-    "HTML": ({"status": 200, "body": "<html>"}, TemporaryGithubError),
-    "a list": ({"status": 200, "body": "[]"}, GithubApiError),
-    "deep": ({"status": 200, "body": "[" * 100_000}, TemporaryGithubError),
-    "huge": ({"status": 200, "body": "{}", "pad": ANSWER_LIMIT}, GithubApiError),
-    "packed": ({"status": 200, "body": "{}", "headers": {"content-encoding": "gzip"}}, GithubApiError),
-}
-
-
 STATISTICS = {
     f"total{name}": 1
     for name in (
@@ -547,88 +526,3 @@ def test_a_record_with_a_damaged_configuration_goes(broker: github.GitHub) -> No
         ScaleSetRegistration(client, number).register("app-0-0123abcd02", [])
 
     assert client.record("app-0-0123abcd01") is None
-
-
-# Others may give an answer that does no harm, such as a body where none is read.
-FATAL = ("500", "429", "reset", "silence")
-HANGING, HANGING_DEADLINE = ("silence", "drip"), 1.0
-
-
-def registered_anew(client: ScaleSetClient) -> object:
-    """The list of sets, for which the service's token must be asked for again."""
-    client._end = 0.0
-    return client.sets()
-
-
-CALLS: dict[str, tuple[str, str, Callable[[ScaleSetClient, Listener], object]]] = {
-    "registration": ("POST", "runner-registration", lambda client, _: registered_anew(client)),
-    "list": ("GET", r"runnerscalesets\?(?!.*name=)", lambda client, _: client.sets()),
-    "group": ("GET", "runnergroups", lambda client, _: client.group_id()),
-    "find": ("GET", "runnerscalesets.*name=", lambda client, _: client.find(NAME, 1)),
-    "create": ("POST", r"runnerscalesets\?", lambda client, _: client.create("other", 1, [])),
-    "delete": ("DELETE", r"runnerscalesets/\d+\?", lambda client, at: client.delete(at.number)),
-    "open": ("POST", r"/sessions\?", lambda client, at: client.open_session(at.number, "app/0")),
-    "renew": ("PATCH", "/sessions/", lambda _, at: at.renew()),
-    "close": ("DELETE", "/sessions/", lambda _, at: at.close()),
-    "message": ("GET", "scalesets/", lambda _, at: at.message(1)),
-    "delete message": ("DELETE", "scalesets/.*message", lambda _, at: at.delete(1)),
-    "acquire": ("POST", "acquirejobs", lambda _, at: at.acquire([1])),
-    "register": ("POST", "generatejitconfig", lambda client, at: client.jit_configuration(at.number, "new")),
-    "record": ("GET", "/agents", lambda client, _: client.record("new")),
-    "delete record": ("DELETE", "/agents/", lambda client, _: client.delete_record(1)),
-}
-Outcomes = dict[tuple[str, str], tuple[object, float]]
-
-
-def attempt(case: tuple[str, str], together: threading.Barrier) -> tuple[object, float]:
-    """What came of one call with one fault, a result or an error of the charm's, and the seconds that it took."""
-    (method, path, ask), fields = CALLS[case[0]], FAULTS[case[1]][0]
-    for server in serve():
-        client = connect(server, ORG if case[0] == "group" else REPO, deadline=30)
-        listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
-        if case[1] in HANGING:
-            client._deadline = HANGING_DEADLINE
-        GitHubControl(server.url).add_fault(method=method, path=path, **fields)
-        together.wait(60)
-        started = time.monotonic()
-        try:
-            result = ask(client, listener)
-        except GithubClientError as error:
-            result = error
-        return result, time.monotonic() - started
-    raise AssertionError("unreachable")
-
-
-@pytest.fixture(scope="module")
-def outcomes() -> Outcomes:
-    """All calls with all faults. Those that hang wait side by side."""
-    found: Outcomes = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scale_sets, "POLL_DEADLINE", HANGING_DEADLINE)
-        patch.setattr(scale_sets, "CALL_DEADLINE", HANGING_DEADLINE)
-        hanging = list(itertools.product(CALLS, HANGING))
-        others = [(call, fault) for call, fault in itertools.product(CALLS, FAULTS) if fault not in HANGING]
-        for cases, width, together in ((hanging, len(hanging), len(hanging)), (others, 8, 1)):
-            with ThreadPoolExecutor(width) as pool:
-                found |= zip(cases, pool.map(attempt, cases, [threading.Barrier(together)] * len(cases)), strict=True)
-    return found
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_each_call_meets_each_fault(outcomes: Outcomes, call: str) -> None:
-    """An error of the charm's, in time and with no token in its text; nothing else ever comes of it."""
-    came = {fault: outcomes[call, fault] for fault in FAULTS}
-
-    assert [fault for fault in FATAL if not isinstance(came[fault][0], GithubClientError)] == []
-    assert [fault for fault, (_, seconds) in came.items() if seconds > 10] == []
-    errors = {fault: str(result) for fault, (result, _) in came.items() if isinstance(result, GithubClientError)}
-    assert [fault for fault, text in errors.items() if TOKEN in text or "eyJ" in text] == []
-
-
-@pytest.mark.parametrize("call", ["registration", "list"])
-@pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_one_of_the_charms_errors(outcomes: Outcomes, call: str, fault: str) -> None:
-    """Callers know by its class what to do; what passes is no error."""
-    result, error = outcomes[call, fault][0], FAULTS[fault][1]
-
-    assert isinstance(result, list if error is None else error)

@@ -1,7 +1,7 @@
 """Faults at length: `python -m tests.faults [NAME…]`, or `make faults`. Figures go to docs/reference/reliability.md.
 
 The names: kill churn attacks (on a real unit), the same with -demand (for scaling=demand), combinations mutation
-mutations fuzz soak (in process).
+mutations fuzz model soak soak-demand (in process).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tests.support.deployment import PAT, REPOSITORY, ROOT, Deployment, deployed
 
 REFERENCE = ROOT / "docs" / "reference"
 # Modules beside this one, loaded when they are run: some need tools of their own.
-IN_PROCESS = ("combinations", "mutation", "mutations", "fuzz", "soak")
+IN_PROCESS = ("combinations", "mutation", "mutations", "fuzz", "model", "soak", "soak-demand")
 ON_A_UNIT: dict[str, Callable[[Deployment, argparse.Namespace], dict[str, object]]] = {
     "kill": lambda found, given: kill.run(found, 6 if given.short else given.points),
     "churn": lambda found, given: churn.run(found, 1 if given.short else 10),
@@ -86,7 +86,7 @@ def main() -> None:
     for name in wanted:
         if name in IN_PROCESS:
             started = time.monotonic()
-            figures = importlib.import_module(f"tests.faults.{name}").run(arguments.short)
+            figures = importlib.import_module(f"tests.faults.{name.replace('-', '_')}").run(arguments.short)
             keep(name, arguments.short, figures, time.monotonic() - started)
     if any(name in ON_A_UNIT for name in wanted):
         with deployment() as found:

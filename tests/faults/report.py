@@ -21,10 +21,10 @@ ABOUT = {
     ),
     "combinations": (
         "GitHub misbehaves",
-        "Each question that the charm asks GitHub, with each injected fault of an answer: refusals, rate limits, "
-        "outages, silence, drips, resets, half answers, other content, lists that are empty or shift while they are "
-        "read, answers without end. Each must give the right status in bounded time and with the right number of "
-        "requests, and cost no healthy runner.",
+        "Each question that the charm or its agent asks GitHub, with each injected fault of an answer: refusals, rate "
+        "limits, outages, silence, drips, resets, half answers, other content, lists that are empty or shift while "
+        "they are read, answers without end. Each must give the right status in bounded time and with the right number "
+        "of requests, and cost no healthy runner. The agent must go on after each.",
     ),
     "churn": (
         "Jobs all the time",
@@ -57,6 +57,18 @@ ABOUT = {
         "A month in simulation",
         "The real reconciles over a simulated LXD and GitHub: jobs, crashes, reboots, outages and changed options at "
         "random, thousands of other runners in the same organisation. Memory and open files must stay level.",
+    ),
+    "soak-demand": (
+        "A month in demand mode",
+        "The same with `scaling=demand`: two flavours share a budget that is smaller than their maxima, jobs ask for "
+        "one of them, sessions are lost for hours, and changed labels make other runner scale sets. No reconcile "
+        "exceeds the budget or a maximum.",
+    ),
+    "model": (
+        "Random steps",
+        "Stories of a unit, each of random steps in any order: jobs, lost runners, killed reconciles, reboots, clocks "
+        "that are set back, changed options, an LXD and a GitHub that fail, an agent that is silent. A rule that a "
+        "story breaks ends the run (`tests/support/reconciles.py`, `demands.py`).",
     ),
     "fuzz": (
         "Hostile metrics",

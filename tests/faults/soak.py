@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ import runner
 import runner_manager
 import system
 import telemetry
+from budget import Capacity
 from errors import GithubClientError
 from models import CharmState, FlushMode, GithubOrg, VirtualMachineResources
 from naming import KEY, fingerprint
@@ -31,7 +32,7 @@ from report import Report
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
 from tests.faults.world import DAY, World
-from tests.support.fakes import IDENTITY, RESOURCES, state
+from tests.support.fakes import IDENTITY, RESOURCES, FakeInstance, state
 from tests.support.model import JINJA, RUNNING, WORKER, Killed, Records
 
 TICK = 600.0
@@ -68,9 +69,9 @@ def run(short: bool) -> dict[str, object]:
     return {**figures, **fleet(FLEET), "seconds": round(time.monotonic() - started)}
 
 
-def soak(scale: Scale) -> dict[str, object]:
+def soak(scale: Scale, kind: "type[Month] | None" = None) -> dict[str, object]:
     """Ticks with jobs and faults, then no more jobs until the last has ended, then quiet."""
-    with unit(scale) as month:
+    with unit(scale, kind=kind) as month:
         for number in range(scale.ticks):
             month.tick(number)
             if number == scale.ticks // 10:
@@ -105,6 +106,7 @@ class Month:
         self._version = 0
         self._outage = 0
         self._quiet = 0
+        self._capacity: Capacity | None = None
         self._set_options()
 
     def _set_options(self) -> None:
@@ -122,7 +124,11 @@ class Month:
         registration = Records(world.hub, lambda _: world.hub.answers("record"))
         clients = RunnerManagerClients(world.hub, JINJA, world.lxd, None, registration=registration)  # type: ignore[arg-type]
         storages: Any = metrics.storage
-        return RunnerManager(IDENTITY, self._state, clients, storages, self._application, clock=lambda: world.now)
+        return RunnerManager(
+            *(IDENTITY, self._state, clients, storages, self._application),
+            clock=lambda: world.now,
+            capacity=self._capacity,
+        )
 
     def tick(self, number: int) -> None:
         """Ten minutes with whatever goes wrong in them, and a pass."""
@@ -162,7 +168,7 @@ class Month:
                 self.world.crash()
         if self._chance.random() < REBOOT:
             self.counts["reboots"] += 1
-            self.world.reboot()
+            self._reboot()
         if number in self._changes:
             self.counts["option_changes"] += 1
             self._change(self._changes[number])
@@ -193,16 +199,19 @@ class Month:
         with contextlib.suppress(Killed):
             self.reconcile()
         self.world.lxd.faults = {}
-        self.world.reboot()
+        self._reboot()
         self._quiet = 0
+
+    def _reboot(self) -> None:
+        self.world.reboot()
 
     def reconcile(self) -> None:
         """A pass, and what must hold after it."""
-        world, before = self.world, len(self.world.lxd.ours())
+        world, check_limit = self.world, self._limit()
         world.taken = 0
         manager = self.manager()
         try:
-            manager.reconcile(self._wanted, self._resources)
+            self._run(manager)
         except GithubClientError:
             assert world.hub.down, "GitHub answered, and the pass says that it did not"
             self.counts["reconciles_without_github"] += 1
@@ -212,24 +221,41 @@ class Month:
             self._age_logs(manager.report)
             for record in (world.lxd.log, world.hub.lists, world.hub.deleted, *(i.commands for i in world.lxd.ours())):
                 record.clear()
-            assert len(world.lxd.ours()) <= max(self._wanted, before), "more instances than wanted"
+            check_limit()
             assert world.lxd.others_are_whole(), "an instance of somebody else was touched"
         if self._quiet >= QUIET:
             self._check_recovery()
+
+    def _run(self, manager: RunnerManager) -> None:
+        manager.reconcile(self._wanted, self._resources)
+
+    def _limit(self) -> Callable[[], None]:
+        """What checks after a pass that it did not make too many."""
+        before = len(self.world.lxd.ours())
+
+        def check() -> None:
+            assert len(self.world.lxd.ours()) <= max(self._wanted, before), "more instances than wanted"
+
+        return check
+
+    def _check_number(self, ours: Sequence[FakeInstance]) -> None:
+        # What took a job between GitHub's list and its removal stays.
+        most = max(self._wanted + self.world.taken, len(self.world.jobs))
+        assert self._wanted <= len(ours) <= most, f"{len(ours)} instances, wanted are {self._wanted}"
+
+    def _is_todays(self, item: FakeInstance) -> bool:
+        return item.config[f"{KEY}fingerprint"] == fingerprint(self._state.runners[0], self._application.name, "")
 
     def _check_recovery(self) -> None:
         """Nothing went wrong for two passes: what is wanted is there, and nothing else."""
         world = self.world
         ours = world.lxd.ours()
-        # What took a job between GitHub's list and its removal stays.
-        most = max(self._wanted + world.taken, len(world.jobs))
-        assert self._wanted <= len(ours) <= most, f"{len(ours)} instances, wanted are {self._wanted}"
+        self._check_number(ours)
         assert all(item.running and item.process in (RUNNING, WORKER) for item in ours), "a dead runner stays"
         online = {name for name, found in world.hub.runners.items() if found.online}
         assert online >= {item.name for item in ours}, "a runner stays that GitHub does not see"
-        today = fingerprint(self._state.runners[0], self._application.name, "")
         idle = [item for item in ours if item.name not in world.jobs]
-        assert all(item.config[f"{KEY}fingerprint"] == today for item in idle), "an outdated runner stays"
+        assert all(map(self._is_todays, idle)), "an outdated runner stays"
         assert not world.ledger.missing, f"events are missing: {sorted(world.ledger.missing)[:5]}"
         self.counts["recoveries_seen"] += self._quiet == QUIET
 
@@ -295,12 +321,12 @@ def fleet(scale: Scale) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def unit(scale: Scale, workers: int = 1) -> Iterator[Month]:
+def unit(scale: Scale, workers: int = 1, kind: type[Month] | None = None) -> Iterator[Month]:
     """A unit with a folder of its own and the world's clock. One worker: what happens is the same each time."""
     level = logging.root.manager.disable
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as patches:
         folder = Path(name)
-        month = Month(scale, folder)
+        month = (kind or Month)(scale, folder)
         numbers = itertools.count(1)
         shared_fs = SimpleNamespace(
             create=metrics.storage.create, delete=metrics.storage.delete, give_to=lambda storage, uid: None

@@ -16,7 +16,15 @@ from engine.instance import Execution
 from errors import GithubApiError, JobNotFoundError, RunnerBusyError, TemporaryGithubError
 from gh.auth import Pat
 from gh.client import GithubClient
-from models import POST_JOB_METRICS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, GithubPath, GithubRunner, WorkflowJob
+from models import (
+    DEFAULT_FLAVOR,
+    POST_JOB_METRICS_FILE_NAME,
+    PRE_JOB_METRICS_FILE_NAME,
+    GithubPath,
+    GithubRunner,
+    WorkflowJob,
+)
+from naming import FLAVOR_KEY, SCALE_SET_KEY
 from tests.support.fakes import IDENTITY, FakeInstance, FakeLxd
 from tests.support.model import NONE, OTHERS, OTHERS_KEYS, RUNNING, WORKER, Hub, Killed
 
@@ -47,6 +55,7 @@ class Job:
     started: float = 0.0
     shown: bool = True
     """Whether its runner's instance shows it already; GitHub knows it first."""
+    flavor: str = DEFAULT_FLAVOR
 
 
 class Ledger:
@@ -140,6 +149,7 @@ class Lxd(FakeLxd):
     def create_instance(self, name: str, **options: Any) -> FakeInstance:
         super().create_instance(name, **options)
         self.found[name] = Machine(self, name, options["config"], options["virtual_machine"])
+        self.found[name].profiles = list(options["profiles"])
         return self.found[name]
 
     def ours(self) -> list[FakeInstance]:
@@ -247,6 +257,10 @@ class World:
         self.queue: deque[Job] = deque()
         self.jobs: dict[str, Job] = {}
         """Those that run, by runner."""
+        self.flavors: tuple[str, ...] = ()
+        """What a job may ask for, in demand mode; one that is here twice is asked for twice as often."""
+        self.sets: dict[str, int] = {}
+        """The runner scale set of each flavour, in demand mode."""
         self.queued = self.run = self.cut = self.taken = 0
         self._ends: list[tuple[float, int, str]] = []
         self._unnoticed: list[str] = []
@@ -289,23 +303,38 @@ class World:
         """A job comes, and it is settled when the next one will."""
         rate = self.runners * JOBS[int(self.now % DAY / HOUR)] / HOUR
         self._arrival = self.now + self.chance.expovariate(rate)
-        self.queue.append(Job(self.queued, self.now, SHORTEST * (LONGEST / SHORTEST) ** self.chance.random()))
+        seconds = SHORTEST * (LONGEST / SHORTEST) ** self.chance.random()
+        flavor = self.chance.choice(self.flavors) if self.flavors else DEFAULT_FLAVOR
+        self.queue.append(Job(self.queued, self.now, seconds, flavor=flavor))
         self.queued += 1
 
     def assign(self, shown: bool = True) -> None:
         """GitHub gives waiting jobs to idle runners."""
         idle = self.idle() if self.queue and "list" not in self.hub.down else []
-        while self.queue and idle:
-            name = idle.pop(self.chance.randrange(len(idle)))
-            job = self.queue.popleft()
-            self.jobs[name] = replace(job, started=self.now, shown=True)
-            self.started[job.number] = min(self.started[job.number] + 1, MOST_COUNTED)
-            self.hub.see(name, busy=True)
-            heapq.heappush(self._ends, (self.now + job.seconds, job.number, name))
-            if shown or self.chance.random() < 0.5:
-                self._show(name)
-            else:
-                self.jobs[name].shown = False
+        for job in tuple(self.queue) if idle else ():
+            fitting = [name for name in idle if self._takes(name, job)]
+            if not fitting:
+                continue
+            name = fitting[self.chance.randrange(len(fitting))]
+            idle.remove(name)
+            self.queue.remove(job)
+            self._begin(name, job, shown)
+
+    def _takes(self, name: str, job: Job) -> bool:
+        """Whether a runner is of the job's flavour, and of its set. One of the fallback is of none."""
+        config = self.lxd.found[name].config
+        scale_set = config.get(SCALE_SET_KEY)
+        return config[FLAVOR_KEY] == job.flavor and scale_set in (None, str(self.sets.get(job.flavor)))
+
+    def _begin(self, name: str, job: Job, shown: bool) -> None:
+        self.jobs[name] = replace(job, started=self.now, shown=True)
+        self.started[job.number] = min(self.started[job.number] + 1, MOST_COUNTED)
+        self.hub.see(name, busy=True)
+        heapq.heappush(self._ends, (self.now + job.seconds, job.number, name))
+        if shown or self.chance.random() < 0.5:
+            self._show(name)
+        else:
+            self.jobs[name].shown = False
 
     def listed(self) -> None:
         """GitHub has answered with its list: what comes now, a pass does not know."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+import flavor_changes
+import flavor_plans
 import metrics.collect
 import metrics.runner
 import metrics.storage
@@ -18,10 +20,12 @@ from changes import Changes
 from metrics.events import Event
 from naming import Identity
 from plan import Health
+from programs import sessions
 from runner_view import RunnerView
-from tests.faults import soak
+from tests.faults import soak, soak_demand
 
 SMALL = soak.Scale(runners=4, foreign=120, ticks=soak.TICKS_A_DAY, seed=1)
+SHORT_DEMAND = soak.Scale(runners=8, foreign=100, ticks=soak.TICKS_A_DAY, seed=9)
 LEVELS = ("memory_growth_kib", "memory_blocks_growth", "open_files_growth")
 
 
@@ -35,6 +39,22 @@ def test_a_day_with_jobs_and_faults() -> None:
     assert figures["events_repeated"] == figures["events_unexpected"] == 0
     assert all(figures[kind] for kind in ("crashes", "reboots", "reboots_in_a_reconcile", "outages", "option_changes"))
     assert figures["recoveries_seen"] > 10
+    assert figures["memory_blocks_growth"] < 3000
+    assert figures["open_files_growth"] <= 0
+
+
+def test_a_day_in_demand_mode() -> None:
+    """The same, with two flavours that share a budget, lost sessions, and sets that are made anew."""
+    figures: dict[str, Any] = soak.soak(SHORT_DEMAND, soak_demand.DemandMonth)
+
+    assert figures["jobs_queued"] == figures["jobs_run"] + figures["jobs_cut"] > 100
+    assert figures["jobs_lost"] == figures["jobs_doubled"] == 0
+    assert figures["events_written"] == figures["events_expected"] == 2 * figures["jobs_run"] + figures["jobs_cut"]
+    assert figures["events_repeated"] == figures["events_unexpected"] == 0
+    for kind in ("reboots_in_a_reconcile", "option_changes", "sessions_lost", "sessions_back"):
+        assert figures[kind], kind
+    assert figures["reconciles_with_fallback"] > 0
+    assert figures["recoveries_seen"] > 5
     assert figures["memory_blocks_growth"] < 3000
     assert figures["open_files_growth"] <= 0
 
@@ -139,6 +159,37 @@ def test_soak_finds_what_is_broken(
 
     with pytest.raises(AssertionError, match=rule):
         check(soak.soak(SMALL))
+
+
+def overlooking_jobs(before: Any, statistics: Any, jobs: Any, number: int, now: float) -> Any:
+    return DEMANDED(before, replace(statistics, assigned=statistics.assigned // 2), jobs, number, now)
+
+
+def generous(capacity: Any, existing: Any, asks: Any, aims: Any, missing: Any) -> Any:
+    return dict(missing), []
+
+
+DEMANDED = sessions.demanded
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "broken", "rule"),
+    [
+        (soak_demand, "demanded", overlooking_jobs, "wanted are"),
+        (flavor_changes, "grants", generous, "more instances than there is room for"),
+        (flavor_plans, "_beside_others", lambda wanted, views, now: wanted, "wanted are"),
+        (plan.Desired, "is_current", lambda desired, view: view.fingerprint == desired.fingerprint, "an outdated"),
+    ],
+    ids=["counts half the jobs", "has no budget", "counts other sets' runners", "keeps runners of other sets"],
+)
+def test_demand_finds_what_is_broken(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, broken: Callable[..., Any], rule: str
+) -> None:
+    """Each rule of demand mode would be missed if the code broke it."""
+    monkeypatch.setattr(owner, name, broken)
+
+    with pytest.raises(AssertionError, match=rule):
+        check(soak.soak(SHORT_DEMAND, soak_demand.DemandMonth))
 
 
 def check(figures: dict[str, Any]) -> None:
