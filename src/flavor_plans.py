@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 from budget import Ask, Capacity, Wait, goals
@@ -32,6 +33,8 @@ class Wanted:
     """The runner scale set in which new runners register. Idle runners of another one, or of none, are outdated."""
     any_registration: bool = False
     """Whether runners of any or no scale set count as current ones."""
+    running: int = 0
+    """Of the jobs of the scale set, those that run."""
     maximum: int | None = None
     """The limit of all its runners, where ``number`` is for the jobs of the scale set."""
     hold: str = ""
@@ -66,7 +69,7 @@ class Plans:
     waits: tuple[Wait, ...] = ()
     """What does not fit there."""
 
-    @property
+    @cached_property
     def whole(self) -> Plan:
         """All of them as one plan."""
         return _sum([*(one.plan for one in self.flavors), self.rest])

@@ -69,6 +69,17 @@ class Observation:
     previous_volumes: frozenset[str] = frozenset()
     others: tuple[VirtualMachineResources, ...] = ()
     """What the instances of other units on this machine were created with."""
+    listed: bool = True
+    """Whether GitHub's list of runners was read."""
+
+    @property
+    def views(self) -> list[RunnerView]:
+        """The runners as the plan sees them."""
+        return [item.view for item in self.runners.values()]
+
+    def seen_as(self, views: Iterable[RunnerView]) -> "Observation":
+        """The same runners with other views of them."""
+        return replace(self, runners={view.name: replace(self.runners[view.name], view=view) for view in views})
 
 
 class Observer:
@@ -96,20 +107,25 @@ class Observer:
         LxdError; GithubClientError if the runners of the configured path cannot be listed and ``github_needed``.
         """
         instances, previous_volumes, others = self._instances()
-        paths = {name: self._path_of(instance) for name, instance in instances.items()}
+        paths = {self._path_of(instance) for instance in instances.values()}
         is_managed = self._selector(instances.keys() | previous_volumes)
-        listed = self._list_github(set(paths.values()) - {None}, is_managed, github_needed)
-        runners: dict[str, ObservedRunner] = {}
-        for name, instance in instances.items():
-            path = paths[name]
-            known = listed.get(path) if path is not None else None
-            view = _view(instance, (known or {}).get(name), known is not None)
-            runners[name] = ObservedRunner(view, path or self._path, instance, at_this_github=path is not None)
+        listed = self._list_github(paths - {None}, is_managed, github_needed)
+        runners = {name: self._observed(instance, listed) for name, instance in instances.items()}
         for name, registration in (listed.get(self._path) or {}).items():
             if name not in instances:
                 view = RunnerView(name, exists=False, github=registration)
                 runners[name] = ObservedRunner(view, self._path)
         return Observation(_probed(runners), previous_volumes, others)
+
+    def instances(self) -> Observation:
+        """One list of LXD. GitHub is not asked, and no health probe is run."""
+        instances, previous_volumes, others = self._instances()
+        runners = {name: self._observed(instance, {}) for name, instance in instances.items()}
+        return Observation(runners, previous_volumes, others, listed=False)
+
+    def probed(self, observation: Observation) -> Observation:
+        """The same runners with a health probe of those whose state GitHub's list does not settle."""
+        return replace(observation, runners=_probed(observation.runners))
 
     def any_busy(self, runners: Iterable[ObservedRunner]) -> bool:
         """Whether a job may run in any instance, by GitHub's list or by a health probe of each running instance."""
@@ -207,6 +223,15 @@ class Observer:
             logger.warning("The job of %s is not known: %s", item.view.name, error)
             return None
         return job if job is not None and item.path.serves(job.repository) else None
+
+    def _observed(
+        self, instance: LxdInstance, listed: Mapping[GithubPath, Mapping[str, GithubRunner]]
+    ) -> ObservedRunner:
+        """An instance, and what GitHub lists of it."""
+        path = self._path_of(instance)
+        known = listed.get(path) if path is not None else None
+        view = _view(instance, (known or {}).get(instance.name), known is not None)
+        return ObservedRunner(view, path or self._path, instance, at_this_github=path is not None)
 
     def _instances(self) -> tuple[dict[str, LxdInstance], frozenset[str], tuple[VirtualMachineResources, ...]]:
         """This unit's instances by name, with those of the previous charm, and the previous charm's metrics volumes.

@@ -122,6 +122,9 @@ def health(view: RunnerView, now: float) -> Health:
         )
     if view.github and view.github.online:
         return Health.IDLE
+    if view.presumed:
+        # What does neither may be about to end. Only a reconcile that reads GitHub's list judges it.
+        return Health.IDLE if view.process is Process.RUNNING else Health.UNKNOWN
     # If it was created in the future, or is recorded as offline already, it is older than the clock says.
     limit = times.COME_ONLINE if view.prepared else times.CREATION
     young = 0 <= now - (view.prepared_at or view.created_at) < limit and view.offline_since is None

@@ -26,7 +26,7 @@ from metrics.events import written_by
 from metrics.storage import StorageManager
 from models import CharmState, FailedStarts, FlushMode, PublishedImage, RunnerSpec, Scaling, VirtualMachineResources
 from naming import OFFLINE_SINCE_KEY, ONLINE_KEY, Identity, fingerprint
-from observe import ObservedRunner, Observer, end_of_agent, wait_for_pre_job
+from observe import Observation, ObservedRunner, Observer, end_of_agent, wait_for_pre_job
 from plan import (
     Desired,
     Health,
@@ -50,6 +50,7 @@ from runner import RunnerManagerClients, remove_old_logs
 from runner_view import Process, RunnerView
 from system import exclusive, in_parallel
 from telemetry import Counts
+from unlisted import holds, is_new, presumed
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ class Findings:
     """Reconciles that found runners whose agent had ended without a job; None if this reconcile did not find out."""
     dropped: FailedStarts | None = None
     """The same of runners whose registration GitHub had deleted. They delay no creation: a job can fake this."""
+    listed: bool = False
+    """GitHub's list of runners was read."""
 
     @property
     def reported_starts(self) -> FailedStarts | None:
@@ -79,6 +82,15 @@ class Findings:
         if self.dropped is None or self.failed_starts is None or self.dropped.count < DROPPED_REPORTED:
             return self.failed_starts
         return max(self.failed_starts, self.dropped, key=lambda row: row.count)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a reconcile found, the room for this unit's runners (None without a limit), and what it does."""
+
+    observation: Observation
+    room: Capacity | None
+    plans: Plans
 
 
 class RunnerManager:
@@ -123,8 +135,11 @@ class RunnerManager:
         """One reconcile of the first flavour, with these resources. Returns quantity - healthy runners found."""
         return self.reconcile_flavors([Wanted(replace(self._spec, resources=resources), quantity)])
 
-    def reconcile_flavors(self, wanted: Sequence[Wanted]) -> int:
+    def reconcile_flavors(self, wanted: Sequence[Wanted], list_age: float | None = None) -> int:
         """One reconcile. Returns how many runners are wanted, less the healthy ones found.
+
+        ``list_age`` is how many seconds ago GitHub's list of runners was read. With None it is read in any case, else
+        only where it may matter.
 
         Failures of single runners are collected in ``report``. LxdError, GithubClientError for the list of runners, and
         HostError (another process holds the lock) abort the reconcile before anything changed. GithubClientError and
@@ -132,19 +147,18 @@ class RunnerManager:
         were removed.
         """
         with self._alone():
-            return self._reconcile(wanted)
+            return self._reconcile(wanted, list_age)
 
-    def _reconcile(self, wanted: Sequence[Wanted]) -> int:
+    def _reconcile(self, wanted: Sequence[Wanted], list_age: float | None) -> int:
         started, waits = self._clock(), list[Wait]()
         changes = self._begin(sum(one.number or 0 for one in wanted))
-        observation = self.observer.observe()
-        runners = observation.runners | self.observer.without_registration(observation.runners, started)
-        room = self._capacity.without(observation.others) if self._capacity else None
-        plans = self._plans(wanted, runners, room, started)
+        decision = self._decide(wanted, list_age, started)
+        runners, plans, room = decision.observation.runners, decision.plans, decision.room
         plan = plans.whole
         self.report.wanted = plans.wanted
         self._hold_back(wanted)
         self._find(plan, runners, changes, started)
+        self.findings = replace(self.findings, listed=decision.observation.listed)
         changes.record(runners, _sightings(plan, started))
         self._remove_unhealthy(plan, runners, changes)
         crashed: Counter[str] = Counter()
@@ -155,7 +169,7 @@ class RunnerManager:
         finally:
             # Also if GitHub gave no token: what was done is reported. After the creations, which wait for no job.
             with _continuing("Metrics of finished runners"):
-                crashed = self._collector.finished(_existing(runners, changes), observation.previous_volumes)
+                crashed = self._collector.finished(_existing(runners, changes), decision.observation.previous_volumes)
             self._describe(plan, runners, changes)
             self._count(flavors, (*plans.waits, *waits))
             self.report.capacities = flavors.capacities()
@@ -163,14 +177,40 @@ class RunnerManager:
             self._issue_events(plan, runners, changes, crashed, started)
         return plans.missing
 
-    def _plans(
-        self, wanted: Sequence[Wanted], runners: Mapping[str, ObservedRunner], room: Capacity | None, now: float
-    ) -> Plans:
+    def _decide(self, wanted: Sequence[Wanted], list_age: float | None, now: float) -> Decision:
+        """What is there, and what to do about it: without GitHub's list of runners where that suffices."""
+        # What is wrong is over once a runner is listed as online.
+        is_wrong = self._hold or self._canary is not None or self._failed_starts.count or self._dropped.count
+        found = None if list_age is None or is_wrong else self._without_list(wanted, list_age, now)
+        if found is None:
+            observation = self.observer.observe()
+            gone = self.observer.without_registration(observation.runners, now)
+            found = self._planned(wanted, replace(observation, runners=observation.runners | gone), now)
+        return found
+
+    def _without_list(self, wanted: Sequence[Wanted], list_age: float, now: float) -> Decision | None:
+        """A decision that needs no list; None where one might change it."""
+        observation = self.observer.instances()
+        views = presumed(wanted, self._fingerprints(wanted), observation.views, list_age, now)
+        if views is None:
+            return None
+        found = self._planned(wanted, observation.seen_as(views), now)
+        if not holds(found.plans, views):
+            found = self._planned(wanted, self.observer.probed(found.observation), now)
+        return found if holds(found.plans, found.observation.views) else None
+
+    def _planned(self, wanted: Sequence[Wanted], observation: Observation, now: float) -> Decision:
         max_age = self._state.idle_runner_max_age * times.HOUR
-        deprecated = self.observer.version_is_deprecated(runners.values(), self._binary.name)
-        unit = Desired(0, "", not self._hold, self._canary, max_age, deprecated=deprecated)
-        fingerprints = {one.flavor: self._fingerprint(one.spec) for one in wanted}
-        return make_plans(wanted, fingerprints, unit, [item.view for item in runners.values()], now, room)
+        unit = Desired(0, "", not self._hold, self._canary, max_age)
+        if observation.listed:
+            deprecated = self.observer.version_is_deprecated(observation.runners.values(), self._binary.name)
+            unit = replace(unit, deprecated=deprecated)
+        room = self._capacity.without(observation.others) if self._capacity else None
+        plans = make_plans(wanted, self._fingerprints(wanted), unit, observation.views, now, room)
+        return Decision(observation, room, plans)
+
+    def _fingerprints(self, wanted: Sequence[Wanted]) -> dict[str, str]:
+        return {one.flavor: self._fingerprint(one.spec) for one in wanted}
 
     def drain(self) -> bool:
         """Remove the idle runners, as before a reboot; returns whether no runner is left that may have a job.
@@ -305,7 +345,8 @@ class RunnerManager:
         report.other = [name for name, item in runners.items() if item.view.exists and name not in known]
         now = self._clock()
         report.starting = [name for name in report.other if health(runners[name].view, now) is Health.STARTING]
-        report.starting += [name for name in changes.created if name not in removed]
+        new = [name for name in plan.idle if is_new(runners[name].view, now)]
+        report.starting += [name for name in (*new, *changes.created) if name not in removed]
 
     def _count(self, flavors: FlavorChanges, waits: Sequence[Wait]) -> None:
         """Fill the report with the numbers of each flavour, and with why runners are missing."""
@@ -381,7 +422,7 @@ class RunnerManager:
             )
         with _continuing("The figures for Prometheus"):
             counts = self._counts(runners, changes)
-            self._collector.figures(started, now, counts, self._binary, report.image_age)
+            self._collector.figures(started, now, counts, self._binary, report.image_age, listed=self.findings.listed)
         with _continuing("The event reconciliation"):
             # Healthy runners without a job. GitHub's list may lack a runner for some minutes although it is ready.
             healthy = {name for name, item in runners.items() if is_healthy(item.view)}

@@ -44,6 +44,8 @@ class RunnerView:
     """The runner scale set that it registered with; None without one."""
     resources: VirtualMachineResources | None = None
     """What it was created with; None where that is not known."""
+    presumed: bool = False
+    """GitHub's list was not read: ``process`` follows from the number of jobs that run, unless the probe was run."""
 
     @property
     def busy(self) -> bool:

@@ -201,8 +201,12 @@ class Service:
             self._markers.note(markers.NO_POLICY)
         creation.try_at_once(self._markers)
 
-    def reconcile(self) -> int:
-        """One reconcile, and its status; returns how many healthy runners were missing. 0 while a reboot is awaited."""
+    def reconcile(self, *, needs_list: bool = True) -> int:
+        """One reconcile, and its status; returns how many healthy runners were missing. 0 while a reboot is awaited.
+
+        Unless ``needs_list``, GitHub's list of runners is read in demand mode only where it may matter, and once in
+        five minutes.
+        """
         self._accept()
         if self._reboot_is_awaited():
             self._progress(REBOOTING)
@@ -217,10 +221,13 @@ class Service:
         self._progress("Reconciling runners")
         manager = self._manager()
         now = self._adapters.clock()
+        list_age = self._demand.take_list_age(now)
+        wanted = _without_images(self._demand.wanted(now), missing)
         try:
-            delta = manager.reconcile_flavors(_without_images(self._demand.wanted(now), missing))
+            delta = manager.reconcile_flavors(wanted, None if needs_list else list_age)
         finally:
             self._demand.hand_over(manager.report.capacities)
+        self._demand.note_list(now if manager.findings.listed else now - (list_age or 0.0))
         self.report = manager.report
         try:
             creation.record(manager.findings, self._markers)
@@ -401,7 +408,7 @@ class Service:
                 self._progress(REBOOTING)
                 self._unit.reboot()
                 return
-        self.reconcile()
+        self.reconcile(needs_list=False)
 
     def _reboot_is_awaited(self) -> bool:
         """Whether a reboot was requested that may still come."""

@@ -42,6 +42,8 @@ SETTLED = MINUTE
 POWER_OFF = 5
 # How long a reconcile waits for the first runner of a changed configuration to come online before it goes on without.
 PROOF = 2 * MINUTE
+# For how long reconciles in demand mode do without GitHub's list of runners after one that has read it.
+LIST_OF_RUNNERS = 5 * MINUTE
 # How long a reconcile waits for another process that works on this unit's runners.
 LOCK = MINUTE
 # For all questions of a reconcile about the jobs of finished runners. A job chooses what they take: it names its run.

@@ -1,27 +1,32 @@
 """What a unit's hooks do for demand: read it, hand the credentials to the agent, delete scale sets that are over."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cached_property
 
 import agent_settings
 import demand
 import scaling
+import times
 from agent_settings import AgentSettings
-from errors import GithubRunnerError
+from errors import GithubRunnerError, HostError, TokenError
 from gh.client import GithubClient
 from gh.registration import Registration
 from gh.scale_set_registration import ScaleSetRegistration
 from gh.scale_sets import ScaleSetClient
 from host import agent, kernel
-from host.markers import SCALE_SETS, Markers
+from host.markers import LISTED, SCALE_SETS, Markers
 from models import CharmState, Scaling
 from naming import Identity
 from runner_manager import Wanted
 
 logger = logging.getLogger(__name__)
+
+# Of the agent's token, in seconds: what is left when a reconcile gets a new one. More than when the agent asks for it.
+RENEW_BEFORE = 900.0
 
 
 class UnitDemand:
@@ -63,8 +68,8 @@ class UnitDemand:
         if not self._in_demand:
             return
         try:
-            token, end = self._github().held_token()
             handed = agent_settings.load(self._identity.unit)
+            token, end = self._token(handed)
             known = capacities or {each.name: each.capacity for each in (handed.flavors if handed else ())}
             former = self._former
             if former is not None:
@@ -75,6 +80,39 @@ class UnitDemand:
             return
         if former is not None:
             self._delete_sets_at(former)
+
+    def _token(self, handed: AgentSettings | None) -> tuple[str, float | None]:
+        """The token that this hook has used, or the agent's own where GitHub was not asked for anything."""
+        try:
+            return self._github().held_token()
+        except TokenError:
+            if handed is None or not self._is_of_this_place(handed):
+                raise
+            return handed.token, handed.token_end
+
+    def take_list_age(self, now: float) -> float | None:
+        """How many seconds ago a reconcile read GitHub's list of runners; None where the next one has to read it.
+
+        It has to after five minutes, or ``reconcile-interval``, and if the agent needs a new token. The record is
+        removed until ``note_list``: a reconcile that fails or is killed is followed by one that reads the list.
+        """
+        if not self._in_demand:
+            return None
+        listed = self._markers.numbers(LISTED, 1)
+        with suppress(HostError):
+            self._markers.clear(LISTED)
+        handed = agent_settings.load(self._identity.unit)
+        if handed is None or (handed.token_end is not None and handed.token_end - now < RENEW_BEFORE):
+            return None
+        age = now - listed[0] if listed else math.inf
+        limit = min(times.LIST_OF_RUNNERS, self._state.reconcile_interval * times.MINUTE)
+        return age if 0 <= age < limit else None
+
+    def note_list(self, at: float) -> None:
+        """Record when the list was read, in UNIX seconds."""
+        if self._in_demand:
+            with suppress(HostError):
+                self._markers.note(LISTED, str(at))
 
     def notices(self, now: float) -> list[str]:
         """What the status says of demand."""
@@ -164,9 +202,12 @@ class UnitDemand:
     def _found(self) -> dict[str, demand.Demand]:
         """What the agent has heard. Nothing where it was handed another place: the numbers of sets are others there."""
         handed = agent_settings.load(self._identity.unit) if self._in_demand else None
-        if handed is None or (handed.github_url, handed.path) != (self._state.github_url, self._state.path):
+        if handed is None or not self._is_of_this_place(handed):
             return {}
         return demand.load(self._identity.unit)
+
+    def _is_of_this_place(self, handed: AgentSettings) -> bool:
+        return (handed.github_url, handed.path) == (self._state.github_url, self._state.path)
 
     @cached_property
     def _client(self) -> ScaleSetClient:

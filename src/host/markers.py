@@ -38,6 +38,8 @@ DROPPED = "dropped"
 IMAGE = "image"
 # Runner scale sets may exist: since when demand decides how many runners there are, in UNIX seconds.
 SCALE_SETS = "scale-sets"
+# When a reconcile in demand mode last read GitHub's list of runners, in UNIX seconds; not while one is at work.
+LISTED = "listed"
 # A time without any reconcile: `FROM TO` in UNIX seconds.
 UNATTENDED = "unattended"
 

@@ -58,14 +58,28 @@ class Collector:
         telemetry.observe(self._identity.unit, Observation(telemetry.FAILURE, flavor, step=step))
 
     def figures(
-        self, started: float, now: float, flavors: Mapping[str, Counts], binary: Path, image: float | None
+        self,
+        started: float,
+        now: float,
+        flavors: Mapping[str, Counts],
+        binary: Path,
+        image: float | None,
+        *,
+        listed: bool = True,
     ) -> None:
-        """Record what a reconcile, which started and ended at these UNIX times, found; ``image`` is the image's age."""
+        """Record what a reconcile, which started and ended at these UNIX times, found; ``image`` is the image's age.
+
+        Where it was not ``listed`` what GitHub has, GitHub may not have been asked: what was left before still counts.
+        """
         age = _age(binary, now)
+        quota = self._github.quota_left
+        if quota is None and not listed:
+            before = telemetry.load(self._identity.unit)
+            quota = before.quota_left if before else None
         gauges = Gauges(
             now,
             flavors,
-            quota_left=self._github.quota_left,
+            quota_left=quota,
             binary_time=None if age is None else now - age,
             image_time=None if image is None else now - image,
         )

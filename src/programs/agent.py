@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import agent_settings
@@ -19,8 +20,9 @@ import settings
 import times
 from engine import events
 from engine.client import LxdClient
-from errors import GithubRunnerError
+from errors import GithubRunnerError, HostError
 from host import systemd, triggers
+from host.markers import LISTED, Markers
 from programs import exposition, new_runners
 from programs.sessions import Sessions
 
@@ -88,7 +90,7 @@ def main() -> int:
     serving = (arguments.metrics_port, arguments.unit, sessions.stop)
     metrics = threading.Thread(target=serve, args=serving, name="metrics", daemon=True)
     metrics.start()
-    new = (managed, starter, sessions.stop)
+    new = (arguments.unit, managed, starter, sessions.stop)
     threading.Thread(target=probe_new, args=new, name="new runners", daemon=True).start()
     sessions.run()
     metrics.join()
@@ -133,8 +135,11 @@ def watch(unit: str, managed: Callable[[str], bool], starter: Starter) -> None:
             logger.warning("%s", error)
 
 
-def probe_new(managed: Callable[[str], bool], starter: Starter, stop: threading.Event) -> None:
-    """Ask for a reconcile, until ``stop``, for new runners whose agent has ended without a job."""
+def probe_new(unit: str, managed: Callable[[str], bool], starter: Starter, stop: threading.Event) -> None:
+    """Ask for a reconcile, until ``stop``, for new runners whose agent has ended without a job.
+
+    Only one that reads GitHub's list of runners judges them. In demand mode it does so for lack of the marker.
+    """
     lxd = LxdClient()
     while not stop.wait(new_runners.EVERY):
         try:
@@ -144,6 +149,8 @@ def probe_new(managed: Callable[[str], bool], starter: Starter, stop: threading.
             continue
         if names:
             logger.info("Ended without a job: %s", ", ".join(names))
+            with suppress(HostError):
+                Markers(unit).clear(LISTED)
             starter.ask()
 
 

@@ -3,6 +3,8 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from errors import CreateMetricsStorageError
 from gh.auth import Pat
 from gh.client import JOB_PAGES, GithubClient
 from gh.registration import OptionRegistration
+from gh.scale_set_registration import ScaleSetRegistration
+from gh.scale_sets import ScaleSetClient
 from metrics.storage import MetricsStorage
 from models import GithubOrg, GithubPath, GithubRepo
 from runner import RunnerManagerClients
-from runner_manager import RunnerManager
+from runner_manager import RunnerManager, Wanted
 from sandbox import github
 from sandbox.github.control import GitHubControl
 from tests.support.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeLxd, FakeStorages, state
@@ -58,6 +62,25 @@ class Unit:
         manager.reconcile(quantity, RESOURCES)
         assert manager.report.failures == []
         return len(self.control.requests()) - before
+
+    def reconcile_in_demand(self, number: int, running: int = 0, list_age: float | None = 1.0) -> list[str]:
+        """One reconcile for a scale set with so many jobs, of which some run; the requests that the API counts."""
+        path, token = self.state.path, partial(self.client.registration_token, self.state.path)
+        with closing(ScaleSetClient(self.control.url, path, token)) as client:
+            found = client.create("app-0-0123abcd-default", client.group_id(), ["linux"]).number
+        before = len(self.control.requests())
+        clients = RunnerManagerClients(self.client, provision.environment(TEMPLATES), self.lxd, None)  # type: ignore[arg-type]
+        manager = RunnerManager(IDENTITY, self.state, clients, self.storages, self.application)
+        with closing(ScaleSetClient(self.control.url, path, token)) as client:
+            registration = ScaleSetRegistration(client, found)
+            [spec] = self.state.runners
+            wanted = Wanted(spec, number, registration=registration, scale_set=found, running=running)
+            manager.reconcile_flavors([wanted], list_age)
+        assert manager.report.failures == []
+        # Those of the service of scale sets, and the one that leads to it.
+        uncounted = re.compile("/_actions/|/actions/runner-registration$")
+        counted = [entry for entry in self.control.requests()[before:] if not uncounted.search(entry["path"])]
+        return [f"{entry['method']} {entry['path'].rpartition('/')[2]}" for entry in counted]
 
     def finish(self, jobs: int, run: int = 77, repository: str = REPO.path) -> None:
         """A runner ends its job, one of a run with so many jobs, and is gone from LXD and GitHub."""
@@ -128,3 +151,24 @@ def test_a_job_chooses_neither_how_much_nor_whom_the_unit_asks(unit: Unit, repos
     unit.control.add_fault(path="/jobs", times=None, status=200, body=json.dumps({"total_count": 12800, "jobs": jobs}))
 
     assert unit.reconcile(0) == before + asked
+
+
+def test_requests_of_a_burst_in_demand_mode(unit: Unit) -> None:
+    """The list is read once; after it only creations cost a request of the API, however many runners there are."""
+    [creating] = set(documented("a reconcile that creates runners, in demand mode"))
+    assert unit.reconcile_in_demand(0, list_age=None) == ["GET runners"]
+
+    assert unit.reconcile_in_demand(3) == ["POST registration-token"] * creating
+    assert unit.reconcile_in_demand(3, running=3) == []
+    assert unit.reconcile_in_demand(5, running=3) == ["POST registration-token"] * creating
+    assert len(unit.lxd.found) == 5
+    unit.finish(jobs=1)
+    assert unit.reconcile_in_demand(4, running=4) == ["GET jobs"]
+    assert len(unit.lxd.found) == 4
+
+
+def test_requests_of_an_idle_runner_too_many(unit: Unit) -> None:
+    """The list tells which runner is idle before one is removed."""
+    unit.reconcile_in_demand(2, list_age=None)
+
+    assert unit.reconcile_in_demand(1)[0] == "GET runners"

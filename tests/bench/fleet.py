@@ -1,7 +1,8 @@
 """A day of many units in demand mode, simulated: the real plan, budget and rule of demand, and a model of GitHub.
 
 Modelled are how GitHub shares jobs among scale sets (the set with the most room that it announced gets the next one),
-how long a runner takes to be created, and that a unit's reconciles run one after the other. Nothing waits in real time.
+how long a runner takes to be created, that a unit's reconciles run one after the other, and which of them read GitHub's
+list of runners. Nothing waits in real time.
 """
 
 import heapq
@@ -10,9 +11,10 @@ import math
 import random
 import statistics
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import times
 from budget import Capacity, grants
 from demand import Demand
 from flavor_plans import Plans, Wanted, make_plans
@@ -21,6 +23,7 @@ from plan import Desired, Reason
 from runner_view import Process, RunnerView
 from tests.bench.report import write
 from tests.support.fakes import state
+from unlisted import holds, presumed
 
 UNITS, JOBS_AN_HOUR, HOURS = 50, 10_000, 24
 GIB = 1 << 30
@@ -31,6 +34,9 @@ FLAVORS = (
     Flavor("medium", VirtualMachineResources(4, "8GiB", "20GiB"), BaseImage.NOBLE, ("medium",), 0, 10, 0),
     Flavor("large", VirtualMachineResources(8, "16GiB", "40GiB"), BaseImage.NOBLE, ("large",), 0, 5, 0),
 )
+FINGERPRINTS = {each.name: each.name for each in FLAVORS}
+# Each flavour of each unit has a set of its own; which one matters to nobody.
+SCALE_SET = 1
 # Of a hundred jobs.
 MIX = {"small": 70, "medium": 25, "large": 5}
 # Seconds. A job's length is spread widely (lognormal, by its median); the others by a tenth.
@@ -78,6 +84,11 @@ class Unit:
     due: bool = False
     busy_until: float = 0.0
     requests: int = 0
+    lists: int = 0
+    listed: float = -math.inf
+    """When it has last read GitHub's list of runners."""
+    heard: dict[str, int] = field(default_factory=dict)
+    """How many runners of each flavour the agent has last found to be wanted."""
 
     def room(self, flavor: str) -> int:
         """How many more jobs its set takes, by the capacity that it has announced."""
@@ -140,6 +151,14 @@ class Fleet:
             job.unit = unit.number
             unit.waiting[flavor].append(job)
             self._start(unit, flavor)
+            self._hear(unit, flavor)
+
+    def _hear(self, unit: Unit, flavor: str) -> None:
+        """The agent starts a reconcile where the number of runners that are wanted has changed."""
+        [found] = [each for each in FLAVORS if each.name == flavor]
+        wanted = self._wanted(unit, found).number or 0
+        if unit.heard.get(flavor) != wanted:
+            unit.heard[flavor] = wanted
             self._wake(unit)
 
     def _start(self, unit: Unit, flavor: str) -> None:
@@ -161,6 +180,7 @@ class Fleet:
         unit.requests += OF_A_JOB
         self.done.append(job)
         self._assign(job.flavor)
+        self._hear(unit, job.flavor)
         self._at(REMOVAL, self._gone, unit, runner)
 
     def _gone(self, unit: Unit, runner: Runner) -> None:
@@ -177,31 +197,56 @@ class Fleet:
 
     def _reconcile(self, unit: Unit) -> None:
         unit.due = False
-        plans = make_plans(
-            [self._wanted(unit, flavor) for flavor in FLAVORS],
-            {each.name: each.name for each in FLAVORS},
-            Desired(0, ""),
-            [self._view(each) for each in unit.runners.values()],
-            self.now,
-            MACHINE,
-        )
+        plans = self._plans(unit)
         for name, reason in plans.whole.remove:
             assert reason is Reason.SURPLUS, reason
             del unit.runners[name]
         created = self._create(unit, plans)
-        everyone = sum(len(each.runners) for each in self.units)
-        unit.requests += max(1, math.ceil(everyone / PAGE)) + (OF_A_CREATION if created else 0)
+        unit.requests += OF_A_CREATION if created else 0
         unit.busy_until = self.now + max((runner.online - self.now for runner in created), default=0.0)
         for flavor in FLAVORS:
             unit.capacity[flavor.name] = self._announced(unit, flavor)
             self._assign(flavor.name)
 
+    def _plans(self, unit: Unit) -> Plans:
+        """As the runner manager: without the list where it is not needed. The view has what a health probe finds."""
+        wanted = [self._wanted(unit, flavor) for flavor in FLAVORS]
+        age = self.now - unit.listed
+        if age < times.LIST_OF_RUNNERS:
+            views = self._views(unit, listed=False)
+            seen = presumed(wanted, FINGERPRINTS, views, age, self.now)
+            if seen is not None:
+                plans = self._made(wanted, seen)
+                if holds(plans, seen):
+                    return plans
+                seen = [replace(each, presumed=True) for each in views]
+                plans = self._made(wanted, seen)
+                if holds(plans, seen):
+                    return plans
+        unit.listed = self.now
+        unit.lists += 1
+        unit.requests += max(1, math.ceil(sum(len(each.runners) for each in self.units) / PAGE))
+        return self._made(wanted, self._views(unit, listed=True))
+
+    def _made(self, wanted: list[Wanted], views: list[RunnerView]) -> Plans:
+        return make_plans(wanted, FINGERPRINTS, Desired(0, ""), views, self.now, MACHINE)
+
+    def _views(self, unit: Unit, listed: bool) -> list[RunnerView]:
+        return [self._view(each, listed) for each in unit.runners.values()]
+
     def _wanted(self, unit: Unit, flavor: Flavor) -> Wanted:
         waiting = unit.waiting[flavor.name]
         demand = Demand(len(waiting) + unit.running[flavor.name], since=waiting[0].queued if waiting else None)
-        return Wanted(self.specs[flavor.name], demand.wanted(flavor), demand.since, flavor.min_idle)
+        return Wanted(
+            self.specs[flavor.name],
+            demand.wanted(flavor),
+            demand.since,
+            flavor.min_idle,
+            scale_set=SCALE_SET,
+            running=unit.running[flavor.name],
+        )
 
-    def _view(self, runner: Runner) -> RunnerView:
+    def _view(self, runner: Runner, listed: bool) -> RunnerView:
         online = runner.online <= self.now
         return RunnerView(
             runner.name,
@@ -213,8 +258,10 @@ class Fleet:
             prepared_at=runner.online,
             seen_online=online,
             process=Process.WORKER if runner.job else Process.RUNNING,
-            github=GithubRunner(1, runner.name, online, runner.job is not None) if online else None,
+            github=GithubRunner(1, runner.name, online, runner.job is not None) if online and listed else None,
+            github_known=listed,
             flavor=runner.flavor,
+            scale_set=SCALE_SET,
         )
 
     def _create(self, unit: Unit, plans: Plans) -> list[Runner]:
@@ -261,8 +308,10 @@ def day(_repeat: int, units: int = UNITS, hours: float = HOURS, rate: float = JO
             }
         )
     hourly = sum(unit.requests for unit in fleet.units) / hours
+    lists = sum(unit.lists for unit in fleet.units) / hours / units
     note = (
         f"{units} units, {fleet.jobs:,} jobs in {hours:g} h, none lost; a creation takes {CREATION:g} s; "
-        f"{hourly / units:,.0f} API requests for each unit and hour, {hourly:,.0f} in all"
+        f"{hourly / units:,.0f} API requests for each unit and hour, {hourly:,.0f} in all; "
+        f"a unit reads the list of runners {lists:,.1f} times an hour"
     )
     write("fleet", "A day of a fleet: how long jobs are queued", "s", rows, note)

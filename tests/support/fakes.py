@@ -249,6 +249,9 @@ class FakeGithub:
         self.revoked += 1
         self.handed = list(handed)
 
+    def held_token(self) -> tuple[str, float | None]:
+        return "secret", None
+
     def has_jit(self, path: GithubPath) -> bool:
         return False
 

@@ -15,6 +15,7 @@ import times
 from errors import CommandError, LxdError
 from host import agent as service
 from host import systemd, triggers
+from host.markers import LISTED, Markers
 from naming import ONLINE_KEY, PREPARED_KEY
 from programs import agent, new_runners
 from tests.support.fakes import TEMPLATES, FakeInstance, FakeLxd
@@ -159,9 +160,9 @@ def test_no_new_runner_is_left_out() -> None:
 def test_a_new_runner_that_has_ended_asks_for_a_reconcile(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Rounds without one ask for nothing, and one that fails is not the last."""
+    """It is to read GitHub's list. Rounds without one ask for nothing, and one that fails is not the last."""
     rounds: list[list[str] | Exception] = [[], LxdError("away"), ["app-a", "app-b"], ValueError("odd"), []]
-    asked: list[int] = []
+    asked: list[tuple[int, str | None]] = []
     waits: list[float] = []
 
     def ended(*_: Any) -> list[str]:
@@ -175,11 +176,13 @@ def test_a_new_runner_that_has_ended_asks_for_a_reconcile(
         return not rounds
 
     monkeypatch.setattr(new_runners, "ended", ended)
-    starter: Any = SimpleNamespace(ask=lambda: asked.append(len(rounds)))
+    found = Markers(UNIT)
+    found.note(LISTED, "1")
+    starter: Any = SimpleNamespace(ask=lambda: asked.append((len(rounds), found.read(LISTED))))
     stop: Any = SimpleNamespace(wait=wait)
 
     with caplog.at_level(logging.ERROR):
-        agent.probe_new(bool, starter, stop)
+        agent.probe_new(UNIT, bool, starter, stop)
 
-    assert (asked, waits) == ([2], [new_runners.EVERY] * 6)
+    assert (asked, waits) == ([(2, None)], [new_runners.EVERY] * 6)
     assert len(caplog.messages) == 2

@@ -222,9 +222,9 @@ class World:
     def observed(self) -> Mapping[str, ObservedRunner]:
         return self.manager().observer.observe().runners
 
-    def reconcile(self, *items: Wanted, **options: Any) -> RunnerManager:
+    def reconcile(self, *items: Wanted, list_age: float | None = None, **options: Any) -> RunnerManager:
         manager = self.manager(**options)
-        self.missing = manager.reconcile_flavors(items)
+        self.missing = manager.reconcile_flavors(items, list_age)
         return manager
 
     def there(self) -> list[str]:

@@ -7,10 +7,12 @@ import pytest
 
 import agent_settings
 import creation
+import demand
 import settings
-from errors import ConfigurationError, HostError, LxdError
+from demand import Demand
+from errors import ConfigurationError, GithubApiError, HostError, LxdError
 from host import image, kernel, markers, runner_binary
-from models import BaseImage, Flavor, VirtualMachineResources
+from models import BaseImage, Flavor, Scaling, VirtualMachineResources
 from naming import FLAVOR_KEY
 from service import Service
 from status import Status
@@ -342,3 +344,59 @@ def test_findings_that_cannot_be_recorded_stop_nothing(
     make(world, unit).reconcile()
 
     assert unit.done[-1].startswith("active: 2 runners")
+
+
+@pytest.fixture
+def idle_demand(world: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Options of a unit in demand mode that has heard of no job, and whose first reconcile read the list of runners."""
+    for module in (agent_settings, demand):
+        monkeypatch.setattr(module, "LOCKS", tmp_path / "run")
+    options = {"scaling": Scaling.DEMAND}
+    world.later(0)
+    make(world, RecordingUnit(), **options).reconcile()
+    demand.save(IDENTITY.unit, {"default": Demand(heard=world.now(), scale_set=7)})
+    assert len(world.github.lists) == 1
+    return options
+
+
+def test_the_timers_event_reads_the_list_once_in_five_minutes(
+    world: Surroundings, unit: RecordingUnit, idle_demand: dict[str, Any]
+) -> None:
+    """The agent fires the same event whenever demand changes. The timer fires when the list is due anyway."""
+    make(world, unit, **idle_demand).attend()
+    make(world, unit, **idle_demand).attend()
+    assert len(world.github.lists) == 1
+
+    world.later(300)
+    demand.save(IDENTITY.unit, {"default": Demand(heard=world.now(), scale_set=7)})
+    make(world, unit, **idle_demand).attend()
+    make(world, unit, **idle_demand).attend()
+    assert len(world.github.lists) == 2
+
+
+def test_other_events_and_actions_read_the_list(
+    world: Surroundings, unit: RecordingUnit, idle_demand: dict[str, Any]
+) -> None:
+    """Whoever changes an option or calls for a reconcile gets a whole one."""
+    make(world, unit, **idle_demand).reconcile()
+    make(world, unit, **idle_demand).apply()
+
+    assert len(world.github.lists) == 3
+
+
+def test_in_fixed_mode_each_reconcile_reads_the_list(world: Surroundings, unit: RecordingUnit) -> None:
+    """Whoever starts it."""
+    make(world, unit).attend()
+    make(world, unit).attend()
+
+    assert len(world.github.lists) == 2
+
+
+def test_a_reconcile_that_failed_is_followed_by_one_that_reads_the_list(
+    world: Surroundings, unit: RecordingUnit, idle_demand: dict[str, Any]
+) -> None:
+    """Else the unit would be active again although GitHub refused it a moment ago."""
+    world.github.down = {"list"}
+    for work in (Service.reconcile, Service.attend, Service.attend):
+        with pytest.raises(GithubApiError):
+            work(make(world, unit, **idle_demand))

@@ -10,13 +10,14 @@ import pytest
 import agent_settings
 import demand
 from demand import PATIENCE, Demand
-from errors import HostError, TemporaryGithubError
+from errors import HostError, TemporaryGithubError, TokenError
 from gh.scale_set_registration import ScaleSetRegistration
 from host import agent, kernel, markers
-from host.markers import SCALE_SETS, Markers
+from host.markers import LISTED, SCALE_SETS, Markers
 from models import CharmState, GithubOrg, GithubPath, GithubRepo, Scaling
+from programs import sessions
 from tests.support.fakes import IDENTITY, state
-from unit_demand import UnitDemand
+from unit_demand import RENEW_BEFORE, UnitDemand
 
 NOW = 1_800_000_000.0
 UNIT = IDENTITY.unit
@@ -267,3 +268,75 @@ def test_another_place_is_given_time(world: World) -> None:
     [found] = world.unit(demand_fallback=1).wanted(NOW)
 
     assert found.number is None
+
+
+def age_of_list(world: World, now: float = NOW + 60, **changes: Any) -> float | None:
+    """What a reconcile is told of the list that one of a minute ago read."""
+    return world.unit(**changes).take_list_age(now)
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [(NOW, 0), (NOW + 60, 60), (NOW + 299, 299), (NOW + 300, None), (NOW - 1, None)],
+)
+def test_a_list_counts_for_five_minutes(world: World, now: float, expected: float | None) -> None:
+    """Or for reconcile-interval, if that is shorter. One that was read in the future was not."""
+    for interval, found in ((10, expected), (2, expected if now - NOW < 120 else None)):
+        world.unit().hand_over({})
+        world.unit().note_list(NOW)
+        assert age_of_list(world, now, reconcile_interval=interval) == found
+
+
+def test_a_reconcile_that_did_not_end_is_followed_by_one_that_reads_the_list(world: World) -> None:
+    """Killed or failed, it has recorded nothing; nor has the first one."""
+    world.unit().hand_over({})
+    assert age_of_list(world) is None
+    world.unit().note_list(NOW)
+
+    assert age_of_list(world) == 60
+    assert age_of_list(world) is None
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"), [(None, 60), (NOW + 60 + RENEW_BEFORE, 60), (NOW + 59 + RENEW_BEFORE, None)]
+)
+def test_an_agent_that_needs_a_token_gets_one(world: World, end: float | None, expected: float | None) -> None:
+    """It starts a reconcile for it, which has to ask GitHub for something to have one."""
+    world.token = "ghs_token", end
+    world.unit().hand_over({})
+    world.unit().note_list(NOW)
+
+    assert age_of_list(world) == expected
+    assert RENEW_BEFORE > sessions.RENEW_BEFORE
+
+
+def test_an_agent_without_settings_gets_some(world: World) -> None:
+    """They are gone after a boot."""
+    world.unit().note_list(NOW)
+
+    assert age_of_list(world) is None
+
+
+def test_without_a_request_the_agent_keeps_its_token(world: World) -> None:
+    """A GitHub App has no token before its first request; what fits on the machine is handed over all the same."""
+    world.unit().hand_over({"default": 1})
+    world.refusal = TokenError("no token was used yet")
+
+    world.unit().hand_over({"default": 2})
+
+    found = agent_settings.load(UNIT)
+    assert found is not None
+    assert (found.token, found.token_end, found.flavors[0].capacity) == (*world.token, 2)
+
+    world.unit(path=GithubRepo("octo-org", "other")).hand_over({"default": 3})
+    assert agent_settings.load(UNIT) == found
+
+
+def test_fixed_mode_records_no_list(world: World) -> None:
+    """Each of its reconciles reads it."""
+    world.unit().hand_over({})
+    world.unit(scaling=Scaling.FIXED).note_list(NOW)
+
+    assert Markers(UNIT).read(LISTED) is None
+    world.unit().note_list(NOW)
+    assert age_of_list(world, scaling=Scaling.FIXED) is None
