@@ -43,7 +43,13 @@ JOBS: list[tuple[str, Counts, Demand, list[tuple[str, int | None]]]] = [
     ("an idle runner", Counts(idle=2), Demand(1, **HEARD), [("not_assigned", 1)]),
     ("runners that start", Counts(starting=2), Demand(2, **HEARD), [("starting", 2)]),
     ("an idle one has begun since", Counts(idle=1, asked=2), Demand(2, running=1, **HEARD), [("reconcile", 1)]),
-    ("a starting one has begun since", Counts(starting=2), Demand(2, running=1, **HEARD), [("starting", 1)]),
+    (
+        "a starting one has begun since",
+        Counts(starting=2),
+        Demand(4, running=1, **HEARD),
+        [("starting", 1), ("reconcile", 2)],
+    ),
+    ("others keep its runners", Counts(busy=4, maximum=4), Demand(4, running=2, **HEARD), [("maximum", 2)]),
     ("offline runners", Counts(other=2), Demand(1, **HEARD), [("offline", 1)]),
     ("at the maximum", Counts(busy=4, maximum=4), Demand(9, running=4, **HEARD), [("maximum", 5)]),
     (
@@ -104,6 +110,12 @@ def test_why_runners_are_missing(counts: Counts, reasons: list[tuple[str, int | 
     assert numbers(found.of_runners) == reasons == numbers(found.reasons)
     assert sum(one.number or 0 for one in found.of_runners) == found.missing
     assert (found.assigned, found.waiting, found.of_jobs) == (None, None, ())
+
+
+def test_since_when_jobs_wait() -> None:
+    """Since the oldest of them was queued; a time is of no job where none waits."""
+    assert explain(Counts(), Demand(2, running=1, since=NOW - 90, **HEARD)).since == NOW - 90
+    assert explain(Counts(), Demand(2, running=2, since=NOW - 90, **HEARD)).since is None
 
 
 def test_reasons_name_what_is_known() -> None:
