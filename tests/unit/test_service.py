@@ -1,5 +1,6 @@
 """What the charm does on its machine, without Juju: a service that is put together by hand."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import settings
 from demand import Demand
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
 from host import image, kernel, markers, runner_binary
-from models import BaseImage, Flavor, Scaling, VirtualMachineResources
-from naming import FLAVOR_KEY
+from models import BaseImage, Flavor, PublishedImage, Scaling, VirtualMachineResources
+from naming import FLAVOR_KEY, Identity
 from service import Service
 from status import Status
 from tests.support.fakes import IDENTITY, state
@@ -205,6 +206,22 @@ def test_the_status_says_that_the_image_lacks_a_change(
     make(world, unit, **options).reconcile()
 
     assert unit.done[-1] == f"active: 2 runners: 2 idle, 0 busy{notice} (test mode: containers)"
+
+
+def test_the_status_names_the_application_that_keeps_the_image(
+    world: Surroundings, unit: RecordingUnit, started: list[str], marker_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shares the machine, and needs the image as it is: no build for this unit's options is waited for."""
+    settings.save(state(), Identity("other", 3, "0123abcd"))
+    markers.Markers("other/3").note(markers.SET_UP)
+    (marker_root / "agents" / "unit-other-3").mkdir(parents=True)
+    published = PublishedImage(settings.image_build(state()).identity, built_at=time.time())
+    monkeypatch.setattr("host.image.published", lambda *_: published)
+
+    make(world, unit, extra_packages=("cmake",)).reconcile()
+
+    assert "; image jammy has the options of other/3 on this machine; set the same ones; " in unit.done[-1]
+    assert "not built yet" not in unit.done[-1]
 
 
 def two_images() -> tuple[Flavor, ...]:
