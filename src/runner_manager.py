@@ -185,7 +185,8 @@ class RunnerManager:
         if found is None:
             observation = self.observer.observe()
             gone = self.observer.without_registration(observation.runners, now)
-            found = self._planned(wanted, replace(observation, runners=observation.runners | gone), now)
+            # By the time of the list, which may have taken a while: what it says of a young runner counts.
+            found = self._planned(wanted, replace(observation, runners=observation.runners | gone), self._clock())
         return found
 
     def _without_list(self, wanted: Sequence[Wanted], list_age: float, now: float) -> Decision | None:

@@ -139,6 +139,7 @@ def a_forged_end_of_the_agent(found: Deployment) -> None:
         age(found, name, 10 * 60)
         found.reconcile()
         status = found.status()[1]
+        assert f"{name}: ended without a job, see its logs" in status, status
         assert not any(text in status for text in ("words of a job", "deprecated", "next attempt")), status
         assert name not in found.instances()
         complete(found)

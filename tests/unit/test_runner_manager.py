@@ -1326,6 +1326,20 @@ def test_job_cannot_make_its_runner_a_failed_creation(world: World, tmp_path: Pa
     assert (tmp_path / "logs" / ended / "_diag" / "Runner_1.log").read_text() == "why"
 
 
+def test_a_runner_is_judged_by_its_age_when_the_list_comes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list that takes minutes may be from after the time at which GitHub gives a job up."""
+    ended = world.add("aa", online=False, process=13, prepared=f"{NOW - times.BELIEVED + 60}")
+    listed = world.github.list_runners
+
+    def late(*arguments: Any) -> Any:
+        world.now += 60
+        return listed(*arguments)
+
+    monkeypatch.setattr(world.github, "list_runners", late)
+
+    assert world.reconcile(1).report.failures == [f"{ended}: ended without a job, see its logs"]
+
+
 @pytest.mark.parametrize(("answer", "created"), [(True, 0), (False, 1)])
 def test_github_is_asked_for_a_version_before_runners_are_created(world: World, answer: bool, created: int) -> None:
     """Its answer decides about this reconcile, whatever a job may have faked."""
