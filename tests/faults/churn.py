@@ -24,24 +24,27 @@ def run(
     found: Deployment,
     minutes: float,
     seed: int = 1,
+    name: str = "churn",
     resting: int = RUNNERS,
     disturb: Callable[[Deployment], None] = lambda found: None,
 ) -> dict[str, object]:
     """Keep a queue of jobs for so many minutes, run it empty, and count.
 
-    ``resting`` is how many runners there are without jobs; ``disturb`` is called all the time.
+    Each job's workflow begins with ``name``; ``resting`` is how many runners there are without jobs; ``disturb`` is
+    called all the time.
     """
     chance = random.Random(seed)
     found.unit.set_config({"virtual-machines": RUNNERS, "replace-on-exit": True, "reconcile-interval": 2})
-    jobs: list[int] = []
+    jobs: dict[int, str] = {}
     killed: list[str] = []
     started = time.monotonic()
     deadline, refusal, next_kill = started + 60 * minutes, started + 30 * minutes, started + BETWEEN_KILLS
     while time.monotonic() < deadline:
-        if sum(not done(found, job) for job in jobs[-RUNNERS - QUEUE :]) < RUNNERS + QUEUE:
-            jobs.append(add_job(found, chance, len(jobs)))
-        if time.monotonic() > next_kill and (name := kill_listener(found)):
-            killed.append(name)
+        if sum(not done(found, job) for job in [*jobs][-RUNNERS - QUEUE :]) < RUNNERS + QUEUE:
+            workflow = f"{name} {len(jobs)}"
+            jobs[add_job(found, chance, len(jobs), workflow)] = workflow
+        if time.monotonic() > next_kill and (victim := kill_listener(found)):
+            killed.append(victim)
             next_kill = time.monotonic() + BETWEEN_KILLS
         if time.monotonic() > refusal:
             refusal = deadline
@@ -56,12 +59,12 @@ def run(
     return {**figures(found, jobs, set(killed), resting), "listeners killed": len(killed)}
 
 
-def add_job(found: Deployment, chance: random.Random, number: int) -> int:
+def add_job(found: Deployment, chance: random.Random, number: int, workflow: str) -> int:
     """Queue a job of three steps. Half of the runners update themselves before they take one."""
     command = f"echo job-$GITHUB_RUN_ID ran; sleep {chance.uniform(0, 3):.1f}"
     steps = [{"run": command}, {"run": chance.choice(["true", "exit 1"])}, {"run": "true", "if": "always()"}]
     found.control.application(self_update="2.999.0" if number // 10 % 2 else None)
-    return int(found.control.add_job(REPOSITORY, workflow=f"churn {number}", steps=steps)["id"])
+    return int(found.control.add_job(REPOSITORY, workflow=workflow, steps=steps)["id"])
 
 
 def kill_listener(found: Deployment) -> str:
@@ -101,17 +104,17 @@ def is_cut(job: dict[str, Any], killed: set[str]) -> bool:
     return job["runner_name"] in killed and ended
 
 
-def figures(found: Deployment, jobs: list[int], killed: set[str], resting: int) -> dict[str, object]:
-    """How many jobs ran, were lost or ran twice, and the same of their events."""
+def figures(found: Deployment, jobs: dict[int, str], killed: set[str], resting: int) -> dict[str, object]:
+    """How many jobs ran, were lost or ran twice, and the same of their events. ``jobs`` are workflows by number."""
     seen: list[dict[str, Any]] = [found.control.job(job) for job in jobs]
     runs = [sum(line.startswith("job-") and line.endswith(" ran") for line in job["log"]) for job in seen]
     cut = [is_cut(job, killed) for job in seen]
     there = [(event["event"], event["workflow"]) for event in found.events() if "workflow" in event]
     expected = [
-        (kind, f"churn {number}")
-        for number in range(len(jobs))
+        (kind, workflow)
+        for workflow, failed in zip(jobs.values(), cut, strict=True)
         for kind in ("runner_start", "runner_stop")
-        if not cut[number]
+        if not failed
     ]
     counts = [there.count(one) for one in expected]
     return {

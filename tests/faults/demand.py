@@ -112,7 +112,7 @@ def run_churn(found: Deployment, minutes: float) -> dict[str, object]:
     """Jobs all the time, through a scale set whose session is disturbed."""
     disturbed = Disturbed()
     with in_demand(found, MIN_IDLE, **{"virtual-machines": churn.RUNNERS, "min-idle": MIN_IDLE}):
-        figures = churn.run(found, minutes, resting=MIN_IDLE, disturb=disturbed)
+        figures = churn.run(found, minutes, name="churn in demand", resting=MIN_IDLE, disturb=disturbed)
     return {**figures, **disturbed.happened}
 
 
