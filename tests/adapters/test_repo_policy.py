@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import pytest
+import stamina
 
 import repo_policy
 from errors import PolicyError
@@ -135,5 +136,6 @@ def test_an_answer_has_a_deadline_and_a_size(
 
 def test_absent_service_is_a_policy_error() -> None:
     """Nobody at the address."""
-    with pytest.raises(PolicyError, match="does not answer"):
+    # Without the waits between the attempts.
+    with stamina.set_testing(True, attempts=3), pytest.raises(PolicyError, match="does not answer"):
         RepoPolicyClient(RepoPolicy("http://127.0.0.1:9", "t")).one_time_token()

@@ -631,7 +631,7 @@ def test_a_job_that_cannot_be_acquired(control: GitHubControl, install: Install,
     wait_until(lambda: f"Skipping message Job. {status}" in runner.diagnostics("Runner"), "the skipped job", 5, 0.05)
     assert control.runners() == []
     later = control.add_job(REPOSITORY)["id"]
-    assert control.job(later, wait=2)["status"] == "queued"
+    assert control.job(later, wait=1)["status"] == "queued"
     assert process.poll() is None
 
 

@@ -209,9 +209,9 @@ def test_killed_anywhere_it_converges(deployment: Deployment) -> None:
     """
     deployment.keep(kill.WANTED)
 
-    found = kill.run(deployment, points=3)
+    found = kill.run(deployment, points=2)
 
-    assert found["killed"] == found["converged"] == 3, found
+    assert found["killed"] == found["converged"] == 2, found
 
 
 def test_attacks_of_a_job_hold(deployment: Deployment) -> None:

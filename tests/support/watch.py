@@ -35,20 +35,22 @@ class Watch:
         machine.push("/root/sampler.py", SAMPLER.replace("SEEN", SEEN))
         machine.exec("systemd-run", "-q", "--unit=watch", "python3", "/root/sampler.py")
 
-    def where(self, secret: str) -> list[str]:
-        """Where a secret is or was to be seen."""
-        files = self._lines(f"grep -rlaF --exclude=watch.cmdline -f - {PLACES} 2> /dev/null", secret)
-        return self.shown(secret) + files
+    def where(self, *secrets: str) -> list[str]:
+        """Where any of these is or was to be seen."""
+        files = self._lines(f"grep -rlaF --exclude=watch.cmdline -f - {PLACES} 2> /dev/null", *secrets)
+        return self.shown(*secrets) + files
 
-    def shown(self, secret: str) -> list[str]:
+    def shown(self, *secrets: str) -> list[str]:
         """The same without files and environment, where what has to be configured may stand."""
         # The stand-in for Juju's controller is told its options so.
-        seen = self._lines(f"grep -aF -f - {SEEN}.cmdline | grep -v /juju-sandbox/agent.py", secret)
+        seen = self._lines(f"grep -aF -f - {SEEN}.cmdline | grep -v /juju-sandbox/agent.py", *secrets)
         logs = "{ journalctl --no-pager -q; cat /var/log/juju/* /var/log/github-runner*; }"
         found = [f"process: {line[:200]}" for line in seen]
-        found += [f"log: {line[:200]}" for line in self._lines(f"{logs} | grep -aF -f /dev/fd/3", secret)]
-        return found + [" ".join(command) for command in INSTANCES if secret in self._machine.exec(*command)]
+        found += [f"log: {line[:200]}" for line in self._lines(f"{logs} | grep -aF -f /dev/fd/3", *secrets)]
+        configured = [(command, self._machine.exec(*command)) for command in INSTANCES]
+        return found + [" ".join(command) for command, text in configured if any(secret in text for secret in secrets)]
 
-    def _lines(self, command: str, secret: str) -> list[str]:
-        """The lines of a shell command that is told the secret on standard input: its arguments are watched, too."""
-        return self._machine.exec("sh", "-c", f"exec 3<&0; {{ {command}; }} || true", input=f"{secret}\n").splitlines()
+    def _lines(self, command: str, *secrets: str) -> list[str]:
+        """The lines of a shell command that is told the secrets on standard input: its arguments are watched, too."""
+        told = "".join(f"{secret}\n" for secret in secrets)
+        return self._machine.exec("sh", "-c", f"exec 3<&0; {{ {command}; }} || true", input=told).splitlines()
