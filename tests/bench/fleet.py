@@ -45,8 +45,9 @@ CREATION = 30.0
 REMOVAL = 5.0
 HOOK = 1.5
 INTERVAL = 600.0
-# Requests that count against the limit of a token, beside the list: of a reconcile that creates, and of a finished job.
-OF_A_CREATION, OF_A_JOB = 2, 1
+# Requests that count against the limit of a token, beside the list: of a reconcile that creates. GitHub's messages tell
+# of finished jobs (docs/reference/github-permissions.md).
+OF_A_CREATION = 1
 PAGE = 100
 
 
@@ -84,7 +85,6 @@ class Unit:
     due: bool = False
     busy_until: float = 0.0
     requests: int = 0
-    lists: int = 0
     listed: float = -math.inf
     """When it has last read GitHub's list of runners."""
     heard: dict[str, int] = field(default_factory=dict)
@@ -177,7 +177,6 @@ class Fleet:
 
     def _finish(self, unit: Unit, runner: Runner, job: Job) -> None:
         unit.running[job.flavor] -= 1
-        unit.requests += OF_A_JOB
         self.done.append(job)
         self._assign(job.flavor)
         self._hear(unit, job.flavor)
@@ -224,7 +223,6 @@ class Fleet:
                 if holds(plans, seen):
                     return plans
         unit.listed = self.now
-        unit.lists += 1
         unit.requests += max(1, math.ceil(sum(len(each.runners) for each in self.units) / PAGE))
         return self._made(wanted, self._views(unit, listed=True))
 
@@ -308,10 +306,8 @@ def day(_repeat: int, units: int = UNITS, hours: float = HOURS, rate: float = JO
             }
         )
     hourly = sum(unit.requests for unit in fleet.units) / hours
-    lists = sum(unit.lists for unit in fleet.units) / hours / units
     note = (
         f"{units} units, {fleet.jobs:,} jobs in {hours:g} h, none lost; a creation takes {CREATION:g} s; "
-        f"{hourly / units:,.0f} API requests for each unit and hour, {hourly:,.0f} in all; "
-        f"a unit reads the list of runners {lists:,.1f} times an hour"
+        f"{hourly / units:,.0f} API requests for each unit and hour, {hourly:,.0f} in all"
     )
     write("fleet", "A day of a fleet: how long jobs are queued", "s", rows, note)

@@ -1,6 +1,7 @@
 """A model of the reconcile in demand mode: flavours with a budget, jobs that wait, and an agent that may be silent."""
 
 import itertools
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
 import scaling
+import times
 from budget import Capacity
 from demand import PATIENCE, Demand
 from gh.scale_set_answers import Job, Statistics
@@ -46,6 +48,8 @@ class Demands(Reconciles):
         self.heard: dict[str, Demand] = {}
         self.told: dict[str, Assigned] = {}
         self.since = self.now
+        self.listed = -math.inf
+        """When a reconcile has last read GitHub's list of runners."""
         self.listening = True
         self.ids = itertools.count(1)
         self.restart()
@@ -204,9 +208,12 @@ class Demands(Reconciles):
             self.heard[name] = heard if self.maximum[name] else Demand(heard=self.now)
 
     def _reconcile(self, manager: RunnerManager) -> None:
-        manager.reconcile_flavors(
-            scaling.wanted(self.state, self.heard, self.since, self.now, lambda number: self.records)
-        )
+        """The agent's, which needs the list of runners again after a while, and after a reconcile that failed."""
+        wanted = scaling.wanted(self.state, self.heard, self.since, self.now, lambda number: self.records)
+        listed, self.listed = self.listed, -math.inf
+        age = self.now - listed
+        manager.reconcile_flavors(wanted, age if 0 <= age < times.LIST_OF_RUNNERS else None)
+        self.listed = self.now if manager.findings.listed else listed
 
     def _pass(self) -> None:
         """One reconcile after what the agent has heard; also, what is created must be whose turn it is."""

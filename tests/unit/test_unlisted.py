@@ -80,6 +80,12 @@ def test_anything_unusual_needs_the_list(item: Wanted, runner: RunnerView) -> No
     assert seen(item, runner) is None
 
 
+@pytest.mark.parametrize("number", [None, 1])
+def test_while_demand_is_not_known_the_list_is_read(number: int | None) -> None:
+    """Also where no runner is there."""
+    assert seen(asked(number, scale_set=None, any_registration=True)) is None
+
+
 def test_a_stopped_instance_needs_no_list() -> None:
     """It is removed whatever GitHub says of it, and also if it is of a flavour that was removed."""
     stopped = instance("a", running=False, fingerprint="yesterday"), instance("b", "former", running=False)
