@@ -54,10 +54,11 @@ class Demands(Reconciles):
         self.ids = itertools.count(1)
         self.restart()
 
-    @initialize(jit=st.booleans())
-    def runners_register(self, jit: bool) -> None:
+    @initialize(jit=st.booleans(), min_idle=st.integers(0, 1))
+    def runners_register(self, jit: bool, min_idle: int) -> None:
         """With or without a token where no scale set is known."""
         self.registration = self.records if jit else None
+        self.min_idle["small"] = min_idle
         self.set_options()
 
     def set_options(self) -> None:
@@ -139,6 +140,32 @@ class Demands(Reconciles):
         self.jobs_are_queued(after, 2)
         self._pass()
 
+    @rule()
+    def smaller_jobs_come_while_a_large_one_waits(self) -> None:
+        """They would take each room that becomes free, and it would wait for ever."""
+        self.github_answers("true")
+        self.github_is_down(False)
+        self.lxd_fails("none")
+        self.the_agent_listens(True)
+        self.maximum = {"small": 4, "middle": 2, "large": 1}
+        self.set_options()
+        self.jobs_are_queued("small", 4)
+        self.all_waiting_jobs_start()
+        self.jobs_are_queued("large", 1)
+        self._pass()
+        self.time_goes_by(1)
+        self.jobs_are_queued("middle", 1)
+        self._pass()
+
+    @rule(flavor=flavors)
+    def jobs_outlive_their_set(self, flavor: str) -> None:
+        """Their runners serve none of the new set's jobs, and count beside them."""
+        self.jobs_are_queued(flavor, 1)
+        self.all_waiting_jobs_start()
+        self.the_sets_are_made_anew()
+        self.jobs_are_queued(flavor, 1)
+        self.the_world_is_quiet()
+
     @rule(flavor=flavors, maximum=st.integers(0, 4), min_idle=st.integers(0, 2))
     def the_number_changes(self, flavor: str, maximum: int, min_idle: int) -> None:
         self.maximum[flavor], self.min_idle[flavor] = maximum, min(min_idle, maximum)
@@ -175,12 +202,22 @@ class Demands(Reconciles):
 
     @rule()
     def the_agent_is_silent_for_long(self) -> None:
-        """The fallback holds; then the sessions are back."""
+        """The fallback holds; then the sessions are back, and its runners are drained."""
         self.the_agent_listens(False)
         for _ in range(2):
             self.time_goes_by(5)
             self._pass()
+        self.the_world_is_quiet()
         self.the_agent_listens(True)
+        self._pass()
+
+    @rule()
+    def the_file_of_the_agent_is_lost(self) -> None:
+        """What it had heard is not known, and nothing changes for a while."""
+        self.the_agent_listens(False)
+        self.heard, self.since = {}, self.now
+        self._pass()
+        self.time_goes_by(1)
         self._pass()
 
     @rule()
@@ -192,10 +229,9 @@ class Demands(Reconciles):
 
     @rule()
     def the_world_is_quiet(self) -> None:
-        """An agent that is silent now is so for good."""
+        """An agent that is silent now is so for good; what it heard at a time that is in the future now is void."""
         self.since = min(self.since, self.now)
-        if not self.listening:
-            self.heard = {}
+        self.heard = {name: known for name, known in self.heard.items() if known.heard <= self.now}
         super().the_world_is_quiet()
 
     def hear(self) -> None:

@@ -12,4 +12,4 @@ TestReconciles = Reconciles.TestCase
 TestDemands = Demands.TestCase
 # Coverage makes each step three times as long. `make faults` runs thousands of examples.
 TestReconciles.settings = hypothesis.settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestDemands.settings = hypothesis.settings(max_examples=30, stateful_step_count=40, deadline=None)
+TestDemands.settings = hypothesis.settings(max_examples=20, stateful_step_count=40, deadline=None)
