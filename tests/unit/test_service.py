@@ -380,15 +380,11 @@ def test_the_timers_event_reads_the_list_once_in_five_minutes(
     world: Surroundings, unit: RecordingUnit, idle_demand: dict[str, Any]
 ) -> None:
     """The agent fires the same event whenever demand changes. The timer fires when the list is due anyway."""
-    make(world, unit, **idle_demand).attend()
-    make(world, unit, **idle_demand).attend()
-    assert len(world.github.lists) == 1
-
-    world.later(300)
-    demand.save(IDENTITY.unit, {"default": Demand(heard=world.now(), scale_set=7)})
-    make(world, unit, **idle_demand).attend()
-    make(world, unit, **idle_demand).attend()
-    assert len(world.github.lists) == 2
+    for seconds, lists in ((0, 1), (200, 1), (99, 1), (1, 2), (0, 2)):
+        world.later(seconds)
+        demand.save(IDENTITY.unit, {"default": Demand(heard=world.now(), scale_set=7)})
+        make(world, unit, **idle_demand).attend()
+        assert len(world.github.lists) == lists
 
 
 def test_other_events_and_actions_read_the_list(

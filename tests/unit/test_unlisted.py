@@ -216,8 +216,13 @@ def test_an_instance_that_ends_is_left_alone(world: World) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"hold": "no network"}, {"canary": NOW - 60}, {"failed_starts": FailedStarts(1, NOW - 60, "clock")}],
-    ids=["hold", "deprecated version", "failed starts"],
+    [
+        {"hold": "no network"},
+        {"canary": NOW - 60},
+        {"failed_starts": FailedStarts(1, NOW - 60, "clock")},
+        {"dropped": FailedStarts(1, NOW - 60)},
+    ],
+    ids=["hold", "deprecated version", "failed starts", "dropped runners"],
 )
 def test_while_something_is_wrong_the_list_is_read(world: World, options: dict[str, Any]) -> None:
     """It is over when a runner is listed as online."""
