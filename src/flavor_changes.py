@@ -51,20 +51,17 @@ class FlavorChanges:
     def capacities(self) -> dict[str, int]:
         """How many runners of each flavour there could be now: those that exist, and those that fit beside all others.
 
-        Only those that exist where none can be created, or a creation has failed: others could serve the jobs. Empty
-        without a limit.
+        Only those that exist where none can be created or registered, or a creation has failed: others could serve the
+        jobs. Empty without a limit.
         """
         if self.capacity is None:
             return {}
         existing = list(self._sizes())
         there = Counter(flavor for flavor, _ in existing)
         sizes = [size for _, size in existing]
-        able = [one for one in self.plans.flavors if one.may_create]
-        rooms = {
-            one.wanted.flavor: fitting(self.capacity, sizes, one.wanted.spec.resources)
-            for one in able
-            if one.wanted.flavor not in self.changes.not_created
-        }
+        failed = {*self.changes.not_created, *self.unregistrable}
+        able = [one.wanted for one in self.plans.flavors if one.may_create and one.wanted.flavor not in failed]
+        rooms = {one.flavor: fitting(self.capacity, sizes, one.spec.resources) for one in able}
         return {
             one.wanted.flavor: there[one.wanted.flavor] + rooms.get(one.wanted.flavor, 0) for one in self.plans.flavors
         }

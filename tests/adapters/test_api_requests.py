@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import known_jobs
 import metrics.events
 import provision
 import runner_manager
@@ -21,6 +22,7 @@ from gh.client import JOB_PAGES, GithubClient
 from gh.registration import OptionRegistration
 from gh.scale_set_registration import ScaleSetRegistration
 from gh.scale_sets import ScaleSetClient
+from known_jobs import KnownJob
 from metrics.storage import MetricsStorage
 from models import GithubOrg, GithubPath, GithubRepo
 from runner import RunnerManagerClients
@@ -165,6 +167,17 @@ def test_requests_of_a_burst_in_demand_mode(unit: Unit) -> None:
     unit.finish(jobs=1)
     assert unit.reconcile_in_demand(4, running=4) == ["GET jobs"]
     assert len(unit.lxd.found) == 4
+
+
+def test_a_job_that_messages_told_of_costs_no_request(unit: Unit) -> None:
+    """In demand mode: it is not looked up."""
+    unit.reconcile_in_demand(1, list_age=None)
+    name = next(iter(unit.lxd.found))
+    unit.finish(jobs=1)
+    known = KnownJob("a", queued=1.0, started=2.0, finished=3.0, result="succeeded", noted=3.0)
+    known_jobs.save(IDENTITY.unit, {name: known})
+
+    assert unit.reconcile_in_demand(0) == []
 
 
 def test_requests_of_an_idle_runner_too_many(unit: Unit) -> None:

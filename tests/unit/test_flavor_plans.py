@@ -378,6 +378,17 @@ class NoRegistration:
         raise AssertionError(name)
 
 
+def test_nothing_more_is_announced_than_can_be_registered(world: World) -> None:
+    """GitHub would assign jobs to a set for which no runner can be made."""
+    world.add("aa", "large", LARGE, busy=True)
+    both = wanted("large", 2, registration=NoRegistration()), wanted("small", 1)
+
+    found = world.reconcile(*both, capacity=Capacity(20 * GIB, 99)).report.capacities
+
+    assert found["large"] == 1
+    assert found["small"] > 1
+
+
 def test_a_flavour_that_cannot_register_does_not_stop_the_others(world: World) -> None:
     """Its idle runners stay, and the failure is reported; if none can register it is the reconcile's."""
     world.add("aa", "large", LARGE, keys={f"{KEY}fingerprint": "yesterday"})
