@@ -139,11 +139,11 @@ def test_the_time_without_demand_begins_with_demand_mode(world: World) -> None:
 def test_what_the_agent_heard_is_wanted(world: World) -> None:
     """In the set that it names."""
     world.unit().hand_over({})
-    demand.save(UNIT, {"default": Demand(assigned=2, heard=NOW, scale_set=7)})
+    demand.save(UNIT, {"default": Demand(assigned=2, heard=NOW, scale_set=7, running=1)})
 
     [found] = world.unit().wanted(NOW)
 
-    assert (found.number, found.scale_set) == (2, 7)
+    assert (found.number, found.scale_set, found.running) == (2, 7, 1)
     assert isinstance(found.registration, ScaleSetRegistration)
 
 
