@@ -161,7 +161,7 @@ def traps_for_logs(found: Deployment) -> None:
 
 
 def metrics_of_a_huge_run(found: Deployment) -> None:
-    """Metrics that name a run of 12,800 jobs: five requests, after the successor has been created."""
+    """Metrics that name a run of 12,800 jobs: at most five requests, after the successor has been created."""
     jobs = [{"id": number, "runner_name": "other"} for number in range(100)]
     answer = json.dumps({"total_count": 12800, "jobs": jobs})
     fault = found.control.add_fault(path="/runs/77/jobs", times=None, status=200, body=answer)
@@ -170,11 +170,15 @@ def metrics_of_a_huge_run(found: Deployment) -> None:
         events = exchanged(found, named_run(REPOSITORY))
     finally:
         found.control.remove_faults(fault)
-    asked = [request["path"] for request in found.control.requests(last)]
-    [first, *_] = [index for index, path in enumerate(asked) if "/runs/77/jobs" in path]
-    assert sum("/runs/77/jobs" in path for path in asked) == 5
-    assert any("registration-token" in path for path in asked[:first])
     assert len(events) == 2
+    asked = [request["path"] for request in found.control.requests(last)]
+    looked_up = [index for index, path in enumerate(asked) if "/runs/77/jobs" in path]
+    if found.unit.config()["scaling"]["value"] == "demand":
+        # Where the scale set's message of the job's end has come, REST is not asked.
+        assert len(looked_up) in (0, 5)
+        return
+    assert len(looked_up) == 5
+    assert any("registration-token" in path for path in asked[: looked_up[0]])
 
 
 def metrics_of_another_repository(found: Deployment) -> None:
