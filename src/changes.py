@@ -64,6 +64,11 @@ class Changes:
     not_created: dict[str, list[str]] = field(default_factory=dict)
     """The reasons of creations that failed, by flavour."""
 
+    def existing(self, runners: Mapping[str, ObservedRunner]) -> set[str]:
+        """The names of the runners that have an instance now, of those that were observed and those made since."""
+        observed = {name for name, item in runners.items() if item.view.exists}
+        return (observed - set(self.removed)) | set(self.created)
+
     def check_registration(self, registration: Registration | None = None) -> None:
         """Raise GithubClientError or ConfigurationError if no runner can be registered; None is the unit's own way."""
         (registration or self._registration).prepare()

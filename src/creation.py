@@ -5,8 +5,7 @@ from pathlib import Path
 import times
 from host import markers, runner_binary
 from models import FailedStarts
-from report import describe_deprecated, describe_failed_starts
-from runner_manager import Findings
+from report import Findings, describe_deprecated, describe_failed_starts
 
 # Stands for the runner binary where none has been downloaded.
 NO_BINARY = Path("none")

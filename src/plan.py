@@ -227,15 +227,12 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     replaced = waiting[: _replaceable(live, desired, quantity, may_create and not canary)]
     aged = [] if waiting or not may_create or canary else _aged(current, surplus, desired, now)
     staying = len(live) - len(surplus) - len(replaced) - len(aged)
-    missing = max(0, quantity - staying)
-    if canary:
-        missing = min(missing, 0 if _tried(live, desired) else 1)
+    missing = min(max(0, quantity - staying), quantity if not canary else 0 if _tried(live, desired) else 1)
     leaving = [view for view in idle if view in replaced or view in surplus]
     return Plan(
         remove=(*_useless(views, states), *_idle_removals(leaving, outdated, aged)),
         create=missing if may_create else 0,
-        record_offline=tuple(view.name for view in live if _is_newly_offline(view, states[view.name], now)),
-        clear_offline=tuple(v.name for v in live if _is_online_again(v)),
+        **_sightings(live, states, now),
         idle=tuple(view.name for view in idle if view not in (*surplus, *replaced, *aged)),
         busy=tuple(view.name for view in live if states[view.name] is Health.BUSY),
         unknown_jobs=tuple(view.name for view in live if view.job_is_unknown and view.offline_since is not None),
@@ -245,9 +242,17 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
         failed=failed,
         proven=proven,
         tried=bool(_tried(live, desired)),
-        record_online=tuple(view.name for view in live if _is_newly_online(view)),
         postponed=tuple(view.name for view in waiting if view not in replaced) if may_create else (),
     )
+
+
+def _sightings(live: list[RunnerView], states: dict[str, Health], now: float) -> dict[str, tuple[str, ...]]:
+    """Which runners are to be recorded as offline, as offline no more, and as once seen online."""
+    return {
+        "record_offline": tuple(view.name for view in live if _is_newly_offline(view, states[view.name], now)),
+        "clear_offline": tuple(view.name for view in live if _is_online_again(view)),
+        "record_online": tuple(view.name for view in live if _is_newly_online(view)),
+    }
 
 
 def _useless(views: list[RunnerView], states: dict[str, Health]) -> list[tuple[str, Reason]]:

@@ -12,6 +12,32 @@ from naming import binary_version
 from runner_view import RunnerView
 from telemetry import Delay
 
+# After so many reconciles in a row that found runners which GitHub had dropped it is reported. It drops single ones.
+DROPPED_REPORTED = 3
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the caller of a reconcile records about the machine, for later reconciles."""
+
+    deprecated: bool = False
+    """A runner ended because GitHub no longer accepts the version of its agent."""
+    proven: bool = False
+    """A runner of today's version is online at GitHub."""
+    failed_starts: FailedStarts | None = None
+    """Reconciles that found runners whose agent had ended without a job; None if this reconcile did not find out."""
+    dropped: FailedStarts | None = None
+    """The same of runners whose registration GitHub had deleted. They delay no creation: a job can fake this."""
+    listed: bool = False
+    """GitHub's list of runners was read."""
+
+    @property
+    def reported_starts(self) -> FailedStarts | None:
+        """The longer row of both, for the event; one of dropped runners counts once it is reported."""
+        if self.dropped is None or self.failed_starts is None or self.dropped.count < DROPPED_REPORTED:
+            return self.failed_starts
+        return max(self.failed_starts, self.dropped, key=lambda row: row.count)
+
 
 @dataclass(frozen=True)
 class FlavorCount:

@@ -27,6 +27,7 @@ from metrics.storage import StorageManager
 from models import CharmState, FailedStarts, FlushMode, PublishedImage, RunnerSpec, Scaling, VirtualMachineResources
 from naming import OFFLINE_SINCE_KEY, ONLINE_KEY, Identity, fingerprint
 from observe import Observation, ObservedRunner, Observer, end_of_agent, wait_for_pre_job
+from outcome import Outcome, continuing
 from plan import (
     Desired,
     Health,
@@ -34,12 +35,12 @@ from plan import (
     Reason,
     health,
     is_doubtful,
-    is_healthy,
     needs_confirmation,
     still_failing,
 )
 from report import (
-    FlavorCount,
+    DROPPED_REPORTED,
+    Findings,
     Report,
     describe_deprecated,
     describe_doubtful,
@@ -49,39 +50,13 @@ from report import (
 from runner import RunnerManagerClients, remove_old_logs
 from runner_view import Process, RunnerView
 from system import exclusive, in_parallel
-from telemetry import Counts
-from unlisted import holds, is_new, presumed
+from unlisted import holds, presumed
 
 logger = logging.getLogger(__name__)
 
 # Two reconciles at once would remove what the other one is creating. Juju runs one hook at a time, but a process of a
 # hook that Juju has given up may still run.
 LOCKS = system.LOCKS
-# After so many reconciles in a row that found runners which GitHub had dropped it is reported. It drops single ones.
-DROPPED_REPORTED = 3
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What the caller of a reconcile records about the machine, for later reconciles."""
-
-    deprecated: bool = False
-    """A runner ended because GitHub no longer accepts the version of its agent."""
-    proven: bool = False
-    """A runner of today's version is online at GitHub."""
-    failed_starts: FailedStarts | None = None
-    """Reconciles that found runners whose agent had ended without a job; None if this reconcile did not find out."""
-    dropped: FailedStarts | None = None
-    """The same of runners whose registration GitHub had deleted. They delay no creation: a job can fake this."""
-    listed: bool = False
-    """GitHub's list of runners was read."""
-
-    @property
-    def reported_starts(self) -> FailedStarts | None:
-        """The longer row of both, for the event; one of dropped runners counts once it is reported."""
-        if self.dropped is None or self.failed_starts is None or self.dropped.count < DROPPED_REPORTED:
-            return self.failed_starts
-        return max(self.failed_starts, self.dropped, key=lambda row: row.count)
 
 
 @dataclass(frozen=True)
@@ -168,13 +143,16 @@ class RunnerManager:
             self.report.waits = [str(wait) for wait in (*plans.waits, *waits)]
         finally:
             # Also if GitHub gave no token: what was done is reported. After the creations, which wait for no job.
-            with _continuing("Metrics of finished runners"):
-                crashed = self._collector.finished(_existing(runners, changes), decision.observation.previous_volumes)
-            self._describe(plan, runners, changes)
-            self._count(flavors, (*plans.waits, *waits))
+            with continuing("Metrics of finished runners"):
+                crashed = self._collector.finished(changes.existing(runners), decision.observation.previous_volumes)
+            outcome = Outcome(self.report, plan, runners, changes)
+            outcome.describe(self._clock())
+            outcome.count(flavors, (*plans.waits, *waits), fixed=self._state.scaling is Scaling.FIXED)
             self.report.capacities = flavors.capacities()
             self._clean_up(plan, changes, wanted, started)
-            self._issue_events(plan, runners, changes, crashed, started)
+            found = self.findings
+            events = (self._collector, self._binary, found.reported_starts, crashed, started, self._clock())
+            outcome.issue_events(*events, listed=found.listed)
         return plans.missing
 
     def _decide(self, wanted: Sequence[Wanted], list_age: float | None, now: float) -> Decision:
@@ -228,7 +206,7 @@ class RunnerManager:
             if not certain or self.observer.any_busy(runners.values()):
                 return False
             stayed = changes.remove_idle([runners[name] for name, state in states.items() if state is Health.IDLE])
-            self._collector.finished(_existing(runners, changes), observation.previous_volumes)
+            self._collector.finished(changes.existing(runners), observation.previous_volumes)
             return stayed == 0
 
     def flush(self, mode: FlushMode) -> int:
@@ -243,7 +221,7 @@ class RunnerManager:
             if mode is FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK:
                 wait_for_pre_job(runners.values())
             changes.flush(list(runners.values()))
-            self._collector.finished(_existing(runners, changes), observation.previous_volumes)
+            self._collector.finished(changes.existing(runners), observation.previous_volumes)
             self._remove_unused_profiles([])
             return len(changes.removed)
 
@@ -335,39 +313,6 @@ class RunnerManager:
         changes.pull_logs([item for item in leaving if self._spec.issue_metrics or item.view.process in waiting])
         changes.remove(leaving)
 
-    def _describe(self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes) -> None:
-        """Fill the report with the runners that exist now."""
-        report, removed = self.report, set(changes.removed)
-        report.created, report.removed = list(changes.created), list(changes.removed)
-        report.busy = [name for name in plan.busy if name not in removed]
-        report.unknown_jobs = [name for name in plan.unknown_jobs if name not in removed]
-        report.idle = [name for name in (*plan.idle, *changes.created) if name not in removed]
-        known = {*report.busy, *report.idle, *removed}
-        report.other = [name for name, item in runners.items() if item.view.exists and name not in known]
-        now = self._clock()
-        report.starting = [name for name in report.other if health(runners[name].view, now) is Health.STARTING]
-        new = [name for name in plan.idle if is_new(runners[name].view, now)]
-        report.starting += [name for name in (*new, *changes.created) if name not in removed]
-
-    def _count(self, flavors: FlavorChanges, waits: Sequence[Wait]) -> None:
-        """Fill the report with the numbers of each flavour, and with why runners are missing."""
-        changes = flavors.changes
-        existing, waiting = _existing(flavors.runners, changes), Counter[str]()
-        there = Counter(item.view.flavor for name, item in flavors.runners.items() if name in existing)
-        there.update(changes.created.values())
-        for wait in waits:
-            waiting[wait.flavor] += wait.number
-        for one in flavors.plans.flavors:
-            wanted, name = one.wanted, one.wanted.flavor
-            number = one.plan.live if wanted.number is None else wanted.number
-            # Of a fixed number, no runner is for a job that is known, and one that is too large is to be corrected.
-            fixed = self._state.scaling is Scaling.FIXED
-            expected = number if fixed else max(0, number - waiting[name])
-            spare = number if fixed else min(wanted.min_idle, expected)
-            failed, unregistrable = changes.not_created.get(name, ()), flavors.unregistrable.get(name, "")
-            why = delays.of_flavor(name, waits, failed, self.report.hold or wanted.hold, unregistrable)
-            self.report.flavors.append(FlavorCount(name, number, there[name], expected, spare, wanted.maximum, why))
-
     def _hold_back(self, wanted: Sequence[Wanted]) -> None:
         """Report why there will be fewer runners of some flavours."""
         reasons = dict.fromkeys(one.hold for one in wanted if one.hold and one.number)
@@ -376,11 +321,11 @@ class RunnerManager:
 
     def _clean_up(self, plan: Plan, changes: Changes, wanted: Sequence[Wanted], now: float) -> None:
         """What a reconcile does besides its runners. Each step runs whatever another one raises."""
-        with _continuing("Removal of unused profiles"):
+        with continuing("Removal of unused profiles"):
             needed = [one.spec.resources.profile for one in wanted if one.number != 0]
             if plan.changes or changes.removed or not needed:
                 self._remove_unused_profiles(needed)
-        with _continuing("Removal of old crash logs"):
+        with continuing("Removal of old crash logs"):
             remove_old_logs(now)
         used = {one.spec.base_image.value: None for one in wanted if not one.hold}
         self.report.images = {alias: self._image(alias) for alias in used}
@@ -393,57 +338,6 @@ class RunnerManager:
         except LxdError as error:
             logger.warning("Unused profiles were not removed: %s", error)
 
-    def _counts(self, runners: Mapping[str, ObservedRunner], changes: Changes) -> dict[str, Counts]:
-        """The runners of each flavour that exist now, those of a flavour that was removed among them."""
-        report = self.report
-        flavors = {name: item.view.flavor for name, item in runners.items()} | dict(changes.created)
-        starting = set(report.starting)
-        states = (set(report.idle) - starting, set(report.busy), set(report.other) - starting, starting)
-        idle, busy, other, new = (Counter(flavors[name] for name in names) for names in states)
-        numbers = {one.flavor: one for one in report.flavors}
-        result = {}
-        for flavor in dict.fromkeys([*numbers, *flavors.values()]):
-            one = numbers.get(flavor, FlavorCount(flavor, 0, 0))
-            there = (idle[flavor], busy[flavor], other[flavor], new[flavor])
-            result[flavor] = Counts(one.expected, *there, one.wanted, one.maximum, one.delays)
-        return result
-
-    def _issue_events(
-        self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes, crashed: Counter[str], started: float
-    ) -> None:
-        now, report = self._clock(), self.report
-        with _continuing("The event unit_health"):
-            self._collector.unit_health(
-                now,
-                wanted=report.wanted,
-                failed_creations=changes.failed_creations,
-                failed_starts=self.findings.reported_starts,
-                binary=self._binary,
-                image_age=report.image_age,
-            )
-        with _continuing("The figures for Prometheus"):
-            counts = self._counts(runners, changes)
-            self._collector.figures(started, now, counts, self._binary, report.image_age, listed=self.findings.listed)
-        with _continuing("The event reconciliation"):
-            # Healthy runners without a job. GitHub's list may lack a runner for some minutes although it is ready.
-            healthy = {name for name, item in runners.items() if is_healthy(item.view)}
-            left = healthy - {*plan.busy, *dict(plan.remove), *changes.removed}
-            idle = Counter([*(runners[name].view.flavor for name in left), *changes.created.values()])
-            active = Counter(runners[name].view.flavor for name in report.busy)
-            numbers = {one.flavor: one for one in report.flavors}
-            for flavor in dict.fromkeys([*numbers, *idle, *active, *crashed]):
-                number = numbers.get(flavor, FlavorCount(flavor, 0, 0))
-                self._collector.reconciliation(
-                    started,
-                    now,
-                    crashed=crashed[flavor],
-                    idle=idle[flavor],
-                    active=active[flavor],
-                    wanted=number.expected,
-                    spare=number.spare,
-                    flavor=flavor,
-                )
-
 
 def _sightings(plan: Plan, now: float) -> dict[str, dict[str, str | None]]:
     """The keys of instances that record since when GitHub has not listed a runner as online, and that it once did."""
@@ -452,18 +346,3 @@ def _sightings(plan: Plan, now: float) -> dict[str, dict[str, str | None]]:
     for name in plan.record_online:
         keys.setdefault(name, {})[ONLINE_KEY] = "true"
     return keys
-
-
-def _existing(runners: Mapping[str, ObservedRunner], changes: Changes) -> set[str]:
-    """The names of the runners that have an instance now."""
-    observed = {name for name, item in runners.items() if item.view.exists}
-    return (observed - set(changes.removed)) | set(changes.created)
-
-
-@contextmanager
-def _continuing(what: str) -> Iterator[None]:
-    """Log whatever is raised: the report and the events of a reconcile must not be lost for it."""
-    try:
-        yield
-    except Exception:
-        logger.exception("%s: failed, the reconcile continues", what)

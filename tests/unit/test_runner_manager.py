@@ -51,6 +51,7 @@ from models import (
     WorkflowJob,
 )
 from naming import KEY, fingerprint
+from outcome import Outcome
 from proxies import ProxyConfig
 from runner import Runner, RunnerManagerClients
 from runner_manager import RunnerManager
@@ -1555,7 +1556,7 @@ def test_a_reconcile_does_not_depend_on_its_report(
     world.state = state(issue_metrics=True)
     outdated, finished = world.add("aa", fingerprint="old"), world.add("bb", online=False, process=11)
     job_storage(world, finished)
-    monkeypatch.setattr(RunnerManager, "_describe", lambda *_: None)
+    monkeypatch.setattr(Outcome, "describe", lambda *_: None)
 
     manager = world.reconcile(2)
 
