@@ -55,6 +55,8 @@ class Ask:
     number: int
     since: float | None = None
     min_idle: int = 0
+    last: int = 0
+    """Of the runners, those that have room only after all others, because a creation has just failed."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,13 @@ def grants(
     """
     # What is there serves jobs first, so that what is missing is first of all the part for no job.
     idle = {ask.flavor: max(0, aims[ask.flavor] - max(0, ask.number - ask.min_idle)) for ask in asks}
-    parts = _parts([replace(ask, number=missing.get(ask.flavor, 0), min_idle=idle[ask.flavor]) for ask in asks])
+    lacking = [(ask, missing.get(ask.flavor, 0)) for ask in asks]
+    parts = _parts([_lacking(ask, number, idle[ask.flavor]) for ask, number in lacking])
     return _share(capacity, capacity.room(existing), asks, parts, reserve=True)
+
+
+def _lacking(ask: Ask, number: int, idle: int) -> Ask:
+    return replace(ask, number=number, min_idle=idle, last=number if ask.last else 0)
 
 
 def fitting(capacity: Capacity, existing: Iterable[VirtualMachineResources], resources: VirtualMachineResources) -> int:
@@ -116,8 +123,9 @@ def _parts(asks: Sequence[Ask]) -> list[tuple[Ask, int]]:
     """The asks in their order, each with a number: first the parts for jobs, then those for no job."""
     waiting = sorted((ask for ask in asks if ask.since is not None), key=lambda ask: ask.since or 0.0)
     others = [ask for ask in asks if ask.since is None]
-    jobs = [(ask, max(0, ask.number - ask.min_idle)) for ask in (*waiting, *others)]
-    return jobs + [(ask, min(ask.number, ask.min_idle)) for ask in asks]
+    jobs = [(ask, max(0, ask.number - ask.last - ask.min_idle)) for ask in (*waiting, *others)]
+    idle = [(ask, min(ask.number - ask.last, ask.min_idle)) for ask in asks]
+    return [*jobs, *idle, *((ask, ask.last) for ask in (*waiting, *others))]
 
 
 def _share(

@@ -37,6 +37,8 @@ class Wanted:
     """Of the jobs of the scale set, those that run."""
     maximum: int | None = None
     """The limit of all its runners, where ``number`` is for the jobs of the scale set."""
+    failing: bool = False
+    """Whether a creation failed in the last reconcile. What this flavour lacks has room after all others then."""
     hold: str = ""
     """Why no runner of this flavour can be created. Others then have the room of those that it lacks."""
 
@@ -135,7 +137,8 @@ def _beside_others(wanted: Wanted, views: Iterable[RunnerView], now: float) -> W
 def _ask(wanted: Wanted, there: int) -> Ask:
     number = wanted.number or 0
     limit = min(number, there) if wanted.hold else number
-    return Ask(wanted.flavor, wanted.spec.resources, limit, wanted.since, wanted.min_idle)
+    last = max(0, limit - there) if wanted.failing else 0
+    return Ask(wanted.flavor, wanted.spec.resources, limit, wanted.since, wanted.min_idle, last)
 
 
 def _desired(wanted: Wanted, fingerprint: str, quantity: int | None, unit: Desired) -> Desired:

@@ -222,7 +222,7 @@ class Service:
         manager = self._manager()
         now = self._adapters.clock()
         list_age = self._demand.take_list_age(now)
-        wanted = _without_images(self._demand.wanted(now), missing)
+        wanted = _failing_noted(_without_images(self._demand.wanted(now), missing), telemetry.load(self._markers.unit))
         try:
             delta = manager.reconcile_flavors(wanted, None if needs_list else list_age)
         finally:
@@ -485,6 +485,13 @@ class Service:
 def _without_images(wanted: Iterable[Wanted], missing: Mapping[str, str]) -> list[Wanted]:
     """The same runners, of which none is created from a missing image; ``missing`` has the reasons by alias."""
     return [replace(one, hold=missing.get(one.spec.base_image.value, "")) for one in wanted]
+
+
+def _failing_noted(wanted: Iterable[Wanted], recorded: telemetry.Gauges | None) -> list[Wanted]:
+    """The same runners, with whether the last reconcile failed to create one of the flavour."""
+    flavors = recorded.flavors.items() if recorded else ()
+    failing = {name for name, one in flavors if any(delay.reason == telemetry.FAILED for delay in one.delays)}
+    return [replace(one, failing=one.flavor in failing) for one in wanted]
 
 
 def _log_removed(removed: list[str]) -> None:

@@ -111,10 +111,11 @@ class Frame:
         self.x, self.y, self.w, self.h = place
         self.left, self.right = self.x + 62, self.x + self.w - 18
         self.top, self.bottom = self.y + 40, self.y + self.h - 54
+        size = min(14, int(1.75 * (self.w - 20) / len(title)))
         self.parts = [
             f'<rect x="{self.x:.1f}" y="{self.y:.1f}" width="{self.w:.1f}" height="{self.h:.1f}" '
             f'rx="3" fill="{PANEL}" stroke="{GRID}"/>',
-            text(self.x + 12, self.y + 22, title, 14, TEXT, font_weight="600"),
+            text(self.x + 12, self.y + 22, title, size, TEXT, font_weight="600"),
         ]
 
     def across(self, when: float) -> float:
@@ -140,11 +141,12 @@ class Frame:
 
     def legend(self, entries: dict[str, str]) -> None:
         """Names and their colours, below the plot."""
-        x, y = self.left, self.y + self.h - 14
+        many = len(entries) > 5
+        x, y, size = self.x + 12 if many else self.left, self.y + self.h - 14, 11 if many else 12
         for name, colour in entries.items():
             self.parts.append(f'<rect x="{x:.1f}" y="{y - 6:.1f}" width="14" height="4" rx="2" fill="{colour}"/>')
-            self.parts.append(text(x + 20, y, name, 12, TEXT))
-            x += 44 + 6.6 * len(name)
+            self.parts.append(text(x + 18, y, name, size, TEXT))
+            x += 30 + 0.58 * size * len(name)
 
     def bar(self, begin: float, low: float, high: float, colour: str) -> None:
         """One part of a bar that is as wide as an interval."""

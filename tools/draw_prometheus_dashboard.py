@@ -95,6 +95,7 @@ class Unit:
     busy_until: float = 0.0
     due: bool = True
     unfinished: tuple[dict[str, int], Mapping[str, Sequence[str]], list[budget.Wait]] | None = None
+    failing: set[str] = field(default_factory=set)
     started: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     ended: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
@@ -142,9 +143,10 @@ class Unit:
         self.due = False
         demands = self.demands()
         asked = {n: min(s.maximum, s.min_idle + demands[n].assigned + demands[n].missed) for n, s in SIZES.items()}
-        asks = [Ask(n, s.resources, asked[n], demands[n].since, s.min_idle) for n, s in SIZES.items()]
-        goals, waits = budget.goals(MACHINE, asks)
         there = Counter(one.flavor for one in self.runners)
+        last = {n: max(0, asked[n] - there[n]) if n in self.failing else 0 for n in SIZES}
+        asks = [Ask(n, s.resources, asked[n], demands[n].since, s.min_idle, last[n]) for n, s in SIZES.items()]
+        goals, waits = budget.goals(MACHINE, asks)
         missing = {name: max(0, goals[name] - there[name]) for name in SIZES}
         sizes = [SIZES[one.flavor].resources for one in self.runners]
         granted, more = budget.grants(MACHINE, sizes, asks, goals, missing)
@@ -158,6 +160,7 @@ class Unit:
                     continue
                 self.runners.append(Runner(name, self.now + took + self.dice.uniform(4, 8)))
                 self.busy_until = max(self.busy_until, self.now + took)
+        self.failing = set(failed)
         self.unfinished = (asked, failed, [*waits, *more])
 
     def record(self, asked: Mapping[str, int], failed: Mapping[str, Sequence[str]], waits: list[budget.Wait]) -> None:

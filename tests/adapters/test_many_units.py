@@ -12,6 +12,7 @@ import pytest
 
 import agent_settings
 import demand
+import telemetry
 from agent_settings import AgentFlavor, AgentSettings
 from demand import Demand
 from host import markers
@@ -169,7 +170,7 @@ BOTH = pytest.mark.parametrize("world", ["", ENTERPRISE], ids=["github.com", "En
 
 @pytest.fixture
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    for module in (agent_settings, demand):
+    for module in (agent_settings, demand, telemetry):
         monkeypatch.setattr(module, "LOCKS", tmp_path)
     monkeypatch.setattr(markers, "ROOT", tmp_path / "markers")
     monkeypatch.setattr("programs.sessions.RELOAD", 0.02)

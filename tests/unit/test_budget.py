@@ -1,7 +1,7 @@
 """What fits on a machine: goals of flavours, creations beside what is there, and that nobody waits for ever."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +39,14 @@ def large(number: int, since: float | None = None, min_idle: int = 0) -> Ask:
         pytest.param([large(3), small(5)], {"large": 2, "small": 0}, id="what does not fit is left out"),
         pytest.param([small(3, min_idle=9)], {"small": 3}, id="more for no job than in all"),
         pytest.param([], {}, id="no flavour"),
+        pytest.param(
+            [replace(large(2, 5.0), last=1), small(6, 9.0)], {"large": 1, "small": 4}, id="what cannot be made is last"
+        ),
+        pytest.param(
+            [replace(large(2, 5.0), last=2), small(3, min_idle=3)],
+            {"large": 1, "small": 3},
+            id="after those for no job",
+        ),
     ],
 )
 def test_goals(asks: list[Ask], expected: dict[str, int]) -> None:
@@ -96,8 +104,10 @@ SIZES = st.builds(
     st.integers(1, 6),
 )
 ASKS = st.lists(
-    st.tuples(SIZES, st.integers(0, 6), st.none() | st.floats(0, 100), st.integers(0, 6)), min_size=1, max_size=4
-).map(lambda items: [Ask(f"f{index}", *item) for index, item in enumerate(items)])
+    st.tuples(SIZES, st.integers(0, 6), st.none() | st.floats(0, 100), st.integers(0, 6), st.integers(0, 6)),
+    min_size=1,
+    max_size=4,
+).map(lambda items: [Ask(f"f{index}", *item[:4], last=min(item[1], item[4])) for index, item in enumerate(items)])
 LIMITS = st.builds(
     Capacity,
     st.integers(0, 24).map(lambda size: size * GIB),
@@ -118,6 +128,16 @@ def test_nothing_is_created_above_the_budget(
     made = [ask.resources for ask in asks for _ in range(numbers[ask.flavor])]
     assert not made or min(limits.room([*there, *made])) >= 0
     assert min((*limits.room([ask.resources for ask in asks for _ in range(aims[ask.flavor])]), 0)) >= 0
+
+
+def test_a_flavour_whose_creation_fails_keeps_no_room_from_others() -> None:
+    """Its job may be the oldest: what it lacks is offered to others first, and what is left over is its own."""
+    asks = [replace(large(1, 1.0), last=1), small(2, 2.0)]
+    aims = {"large": 1, "small": 2}
+    there = [SMALL] * 3
+
+    assert grants(Capacity(5 * GIB, 99), there, asks, aims, aims)[0] == {"large": 0, "small": 2}
+    assert grants(Capacity(9 * GIB, 99), there, asks, aims, aims)[0] == {"large": 1, "small": 2}
 
 
 @given(LIMITS, ASKS)

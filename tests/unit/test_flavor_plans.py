@@ -435,6 +435,17 @@ def test_the_event_of_demand_expects_what_there_is_room_for(
     assert (found["expected_runners"], found["expected_idle_runners"]) == expected
 
 
+def test_a_flavour_whose_creation_fails_is_tried_with_the_room_that_others_leave() -> None:
+    """What it has keeps its place: a failure that passes costs no runner."""
+    views = [view("a", "large"), view("c", "small")]
+    both = [wanted("large", 2, failing=True), wanted("small", 4)]
+
+    assert created(plans(both, room=Capacity(8 * GIB, 99))) == {"large": 1, "small": 4}
+    found = plans(both, *views, room=Capacity(8 * GIB, 99))
+    assert (found.whole.remove, created(found)) == ((), {"large": 0, "small": 3})
+    assert created(plans(both, *views, room=Capacity(12 * GIB, 99))) == {"large": 1, "small": 3}
+
+
 def test_a_flavour_that_is_held_keeps_its_runners_and_lets_others_have_the_room() -> None:
     """None of it is created or replaced, surplus ones are removed, and its number stays the one that is wanted."""
     room = Capacity(8 * GIB, 99)

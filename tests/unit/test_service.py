@@ -1,6 +1,7 @@
 """What the charm does on its machine, without Juju: a service that is put together by hand."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from errors import ConfigurationError, GithubApiError, HostError, LxdError
 from host import image, kernel, markers, runner_binary
 from models import BaseImage, Flavor, PublishedImage, Scaling, VirtualMachineResources
 from naming import FLAVOR_KEY, Identity
+from runner_manager import RunnerManager, Wanted
 from service import Service
 from status import Status
 from tests.support.fakes import IDENTITY, state
@@ -247,6 +249,26 @@ def test_a_flavour_waits_for_its_own_image_only(
     assert unit.done[-1].startswith(
         "active: 1 of 2 runners: 1 idle, 0 busy (on-noble 0 of 1, on-jammy 1 of 1); image noble: being built"
     )
+
+
+def test_a_flavour_whose_creation_failed_comes_last_in_the_next_reconcile(
+    world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the last reconcile has recorded it; one that can be created again has its place again."""
+    found: list[dict[str, bool]] = []
+    whole = RunnerManager.reconcile_flavors
+
+    def noted(self: RunnerManager, wanted: Sequence[Wanted], *age: Any) -> int:
+        found.append({one.flavor: one.failing for one in wanted})
+        return whole(self, wanted, *age)
+
+    monkeypatch.setattr(RunnerManager, "reconcile_flavors", noted)
+    for faults in ({"create": lambda _: True}, {}, {}):
+        world.lxd.faults.clear()
+        world.lxd.faults.update(faults)
+        make(world, unit).reconcile()
+
+    assert found == [{"default": False}, {"default": True}, {"default": False}]
 
 
 def test_the_status_has_each_image_that_lacks_a_change(
