@@ -436,15 +436,22 @@ def test_all_requests_are_tried() -> None:
     assert methods - COMPOSED <= set(CALLS)
 
 
-# One of each kind of end: what the operator must fix, what is gone, a limit, an outage, odd answers, a lost answer.
-AGENT_FAULTS = ("401", "404", "429", "500", "cut-off JSON", "HTML", "a list", "silence")
-BEFORE_A_SESSION = ("registration token", "connect", "group_id", "find", "create", "open_session", "acquirable")
+# One of each kind of end: what the operator must fix, what is gone, a limit, an outage, an odd answer, a lost answer.
+AGENT_FAULTS = ("401", "404", "429", "500", "a list", "silence")
+# For the agent, which sees their error only, all requests up to a session's opening are alike: each meets one fault.
+CONNECTING = ("registration token", "connect", "group_id", "find", "create")
+BEFORE_A_SESSION = (*CONNECTING, "open_session", "acquirable")
 IN_A_SESSION = ("message", "delete message", "renewed", "acquire")
 AGENT_CASES = [
     case
-    for case in itertools.product(AGENT_FAULTS, (*BEFORE_A_SESSION, *IN_A_SESSION))
+    for case in itertools.product(AGENT_FAULTS, ("open_session", "acquirable", *IN_A_SESSION))
     # This answer says that the service assigns jobs by itself.
     if case != ("404", "acquire")
+] + [
+    *(("500", name) for name in CONNECTING),
+    # What it carried is lost.
+    ("cut-off JSON", "message"),
+    ("HTML", "message"),
 ]
 AGENTS = 20
 
