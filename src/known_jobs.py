@@ -20,8 +20,11 @@ from telemetry import Observation
 
 logger = logging.getLogger(__name__)
 
-# Runners in one file, and seconds after the last message of a job: what is beyond is asked for by REST.
+# Runners in one file, and seconds after the last message of a job that has ended: what is beyond is asked for by REST.
 MOST, LIFE = 500, 86400.0
+# The same for a job without an end. GitHub ends one on a self-hosted runner after 5 days
+# (https://docs.github.com/en/actions/reference/limits); the message of its end would count its time in the queue again.
+UNFINISHED_LIFE = 6 * 86400.0
 # GitHub ends a workflow run after 35 days (https://docs.github.com/en/actions/reference/limits). In seconds.
 LONGEST = 35 * 86400.0
 # The results of messages, as the REST API names them. Another result is not known.
@@ -46,6 +49,11 @@ class KnownJob:
     """One of CONCLUSIONS or ABANDONED; empty before the end, and for another result."""
     noted: float = 0.0
     """When the last message came."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a message told of the job's end."""
+        return self.finished is not None or self.result != ""
 
     @property
     def queue_duration(self) -> float | None:
@@ -86,8 +94,7 @@ class KnownJobs:
             told = [job for job in jobs if job.kind in KINDS and owns(job.runner)]
             found = [each for job in told for each in self._note(job, flavor, now)]
             if told:
-                recent = {name: job for name, job in self._jobs.items() if abs(now - job.noted) < LIFE}
-                self._jobs = dict(list(recent.items())[-MOST:])
+                self._jobs = _kept(self._jobs, now)
                 try:
                     save(self._unit, self._jobs)
                 except OSError as error:
@@ -106,6 +113,16 @@ class KnownJobs:
         ):
             if was is None and duration is not None:
                 yield Observation(name, flavor, duration)
+
+
+def _kept(jobs: Mapping[str, KnownJob], now: float) -> dict[str, KnownJob]:
+    """The newest jobs that are not too old; of more than MOST those that have ended go first."""
+    lives = {True: LIFE, False: UNFINISHED_LIFE}
+    recent = {name: job for name, job in jobs.items() if abs(now - job.noted) < lives[job.has_ended]}
+    in_turn = sorted(recent, key=lambda name: not recent[name].has_ended)
+    for name in in_turn[: max(0, len(in_turn) - MOST)]:
+        del recent[name]
+    return recent
 
 
 def _with(before: KnownJob, job: Job, now: float) -> KnownJob:

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -33,6 +33,9 @@ POLL_TIMEOUT, POLL_DEADLINE = 75.0, 90.0
 RENEW_BEFORE, SHORTEST_USE, LONGEST_USE = 60.0, 60.0, 3600.0
 # Seconds that the attempts of one call wait at least between them.
 BRIDGED = 3.0
+# The longest pause after a 503. A proxy or a maintenance page may name an hour, and GitHub be back much sooner: without
+# an answer demand is not known after 5 minutes.
+LONGEST_OUTAGE_PAUSE = 60.0
 # GitHub's support finds a client by this text.
 USER_AGENT = {"system": "github-runner-charm", "version": "1", "kind": "scaleset", "subsystem": "agent"}
 
@@ -429,8 +432,10 @@ def _refusal(response: httpx2.Response, path: str) -> GithubClientError:
 
 def _unavailable(end: datetime) -> GithubClientError:
     """The error of a service that asks to be left alone until a time. The attempts of one call bridge a short one."""
+    now = datetime.now(timezone.utc)
+    end = min(end, now + timedelta(seconds=LONGEST_OUTAGE_PAUSE))
     text = f"server error (HTTP 503), to be asked again at {end:%H:%M:%S} UTC"
-    is_long = (end - datetime.now(timezone.utc)).total_seconds() > BRIDGED
+    is_long = (end - now).total_seconds() > BRIDGED
     return RateLimitError(text, end) if is_long else TemporaryGithubError(text)
 
 

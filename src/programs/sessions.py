@@ -33,6 +33,7 @@ from models import GithubOrg, GithubRepo
 from programs import missed_jobs
 from programs.missed_jobs import Target, Told
 from redaction import redact
+from unlisted import READY
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,9 @@ RENEW_BEFORE, RENEW_PAUSE = 600.0, 120.0
 ASSIGNMENT_LIFE = 600.0
 # So long a job may wait for a runner until the unit announces 1: more than one wait for messages before the 5 minutes.
 LATE = 240.0
+# After so long without a change a reconcile is started for jobs that wait: when they came, a runner that cannot take
+# them may have been taken for ready, because the list was new or the runner just created.
+STUCK = 1.5 * READY
 # For the end of a thread whose session was closed.
 THREAD_END = 3.0
 MOST_ASSIGNED = MOST_OFFERED = 1000
@@ -164,9 +168,11 @@ class Sessions:
         self._threads: dict[str, FlavorSession] = {}
         self._since: dict[str, float] = {}
         self._silent: set[str] = set()
+        self._waiting: dict[str, tuple[tuple[float | None, int], float]] = {}
         self._asked = 0.0
         self._sweep_at = 0.0
         self._queued = missed_jobs.Schedule()
+        self._finding: threading.Thread | None = None
 
     def run(self) -> None:
         """Follow the settings until ``stop`` is set; then the sessions are closed."""
@@ -197,12 +203,20 @@ class Sessions:
             # One that is open would make its set again.
             self._sweep(found)
         self._note_silence(names)
+        self._note_waiting(names)
         end, now = found.token_end, self.clock()
         if end is not None and end - now < RENEW_BEFORE and abs(now - self._asked) >= RENEW_PAUSE:
             self._asked = now
             self._wake()
         if isinstance(found.path, GithubRepo) and self._queued.is_due():
-            threading.Thread(target=self.find_missed, args=(found, found.path), name="missed jobs", daemon=True).start()
+            self._start_finding(found, found.path)
+
+    def _start_finding(self, found: AgentSettings, path: GithubRepo) -> None:
+        """Ask for missed jobs in a thread; not while the one of before still waits for an answer."""
+        if self._finding is None or not self._finding.is_alive():
+            arguments = (found, path)
+            self._finding = threading.Thread(target=self.find_missed, args=arguments, name="missed jobs", daemon=True)
+            self._finding.start()
 
     def _note_silence(self, names: set[str]) -> None:
         """Start a reconcile, once, where a flavour gets no answer for so long that the fallback holds."""
@@ -217,6 +231,24 @@ class Sessions:
         if silent - self._silent:
             self._wake()
         self._silent = silent
+
+    def _note_waiting(self, names: set[str]) -> None:
+        """Start a reconcile where jobs of a flavour wait for long; another one only after what is known has changed."""
+        now, before = self.clock(), self._waiting
+        self._waiting = {}
+        for name in names:
+            known = self.known(name)
+            if not known.is_known(now) or known.assigned <= known.running:
+                continue
+            state = (known.since, known.running)
+            former, begun = before.get(name, (state, now))
+            if former != state:
+                begun = now
+            if now - begun >= STUCK:
+                begun = math.inf
+                logger.info("%s: jobs still wait for runners", name)
+                self._wake()
+            self._waiting[name] = (state, begun)
 
     def find_missed(self, found: AgentSettings, path: GithubRepo) -> None:
         """Publish how many queued jobs of the repository reached no set; none where that cannot be seen."""
@@ -356,6 +388,7 @@ class FlavorSession:
         self._statistics: Statistics | None = None
         self._jobs = Assigned()
         self._offered = Offered()
+        self._lacks_offers = False
         self.told = Told()
         self._place: tuple[ScaleSetClient, tuple[str, ...]] | None = None
         self._pause = 0.0
@@ -428,9 +461,8 @@ class FlavorSession:
         wanted = {label.lower() for label in flavor.labels} | {found.name.lower()}
         dropped = tuple(sorted(wanted - {label.lower() for label in found.labels}))
         logger.info("%s: the session of the scale set %s is open", self._name, found.name)
-        with self._logged("the jobs that were offered before are not known"):
-            self._offered.add(listener.acquirable())
-        self._acquire(flavor, listener, listener.session.statistics)
+        self._lacks_offers = True
+        self._take_former_offers(flavor, listener, listener.session.statistics)
         # GitHub may assign again what was missed, or have done so.
         self._hear(flavor, listener, listener.session.statistics, dropped=dropped, missed=0)
 
@@ -452,10 +484,17 @@ class FlavorSession:
                 moved = client.move(former.number, group)
                 if moved.group == group:
                     return moved
-            except StatusError as error:
+            except (StatusError, TokenError) as error:
                 logger.info("%s: the scale set is made again in the runner group: %s", self._name, error)
             client.delete(former.number)
         return None
+
+    def _take_former_offers(self, flavor: AgentFlavor, listener: Listener, statistics: Statistics) -> None:
+        """Take jobs that were offered before this session, as far as there is room for them."""
+        with self._logged("the jobs that were offered before are not known"):
+            self._offered.add(listener.acquirable())
+            self._lacks_offers = False
+        self._acquire(flavor, listener, statistics)
 
     def _acquire(self, flavor: AgentFlavor, listener: Listener, statistics: Statistics) -> None:
         """Take offered jobs, as far as there is room for them."""
@@ -486,6 +525,9 @@ class FlavorSession:
             self._statistics = listener.session.statistics
         self._acquire(flavor, listener, self._statistics)
         self._hear(flavor, listener, self._statistics)
+        if self._lacks_offers:
+            # After what was heard: the request may take a minute.
+            self._take_former_offers(flavor, listener, self._statistics)
 
     @contextmanager
     def _logged(self, what: str) -> Iterator[None]:

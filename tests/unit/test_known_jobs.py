@@ -9,7 +9,7 @@ import pytest
 
 import known_jobs
 from gh.scale_set_answers import Job
-from known_jobs import LIFE, LONGEST, KnownJob, KnownJobs
+from known_jobs import LIFE, LONGEST, UNFINISHED_LIFE, KnownJob, KnownJobs
 from telemetry import Observation
 
 UNIT = "app/0"
@@ -110,14 +110,38 @@ def test_the_newest_jobs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(known_jobs.load(UNIT)) == ["app-0-aa", "app-0-cc"]
 
 
-@pytest.mark.parametrize("later", [LIFE, -LIFE])
-def test_old_jobs_go(later: float) -> None:
-    """A day after their last message, or where the clock was set back by a day."""
-    note(STARTED)
+def test_jobs_that_run_are_kept_before_those_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message of the end would count the time in the queue a second time."""
+    monkeypatch.setattr(known_jobs, "MOST", 2)
+    unit = KnownJobs(UNIT)
+    note(STARTED, unit=unit)
+    for suffix in ("bb", "cc", "dd"):
+        note(Job("JobCompleted", suffix, finished=5.0, runner=f"app-0-{suffix}"), unit=unit)
 
-    note(Job("JobStarted", "b", runner="app-0-bb"), now=NOW + later)
+    assert list(known_jobs.load(UNIT)) == [NAME, "app-0-dd"]
+    whole = Job("JobCompleted", "a", queued=100.0, started=130.0, finished=190.0, runner=NAME)
+    assert note(whole, unit=unit) == [Observation("job", "small", 60.0)]
 
-    assert list(known_jobs.load(UNIT)) == ["app-0-bb"]
+
+@pytest.mark.parametrize("backwards", [1, -1])
+@pytest.mark.parametrize(
+    ("jobs", "life"), [((STARTED, COMPLETED), LIFE), ((STARTED,), UNFINISHED_LIFE)], ids=["ended", "without an end"]
+)
+def test_old_jobs_go(jobs: tuple[Job, ...], life: float, backwards: int) -> None:
+    """A day after the message of their end, or days after that of their start; so also where the clock was set back."""
+    other = Job("JobStarted", "b", runner="app-0-bb")
+    note(*jobs)
+
+    note(other, now=NOW + backwards * (life - 1))
+    assert set(known_jobs.load(UNIT)) == {NAME, "app-0-bb"}
+
+    note(other, now=NOW + backwards * life)
+    assert set(known_jobs.load(UNIT)) == {"app-0-bb"}
+
+
+def test_the_longest_job_is_remembered_to_its_end() -> None:
+    """GitHub lets a job on a self-hosted runner run for 5 days."""
+    assert UNFINISHED_LIFE > 5 * 86400
 
 
 def test_a_disk_that_takes_nothing_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What the agent makes of the messages of a scale set, with a queue that the test fills."""
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,10 +20,11 @@ from errors import TemporaryGithubError, TokenError
 from gh.errors import NotVisibleError
 from gh.scale_set_answers import Job, Message, ScaleSet, Statistics
 from gh.scale_sets import ScaleSetError, SessionEndedError
-from models import GithubRepo
+from models import GithubOrg, GithubRepo
 from naming import Identity
 from programs import sessions as module
-from programs.sessions import ASSIGNMENT_LIFE, FlavorSession, Sessions
+from programs.sessions import ASSIGNMENT_LIFE, STUCK, FlavorSession, Sessions
+from unlisted import READY
 
 IDENTITY = Identity("app", 0, "0123abcd")
 SMALL = AgentFlavor("small", ("app",), 5, 0, 2)
@@ -204,6 +206,113 @@ def test_a_new_session_takes_what_was_offered_before(
     assert world.queue.acquired == ([] if failing else [[11, 12]])
     left = [] if "acquirable" in failing else [11, 12, 13]
     assert list(world.session._offered.requests) == (left if failing else [13])
+
+
+def test_former_offers_are_asked_for_until_there_is_an_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once in each session: otherwise nothing would tell of them again. What was heard is published before."""
+    asked: list[float] = []
+    offered, failing = world.queue.acquirable, {"acquirable"}
+
+    def acquirable() -> list[int]:
+        asked.append(demand.load(IDENTITY.unit)["small"].heard if demand.load(IDENTITY.unit) else 0.0)
+        return offered()
+
+    monkeypatch.setattr(world.queue, "acquirable", acquirable)
+    monkeypatch.setattr(world.session, "_set", lambda *_: ScaleSet(7, "name", 1, ("name", "app")))
+    client: Any = SimpleNamespace(open_session=lambda *_: world.queue)
+    world.queue.offered, world.queue.failing = [11], failing
+    world.session._open(SETTINGS, SMALL, client)
+    world.now += 50
+    world.poll(None)
+    world.queue.failing = set()
+    world.poll(None, None)
+
+    assert world.queue.acquired == [[11]]
+    assert asked == [0.0, NOW + 50, NOW + 50]
+    world.session._open(SETTINGS, SMALL, client)
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize("error", [TokenError("no access"), ScaleSetError("refused", 400, "")], ids=str)
+def test_a_set_that_cannot_be_moved_is_made_again(world: World, error: Exception) -> None:
+    """Whatever the refusal: a plain 401 or 403 is one of the credentials."""
+    deleted: list[int] = []
+
+    def move(*_: Any) -> ScaleSet:
+        raise error
+
+    path = GithubOrg("org", "builders")
+    name = IDENTITY.scale_set("small")
+    client: Any = SimpleNamespace(
+        path=path,
+        group_id=lambda: 2,
+        find=lambda *_: None,
+        sets=lambda: [ScaleSet(7, name, 1, (name, "app"))],
+        move=move,
+        delete=deleted.append,
+        create=lambda name, group, labels: ScaleSet(8, name, group, labels),
+    )
+
+    assert world.session._set(replace(SETTINGS, path=path), SMALL, client).number == 8
+    assert deleted == [7]
+
+
+def test_jobs_that_wait_long_start_a_reconcile(world: World) -> None:
+    """Once, and again after a change: a runner that was taken for ready with a new list may be unable to take them."""
+    waiting = Job("JobAssigned", "a", queued=NOW - 3600, assigned=NOW)
+    steps: list[tuple[Message | None, float, int]] = [
+        (Message(1, Statistics(assigned=2, running=1), (waiting,)), 0, 0),
+        (None, STUCK - 1, 0),
+        (None, 1, 1),
+        (None, 2 * STUCK, 1),
+        # Another one waits, after one has begun and ended.
+        (Message(2, Statistics(assigned=2, running=0), ()), 0, 1),
+        (None, STUCK, 2),
+        (Message(3, Statistics(assigned=2, running=2), (replace(waiting, kind="JobStarted"),)), 0, 2),
+        (None, STUCK, 2),
+    ]
+    wakes = None
+    for message, seconds, expected in steps:
+        world.now += seconds
+        world.poll(message)
+        wakes = world.wakes if wakes is None else wakes
+        world.sessions._note_waiting({"small"})
+        assert world.wakes - wakes == expected, (message, seconds)
+
+
+def test_a_job_is_stuck_after_the_list_could_tell() -> None:
+    """The list is read again when it is a minute old. GitHub takes a job back after 5 minutes."""
+    assert READY < STUCK < ASSIGNMENT_LIFE / 4
+
+
+def test_missed_jobs_are_asked_for_one_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While GitHub has not answered no other thread asks; afterwards one does again."""
+    asked, answer = threading.Semaphore(0), threading.Semaphore(0)
+    begun: list[object] = []
+
+    def find(*arguments: object) -> None:
+        begun.append(arguments)
+        asked.release()
+        answer.acquire(timeout=10)
+
+    monkeypatch.setattr(agent_settings, "load", lambda _: SETTINGS)
+    monkeypatch.setattr(module.FlavorSession, "run", lambda _: None)
+    monkeypatch.setattr(world.sessions, "_sweep", lambda _: None)
+    monkeypatch.setattr(world.sessions._queued, "is_due", lambda: True)
+    monkeypatch.setattr(world.sessions, "find_missed", find)
+    for _ in range(3):
+        world.sessions.refresh()
+    assert asked.acquire(timeout=10)
+    first = world.sessions._finding
+    assert first is not None
+    assert len(begun) == 1
+
+    answer.release(2)
+    first.join(10)
+    world.sessions.refresh()
+
+    assert asked.acquire(timeout=10)
+    assert len(begun) == 2
 
 
 def test_numbers_of_another_place_are_forgotten(world: World) -> None:
