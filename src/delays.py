@@ -1,6 +1,6 @@
 """Why a reconcile leaves runners of a flavour out, for `check-runners` and Prometheus. Nothing here does I/O."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from budget import Wait
 from telemetry import CPUS, FAILED, HELD_BACK, MEMORY, STORAGE, Delay, line
@@ -11,14 +11,14 @@ ONE_IS_TRIED = "one runner of a version that GitHub has called deprecated is tri
 
 
 def of_flavor(
-    flavor: str, waits: Iterable[Wait], not_created: Sequence[str], hold: str, unregistrable: str
+    flavor: str, waits: Iterable[Wait], failed: Delay | None, hold: str, unregistrable: str
 ) -> tuple[Delay, ...]:
     """The reasons in the order in which they account for missing runners.
 
-    ``waits`` are those of all flavours, ``not_created`` the errors of creations that failed. ``hold`` says why no
-    runner may be created, ``unregistrable`` why none can be registered; both are empty where that is not so.
+    ``waits`` are those of all flavours, ``failed`` are creations that failed. ``hold`` says why no runner may be
+    created, ``unregistrable`` why none can be registered; both are empty where that is not so.
     """
-    found = [Delay(FAILED, len(not_created), line(not_created[-1]))] if not_created else []
+    found = [failed] if failed else []
     found += [Delay(ROOMS[wait.what], wait.number, wait.room) for wait in waits if wait.flavor == flavor]
     found += [Delay(HELD_BACK, text=line(hold))] if hold else []
     found += [Delay(FAILED, text=line(unregistrable))] if unregistrable else []

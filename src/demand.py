@@ -11,6 +11,7 @@ from typing import Any
 
 from models import Flavor
 from system import LOCKS, write_file
+from telemetry import FLAVOR, line
 
 # Without a session for longer, the number of runners is that of demand-fallback. In seconds.
 PATIENCE = 300
@@ -64,7 +65,7 @@ def save(unit: str, found: Mapping[str, Demand]) -> None:
 def load(unit: str) -> dict[str, Demand]:
     """What is known of each flavour; nothing where the file is missing or damaged."""
     try:
-        return {str(name): _demand(values) for name, values in json.loads(path(unit).read_text()).items()}
+        return {_flavor(name): _demand(values) for name, values in json.loads(path(unit).read_text()).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
 
@@ -76,6 +77,12 @@ def remove(unit: str) -> list[str]:
         return []
     found.unlink()
     return [str(found)]
+
+
+def _flavor(name: str) -> str:
+    if not FLAVOR.fullmatch(name):
+        raise ValueError("not a flavour's name")
+    return name
 
 
 def _demand(values: Any) -> Demand:
@@ -93,7 +100,7 @@ def _demand(values: Any) -> Demand:
         since=since,
         heard=heard,
         scale_set=None if scale_set is None else int(scale_set),
-        dropped=tuple(map(str, values["dropped"])),
-        problem=str(values["problem"]),
+        dropped=tuple(line(str(label)) for label in values["dropped"]),
+        problem=line(str(values["problem"])),
         running=running,
     )

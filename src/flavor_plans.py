@@ -5,11 +5,13 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+import times
 from budget import Ask, Capacity, Wait, goals
 from gh.registration import Registration
 from models import RunnerSpec
 from plan import Desired, Health, Plan, Reason, health, make_plan
 from runner_view import RunnerView
+from telemetry import Delay
 
 # No runner has it.
 NO_FINGERPRINT = "the flavour is not configured"
@@ -37,8 +39,11 @@ class Wanted:
     """Of the jobs of the scale set, those that run."""
     maximum: int | None = None
     """The limit of all its runners, where ``number`` is for the jobs of the scale set."""
-    failing: bool = False
-    """Whether a creation failed in the last reconcile. What this flavour lacks has room after all others then."""
+    failed: Delay | None = None
+    """The last failure, where no runner of this flavour was created since. Others then have the room that it lacks.
+
+    From time to time one is tried in the flavour's own place.
+    """
     hold: str = ""
     """Why no runner of this flavour can be created. Others then have the room of those that it lacks."""
 
@@ -103,7 +108,7 @@ def make_plans(
     """
     grouped = _by_flavor(views, [one.flavor for one in wanted])
     wanted = [_beside_others(one, grouped[one.flavor], now) for one in wanted]
-    asks = tuple(_ask(one, len(grouped[one.flavor])) for one in wanted if one.number is not None)
+    asks = tuple(_ask(one, len(grouped[one.flavor]), now) for one in wanted if one.number is not None)
     numbers, waits = goals(capacity, asks) if capacity else ({one.flavor: one.number for one in asks}, [])
     desired = {one.flavor: _desired(one, fingerprints[one.flavor], numbers.get(one.flavor), unit) for one in wanted}
     plans = _agreed(desired, grouped, now)
@@ -134,10 +139,12 @@ def _beside_others(wanted: Wanted, views: Iterable[RunnerView], now: float) -> W
     return replace(wanted, number=number if wanted.maximum is None else min(max(wanted.maximum, wanted.number), number))
 
 
-def _ask(wanted: Wanted, there: int) -> Ask:
+def _ask(wanted: Wanted, there: int, now: float) -> Ask:
     number = wanted.number or 0
     limit = min(number, there) if wanted.hold else number
-    last = max(0, limit - there) if wanted.failing else 0
+    # One that is tried makes room for itself.
+    tried = wanted.failed is not None and abs(now - (wanted.failed.failed_at or 0.0)) >= times.BACK_OFF_LIMIT
+    last = max(0, limit - there - tried) if wanted.failed else 0
     return Ask(wanted.flavor, wanted.spec.resources, limit, wanted.since, wanted.min_idle, last)
 
 

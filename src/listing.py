@@ -191,7 +191,7 @@ def _waiting_object(found: Waiting) -> dict[str, Any]:
         "assigned": found.assigned,
         "waiting": found.waiting,
         "since": None if found.since is None else _moment(found.since),
-        "reasons": [asdict(reason) for reason in found.reasons],
+        "reasons": [{"reason": one.reason, "number": one.number, "text": one.text} for one in found.reasons],
     }
 
 

@@ -4,19 +4,20 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import delays
 from budget import Wait
 from changes import Changes
 from flavor_changes import FlavorChanges
+from flavor_plans import Wanted
 from metrics.collect import Collector
 from models import FailedStarts
 from observe import ObservedRunner
 from plan import Health, Plan, health, is_healthy
 from report import FlavorCount, Report
-from telemetry import Counts
+from telemetry import FAILED, Counts, Delay, line
 from unlisted import is_new
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ class Outcome:
         new = [name for name in plan.idle if is_new(runners[name].view, now)]
         report.starting += [name for name in (*new, *changes.created) if name not in removed]
 
-    def count(self, flavors: FlavorChanges, waits: Sequence[Wait], *, fixed: bool) -> None:
-        """Fill the report with the numbers of each flavour, and with why runners are missing.
+    def count(self, flavors: FlavorChanges, waits: Sequence[Wait], now: float, *, fixed: bool) -> None:
+        """Fill the report with the numbers of each flavour, and with why runners are missing at these UNIX seconds.
 
         Of a ``fixed`` number no runner is for a job that is known, and one that is too large is to be corrected.
         """
@@ -61,9 +62,18 @@ class Outcome:
             number = one.plan.live if wanted.number is None else wanted.number
             expected = number if fixed else max(0, number - waiting[name])
             spare = number if fixed else min(wanted.min_idle, expected)
-            failed, unregistrable = changes.not_created.get(name, ()), flavors.unregistrable.get(name, "")
-            why = delays.of_flavor(name, waits, failed, self.report.hold or wanted.hold, unregistrable)
+            failed = self._failure(wanted, now)
+            why = delays.of_flavor(
+                name, waits, failed, self.report.hold or wanted.hold, flavors.unregistrable.get(name, "")
+            )
             self.report.flavors.append(FlavorCount(name, number, there[name], expected, spare, wanted.maximum, why))
+
+    def _failure(self, wanted: Wanted, now: float) -> Delay | None:
+        """The failed creations of this reconcile; those of before, until one of the flavour is created."""
+        errors, is_created = self.changes.not_created.get(wanted.flavor), wanted.flavor in self.changes.created.values()
+        if errors:
+            return Delay(FAILED, len(errors), line(errors[-1]), None if is_created else now)
+        return replace(wanted.failed, number=None) if wanted.failed and not is_created else None
 
     def counts(self) -> dict[str, Counts]:
         """The runners of each flavour that exist now, those of a flavour that was removed among them."""

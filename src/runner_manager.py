@@ -147,7 +147,7 @@ class RunnerManager:
                 crashed = self._collector.finished(changes.existing(runners), decision.observation.previous_volumes)
             outcome = Outcome(self.report, plan, runners, changes)
             outcome.describe(self._clock())
-            outcome.count(flavors, (*plans.waits, *waits), fixed=self._state.scaling is Scaling.FIXED)
+            outcome.count(flavors, (*plans.waits, *waits), self._clock(), fixed=self._state.scaling is Scaling.FIXED)
             self.report.capacities = flavors.capacities()
             self._clean_up(plan, changes, wanted, started)
             found = self.findings

@@ -222,7 +222,7 @@ class Service:
         manager = self._manager()
         now = self._adapters.clock()
         list_age = self._demand.take_list_age(now)
-        wanted = _failing_noted(_without_images(self._demand.wanted(now), missing), telemetry.load(self._markers.unit))
+        wanted = _with_failures(_without_images(self._demand.wanted(now), missing), telemetry.load(self._markers.unit))
         try:
             delta = manager.reconcile_flavors(wanted, None if needs_list else list_age)
         finally:
@@ -487,11 +487,11 @@ def _without_images(wanted: Iterable[Wanted], missing: Mapping[str, str]) -> lis
     return [replace(one, hold=missing.get(one.spec.base_image.value, "")) for one in wanted]
 
 
-def _failing_noted(wanted: Iterable[Wanted], recorded: telemetry.Gauges | None) -> list[Wanted]:
-    """The same runners, with whether the last reconcile failed to create one of the flavour."""
+def _with_failures(wanted: Iterable[Wanted], recorded: telemetry.Gauges | None) -> list[Wanted]:
+    """The same runners, with the last failure to create one of the flavour, as the last reconcile has recorded it."""
     flavors = recorded.flavors.items() if recorded else ()
-    failing = {name for name, one in flavors if any(delay.reason == telemetry.FAILED for delay in one.delays)}
-    return [replace(one, failing=one.flavor in failing) for one in wanted]
+    failed = {name: delay for name, one in flavors for delay in one.delays if delay.failed_at is not None}
+    return [replace(one, failed=failed.get(one.flavor)) for one in wanted]
 
 
 def _log_removed(removed: list[str]) -> None:

@@ -3,7 +3,7 @@
 A reconcile is a process that ends; the agent keeps histograms and counters. One file has the latest gauges and is
 replaced. The other one has a line for each observation; the agent takes the lines away. In a third one the agent says
 why it cannot serve metrics. Only root can read or write them. Nothing here raises: a reconcile and an agent go on
-without figures.
+without figures. What a reconcile decides by them is which flavour could not be created lately (``Delay.failed_at``).
 """
 
 import fcntl
@@ -51,6 +51,8 @@ class Delay:
     reason: str
     number: int | None = None
     text: str = ""
+    failed_at: float | None = None
+    """UNIX time of the last attempt to create one, where all have failed since."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def load(unit: str) -> Gauges | None:
     try:
         with _open(gauges_path(unit), os.O_RDONLY) as file:
             return _gauges(json.loads(file.read(LIMIT)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -203,7 +205,7 @@ def _observations(data: bytes) -> Iterator[Observation]:
             name, flavor, step = (str(found[key]) for key in ("name", "flavor", "step"))
             if (name in DURATIONS or name == FAILURE) and FLAVOR.fullmatch(flavor):
                 yield Observation(name, flavor, _seconds(found["value"]), step[:40])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
 
 
@@ -231,7 +233,9 @@ def _counts(values: Any) -> Counts:
 def _delay(values: Any) -> Delay:
     if values["reason"] not in DELAYS:
         raise ValueError("a reason that is not known")
-    return Delay(values["reason"], _optional(values["number"]), line(str(values["text"])))
+    failed_at = values.get("failed_at")
+    when = None if failed_at is None else _seconds(failed_at)
+    return Delay(values["reason"], _optional(values["number"]), line(str(values["text"])), when)
 
 
 def _optional(value: Any) -> int | None:

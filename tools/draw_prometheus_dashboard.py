@@ -24,7 +24,7 @@ import waiting  # noqa: E402
 from budget import Ask, Capacity, fitting  # noqa: E402
 from demand import Demand  # noqa: E402
 from models import VirtualMachineResources  # noqa: E402
-from telemetry import Counts, Gauges  # noqa: E402
+from telemetry import FAILED, Counts, Delay, Gauges  # noqa: E402
 
 TARGET = ROOT / "docs/images/dashboard-prometheus.svg"
 NAME = "GitHub Self-Hosted Runner Metrics (Prometheus)"
@@ -95,7 +95,7 @@ class Unit:
     busy_until: float = 0.0
     due: bool = True
     unfinished: tuple[dict[str, int], Mapping[str, Sequence[str]], list[budget.Wait]] | None = None
-    failing: set[str] = field(default_factory=set)
+    failing: dict[str, float] = field(default_factory=dict)
     started: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     ended: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
@@ -144,7 +144,8 @@ class Unit:
         demands = self.demands()
         asked = {n: min(s.maximum, s.min_idle + demands[n].assigned + demands[n].missed) for n, s in SIZES.items()}
         there = Counter(one.flavor for one in self.runners)
-        last = {n: max(0, asked[n] - there[n]) if n in self.failing else 0 for n in SIZES}
+        tried = {n: self.now - at >= 10 * MINUTE for n, at in self.failing.items()}
+        last = {n: max(0, asked[n] - there[n] - tried[n]) if n in tried else 0 for n in SIZES}
         asks = [Ask(n, s.resources, asked[n], demands[n].since, s.min_idle, last[n]) for n, s in SIZES.items()]
         goals, waits = budget.goals(MACHINE, asks)
         missing = {name: max(0, goals[name] - there[name]) for name in SIZES}
@@ -160,7 +161,10 @@ class Unit:
                     continue
                 self.runners.append(Runner(name, self.now + took + self.dice.uniform(4, 8)))
                 self.busy_until = max(self.busy_until, self.now + took)
-        self.failing = set(failed)
+        for name in granted:
+            if granted[name]:
+                self.failing.pop(name, None)
+        self.failing.update(dict.fromkeys(failed, self.now))
         self.unfinished = (asked, failed, [*waits, *more])
 
     def record(self, asked: Mapping[str, int], failed: Mapping[str, Sequence[str]], waits: list[budget.Wait]) -> None:
@@ -170,7 +174,9 @@ class Unit:
         self.busy_until = self.now + (MINUTE if failed else 2)
         for name, size in SIZES.items():
             states = self.states(name)
-            why = delays.of_flavor(name, waits, failed.get(name, ()), "", "")
+            errors = failed.get(name, ())
+            failure = Delay(FAILED, len(errors) or None, "registering failed") if name in self.failing else None
+            why = delays.of_flavor(name, waits, failure, "", "")
             lacking = sum(wait.number for wait in waits if wait.flavor == name)
             self.recorded[name] = Counts(
                 max(0, asked[name] - lacking),

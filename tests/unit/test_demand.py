@@ -1,6 +1,7 @@
 """What the agent tells a reconcile of the jobs that wait."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def test_what_is_saved_is_loaded() -> None:
         *("", "[]", "null", "{", '{"small": 1}', '{"small": {}}', "[" * 100_000),
         '{"small": {"assigned": 1e999, "missed": 0, "since": null, "heard": 0, "scale_set": null}}',
         json.dumps({"small": {"assigned": -1, "missed": 0, "since": None, "heard": 0, "scale_set": None}}),
+        json.dumps({"\ud800": asdict(Demand())}),
         '{"small": {"assigned": 1, "missed": 0, "since": null, "heard": NaN, "scale_set": null}}',
         '{"small": {"assigned": 1, "missed": 0, "since": null, "heard": 1e300, "scale_set": null}}',
         '{"small": {"assigned": 1, "missed": 0, "since": Infinity, "heard": 0, "scale_set": null}}',
@@ -47,6 +49,14 @@ def test_a_damaged_file_says_nothing(text: str) -> None:
     demand.path(UNIT).write_text(text)
 
     assert demand.load(UNIT) == {}
+
+
+def test_what_servers_and_failures_say_is_one_line() -> None:
+    """It is shown by an action and in a table."""
+    demand.save(UNIT, {"small": Demand(dropped=("a\nb",), problem="no\x1b[0m\nanswer")})
+
+    found = demand.load(UNIT)["small"]
+    assert (found.dropped, found.problem) == (("a b",), "no [0m answer")
 
 
 def test_a_file_of_a_former_version_is_read() -> None:

@@ -1,6 +1,7 @@
 """Several flavours in one reconcile: who is drained, what holds for the unit, and what waits for room."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import runner
 import status
 import telemetry
 from budget import Capacity
-from errors import ConfigurationError
+from errors import ConfigurationError, LxdError
 from flavor_plans import Plans, Wanted, make_plans
 from models import CharmState, Flavor, GithubRunner, RegistrationData, Scaling, VirtualMachineResources
 from naming import FLAVOR_KEY, KEY, SCALE_SET_KEY, fingerprint
@@ -257,6 +258,48 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return World(tmp_path)
 
 
+def test_a_flavour_that_cannot_be_created_costs_others_no_runner(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many reconciles there are. Every ten minutes one of it is tried, and once that works it has its place."""
+    whole, broken = world.lxd.create_instance, True
+
+    def create(name: str, *, config: dict[str, str], **values: Any) -> Any:
+        if broken and config[FLAVOR_KEY] == "large":
+            raise LxdError("no such device")
+        return whole(name, config=config, **values)
+
+    monkeypatch.setattr(world.lxd, "create_instance", create)
+    failed: Delay | None = None
+    reasons, removed, numbers = [], [], []
+
+    def reconcile() -> None:
+        nonlocal failed
+        both = wanted("large", 2, since=NOW - 60, failed=failed), wanted("small", 8, since=NOW)
+        manager = world.reconcile(*both, capacity=Capacity(8 * GIB, 99))
+        world.now += 60
+        [delays] = [one.delays for one in manager.report.flavors if one.flavor == "large"]
+        failed = next((delay for delay in delays if delay.failed_at is not None), None)
+        reasons.append(delays[0].reason if delays else "")
+        removed.append(len(manager.report.removed))
+        numbers.append(Counter(world.there()))
+
+    for _ in range(4):
+        reconcile()
+    assert reasons == ["creation_failed"] * 4
+    assert (removed, numbers[1:]) == ([0] * 4, [{"small": 8}] * 3)
+
+    world.now += 600
+    reconcile()
+    reconcile()
+    assert (removed[4:], numbers[4:]) == ([4, 0], [{"small": 4}, {"small": 8}])
+
+    broken = False
+    world.now += 600
+    reconcile()
+    assert (numbers[-1], failed) == ({"small": 4, "large": 1}, None)
+    reconcile()
+    assert numbers[-1] == {"large": 2}
+
+
 def test_all_flavours_are_created_in_one_reconcile(world: World) -> None:
     """Each runner has the size, the fingerprint and the key of its flavour, and a second reconcile changes nothing."""
     manager = world.reconcile(wanted("small", 2), wanted("large", 1, scale_set=7))
@@ -436,14 +479,16 @@ def test_the_event_of_demand_expects_what_there_is_room_for(
 
 
 def test_a_flavour_whose_creation_fails_is_tried_with_the_room_that_others_leave() -> None:
-    """What it has keeps its place: a failure that passes costs no runner."""
+    """What it has keeps its place: a failure costs no runner. After ten minutes one is tried in its own place."""
     views = [view("a", "large"), view("c", "small")]
-    both = [wanted("large", 2, failing=True), wanted("small", 4)]
+    both = [wanted("large", 2, failed=Delay("creation_failed", failed_at=NOW - 599)), wanted("small", 4)]
+    later = [wanted("large", 3, failed=Delay("creation_failed", failed_at=NOW - 600)), wanted("small", 4)]
 
     assert created(plans(both, room=Capacity(8 * GIB, 99))) == {"large": 1, "small": 4}
     found = plans(both, *views, room=Capacity(8 * GIB, 99))
     assert (found.whole.remove, created(found)) == ((), {"large": 0, "small": 3})
     assert created(plans(both, *views, room=Capacity(12 * GIB, 99))) == {"large": 1, "small": 3}
+    assert created(plans(later, *views, room=Capacity(10 * GIB, 99))) == {"large": 1, "small": 1}
 
 
 def test_a_flavour_that_is_held_keeps_its_runners_and_lets_others_have_the_room() -> None:

@@ -78,8 +78,9 @@ def test_units_have_files_of_their_own() -> None:
         '{"reconciled": 1, "flavors": {}, "quota_left": -1, "binary_time": null, "image_time": null}',
         '{"reconciled": 1, "flavors": {"a": {"delays": [{"reason": "x", "number": 1, "text": ""}]}},'
         ' "quota_left": null, "binary_time": null, "image_time": null}',
+        f'{{"reconciled": {"9" * 400}, "flavors": {{}}, "quota_left": null, "binary_time": null, "image_time": null}}',
     ],
-    ids=["empty", "list", "deep", "incomplete", "nan", "infinite", "no counts", "negative", "reason"],
+    ids=["empty", "list", "deep", "incomplete", "nan", "infinite", "no counts", "negative", "reason", "long"],
 )
 def test_damaged_gauges_are_no_gauges(content: str, folder: Path) -> None:
     """A file that is not whole, or has a number that cannot be, counts as missing."""
@@ -122,6 +123,7 @@ def test_a_reason_is_one_short_line_without_secrets() -> None:
         b'{"name": "creation", "flavor": "Bad Flavour\\n", "value": 1, "step": ""}',
         b'{"name": "creation", "flavor": "small", "value": -1, "step": ""}',
         b'{"name": "creation", "flavor": "small", "value": NaN, "step": ""}',
+        b'{"name": "creation", "flavor": "small", "value": ' + b"9" * 400 + b', "step": ""}',
         b"[" * 50_000,
     ],
 )
