@@ -14,7 +14,7 @@ import redaction
 from gh.registration import complete
 from models import CharmState, GithubOrg, GithubPath, parse_github_path
 from naming import Identity
-from system import LOCKS, write_file
+from system import LOCKS, remove_leftovers, write_file
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ def save(found: AgentSettings) -> None:
     """Write the settings, whole or not at all; only root can read them. OSError where that is not possible."""
     document = asdict(found)
     document["path"] = {"path": found.path.path, "group": getattr(found.path, "group", "default")}
+    # Only hooks write it, and Juju runs one at a time. What a killed one left has a token, too.
+    remove_leftovers(path(found.identity.unit))
     write_file(path(found.identity.unit), json.dumps(document, indent=1), 0o600)
 
 
@@ -138,8 +140,7 @@ def _flavor(item: Any) -> AgentFlavor:
 
 def remove(unit: str) -> list[str]:
     """Remove the file of a unit, and what a write that was killed has left of it; returns what was removed."""
-    place = path(unit)
-    found = [each for each in (place, *place.parent.glob(f".{place.name}.*")) if each.exists()]
+    found = [path(unit)] if path(unit).exists() else []
     for each in found:
         each.unlink()
-    return [str(each) for each in found]
+    return [*map(str, found), *remove_leftovers(path(unit))]

@@ -13,7 +13,7 @@ from errors import HostError
 from models import Arch, BaseImage, CharmState, ImageSource
 from naming import Identity
 from proxies import ProxyConfig
-from system import write_file
+from system import remove_leftovers, write_file
 
 # More runners than there ever are.
 UNREACHED = 1_000_000
@@ -102,6 +102,8 @@ def save(state: CharmState, identity: Identity) -> bool:
     }
     for former in _former(identity.unit):
         former.unlink(missing_ok=True)
+    # Only hooks write it, and Juju runs one at a time. What a killed one left may have a password, too.
+    remove_leftovers(path(identity.unit))
     return write_file(path(identity.unit), json.dumps(document, indent=1), 0o600)
 
 
@@ -156,11 +158,11 @@ def _image(found: Any) -> ImageBuild:
 
 
 def remove(unit: str) -> list[str]:
-    """Remove the settings of a unit; returns what was removed."""
+    """Remove the settings of a unit, and what a write that was killed has left; returns what was removed."""
     found = [item for item in (path(unit), *_former(unit)) if item.exists()]
     for item in found:
         item.unlink()
-    return [str(item) for item in found]
+    return [*map(str, found), *remove_leftovers(path(unit))]
 
 
 def path(unit: str) -> Path:

@@ -179,6 +179,17 @@ def _size(path: Path) -> int:
     return total
 
 
+def remove_leftovers(path: Path) -> list[str]:
+    """Remove what processes left that were killed while they wrote this file; returns what was removed.
+
+    For files with secrets that no other process can be writing now: its ``write_file`` would fail.
+    """
+    found = sorted(path.parent.glob(f".{path.name}.*"))
+    for each in found:
+        each.unlink(missing_ok=True)
+    return [str(each) for each in found]
+
+
 def write_file(path: Path, content: str | bytes, mode: int = 0o644) -> bool:
     """Write a file whole or not at all; return whether its content changed. Parents are made."""
     data = content.encode() if isinstance(content, str) else content

@@ -10,7 +10,7 @@ import times
 from errors import CommandError
 from host.markers import REBOOT, Markers
 from host.systemd import are_active
-from system import run, write_file
+from system import remove_leftovers, run, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ def _update(now: float) -> bool:
     installed = installed_kernels()
     if installed:
         # A file, since arguments and environment of a service can be read by every user, and a proxy has a password.
+        remove_leftovers(UPDATE_SCRIPT)
         write_file(UPDATE_SCRIPT, _update_script(installed), 0o700)
         command = ["systemd-run", "--quiet", "--collect", f"--unit={UPDATE_SERVICE}", "/bin/sh", str(UPDATE_SCRIPT)]
         run(command)

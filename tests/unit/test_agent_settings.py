@@ -100,3 +100,16 @@ def test_what_a_killed_write_left_is_removed() -> None:
     assert agent_settings.remove(IDENTITY.unit) == [str(place), str(left)]
     assert other.exists()
     assert not left.exists()
+
+
+def test_what_a_killed_write_left_goes_with_the_next_one() -> None:
+    """Also while the settings do not change; those of another unit stay."""
+    place = agent_settings.path(IDENTITY.unit)
+    left, other = place.with_name(f".{place.name}.x1y2"), place.with_name(".agent.app-01.json.x1y2")
+    for _ in range(2):
+        left.write_text("ghs_agentsecret")
+        other.write_text("")
+
+        agent_settings.save(made())
+
+        assert sorted(place.parent.iterdir()) == sorted([place, other])

@@ -668,8 +668,12 @@ def test_the_update_runs_in_a_service_of_its_own(updates: list[list[str]], monke
     """The reconcile's time limit cannot reach apt; a proxy's password stands in a file that root alone can read."""
     monkeypatch.setenv("http_proxy", "http://user:it's-secret@proxy.example:3128")
 
+    left = kernel.UPDATE_SCRIPT.with_name(f".{kernel.UPDATE_SCRIPT.name}.x1y2")
+    left.touch()
+
     kernel.update(time.time())
 
+    assert not left.exists(), "what a killed process left has the password, too"
     [command] = updates
     assert command[:2] == ["systemd-run", "--quiet"]
     assert command[-2:] == ["/bin/sh", str(kernel.UPDATE_SCRIPT)]

@@ -120,6 +120,19 @@ def test_files_of_earlier_versions_are_removed(folder: Path) -> None:
     assert settings.load("app/1").identity == Identity("app", 1, IDENTITY.model_hash)
 
 
+def test_what_a_killed_write_left_is_removed(folder: Path) -> None:
+    """It may have a proxy's password: the next write removes it, and so does the removal. Other units' files stay."""
+    place = settings.path(UNIT)
+    left, other = (settings.path(unit).with_name(f".{settings.path(unit).name}.x1y2") for unit in (UNIT, "app/1"))
+    other.touch()
+    for action in (lambda: settings.save(state(), IDENTITY), lambda: settings.remove(UNIT)):
+        left.touch()
+        action()
+        assert set(folder.iterdir()) <= {place, other}
+
+    assert list(folder.iterdir()) == [other]
+
+
 def test_the_watcher_follows_a_changed_number(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of runners is read at each event, so that the watcher needs no restart when it changes."""
 
