@@ -83,7 +83,7 @@ class GithubRunnerCharm(ops.CharmBase):
         self._guarded(lambda service: service.apply(), due=(markers.TAKEN_OVER, markers.SET_UP))
 
     def _on_changed(self, _: ops.EventBase) -> None:
-        self._guarded(lambda service: service.apply(), due=(markers.SET_UP, markers.FAILED_STARTS))
+        self._guarded(lambda service: service.apply(), due=(markers.SET_UP, *markers.FAILURES))
 
     def _on_reconcile_runners(self, _: ReconcileRunnersEvent) -> None:
         self._unconfigured().note_attendance(int(self.config["reconcile-interval"]))

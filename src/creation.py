@@ -30,6 +30,15 @@ def recorded(found: markers.Markers, name: str = markers.FAILED_STARTS) -> Faile
     return FailedStarts(int(numbers[0]), numbers[1], "".join(words).strip())
 
 
+def dropped(found: markers.Markers, now: float) -> FailedStarts:
+    """What the last reconciles recorded of runners that GitHub dropped; none a day after the last of them.
+
+    GitHub drops single runners all the time: those of several days are no row.
+    """
+    row = recorded(found, markers.DROPPED)
+    return row if abs(now - row.last) < times.DAY else FailedStarts()
+
+
 def record(findings: Findings, found: markers.Markers) -> None:
     """Record what a reconcile found out: runners that ended without a job, a deprecated or a working version."""
     for name, row in ((markers.FAILED_STARTS, findings.failed_starts), (markers.DROPPED, findings.dropped)):
@@ -46,4 +55,4 @@ def record(findings: Findings, found: markers.Markers) -> None:
 def try_at_once(found: markers.Markers) -> None:
     """Create runners although GitHub calls their version deprecated, or the last ones ended without a job."""
     runner_binary.clear_deprecated()
-    found.clear(markers.FAILED_STARTS)
+    found.clear(*markers.FAILURES)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import known_jobs
 import times
 from engine.api import wait_until
 from engine.instance import LxdInstance
@@ -28,7 +29,7 @@ from naming import (
     Identity,
     binary_version,
 )
-from plan import may_have_job, needs_probe
+from plan import may_be_believed, may_have_job, needs_probe
 from runner import RunnerManagerClients
 from runner_view import Process, RunnerView
 from system import in_parallel
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 # How long a flush waits for the end of all pre-job scripts, in seconds.
 PRE_JOB_LIMIT = 150
+# For how many runners GitHub is asked before the end of their agents is believed. Others are not believed.
+MOST_CONFIRMED = 20
 # As the option `flavors` takes them.
 FLAVOR_NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
 
@@ -126,6 +129,31 @@ class Observer:
     def probed(self, observation: Observation) -> Observation:
         """The same runners with a health probe of those whose state GitHub's list does not settle."""
         return replace(observation, runners=_probed(observation.runners))
+
+    def confirmed(self, observation: Observation) -> Observation:
+        """The same runners, with what is known of those that report the end of their agent without a job.
+
+        The list was read before the health probe, and in between a job may have come and faked the report. So GitHub is
+        asked again for each runner that might be believed. GitHub's messages may tell of its job, too.
+        """
+        told, now = known_jobs.load(self._identity.unit), self._clock()
+        kinds = (Process.FAILED, Process.DEPRECATED)
+        ended = [item for item in observation.runners.values() if item.view.process in kinds]
+        found = [_with_job(item) if item.view.name in told else item for item in ended]
+        asked = [item for item in found if may_be_believed(item.view, now)][:MOST_CONFIRMED]
+        newest = {item.view.name: item for item in (*found, *in_parallel(self._confirmed, asked))}
+        return replace(observation, runners={**observation.runners, **newest})
+
+    def _confirmed(self, item: ObservedRunner) -> ObservedRunner:
+        try:
+            github = self._clients.github.find_runner(item.path, item.view.name)
+        except GithubClientError as error:
+            logger.warning("%s is not believed, because GitHub cannot be asked for it: %s", item.view.name, error)
+            return item
+        if github is None:
+            # As at the end of a job: GitHub had the registration a moment ago.
+            return _with_job(item)
+        return replace(item, view=replace(item.view, github=github, confirmed=github == item.view.github))
 
     def any_busy(self, runners: Iterable[ObservedRunner]) -> bool:
         """Whether a job may run in any instance, by GitHub's list or by a health probe of each running instance."""
@@ -350,6 +378,11 @@ def _probed(runners: dict[str, ObservedRunner]) -> dict[str, ObservedRunner]:
 
 def _with_process(item: ObservedRunner, process: Process) -> ObservedRunner:
     return replace(item, view=replace(item.view, process=process))
+
+
+def _with_job(item: ObservedRunner) -> ObservedRunner:
+    """A runner that has had a job: GitHub must have listed it as online for that."""
+    return replace(item, view=replace(item.view, seen_online=True))
 
 
 def _is_settled(view: RunnerView, now: float) -> bool:

@@ -175,8 +175,14 @@ def is_believed(view: RunnerView, now: float) -> bool:
     """Whether no job can have faked what an instance reports of its agent's end.
 
     A job needs a runner that is online. GitHub lists a runner as busy until it gives the job up, also if the job has
-    killed the agent. So it must list the runner as neither, and so early that it cannot have given a job up.
+    killed the agent. So it must list the runner as neither, so early that it cannot have given a job up, and still
+    after the health probe: the list was read before, and a job may have come since.
     """
+    return view.confirmed and may_be_believed(view, now)
+
+
+def may_be_believed(view: RunnerView, now: float) -> bool:
+    """Whether a runner is believed once GitHub confirms what its list says of it."""
     listed = view.github is not None and not view.is_listed_alive and not view.seen_online
     # The times of instances are rounded. One in the future is not known.
     return listed and -1 <= now - (view.prepared_at or view.created_at) < times.BELIEVED

@@ -161,7 +161,7 @@ class RunnerManager:
         is_wrong = self._hold or self._canary is not None or self._failed_starts.count or self._dropped.count
         found = None if list_age is None or is_wrong else self._without_list(wanted, list_age, now)
         if found is None:
-            observation = self.observer.observe()
+            observation = self.observer.confirmed(self.observer.observe())
             gone = self.observer.without_registration(observation.runners, now)
             # By the time of the list, which may have taken a while: what it says of a young runner counts.
             found = self._planned(wanted, replace(observation, runners=observation.runners | gone), self._clock())

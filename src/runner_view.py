@@ -22,7 +22,8 @@ class RunnerView:
     """One runner as LXD and GitHub show it in one observation. Times are UNIX seconds.
 
     ``github`` is None if GitHub does not list it, ``exists`` is False if LXD does not.
-    ``seen_online``: GitHub has listed it as online before. ``gone``: GitHub has no registration with its id.
+    ``seen_online``: GitHub has listed it as online before, or it is known to have had a job.
+    ``gone``: GitHub has no registration with its id.
     ``prepared`` says that its creation came to the end, ``prepared_at`` when (0 where that is not recorded).
     """
 
@@ -44,6 +45,8 @@ class RunnerView:
     """The runner scale set that it registered with; None without one."""
     resources: VirtualMachineResources | None = None
     """What it was created with; None where that is not known."""
+    confirmed: bool = False
+    """GitHub, asked for this runner alone after the health probe, listed it as the list does."""
     presumed: bool = False
     """GitHub's list was not read: ``process`` follows from the number of jobs that run, unless the probe was run."""
 

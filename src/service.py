@@ -243,7 +243,7 @@ class Service:
 
         Unless forced, only where new runners can be created: otherwise the unit would be left without any.
         """
-        self._markers.clear(markers.FAILED_STARTS)
+        self._markers.clear(*markers.FAILURES)
         if not force:
             self._check_creation()
         self._progress("Flushing runners")
@@ -431,7 +431,7 @@ class Service:
             hold=self.hold or creation.hold(tarball, failed, now),
             canary=runner_binary.deprecated_at(now),
             failed_starts=failed,
-            dropped=creation.recorded(self._markers, markers.DROPPED),
+            dropped=creation.dropped(self._markers, now),
             image=partial(image.published, self._lxd),
             capacity=capacity.of_runners(state),
         )

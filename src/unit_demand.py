@@ -18,7 +18,7 @@ from gh.registration import Registration
 from gh.scale_set_registration import ScaleSetRegistration
 from gh.scale_sets import ScaleSetClient
 from host import agent, kernel
-from host.markers import LISTED, SCALE_SETS, Markers
+from host.markers import LIST_DUE, LISTED, SCALE_SETS, Markers
 from models import CharmState, Scaling
 from naming import Identity
 from runner_manager import Wanted
@@ -93,16 +93,20 @@ class UnitDemand:
     def take_list_age(self, now: float) -> float | None:
         """How many seconds ago a reconcile read GitHub's list of runners; None where the next one has to read it.
 
-        It has to after five minutes, or ``reconcile-interval``, and if the agent needs a new token. The record is
-        removed until ``note_list``: a reconcile that fails or is killed is followed by one that reads the list.
+        It has to after five minutes, or ``reconcile-interval``, if the agent needs a new token, and if the agent asks
+        for it. The record is removed until ``note_list``: a reconcile that fails or is killed is followed by one that
+        reads the list.
         """
         if not self._in_demand:
             return None
         listed = self._markers.numbers(LISTED, 1)
+        is_due = self._markers.read(LIST_DUE) is not None
         with suppress(HostError):
-            self._markers.clear(LISTED)
+            # In this order: one of them stays until a reconcile has read the list. The agent may ask at any moment, and
+            # only what was read here is answered by this reconcile.
+            self._markers.clear(LISTED, *([LIST_DUE] if is_due else []))
         handed = agent_settings.load(self._identity.unit)
-        if handed is None or (handed.token_end is not None and handed.token_end - now < RENEW_BEFORE):
+        if is_due or handed is None or (handed.token_end is not None and handed.token_end - now < RENEW_BEFORE):
             return None
         age = now - listed[0] if listed else math.inf
         limit = min(times.LIST_OF_RUNNERS, self._state.reconcile_interval * times.MINUTE)

@@ -33,6 +33,8 @@ NO_POLICY = "no-policy-acknowledged"
 FAILED_STARTS = "failed-starts"
 # GitHub deleted the registrations of runners that ended without a job, and no later one came online: `COUNT LAST`.
 DROPPED = "dropped"
+# What an action or a changed option ends: the operator may have fixed the reason.
+FAILURES = (FAILED_STARTS, DROPPED)
 # What the options add to the image of the last build that has ended, or which the image was found to have: a hash.
 # Followed by the build's start in UNIX seconds, until it ends, where a change of the options has started it.
 IMAGE = "image"
@@ -40,6 +42,8 @@ IMAGE = "image"
 SCALE_SETS = "scale-sets"
 # When a reconcile in demand mode last read GitHub's list of runners, in UNIX seconds; not while one is at work.
 LISTED = "listed"
+# The agent asks for a reconcile in demand mode that reads GitHub's list of runners.
+LIST_DUE = "list-due"
 # A time without any reconcile: `FROM TO` in UNIX seconds.
 UNATTENDED = "unattended"
 

@@ -22,7 +22,7 @@ from engine import events
 from engine.client import LxdClient
 from errors import GithubRunnerError, HostError
 from host import systemd, triggers
-from host.markers import LISTED, Markers
+from host.markers import LIST_DUE, Markers
 from programs import exposition, new_runners
 from programs.sessions import Sessions
 
@@ -138,7 +138,8 @@ def watch(unit: str, managed: Callable[[str], bool], starter: Starter) -> None:
 def probe_new(unit: str, managed: Callable[[str], bool], starter: Starter, stop: threading.Event) -> None:
     """Ask for a reconcile, until ``stop``, for new runners whose agent has ended without a job.
 
-    Only one that reads GitHub's list of runners judges them. In demand mode it does so for lack of the marker.
+    Only one that reads GitHub's list of runners judges them. In demand mode it does so because of the marker, which a
+    reconcile that runs already leaves to the next one.
     """
     lxd = LxdClient()
     while not stop.wait(new_runners.EVERY):
@@ -150,7 +151,7 @@ def probe_new(unit: str, managed: Callable[[str], bool], starter: Starter, stop:
         if names:
             logger.info("Ended without a job: %s", ", ".join(names))
             with suppress(HostError):
-                Markers(unit).clear(LISTED)
+                Markers(unit).note(LIST_DUE)
             starter.ask()
 
 

@@ -15,7 +15,7 @@ import times
 from errors import CommandError, LxdError
 from host import agent as service
 from host import systemd, triggers
-from host.markers import LISTED, Markers
+from host.markers import LIST_DUE, Markers
 from naming import ONLINE_KEY, PREPARED_KEY
 from programs import agent, new_runners
 from tests.support.fakes import TEMPLATES, FakeInstance, FakeLxd
@@ -176,13 +176,11 @@ def test_a_new_runner_that_has_ended_asks_for_a_reconcile(
         return not rounds
 
     monkeypatch.setattr(new_runners, "ended", ended)
-    found = Markers(UNIT)
-    found.note(LISTED, "1")
-    starter: Any = SimpleNamespace(ask=lambda: asked.append((len(rounds), found.read(LISTED))))
+    starter: Any = SimpleNamespace(ask=lambda: asked.append((len(rounds), Markers(UNIT).read(LIST_DUE))))
     stop: Any = SimpleNamespace(wait=wait)
 
     with caplog.at_level(logging.ERROR):
         agent.probe_new(UNIT, bool, starter, stop)
 
-    assert (asked, waits) == ([(2, None)], [new_runners.EVERY] * 6)
+    assert (asked, waits) == ([(2, "\n")], [new_runners.EVERY] * 6)
     assert len(caplog.messages) == 2

@@ -990,11 +990,23 @@ def test_a_row_of_dropped_runners_is_recorded(context: Any, world: Surroundings)
     """Each hook is a process of its own. What a later runner has disproved is removed."""
     options = {"virtual-machines": 1}
     tick(context, **options)
-    noted(markers.DROPPED, "7 5")
+    noted(markers.DROPPED, f"7 {int(time.time()) - 60}")
 
     assert "7 times" not in tick(context, **options).message
 
     assert markers.Markers(UNIT).read(markers.DROPPED) is None
+
+
+@pytest.mark.parametrize(("age", "told"), [(3600, True), (25 * 3600, False), (-25 * 3600, False)])
+def test_dropped_runners_of_several_days_are_no_row(context: Any, world: Surroundings, age: int, told: bool) -> None:
+    """A row ends a day after its last runner, also if no later one has been online."""
+    world.lxd.registered = lambda instance: world.github.register(instance.name, online=False)
+    noted(markers.SET_UP)
+    noted(markers.DROPPED, f"7 {int(time.time()) - age}")
+
+    assert ("7 times" in tick(context).message) is told
+
+    assert (markers.Markers(UNIT).read(markers.DROPPED) is not None) is told
 
 
 @pytest.mark.parametrize("action", ["reconcile-runners", "update-dependencies"])
@@ -1051,14 +1063,17 @@ def test_runners_that_end_without_a_job_back_off(context: Any, world: Surroundin
 
 @pytest.mark.parametrize("attempt", ["reconcile-runners", "update-dependencies", "flush-runners", "config_changed"])
 def test_operator_ends_the_back_off(context: Any, world: Surroundings, attempt: str) -> None:
-    """An action and a changed option try to create runners at once."""
+    """An action and a changed option try to create runners at once, and begin both counts anew."""
+    world.lxd.registered = lambda instance: world.github.register(instance.name, online=False)
     noted(markers.SET_UP)
     noted(markers.FAILED_STARTS, f"12 {int(time.time())} {DELETED}")
+    noted(markers.DROPPED, f"7 {int(time.time())}")
     assert (tick(context).name, world.lxd.found) == ("waiting", {})
 
     context.run(context.on.config_changed() if attempt == "config_changed" else context.on.action(attempt), state())
 
     assert len(world.lxd.found) == 2
+    assert [markers.Markers(UNIT).read(name) for name in markers.FAILURES] == [None, None]
 
 
 @pytest.mark.parametrize(

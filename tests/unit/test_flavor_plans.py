@@ -169,7 +169,7 @@ def test_a_version_is_tried_with_one_runner_of_the_unit() -> None:
 @pytest.mark.parametrize("process", [Process.FAILED, Process.DEPRECATED])
 def test_a_failed_start_stops_all_flavours(process: Process) -> None:
     """The reason may hold for each of them; the next attempt is the unit's."""
-    ended = view("a", "large", github=OFFLINE, process=process, created_at=NOW - 60)
+    ended = view("a", "large", github=OFFLINE, process=process, created_at=NOW - 60, confirmed=True)
     outdated = view("b", "small", fingerprint="yesterday")
     found = plans([wanted("small", 2), wanted("large", 1)], ended, outdated)
 

@@ -633,7 +633,7 @@ LISTED = GithubRunner(7, "r", online=False, busy=False)
 
 
 # So that a job that it has had is not given up yet.
-YOUNG = {"created_at": NOW - 10 * MINUTE, "prepared_at": NOW - 8 * MINUTE + 1}
+YOUNG = {"created_at": NOW - 10 * MINUTE, "prepared_at": NOW - 8 * MINUTE + 1, "confirmed": True}
 
 
 @pytest.mark.parametrize(
@@ -646,6 +646,7 @@ YOUNG = {"created_at": NOW - 10 * MINUTE, "prepared_at": NOW - 8 * MINUTE + 1}
         pytest.param({"prepared_at": 0.0, "created_at": NOW - MINUTE}, True, id="its creation was killed a minute ago"),
         pytest.param({"github": None}, False, id="not listed: it may have had its job"),
         pytest.param({"github": replace(LISTED, busy=True)}, False, id="busy: its job may have written it"),
+        pytest.param({"confirmed": False}, False, id="by the list only: its job may have come since"),
         pytest.param({"fingerprint": "old"}, False, id="an older application"),
         pytest.param({"fingerprint": "yesterday"}, False, id="another application"),
         pytest.param({"fingerprint": READ}, True, id="today's application, as LXD has it"),

@@ -18,6 +18,7 @@ import pytest
 import known_jobs
 import metrics.events
 import metrics.storage
+import observe
 import provision
 import runner
 import runner_manager
@@ -1325,6 +1326,78 @@ def test_job_cannot_make_its_runner_a_failed_creation(world: World, tmp_path: Pa
     assert not manager.findings.deprecated
     assert (list(world.lxd.found), manager.report.removed) == (list(manager.report.created), [ended])
     assert (tmp_path / "logs" / ended / "_diag" / "Runner_1.log").read_text() == "why"
+
+
+@pytest.mark.parametrize("process", [12, 13])
+@pytest.mark.parametrize(
+    "now", ["online", "busy", "deleted", "no answer"], ids=lambda now: f"after the health probe: {now}"
+)
+def test_a_job_that_began_after_the_list_cannot_speak_for_its_runner(world: World, process: int, now: str) -> None:
+    """It killed the agent and wrote the mark before the health probe, while the list had the runner as offline.
+
+    GitHub is asked again. Only without its answer something is reported, and none of the job's words.
+    """
+    name = world.add("aa", online=False, process=process, prepared=f"{NOW - 60}")
+    world.lxd.found[name].files["last words"] = b"words of a job\n"
+
+    def probed(_: str) -> bool:
+        listed = world.github.runners.pop(name, None)
+        if listed and now != "deleted":
+            world.github.runners[name] = replace(listed, online=now == "online", busy=now in ("online", "busy"))
+        return False
+
+    world.lxd.faults["execute"] = probed
+    if now == "no answer":
+        world.github.down.add("find")
+
+    manager = world.reconcile(1)
+
+    assert manager.report.failed_starts == FailedStarts()
+    assert manager.findings.dropped == FailedStarts()
+    assert not manager.findings.deprecated
+    assert manager.report.hold == ""
+    expected = [f"{name}: ended without a job, see its logs"] if now == "no answer" else []
+    assert manager.report.failures == expected
+    assert (name in world.lxd.found) is (now == "online")
+    assert len(world.lxd.found) == 1
+
+
+def test_a_job_that_messages_told_of_ends_its_runner_quietly(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In demand mode a short job is known, and what it reports of its runner is neither believed nor counted."""
+    names = [
+        world.add(suffix, online=False, process=13, prepared=f"{NOW - 60}", runner_id=runner_id)
+        for suffix, runner_id in (("aa", "1"), ("bb", "2"))
+    ]
+    del world.github.runners[names[1]]
+    world.github.gone.add(2)
+    monkeypatch.setattr(known_jobs, "load", lambda unit: dict.fromkeys(names, KnownJob("a")))
+    monkeypatch.setattr(times, "SETTLED", 30)
+
+    manager = world.reconcile(2)
+
+    assert (manager.report.failures, manager.report.hold) == ([], "")
+    assert (manager.findings.failed_starts, manager.findings.dropped) == (FailedStarts(), FailedStarts())
+    assert sorted(manager.report.removed) == names
+
+
+def test_as_many_runners_are_believed_as_github_is_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a request."""
+    monkeypatch.setattr(observe, "MOST_CONFIRMED", 2)
+    asked: list[str] = []
+    find = world.github.find_runner
+
+    def counted(path: GithubPath, name: str) -> GithubRunner | None:
+        asked.append(name)
+        return find(path, name)
+
+    monkeypatch.setattr(world.github, "find_runner", counted)
+    names = [world.add(suffix, online=False, process=13, prepared=f"{NOW - 60}") for suffix in ("aa", "bb", "cc")]
+
+    manager = world.reconcile(3)
+
+    assert sorted(asked) == names[:2]
+    assert manager.report.failures[0] == f"{names[2]}: ended without a job, see its logs"
+    assert manager.findings.failed_starts == FailedStarts(1, NOW, "it printed nothing")
 
 
 def test_a_runner_is_judged_by_its_age_when_the_list_comes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from demand import PATIENCE, Demand
 from errors import HostError, TemporaryGithubError, TokenError
 from gh.scale_set_registration import ScaleSetRegistration
 from host import agent, kernel, markers
-from host.markers import LISTED, SCALE_SETS, Markers
+from host.markers import LIST_DUE, LISTED, SCALE_SETS, Markers
 from models import CharmState, GithubOrg, GithubPath, GithubRepo, Scaling
 from programs import sessions
 from tests.support.fakes import IDENTITY, state
@@ -294,6 +294,61 @@ def test_a_reconcile_that_did_not_end_is_followed_by_one_that_reads_the_list(wor
     world.unit().note_list(NOW)
 
     assert age_of_list(world) == 60
+    assert age_of_list(world) is None
+
+
+def test_the_agent_may_ask_for_the_list_while_a_reconcile_runs(world: World) -> None:
+    """The next reconcile reads it, whatever the running one records, and one more if that one fails."""
+    world.unit().hand_over({})
+    world.unit().note_list(NOW)
+    assert age_of_list(world) == 60
+
+    Markers(UNIT).note(LIST_DUE)
+    world.unit().note_list(NOW)
+
+    assert age_of_list(world) is None
+    assert age_of_list(world) is None
+    world.unit().note_list(NOW)
+    assert age_of_list(world) == 60
+
+
+def test_what_the_agent_asks_in_the_moment_of_a_reconcile_is_not_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reconcile that did not see the marker leaves it to the next one."""
+    world.unit().hand_over({})
+    world.unit().note_list(NOW)
+    clear = Markers.clear
+
+    def clear_late(self: Markers, *names: str) -> None:
+        self.note(LIST_DUE)
+        clear(self, *names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Markers, "clear", clear_late)
+        assert age_of_list(world) == 60
+    world.unit().note_list(NOW)
+
+    assert age_of_list(world) is None
+
+
+def test_a_record_that_stays_keeps_what_the_agent_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the list's time cannot be removed, the marker stays too: this reconcile may fail."""
+    world.unit().hand_over({})
+    world.unit().note_list(NOW)
+    Markers(UNIT).note(LIST_DUE)
+
+    unlink = Path.unlink
+
+    def refuse(path: Path, **options: Any) -> None:
+        if path.name == LISTED:
+            raise OSError("read-only")
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        assert age_of_list(world) is None
+
     assert age_of_list(world) is None
 
 
