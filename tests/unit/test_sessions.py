@@ -113,6 +113,17 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made.sessions.disconnect()
 
 
+@pytest.fixture
+def refreshed(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A world whose ``sessions.refresh`` asks GitHub for nothing but missed jobs, and for those each time."""
+    monkeypatch.setattr(agent_settings, "load", lambda _: SETTINGS)
+    monkeypatch.setattr(module.FlavorSession, "run", lambda _: None)
+    monkeypatch.setattr(world.sessions, "_sweep", lambda _: None)
+    monkeypatch.setattr(world.sessions._queued, "is_due", lambda: True)
+    monkeypatch.setattr(world.sessions, "find_missed", lambda *_: None)
+    return world
+
+
 def offers(*requests: int) -> tuple[Job, ...]:
     return tuple(Job("JobAvailable", str(request), request) for request in requests)
 
@@ -257,7 +268,7 @@ def test_a_set_that_cannot_be_moved_is_made_again(world: World, error: Exception
     assert deleted == [7]
 
 
-def test_jobs_that_wait_long_start_a_reconcile(world: World) -> None:
+def test_jobs_that_wait_long_start_a_reconcile(refreshed: World) -> None:
     """Once, and again after a change: a runner that was taken for ready with a new list may be unable to take them."""
     waiting = Job("JobAssigned", "a", queued=NOW - 3600, assigned=NOW)
     steps: list[tuple[Message | None, float, int]] = [
@@ -273,11 +284,11 @@ def test_jobs_that_wait_long_start_a_reconcile(world: World) -> None:
     ]
     wakes = None
     for message, seconds, expected in steps:
-        world.now += seconds
-        world.poll(message)
-        wakes = world.wakes if wakes is None else wakes
-        world.sessions._note_waiting({"small"})
-        assert world.wakes - wakes == expected, (message, seconds)
+        refreshed.now += seconds
+        refreshed.poll(message)
+        wakes = refreshed.wakes if wakes is None else wakes
+        refreshed.sessions.refresh()
+        assert refreshed.wakes - wakes == expected, (message, seconds)
 
 
 def test_a_job_is_stuck_after_the_list_could_tell() -> None:
@@ -285,7 +296,7 @@ def test_a_job_is_stuck_after_the_list_could_tell() -> None:
     assert READY < STUCK < ASSIGNMENT_LIFE / 4
 
 
-def test_missed_jobs_are_asked_for_one_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missed_jobs_are_asked_for_one_at_a_time(refreshed: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """While GitHub has not answered no other thread asks; afterwards one does again."""
     asked, answer = threading.Semaphore(0), threading.Semaphore(0)
     begun: list[object] = []
@@ -295,21 +306,17 @@ def test_missed_jobs_are_asked_for_one_at_a_time(world: World, monkeypatch: pyte
         asked.release()
         answer.acquire(timeout=10)
 
-    monkeypatch.setattr(agent_settings, "load", lambda _: SETTINGS)
-    monkeypatch.setattr(module.FlavorSession, "run", lambda _: None)
-    monkeypatch.setattr(world.sessions, "_sweep", lambda _: None)
-    monkeypatch.setattr(world.sessions._queued, "is_due", lambda: True)
-    monkeypatch.setattr(world.sessions, "find_missed", find)
+    monkeypatch.setattr(refreshed.sessions, "find_missed", find)
     for _ in range(3):
-        world.sessions.refresh()
+        refreshed.sessions.refresh()
     assert asked.acquire(timeout=10)
-    first = world.sessions._finding
+    first = refreshed.sessions._finding
     assert first is not None
     assert len(begun) == 1
 
     answer.release(2)
     first.join(10)
-    world.sessions.refresh()
+    refreshed.sessions.refresh()
 
     assert asked.acquire(timeout=10)
     assert len(begun) == 2
