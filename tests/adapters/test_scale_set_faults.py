@@ -1,6 +1,7 @@
 """The service of runner scale sets misbehaves: each request of its client with each fault, and the agent meanwhile.
 
-All cases share one stand-in for GitHub. Each has an organisation of its own, and names it in all its requests.
+All cases of requests share one stand-in for GitHub, those of the agent another one. Each has an organisation of its
+own, and names it in all its requests.
 """
 
 import itertools
@@ -10,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -269,11 +271,16 @@ class Outcome:
         return next(k for k in type(self.result).__mro__ if k in own or k.__module__ in (errors.__name__, "builtins"))
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[github.GitHub]:
+def serve() -> AbstractContextManager[github.GitHub]:
     """An Enterprise Server, where jobs must be acquired. A session ends soon after its last request."""
     settings = Settings(hold=0.4, assign_after=0.0, linger=0.0, session_life=1.0, points_a_minute=10**6)
-    with github.serve(tokens=[TOKEN], settings=settings) as served:
+    return github.serve(tokens=[TOKEN], settings=settings)
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[github.GitHub]:
+    """The server of all cases."""
+    with serve() as served:
         yield served
 
 
@@ -535,9 +542,15 @@ class Agent:
         wait_for(condition, f"{self.fault} of {self.name}: {what}", timeout=30)
 
 
+@pytest.fixture
+def empty_hub() -> Iterator[github.GitHub]:
+    """A server without the hundreds of sets of the cases, which make each of its answers slow."""
+    with serve() as served:
+        yield served
+
+
 def test_agent_goes_on_after_each_fault(
-    hub: github.GitHub,
-    control: GitHubControl,
+    empty_hub: github.GitHub,
     patched: pytest.MonkeyPatch,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -550,8 +563,10 @@ def test_agent_goes_on_after_each_fault(
     for logger in ("gh", "programs"):
         caplog.set_level(logging.INFO, logger)
 
+    control = GitHubControl(empty_hub.url)
+
     def attempt(number: int) -> tuple[Demand, str]:
-        agent = Agent(number, AGENT_CASES[number], hub, control)
+        agent = Agent(number, AGENT_CASES[number], empty_hub, control)
         return agent.live(), agent.problem
 
     with ThreadPoolExecutor(AGENTS) as pool:
