@@ -106,8 +106,9 @@ class Collector:
             metrics.flavor_name = metrics.flavor_name or DEFAULT_FLAVOR
             job = jobs.look_up(metrics)
             issued = issue_events(metrics, self._identity.app_name, job)
-            self._observe_job(metrics, job, issued)
-            if _has_crashed(jobs.known(metrics), issued):
+            known = jobs.known(metrics)
+            self._observe_job(metrics, job, known.duration, issued)
+            if _has_crashed(known, issued):
                 crashed[metrics.flavor_name] += 1
             if RunnerStart in issued and (RunnerStop in issued or metrics.post_job is None):
                 continue
@@ -119,15 +120,19 @@ class Collector:
         return crashed
 
     def _observe_job(
-        self, metrics: RunnerMetrics, job: GithubJobMetrics | None, issued: AbstractSet[type[Event]]
+        self,
+        metrics: RunnerMetrics,
+        job: GithubJobMetrics | None,
+        duration: float | None,
+        issued: AbstractSet[type[Event]],
     ) -> None:
-        """Record the durations of the events that were issued."""
+        """Record the durations of the events that were issued; ``duration`` is GitHub's of the job, in seconds."""
         found = []
         flavor = metrics.flavor_name or DEFAULT_FLAVOR
         if job is not None and RunnerStart in issued:
             found.append(Observation("queue", flavor, max(0.0, job.queue_duration)))
         if metrics.post_job is not None and RunnerStop in issued:
-            taken = metrics.post_job.timestamp - metrics.pre_job.timestamp
+            taken = metrics.post_job.timestamp - metrics.pre_job.timestamp if duration is None else duration
             found.append(Observation("job", flavor, max(0.0, taken)))
         telemetry.observe(self._identity.unit, *found)
 

@@ -6,7 +6,7 @@ GitHub has no request for the queued jobs of an organisation.
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gh.queued_jobs import QueuedJob
@@ -18,27 +18,38 @@ logger = logging.getLogger(__name__)
 # without a runner to another set after 5 minutes.
 EVERY, GRACE = 300.0, 300.0
 MOST_TOLD = 5000
+# Seconds by which GitHub's clock and the machine's may differ.
+SKEW = 60.0
 
 
 @dataclass
 class Told:
     """The jobs that messages of one flavour's set told of, and how many only the statistics count."""
 
-    jobs: dict[tuple[int, str], None] = field(default_factory=dict)
-    """By workflow run and name, the last MOST_TOLD of them."""
+    jobs: dict[tuple[int, str], float] = field(default_factory=dict)
+    """By workflow run and name, the last MOST_TOLD of them: when the last message came, in UNIX seconds."""
     unnamed: int = 0
     """Waiting jobs in the statistics that no message of this session told of: those of an earlier session."""
 
-    def note(self, job: Job) -> None:
+    def note(self, job: Job, now: float) -> None:
         """Take a message's entry into account."""
         self.jobs.pop((job.run, job.name), None)
-        self.jobs[job.run, job.name] = None
+        self.jobs[job.run, job.name] = now
         while len(self.jobs) > MOST_TOLD:
             del self.jobs[next(iter(self.jobs))]
 
     def count(self, statistics: Statistics, named: int) -> None:
         """Take statistics into account; ``named`` jobs that wait are known from messages."""
         self.unnamed = max(0, statistics.assigned - statistics.running - named)
+
+
+def merged(found: Iterable[Told]) -> dict[tuple[int, str], float]:
+    """What the messages of several sets told of; the sessions may go on meanwhile."""
+    times: dict[tuple[int, str], float] = {}
+    for told in found:
+        for key, when in tuple(told.jobs.items()):
+            times[key] = max(when, times.get(key, when))
+    return times
 
 
 @dataclass(frozen=True)
@@ -51,12 +62,16 @@ class Target:
 
 
 def missed(
-    queued: Sequence[QueuedJob], targets: Sequence[Target], told: set[tuple[int, str]], now: float
+    queued: Sequence[QueuedJob], targets: Sequence[Target], told: Mapping[tuple[int, str], float], now: float
 ) -> dict[str, int]:
-    """How many queued jobs reached no set, by flavour. A job counts for the first flavour whose set has its labels."""
+    """How many queued jobs reached no set, by flavour. A job counts for the first flavour whose set has its labels.
+
+    ``told`` is when a message told of a job of this run and name, in UNIX seconds. A job that is run again keeps both:
+    what was told well before it was created was told of the former one.
+    """
     found: Counter[str] = Counter()
     for job in queued:
-        if now - job.created < GRACE or (job.run, job.name) in told:
+        if now - job.created < GRACE or told.get((job.run, job.name), 0.0) >= job.created - SKEW:
             continue
         wanted = {label.lower() for label in job.labels}
         found.update([target.flavor for target in targets if wanted <= target.labels][:1])

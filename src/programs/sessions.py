@@ -253,20 +253,22 @@ class Sessions:
     def find_missed(self, found: AgentSettings, path: GithubRepo) -> None:
         """Publish how many queued jobs of the repository reached no set; none where that cannot be seen."""
         now, sessions = self.clock(), dict(self._threads)
-        open_ = [each for each in found.flavors if self.known(each.name).is_known(now) and each.name in sessions]
+        known = [each for each in found.flavors if each.maximum and self.known(each.name).is_known(now)]
+        open_ = [each for each in known if each.name in sessions]
         targets = [Target(each.name, self._labels(found, each), sessions[each.name].told.unnamed) for each in open_]
         missed: dict[str, int] = {}
         try:
             with closing(self._rest(found)) as rest:
                 queued = rest.queued_jobs(path)
             # After the answer: a message may have come meanwhile.
-            told = {job for session in sessions.values() for job in tuple(session.told.jobs)}
+            told = missed_jobs.merged(session.told for session in sessions.values())
             missed = missed_jobs.missed(queued, targets, told, now)
         except GithubClientError as error:
             logger.info("Queued jobs are not compared with those of the scale sets: %s", error)
         for flavor in found.flavors:
             # GitHub keeps back what is beyond the announced capacity. Such jobs wait for a runner of any unit.
-            room = max(0, flavor.capacity - self.known(flavor.name).assigned)
+            capacity = 1 if flavor.name in sessions and sessions[flavor.name].is_late else flavor.capacity
+            room = max(0, capacity - self.known(flavor.name).assigned)
             number = min(room, missed.get(flavor.name, 0))
             if number:
                 logger.warning("%s: %s queued jobs did not reach the scale set", flavor.name, number)
@@ -430,6 +432,11 @@ class FlavorSession:
         self._pause, self._conflict = 0.0, None
         return 0.0
 
+    @property
+    def is_late(self) -> bool:
+        """Whether jobs have got no runners for so long that GitHub is told of a capacity of 1."""
+        return self._jobs.is_late
+
     def _announced(self, flavor: AgentFlavor) -> AgentFlavor:
         """The flavour with the capacity that GitHub is told: 1 while jobs get no runners, so that other units get them.
 
@@ -456,7 +463,7 @@ class FlavorSession:
     def _open(self, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> None:
         found = self._set(settings, flavor, client)
         listener = client.open_session(found.number, settings.identity.unit)
-        self._listener, self._jobs = listener, Assigned()
+        self._listener, self._jobs = listener, Assigned(is_late=self._jobs.is_late)
         self._statistics, self._offered.taken = listener.session.statistics, 0
         wanted = {label.lower() for label in flavor.labels} | {found.name.lower()}
         dropped = tuple(sorted(wanted - {label.lower() for label in found.labels}))
@@ -516,7 +523,7 @@ class FlavorSession:
             for job in message.jobs:
                 self._jobs.note(job, now)
                 self._offered.note(job)
-                self.told.note(job)
+                self.told.note(job, now)
             durations = self._all.jobs.note(message.jobs, settings.identity.owns, flavor.name, now)
             if settings.measures_jobs and durations:
                 telemetry.observe(self._all.unit, *durations)

@@ -8,7 +8,7 @@ from errors import GithubApiError
 from gh import queued_jobs
 from gh.queued_jobs import MOST_RUNS, QueuedJob
 from gh.scale_set_answers import Job, Statistics
-from programs.missed_jobs import GRACE, MOST_TOLD, Target, Told, missed
+from programs.missed_jobs import GRACE, MOST_TOLD, Target, Told, merged, missed
 
 NOW = 1_800_000_000.0
 SMALL = Target("small", frozenset({"app-small", "self-hosted", "app"}), 0)
@@ -28,17 +28,20 @@ def job(run: int = 1, name: str = "build", labels: tuple[str, ...] = ("app",), a
         pytest.param([job(labels=("app", "gpu"))], 0, id="a label that the set lacks"),
         pytest.param([job(age=GRACE - 1)], 0, id="a message may still come"),
         pytest.param([job(run=7, name="told")], 0, id="a message told of it"),
+        pytest.param([job(run=7, name="again")], 1, id="a message told of the job of which it is another run"),
         pytest.param([job(run=7, name="other"), job(run=8, name="told")], 2, id="run and name together"),
     ],
 )
 def test_which_jobs_are_missed(found: list[QueuedJob], expected: int) -> None:
     """Jobs that have waited, whose labels the set has, and of which no message told."""
-    assert missed(found, [SMALL], {(7, "told")}, NOW) == {"small": expected}
+    told = {(7, "told"): NOW - GRACE, (7, "again"): NOW - GRACE - 120}
+
+    assert missed(found, [SMALL], told, NOW) == {"small": expected}
 
 
 def test_a_job_counts_once() -> None:
     """For the first flavour whose set has its labels."""
-    assert missed([job(), job(labels=("app-large",))], [SMALL, LARGE], set(), NOW) == {"small": 1, "large": 1}
+    assert missed([job(), job(labels=("app-large",))], [SMALL, LARGE], {}, NOW) == {"small": 1, "large": 1}
 
 
 def test_jobs_that_the_statistics_have_are_not_missed() -> None:
@@ -47,14 +50,14 @@ def test_jobs_that_the_statistics_have_are_not_missed() -> None:
     told.count(Statistics(assigned=4, running=1), named=1)
     target = Target("small", SMALL.labels, told.unnamed)
 
-    assert missed([job(run=number) for number in range(3)], [target], set(), NOW) == {"small": 1}
+    assert missed([job(run=number) for number in range(3)], [target], {}, NOW) == {"small": 1}
 
 
 def test_the_last_jobs_are_remembered() -> None:
     """A process that runs for weeks keeps so many only."""
     told = Told()
     for number in range(MOST_TOLD + 1):
-        told.note(Job("JobAssigned", "a", run=number, name="build"))
+        told.note(Job("JobAssigned", "a", run=number, name="build"), NOW)
 
     assert len(told.jobs) == MOST_TOLD
     assert (0, "build") not in told.jobs
@@ -99,3 +102,12 @@ def test_a_damaged_answer_is_an_error(page: Any) -> None:
     """And no number of missed jobs."""
     with pytest.raises(GithubApiError):
         list(queued_jobs.jobs(page))
+
+
+def test_the_last_message_of_any_set_counts() -> None:
+    """A job that was run again may have been told of in another one."""
+    first, second = Told(), Told()
+    first.note(Job("JobAssigned", "a", run=1, name="build"), NOW)
+    second.note(Job("JobCompleted", "a", run=1, name="build"), NOW - 60)
+
+    assert merged([first, second]) == merged([second, first]) == {(1, "build"): NOW}

@@ -23,6 +23,7 @@ import provision
 import runner
 import runner_manager
 import shared_fs
+import telemetry
 import times
 from engine import console
 from engine.instance import Execution
@@ -706,6 +707,20 @@ def test_what_messages_told_of_a_job_counts(
     start, stop = events(tmp_path)[:2]
     assert (start["queue_duration"], stop["job_conclusion"]) == expected
     assert bool(asked) is by_rest
+
+
+def test_the_duration_of_a_job_is_that_of_messages(world: World) -> None:
+    """A job can write into its metrics what it likes; where messages told of it, they count for Prometheus."""
+    world.state = state(issue_metrics=True)
+    name = f"{IDENTITY.prefix}aa"
+    job_storage(world, name)
+    whole = KnownJob("a", noted=NOW, **QUEUED, finished=141.0, result="succeeded")
+    known_jobs.save(IDENTITY.unit, {name: whole})
+
+    world.reconcile(0)
+
+    found = {each.name: each.value for each in telemetry.take(IDENTITY.unit)}
+    assert (found["queue"], found["job"]) == (11, 30)
 
 
 def test_a_job_that_rest_does_not_tell_of_has_what_messages_told(world: World, tmp_path: Path) -> None:

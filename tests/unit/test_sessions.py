@@ -18,6 +18,7 @@ from agent_settings import AgentFlavor, AgentSettings
 from demand import Demand
 from errors import TemporaryGithubError, TokenError
 from gh.errors import NotVisibleError
+from gh.queued_jobs import QueuedJob
 from gh.scale_set_answers import Job, Message, ScaleSet, Statistics
 from gh.scale_sets import ScaleSetError, SessionEndedError
 from models import GithubOrg, GithubRepo
@@ -320,6 +321,26 @@ def test_missed_jobs_are_asked_for_one_at_a_time(refreshed: World, monkeypatch: 
 
     assert asked.acquire(timeout=10)
     assert len(begun) == 2
+
+
+@pytest.mark.parametrize(("late", "maximum", "missed"), [(False, 5, 2), (True, 5, 1), (False, 0, 0)])
+def test_no_more_jobs_are_missed_than_are_announced(
+    world: World, monkeypatch: pytest.MonkeyPatch, late: bool, maximum: int, missed: int
+) -> None:
+    """GitHub keeps back the others. A new session announces as little as the last one; with maximum 0, none is open."""
+    flavor = replace(SMALL, maximum=maximum)
+    waiting = [QueuedJob(number, "build", ("app",), NOW - 600) for number in range(3)]
+    rest = SimpleNamespace(queued_jobs=lambda _: waiting, close=lambda: None)
+    monkeypatch.setattr(world.sessions, "_rest", lambda _: rest)
+    monkeypatch.setattr(world.session, "_set", lambda *_: ScaleSet(7, "name", 1, ("name", "app")))
+    world.sessions._threads["small"] = world.session
+    client: Any = SimpleNamespace(open_session=lambda *_: world.queue)
+    world.session._jobs.is_late = late
+    world.session._open(SETTINGS, SMALL, client)
+
+    world.sessions.find_missed(replace(SETTINGS, flavors=(flavor,)), GithubRepo("org", "repo"))
+
+    assert (world.session.is_late, world.sessions.known("small").missed) == (late, missed)
 
 
 def test_numbers_of_another_place_are_forgotten(world: World) -> None:
