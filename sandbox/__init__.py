@@ -1,1 +1,1 @@
-"""Stand-ins for what surrounds the charm: an LXD set-up, a Juju machine, GitHub and its runner application."""
+"""Stand-ins for what surrounds the charm: an LXD set-up, a Juju machine, GitHub and its runner agent."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from sandbox.shell import say
 
-# Between two looks at the jobs, in seconds.
+# Between two readings of the jobs, in seconds.
 INTERVAL = 0.5
 
 

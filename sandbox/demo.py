@@ -189,9 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runners", type=int, default=2, help="how many runners the unit keeps (default: 2)")
     options = parser.parse_args(arguments)
     say("github-runner: self-hosted GitHub Actions runners, each job in a machine of its own.")
-    say(
-        "Everything here is real (LXD, systemd, the charm's own processes) but GitHub, Juju and the runner application."
-    )
+    say("Everything here is real (LXD, systemd, the charm's own processes) but GitHub, Juju and the runner agent.")
     Demo(options.runners).tell()
 
 

@@ -119,7 +119,7 @@ class Session:
         return True
 
     def stop_github(self) -> None:
-        """Stop it, if it runs, and forget it."""
+        """Stop it, if it runs, and delete the record of it."""
         known = self.github
         if known and _runs(known["pid"]):
             os.kill(known["pid"], signal.SIGTERM)

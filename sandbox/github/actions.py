@@ -1,6 +1,6 @@
 """The service with which runners register, wait for jobs and report them.
 
-GitHub's own protocol for this is not published; this one is between our server and our runner application alone.
+GitHub's own protocol for this is not published; this one is between our server and our runner agent alone.
 Only the first request of a registration has GitHub's real address and form.
 """
 
@@ -23,7 +23,7 @@ routes = Routes()
 
 
 def respond(state: State, request: Request) -> Answer:
-    """Answer a request of the runner application, or of the client of a scale set."""
+    """Answer a request of the runner agent, or of the client of a scale set."""
     reply = broker.respond(state, request)
     if reply is not None:
         return reply
@@ -76,7 +76,7 @@ def _add_runner(state: State, request: Request) -> Answer:
     if existing:  # it keeps its number, and loses its session and job
         if existing.job is not None:
             state.complete_job(state.jobs[existing.job], "failure", linger=False)
-        state.forget_runner(existing)
+        state.drop_runner(existing)
         state.runners.pop(runner.id)
         runner.id = existing.id
         state.runners[runner.id] = runner
@@ -92,7 +92,7 @@ def _remove_runner(state: State, request: Request, number: str) -> Answer:
 
 def _authenticated(state: State, request: Request, number: str) -> Runner:
     """The runner that asks; one that was deregistered has no credentials any more."""
-    runner = state.runners.get(int(number)) or state.ghosts.get(int(number))
+    runner = state.runners.get(int(number)) or state.deregistered.get(int(number))
     secret = request.credential("bearer") or ""
     gone = runner is None or runner.lost or runner.removed_at is not None
     if runner is None or gone or not secrets.compare_digest(runner.secret, secret):
@@ -139,7 +139,7 @@ def _message(state: State, request: Request, number: str, session: str) -> Answe
         runner = _authenticated(state, request, number)
         _check_session(runner, session)
         _check_version(state, runner.version)
-        if runner.id in state.ghosts:
+        if runner.id in state.deregistered:
             pass  # it waits for ever for jobs that never come
         elif runner.job is None and had_job is None:
             found = _for_idle(state, request, runner)
@@ -226,7 +226,7 @@ def _acquire(state: State, request: Request, number: str) -> Answer:
     job = _running_job(state, request, number)
     if job.acquire_status is not None:
         runner = state.runners.pop(job.runner_id or 0)
-        state.ghosts[runner.id] = runner
+        state.deregistered[runner.id] = runner
         runner.job = None
         state.complete_job(job, "cancelled")
         raise RefusedError(job.acquire_status, "The job cannot be acquired.", code="no_job")

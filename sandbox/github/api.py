@@ -337,7 +337,7 @@ FILENAME = r"actions-runner-linux-(?P<architecture>x64|arm64)-(?P<version>[0-9.]
 
 
 def download(state: State, request: Request) -> Answer:
-    """The runner application: like GitHub's releases, the address leads on to a store of files."""
+    """The runner agent: like GitHub's releases, the address leads on to a store of files."""
     found = re.fullmatch(rf"/actions/runner/releases/download/v[0-9.]+/{FILENAME}", request.path)
     stored = re.fullmatch(rf"/release-assets/{FILENAME}", request.path)
     match = found or stored

@@ -333,5 +333,5 @@ def _delete_agent(state: State, request: Request, number: str) -> Answer:
     if known is not None and known.busy:
         raise ServiceRefusedError(400, "JobStillRunningException", f"The job of {known.name} is still running.")
     if known is not None:
-        state.forget_runner(known)
+        state.drop_runner(known)
     return Answer(204, content_type=None)

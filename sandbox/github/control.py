@@ -43,7 +43,7 @@ class GitHubControl:
         return self._call("GET", f"requests?since={since}")
 
     def clear_requests(self) -> None:
-        """Forget the recorded requests; their numbers go on."""
+        """Delete the recorded requests; their numbers go on."""
         self._call("DELETE", "requests")
 
     def add_fault(self, **fields: object) -> int:
@@ -109,7 +109,7 @@ class GitHubControl:
         return self._call("PATCH", f"runners/{runner}", fields)
 
     def remove_runner(self, runner: int) -> None:
-        """Make GitHub forget a runner, busy or not."""
+        """Deregister a runner, busy or not."""
         self._call("DELETE", f"runners/{runner}")
 
     def add_token(
@@ -216,7 +216,7 @@ class GitHubControl:
         self._call("POST", "scale-sets/expire", {"what": list(what)})
 
     def application(self, **fields: object) -> dict[str, Any]:
-        """Change the runner application that is offered (fields: see state.Application)."""
+        """Change the runner agent that is offered (fields: see state.Application)."""
         return self._call("PATCH", "application", fields)
 
     def settings(self, **fields: object) -> dict[str, Any]:

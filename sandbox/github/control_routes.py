@@ -176,7 +176,7 @@ def _change_runner(control: Control, request: Request, number: str) -> Answer:
 
 @routes.add("DELETE", r"/_control/runners/(?P<number>\d+)")
 def _remove_runner(control: Control, request: Request, number: str) -> Answer:
-    control.state.forget_runner(control.state.runner(None, int(number)))
+    control.state.drop_runner(control.state.runner(None, int(number)))
     return Answer(204, content_type=None)
 
 
@@ -345,7 +345,7 @@ def _add_organisation(control: Control, request: Request) -> Answer:
 
 @routes.add("PATCH", "/_control/application")
 def _application(control: Control, request: Request) -> Answer:
-    """Offer another version of the runner application, a wrong checksum, or refuse old versions."""
+    """Offer another version of the runner agent, a wrong checksum, or refuse old versions."""
     fields, application = request.json(), control.state.application
     unknown = set(fields) - APPLICATION
     if unknown:

@@ -78,7 +78,7 @@ def _steps(item: Job) -> list[dict[str, Any]]:
 
 
 def downloads(state: State, root: str) -> list[dict[str, Any]]:
-    """The runner applications; only those for Linux can really be fetched."""
+    """The runner binaries; only those for Linux can really be fetched."""
     version = state.application.version
     offered = []
     for system, architecture, ending in (

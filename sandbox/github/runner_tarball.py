@@ -1,4 +1,4 @@
-"""Pack the stand-in for GitHub's runner application the way GitHub ships the real one."""
+"""Pack the stand-in for GitHub's runner agent the way GitHub ships the real one."""
 
 import functools
 import gzip
@@ -20,7 +20,7 @@ def build(version: str, architecture: str, interrupt: float = 7.5) -> bytes:
     ``interrupt``: the seconds between SIGINT and SIGTERM for a step that is cancelled.
     """
     if architecture not in ("x64", "arm64"):
-        raise ValueError(f"there is no runner application for {architecture}")
+        raise ValueError(f"there is no runner agent for {architecture}")
     about = json.dumps({"version": version, "architecture": architecture, "interrupt": interrupt}).encode()
     files = {path.relative_to(FOLDER).as_posix(): path.read_bytes() for path in _sources()}
     files["bin/about.json"] = about

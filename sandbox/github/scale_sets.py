@@ -113,7 +113,7 @@ class ScaleSets:
                 job.scale_set = None
         for runner in self._runners(found):
             if not runner.busy:
-                self._state.forget_runner(runner)
+                self._state.drop_runner(runner)
         self._state.lock.notify_all()
 
     def open(self, found: ScaleSet, owner: str) -> Session:
@@ -206,7 +206,7 @@ class ScaleSets:
         return [job.id for job in jobs if job.status == "queued" and job.scale_set is None]
 
     def acquire(self, found: ScaleSet, numbers: list[int]) -> list[int]:
-        """Those of the jobs that are still to be had; they are the set's now."""
+        """Those of the jobs that are still available; they are the set's now."""
         jobs = [self._state.jobs[number] for number in numbers if number in found.available]
         had = [job for job in jobs if job.status == "queued" and job.scale_set is None]
         for job in had:

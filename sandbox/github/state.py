@@ -28,7 +28,7 @@ class Settings:
     grace: float = 10.0  # a runner that has not asked for a job for so long is offline
     poll: float = 5.0  # so long a runner's question for a job stays open
     linger: float = 1.0  # so long GitHub still lists an ephemeral runner, busy, after its job
-    interrupt: float = 7.5  # so long the runner application lets a step handle SIGINT before it sends SIGTERM
+    interrupt: float = 7.5  # so long the runner agent lets a step handle SIGINT before it sends SIGTERM
     keep_lost: float = 24 * HOUR  # so long an ephemeral runner that is not connected stays listed, as offline
     token_life: float = HOUR
     installation_token_life: float = HOUR  # of a GitHub App's token
@@ -164,7 +164,7 @@ class Job:
 
 @dataclass
 class Application:
-    """The runner application that is offered for download."""
+    """The runner agent that is offered for download."""
 
     version: str = "2.336.0"
     checksum: str | None = None  # a wrong one, for tests
@@ -193,7 +193,7 @@ class State:
         self.budgets: dict[str, Budget] = {}
         self.runner_tokens: dict[str, tuple[str, str, float]] = {}  # token: kind, path, end of life
         self.runners: dict[int, Runner] = {}
-        self.ghosts: dict[int, Runner] = {}  # not registered any more, but still polling
+        self.deregistered: dict[int, Runner] = {}  # not registered any more, but still polling
         self.jobs: dict[int, Job] = {}
         self.scale_sets = ScaleSets(self)
         self.application = Application()
@@ -301,9 +301,9 @@ class State:
         """Deregister, as the API and `config.sh remove` do: never while a job runs."""
         if runner.busy:
             raise RefusedError(422, f"Runner {runner.name} is currently running a job and cannot be deleted.")
-        self.forget_runner(runner)
+        self.drop_runner(runner)
 
-    def forget_runner(self, runner: Runner) -> None:
+    def drop_runner(self, runner: Runner) -> None:
         self.runners.pop(runner.id, None)
         self.lock.notify_all()
 
@@ -313,7 +313,7 @@ class State:
         for runner in list(self.runners.values()):
             ended = runner.removed_at is not None and now >= runner.removed_at
             if ended or (runner.job is None and self._is_outlived(runner, now)):
-                self.forget_runner(runner)
+                self.drop_runner(runner)
             elif runner.job is not None and runner.removed_at is None and now - runner.seen >= self.settings.grace:
                 self.jobs[runner.job].log.append(
                     f"##[error]The self-hosted runner: {runner.name} lost communication with the server."
@@ -389,7 +389,7 @@ class State:
             elif linger and self.settings.linger:
                 runner.removed_at = time.monotonic() + self.settings.linger
             else:
-                self.forget_runner(runner)
+                self.drop_runner(runner)
         self.lock.notify_all()
 
     def cancel_job(self, job: Job) -> None:

@@ -192,7 +192,7 @@ def _read_output(pipe: IO[bytes], unit: str, level: str, name: str, sink: list[s
 
 
 def close_context(context: dict[str, Any], success: bool) -> dict[str, Any]:
-    """Forget a context, and when its process succeeded, make true what waited in it; gives what had waited."""
+    """Delete a context, and when its process succeeded, make true what waited in it; gives what had waited."""
     path = Path(store.context_path(context["id"]))
     latest = store.read(str(path))
     path.unlink(missing_ok=True)

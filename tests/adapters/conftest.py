@@ -63,7 +63,7 @@ def key() -> str:
 
 @pytest.fixture(scope="session")
 def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The unpacked runner application. Its modules are compiled once: its programs never keep what they compile."""
+    """The unpacked runner agent. Its modules are compiled once: its programs never keep what they compile."""
     folder = tmp_path_factory.mktemp("application")
     with tarfile.open(fileobj=io.BytesIO(runner_tarball.build("2.336.0", "x64"))) as archive:
         archive.extractall(folder)

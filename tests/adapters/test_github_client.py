@@ -59,11 +59,11 @@ def test_api_base_follows_githubs_rule(url: str, api: str) -> None:
 def test_all_pages_are_read_once(client: GithubClient, control: GitHubControl, path: Any) -> None:
     """250 runners are three requests, and only the wanted ones are kept."""
     control.add_runner(path.path, "other", count=250)
-    control.add_runner(path.path, "ours-1", status="online", busy=True)
+    control.add_runner(path.path, "own-1", status="online", busy=True)
 
-    found = client.list_runners(path, lambda name: name == "ours-1")
+    found = client.list_runners(path, lambda name: name == "own-1")
 
-    assert [(runner.name, runner.online, runner.busy) for runner in found] == [("ours-1", True, True)]
+    assert [(runner.name, runner.online, runner.busy) for runner in found] == [("own-1", True, True)]
     assert len(control.requests()) == 3
 
 
@@ -605,8 +605,8 @@ def test_no_token_is_a_token_error_without_a_request(hub: github.GitHub, control
     assert control.requests() == []
 
 
-def test_one_connection_serves_a_pass(hub: github.GitHub, client: GithubClient, monkeypatch: Any) -> None:
-    """Connections are reused: a pass opens one."""
+def test_one_connection_serves_a_reconcile(hub: github.GitHub, client: GithubClient, monkeypatch: Any) -> None:
+    """Connections are reused: a reconcile opens one."""
     client.list_runners(REPO, everything)
     client.registration_token(REPO)
     client.application(REPO, Arch.X64)

@@ -1,4 +1,4 @@
-"""GitHub misbehaves: each endpoint with each fault, and passes over runners while it does.
+"""GitHub misbehaves: each endpoint with each fault, and reconciles of runners while it does.
 
 The cases mostly wait: they are tried side by side, each on a repository or organisation of its own.
 """
@@ -103,11 +103,11 @@ class Endpoint:
 
 
 def listed(client: GithubClient, at: Place) -> list[str]:
-    return [runner.name for runner in client.list_runners(at.path, lambda name: name == "ours")]
+    return [runner.name for runner in client.list_runners(at.path, lambda name: name == "own")]
 
 
 def found(client: GithubClient, at: Place) -> str | None:
-    runner = client.find_runner(at.path, "ours")
+    runner = client.find_runner(at.path, "own")
     return runner.name if runner else None
 
 
@@ -123,9 +123,9 @@ def downloaded(client: GithubClient, at: Place) -> bool:
 NO_RUNNERS = '{"total_count": 0, "runners": []}'
 NO_JOBS = '{"total_count": 0, "jobs": []}'
 ENDPOINTS = {
-    "list of a repository": Endpoint(listed, ["ours"], NO_RUNNERS, pages=2),
-    "list of an organisation": Endpoint(listed, ["ours"], NO_RUNNERS, pages=2, organisation=True),
-    "one runner": Endpoint(found, "ours", NO_RUNNERS),
+    "list of a repository": Endpoint(listed, ["own"], NO_RUNNERS, pages=2),
+    "list of an organisation": Endpoint(listed, ["own"], NO_RUNNERS, pages=2, organisation=True),
+    "one runner": Endpoint(found, "own", NO_RUNNERS),
     "registration token": Endpoint(lambda client, at: len(client.registration_token(at.path)), 29),
     "just-in-time configuration": Endpoint(configured, "new"),
     "deletion": Endpoint(lambda client, at: client.delete_runner(at.path, at.runner_id), None),
@@ -133,7 +133,7 @@ ENDPOINTS = {
     "deprecation": Endpoint(lambda client, at: client.is_deprecated(at.path, "2.336.0"), False),
     "application": Endpoint(lambda client, at: client.application(at.path, Arch.X64).filename, APPLICATION, "[]"),
     "download": Endpoint(downloaded, True),
-    "job": Endpoint(lambda client, at: client.job(at.path.path, RUN, "ours").conclusion, "success", NO_JOBS, 2),
+    "job": Endpoint(lambda client, at: client.job(at.path.path, RUN, "own").conclusion, "success", NO_JOBS, 2),
 }
 
 
@@ -316,13 +316,13 @@ def made(control: GitHubControl, slug: str, endpoint: Endpoint, tarball: RunnerA
     else:
         control.add_repository(path.path)
         times = {"created_at": 1.0, "started_at": 2.0, "completed_at": 3.0}
-        over = {"status": "completed", "conclusion": "success", "runner_name": "ours", **times}
+        over = {"status": "completed", "conclusion": "success", "runner_name": "own", **times}
         if others:
             control.add_job(path.path, run_id=int(RUN), count=others)
         control.add_job(path.path, run_id=int(RUN), state=over)
     if others:
         control.add_runner(path.path, "other", count=others)
-    return Place(path, control.add_runner(path.path, "ours")["id"], tarball, target)
+    return Place(path, control.add_runner(path.path, "own")["id"], tarball, target)
 
 
 def seen(control: GitHubControl, fault: int) -> int:
@@ -351,8 +351,10 @@ def test_calls_are_counted(outcomes: dict[tuple[str, str], Outcome], fault: str,
 
 
 @each_failing_case
-def test_status_says_who_must_mend_it(outcomes: dict[tuple[str, str], Outcome], fault: str, endpoint: str) -> None:
-    """Blocked for what the operator must mend, waiting for what time mends, and the token in no text."""
+def test_status_says_whether_the_operator_must_act(
+    outcomes: dict[tuple[str, str], Outcome], fault: str, endpoint: str
+) -> None:
+    """Blocked where the operator must act, waiting where the error resolves by itself, and the token in no text."""
     error = outcomes[fault, endpoint].result
     shown = status.of_error(error)
     blocking = expected(fault, endpoint)[0] is TokenError
@@ -364,7 +366,7 @@ def test_status_says_who_must_mend_it(outcomes: dict[tuple[str, str], Outcome], 
 def test_list_of_something_else_is_an_error(
     hub: github.GitHub, control: GitHubControl, client: GithubClient, tmp_path: Path, endpoint: str
 ) -> None:
-    """A list whose items are no objects is GitHub's error, not one of ours that ends the hook."""
+    """A list whose items are no objects is an error of GitHub, not an error of the charm that ends the hook."""
     asked, tarball = ENDPOINTS[endpoint], RunnerApplication(hub.url, APPLICATION, "0" * 64)
     slug = f"odd-{list(ENDPOINTS).index(endpoint)}"
     place = made(control, slug, asked, tarball, tmp_path)
@@ -403,8 +405,8 @@ def test_list_of_slow_pages_ends_in_time(hub: github.GitHub, control: GitHubCont
 
 
 @dataclass(frozen=True)
-class Pass:
-    """A pass's report, None where GitHub failed as a whole; then runners by the ends of their names."""
+class Reconciled:
+    """A reconcile's report, None where GitHub failed as a whole; then runners by the ends of their names."""
 
     report: Report | None
     instances: list[str]
@@ -415,11 +417,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class Story:
-    """A pass while a fault lasted, whether it met the fault, and the pass after that."""
+    """A reconcile while a fault lasted, whether it met the fault, and the reconcile after that."""
 
-    during: Pass
+    during: Reconciled
     met: bool
-    after: Pass
+    after: Reconciled
 
 
 class Unit:
@@ -450,8 +452,8 @@ class Unit:
         self._control.add_runner(self.path.path, name, status="online", busy=busy)
         return name
 
-    def reconcile(self, quantity: int) -> Pass:
-        """One pass, by its own account and by LXD's and GitHub's."""
+    def reconcile(self, quantity: int) -> Reconciled:
+        """One reconcile, by its own account and by LXD's and GitHub's."""
         clients = RunnerManagerClients(self._client, provision.environment(TEMPLATES), self.lxd, None)  # type: ignore[arg-type]
         tarball = self._folder / APPLICATION
         manager = RunnerManager(self._identity, self._state, clients, FakeStorages(self._folder), tarball)
@@ -464,10 +466,10 @@ class Unit:
         instances = [name[-2:] for name in self.lxd.found]
         with self._hub.state.lock:
             there = [item.name[-2:] for item in self._hub.state.runners_of(self.path.path) if item.name in self.names]
-        return Pass(report, instances, there, noted)
+        return Reconciled(report, instances, there, noted)
 
     def story(self, quantity: int, **fault: Any) -> Story:
-        """A pass with a fault, then one without."""
+        """A reconcile with a fault, then one without."""
         planted = self._control.add_fault(**fault)
         during, met = self.reconcile(quantity), seen(self._control, planted) > 0
         self._control.remove_faults(planted)
@@ -518,7 +520,7 @@ def test_no_fault_of_the_list_costs_a_runner(list_stories: dict[tuple[str, int],
 
 
 @pytest.mark.parametrize(("fault", "page"), LIST_FAULTS)
-def test_pass_after_a_fault_of_the_list_is_as_before(
+def test_reconcile_after_a_fault_of_the_list_is_as_before(
     list_stories: dict[tuple[str, int], Story], fault: str, page: int
 ) -> None:
     """Once the list is right again all runners are as they were, and no note is left."""
@@ -544,13 +546,13 @@ def deletion_stories(folder: Path, hub: github.GitHub, clients: dict[float, Gith
 
 
 @pytest.mark.parametrize("fault", DELETION_FAULTS)
-def test_surplus_runner_goes_once_github_has_forgotten_it(deletion_stories: dict[str, Story], fault: str) -> None:
-    """While its registration may be there a job may come to it, and it stays; the next pass takes one."""
+def test_surplus_runner_is_removed_once_it_is_deregistered(deletion_stories: dict[str, Story], fault: str) -> None:
+    """While its registration may be there a job may come to it, and it stays; the next reconcile removes one."""
     story = deletion_stories[fault]
     # Only DELETE has the fault: the list confirms a 404.
-    forgotten = expected(fault, "deletion")[0] is None or fault == "404"
+    deregistered = expected(fault, "deletion")[0] is None or fault == "404"
     assert story.met
-    assert story.during.instances == (ALL[1:] if forgotten else ALL)
+    assert story.during.instances == (ALL[1:] if deregistered else ALL)
     assert len(story.after.instances) == len(ALL) - 1
     assert "cc" in story.after.instances
 

@@ -1,4 +1,4 @@
-"""Where the stand-in for the runner application gets the actions of a job from, as the real worker does."""
+"""Where the stand-in for the runner agent gets the actions of a job from, as the real worker does."""
 
 import gzip
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The stand-in for GitHub's runner application, end to end against the stand-in for GitHub."""
+"""The stand-in for GitHub's runner agent, end to end against the stand-in for GitHub."""
 
 import base64
 import contextlib
@@ -58,7 +58,7 @@ def api(server: github.GitHub, method: str, path: str) -> Any:
 
 
 class Installation:
-    """An unpacked runner application with a clean environment; it ends what it started."""
+    """An unpacked runner agent with a clean environment; it ends what it started."""
 
     def __init__(self, server: github.GitHub, application: Path, folder: Path, path: str = REPOSITORY) -> None:
         self.server, self.folder, self.path = server, folder, path
@@ -147,7 +147,7 @@ class Installation:
 
 
 class Install(Protocol):
-    """Unpack a runner application for this path into the folder of this name."""
+    """Unpack a runner agent for this path into the folder of this name."""
 
     def __call__(self, name: str = "runner", path: str = REPOSITORY) -> Installation: ...
 
@@ -180,7 +180,7 @@ def online(control: GitHubControl, count: int = 1) -> list[dict[str, Any]]:
 
 
 def test_a_runner_does_one_job_and_is_gone(server: github.GitHub, control: GitHubControl, install: Install) -> None:
-    """An ephemeral runner is offline until it listens, runs its job, and is then forgotten on both sides."""
+    """An ephemeral runner is offline until it listens, runs its job, and is then deregistered on both sides."""
     runner = install()
     runner.register("one", "--labels", "big,fast")
     [listed] = control.runners()
@@ -396,8 +396,8 @@ def test_remove(control: GitHubControl, install: Install) -> None:
     assert not any((runner.folder / name).exists() for name in CREDENTIALS)
 
 
-def test_remove_what_github_forgot(control: GitHubControl, install: Install) -> None:
-    """A registration that GitHub no longer has is only forgotten here."""
+def test_remove_after_github_deregistered_the_runner(control: GitHubControl, install: Install) -> None:
+    """A registration that GitHub no longer has is only deleted here."""
     runner = install()
     runner.register("one")
     control.remove_runner(control.runners()[0]["id"])
@@ -426,7 +426,7 @@ def jit_files(encoded: str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("path", [REPOSITORY, ORGANISATION])
 def test_a_runner_of_a_scale_set(server: github.GitHub, control: GitHubControl, install: Install, path: str) -> None:
-    """It starts with the set's configuration, does one of the set's jobs, and is then forgotten."""
+    """It starts with the set's configuration, does one of the set's jobs, and is then deregistered."""
     server.state.settings.hold, server.state.settings.assign_after = 0.1, 0.0
     server.state.settings.enterprise_version = ""
     client = ScaleSetClient(server.api_url, f"{server.url}/{path}", TOKEN)
@@ -449,7 +449,7 @@ def test_a_runner_of_a_scale_set(server: github.GitHub, control: GitHubControl, 
 def test_a_runner_that_is_configured_just_in_time(
     server: github.GitHub, control: GitHubControl, install: Install, how: str
 ) -> None:
-    """Without config.sh it does one job, in which the variable is gone, and is then forgotten on both sides."""
+    """Without config.sh it does one job, in which the variable is gone, and is then deregistered on both sides."""
     runner, encoded = install(), jit_config(server)
     job = control.add_job(REPOSITORY, "env | grep -c JITCONFIG || true", labels=["self-hosted", "big"])["id"]
     if how == "by an option":
@@ -1168,7 +1168,7 @@ def test_a_vanished_runner_is_offline(control: GitHubControl, install: Install) 
 
 @pytest.mark.parametrize(("architecture", "name"), [("x64", "X64"), ("arm64", "ARM64")])
 def test_the_tarball(architecture: str, name: str) -> None:
-    """The files lie at the tarball's root, programs are executable, and nothing of ours is left in it."""
+    """The files lie at the tarball's root, programs are executable, and nothing of the project's own is left in it."""
     with tarfile.open(fileobj=io.BytesIO(runner_tarball.build(VERSION, architecture))) as archive:
         modes = {member.name: member.mode for member in archive if member.isfile()}
         about_file = archive.extractfile("./bin/about.json")

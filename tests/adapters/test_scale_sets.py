@@ -255,7 +255,7 @@ def test_other_runners_do_not_take_a_sets_jobs(
     control.add_job(REPOSITORY, labels=["small"])
     listener.message(1)
     control.add_job(REPOSITORY, labels=["self-hosted"])
-    ours = client.jit(number, "ours")["runner"]["id"]
+    own = client.jit(number, "own")["runner"]["id"]
 
     with server.state.lock:
         plain = server.state.add_runner(REPOSITORY, "plain", ["self-hosted", "small"])
@@ -263,7 +263,7 @@ def test_other_runners_do_not_take_a_sets_jobs(
         assert taken is not None
         assert taken.labels == ["self-hosted"]
         assert server.state.take_job(server.state.add_runner(REPOSITORY, "late", ["self-hosted", "small"])) is None
-    begin(server, ours)
+    begin(server, own)
 
 
 def test_names_of_runners_are_unique(client: ScaleSetClient) -> None:

@@ -5,13 +5,13 @@ import time
 from typing import Any
 
 from tests.bench.report import write
-from tests.bench.unit import clear, passes, raw
+from tests.bench.unit import clear, create_by_hook, raw
 from tests.support.deployment import REPOSITORY, Deployment, wait_for
 
 BURST = 16
 # Jobs with an idle runner, without one, and bursts: more than 100 jobs in all.
 HOT, COLD, BURSTS = 50, 20, 2
-# GitHub's own 1 to 3 seconds are in these, and not in ours.
+# GitHub's own 1 to 3 seconds are in these, and not in this charm's.
 PUBLISHED = "published: RunsOn hot < 6 s, cold < 25 s; GARM 1 to 3 min, with GitHub's own seconds in it"
 # Seconds.
 IDLE = 120.0
@@ -58,7 +58,7 @@ def _idle_agent(found: Deployment) -> tuple[float, int]:
 def _created(found: Deployment) -> float:
     """Seconds until a reconcile in fixed mode has as many runners online."""
     clear(found)
-    return passes(found, BURST)
+    return create_by_hook(found, BURST)
 
 
 def _jobs(found: Deployment, number: int, idle: int) -> list[float]:

@@ -25,11 +25,11 @@ from tests.support.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeGithub, Fake
 FLEETS = (1, 16, 64, 100)
 FINISHED = (100, 1000, 10000)
 # The rate of the previous charm, from the same kind of machine, in runners a second.
-INCUMBENT_RATE = 980
+PREVIOUS_CHARM_RATE = 980
 
 
 def steady(repeat: int) -> None:
-    """One pass over N idle runners with nothing to do: our own time, and what is asked of LXD and GitHub."""
+    """One reconcile over N idle runners with nothing to do: our own time, and what is asked of LXD and GitHub."""
     rows = []
     for number in FLEETS:
         with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +83,7 @@ def extract_and_issue(repeat: int) -> None:
         for name, hostile in (("runners a second", 0), ("with 10 % hostile", 10)):
             rates = [number / _extract(number, hostile)[0] for _ in range(repeat)]
             row[name] = round(statistics.median(rates))
-        row["previous charm (lab)"] = INCUMBENT_RATE
+        row["previous charm (lab)"] = PREVIOUS_CHARM_RATE
         rows.append(row)
     tops = [_extract(number, 0, memory=True)[1] / 1024 for number in FINISHED]
     note = "memory at its most: " + ", ".join(f"{top:.0f} KiB for {n}" for n, top in zip(FINISHED, tops, strict=True))
@@ -124,7 +124,7 @@ def _finished(folder: Path, hostile: Any) -> None:
 
 
 def listing(repeat: int) -> None:
-    """An organisation with 10,000 runners of which a few are ours: requests, seconds, memory."""
+    """An organisation with 10,000 runners of which a few are the unit's: requests, seconds, memory."""
     with github.serve("127.0.0.1", 0, ["ghp_bench"], [], ["octo-org"]) as hub:
         control = GitHubControl(hub.url)
         control.add_runner("octo-org", "other", count=10000, status="online")

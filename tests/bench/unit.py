@@ -17,8 +17,8 @@ from tests.support.deployment import PAT, RECONCILE, REPOSITORY, Deployment, wai
 NUMBERS = (1, 4, 8, 16)
 WORKERS = (2, 4, 8)
 # Of lab: its sequential creation with 60 s of sleep for each.
-INCUMBENT_CREATE = "the previous charm: 67 s for one and 260 s for four, of each 60 s sleep"
-INCUMBENT_FLUSH = 36.0
+PREVIOUS_CHARM_CREATE = "the previous charm: 67 s for one and 260 s for four, of each 60 s sleep"
+PREVIOUS_CHARM_FLUSH = 36.0
 CHARM = "/var/lib/juju/agents/unit-github-runner-0/charm"
 # The resource profile goes with the last runner that uses it.
 PROFILES = ("default", "runner")
@@ -56,7 +56,7 @@ def _token(api: str) -> str:
 
 
 def clear(found: Deployment) -> None:
-    """No runner is left, as if all had ended at once, and the file system has forgotten them."""
+    """No runner is left, as if all had ended at once, and the file system has freed their blocks."""
     for name in found.instances():
         found.machine.exec("lxc", "delete", "--force", name, check=False)
     for runner in found.control.runners():
@@ -64,7 +64,7 @@ def clear(found: Deployment) -> None:
     found.machine.exec("sh", "-c", f"btrfs filesystem sync {MOUNT_POINT} && btrfs subvolume sync {MOUNT_POINT}")
 
 
-def passes(found: Deployment, number: int) -> float:
+def create_by_hook(found: Deployment, number: int) -> float:
     """Seconds from the dispatch until GitHub calls every runner online."""
     started = time.monotonic()
     done = found.unit.exec(RECONCILE)
@@ -80,14 +80,14 @@ def create(found: Deployment, repeat: int) -> None:
         row = {}
         for way, label in (("jit", ""), ("token", ", with a token")):
             found.unit.set_config({"virtual-machines": number, "registration": way})
-            ours, hand = [], []
+            own, hand = [], []
             for _ in range(repeat):
                 clear(found)
-                ours.append(passes(found, number))
+                own.append(create_by_hook(found, number))
                 clear(found)
                 hand.append(by_hand(found, number, way))
             row |= {
-                f"this charm{label}": statistics.median(ours),
+                f"this charm{label}": statistics.median(own),
                 f"registered by hand{label}": statistics.median(hand),
             }
         row["raw LXD, first command"] = its = _raw_creation(found, number, repeat)
@@ -96,7 +96,7 @@ def create(found: Deployment, repeat: int) -> None:
         rows.append({"label": label, **{name: round(seconds, 2) for name, seconds in row.items()}})
         print(f"  create {rows[-1]}", flush=True)
     found.unit.set_config({"registration": "auto"})
-    note = f"a whole dispatch, just in time unless a token is named; {INCUMBENT_CREATE}"
+    note = f"a whole dispatch, just in time unless a token is named; {PREVIOUS_CHARM_CREATE}"
     write("create", "From no runner to N online at GitHub", "s", rows, note)
 
 
@@ -115,7 +115,7 @@ def _raw_creation(found: Deployment, number: int, repeat: int) -> float:
 
 def flush(found: Deployment, repeat: int) -> None:
     """16 runners to none by virtual-machines=0, beside raw LXD and the same hook where there is no runner."""
-    ours, bare, best = [], [], []
+    own, bare, best = [], [], []
     for number in range(repeat):
         clear(found)
         found.unit.set_config({"virtual-machines": 16})
@@ -123,21 +123,21 @@ def flush(found: Deployment, repeat: int) -> None:
         wait_for(lambda: len(found.online()) == 16, "16 runners", 120)
         started = time.monotonic()
         found.unit.set_config({"virtual-machines": 0})
-        ours.append(time.monotonic() - started)
+        own.append(time.monotonic() - started)
         assert found.instances() == []
         started = time.monotonic()
         found.unit.set_config({"labels": f"bench-{number}"})
         bare.append(time.monotonic() - started)
         raw(found, "create", 16, 8)
         best.append(raw(found, "flush", 16, 8))
-    mine, none, its = (statistics.median(values) for values in (ours, bare, best))
+    mine, none, its = (statistics.median(values) for values in (own, bare, best))
     row = {
         "label": f"16: {mine / its:.2f} x, less the hook {(mine - none) / its:.2f}",
         "this charm": round(mine, 2),
         "the same hook, no runner": round(none, 2),
         "raw LXD": round(its, 2),
     }
-    write("flush", "From 16 runners to none", "s", [{**row, "previous charm (lab)": INCUMBENT_FLUSH}])
+    write("flush", "From 16 runners to none", "s", [{**row, "previous charm (lab)": PREVIOUS_CHARM_FLUSH}])
 
 
 def replace(found: Deployment, repeat: int) -> None:
@@ -145,7 +145,7 @@ def replace(found: Deployment, repeat: int) -> None:
     clear(found)
     found.unit.set_config({"virtual-machines": 2, "replace-on-exit": True})
     wait_for(lambda: len(found.online()) == 2, "2 runners", 120)
-    ours, one = [], []
+    own, one = [], []
     for _ in range(repeat):
         job = found.control.add_job("octo-org/demo", "true")
         name = found.control.wait_job(job["id"])["runner_name"]
@@ -156,7 +156,7 @@ def replace(found: Deployment, repeat: int) -> None:
             return len(online) == 2 and gone not in online
 
         wait_for(replaced, "the successor", 60)
-        ours.append(time.monotonic() - started)
+        own.append(time.monotonic() - started)
         found.unit.wait_idle()
         # Jobs that take no time are not what is measured.
         time.sleep(PAUSE)
@@ -164,7 +164,7 @@ def replace(found: Deployment, repeat: int) -> None:
     for _ in range(repeat):
         one.append(raw(found, "create", 1, 1))
         raw(found, "flush", 1, 1)
-    mine, its = statistics.median(ours), statistics.median(one)
+    mine, its = statistics.median(own), statistics.median(one)
     label = f"raw + {mine - its:.1f} s"
     row = {"label": label, "this charm": round(mine, 2), "one raw creation": round(its, 2)}
     write("replace", "From the end of a job to its runner's successor online", "s", [row])

@@ -82,7 +82,7 @@ def test_options_are_those_of_the_reference() -> None:
 
 
 def test_metadata_is_what_bundles_expect() -> None:
-    """Name, relations and storage as the incumbent's, and nothing that charmcraft.yaml would drop silently."""
+    """Name, relations and storage as the previous charm's, and nothing that charmcraft.yaml would drop silently."""
     metadata = CharmMetadata.from_yaml_file(ROOT / "metadata.yaml")
 
     assert metadata.name == "github-runner"

@@ -189,7 +189,7 @@ class World:
         try:
             self.manager.flush(FlushMode.FORCE_FLUSH)
         except Exception as error:
-            raise AssertionError(f"a pass raised {error!r:.300}") from error
+            raise AssertionError(f"a reconcile raised {error!r:.300}") from error
 
     def written(self) -> bytes:
         """The metrics log."""
@@ -197,7 +197,7 @@ class World:
 
     def outside(self) -> dict[str, tuple[int, ...]]:
         """What a change, or a read, of anything but the storages would change."""
-        ours = ("fs", "quarantine", "log", "locks")
+        own = ("fs", "quarantine", "log", "locks")
         tree = [self.folder / "outside", *(self.folder / "outside").rglob("*")]
         stats = {str(path): path.lstat() for path in tree}
         # Looking at a folder reads it.
@@ -205,11 +205,11 @@ class World:
             name: (s.st_mode, s.st_ino, s.st_size, s.st_ctime_ns, s.st_atime_ns * stat.S_ISREG(s.st_mode))
             for name, s in stats.items()
         }
-        return {**seen, **{path.name: () for path in self.folder.iterdir() if path.name not in ours}}
+        return {**seen, **{path.name: () for path in self.folder.iterdir() if path.name not in own}}
 
 
 def judge(world: World, case: Case, seconds: float = DEADLINE) -> list[dict[str, Any]]:
-    """Two passes over a storage with these entries; its events. AssertionError names the rule that was broken."""
+    """Two reconciles over a storage with these entries; its events. AssertionError names the rule that was broken."""
     world.fill(case)
     before, handles = world.outside(), _handles()
     with _records() as records, _deadline(seconds):
@@ -218,7 +218,7 @@ def judge(world: World, case: Case, seconds: float = DEADLINE) -> list[dict[str,
         read = _bytes_read() - read
         first = world.written()
         world.hand_over()
-    assert world.written() == first, "a second pass issues again"
+    assert world.written() == first, "a second reconcile issues again"
     assert _handles() == handles, "a file stays open"
     assert world.outside() == before, "something outside of the storages was changed or read"
     assert read <= READ_LIMIT, f"{read} bytes were read"
@@ -306,7 +306,7 @@ def _deadline(seconds: float) -> Iterator[None]:
     try:
         yield
     except Blocked:
-        raise AssertionError(f"a pass took longer than {seconds} s") from None
+        raise AssertionError(f"a reconcile took longer than {seconds} s") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, left)
         signal.signal(signal.SIGALRM, handler)

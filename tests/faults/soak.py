@@ -1,4 +1,4 @@
-"""A month in simulation: the real passes over a simulated machine and organisation, and what must stay level."""
+"""A month in simulation: the real reconciles over a simulated machine and organisation, and what must stay level."""
 
 import contextlib
 import gc
@@ -93,7 +93,7 @@ def footprint() -> dict[str, int]:
 
 
 class Month:
-    """One unit in a world, pass by pass, with the rules that hold after each."""
+    """One unit in a world, reconcile by reconcile, with the rules that hold after each."""
 
     def __init__(self, scale: Scale, folder: Path) -> None:
         self.scale = scale
@@ -119,7 +119,7 @@ class Month:
         )
 
     def manager(self) -> RunnerManager:
-        """A new one for each pass, as in the charm."""
+        """A new one for each reconcile, as in the charm."""
         world = self.world
         registration = Records(world.hub, lambda _: world.hub.answers("record"))
         clients = RunnerManagerClients(world.hub, JINJA, world.lxd, None, registration=registration)  # type: ignore[arg-type]
@@ -131,7 +131,7 @@ class Month:
         )
 
     def tick(self, number: int) -> None:
-        """Ten minutes with whatever goes wrong in them, and a pass."""
+        """Ten minutes with whatever goes wrong in them, and a reconcile."""
         if number % TICKS_A_DAY == 0:
             self.world.midnight()
             moments = sorted(self._chance.sample(range(number, number + TICKS_A_DAY), len(CHANGES[0])))
@@ -142,7 +142,7 @@ class Month:
         self.world.advance(TICK - calm)
         self._quiet = 0 if disturbed else self._quiet + 1
         if self._chance.random() < REBOOT:
-            self._die_in_a_pass()
+            self._die_in_a_reconcile()
         else:
             self.reconcile()
 
@@ -183,7 +183,7 @@ class Month:
             self._wanted = self._chance.randrange(self.scale.runners) if what == "fewer" else self.scale.runners
 
     def _github(self) -> None:
-        """Out of order for up to three hours, as a whole or in part."""
+        """GitHub answers with errors for up to three hours, as a whole or in part."""
         self._outage = max(0, self._outage - 1)
         if not self._outage and self._chance.random() < OUTAGE:
             self.counts["outages"] += 1
@@ -192,7 +192,7 @@ class Month:
         elif not self._outage:
             self.world.hub.down = set()
 
-    def _die_in_a_pass(self) -> None:
+    def _die_in_a_reconcile(self) -> None:
         """The machine loses its power while the charm changes something."""
         self.counts["reboots_in_a_reconcile"] += 1
         self.world.cut_off(self._chance.randint(0, 20))
@@ -206,20 +206,25 @@ class Month:
         self.world.reboot()
 
     def reconcile(self) -> None:
-        """A pass, and what must hold after it."""
+        """A reconcile, and what must hold after it."""
         world, check_limit = self.world, self._limit()
         world.taken = 0
         manager = self.manager()
         try:
             self._run(manager)
         except GithubClientError:
-            assert world.hub.down, "GitHub answered, and the pass says that it did not"
+            assert world.hub.down, "GitHub answered, and the reconcile says that it did not"
             self.counts["reconciles_without_github"] += 1
         finally:
-            world.passed()
+            world.reconcile_ended()
             world.ledger.read()
             self._age_logs(manager.report)
-            for record in (world.lxd.log, world.hub.lists, world.hub.deleted, *(i.commands for i in world.lxd.ours())):
+            for record in (
+                world.lxd.log,
+                world.hub.lists,
+                world.hub.deleted,
+                *(i.commands for i in world.lxd.own_instances()),
+            ):
                 record.clear()
             check_limit()
             assert world.lxd.others_are_whole(), "an instance of somebody else was touched"
@@ -230,37 +235,37 @@ class Month:
         manager.reconcile(self._wanted, self._resources)
 
     def _limit(self) -> Callable[[], None]:
-        """What checks after a pass that it did not make too many."""
-        before = len(self.world.lxd.ours())
+        """What checks after a reconcile that it did not make too many."""
+        before = len(self.world.lxd.own_instances())
 
         def check() -> None:
-            assert len(self.world.lxd.ours()) <= max(self._wanted, before), "more instances than wanted"
+            assert len(self.world.lxd.own_instances()) <= max(self._wanted, before), "more instances than wanted"
 
         return check
 
-    def _check_number(self, ours: Sequence[FakeInstance]) -> None:
+    def _check_number(self, own: Sequence[FakeInstance]) -> None:
         # What took a job between GitHub's list and its removal stays.
         most = max(self._wanted + self.world.taken, len(self.world.jobs))
-        assert self._wanted <= len(ours) <= most, f"{len(ours)} instances, wanted are {self._wanted}"
+        assert self._wanted <= len(own) <= most, f"{len(own)} instances, wanted are {self._wanted}"
 
     def _is_todays(self, item: FakeInstance) -> bool:
         return item.config[f"{KEY}fingerprint"] == fingerprint(self._state.runners[0], self._application.name, "")
 
     def _check_recovery(self) -> None:
-        """Nothing went wrong for two passes: what is wanted is there, and nothing else."""
+        """Nothing went wrong for two reconciles: what is wanted is there, and nothing else."""
         world = self.world
-        ours = world.lxd.ours()
-        self._check_number(ours)
-        assert all(item.running and item.process in (RUNNING, WORKER) for item in ours), "a dead runner stays"
+        own = world.lxd.own_instances()
+        self._check_number(own)
+        assert all(item.running and item.process in (RUNNING, WORKER) for item in own), "a dead runner stays"
         online = {name for name, found in world.hub.runners.items() if found.online}
-        assert online >= {item.name for item in ours}, "a runner stays that GitHub does not see"
-        idle = [item for item in ours if item.name not in world.jobs]
+        assert online >= {item.name for item in own}, "a runner stays that GitHub does not see"
+        idle = [item for item in own if item.name not in world.jobs]
         assert all(map(self._is_todays, idle)), "an outdated runner stays"
         assert not world.ledger.missing, f"events are missing: {sorted(world.ledger.missing)[:5]}"
         self.counts["recoveries_seen"] += self._quiet == QUIET
 
     def _age_logs(self, report: Report) -> None:
-        """What was pulled is as old as the world says, for the pass that removes old logs."""
+        """What was pulled is as old as the world says, for the reconcile that removes old logs."""
         if report.removed and runner.LOGS_PATH.exists():
             for folder in runner.LOGS_PATH.iterdir():
                 if folder.stat().st_mtime > self.world.now:
@@ -269,7 +274,7 @@ class Month:
     def _end(self) -> None:
         """Nothing is left over."""
         world = self.world
-        names = {item.name for item in world.lxd.ours()}
+        names = {item.name for item in world.lxd.own_instances()}
         assert set(world.hub.runners) == names, "a registration is left over"
         storages = {storage.runner_name for storage in metrics.storage.list_all()}
         assert storages == names, "a metrics storage is left over"
@@ -296,18 +301,20 @@ class Month:
 
 
 def fleet(scale: Scale) -> dict[str, object]:
-    """From none to many on one unit, a pass with nothing to do, and none again; side by side as in the charm."""
+    """From none to many on one unit, a reconcile with nothing to do, and none again; side by side as in the charm."""
     with unit(scale, workers=system.WORKERS) as month:
         month.world.close()
         seconds = [time.perf_counter()]
         month.reconcile()
-        created = len(month.world.lxd.ours())
+        created = len(month.world.lxd.own_instances())
         seconds.append(time.perf_counter())
         month.reconcile()
         seconds.append(time.perf_counter())
         flushed = month.manager().flush(FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK)
         seconds.append(time.perf_counter())
-        left = len(month.world.lxd.ours()) + len(month.world.hub.runners) + len(list(metrics.storage.list_all()))
+        left = (
+            len(month.world.lxd.own_instances()) + len(month.world.hub.runners) + len(list(metrics.storage.list_all()))
+        )
     create, steady, flush = (round(after - before, 2) for before, after in itertools.pairwise(seconds))
     return {
         "fleet_runners": scale.runners,

@@ -37,7 +37,7 @@ def run(short: bool) -> dict[str, object]:
 
 
 class DemandMonth(Month):
-    """A unit whose agent hears before each pass what the world's jobs need, unless it has no session."""
+    """A unit whose agent hears before each reconcile what the world's jobs need, unless it has no session."""
 
     def __init__(self, scale: Scale, folder: Path) -> None:
         self._maxima = {SMALL: math.ceil(0.8 * scale.runners), LARGE: math.ceil(0.4 * scale.runners)}
@@ -142,10 +142,10 @@ class DemandMonth(Month):
         manager.reconcile_flavors(self._asked)
 
     def _there(self) -> Counter[str]:
-        return Counter(item.config[FLAVOR_KEY] for item in self.world.lxd.ours())
+        return Counter(item.config[FLAVOR_KEY] for item in self.world.lxd.own_instances())
 
     def _room(self) -> float:
-        sizes = (VirtualMachineResources.of_profiles(item.profiles) for item in self.world.lxd.ours())
+        sizes = (VirtualMachineResources.of_profiles(item.profiles) for item in self.world.lxd.own_instances())
         assert self._capacity is not None
         return self._capacity.room(size for size in sizes if size)[0]
 
@@ -160,7 +160,7 @@ class DemandMonth(Month):
 
         return check
 
-    def _check_number(self, ours: Sequence[FakeInstance]) -> None:
+    def _check_number(self, own: Sequence[FakeInstance]) -> None:
         """Each flavour has its goal, unless a job of another one keeps the room."""
         assert self._capacity is not None
         asks = [self._ask(one, one.number) for one in self._asked if one.number is not None]

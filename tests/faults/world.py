@@ -35,7 +35,7 @@ START = 1_700_006_400.0
 SHORTEST, LONGEST = 120.0, 5 * HOUR
 # That come in each hour of a day, for each runner: few at night, and more than all can run at noon.
 JOBS = (0.2,) * 7 + (0.7,) * 3 + (1.3,) * 4 + (0.7,) * 6 + (0.2,) * 4
-# A job that would come in so many seconds may come while a pass is at work.
+# A job that would come in so many seconds may come while a reconcile is at work.
 SOON = 600.0
 MOST_JOBS, MOST_COUNTED = 200_000, 255
 PREFIX = IDENTITY.prefix
@@ -152,7 +152,7 @@ class Lxd(FakeLxd):
         self.found[name].profiles = list(options["profiles"])
         return self.found[name]
 
-    def ours(self) -> list[FakeInstance]:
+    def own_instances(self) -> list[FakeInstance]:
         """The unit's instances, by name."""
         return [self.found[name] for name in sorted(self.found) if name not in OTHERS]
 
@@ -194,11 +194,11 @@ class Organisation(Hub):
         """One page of the list, as GitHub's API has it; pages count from 1."""
         half = len(self._foreign) // 2
         known = sorted(self.runners.values(), key=lambda item: item.runner_id)
-        ours = [
+        own = [
             {"id": r.runner_id, "name": r.name, "status": "online" if r.online else "offline", "busy": r.busy}
             for r in known
         ]
-        items = [*self._foreign[:half], *ours, *self._foreign[half:]]
+        items = [*self._foreign[:half], *own, *self._foreign[half:]]
         return {"total_count": len(items), "runners": items[(number - 1) * size : number * size]}
 
     def see(self, name: str, **changes: bool) -> None:
@@ -207,7 +207,7 @@ class Organisation(Hub):
             self.runners[name] = replace(self.runners[name], **changes)  # type: ignore[arg-type]
             (self.busy.add if self.runners[name].busy else self.busy.discard)(self.runners[name].runner_id)
 
-    def forget(self, name: str) -> None:
+    def deregister(self, name: str) -> None:
         """A registration goes."""
         self.see(name, busy=False)
         self.runners.pop(name, None)
@@ -268,7 +268,7 @@ class World:
 
     def idle(self) -> list[str]:
         """The runners that GitHub could give a job, by name."""
-        ready = {item.name for item in self.lxd.ours() if item.running and item.process == RUNNING}
+        ready = {item.name for item in self.lxd.own_instances() if item.running and item.process == RUNNING}
         return sorted(
             name for name, found in self.hub.runners.items() if found.online and not found.busy and name in ready
         )
@@ -291,7 +291,7 @@ class World:
         self.now = until
 
     def midnight(self) -> None:
-        """The log is rotated, and GitHub forgets the jobs that nobody asked for."""
+        """The log is rotated, and GitHub deletes the jobs that nobody asked for."""
         self.ledger.rotate()
         self.hub.jobs = {name: job for name, job in self.hub.jobs.items() if name in self.jobs}
 
@@ -337,15 +337,15 @@ class World:
             self.jobs[name].shown = False
 
     def listed(self) -> None:
-        """GitHub has answered with its list: what comes now, a pass does not know."""
+        """GitHub has answered with its list: what comes now, a reconcile does not know."""
         if self._arrival < self.now + SOON and self.chance.random() < 0.5:
             self._arrive()
             before = len(self.jobs)
             self.assign(shown=False)
             self.taken += len(self.jobs) - before
 
-    def passed(self) -> None:
-        """A pass is over: every instance shows its job."""
+    def reconcile_ended(self) -> None:
+        """A reconcile is over: every instance shows its job."""
         for name, job in self.jobs.items():
             if not job.shown:
                 job.shown = True
@@ -374,7 +374,7 @@ class World:
         if self.hub.down or self.chance.random() < 0.1:
             self._unnoticed.append(name)
         else:
-            self.hub.forget(name)
+            self.hub.deregister(name)
 
     def _vanish(self, name: str) -> None:
         self.lxd.found.pop(name).running = False
@@ -405,7 +405,7 @@ class World:
         if not names:
             return
         name = self.chance.choice(names)
-        kind = self.chance.choice(["application", "instance", *(["offline", "forgotten"] if name in idle else [])])
+        kind = self.chance.choice(["application", "instance", *(["offline", "deregistered"] if name in idle else [])])
         if kind == "application":
             self.lxd.found[name].process = NONE
             self._end(name)
@@ -415,12 +415,12 @@ class World:
         elif kind == "offline":
             self.hub.see(name, online=False)
         else:
-            self.hub.forget(name)
+            self.hub.deregister(name)
 
     def reboot(self) -> None:
         """The machine: what LXD stopped in order is gone, after a loss of power all instances are there and stopped."""
         in_order = self.chance.random() < 0.5
-        for item in self.lxd.ours():
+        for item in self.lxd.own_instances():
             item.running, item.process = False, NONE
             if in_order:
                 self._vanish(item.name)

@@ -32,7 +32,7 @@ def deployment(packed: Path) -> Iterator[Deployment]:
 
 @contextmanager
 def reconciling(deployment: Deployment) -> Iterator[None]:
-    """A pass that goes on while the block is at its mischief, and has ended after it."""
+    """A reconcile that goes on while the block is at its mischief, and has ended after it."""
     thread = threading.Thread(target=deployment.reconcile)
     thread.start()
     try:
@@ -47,7 +47,7 @@ def running(deployment: Deployment) -> list[str]:
 
 
 def empty(deployment: Deployment, number: int) -> None:
-    """No runner is there and a number is wanted: the next pass makes them."""
+    """No runner is there and a number is wanted: the next reconcile makes them."""
     deployment.keep(number)
     for name in deployment.instances():
         deployment.machine.exec("lxc", "delete", "--force", name)
@@ -55,7 +55,7 @@ def empty(deployment: Deployment, number: int) -> None:
 
 
 def test_lxd_restarted_in_the_middle_of_a_creation(deployment: Deployment) -> None:
-    """The pass ends, says what went wrong, and leaves nothing that the next one does not mend."""
+    """The reconcile ends, says what went wrong, and leaves nothing that the next one does not repair."""
     empty(deployment, 2)
 
     with reconciling(deployment):
@@ -154,7 +154,7 @@ def test_full_pool_costs_nobody_who_runs(deployment: Deployment) -> None:
 
 
 def test_neighbours_are_left_alone(deployment: Deployment) -> None:
-    """Instances and registrations of applications whose names begin as ours or ours as theirs, and of other models."""
+    """Instances and registrations of other models, and of applications with names that begin like the unit's."""
     [name] = deployment.keep(1)
     unique = name.removeprefix("github-runner-0-")
     model = "0123abcd" + unique[8:]

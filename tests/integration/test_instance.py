@@ -218,7 +218,7 @@ def test_commands_give_their_answer(instance: LxdInstance) -> None:
 
 
 def test_command_that_does_not_end_is_given_up(instance: LxdInstance) -> None:
-    """The time limit is ours: LXD's own waits have none."""
+    """The time limit is the client's own: LXD's own waits have none."""
     with pytest.raises(LxdError, match="not done within 1 s"):
         instance.execute(["sleep", "60"], timeout=1)
 

@@ -194,7 +194,7 @@ def test_policy_service_secrets_and_removal_while_blocked(packed: Path, hub: git
         service.wait()
         alone.control.add_token(PAT)
         undeploy(alone)
-        forget_runners(alone)
+        deregister_runners(alone)
 
 
 Secrets = dict[str, Sequence[str]]
@@ -224,7 +224,7 @@ def secrets_seen(deployment: Deployment, watch: Watch, more: Secrets) -> dict[st
     return {kind: places for kind, places in seen.items() if places}
 
 
-def forget_runners(deployment: Deployment) -> None:
+def deregister_runners(deployment: Deployment) -> None:
     for runner in deployment.control.runners():
         deployment.control.remove_runner(runner["id"])
 
@@ -235,7 +235,7 @@ def bare(packed: Path, hub: github.GitHub, request: pytest.FixtureRequest) -> It
     found = deployed("alone", packed, hub, **{"virtual-machines": 0, **getattr(request, "param", {})})
     yield found
     undeploy(found)
-    forget_runners(found)
+    deregister_runners(found)
 
 
 @pytest.mark.timeout(200)
@@ -367,7 +367,7 @@ def previous(bare: Deployment) -> Deployment:
     bare.unit.integrate("cos-agent")
     bare.unit.set_config({"labels": "a\tb", "virtual-machines": 3})
     bare.machine.exec("sh", "-c", PREVIOUS)
-    forget_runners(bare)
+    deregister_runners(bare)
     for name in (IDLE, SECOND, BUSY):
         bare.control.add_runner(REPOSITORY, name, status="online", busy=name == BUSY)
     for name in (FINISHED, FOREIGN):

@@ -48,8 +48,8 @@ def test_units_of_systemd_and_logrotate_are_valid(deployment: Deployment) -> Non
     assert active.split() == ["active", "active"]
 
 
-def test_second_pass_changes_nothing_and_asks_once(deployment: Deployment) -> None:
-    """A pass with nothing to do lists the runners at GitHub once, and neither makes nor removes any."""
+def test_second_reconcile_changes_nothing_and_asks_once(deployment: Deployment) -> None:
+    """A reconcile with nothing to do lists the runners at GitHub once, and neither makes nor removes any."""
     names = deployment.keep(2)
     last = deployment.control.requests()[-1]["n"]
 
@@ -72,7 +72,7 @@ def test_numbers_up_and_down_leave_nothing_over(deployment: Deployment) -> None:
 
 
 def test_job_runs_once_and_its_metrics_are_written(deployment: Deployment) -> None:
-    """One job, its own machine, gone after it; the next pass replaces it and writes both events."""
+    """One job, its own machine, gone after it; the next reconcile replaces it and writes both events."""
     names = deployment.keep(2)
 
     job = deployment.job("echo hello from $RUNNER_NAME; sleep 2")
@@ -98,7 +98,7 @@ def test_job_runs_once_and_its_metrics_are_written(deployment: Deployment) -> No
 
 
 def test_crashed_runner_leaves_its_logs_and_is_replaced(deployment: Deployment) -> None:
-    """A runner application that was killed: its logs are on the host, a new runner is in its place."""
+    """A runner agent that was killed: its logs are on the host, a new runner is in its place."""
     [name] = deployment.keep(1)
     deployment.kill_agent(name)
     wait_for(lambda: name not in deployment.online(), "GitHub seeing it offline")
@@ -113,7 +113,7 @@ def test_crashed_runner_leaves_its_logs_and_is_replaced(deployment: Deployment) 
 
 
 def test_runner_that_crashes_in_a_job_is_counted(deployment: Deployment) -> None:
-    """A start without a stop: `crashed_runners` of the pass is 1."""
+    """A start without a stop: `crashed_runners` of the reconcile is 1."""
     deployment.keep(1)
     job = deployment.job("sleep 600", status="in_progress")
     deployment.control.wait_log(job["id"], lambda found: len(found["log"]) > 3)
@@ -196,7 +196,7 @@ def test_check_runners_shows_jobs_images_and_binaries(deployment: Deployment) ->
     deployment.wait_gone(job["runner_name"])
 
 
-def test_new_runner_application_replaces_idle_runners(deployment: Deployment) -> None:
+def test_new_runner_binary_replaces_idle_runners(deployment: Deployment) -> None:
     """`update-dependencies` fetches and verifies what GitHub offers; the second time nothing changes."""
     before = deployment.keep(1)
     deployment.control.application(version="2.337.0")
@@ -265,7 +265,7 @@ GITHUB_FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
 def test_github_misbehaving_touches_no_runner(
     deployment: Deployment, fault: dict[str, Any], status: str, word: str
 ) -> None:
-    """Each odd answer has its status, no runner is removed, and the next pass recovers."""
+    """Each odd answer has its status, no runner is removed, and the next reconcile recovers."""
     before = deployment.keep(1)
     deployment.control.add_fault(method="GET", path=LIST, times=None, **fault)
 
@@ -304,7 +304,7 @@ def test_empty_list_removes_nothing(deployment: Deployment) -> None:
 
 
 def test_revoked_token_blocks_and_a_new_one_unblocks(deployment: Deployment) -> None:
-    """A dead token is the operator's to mend; runners go on meanwhile and are not replaced for a new one."""
+    """A dead token is for the operator to replace; runners go on meanwhile and are not replaced for a new one."""
     before = deployment.keep(1)
     deployment.control.remove_token(PAT)
     try:
@@ -523,7 +523,7 @@ def test_hostile_metrics_cost_only_that_runners_metrics(deployment: Deployment) 
 
 
 def test_lxd_that_is_down_is_waited_for(deployment: Deployment) -> None:
-    """Without LXD the unit waits and says so; the next pass finds everything as it was."""
+    """Without LXD the unit waits and says so; the next reconcile finds everything as it was."""
     before = deployment.keep(1)
     deployment.machine.exec("systemctl", "mask", "lxd.service", "lxd.socket")
     # The daemon alone: with its dependencies, the unit that shuts all instances down may be stopped first.
@@ -667,7 +667,7 @@ def test_refused_application_ends_the_respawning(deployment: Deployment) -> None
         (name,) = deployment.instances()
         wait_for(
             lambda: "yes" in deployment.inside(name, "test -e /run/github-runner/refused && echo yes || true"),
-            "the end of the runner application",
+            "the end of the runner agent",
         )
         wait_for(lambda: deployment.online() == [], "GitHub's notice")
 

@@ -89,7 +89,7 @@ class LocalUnit:
         )
 
     def _install_hook_tools(self) -> None:
-        """The sandbox's own, with the folders of a machine's Juju moved into ours."""
+        """The sandbox's own, with the folders of a machine's Juju moved into the test's folder."""
         folder, names = self.root / "agent", self.root / "lib/tools/unit-github-runner-0"
         folder.mkdir()
         for file in ("hooktools", "running", "store"):

@@ -127,7 +127,7 @@ class Demands(Reconciles):
     def all_waiting_jobs_start(self) -> None:
         """What runs a job keeps its room, so that runners for younger jobs do not fit beside it."""
         self.github_answers("true")
-        self._pass()
+        self._checked_reconcile()
         while self.takers():
             self.take(self.takers()[0])
 
@@ -138,7 +138,7 @@ class Demands(Reconciles):
         self.all_waiting_jobs_start()
         self.time_goes_by(1)
         self.jobs_are_queued(after, 2)
-        self._pass()
+        self._checked_reconcile()
 
     @rule()
     def smaller_jobs_come_while_a_large_one_waits(self) -> None:
@@ -152,10 +152,10 @@ class Demands(Reconciles):
         self.jobs_are_queued("small", 4)
         self.all_waiting_jobs_start()
         self.jobs_are_queued("large", 1)
-        self._pass()
+        self._checked_reconcile()
         self.time_goes_by(1)
         self.jobs_are_queued("middle", 1)
-        self._pass()
+        self._checked_reconcile()
 
     @rule(flavor=flavors)
     def jobs_outlive_their_set(self, flavor: str) -> None:
@@ -206,19 +206,19 @@ class Demands(Reconciles):
         self.the_agent_listens(False)
         for _ in range(2):
             self.time_goes_by(5)
-            self._pass()
+            self._checked_reconcile()
         self.the_world_is_quiet()
         self.the_agent_listens(True)
-        self._pass()
+        self._checked_reconcile()
 
     @rule()
     def the_file_of_the_agent_is_lost(self) -> None:
         """What it had heard is not known, and nothing changes for a while."""
         self.the_agent_listens(False)
         self.heard, self.since = {}, self.now
-        self._pass()
+        self._checked_reconcile()
         self.time_goes_by(1)
-        self._pass()
+        self._checked_reconcile()
 
     @rule()
     def the_host_reboots(self) -> None:
@@ -251,17 +251,17 @@ class Demands(Reconciles):
         manager.reconcile_flavors(wanted, age if 0 <= age < times.LIST_OF_RUNNERS else None)
         self.listed = self.now if manager.findings.listed else listed
 
-    def _pass(self) -> None:
+    def _checked_reconcile(self) -> None:
         """One reconcile after what the agent has heard; also, what is created must be whose turn it is."""
         self.hear()
         before, unknown = self.there(), [name for name in SIZES if self.number(name) is None]
-        names = {item.name for item in self.ours() if item.config[FLAVOR_KEY] in unknown}
+        names = {item.name for item in self.own_instances() if item.config[FLAVOR_KEY] in unknown}
         idle = {item.name for item in self.idle() if item.name in names and self._is_todays(item)}
         numbers, aims = {name: self.number(name) for name in SIZES}, self.aims()
-        super()._pass()
+        super()._checked_reconcile()
         after = self.there()
         assert all(after[name] <= max(before[name], self.maximum[name]) for name in SIZES), "more than the maximum"
-        left = {item.name for item in self.ours() if item.config[FLAVOR_KEY] in unknown}
+        left = {item.name for item in self.own_instances() if item.config[FLAVOR_KEY] in unknown}
         assert idle <= left <= names, "runners of an unknown demand changed"
         if self.lxd.faults or self.hub.down or self.hub.answer is not None:
             return
@@ -273,7 +273,7 @@ class Demands(Reconciles):
                 assert not created, f"{created} came before {name}"
 
     def there(self) -> Counter[str]:
-        return Counter(item.config[FLAVOR_KEY] for item in self.ours())
+        return Counter(item.config[FLAVOR_KEY] for item in self.own_instances())
 
     def is_heard(self, name: str) -> bool:
         """Whether demand is known, and the set with it."""
@@ -339,7 +339,7 @@ class Demands(Reconciles):
         assert all(there[name] <= max(aims[name], busy[name]) for name in SIZES), (there, aims, busy)
         if all(busy[name] <= aims[name] for name in SIZES):
             assert there == +Counter(aims), (there, aims, busy)
-        idle = [item for item in self.ours() if item.name not in self.jobs]
+        idle = [item for item in self.own_instances() if item.name not in self.jobs]
         assert all(self._is_todays(item) for item in idle), "an outdated runner stays"
 
 

@@ -163,7 +163,7 @@ def deployed(
         "vm-cpu": 1,
         "vm-memory": "1GiB",
         "vm-disk": "2GiB",
-        # Tests say themselves when a pass is made.
+        # Tests say themselves when a reconcile is made.
         "replace-on-exit": False,
         **config,
     }

@@ -47,7 +47,7 @@ class Reconciles(RuleBasedStateMachine):
         self.capacity: Capacity | None = None
         self.now = 1_700_000_000.0
         self.wanted = 2
-        self.quiet_passes = 2
+        self.quiet_reconciles = 2
         self.state = state()
         self.jobs: set[str] = set()
         self.stuck: set[str] = set()
@@ -96,11 +96,11 @@ class Reconciles(RuleBasedStateMachine):
         elif instance.name in self.hub.runners:
             self.hub.runners[instance.name] = replace(self.hub.runners[instance.name], online=True)
 
-    def ours(self) -> list[FakeInstance]:
+    def own_instances(self) -> list[FakeInstance]:
         return [item for name, item in sorted(self.lxd.found.items()) if name not in OTHERS]
 
     def alive(self) -> list[FakeInstance]:
-        return [item for item in self.ours() if item.running]
+        return [item for item in self.own_instances() if item.running]
 
     def idle(self) -> list[FakeInstance]:
         online = {name for name, found in self.hub.runners.items() if found.online}
@@ -113,9 +113,9 @@ class Reconciles(RuleBasedStateMachine):
 
     @rule()
     def the_clock_is_set_back(self) -> None:
-        """What was made before looks young once more: one pass more until it is judged."""
+        """What was made before looks young once more: one reconcile more until it is judged."""
         self.now -= 60 * MINUTE
-        self.quiet_passes = 3
+        self.quiet_reconciles = 3
 
     def _notice(self) -> None:
         """GitHub sees within a minute that a machine is gone."""
@@ -138,15 +138,15 @@ class Reconciles(RuleBasedStateMachine):
         self.hub.busy.add(self.hub.runners[chosen.name].runner_id)
 
     @precondition(lambda self: self.jobs)
-    @rule(data=st.data(), forgotten=st.booleans())
-    def a_job_ends(self, data: st.DataObject, forgotten: bool) -> None:
-        """The instance powers off and is gone; GitHub forgets it then, or a while later."""
+    @rule(data=st.data(), deregistered=st.booleans())
+    def a_job_ends(self, data: st.DataObject, deregistered: bool) -> None:
+        """The instance powers off and is gone; GitHub deregisters it then, or a while later."""
         name = data.draw(st.sampled_from(sorted(self.jobs)))
         self.jobs.discard(name)
         self.lxd.found.pop(name, None)
         found = self.hub.runners.pop(name)
         self.hub.busy.discard(found.runner_id)
-        if not forgotten:
+        if not deregistered:
             self.hub.runners[name] = replace(found, online=False, busy=False)
 
     @precondition(lambda self: self.idle())
@@ -159,14 +159,14 @@ class Reconciles(RuleBasedStateMachine):
     @precondition(lambda self: self.idle())
     @rule(data=st.data())
     def a_runner_loses_github(self, data: st.DataObject) -> None:
-        """A ghost: its process runs, GitHub lists it as offline."""
+        """An offline runner: its process runs, GitHub lists it as offline."""
         chosen = data.draw(st.sampled_from(self.idle()))
         self.hub.runners[chosen.name] = replace(self.hub.runners[chosen.name], online=False)
 
     @rule()
     def the_host_reboots(self) -> None:
         """Instances come back stopped; GitHub notices, and gives up their jobs."""
-        for item in self.ours():
+        for item in self.own_instances():
             item.running = False
             self.jobs.discard(item.name)
             if item.name in self.hub.runners:
@@ -186,11 +186,11 @@ class Reconciles(RuleBasedStateMachine):
         """What runs a job keeps its room, so that the runners of the new numbers do not fit beside it."""
         self.github_answers("true")
         self._set_flavors(before)
-        self._pass()
+        self._checked_reconcile()
         for item in self.idle():
             self._give_job(item)
         self._set_flavors(after)
-        self._pass()
+        self._checked_reconcile()
 
     @rule(label=st.sampled_from(["a", "b"]))
     def an_option_changes(self, label: str) -> None:
@@ -206,11 +206,11 @@ class Reconciles(RuleBasedStateMachine):
 
     @rule(answer=st.sampled_from(["empty", "short"]))
     def github_is_odd_for_long(self, answer: str) -> None:
-        """Two odd lists, further apart than a runner may stay unseen."""
+        """Two odd lists, further apart than a runner may stay offline."""
         self.github_answers(answer)
         for _ in range(2):
             self.now += 16 * MINUTE
-            self._pass()
+            self._checked_reconcile()
 
     @rule(down=st.booleans())
     def github_is_down(self, down: bool) -> None:
@@ -221,11 +221,11 @@ class Reconciles(RuleBasedStateMachine):
         self.lxd.faults = {} if kind == "none" else {kind: lambda name: name[-1:] in "13579bdf"}
 
     @rule()
-    def a_pass(self) -> None:
-        self._pass()
+    def a_reconcile(self) -> None:
+        self._checked_reconcile()
 
     @rule(after=st.integers(0, 12))
-    def a_pass_is_killed(self, after: int) -> None:
+    def a_reconcile_is_killed(self, after: int) -> None:
         """At its nth change of LXD or GitHub, before or after which nothing else is done."""
         left = [after]
 
@@ -238,23 +238,23 @@ class Reconciles(RuleBasedStateMachine):
         before = self.lxd.faults
         self.lxd.faults = dict.fromkeys(("register", "create", "start", "push", "stop", "set_config"), count)
         with contextlib.suppress(Killed):
-            self._pass()
+            self._checked_reconcile()
         self.lxd.faults = before
 
     @rule()
     def the_world_is_quiet(self) -> None:
-        """Nothing fails, everything is told: two passes bring what is wanted (a ghost is noted, then ended).
+        """Nothing fails, all is told: two reconciles bring what is wanted (an offline runner is noted, then ended).
 
         What a killed creation left, and says that it runs, is starting until no creation could still go on.
         """
         self.hub.answer, self.hub.down, self.lxd.faults = None, set(), {}
         self.now += times.CREATION
-        for _ in range(self.quiet_passes):
+        for _ in range(self.quiet_reconciles):
             self.now += 16 * MINUTE
             self._notice()
-            self._pass()
+            self._checked_reconcile()
 
-        names = {item.name for item in self.ours()}
+        names = {item.name for item in self.own_instances()}
         self._check_numbers(names)
         registered = set(self.hub.runners) - set(OTHERS)
         assert registered == names
@@ -265,7 +265,7 @@ class Reconciles(RuleBasedStateMachine):
         if self.capacity is None:
             assert len(names) == max(self.wanted, len(self.jobs)), (names, self.jobs, self.wanted)
             return
-        there = Counter(item.config[FLAVOR_KEY] for item in self.ours())
+        there = Counter(item.config[FLAVOR_KEY] for item in self.own_instances())
         asks = [Ask(one.name, one.resources, one.count) for one in self.flavors]
         aims, _ = goals(self.capacity, asks)
         busy = Counter(self.lxd.found[name].config[FLAVOR_KEY] for name in self.jobs)
@@ -276,13 +276,13 @@ class Reconciles(RuleBasedStateMachine):
 
     def _room(self) -> float:
         """What the budget has left beside all instances; 0 without a budget."""
-        sizes = [VirtualMachineResources.of_profiles(item.profiles) for item in self.ours()]
+        sizes = [VirtualMachineResources.of_profiles(item.profiles) for item in self.own_instances()]
         return self.capacity.room(size for size in sizes if size)[0] if self.capacity else 0
 
-    def _pass(self) -> None:
+    def _checked_reconcile(self) -> None:
         """One reconcile, and what must hold for it."""
         busy = {name for name in self.jobs if name in self.lxd.found}
-        number, room, limit = len(self.ours()), self._room(), self._most()
+        number, room, limit = len(self.own_instances()), self._room(), self._most()
         healthy = {item.name for item in self.idle() if self._is_todays(item)} if self._all_fit(number) else set()
         clients = RunnerManagerClients(self.hub, JINJA, self.lxd, None, registration=self.registration)  # type: ignore[arg-type]
         manager = RunnerManager(
@@ -297,7 +297,7 @@ class Reconciles(RuleBasedStateMachine):
         finally:
             assert busy <= set(self.lxd.found), f"a busy runner was killed: {busy - set(self.lxd.found)}"
             assert healthy <= set(self.lxd.found), f"healthy runners were ended: {healthy - set(self.lxd.found)}"
-            assert len(self.ours()) <= limit, "more instances than wanted"
+            assert len(self.own_instances()) <= limit, "more instances than wanted"
             assert self._room() >= min(0, room), "more instances than there is room for"
 
     def _reconcile(self, manager: RunnerManager) -> None:
@@ -310,16 +310,16 @@ class Reconciles(RuleBasedStateMachine):
     def _most(self) -> int:
         """How many instances a reconcile may leave: one that a job keeps does not count for another flavour."""
         if not self.flavors:
-            return max(self.wanted, len(self.ours()))
+            return max(self.wanted, len(self.own_instances()))
         counts = Counter({one.name: one.count for one in self.flavors})
-        return (counts | Counter(item.config[FLAVOR_KEY] for item in self.ours())).total()
+        return (counts | Counter(item.config[FLAVOR_KEY] for item in self.own_instances())).total()
 
     def _all_fit(self, number: int) -> bool:
         """Whether no runner is beyond a goal."""
         if self.capacity is None:
             return number <= self.wanted
         aims, _ = goals(self.capacity, [Ask(one.name, one.resources, one.count) for one in self.flavors])
-        there = Counter(item.config[FLAVOR_KEY] for item in self.ours())
+        there = Counter(item.config[FLAVOR_KEY] for item in self.own_instances())
         return all(there[flavor] <= aims.get(flavor, 0) for flavor in there)
 
     def _is_todays(self, item: FakeInstance) -> bool:

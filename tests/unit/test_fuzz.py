@@ -34,7 +34,7 @@ def world() -> Iterator[World]:
 @given(case=cases())
 @SETTINGS
 def test_whatever_a_runner_leaves(world: World, case: Case) -> None:
-    """No pass raises, waits, reads too much, follows a link, or writes a line that is not one event."""
+    """No reconcile raises, waits, reads too much, follows a link, or writes a line that is not one event."""
     judge(world, case)
 
 
@@ -121,15 +121,15 @@ def deaf(*_: object) -> None:
     ("owner", "name", "broken", "case", "rule"),
     [
         (metrics.storage, "open_regular", following, HOSTILE["link to metrics elsewhere"], "changed or read|link was"),
-        (metrics.storage, "open_regular", waiting, HOSTILE["pipe"], "a pass took longer"),
+        (metrics.storage, "open_regular", waiting, HOSTILE["pipe"], "a reconcile took longer"),
         (metrics.storage, "FILE_SIZE_BYTES_LIMIT", 1 << 20, Entry("file", b"{", 1 << 20), "bytes were read"),
         (metrics.runner, "read_limited", greedy, Entry("file", b"{", 1 << 20), "bytes were read"),
         (metrics.runner, "read_limited", leaking, Entry("file", b"{"), "a file stays open"),
         (metrics.runner, "_first_fault", talkative, {"repository": FORGED}, "not one line of text"),
         (metrics.events, "_append", raw, {"workflow": FORGED}, "a line of the log"),
         (metrics.runner, "_runner_stop", lambda *_: None, {}, "an honest runner's events are missing"),
-        (metrics.runner, "_read", deaf, {}, "a pass raised"),
-        (metrics.runner, "_remove", deaf, {}, "a pass raised"),
+        (metrics.runner, "_read", deaf, {}, "a reconcile raised"),
+        (metrics.runner, "_remove", deaf, {}, "a reconcile raised"),
         (metrics.runner, "_remove", lambda *_: None, {}, "issues again"),
         (metrics.runner, "quarantine", lambda *_: None, Entry("file", b"{"), "a storage stays"),
     ],

@@ -91,7 +91,7 @@ def take_jit_config(arguments: list[str], inputs: dict[str, str]) -> None:
         raise TerminatedError(str(error)) from None
 
 
-def forget(names: tuple[str, ...] = FILES) -> None:
+def delete_registration(names: tuple[str, ...] = FILES) -> None:
     """Delete the kept registration."""
     for name in names:
         (ROOT / name).unlink(missing_ok=True)
@@ -127,7 +127,7 @@ def configure(values: dict[str, str], log: Diagnostics) -> None:
 
 
 def remove(values: dict[str, str], log: Diagnostics) -> None:
-    """Deregister and forget; what GitHub no longer knows is only forgotten."""
+    """Deregister, then delete the kept registration; the latter alone where GitHub no longer knows the runner."""
     _section("Runner removal")
     if not configured():
         say("Does not exist. Skipping Removing runner from the server")
@@ -143,7 +143,7 @@ def remove(values: dict[str, str], log: Diagnostics) -> None:
         if error.status != 404:
             raise TerminatedError(f"Failed: Removing runner from the server\n{error}") from None
         say("\nDoes not exist. Skipping Removing runner from the server")
-    forget()
+    delete_registration()
     log.write(f"Removed runner {kept['agentName']}")
     say("√ Removed .credentials\n√ Removed .runner\n")
 

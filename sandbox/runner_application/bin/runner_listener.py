@@ -1,4 +1,4 @@
-"""The listener: the runner application's command line, and the loop that waits for jobs.
+"""The listener: the runner agent's command line, and the loop that waits for jobs.
 
 Exit codes of `run`: 0 done, 1 not to be tried again, 2 to be tried again, 3 and 4 an update is under way (4 for an
 ephemeral runner), 5 session conflict, 7 version too old.
@@ -195,7 +195,7 @@ class Listener:
             self._refused(error)
 
     def _acquire(self, message: dict[str, Any]) -> None:
-        """Take the job that was offered. One that is not to be had is skipped, and the next message awaited."""
+        """Take the job that was offered. One that is no longer available is skipped, and the next message awaited."""
         job = message["job"]
         try:
             request("POST", f"{self.settings['serverUrl']}/jobs/{job['id']}/acquire", f"Bearer {job['secret']}", {})
@@ -270,7 +270,7 @@ class Listener:
         say(f"{now()}: Job {self.job['name']} completed with result: {RESULTS.get(code, 'Failed')}")
         self.log.write(f"Worker ended with {code}")
         if self.settings.get("ephemeral"):
-            runner_configure.forget()
+            runner_configure.delete_registration()
             say("√ Removed .credentials\n√ Removed .runner")
             raise OverError(0)
 
