@@ -227,7 +227,7 @@ def remove(lxd: LxdClient) -> list[str]:
     """Remove every image that this charm built, and the builder; returns what was removed."""
     paths = _unlinked(LOCK, FAILURE)
     _remove_builder(lxd)
-    images = _ours(lxd)
+    images = _built(lxd)
     for image in images:
         lxd.change("DELETE", "images", image["fingerprint"])
     return paths + [f"image {image['properties'][ALIAS_PROPERTY]}" for image in images]
@@ -235,7 +235,7 @@ def remove(lxd: LxdClient) -> list[str]:
 
 def remove_unused(lxd: LxdClient, used: Collection[str]) -> list[str]:
     """Remove the images that this charm built for other aliases; returns what was removed."""
-    unused = [image for image in _ours(lxd) if image["properties"][ALIAS_PROPERTY] not in used]
+    unused = [image for image in _built(lxd) if image["properties"][ALIAS_PROPERTY] not in used]
     for image in unused:
         lxd.change("DELETE", "images", image["fingerprint"])
         note_failure(image["properties"][ALIAS_PROPERTY])
@@ -430,14 +430,14 @@ def _remove_builder(lxd: LxdClient) -> None:
     wait_until(gone, REMOVAL_TIMEOUT, "the removal of the builder", interval=1)
 
 
-def _ours(lxd: LxdClient) -> list[Any]:
+def _built(lxd: LxdClient) -> list[Any]:
     return [image for image in lxd.get("images", recursion=1) if ALIAS_PROPERTY in image["properties"]]
 
 
 def _remove_old(lxd: LxdClient, alias: str) -> None:
     """Images that this charm built and no alias names: old ones, and what an interrupted build had published."""
     with suppress(LxdError):
-        for image in _ours(lxd):
+        for image in _built(lxd):
             if image["properties"][ALIAS_PROPERTY] == alias and not image["aliases"]:
                 lxd.change("DELETE", "images", image["fingerprint"])
 

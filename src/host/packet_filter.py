@@ -61,8 +61,8 @@ def _filtered_cards(lxd: LxdClient) -> set[str]:
 
 def _filtered_card(instance: Mapping[str, Any]) -> str:
     """The host's interface of a running instance's network card, if that is the profile's; otherwise nothing."""
-    is_ours = "default" in instance["profiles"] and instance["expanded_devices"].get("eth0") == NETWORK_CARD
-    if not is_ours or "eth0" in instance["devices"] or instance["status"] != "Running":
+    is_profiles = "default" in instance["profiles"] and instance["expanded_devices"].get("eth0") == NETWORK_CARD
+    if not is_profiles or "eth0" in instance["devices"] or instance["status"] != "Running":
         return ""
     return str(instance["config"].get("volatile.eth0.host_name", ""))
 

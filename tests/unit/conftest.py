@@ -48,7 +48,7 @@ def no_lxd(own: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def locks(own: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the locks of passes are, out of the way of a unit on this machine."""
+    """Where the locks of reconciles are, out of the way of a unit on this machine."""
     folder = made(own / "locks")
     monkeypatch.setattr(runner_manager, "LOCKS", folder)
     monkeypatch.setattr(telemetry, "LOCKS", folder)

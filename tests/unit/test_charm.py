@@ -236,7 +236,7 @@ def reboots(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_pending_reboot_waits_for_jobs(context: Any, world: Surroundings, reboots: list[bool], busy: bool) -> None:
-    """Without a job the idle runners go first and Juju is asked for a reboot; with one it is a pass like any other."""
+    """Without a job idle runners go first and Juju is asked for a reboot; with one it is a reconcile like any other."""
     context.run(context.on.config_changed(), state())
     for instance in world.lxd.found.values():
         instance.process = 0 if busy else 10

@@ -105,7 +105,7 @@ def tmate(*units: dict[str, str]) -> testing.Relation:
 
 
 def test_defaults() -> None:
-    """With a path and a token only, every option has the incumbent's default."""
+    """With a path and a token only, every option has the previous charm's default."""
     state = load({})
 
     assert state == CharmState(
@@ -626,7 +626,7 @@ def authorities() -> list[str]:
 def test_certificates(authorities: list[str]) -> None:
     """Several certificates may come with text between them; each is kept once."""
     one, two = authorities
-    text = f"# ours\r\n{one}\n\nsubject=x\n{two}{one}".replace("\n", "\r\n")
+    text = f"# the proxy's\r\n{one}\n\nsubject=x\n{two}{one}".replace("\n", "\r\n")
 
     assert load({"ca-certificates": text}).ca_certificates == (one, two)
     assert load({"ca-certificates": " \n"}).ca_certificates == ()
@@ -920,7 +920,7 @@ def test_architectures(machine: str, expected: Arch) -> None:
 
 
 def test_other_architectures_block() -> None:
-    """GitHub has no runner application for this machine's architecture: that is said, not guessed."""
+    """GitHub has no runner binary for this machine's architecture: that is said, not guessed."""
     with pytest.raises(ValueError, match="riscv64"):
         parse_arch("riscv64")
 

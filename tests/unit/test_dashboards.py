@@ -411,7 +411,7 @@ def test_check_of_fields_notices(stages: str, found: list[str]) -> None:
 
 @pytest.mark.parametrize("expression", ['rate({a="b"} | logfmt [1h])', 'max({a="b"} | json) without (c)', "{a ? b}"])
 def test_check_of_fields_knows_its_limits(expression: str) -> None:
-    """An expression in a form that the check cannot read is a fault, so that none passes unread."""
+    """An expression in a form that the check cannot read is a fault, so that none goes unread."""
     with pytest.raises((ValueError, IndexError)):
         faults(expression)
 

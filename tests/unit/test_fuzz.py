@@ -141,7 +141,7 @@ def deaf(*_: object) -> None:
         "leaves files open",
         "logs a field",
         "writes newlines",
-        "forgets an event",
+        "loses an event",
         "raises while it reads",
         "raises when it removes",
         "removes nothing",

@@ -274,7 +274,7 @@ def test_a_hook_does_not_wait_for_another_build(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_missing_image_is_built_outside_of_the_reconcile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A build is started and not waited for, and why the last one failed is not forgotten meanwhile."""
+    """A build is started and not waited for, and why the last one failed stays known meanwhile."""
     ran: list[tuple[str, ...]] = []
     monkeypatch.setattr(image, "FAILURE", tmp_path / "failure")
     monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: ran.append(arguments))
@@ -320,7 +320,7 @@ def test_application_goes_into_the_image(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert image.published(cast(LxdClient, lxd), "no-such-image") == PublishedImage()
 
 
-def test_only_images_of_our_making_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_images_that_the_charm_built_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A newer application goes into the image outside of hooks; an operator's own image is theirs."""
     calls: list[tuple[str, ...]] = []
     monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: calls.append(arguments))

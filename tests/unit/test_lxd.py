@@ -169,7 +169,7 @@ BUSY = LxdError('Failed to create instance delete operation: Instance is busy ru
     ("errors", "requests"), [([], 1), ([BUSY, BUSY], 3), ([LxdNotFoundError("Instance not found")], 1)]
 )
 def test_what_lxd_still_does_is_waited_for(errors: list[LxdError], requests: int) -> None:
-    """A pass that was killed leaves its requests with LXD: the next one finds instances that are being stopped."""
+    """A reconcile that was killed leaves its requests with LXD: the next one finds instances that are being stopped."""
     client = BusyClient(errors)
 
     LxdInstance(client, DATA).delete()

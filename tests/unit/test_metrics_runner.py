@@ -146,7 +146,7 @@ def test_storage_without_a_job_is_cleaned_up(storages: Storages, tmp_path: Path,
 
 
 def test_ignored_runners_stay(storages: Storages) -> None:
-    """The storage of a runner that still lives, or is not ours, is not touched."""
+    """The storage of a runner that still lives, or is not the unit's, is not touched."""
     fill(storages, "r1")
 
     assert list(extract(storages, {"r1"})) == []
@@ -329,7 +329,7 @@ def test_one_bad_storage_never_stops_the_others(storages: Storages, tmp_path: Pa
 def test_storage_that_cannot_be_read_is_left_alone(
     storages: Storages, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A storage that vanished or cannot be listed stays for a later pass, and the others are handed over."""
+    """A storage that vanished or cannot be listed stays for a later reconcile, and the others are handed over."""
     fill(storages, "r2")
     listed = [MetricsStorage(tmp_path / "nowhere", "r1"), *storages.list_all()]
     storages.list_all = lambda: iter(listed)  # type: ignore[method-assign]
@@ -339,7 +339,7 @@ def test_storage_that_cannot_be_read_is_left_alone(
 
 
 def test_nothing_is_raised_when_storages_cannot_be_listed(storages: Storages, caplog: pytest.LogCaptureFixture) -> None:
-    """A pass goes on without metrics."""
+    """A reconcile goes on without metrics."""
     storages.unlistable = True
 
     assert list(extract(storages, set())) == []
@@ -374,7 +374,7 @@ def lines(log: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def test_both_events_are_written_as_spec_3_says(log: Path) -> None:
+def test_both_events_have_the_documented_form(log: Path) -> None:
     """Start and stop have exactly the fields of the table, and what was written is returned."""
     issued = issue_events(metrics_of(), "app", GithubJobMetrics(12.5, "success"))
 

@@ -200,7 +200,7 @@ def test_young_instance(age: float, seen: dict[str, Any], expected: Health) -> N
         (15, {"github_known": False}, Health.UNKNOWN),
         (15, {"github": ONLINE}, Health.IDLE),
     ],
-    ids=["not listed", "listed offline", "not yet", "job inside", "cannot look inside", "no GitHub", "came back"],
+    ids=["not listed", "listed offline", "not yet", "job inside", "probe failed", "no GitHub", "came back"],
 )
 def test_an_offline_runner_is_not_healthy_for_ever(minutes: float, seen: dict[str, Any], expected: Health) -> None:
     """Fifteen minutes after it was first found offline a runner without a job is unhealthy."""
@@ -320,7 +320,7 @@ def test_whose_end_github_confirms(seen: RunnerView, expected: bool) -> None:
     ],
 )
 def test_healthy(seen: RunnerView, expected: bool) -> None:
-    """Healthy means that the instance runs and the runner application in it runs."""
+    """Healthy means that the instance runs and the runner agent in it runs."""
     assert is_healthy(seen) is expected
 
 
@@ -399,7 +399,7 @@ def test_healthy_count_is_of_what_was_found() -> None:
         pytest.param(0, [orphaned("a", github=OFFLINE_BUSY)], {}, 0, id="registered, offline and busy"),
     ],
 )
-def test_pass(quantity: int, views: list[RunnerView], removed: dict[str, Reason], created: int) -> None:
+def test_reconcile(quantity: int, views: list[RunnerView], removed: dict[str, Reason], created: int) -> None:
     """Dead ones and outdated or surplus idle ones go, busy ones never; every live instance counts."""
     decided = plan(quantity, *views)
 
@@ -500,7 +500,7 @@ def test_names_by_reason() -> None:
 
 
 def test_nothing_seen_and_nothing_wanted() -> None:
-    """The empty plan is what a pass without runners decides."""
+    """The empty plan is what a reconcile without runners decides."""
     assert plan(0) == Plan()
 
 
@@ -539,7 +539,7 @@ def runner_views(draw: st.DrawFn) -> list[RunnerView]:
 
 
 def after(views: list[RunnerView], decided: Plan, done: set[str]) -> list[RunnerView]:
-    """What the next pass sees when the removals in ``done``, the notes and the creations have been carried out."""
+    """What the next reconcile sees when the removals in ``done``, the notes and the creations have been carried out."""
     left = []
     for seen in views:
         if seen.name in done:
@@ -603,7 +603,7 @@ def test_order_does_not_matter(quantity: int, views: list[RunnerView], data: st.
 
 
 @given(quantity=st.integers(0, 6), views=runner_views(), data=st.data())
-def test_passes_converge(quantity: int, views: list[RunnerView], data: st.DataObject) -> None:
+def test_reconciles_converge(quantity: int, views: list[RunnerView], data: st.DataObject) -> None:
     """A reconcile that was carried out leaves nothing to do, one that was cut off leaves what one more does.
 
     One more each where outdated runners wait until today's configuration has proven itself.
@@ -812,7 +812,7 @@ def test_outdated_runners_stay_while_none_can_be_created() -> None:
 
 
 def test_nothing_is_created_while_the_version_is_deprecated() -> None:
-    """What was learnt in an earlier pass stops creation, and nothing else."""
+    """What was learnt in an earlier reconcile stops creation, and nothing else."""
     decided = make_plan(Desired(3, TODAY, may_create=False), [idle("a"), view("b", process=Process.NONE)], NOW)
 
     assert (decided.create, decided.idle, decided.names(Reason.UNHEALTHY)) == (0, ("a",), ["b"])

@@ -105,7 +105,7 @@ def images(lxd: ProfileLxd) -> dict[str, str]:
     return {name.removeprefix(key): value for name, value in config.items() if name.startswith(key)}
 
 
-def test_base_images_of_flavors_are_recorded_and_forgotten() -> None:
+def test_base_images_of_flavors_are_recorded_and_removed() -> None:
     """A changed set of flavours is written, and those of another unit do not make the profile a lost one."""
     lxd = ProfileLxd({})
     options = ("app", BaseImage.JAMMY, RunnerStorage.MEMORY)

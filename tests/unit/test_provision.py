@@ -821,8 +821,8 @@ POWER_OFF = ["-n", "systemctl", "poweroff", "--force", "--force"]
     ("code", "status", "info"),
     [(0, PostJobStatus.NORMAL, None), (1, PostJobStatus.ABNORMAL, 1), (7, PostJobStatus.ABNORMAL, 7)],
 )
-def test_end_of_the_runner_application(shell: Shell, code: int, status: PostJobStatus, info: int | None) -> None:
-    """The post-job metrics say how the runner application ended, then the instance is powered off."""
+def test_end_of_the_runner_agent(shell: Shell, code: int, status: PostJobStatus, info: int | None) -> None:
+    """The post-job metrics say how the runner agent ended, then the instance is powered off."""
     shell.stub("run.sh", f"exit {code}", shell.application)
 
     done = shell.run(shell.render("start.sh.j2"))
@@ -960,8 +960,8 @@ def test_the_agent_starts_where_env_cannot_reset_signals(shell: Shell) -> None:
     assert shell.post_job.status_info.code == 3
 
 
-def test_stopped_service_waits_for_the_runner_application(shell: Shell) -> None:
-    """A stop of the service reaches the runner application, whose own end is then noted."""
+def test_stopped_service_waits_for_the_runner_agent(shell: Shell) -> None:
+    """A stop of the service reaches the runner agent, whose own end is then noted."""
     os.mkfifo(shell.folder / "ready")
     os.mkfifo(shell.folder / "never")
     ready, never = shell.folder / "ready", shell.folder / "never"

@@ -1,4 +1,4 @@
-"""Replacement on exit: which messages of LXD count, and when a pass is asked for."""
+"""Replacement on exit: which messages of LXD count, and when a reconcile is asked for."""
 
 import json
 import subprocess
@@ -45,12 +45,12 @@ def test_which_messages_say_that_a_runner_ended(text: str | bytes, names: set[st
         pytest.param("bcd", "bcd", "inactive", 0, id="more than wanted"),
         pytest.param("b", "b", "inactive", 1, id="one is missing"),
         pytest.param("ab", "ab", "inactive", 1, id="LXD still lists the one that ended"),
-        pytest.param("b", "b", "failed", 1, id="the last pass failed"),
-        pytest.param("b", "b", "activating", 2, id="a pass runs that looked before the end"),
-        pytest.param("b", "bc", "activating", 1, id="a pass runs that makes the successor"),
+        pytest.param("b", "b", "failed", 1, id="the last reconcile failed"),
+        pytest.param("b", "b", "activating", 2, id="a reconcile runs that observed before the end"),
+        pytest.param("b", "bc", "activating", 1, id="a reconcile runs that makes the successor"),
     ],
 )
-def test_when_a_pass_is_asked_for(
+def test_when_a_reconcile_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, there: str, after: str, state: str, starts: int
 ) -> None:
     """Only where one of two runners is missing, through the timer's own service, never twice at once."""
@@ -69,7 +69,7 @@ def test_when_a_pass_is_asked_for(
     agent.replace({"a"}, lambda: set(after if begun in commands else there), wanted=2, service=service)
 
     assert commands.count(begun) == starts
-    # A pass that made the successor needs no pause.
+    # A reconcile that made the successor needs no pause.
     assert bool(pauses) is (starts > 0 and not (state == "activating" and after == "bc"))
 
 

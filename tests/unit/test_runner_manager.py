@@ -180,7 +180,7 @@ def test_an_application_that_is_in_the_image_is_not_sent(world: World, in_image:
     assert sent == [not in_image] * 2
 
 
-def test_second_pass_finds_nothing_to_do(world: World) -> None:
+def test_second_reconcile_finds_nothing_to_do(world: World) -> None:
     """Level-triggered: run it twice and the second changes nothing, with one look at LXD and one at GitHub."""
     world.reconcile(2)
     before, world.lxd.log = set(world.lxd.found), []
@@ -194,7 +194,7 @@ def test_second_pass_finds_nothing_to_do(world: World) -> None:
     assert manager.report.created == manager.report.removed == []
 
 
-def test_instance_carries_what_a_later_pass_needs(world: World) -> None:
+def test_instance_carries_what_a_later_reconcile_needs(world: World) -> None:
     """LXD is the record: URL, path, fingerprint, time and id lie on the instance, the token does not."""
     world.reconcile(1)
 
@@ -330,7 +330,7 @@ def test_request_that_was_cut_off_is_taken_back(world: World) -> None:
 
 
 def test_surplus_goes_and_busy_ones_never(world: World) -> None:
-    """Down to the wanted number: GitHub forgets an idle runner first, a busy one is left alone."""
+    """Down to the wanted number: an idle runner is deregistered first, a busy one is left alone."""
     idle, busy = world.add("aa"), world.add("bb", busy=True)
 
     manager = world.reconcile(0)
@@ -463,8 +463,8 @@ def test_logs_are_pulled_no_further_once_one_fails(world: World, tmp_path: Path)
     assert not (tmp_path / "logs").exists()
 
 
-def test_ghost_is_noted_and_the_note_goes_when_it_is_back(world: World) -> None:
-    """The first pass that sees it writes the time on the instance; GitHub saying online takes it away."""
+def test_offline_runner_is_noted_until_it_is_online_again(world: World) -> None:
+    """The first reconcile that sees it writes the time on the instance; a list with it online removes the time."""
     name = world.add("aa", online=False)
     world.reconcile(1)
     assert float(world.lxd.found[name].config[f"{KEY}offline-since"]) == NOW
@@ -476,7 +476,7 @@ def test_ghost_is_noted_and_the_note_goes_when_it_is_back(world: World) -> None:
     assert set(world.lxd.found) == {name}
 
 
-def test_ghost_goes_after_its_time(world: World) -> None:
+def test_offline_runner_is_removed_after_its_time(world: World) -> None:
     """Fifteen minutes after the note it is replaced."""
     name = world.add("aa", online=False)
     world.reconcile(1)
@@ -489,7 +489,7 @@ def test_ghost_goes_after_its_time(world: World) -> None:
 
 
 @pytest.mark.parametrize("answer", ["online", "silence"])
-def test_ghost_of_odd_lists_stays(world: World, answer: str) -> None:
+def test_runner_that_only_odd_lists_lack_stays(world: World, answer: str) -> None:
     """Lists that lack a runner end it only if GitHub, asked for it alone, does not call it online either."""
     name = world.add("aa", offline_since=str(NOW - 1000))
     known = world.github.runners[name]
@@ -529,7 +529,7 @@ def test_a_removal_token_is_not_used(world: World) -> None:
 
 
 def test_registration_without_instance_is_deleted_when_offline(world: World) -> None:
-    """An offline registration of ours goes, one that is online or another application's stays."""
+    """An offline registration of the unit is removed, one that is online or another application's stays."""
     world.github.register(f"{IDENTITY.prefix}aa", online=False)
     world.github.register(f"{IDENTITY.prefix}bb", online=True)
     world.github.register("app-0-aaaa", online=False)
@@ -561,7 +561,7 @@ def test_runner_whose_registration_cannot_be_asked_for_is_kept(world: World, key
     assert name in world.lxd.found
 
 
-def test_outage_of_an_old_path_does_not_stop_the_pass(world: World) -> None:
+def test_outage_of_an_old_path_does_not_stop_the_reconcile(world: World) -> None:
     """Only the configured path's list is needed."""
     world.add("aa")
     world.state = state(path=GithubRepo("octo-org", "other"))
@@ -573,7 +573,7 @@ def test_outage_of_an_old_path_does_not_stop_the_pass(world: World) -> None:
 
 
 @pytest.mark.parametrize(("down", "error"), [("github", GithubApiError), ("lxd", LxdError)])
-def test_outage_is_the_whole_pass_and_touches_nothing(world: World, down: str, error: type[Exception]) -> None:
+def test_outage_ends_the_reconcile_and_touches_nothing(world: World, down: str, error: type[Exception]) -> None:
     """Without GitHub's or LXD's list nothing is removed or made."""
     world.add("aa", fingerprint="old")
     if down == "github":
@@ -601,8 +601,8 @@ def test_unused_resource_profiles_go(world: World) -> None:
     assert set(world.lxd.profiles) == {"default"}
 
 
-def test_profiles_that_cannot_be_removed_do_not_fail_the_pass(world: World) -> None:
-    """Housekeeping is tried again at the next pass."""
+def test_profiles_that_cannot_be_removed_do_not_fail_the_reconcile(world: World) -> None:
+    """Housekeeping is tried again at the next reconcile."""
     world.reconcile(1)
     world.lxd.faults = {"delete profile": lambda _: True}
 
@@ -633,7 +633,7 @@ def job_storage(world: World, name: str, *, post: bool = True) -> None:
 
 
 def test_metrics_of_finished_runners_are_issued(world: World, tmp_path: Path) -> None:
-    """Ours without an instance are issued with GitHub's times; the living and others' are not touched."""
+    """The unit's own without an instance are issued with GitHub's times; the living and others' are not touched."""
     world.state = state(issue_metrics=True)
     alive = world.add("cc")
     names = [f"{IDENTITY.prefix}aa", f"{IDENTITY.prefix}bb", alive, "other-0-0123abcdaa"]
@@ -833,7 +833,7 @@ def test_only_repositories_that_the_unit_serves_are_asked_for(
 
 
 def test_jobs_are_not_asked_for_during_an_outage(world: World, tmp_path: Path) -> None:
-    """After one failed look-up the others of the pass go without, so that the pass stays short."""
+    """After one failed look-up the others of the reconcile go without, so that the reconcile stays short."""
     world.state = state(issue_metrics=True)
     for suffix in ("aa", "bb"):
         job_storage(world, f"{IDENTITY.prefix}{suffix}")
@@ -849,7 +849,7 @@ def test_jobs_are_not_asked_for_during_an_outage(world: World, tmp_path: Path) -
 def test_storages_stay_while_the_log_cannot_be_written(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full or broken log costs time, no events: the next pass issues them."""
+    """A full or broken log costs time, no events: the next reconcile issues them."""
     world.state = state(issue_metrics=True)
     names = [f"{IDENTITY.prefix}aa", f"{IDENTITY.prefix}bb"]
     for name in names:
@@ -882,7 +882,7 @@ def test_event_that_can_never_be_valid_does_not_block_the_others(world: World, t
 
 
 def test_storages_are_dropped_while_metrics_are_off(world: World, tmp_path: Path) -> None:
-    """Without the cos-agent relation nothing is written, and no storage of ours stays behind."""
+    """Without the cos-agent relation nothing is written, and no storage of the unit stays behind."""
     job_storage(world, f"{IDENTITY.prefix}aa")
     job_storage(world, "other-0-0123abcdaa")
 
@@ -1091,7 +1091,7 @@ def test_fingerprint_is_blind_to_what_instances_do_not_hold(change: dict[str, An
 
 
 def test_fingerprint_holds_the_application() -> None:
-    """A new runner application makes runners outdated."""
+    """A new runner binary makes runners outdated."""
     assert today(state()) != today(state(), "actions-runner-linux-x64-2.321.0.tar.gz")
 
 
@@ -1674,7 +1674,7 @@ def test_unused_profiles_of_the_previous_charm_are_removed(world: World) -> None
 
 
 def test_health_of_the_unit_is_an_event(world: World, tmp_path: Path) -> None:
-    """Each pass tells what an operator of dashboards misses: failed creations, ages, and the quota left."""
+    """Each reconcile tells what an operator of dashboards misses: failed creations, ages, and the quota left."""
     world.state = state(issue_metrics=True)
     world.lxd.faults["start"] = lambda name: True
     os.utime(world.application, (NOW - 60, NOW - 60))

@@ -53,7 +53,7 @@ def test_a_burst_is_queued_at_once() -> None:
 
 
 def test_a_burst_over_time_is_queued_one_by_one() -> None:
-    """With an interval each job is queued that much after the one before, also where a look at the jobs takes time."""
+    """With an interval each job is queued that much after the one before, also where reading the jobs takes time."""
     github = FakeGitHub("success")
 
     assert github.burst(3, 1.25).run() == 0

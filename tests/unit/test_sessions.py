@@ -343,7 +343,7 @@ def test_no_more_jobs_are_missed_than_are_announced(
     assert (world.session.is_late, world.sessions.known("small").missed) == (late, missed)
 
 
-def test_numbers_of_another_place_are_forgotten(world: World) -> None:
+def test_numbers_of_another_place_are_deleted(world: World) -> None:
     """The number of a set is another set's there; another group of the organisation is no other place."""
     world.poll(Message(1, Statistics(assigned=1), ()))
 

@@ -60,7 +60,7 @@ def test_a_day_in_demand_mode() -> None:
 
 
 def test_two_hundred_runners_on_one_unit() -> None:
-    """All are made in one pass, and a flush leaves no instance, registration or storage."""
+    """All are made in one reconcile, and a flush leaves no instance, registration or storage."""
     figures = soak.fleet(soak.FLEET)
 
     assert figures["fleet_created"] == figures["fleet_flushed"] == 200
@@ -140,12 +140,12 @@ def closed() -> Iterator[None]:
     ids=[
         "kills busy runners",
         "keeps dead runners",
-        "keeps ghosts",
+        "keeps offline runners",
         "owns by a prefix",
         "makes too many",
         "keeps what is outdated",
         "issues nothing",
-        "forgets an event",
+        "loses an event",
         "keeps storages",
         "issues twice",
         "leaves files open",

@@ -17,7 +17,7 @@ from host.takeover import Places
 
 TOKEN = "ghp_0f1e2d3c4b5a69788796a5b4c3d2e1f001234567"
 SERVICE_TOKEN = "5e12f1ce70ce25e12f1ce70ce25e12f1"
-OURS = {"ghro.reconcile-runners.timer", "ghro.reconcile-runners.service"}
+OWN_UNITS = {"ghro.reconcile-runners.timer", "ghro.reconcile-runners.service"}
 
 
 class FakeLxd:
@@ -60,7 +60,7 @@ class World:
         return file
 
     def take_over(self) -> bool:
-        return takeover.take_over(self.lxd, self.places, OURS)  # type: ignore[arg-type]
+        return takeover.take_over(self.lxd, self.places, OWN_UNITS)  # type: ignore[arg-type]
 
     def found(self, word: str) -> list[str]:
         done = subprocess.run(["grep", "-raFl", word, str(self.root)], check=False, capture_output=True, text=True)
