@@ -290,6 +290,8 @@ class PublishedImage:
     """The file name of the runner binary in it."""
     built_at: float | None = None
     """UNIX time of its build."""
+    owner: str = ""
+    """The application of this machine that had it first; empty if an earlier version built it."""
 
 
 @dataclass(frozen=True)

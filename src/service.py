@@ -119,10 +119,13 @@ class Service:
         self._lxd = adapters.lxd
 
     def note_installation(self) -> None:
-        """Record that there was no previous charm."""
+        """Record that there was no previous charm, and nothing of an application of this name that was removed."""
         with suppress(HostError):
             self._markers.note(markers.NO_POLICY)
             self._markers.note(markers.TAKEN_OVER)
+        # Without LXD, which the set-up installs, there is no record.
+        with suppress(LxdError):
+            machine.forget_removed(self._lxd, self._markers)
 
     def note_upgrade(self) -> None:
         """Record that the upgrade ends no repository policy check, if the previous charm was never on this unit."""
@@ -342,7 +345,7 @@ class Service:
             # The service is not there before the first set-up, which builds the image itself.
             for build in settings.images(self._state):
                 with suppress(LxdError, HostError):
-                    image.renew(self._lxd, self._markers.unit, build.alias)
+                    image_builds.renew(self._lxd, self._markers, build)
         return changed
 
     def update_dependencies(self) -> bool:

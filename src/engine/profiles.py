@@ -76,17 +76,18 @@ def ensure_runner(
     base_image: BaseImage,
     storage: RunnerStorage,
     flavors: Mapping[str, BaseImage] | None = None,
+    others: Collection[str] = (),
 ) -> None:
     """Create or correct the profile ``runner``; ``flavors`` has the base image of each one by its name.
 
-    What it has of other applications on this machine stays.
+    What it has of ``others`` stays: the other applications that have a unit on this machine.
     """
     profile = _runner(app, base_image, storage, flavors or {})
     found = lxd.find("profiles", RUNNER)
     if found is None:
         lxd.change("POST", "profiles", json={"name": RUNNER, **profile})
         return
-    profile["config"] |= _of_others(found, app)
+    profile["config"] |= _of_others(found, others)
     if not _is_equal(found, profile):
         lxd.change("PUT", "profiles", RUNNER, json=profile)
 
@@ -100,8 +101,11 @@ def is_runner_intact(lxd: LxdClient, app: str, base_image: BaseImage, storage: R
     if found is None:
         return False
     wanted = _runner(app, base_image, storage, {})
-    own = base_image_key(app)
+    own, former = base_image_key(app), found["config"].get(BASE_IMAGE_KEY)
     config = {key: value for key, value in found["config"].items() if key == own or not key.startswith(BASE_IMAGE_KEY)}
+    if former is not None:
+        # While a unit of version 1.0 is on the machine, it removes any other record at each of its set-ups.
+        config.setdefault(own, former)
     return _is_equal({**found, "config": config}, wanted)
 
 
@@ -121,10 +125,13 @@ def _is_of(key: str, app: str) -> bool:
     return key == own or key.startswith(f"{own}.")
 
 
-def _of_others(profile: Mapping[str, Any], app: str) -> dict[str, str]:
-    """The base images of other applications."""
-    items = profile["config"].items()
-    return {key: value for key, value in items if key.startswith(f"{BASE_IMAGE_KEY}.") and not _is_of(key, app)}
+def _of_others(profile: Mapping[str, Any], others: Collection[str]) -> dict[str, str]:
+    """The base images of other applications; version 1.0 has them under the key without a name."""
+    config = profile["config"]
+    kept = {key: value for key, value in config.items() if any(_is_of(key, other) for other in others)}
+    if BASE_IMAGE_KEY in config and not kept.keys() >= {base_image_key(other) for other in others}:
+        kept[BASE_IMAGE_KEY] = config[BASE_IMAGE_KEY]
+    return kept
 
 
 def _is_equal(found: Mapping[str, Any], profile: Mapping[str, Any]) -> bool:

@@ -42,6 +42,7 @@ BINARY_PROPERTY = "github-runner.application"
 SOURCE_PROPERTY = "github-runner.source"
 ADDITIONS_PROPERTY = "github-runner.additions"
 DISK_PROPERTY = "github-runner.disk"
+OWNER_PROPERTY = "github-runner.owner"
 # The builder's disk where it is a virtual machine, in bytes. The published image is as large, and so is the smallest
 # disk that a runner can have. LXD's own default would be 10 GiB; a full image takes about 5 GiB.
 DISK = 8 << 30
@@ -70,15 +71,20 @@ def timer(unit: str) -> str:
     return systemd.unit_name(NAME, unit, "timer")
 
 
-def ensure(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> bool:
-    """Build the image unless it is there; whether it was built. HostError while another process builds it."""
+def ensure(
+    lxd: LxdClient, jinja: jinja2.Environment, app: str, build: ImageBuild, progress: Callable[[str], None]
+) -> bool:
+    """Build the image for an application unless it is there; whether it was built.
+
+    HostError while another process builds it.
+    """
     if is_there(lxd, build):
         name_foreign(lxd, build.alias)
         return False
     with exclusive(LOCK, 0) as free:
         if not free:
             raise HostError(f"image {build.alias}: being built, see `{JOURNAL}`")
-        make(lxd, jinja, build, progress)
+        make(lxd, jinja, app, build, progress)
     return True
 
 
@@ -88,18 +94,22 @@ def is_there(lxd: LxdClient, build: ImageBuild) -> bool:
     return found is not None and found["type"] == ("container" if build.container else "virtual-machine")
 
 
-def rebuild(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> bool:
+def rebuild(
+    lxd: LxdClient, jinja: jinja2.Environment, app: str, build: ImageBuild, progress: Callable[[str], None]
+) -> bool:
     """Build the image, whether there is one or not, as the timer does; False if another build is running."""
     with exclusive(LOCK, 0) as free:
         if free:
-            make(lxd, jinja, build, progress)
+            make(lxd, jinja, app, build, progress)
         return free
 
 
-def make(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress: Callable[[str], None]) -> str:
+def make(
+    lxd: LxdClient, jinja: jinja2.Environment, app: str, build: ImageBuild, progress: Callable[[str], None]
+) -> str:
     """Build, publish, move the alias, delete the old images; returns the new fingerprint.
 
-    With the runner binary in it, if one has been downloaded.
+    With the runner binary in it, if one has been downloaded. ``app`` is recorded as its owner.
 
     HostError names the step; whatever was made is then removed, and the image of before stays in use.
     """
@@ -115,7 +125,7 @@ def make(lxd: LxdClient, jinja: jinja2.Environment, build: ImageBuild, progress:
             builder.stop()
             if not build.container:
                 _set_templates(lxd)
-            fingerprint = _publish(lxd, build, tarball, disk)
+            fingerprint = _publish(lxd, app, build, tarball, disk)
         with _step(build, "moving the alias", progress):
             _move_alias(lxd, build.alias, fingerprint)
     except HostError as error:
@@ -174,23 +184,15 @@ def smallest_disk(lxd: LxdClient, alias: str, source: ImageSource) -> int:
     return int(properties.get(DISK_PROPERTY, DISK)) if properties.get(SOURCE_PROPERTY) == str(source) else DISK
 
 
-def renew(lxd: LxdClient, unit: str, alias: str) -> None:
-    """Start a build outside of hooks if this charm built the image of the alias, which is used until it is done."""
-    image = current(lxd, alias)
-    if image is not None and ALIAS_PROPERTY in image["properties"]:
-        systemd.start(service(unit), wait=False)
-
-
 def published(lxd: LxdClient, alias: str) -> PublishedImage:
     """What the image of an alias records about itself."""
     image = current(lxd, alias)
     if image is None or ALIAS_PROPERTY not in image["properties"]:
         return PublishedImage()
     built = datetime.strptime(image["uploaded_at"][:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
-    source, additions, binary = (
-        image["properties"].get(name, "") for name in (SOURCE_PROPERTY, ADDITIONS_PROPERTY, BINARY_PROPERTY)
-    )
-    return PublishedImage(f"{source} {additions}".strip(), additions, binary, built.timestamp())
+    names = (SOURCE_PROPERTY, ADDITIONS_PROPERTY, BINARY_PROPERTY, OWNER_PROPERTY)
+    source, additions, binary, owner = (image["properties"].get(name, "") for name in names)
+    return PublishedImage(f"{source} {additions}".strip(), additions, binary, built.timestamp(), owner)
 
 
 def ensure_timer(jinja: jinja2.Environment, unit: str) -> bool:
@@ -362,7 +364,7 @@ def _run_step(builder: LxdInstance, name: str) -> None:
     raise LxdError(f"exit code {done.code}, see its output in the log")
 
 
-def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None, disk: int) -> str:
+def _publish(lxd: LxdClient, app: str, build: ImageBuild, tarball: Path | None, disk: int) -> str:
     properties = {} if build.container else {DISK_PROPERTY: str(disk)}
     body = {
         "source": {"type": "instance", "name": BUILDER},
@@ -372,6 +374,7 @@ def _publish(lxd: LxdClient, build: ImageBuild, tarball: Path | None, disk: int)
             BINARY_PROPERTY: tarball.name if tarball else "",
             SOURCE_PROPERTY: str(build.source),
             ADDITIONS_PROPERTY: build.additions,
+            OWNER_PROPERTY: app,
             **properties,
         },
         # It never leaves this machine: packing it would cost minutes at each build and at each unpacking. LXD

@@ -9,7 +9,7 @@ import settings
 from engine.client import LxdClient
 from errors import HostError, LxdError
 from host import image, systemd
-from host.markers import IMAGE, Markers
+from host.markers import IMAGE, Markers, application
 from models import PublishedImage
 from settings import ImageBuild
 
@@ -105,20 +105,46 @@ def _has_additions(lxd: LxdClient, markers: Markers, build: ImageBuild) -> bool 
 
 
 def keeper(markers: Markers, build: ImageBuild, found: PublishedImage) -> str:
-    """The unit of another application on this machine that needs the image as it is; empty if this unit may replace it.
+    """The unit of another application on this machine whose image it is; empty if this unit may replace it.
 
+    It is the image of its owner, whatever the owner's options are now: one that has just changed them, or whose build
+    fails, would otherwise lose it. Without an owner, it is that of an application that needs it as it is.
     Applications that differ would otherwise replace each other's image, and idle runners, with each build.
     """
-    if found.identity in ("", build.identity):
+    if found.identity in ("", build.identity) or found.owner == application(markers.unit):
         return ""
-    app = markers.unit.partition("/")[0]
+    using = _users(markers, build.alias)
+    owners = [unit for unit in using if application(unit) == found.owner]
+    needing = [unit for unit, one in using.items() if one.identity == found.identity]
+    return next(iter(owners + needing), "")
+
+
+def owner(markers: Markers, build: ImageBuild, found: PublishedImage) -> str:
+    """The application that a new build is recorded for: with equal options the one that had the image first."""
+    users = map(application, _users(markers, build.alias))
+    return found.owner if found.identity == build.identity and found.owner in users else application(markers.unit)
+
+
+def _users(markers: Markers, alias: str) -> dict[str, ImageBuild]:
+    """The units of other applications on this machine that use the image of an alias, with what they ask for."""
+    found: dict[str, ImageBuild] = {}
     for unit in markers.others():
         # What cannot be read is written by the other unit's next hook.
         with suppress(HostError):
-            others = settings.load(unit).images if unit.partition("/")[0] != app else ()
-            if any((one.alias, one.identity) == (build.alias, found.identity) for one in others):
-                return unit
-    return ""
+            images = {one.alias: one for one in settings.load(unit).images}
+            if application(unit) != application(markers.unit) and alias in images:
+                found[unit] = images[alias]
+    return found
+
+
+def renew(lxd: LxdClient, markers: Markers, build: ImageBuild) -> None:
+    """Start a build outside of hooks, with a new runner binary, of an image that this charm built.
+
+    Another application's image is built by the service of that one's unit: this unit's would leave it out.
+    """
+    found = image.published(lxd, build.alias)
+    if found.built_at is not None:
+        systemd.start(image.service(keeper(markers, build, found) or markers.unit), wait=False)
 
 
 def note_end(markers: Markers, build: ImageBuild) -> None:

@@ -32,7 +32,7 @@ from host import (
     timer,
     triggers,
 )
-from host.markers import SET_UP, Markers
+from host.markers import SET_UP, Markers, application
 from host.systemd import are_active
 from metrics.events import METRICS_LOG_PATH
 from metrics.storage import FILESYSTEM_QUARANTINE_PATH
@@ -102,7 +102,9 @@ def _ensure_image(
     if build_later or any(image.is_there(lxd, other) for other in builds if other is not build):
         image_builds.ensure(lxd, markers, build)
     else:
-        image.ensure(lxd, jinja, build, lambda step: progress(f"Building runner image: {step}"))
+        image.ensure(
+            lxd, jinja, application(markers.unit), build, lambda step: progress(f"Building runner image: {step}")
+        )
 
 
 def _ensure_images(builds: Iterable[ImageBuild], ensure: Callable[[ImageBuild], object]) -> None:
@@ -173,8 +175,8 @@ def release(lxd: LxdClient, markers: Markers) -> list[str]:
     unit, others = markers.unit, markers.others()
     if others:
         logger.info("Pool, image and bridge stay, other units use them: %s", ", ".join(others))
-    app = unit.partition("/")[0]
-    is_last = not any(other.partition("/")[0] == app for other in others)
+    app = application(unit)
+    is_last = app not in map(application, others)
     record = (partial(profiles.remove_record, app=app),) if is_last else ()
     images = (image.remove_builder, *record) if others else (image.remove, pool.remove)
     return _each(
@@ -188,6 +190,16 @@ def release(lxd: LxdClient, markers: Markers) -> list[str]:
         partial(firewall.remove, lxd, unit),
         *(() if others else (partial(lxd_server.remove, lxd),)),
     )
+
+
+def forget_removed(lxd: LxdClient, markers: Markers) -> None:
+    """For the first unit of an application: remove the base images that are recorded for its name.
+
+    They are of an application that was removed by force, and the new one may have others.
+    """
+    app = application(markers.unit)
+    if app not in map(application, markers.others()):
+        profiles.remove_record(lxd, app)
 
 
 def tear_down(lxd: LxdClient, markers: Markers, is_runner: Callable[[str], bool]) -> list[str]:

@@ -48,6 +48,11 @@ LIST_DUE = "list-due"
 UNATTENDED = "unattended"
 
 
+def application(unit: str) -> str:
+    """The application of a unit such as ``github-runner/0``."""
+    return unit.partition("/")[0]
+
+
 class Markers:
     """The markers of one unit, such as ``github-runner/0``."""
 
@@ -96,6 +101,10 @@ class Markers:
         found = (path.name for path in ROOT.glob(f"{PREFIX}*") if path != self._folder)
         names = (name.removeprefix(PREFIX) for name in found if (AGENTS / name).is_dir())
         return sorted("/".join(name.rsplit("-", 1)) for name in names)
+
+    def other_applications(self) -> set[str]:
+        """The applications that have a unit on this machine, without this unit's own."""
+        return {application(unit) for unit in self.others()} - {application(self.unit)}
 
     def remove(self) -> list[str]:
         """Remove this unit's folder; returns what was removed."""

@@ -16,6 +16,7 @@ from engine.profiles import POOL
 from errors import ConfigurationError, HostError, LxdError
 from host import lxd_server, resources, systemd
 from host.image import DISK
+from host.markers import Markers, application
 from models import BaseImage, CharmState, Flavor, RunnerStorage, gibibytes, size_in_bytes
 from naming import BASE_IMAGE_KEY, STORAGE_KEY, base_image_key
 from system import is_mounted, run
@@ -42,7 +43,7 @@ def check(lxd: LxdClient, state: CharmState, unit: str) -> None:
 
     HostError where Juju has not mounted the storage yet: the folder is empty then, and its size is another one.
     """
-    check_unchanged(lxd, _app(unit), state.base_image, state.runner_storage, state.given_flavors)
+    check_unchanged(lxd, application(unit), state.base_image, state.runner_storage, state.given_flavors)
     resources.check(lxd, state)
     if state.runner_storage is RunnerStorage.MEMORY:
         check_space(state, resources.memory_bytes(), "this machine's memory")
@@ -86,10 +87,6 @@ def _check_mounted(lxd: LxdClient) -> None:
         return
     if _volume(JUJU_STORAGE) is None and not (JUJU_STORAGE / DIR_POOL).is_dir():
         raise HostError(f"no storage is mounted at {JUJU_STORAGE} yet: the storage pool {POOL} lies on it")
-
-
-def _app(unit: str) -> str:
-    return unit.partition("/")[0]
 
 
 def check_unchanged(
@@ -164,14 +161,15 @@ def is_intact(lxd: LxdClient, state: CharmState, unit: str) -> bool:
     in_use = any("/instances/" in user for user in pool["used_by"])
     if not (in_use or _is_own(pool)):
         return False
-    return profiles.is_runner_intact(lxd, _app(unit), state.base_image, state.runner_storage)
+    return profiles.is_runner_intact(lxd, application(unit), state.base_image, state.runner_storage)
 
 
 def ensure(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState, unit: str) -> None:
     """Make sure of pool and profile, on a copy-on-write filesystem where this LXD has one."""
     _ensure_pool(lxd, jinja, state)
     images = {flavor.name: flavor.base_image for flavor in state.given_flavors}
-    profiles.ensure_runner(lxd, _app(unit), state.base_image, state.runner_storage, images)
+    others = Markers(unit).other_applications()
+    profiles.ensure_runner(lxd, application(unit), state.base_image, state.runner_storage, images, others)
 
 
 def _ensure_pool(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None:

@@ -49,7 +49,8 @@ def _build_all(lxd: LxdClient, unit: str, builds: Sequence[ImageBuild]) -> int:
     for build in due:
         try:
             needed = _is_needed(lxd, build)
-            built = image.rebuild(lxd, provision.environment(TEMPLATES), build, _say)
+            app = image_builds.owner(markers, build, image.published(lxd, build.alias))
+            built = image.rebuild(lxd, provision.environment(TEMPLATES), app, build, _say)
             awaited, waiting = awaited or (built and needed), waiting or not built
         except (GithubRunnerError, OSError) as error:
             logging.error("%s", error)
@@ -70,7 +71,7 @@ def _build_all(lxd: LxdClient, unit: str, builds: Sequence[ImageBuild]) -> int:
 def _due(lxd: LxdClient, markers: Markers, wanted: Sequence[ImageBuild]) -> list[ImageBuild]:
     """All images; while one is missing, which each reconcile has built, others only where the timer's time has come.
 
-    One that another application on this machine needs as it is, is built by that one.
+    One that is another application's on this machine is built by that one.
     """
     builds = [build for build in wanted if not _is_kept(lxd, markers, build)]
     if all(image.is_there(lxd, build) for build in builds):
@@ -83,7 +84,7 @@ def _due(lxd: LxdClient, markers: Markers, wanted: Sequence[ImageBuild]) -> list
 def _is_kept(lxd: LxdClient, markers: Markers, build: ImageBuild) -> bool:
     keeper = image_builds.keeper(markers, build, image.published(lxd, build.alias))
     if keeper and image.is_there(lxd, build):
-        logging.info("Image %s: not built, %s needs it as it is", build.alias, keeper)
+        logging.info("Image %s: not built, it is that of %s", build.alias, keeper)
         return True
     return False
 

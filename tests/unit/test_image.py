@@ -140,8 +140,8 @@ class ImageLxd:
             raise LxdError(f"{step} is not possible")
 
 
-def make(lxd: ImageLxd, build: ImageBuild = BUILD, progress: Callable[[str], None] = print) -> str:
-    return image.make(cast(LxdClient, lxd), JINJA, build, progress)
+def make(lxd: ImageLxd, build: ImageBuild = BUILD, progress: Callable[[str], None] = print, app: str = "") -> str:
+    return image.make(cast(LxdClient, lxd), JINJA, app, build, progress)
 
 
 def test_build_moves_the_alias_and_deletes_the_old() -> None:
@@ -245,8 +245,8 @@ def test_image_of_the_other_type_is_built_anew(monkeypatch: pytest.MonkeyPatch, 
     lxd = ImageLxd()
     machine = ImageBuild(BUILD.source, "jammy", False, Arch.X64, ProxyConfig())
 
-    assert not image.ensure(cast(LxdClient, lxd), JINJA, BUILD, print)
-    assert image.ensure(cast(LxdClient, lxd), JINJA, machine, print)
+    assert not image.ensure(cast(LxdClient, lxd), JINJA, "app", BUILD, print)
+    assert image.ensure(cast(LxdClient, lxd), JINJA, "app", machine, print)
 
 
 def test_only_one_build_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -257,9 +257,9 @@ def test_only_one_build_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     def progress(step: str) -> None:
         if step == "upgrade":
-            inner.append(image.rebuild(cast(LxdClient, ImageLxd()), JINJA, BUILD, print))
+            inner.append(image.rebuild(cast(LxdClient, ImageLxd()), JINJA, "app", BUILD, print))
 
-    assert image.rebuild(cast(LxdClient, lxd), JINJA, BUILD, progress)
+    assert image.rebuild(cast(LxdClient, lxd), JINJA, "app", BUILD, progress)
     assert inner == [False]
 
 
@@ -270,7 +270,7 @@ def test_a_hook_does_not_wait_for_another_build(monkeypatch: pytest.MonkeyPatch,
     lxd.aliases.clear()
 
     with exclusive(tmp_path / "lock", 0), pytest.raises(HostError, match="image jammy: being built"):
-        image.ensure(cast(LxdClient, lxd), JINJA, BUILD, print)
+        image.ensure(cast(LxdClient, lxd), JINJA, "app", BUILD, print)
 
 
 def test_a_missing_image_is_built_outside_of_the_reconcile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -320,18 +320,6 @@ def test_application_goes_into_the_image(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert image.published(cast(LxdClient, lxd), "no-such-image") == PublishedImage()
 
 
-def test_only_images_that_the_charm_built_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A newer application goes into the image outside of hooks; an operator's own image is theirs."""
-    calls: list[tuple[str, ...]] = []
-    monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: calls.append(arguments))
-    lxd = cast(LxdClient, ImageLxd())
-
-    for alias in ("their-image", "no-such-image", "jammy"):
-        image.renew(lxd, "runner/0", alias)
-
-    assert calls == [("start", "--no-block", "ghro.build-image.runner-0.service")]
-
-
 def test_an_image_of_the_operator_keeps_an_alias(caplog: pytest.LogCaptureFixture) -> None:
     """The charm's alias on another image: it serves, with a line in the log, and a build gives it another alias."""
     lxd = ImageLxd()
@@ -351,6 +339,7 @@ def test_what_a_published_image_records() -> None:
     lxd = cast(LxdClient, ImageLxd())
 
     assert image.published(lxd, "jammy").built_at == 1767323045
+    assert image.published(lxd, "jammy").owner == ""
     assert image.published(lxd, "their-image") == PublishedImage()
     assert image.published(lxd, "nobodys") == PublishedImage()
 

@@ -295,12 +295,49 @@ def test_an_image_that_another_application_needs_is_not_replaced(
     assert image_builds.keeper(Markers(UNIT), FULL, found) == (unit if is_kept else "")
 
 
-def test_equal_options_share_an_image(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, marker_root: Path
+@pytest.mark.parametrize(
+    ("owner", "its", "keeper"),
+    [
+        pytest.param("other", replace(BUILD, source=ImageSource("https://x.example")), "other/3", id="another source"),
+        pytest.param("other", replace(FULL, script="false"), "other/3", id="a script that fails"),
+        pytest.param("other", BUILD, "other/3", id="as it is"),
+        pytest.param("other", replace(BUILD, alias="noble"), "", id="another image"),
+        pytest.param("app", BUILD, "", id="the image of this application"),
+        pytest.param("gone", BUILD, "other/3", id="as it is, of one that has left"),
+        pytest.param("gone", replace(FULL, script="false"), "", id="of one that has left"),
+    ],
+)
+def test_an_image_stays_that_of_its_owner(
+    calls: list[tuple[str, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    marker_root: Path,
+    owner: str,
+    its: ImageBuild,
+    keeper: str,
 ) -> None:
-    """Any of the units builds it."""
+    """Also while the owner's options differ from the image: it would never get its image back."""
     lxd = ImageLxd()
-    make(lxd, FULL)
+    make(lxd, BUILD, app=owner)
+    lxd.steps.clear()
+    monkeypatch.setattr(build_image, "LxdClient", lambda: lxd)
+    run_program(monkeypatch, FULL)
+    share_machine(marker_root, "other/3", its, monkeypatch)
+
+    build_changed(lxd, FULL)
+    assert (START in calls) is not bool(keeper)
+    assert image_builds.keeper(Markers(UNIT), FULL, image.published(cast(LxdClient, lxd), "jammy")) == keeper
+    assert build_image.main() == 0
+
+    assert ("clean" in lxd.steps) is not bool(keeper)
+
+
+@pytest.mark.parametrize(("former", "owner"), [("other", "other"), ("gone", "app"), ("", "app")])
+def test_equal_options_share_an_image(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, marker_root: Path, former: str, owner: str
+) -> None:
+    """Any of the units builds it; it stays that of the application which had it first, while it is on the machine."""
+    lxd = ImageLxd()
+    make(lxd, FULL, app=former)
     lxd.steps.clear()
     monkeypatch.setattr(build_image, "LxdClient", lambda: lxd)
     run_program(monkeypatch, FULL)
@@ -309,6 +346,22 @@ def test_equal_options_share_an_image(
     assert build_image.main() == 0
 
     assert "clean" in lxd.steps
+    assert image.published(cast(LxdClient, lxd), "jammy").owner == owner
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_new_runner_binary_goes_into_images(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, marker_root: Path, kept: bool
+) -> None:
+    """Outside of hooks, by the service of the unit whose image it is; an operator's own image is theirs."""
+    lxd = ImageLxd()
+    make(lxd, BUILD, app="other" if kept else "app")
+    share_machine(marker_root, "other/3", BUILD, monkeypatch)
+
+    for alias in ("their-image", "no-such-image", "jammy"):
+        image_builds.renew(cast(LxdClient, lxd), Markers(UNIT), replace(FULL, alias=alias))
+
+    assert calls == [("start", "--no-block", image.service("other/3" if kept else UNIT))]
 
 
 def test_an_image_is_built_once_its_keeper_has_left(
@@ -428,7 +481,7 @@ def test_an_image_that_fails_does_not_keep_others_from_being_built(
     """The program fails, the failure names the image, and the runners of the other image are reconciled."""
     built: list[str] = []
 
-    def rebuild(_: object, __: object, build: ImageBuild, ___: object) -> bool:
+    def rebuild(_: object, __: object, ___: str, build: ImageBuild, ____: object) -> bool:
         if build.alias == broken:
             image.note_failure(build.alias, f"image {broken}: network failed")
             raise HostError(f"image {broken}: network failed")
@@ -510,7 +563,7 @@ def test_a_missing_image_does_not_have_the_others_built_each_time(
     moment = image.published(cast(LxdClient, lxd), "jammy").built_at
     assert moment is not None
 
-    def rebuild(_: object, __: object, build: ImageBuild, ___: object) -> bool:
+    def rebuild(_: object, __: object, ___: str, build: ImageBuild, ____: object) -> bool:
         found.append(build.alias)
         return True
 

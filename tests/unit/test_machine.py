@@ -104,6 +104,7 @@ def test_what_another_unit_uses_stays(monkeypatch: pytest.MonkeyPatch, marker_ro
     sibling.note(markers.SET_UP)
     (marker_root / "agents" / f"unit-{app}-7").mkdir()
     assert released() == [f"timer of {UNIT}", "what a stopped build left", "host.firewall"]
+    assert mine.other_applications() == {"other"}
 
 
 def test_the_figures_of_the_unit_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +164,7 @@ TWO_IMAGES = state(
 def fail_builds(monkeypatch: pytest.MonkeyPatch, broken: Collection[str], tried: list[str]) -> None:
     """Every step of a set-up succeeds but the builds of some images; ``tried`` gets the aliases."""
 
-    def ensure(_: Any, __: Any, build: settings.ImageBuild, ___: Any) -> None:
+    def ensure(_: Any, __: Any, ___: str, build: settings.ImageBuild, ____: Any) -> None:
         tried.append(build.alias)
         if build.alias in broken:
             raise HostError(f"image {build.alias}: failed")

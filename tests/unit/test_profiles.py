@@ -1,14 +1,20 @@
 """The LXD profiles of runners: which are changed, and which are removed."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from engine import profiles
 from engine.client import LxdClient
+from host import pool
+from host.markers import SET_UP, Markers
 from models import BaseImage, RunnerStorage
-from naming import RESOURCES_KEY
+from naming import RESOURCES_KEY, base_image_key
+from tests.support.fakes import state
 
+# The key of the base image in version 1.0.
+FORMER = "user.github-runner.base-image"
 ROOT = {"type": "disk", "path": "/", "pool": "runner"}
 
 
@@ -128,8 +134,8 @@ def test_applications_of_one_machine_have_records_of_their_own() -> None:
     other = ("app-a", BaseImage.NOBLE, RunnerStorage.MEMORY)
 
     for _ in range(2):
-        profiles.ensure_runner(client(lxd), *one, {"a": BaseImage.NOBLE})
-        profiles.ensure_runner(client(lxd), *other, {"a": BaseImage.RESOLUTE})
+        profiles.ensure_runner(client(lxd), *one, {"a": BaseImage.NOBLE}, {"app-a"})
+        profiles.ensure_runner(client(lxd), *other, {"a": BaseImage.RESOLUTE}, {"app"})
     assert lxd.changed == ["POST runner", "PUT runner"]
     assert images(lxd) == {"app": "jammy", "app.a": "noble", "app-a": "noble", "app-a.a": "resolute"}
     assert profiles.is_runner_intact(client(lxd), *one)
@@ -150,6 +156,52 @@ def test_the_record_of_version_1_becomes_the_applications() -> None:
 
     assert images(lxd) == {"app": "jammy"}
     assert "user.github-runner.base-image" not in lxd.found["runner"]["config"]
+
+
+def test_the_record_of_an_application_without_a_unit_is_removed() -> None:
+    """One that was removed by force has left it; the next set-up of another one removes it."""
+    lxd = ProfileLxd({})
+    profiles.ensure_runner(client(lxd), "gone", BaseImage.JAMMY, RunnerStorage.MEMORY, {"a": BaseImage.NOBLE})
+
+    profiles.ensure_runner(client(lxd), "app", BaseImage.NOBLE, RunnerStorage.MEMORY, {}, {"new"})
+
+    assert images(lxd) == {"app": "noble"}
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_the_set_up_knows_which_applications_have_a_unit(
+    monkeypatch: pytest.MonkeyPatch, marker_root: Path, there: bool
+) -> None:
+    """By its folder of markers and its agent of Juju, which is gone after a removal by force."""
+    lxd = ProfileLxd({})
+    profiles.ensure_runner(client(lxd), "other", BaseImage.NOBLE, RunnerStorage.MEMORY)
+    Markers("other/3").note(SET_UP)
+    (marker_root / "agents" / "unit-other-3" if there else marker_root).mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(pool, "_ensure_pool", lambda *_: None)
+
+    pool.ensure(client(lxd), cast(Any, None), state(), "app/0")
+
+    assert images(lxd) == {"app": "jammy", **({"other": "noble"} if there else {})}
+
+
+def test_version_1_finds_its_record_until_it_is_upgraded() -> None:
+    """Another application with version 1.0 refuses a changed base image by it, and writes no other record."""
+    lxd = ProfileLxd({"runner": profile({FORMER: "jammy"})})
+    options = (BaseImage.JAMMY, RunnerStorage.MEMORY)
+
+    profiles.ensure_runner(client(lxd), "first", *options, {}, {"second"})
+    assert lxd.found["runner"]["config"][FORMER] == "jammy"
+    # As version 1.0 does in each set-up. The unit of the first application does not repeat its own for that.
+    del lxd.found["runner"]["config"][base_image_key("first")]
+    assert profiles.is_runner_intact(client(lxd), "first", *options)
+    assert not profiles.is_runner_intact(client(lxd), "first", BaseImage.NOBLE, RunnerStorage.MEMORY)
+
+    profiles.ensure_runner(client(lxd), "second", *options, {}, {"first"})
+    assert images(lxd) == {"second": "jammy"}
+    assert lxd.found["runner"]["config"][FORMER] == "jammy"
+    profiles.ensure_runner(client(lxd), "first", *options, {}, {"second"})
+    assert images(lxd) == {"first": "jammy", "second": "jammy"}
+    assert FORMER not in lxd.found["runner"]["config"]
 
 
 def test_the_network_card_is_added_once_and_removed(lxd: ProfileLxd) -> None:

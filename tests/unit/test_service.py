@@ -15,7 +15,7 @@ from demand import Demand
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
 from host import image, kernel, markers, runner_binary
 from models import BaseImage, Flavor, PublishedImage, Scaling, VirtualMachineResources
-from naming import FLAVOR_KEY, Identity
+from naming import BASE_IMAGE_KEY, FLAVOR_KEY, Identity
 from runner_manager import RunnerManager, Wanted
 from service import Service
 from status import Status
@@ -99,13 +99,48 @@ def test_a_new_runner_binary_is_shown_as_version(
 ) -> None:
     """Also where the build of an image that contains it cannot be started."""
 
-    def fail(*_: Any) -> None:
+    renewed: list[str] = []
+
+    def fail(_: Any, __: Any, build: settings.ImageBuild) -> None:
+        renewed.append(build.alias)
         raise HostError("no such systemd unit")
 
-    monkeypatch.setattr("host.image.renew", fail)
+    monkeypatch.setattr("host.image_builds.renew", fail)
 
-    assert make(world, unit).update_binary()
+    assert make(world, unit, given_flavors=two_images()).update_binary()
     assert unit.done == ["version 2.320.0"]
+    assert renewed == ["jammy", "noble"]
+
+
+@pytest.mark.parametrize("sibling", [False, True])
+def test_a_new_application_has_no_base_image_yet(
+    world: Surroundings, unit: RecordingUnit, marker_root: Path, sibling: bool
+) -> None:
+    """One of its name that was removed by force has left its record, which a second unit of the application needs."""
+    own, others = {"app": "noble", "app.a": "jammy"}, {"app-a": "noble", "other": "jammy"}
+    keys = {f"{BASE_IMAGE_KEY}.{name}": value for name, value in {**own, **others}.items()}
+    world.lxd.profiles["runner"] = {"name": "runner", "description": "", "config": keys, "devices": {}}
+    if sibling:
+        markers.Markers("app/7").note(markers.SET_UP)
+        (marker_root / "agents" / "unit-app-7").mkdir(parents=True)
+
+    make(world, unit).note_installation()
+
+    found = {key.removeprefix(f"{BASE_IMAGE_KEY}.") for key in world.lxd.profiles["runner"]["config"]}
+    assert found == ({*own, *others} if sibling else set(others))
+
+
+def test_an_installation_does_not_need_lxd(
+    world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The set-up that follows installs it."""
+
+    def fail(*_: str) -> None:
+        raise LxdError("GET /1.0/profiles/runner: no such file")
+
+    monkeypatch.setattr(world.lxd, "find", fail)
+
+    make(world, unit).note_installation()
 
 
 @pytest.mark.parametrize("changes", [{"replace_on_exit": False}, {"virtual_machines": 0}, {}], ids=str)
