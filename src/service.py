@@ -125,7 +125,7 @@ class Service:
             self._markers.note(markers.TAKEN_OVER)
         # Without LXD, which the set-up installs, there is no record.
         with suppress(LxdError):
-            machine.forget_removed(self._lxd, self._markers)
+            machine.remove_old_record(self._lxd, self._markers)
 
     def note_upgrade(self) -> None:
         """Record that the upgrade ends no repository policy check, if the previous charm was never on this unit."""

@@ -192,7 +192,7 @@ def release(lxd: LxdClient, markers: Markers) -> list[str]:
     )
 
 
-def forget_removed(lxd: LxdClient, markers: Markers) -> None:
+def remove_old_record(lxd: LxdClient, markers: Markers) -> None:
     """For the first unit of an application: remove the base images that are recorded for its name.
 
     They are of an application that was removed by force, and the new one may have others.

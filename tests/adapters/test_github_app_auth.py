@@ -428,7 +428,7 @@ def test_an_outage_is_tried_again(world: World, place: str) -> None:
     "body", ["[]", '{"token": 7}', '{"token": "a b"}', "nonsense", '{"token": "x", "expires_at": "soon"}']
 )
 def test_odd_answers_are_no_token(world: World, body: str) -> None:
-    """An answer that is not what GitHub documents is an error that passes, not a crash."""
+    """An answer that is not what GitHub documents is a temporary error, not a crash."""
     world.control.add_fault(path="/access_tokens", status=201, body=body)
     with pytest.raises(GithubApiError):
         world.client().list_runners(REPO, everything)

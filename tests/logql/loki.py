@@ -177,7 +177,7 @@ class Loki:
         return {labels: float(OVER_TIME[name](values)) for labels, values in series.items()}
 
     def _samples(self, content: Node, names: set[str] | None) -> tuple[list[float], list[_Sample]]:
-        """Every line that passes the selector and the pipeline, with the labels of a grouping, or all of them.
+        """Every line that the selector and the pipeline let through, with the labels of a grouping, or all of them.
 
         Computed once, because rules are evaluated often.
         """
