@@ -53,6 +53,6 @@ def record(findings: Findings, found: markers.Markers) -> None:
 
 
 def try_at_once(found: markers.Markers) -> None:
-    """Create runners although GitHub calls their version deprecated, or the last ones ended without a job."""
+    """Create runners although GitHub did not accept their version, or the last ones ended without a job."""
     runner_binary.clear_deprecated()
     found.clear(*markers.FAILURES)

@@ -1,4 +1,4 @@
-"""What GitHub's messages told of the jobs that a unit's runners ran: one JSON file below /run, which may be missing.
+"""What GitHub's messages reported about jobs of a unit's runners: one JSON file below /run, which may be missing.
 
 The unit's agent writes it; a reconcile reads it once a runner has ended. The times and the result are GitHub's, and not
 those that a job could write.
@@ -20,7 +20,8 @@ from telemetry import Observation
 
 logger = logging.getLogger(__name__)
 
-# Runners in one file, and seconds after the last message of a job that has ended: what is beyond is asked for by REST.
+# The most runners in one file, and for how many seconds a job is kept after its last message, if it has ended. A
+# reconcile asks GitHub's REST API for a job that is not in the file any more.
 MOST, LIFE = 500, 86400.0
 # The same for a job without an end. GitHub ends one on a self-hosted runner after 5 days
 # (https://docs.github.com/en/actions/reference/limits); the message of its end would count its time in the queue again.
@@ -98,11 +99,11 @@ class KnownJobs:
                 try:
                     save(self._unit, self._jobs)
                 except OSError as error:
-                    logger.warning("What GitHub told of jobs was not written: %s", error)
+                    logger.warning("GitHub's messages about jobs were not recorded: %s", error)
         return found
 
     def _note(self, job: Job, flavor: str, now: float) -> Iterator[Observation]:
-        # The last one of the file is the one that was told of last.
+        # The file ends with the job of the latest message.
         before = self._jobs.pop(job.runner, None)
         if before is None or before.job != job.id:
             before = KnownJob(job.id)

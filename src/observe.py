@@ -134,7 +134,7 @@ class Observer:
         """The same runners, with what is known of those that report the end of their agent without a job.
 
         The list was read before the health probe, and in between a job may have come and faked the report. So GitHub is
-        asked again for each runner that might be believed. GitHub's messages may tell of its job, too.
+        asked again for each runner that might be believed. GitHub's messages may name its job, too.
         """
         told, now = known_jobs.load(self._identity.unit), self._clock()
         kinds = (Process.FAILED, Process.DEPRECATED)
@@ -200,7 +200,7 @@ class Observer:
     def version_is_deprecated(self, runners: Iterable[ObservedRunner], binary: str) -> bool | None:
         """Whether GitHub refuses the version of a runner binary. It is asked if a runner reports that it ended for it.
 
-        None where GitHub does not tell. ``binary`` is the file's name.
+        None where GitHub does not answer. ``binary`` is the file's name.
         """
         if not any(item.view.process is Process.DEPRECATED for item in runners):
             return None

@@ -51,7 +51,7 @@ class Desired:
     any_registration: bool = False
     """Whether runners of any or no scale set are current ones."""
     deprecated: bool | None = None
-    """Whether GitHub, asked for it, refuses the version of the runner binary; None where it does not tell."""
+    """Whether GitHub, asked for it, refuses the version of the runner binary; None where it gave no answer."""
 
     def is_current(self, view: RunnerView) -> bool:
         """Whether a runner is as one that is created now."""
@@ -123,7 +123,8 @@ def health(view: RunnerView, now: float) -> Health:
     if view.github and view.github.online:
         return Health.IDLE
     if view.presumed:
-        # What does neither may be about to end. Only a reconcile that reads GitHub's list judges it.
+        # If the health probe found no runner agent, or got no answer, the instance may be about to stop. Only a
+        # reconcile that reads GitHub's list decides whether it is unhealthy.
         return Health.IDLE if view.process is Process.RUNNING else Health.UNKNOWN
     # If it was created in the future, or is recorded as offline already, it is older than the clock says.
     limit = times.COME_ONLINE if view.prepared else times.CREATION
@@ -191,7 +192,7 @@ def may_be_believed(view: RunnerView, now: float) -> bool:
 def _deprecated(views: list[RunnerView], desired: Desired, now: float) -> bool:
     """Whether a runner of today's configuration ended because GitHub no longer accepts its version.
 
-    What GitHub says of the version counts more than what the runner says.
+    GitHub's answer about the version counts more than the runner's report.
     """
     ended = [view for view in views if view.process is Process.DEPRECATED and view.fingerprint == desired.fingerprint]
     if desired.deprecated is None:

@@ -156,7 +156,7 @@ def files(
 ) -> list[InstanceFile]:
     """Everything that is written into a new instance before its set-up script runs.
 
-    ``registration_files`` are the texts by name of a runner that GitHub knows already. Without them the set-up script
+    ``registration_files`` are the texts by name of a runner that is registered already. Without them the set-up script
     registers the runner with the token.
     """
     values = _values(config, ssh_debug, policy_url, software or (snaps(config, arch), executables(arch)))

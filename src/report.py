@@ -64,7 +64,7 @@ class Report:
     idle: list[str] = field(default_factory=list)
     busy: list[str] = field(default_factory=list)
     unknown_jobs: list[str] = field(default_factory=list)
-    """Busy runners whose job GitHub does not know."""
+    """Busy runners that GitHub lists neither as online nor as busy."""
     other: list[str] = field(default_factory=list)
     """Instances that are neither idle nor busy, such as starting ones."""
     starting: list[str] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Report:
 
 
 def describe_deprecated(binary: Path) -> str:
-    """Why no runner is created while GitHub calls the version of a runner binary deprecated."""
+    """Why no runner is created while GitHub does not accept the version of a runner binary."""
     return (
         f"runner version {binary_version(binary.name)} is deprecated by GitHub: one runner is tried after "
         f"{times.DEPRECATED_CANARY // times.MINUTE} minutes, the action update-dependencies tries at once"

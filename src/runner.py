@@ -180,7 +180,7 @@ class Runner:
         False if it has become busy, by the health probe or by GitHub's answer; it is then kept.
         """
         if self.instance is None or self.status.runner_id is None:
-            raise RunnerRemoveError(f"{self.config.name}: not removed, GitHub does not say that it is idle")
+            raise RunnerRemoveError(f"{self.config.name}: not removed, GitHub does not list it as idle")
         if probe(self.instance) in (Process.WORKER, Process.UNKNOWN):
             return False
         try:

@@ -69,7 +69,7 @@ class Decision:
 
 
 class RunnerManager:
-    """Keeps a unit's runners. It stores nothing: each reconcile reads LXD and GitHub."""
+    """Keeps a unit's runners. It has no list of them: each reconcile reads LXD, and GitHub's list where it matters."""
 
     def __init__(
         self,

@@ -86,7 +86,7 @@ class Gauges:
     reconciled: float = 0.0
     flavors: Mapping[str, Counts] = field(default_factory=dict)
     quota_left: int | None = None
-    """Requests that GitHub's API still takes in this hour."""
+    """Requests that GitHub's API still accepts in this hour."""
     binary_time: float | None = None
     """When GitHub last offered the runner binary in use."""
     image_time: float | None = None

@@ -29,8 +29,9 @@ COME_ONLINE = 10 * MINUTE
 OFFLINE = 15 * MINUTE
 # The same for an instance that does not answer the health probe.
 SILENT = HOUR
-# The same for an instance in which a worker runs although GitHub knows of no job: a job can fake a worker. GitHub gives
-# a job up within minutes once its runner is lost (https://docs.github.com/en/actions/reference/limits).
+# The same for an instance in which a worker runs although GitHub lists the runner neither as online nor as busy: a job
+# can fake a worker. GitHub gives a job up within minutes once its runner is lost
+# (https://docs.github.com/en/actions/reference/limits).
 UNKNOWN_JOB = 6 * HOUR
 
 # For how long after its creation a runner is believed that its agent has ended without a job. If it has had a job,

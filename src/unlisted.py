@@ -1,7 +1,7 @@
 """A reconcile without GitHub's list of runners: when it can do without, and what its runners are taken for. No I/O.
 
-The list of an organisation with many runners takes many requests. In demand mode GitHub says how many jobs run, and a
-new runner needs no list. So the list is read where it may change what a reconcile does to a running instance.
+The list of an organisation with many runners takes many requests. In demand mode GitHub reports how many jobs run, and
+a new runner needs no list. So the list is read where it may change what a reconcile does to a running instance.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

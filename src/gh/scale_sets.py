@@ -1,4 +1,4 @@
-"""The client of runner scale sets: GitHub says how many runners jobs need, without an inbound port.
+"""The client of runner scale sets: GitHub reports how many runners jobs need, without an inbound port.
 
 The service has no public description; its contract is GitHub's own client (https://github.com/actions/scaleset).
 """

@@ -92,7 +92,8 @@ def ensure_changed(lxd: LxdClient, markers: Markers, builds: Sequence[ImageBuild
 def _has_additions(lxd: LxdClient, markers: Markers, build: ImageBuild) -> bool | None:
     """Whether the image has what the options add to it.
 
-    None where it is missing, the operator's own that serves, or kept for another application.
+    None where no build is to be started for it: the image is missing; the operator made it, and `extra-packages` and
+    `image-script` are empty; or another application needs it as it is.
     """
     found = image.current(lxd, build.alias)
     if found is None or (

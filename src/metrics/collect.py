@@ -216,8 +216,8 @@ def _age(binary: Path, now: float) -> float | None:
 def _has_crashed(job: KnownJob, issued: AbstractSet[type[Event]]) -> bool:
     """Whether a runner started a job and left no result.
 
-    Where GitHub's message says that the runner was lost, or that the job succeeded, that counts: a job can write a
-    result, or remove it.
+    GitHub's message counts if it reports that the runner was lost, or that the job succeeded: a job can write a result,
+    or remove it.
     """
     if RunnerStart not in issued or job.conclusion == "success":
         return False

@@ -1,6 +1,7 @@
 """The sessions of a unit's runner scale sets, one for each flavour: they turn GitHub's statistics into demand.
 
-Nothing else is stored: a new session after any end gives the same numbers.
+Nothing else that the agent writes (docs/reference/files.md) decides how many runners there are to be: a new session
+after any end gives the same numbers.
 """
 
 import logging

@@ -353,6 +353,28 @@ def test_when_a_rule_fires(alert: str, given: list[dict[str, str]], fires: bool,
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("values", ["0x600", "1x270"])
+def test_the_alert_about_missing_metrics_names_the_unit(values: str, tmp_path: Path) -> None:
+    """Series of a scrape have a collector's `juju_unit` and no `unit`: the alert has it as `unit`, like all others."""
+    name = "GithubRunnerMetricsMissing"
+    [rule] = [rule for rule in yaml.safe_load(RULES.read_text())["groups"][0]["rules"] if rule["alert"] == name]
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(yaml.safe_dump({"groups": [{"name": "one", "rules": [{**rule, "annotations": {}}]}]}))
+    labels = {"job": "app_github-runner-metrics", "juju_unit": UNIT}
+    given = {"series": f'up{{job="{labels["job"]}",juju_unit="{UNIT}"}}', "values": values}
+    wanted = [{"exp_labels": {"severity": "warning", "unit": UNIT, **labels}}]
+    test = {
+        "interval": "1m",
+        "input_series": [given],
+        "alert_rule_test": [{"eval_time": "5h", "alertname": name, "exp_alerts": wanted}],
+    }
+    cases = tmp_path / "cases.yaml"
+    cases.write_text(yaml.safe_dump({"rule_files": [str(rules)], "tests": [test]}))
+    done = subprocess.run([program("promtool"), "test", "rules", str(cases)], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_every_rule_has_both_cases() -> None:
     """There is no rule without a case in which it fires and one in which it does not."""
     alerts = {rule["alert"] for rule in yaml.safe_load(RULES.read_text())["groups"][0]["rules"]}

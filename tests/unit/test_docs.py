@@ -206,3 +206,38 @@ def test_lxd_keys_are_those_of_the_code() -> None:
 
     assert len(rows) == len(set(rows))
     assert set(rows) == used
+
+
+def test_layers_of_the_design_are_those_that_are_checked() -> None:
+    """DESIGN.md has the layers of modules as pyproject.toml has them, in the same order."""
+    text = (ROOT / "DESIGN.md").read_text()
+    shown = re.findall(r"`([^`]+)`", text.partition("From the top: ")[2].partition(". Modules with")[0])
+    # Python 3.10 reads no TOML, and one list of strings needs no library.
+    checked = re.search(r"^layers = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+
+    assert checked
+    assert shown == re.findall(r'"([^"]+)"', checked[1])
+
+
+# What reads or writes files, starts programs, writes to the log or asks for the time: modules, and names of calls.
+IO_MODULES = {"fcntl", "logging", "os", "shutil", "socket", "subprocess", "system", "tempfile"}
+IO_CALLS = {"open", "print", "read_text", "write_text", "read_bytes", "write_bytes", "is_file", "stat", "unlink", "now"}
+PURE = re.findall(r"`(\w+)`", (ROOT / "DESIGN.md").read_text().partition("do no I/O: ")[2].partition(".")[0])
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_modules_without_io_do_none(name: str) -> None:
+    """A module that DESIGN.md lists as one without I/O imports nothing for it, and calls nothing that does it."""
+    nodes = list(ast.walk(ast.parse((ROOT / f"src/{name}.py").read_text())))
+    imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    imported |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    called = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+
+    assert not imported & IO_MODULES
+    assert not {call.rpartition(".")[2] for call in called} & IO_CALLS
+    assert "time.time" not in called
+
+
+def test_modules_without_io_are_read() -> None:
+    """The list in DESIGN.md is found."""
+    assert len(PURE) > 10

@@ -1,4 +1,4 @@
-"""What of the LXD adapter needs a fault that no real daemon can be made to show here."""
+"""The LXD adapter when LXD fails or is slow, in ways that no real LXD can be made to do in a test."""
 
 import json
 import threading

@@ -146,7 +146,7 @@ def test_storage_without_a_job_is_cleaned_up(storages: Storages, tmp_path: Path,
 
 
 def test_ignored_runners_stay(storages: Storages) -> None:
-    """The storage of a runner that still lives, or is not the unit's, is not touched."""
+    """The storage of a runner that the caller excludes is neither read nor removed."""
     fill(storages, "r1")
 
     assert list(extract(storages, {"r1"})) == []
@@ -281,7 +281,7 @@ def test_storage_goes_only_when_the_consumer_comes_back(storages: Storages) -> N
 
 
 def test_storage_that_cannot_be_removed_is_not_issued_again(storages: Storages) -> None:
-    """What was handed over once is not handed over at the next tick, and goes when it can."""
+    """Metrics whose storage stays are not returned by the next reconcile, which removes the storage if it can."""
     path = fill(storages, "r1")
     storages.undeletable = {"r1"}
     assert len(list(extract(storages, set()))) == 1
@@ -339,7 +339,7 @@ def test_storage_that_cannot_be_read_is_left_alone(
 
 
 def test_nothing_is_raised_when_storages_cannot_be_listed(storages: Storages, caplog: pytest.LogCaptureFixture) -> None:
-    """A reconcile goes on without metrics."""
+    """If the storages cannot be listed, the reconcile goes on without metrics and logs it."""
     storages.unlistable = True
 
     assert list(extract(storages, set())) == []
