@@ -93,7 +93,7 @@ def _has_additions(lxd: LxdClient, markers: Markers, build: ImageBuild) -> bool 
     """Whether the image has what the options add to it.
 
     None where no build is to be started for it: the image is missing; the operator made it, and `extra-packages` and
-    `image-script` are empty; or another application needs it as it is.
+    `image-script` are empty; or it is the image of another application (``keeper``).
     """
     found = image.current(lxd, build.alias)
     if found is None or (

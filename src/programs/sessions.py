@@ -435,11 +435,11 @@ class FlavorSession:
 
     @property
     def is_late(self) -> bool:
-        """Whether jobs have got no runners for so long that GitHub is told of a capacity of 1."""
+        """Whether jobs have got no runners for so long that a capacity of 1 is announced to GitHub."""
         return self._jobs.is_late
 
     def _announced(self, flavor: AgentFlavor) -> AgentFlavor:
-        """The flavour with the capacity that GitHub is told: 1 while jobs get no runners, so that other units get them.
+        """The flavour with the capacity to announce: 1 while jobs get no runners, so that other units get them.
 
         So it is where no reconcile can be made. With the unit's whole capacity it would be given the same jobs again.
         """
