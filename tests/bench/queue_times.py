@@ -40,9 +40,9 @@ def measure(found: Deployment, repeat: int) -> None:
     rows = [_row("idle runner", hot), _row("no runner", cold), _row(f"burst of {BURST}", burst)]
     note = (
         f"stand-in for GitHub; one raw creation {statistics.median(one):.1f} s, {BURST} runners created in "
-        f"{statistics.median(created):.1f} s; idle agent: {memory:.0f} MiB, {requests} requests in {IDLE:.0f} s"
+        f"{statistics.median(created):.1f} s; idle agent: {memory:.0f} MiB, {requests} requests in {IDLE:.0f} s; "
+        f"{PUBLISHED}"
     )
-    print(PUBLISHED)
     write("queue", "From a job's arrival to its first step, in demand mode", "s", rows, note)
     clear(found)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import textwrap
 from datetime import date
 from html import escape
 from pathlib import Path
@@ -47,7 +48,8 @@ def picture(title: str, unit: str, rows: list[dict[str, Any]], note: str) -> str
     most = max((row[key] for row in rows for key in series if row[key] is not None), default=1) or 1
     group = ROW * len(series) + 14
     above = 54 + 20 * -(-len(series) // IN_A_LINE)
-    height = above + group * len(rows) + 26
+    lines = textwrap.wrap(note, 125)
+    height = above + group * len(rows) + 12 + 15 * max(1, len(lines))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif">',
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
@@ -70,5 +72,8 @@ def picture(title: str, unit: str, rows: list[dict[str, Any]], note: str) -> str
             parts.append(
                 f'<text x="{LEFT + length + 6:.1f}" y="{y + 13}" font-size="12">{value:g} {escape(unit)}</text>'
             )
-    parts.append(f'<text x="14" y="{height - 10}" font-size="11" fill="#4a5568">{escape(note)}</text>')
+    for number, line in enumerate(reversed(lines)):
+        parts.append(
+            f'<text x="14" y="{height - 10 - 15 * number}" font-size="11" fill="#4a5568">{escape(line)}</text>'
+        )
     return "\n".join([*parts, "</svg>"]) + "\n"

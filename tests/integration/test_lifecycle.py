@@ -177,7 +177,7 @@ def test_policy_service_secrets_and_removal_while_blocked(packed: Path, hub: git
         service.kill()
         service.wait()
         alone.unit.set_config({"scaling": "fixed"})
-        stop = alone.events("runner_stop")[-1]
+        [stop] = [event for event in alone.events("runner_stop") if "status_info" in event]
         assert (stop["status"], stop["status_info"]) == ("repo-policy-check-failure", {"code": 403})
         assert "no runner of 1" in alone.status()[1]
 

@@ -241,3 +241,12 @@ def test_modules_without_io_do_none(name: str) -> None:
 def test_modules_without_io_are_read() -> None:
     """The list in DESIGN.md is found."""
     assert len(PURE) > 10
+
+
+def test_every_benchmark_is_shown() -> None:
+    """Each picture is on the page of benchmarks, with a link to its figures."""
+    folder = ROOT / "docs" / "benchmarks"
+    page = (folder / "index.md").read_text()
+
+    missing = [path.name for path in (*folder.glob("*.svg"), *folder.glob("*.json")) if f"({path.name})" not in page]
+    assert missing == []
