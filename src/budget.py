@@ -123,9 +123,11 @@ def _parts(asks: Sequence[Ask]) -> list[tuple[Ask, int]]:
     """The asks in their order, each with a number: first the parts for jobs, then those for no job."""
     waiting = sorted((ask for ask in asks if ask.since is not None), key=lambda ask: ask.since or 0.0)
     others = [ask for ask in asks if ask.since is None]
-    jobs = [(ask, max(0, ask.number - ask.last - ask.min_idle)) for ask in (*waiting, *others)]
-    idle = [(ask, min(ask.number - ask.last, ask.min_idle)) for ask in asks]
-    return [*jobs, *idle, *((ask, ask.last) for ask in (*waiting, *others))]
+    # Of those that are not the last, as many as there are for jobs.
+    jobs = {ask.flavor: max(0, min(ask.number - ask.min_idle, ask.number - ask.last)) for ask in asks}
+    first = [(ask, jobs[ask.flavor]) for ask in (*waiting, *others)]
+    idle = [(ask, ask.number - ask.last - jobs[ask.flavor]) for ask in asks]
+    return [*first, *idle, *((ask, ask.last) for ask in (*waiting, *others))]
 
 
 def _share(

@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-import times
 from budget import Ask, Capacity, Wait, goals
 from gh.registration import Registration
 from models import RunnerSpec
@@ -40,10 +39,9 @@ class Wanted:
     maximum: int | None = None
     """The limit of all its runners, where ``number`` is for the jobs of the scale set."""
     failed: Delay | None = None
-    """The last failure, where no runner of this flavour was created since. Others then have the room that it lacks.
-
-    From time to time one is tried in the flavour's own place.
-    """
+    """The last failure, where no runner of this flavour was created since. Others then have the room that it lacks."""
+    is_tried: bool = False
+    """Whether one of them is tried in the flavour's own place nevertheless. It makes room for itself."""
     hold: str = ""
     """Why no runner of this flavour can be created. Others then have the room of those that it lacks."""
 
@@ -108,7 +106,7 @@ def make_plans(
     """
     grouped = _by_flavor(views, [one.flavor for one in wanted])
     wanted = [_beside_others(one, grouped[one.flavor], now) for one in wanted]
-    asks = tuple(_ask(one, len(grouped[one.flavor]), now) for one in wanted if one.number is not None)
+    asks = tuple(_ask(one, len(grouped[one.flavor])) for one in wanted if one.number is not None)
     numbers, waits = goals(capacity, asks) if capacity else ({one.flavor: one.number for one in asks}, [])
     desired = {one.flavor: _desired(one, fingerprints[one.flavor], numbers.get(one.flavor), unit) for one in wanted}
     plans = _agreed(desired, grouped, now)
@@ -139,12 +137,10 @@ def _beside_others(wanted: Wanted, views: Iterable[RunnerView], now: float) -> W
     return replace(wanted, number=number if wanted.maximum is None else min(max(wanted.maximum, wanted.number), number))
 
 
-def _ask(wanted: Wanted, there: int, now: float) -> Ask:
+def _ask(wanted: Wanted, there: int) -> Ask:
     number = wanted.number or 0
     limit = min(number, there) if wanted.hold else number
-    # One that is tried makes room for itself.
-    tried = wanted.failed is not None and abs(now - (wanted.failed.failed_at or 0.0)) >= times.BACK_OFF_LIMIT
-    last = max(0, limit - there - tried) if wanted.failed else 0
+    last = max(0, limit - there - wanted.is_tried) if wanted.failed else 0
     return Ask(wanted.flavor, wanted.spec.resources, limit, wanted.since, wanted.min_idle, last)
 
 

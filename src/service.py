@@ -225,7 +225,8 @@ class Service:
         manager = self._manager()
         now = self._adapters.clock()
         list_age = self._demand.take_list_age(now)
-        wanted = _with_failures(_without_images(self._demand.wanted(now), missing), telemetry.load(self._markers.unit))
+        recorded, interval = telemetry.load(self._markers.unit), self._state.reconcile_interval * times.MINUTE
+        wanted = _with_failures(_without_images(self._demand.wanted(now), missing), recorded, interval, now)
         try:
             delta = manager.reconcile_flavors(wanted, None if needs_list else list_age)
         finally:
@@ -490,11 +491,20 @@ def _without_images(wanted: Iterable[Wanted], missing: Mapping[str, str]) -> lis
     return [replace(one, hold=missing.get(one.spec.base_image.value, "")) for one in wanted]
 
 
-def _with_failures(wanted: Iterable[Wanted], recorded: telemetry.Gauges | None) -> list[Wanted]:
-    """The same runners, with the last failure to create one of the flavour, as the last reconcile has recorded it."""
+def _with_failures(
+    wanted: Iterable[Wanted], recorded: telemetry.Gauges | None, interval: float, now: float
+) -> list[Wanted]:
+    """The same runners, with the last failure to create one of the flavour, as the last reconcile has recorded it.
+
+    One is tried again every ten minutes, but not in each reconcile of a timer with this interval, in seconds: others
+    get back in the next one what they made room for.
+    """
     flavors = recorded.flavors.items() if recorded else ()
     failed = {name: delay for name, one in flavors for delay in one.delays if delay.failed_at is not None}
-    return [replace(one, failed=failed.get(one.flavor)) for one in wanted]
+    # The timer's interval is up to a quarter longer.
+    limit = max(times.BACK_OFF_LIMIT, 1.5 * interval)
+    tried = {name for name, delay in failed.items() if abs(now - (delay.failed_at or 0.0)) >= limit}
+    return [replace(one, failed=failed.get(one.flavor), is_tried=one.flavor in tried) for one in wanted]
 
 
 def _log_removed(removed: list[str]) -> None:

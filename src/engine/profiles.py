@@ -77,17 +77,19 @@ def ensure_runner(
     storage: RunnerStorage,
     flavors: Mapping[str, BaseImage] | None = None,
     others: Collection[str] = (),
+    set_up: Collection[str] = (),
 ) -> None:
     """Create or correct the profile ``runner``; ``flavors`` has the base image of each one by its name.
 
-    What it has of ``others`` stays: the other applications that have a unit on this machine.
+    What it has of ``others`` stays: the other applications that have a unit on this machine. ``set_up`` are those of
+    them that completed a set-up.
     """
     profile = _runner(app, base_image, storage, flavors or {})
     found = lxd.find("profiles", RUNNER)
     if found is None:
         lxd.change("POST", "profiles", json={"name": RUNNER, **profile})
         return
-    profile["config"] |= _of_others(found, others)
+    profile["config"] |= _of_others(found, others, set_up)
     if not _is_equal(found, profile):
         lxd.change("PUT", "profiles", RUNNER, json=profile)
 
@@ -125,11 +127,14 @@ def _is_of(key: str, app: str) -> bool:
     return key == own or key.startswith(f"{own}.")
 
 
-def _of_others(profile: Mapping[str, Any], others: Collection[str]) -> dict[str, str]:
-    """The base images of other applications; version 1.0 has them under the key without a name."""
+def _of_others(profile: Mapping[str, Any], others: Collection[str], set_up: Collection[str]) -> dict[str, str]:
+    """The base images of other applications; version 1.0 has them under the key without a name.
+
+    That key goes once each application that is set up has a name in its own: it would block one that is not.
+    """
     config = profile["config"]
     kept = {key: value for key, value in config.items() if any(_is_of(key, other) for other in others)}
-    if BASE_IMAGE_KEY in config and not kept.keys() >= {base_image_key(other) for other in others}:
+    if BASE_IMAGE_KEY in config and not kept.keys() >= {base_image_key(other) for other in set_up}:
         kept[BASE_IMAGE_KEY] = config[BASE_IMAGE_KEY]
     return kept
 

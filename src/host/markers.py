@@ -102,9 +102,10 @@ class Markers:
         names = (name.removeprefix(PREFIX) for name in found if (AGENTS / name).is_dir())
         return sorted("/".join(name.rsplit("-", 1)) for name in names)
 
-    def other_applications(self) -> set[str]:
-        """The applications that have a unit on this machine, without this unit's own."""
-        return {application(unit) for unit in self.others()} - {application(self.unit)}
+    def other_applications(self, *, set_up: bool = False) -> set[str]:
+        """The applications that have a unit on this machine, or one that is ``set_up``, without this unit's own."""
+        units = [unit for unit in self.others() if not set_up or Markers(unit).read(SET_UP) is not None]
+        return {application(unit) for unit in units} - {application(self.unit)}
 
     def remove(self) -> list[str]:
         """Remove this unit's folder; returns what was removed."""

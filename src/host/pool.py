@@ -168,8 +168,9 @@ def ensure(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState, unit: s
     """Make sure of pool and profile, on a copy-on-write filesystem where this LXD has one."""
     _ensure_pool(lxd, jinja, state)
     images = {flavor.name: flavor.base_image for flavor in state.given_flavors}
-    others = Markers(unit).other_applications()
-    profiles.ensure_runner(lxd, application(unit), state.base_image, state.runner_storage, images, others)
+    markers = Markers(unit)
+    others, set_up = markers.other_applications(), markers.other_applications(set_up=True)
+    profiles.ensure_runner(lxd, application(unit), state.base_image, state.runner_storage, images, others, set_up)
 
 
 def _ensure_pool(lxd: LxdClient, jinja: jinja2.Environment, state: CharmState) -> None:

@@ -464,7 +464,9 @@ class FlavorSession:
     def _open(self, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> None:
         found = self._set(settings, flavor, client)
         listener = client.open_session(found.number, settings.identity.unit)
-        self._listener, self._jobs = listener, Assigned(is_late=self._jobs.is_late)
+        # A job that runs may have begun while no session told of it.
+        is_late = self._jobs.is_late and not listener.session.statistics.running
+        self._listener, self._jobs = listener, Assigned(is_late=is_late)
         self._statistics, self._offered.taken = listener.session.statistics, 0
         wanted = {label.lower() for label in flavor.labels} | {found.name.lower()}
         dropped = tuple(sorted(wanted - {label.lower() for label in found.labels}))

@@ -1,8 +1,9 @@
-"""A day of many units in demand mode, simulated: the real plan, budget and rule of demand, and a model of GitHub.
+"""A day of many units in demand mode, simulated: the real plan, budget and agent's rules, and a model of GitHub.
 
-Modelled are how GitHub shares jobs among scale sets (the set with the most room that it announced gets the next one),
-how long a runner takes to be created, that a unit's reconciles run one after the other, and which of them read GitHub's
-list of runners. Nothing waits in real time.
+Modelled are how GitHub shares jobs among scale sets (the set with the most room that it announced gets the next one,
+and one for which no runner comes is given to another set after 5 minutes), how long a runner takes to be created and
+that some creations fail, a machine that dies, that a unit's reconciles run one after the other, and which of them read
+GitHub's list of runners. Nothing waits in real time.
 """
 
 import heapq
@@ -15,11 +16,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import times
-from budget import Capacity, grants
+from budget import Capacity, fitting, grants
 from demand import Demand
 from flavor_plans import Plans, Wanted, make_plans
+from gh import scale_set_answers
+from gh.scale_set_answers import Statistics
 from models import BaseImage, Flavor, GithubRunner, VirtualMachineResources, size_in_bytes
 from plan import Desired, Reason
+from programs.sessions import Assigned, demanded
 from runner_view import Process, RunnerView
 from tests.bench.report import write
 from tests.support.fakes import state
@@ -45,6 +49,10 @@ CREATION = 30.0
 REMOVAL = 5.0
 HOOK = 1.5
 INTERVAL = 600.0
+# GitHub's, for a job without a runner.
+REASSIGNMENT = 300.0
+# Of all creations, and the hour in which a machine dies.
+FAILING, DEATH = 0.01, 12
 # Requests that count against the limit of a token, beside the list: of a reconcile that creates. GitHub's messages tell
 # of finished jobs (docs/reference/github-permissions.md).
 OF_A_CREATION = 1
@@ -58,8 +66,12 @@ class Job:
     flavor: str
     queued: float
     length: float
+    number: int = 0
     started: float | None = None
-    unit: int | None = None
+
+    def told(self, kind: str) -> scale_set_answers.Job:
+        """The entry of a message."""
+        return scale_set_answers.Job(kind, str(self.number), queued=self.queued)
 
 
 @dataclass
@@ -89,10 +101,21 @@ class Unit:
     """When it has last read GitHub's list of runners."""
     heard: dict[str, int] = field(default_factory=dict)
     """How many runners of each flavour the agent has last found to be wanted."""
+    told: dict[str, Assigned] = field(default_factory=lambda: {each.name: Assigned() for each in FLAVORS})
+    demands: dict[str, Demand] = field(default_factory=lambda: {each.name: Demand() for each in FLAVORS})
 
     def room(self, flavor: str) -> int:
         """How many more jobs its set takes, by the capacity that it has announced."""
-        return self.capacity[flavor] - len(self.waiting[flavor]) - self.running[flavor]
+        capacity = 1 if self.told[flavor].is_late else self.capacity[flavor]
+        return capacity - len(self.waiting[flavor]) - self.running[flavor]
+
+    def hear(self, flavor: str, now: float) -> Demand:
+        """What the agent makes of the statistics of a flavour's set and of its messages."""
+        told, running = self.told[flavor], self.running[flavor]
+        told.note_late(now)
+        counted = Statistics(assigned=len(self.waiting[flavor]) + running, running=running)
+        self.demands[flavor] = demanded(self.demands[flavor], counted, told, SCALE_SET, now)
+        return self.demands[flavor]
 
 
 class Fleet:
@@ -103,7 +126,9 @@ class Fleet:
         self.units = [Unit(number) for number in range(units)]
         self.unassigned: dict[str, deque[Job]] = {each.name: deque() for each in FLAVORS}
         self.done: list[Job] = []
-        self.jobs = 0
+        self.cut: list[Job] = []
+        """Jobs that ran on the machine that died."""
+        self.jobs = self.given_back = self.failed = 0
         self.events: list[tuple[float, int, Any]] = []
         self.order = itertools.count()
         self.names = itertools.count()
@@ -116,14 +141,24 @@ class Fleet:
         self._arrive()
         for unit in self.units:
             self._at(self.random.uniform(0, INTERVAL), self._timer, unit)
-        while self.events and (self.now < self.end or len(self.done) < self.jobs):
+        self._at(DEATH * 3600, self._die)
+        while self.events and (self.now < self.end or len(self.done) + len(self.cut) < self.jobs):
             self.now, _, action = heapq.heappop(self.events)
             action()
 
     def _at(self, delay: float, action: Any, *arguments: Any) -> None:
         heapq.heappush(self.events, (self.now + delay, next(self.order), lambda: action(*arguments)))
 
+    def _die(self) -> None:
+        """A machine is gone. Its jobs that wait are given to others in time; those that run are cut."""
+        unit = max(self.units, key=lambda each: (sum(map(len, each.waiting.values())), sum(each.running.values())))
+        self.units.remove(unit)
+        self.cut += [runner.job for runner in unit.runners.values() if runner.job]
+        unit.runners.clear()
+
     def _timer(self, unit: Unit) -> None:
+        if unit not in self.units:
+            return
         self._wake(unit)
         self._at(INTERVAL, self._timer, unit)
 
@@ -136,7 +171,7 @@ class Fleet:
         [flavor] = self.random.choices(list(MIX), list(MIX.values()))
         length = self.random.lognormvariate(math.log(JOB_MEDIAN), JOB_SPREAD)
         self.jobs += 1
-        self.unassigned[flavor].append(Job(flavor, self.now, length))
+        self.unassigned[flavor].append(Job(flavor, self.now, length, self.jobs))
         self._assign(flavor)
         daily = 1 + 0.5 * math.sin(2 * math.pi * (self.now / 86400 - 0.25))
         self._at(self.random.expovariate(self.rate * daily / 3600), self._arrive)
@@ -148,10 +183,23 @@ class Fleet:
             if unit.room(flavor) <= 0:
                 return
             job = self.unassigned[flavor].popleft()
-            job.unit = unit.number
             unit.waiting[flavor].append(job)
+            unit.told[flavor].note(job.told("JobAssigned"), self.now)
+            self._at(REASSIGNMENT, self._give_back, unit, job)
             self._start(unit, flavor)
             self._hear(unit, flavor)
+
+    def _give_back(self, unit: Unit, job: Job) -> None:
+        """A job for which no runner came is another set's, if there is one with room."""
+        if job not in unit.waiting[job.flavor]:
+            return
+        self.given_back += 1
+        unit.waiting[job.flavor].remove(job)
+        unit.told[job.flavor].note(job.told("JobCompleted"), self.now)
+        self.unassigned[job.flavor].appendleft(job)
+        self._assign(job.flavor)
+        if unit in self.units:
+            self._hear(unit, job.flavor)
 
     def _hear(self, unit: Unit, flavor: str) -> None:
         """The agent starts a reconcile where the number of runners that are wanted has changed."""
@@ -169,6 +217,7 @@ class Fleet:
                 return
             job = unit.waiting[flavor].popleft()
             job.started, runner.job = self.now, job
+            unit.told[flavor].note(job.told("JobStarted"), self.now)
             unit.running[flavor] += 1
             self._at(job.length, self._finish, unit, runner, job)
 
@@ -176,6 +225,8 @@ class Fleet:
         return runner.job is None and runner.online <= self.now
 
     def _finish(self, unit: Unit, runner: Runner, job: Job) -> None:
+        if unit not in self.units:
+            return
         unit.running[job.flavor] -= 1
         self.done.append(job)
         self._assign(job.flavor)
@@ -183,8 +234,8 @@ class Fleet:
         self._at(REMOVAL, self._gone, unit, runner)
 
     def _gone(self, unit: Unit, runner: Runner) -> None:
-        del unit.runners[runner.name]
-        self._wake(unit)
+        if unit.runners.pop(runner.name, None):
+            self._wake(unit)
 
     # Reconciles -----------------------------------------------------------------------------------------------------
 
@@ -195,6 +246,8 @@ class Fleet:
             self._at(max(0.0, unit.busy_until - self.now) + HOOK, self._reconcile, unit)
 
     def _reconcile(self, unit: Unit) -> None:
+        if unit not in self.units:
+            return
         unit.due = False
         plans = self._plans(unit)
         for name, reason in plans.whole.remove:
@@ -233,8 +286,7 @@ class Fleet:
         return [self._view(each, listed) for each in unit.runners.values()]
 
     def _wanted(self, unit: Unit, flavor: Flavor) -> Wanted:
-        waiting = unit.waiting[flavor.name]
-        demand = Demand(len(waiting) + unit.running[flavor.name], since=waiting[0].queued if waiting else None)
+        demand = unit.hear(flavor.name, self.now)
         return Wanted(
             self.specs[flavor.name],
             demand.wanted(flavor),
@@ -271,8 +323,12 @@ class Fleet:
             for _ in range(number):
                 online = self.now + CREATION * self.random.uniform(0.9, 1.1)
                 runner = Runner(f"r{next(self.names)}", flavor, self.now, online)
-                unit.runners[runner.name] = runner
                 created.append(runner)
+                if self.random.random() < FAILING:
+                    self.failed += 1
+                    self._at(online - self.now, self._wake, unit)
+                    continue
+                unit.runners[runner.name] = runner
                 self._at(online - self.now, self._start, unit, flavor)
         used = sum(size_in_bytes(self.specs[each.flavor].resources.memory) for each in unit.runners.values())
         assert used <= MACHINE.memory, "more than the budget"
@@ -281,17 +337,16 @@ class Fleet:
     def _announced(self, unit: Unit, flavor: Flavor) -> int:
         """The flavour's runners that are there and those that fit beside all others; at least one."""
         there = [each for each in unit.runners.values() if each.flavor == flavor.name]
-        room = MACHINE.room(self.specs[each.flavor].resources for each in unit.runners.values())
-        size = MACHINE.size(flavor.resources)
-        more = min(int(left // one) for left, one in zip(room, size, strict=True) if one)
-        return max(1, min(flavor.maximum, len(there) + max(0, more)))
+        sizes = [self.specs[each.flavor].resources for each in unit.runners.values()]
+        return max(1, min(flavor.maximum, len(there) + fitting(MACHINE, sizes, flavor.resources)))
 
 
 def day(_repeat: int, units: int = UNITS, hours: float = HOURS, rate: float = JOBS_AN_HOUR) -> None:
     """Queue times by flavour, and requests for each unit and hour; no job may be lost."""
     fleet = Fleet(units, hours, rate, seed=1)
     fleet.run()
-    assert len(fleet.done) == fleet.jobs, f"{fleet.jobs - len(fleet.done)} jobs were lost"
+    lost = fleet.jobs - len(fleet.done) - len(fleet.cut)
+    assert lost == 0, f"{lost} jobs were lost"
     rows = []
     for flavor in [each.name for each in FLAVORS]:
         waits = [(job.started or 0.0) - job.queued for job in fleet.done if job.flavor == flavor]
@@ -307,7 +362,9 @@ def day(_repeat: int, units: int = UNITS, hours: float = HOURS, rate: float = JO
         )
     hourly = sum(unit.requests for unit in fleet.units) / hours
     note = (
-        f"{units} units, {fleet.jobs:,} jobs in {hours:g} h, none lost; a creation takes {CREATION:g} s; "
+        f"{units} units, {fleet.jobs:,} jobs in {hours:g} h, none lost; a creation takes {CREATION:g} s, "
+        f"{fleet.failed:,} failed; one machine dies with {len(fleet.cut)} running jobs; "
+        f"{fleet.given_back} jobs were given to another unit after 5 minutes; "
         f"{hourly / units:,.0f} API requests for each unit and hour, {hourly:,.0f} in all"
     )
     write("fleet", "A day of a fleet: how long jobs are queued", "s", rows, note)

@@ -43,6 +43,11 @@ def large(number: int, since: float | None = None, min_idle: int = 0) -> Ask:
             [replace(large(2, 5.0), last=1), small(6, 9.0)], {"large": 1, "small": 4}, id="what cannot be made is last"
         ),
         pytest.param(
+            [replace(small(6, 5.0, min_idle=3), last=3), large(2, 9.0)],
+            {"small": 4, "large": 1},
+            id="what is there is for jobs first",
+        ),
+        pytest.param(
             [replace(large(2, 5.0), last=2), small(3, min_idle=3)],
             {"large": 1, "small": 3},
             id="after those for no job",

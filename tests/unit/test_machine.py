@@ -105,6 +105,9 @@ def test_what_another_unit_uses_stays(monkeypatch: pytest.MonkeyPatch, marker_ro
     (marker_root / "agents" / f"unit-{app}-7").mkdir()
     assert released() == [f"timer of {UNIT}", "what a stopped build left", "host.firewall"]
     assert mine.other_applications() == {"other"}
+    assert mine.other_applications(set_up=True) == {"other"}
+    Markers("other/1").clear(markers.SET_UP)
+    assert (mine.other_applications(), mine.other_applications(set_up=True)) == ({"other"}, set())
 
 
 def test_the_figures_of_the_unit_are_released(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,18 +189,27 @@ def test_version_1_finds_its_record_until_it_is_upgraded() -> None:
     lxd = ProfileLxd({"runner": profile({FORMER: "jammy"})})
     options = (BaseImage.JAMMY, RunnerStorage.MEMORY)
 
-    profiles.ensure_runner(client(lxd), "first", *options, {}, {"second"})
+    profiles.ensure_runner(client(lxd), "first", *options, {}, {"second"}, {"second"})
     assert lxd.found["runner"]["config"][FORMER] == "jammy"
     # As version 1.0 does in each set-up. The unit of the first application does not repeat its own for that.
     del lxd.found["runner"]["config"][base_image_key("first")]
     assert profiles.is_runner_intact(client(lxd), "first", *options)
     assert not profiles.is_runner_intact(client(lxd), "first", BaseImage.NOBLE, RunnerStorage.MEMORY)
 
-    profiles.ensure_runner(client(lxd), "second", *options, {}, {"first"})
+    profiles.ensure_runner(client(lxd), "second", *options, {}, {"first"}, {"first"})
     assert images(lxd) == {"second": "jammy"}
     assert lxd.found["runner"]["config"][FORMER] == "jammy"
-    profiles.ensure_runner(client(lxd), "first", *options, {}, {"second"})
+    profiles.ensure_runner(client(lxd), "first", *options, {}, {"second"}, {"second"})
     assert images(lxd) == {"first": "jammy", "second": "jammy"}
+    assert FORMER not in lxd.found["runner"]["config"]
+
+
+def test_the_record_of_version_1_blocks_no_new_application() -> None:
+    """One that is not set up yet has not used it: with another base image it would be refused by it for ever."""
+    lxd = ProfileLxd({"runner": profile({FORMER: "jammy"})})
+
+    profiles.ensure_runner(client(lxd), "app", BaseImage.JAMMY, RunnerStorage.MEMORY, {}, {"new"}, set())
+
     assert FORMER not in lxd.found["runner"]["config"]
 
 

@@ -290,20 +290,22 @@ def test_a_reconcile_knows_which_flavour_could_not_be_created(
     world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the last reconcile has recorded it, until one is created."""
-    found: list[bool] = []
+    found: list[tuple[bool, bool]] = []
     whole = RunnerManager.reconcile_flavors
 
     def noted(self: RunnerManager, wanted: Sequence[Wanted], *age: Any) -> int:
-        found.append(wanted[0].failed is not None)
+        found.append((wanted[0].failed is not None, wanted[0].is_tried))
         return whole(self, wanted, *age)
 
     monkeypatch.setattr(RunnerManager, "reconcile_flavors", noted)
-    for faults in ({"create": lambda _: True}, {}, {}):
+    for passed, broken in ((0, True), (0, True), (0, True), (899, True), (901, False), (0, False)):
+        world.later(passed)
         world.lxd.faults.clear()
-        world.lxd.faults.update(faults)
+        world.lxd.faults.update({"create": lambda _: True} if broken else {})
         make(world, unit).reconcile()
 
-    assert found == [False, True, False]
+    # A failed attempt is the last one: each of these is tried with what others leave.
+    assert found == [(False, False), (True, False), (True, False), (True, False), (True, True), (False, False)]
 
 
 def test_the_status_has_each_image_that_lacks_a_change(
