@@ -607,8 +607,8 @@ true
 
 # What is newer than the charm's own files, wherever it is: nothing of it belongs to others, or can be written by them.
 NEWER = """
-find / -xdev \\( -path /var/lib/lxd -o -path /tmp -o -path /var/tmp -o -path /home/ubuntu -o -path '*/apt/*/partial' \\) \
-    -prune -o \
+find / -xdev \\( -path /var/lib/lxd -o -path /tmp -o -path /var/tmp -o -path /home/ubuntu \
+    -o -path '*/apt/*/partial' \\) -prune -o \
     -newer /var/lib/juju/agents/unit-github-runner-0/charm/dispatch ! -type l \\( ! -user root -o -perm /o+w \\) -print
 """
 
