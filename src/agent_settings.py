@@ -14,7 +14,7 @@ import redaction
 from gh.registration import complete
 from models import CharmState, GithubOrg, GithubPath, parse_github_path
 from naming import Identity
-from system import LOCKS, remove_leftovers, write_file
+from system import LOCKS, remove_files, remove_leftovers, write_file
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,4 @@ def _flavor(item: Any) -> AgentFlavor:
 
 def remove(unit: str) -> list[str]:
     """Remove the file of a unit, and what a write that was killed has left of it; returns what was removed."""
-    found = [path(unit)] if path(unit).exists() else []
-    for each in found:
-        each.unlink()
-    return [*map(str, found), *remove_leftovers(path(unit))]
+    return [*remove_files(path(unit)), *remove_leftovers(path(unit))]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models import Flavor
-from system import LOCKS, write_file
+from system import LOCKS, remove_files, write_file
 from telemetry import FLAVOR, line
 
 # Without a session for longer, the number of runners is that of demand-fallback. In seconds.
@@ -72,11 +72,7 @@ def load(unit: str) -> dict[str, Demand]:
 
 def remove(unit: str) -> list[str]:
     """Remove the file of a unit; returns what was removed."""
-    found = path(unit)
-    if not found.exists():
-        return []
-    found.unlink()
-    return [str(found)]
+    return remove_files(path(unit))
 
 
 def _flavor(name: str) -> str:

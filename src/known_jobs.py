@@ -15,7 +15,7 @@ from typing import Any
 
 import telemetry
 from gh.scale_set_answers import LARGEST_NUMBER, TEXT_LIMIT, Job
-from system import write_file
+from system import remove_files, write_file
 from telemetry import Observation
 
 logger = logging.getLogger(__name__)
@@ -167,11 +167,7 @@ def load(unit: str) -> dict[str, KnownJob]:
 
 def remove(unit: str) -> list[str]:
     """Remove the file of a unit; returns what was removed."""
-    found = path(unit)
-    if not found.exists():
-        return []
-    found.unlink()
-    return [str(found)]
+    return remove_files(path(unit))
 
 
 def _job(values: Any) -> KnownJob:

@@ -1,6 +1,6 @@
 """What a reconcile found and did, for the unit's status.
 
-It is written during the reconcile, and no function decides by reading it.
+It is written during the reconcile, and none of its decisions reads it. The agent is handed ``capacities``.
 """
 
 from dataclasses import dataclass, field

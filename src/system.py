@@ -190,6 +190,14 @@ def remove_leftovers(path: Path) -> list[str]:
     return [str(each) for each in found]
 
 
+def remove_files(*paths: Path) -> list[str]:
+    """Remove those of the files that are there; returns their paths."""
+    found = [path for path in paths if path.exists()]
+    for path in found:
+        path.unlink()
+    return list(map(str, found))
+
+
 def write_file(path: Path, content: str | bytes, mode: int = 0o644) -> bool:
     """Write a file whole or not at all; return whether its content changed. Parents are made."""
     data = content.encode() if isinstance(content, str) else content

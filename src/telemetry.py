@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from redaction import redact
-from system import LOCKS, write_file
+from system import LOCKS, remove_files, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -185,10 +185,7 @@ def line(text: str, limit: int = TEXT_LIMIT) -> str:
 
 def remove(unit: str) -> list[str]:
     """Remove the files of a unit; returns those that were there."""
-    found = [path for path in (gauges_path(unit), observations_path(unit), problem_path(unit)) if path.exists()]
-    for path in found:
-        path.unlink()
-    return list(map(str, found))
+    return remove_files(gauges_path(unit), observations_path(unit), problem_path(unit))
 
 
 def _open(path: Path, flags: int) -> Any:
