@@ -15,8 +15,11 @@ WIDTH, ROW, LEFT = 760, 22, 220
 IN_A_LINE = 3
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+CONTAINERS = "containers in a nested LXD on btrfs"
+
+
+def machine(runners: str = CONTAINERS) -> dict[str, Any]:
+    """What the figures were taken on, and what the runners were."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30)
     return {
         "cores": os.cpu_count(),
@@ -25,15 +28,26 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release().split("-")[0],
         "python": platform.python_version(),
         "date": date.today().isoformat(),
-        "runners": "containers in a nested LXD on btrfs",
+        "runners": runners,
     }
 
 
-def write(name: str, title: str, unit: str, rows: list[dict[str, Any]], note: str = "") -> None:
-    """``rows``: each a ``label`` and one number for every series, in the same order of keys."""
+def write(
+    name: str,
+    title: str,
+    unit: str,
+    rows: list[dict[str, Any]],
+    note: str = "",
+    runners: str = CONTAINERS,
+    **more: dict[str, Any],
+) -> None:
+    """``rows``: each a ``label`` and one number for every series, in the same order of keys.
+
+    ``more`` is for figures that have another unit than the picture: they are in the JSON only.
+    """
     FOLDER.mkdir(parents=True, exist_ok=True)
-    content = {"benchmark": name, "title": title, "unit": unit, "machine": machine(), "rows": rows, "note": note}
-    (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    content = {"benchmark": name, "title": title, "unit": unit, "machine": machine(runners), "rows": rows, "note": note}
+    (FOLDER / f"{name}.json").write_text(json.dumps({**content, **more}, indent=2) + "\n")
     (FOLDER / f"{name}.svg").write_text(picture(title, unit, rows, note))
     print(f"\n{title} ({unit})")
     for row in rows:

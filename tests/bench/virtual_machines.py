@@ -3,19 +3,35 @@
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sandbox import github
 from sandbox.lab import lxd_setup
 from sandbox.lab.pack import pack
 from sandbox.vm import host, template
+from tests.bench.lxd_notes import NOTES
 from tests.bench.report import write
 from tests.support.deployment import PAT, REPOSITORY, ROOT
 from tests.vm.conftest import VmDeployment, deployed, wait_for
 
 BARE = "bare"
 READY = 600
+# At most, for one creation; requests without those that poll whether the virtual machine answers yet.
+GOALS = {"boots": 1, "requests": 12, "times the bare image": 1.2}
+
+
+@dataclass
+class Request:
+    """What the charm has sent to LXD for one request, in bytes with its head; ``line`` is the first of the head."""
+
+    thread: str
+    line: str
+    sent: int
+    poll: bool = False
 
 
 def creation(repeat: int) -> None:
@@ -26,7 +42,10 @@ def creation(repeat: int) -> None:
         tempfile.TemporaryDirectory() as folder,
         github.serve(address, 0, [PAT], [REPOSITORY], ["octo-org"], tls=True) as hub,
     ):
-        found = deployed("bench-vm", pack(ROOT, Path(folder, "charm")), hub)
+        charm = pack(ROOT, Path(folder, "charm"))
+        (charm / "lib").mkdir(exist_ok=True)
+        (charm / "lib" / "sitecustomize.py").write_text(Path(__file__).with_name("lxd_notes.py").read_text())
+        found = deployed("bench-vm", charm, hub)
         try:
             runners = [_runner(found) for _ in range(repeat)]
             bare = [_bare(found) for _ in range(repeat)]
@@ -37,6 +56,7 @@ def creation(repeat: int) -> None:
 
 def _runner(found: VmDeployment) -> dict[str, float]:
     found.unit.set_config({"virtual-machines": 0})
+    found.machine.exec("truncate", "--size=0", NOTES)
     started = time.monotonic()
     with ThreadPoolExecutor(1) as beside:
         hook = beside.submit(found.unit.set_config, {"virtual-machines": 1})
@@ -47,7 +67,44 @@ def _runner(found: VmDeployment) -> dict[str, float]:
         online = time.monotonic()
         hook.result()
     boots = found.inside(name, "journalctl --list-boots --quiet | wc -l")
-    return {"processor": processor, "to agent": agent - started, "to online": online - agent, "boots": float(boots)}
+    times = {"processor": processor, "to agent": agent - started, "to online": online - agent}
+    return {**times, "boots": float(boots), **counted(found.machine.exec("cat", NOTES).splitlines(), name)}
+
+
+def counted(notes: Sequence[str], name: str) -> dict[str, float]:
+    """What one creation has asked of LXD: from its resources' profile to the end of the last command in the instance.
+
+    ``notes`` are those of the hook, of which ``name`` is the only new instance.
+    """
+    requests = _requests(notes)
+    [made] = [number for number, one in enumerate(requests) if one.line.startswith("POST /1.0/instances ")]
+    mine = [one for one in requests if one.thread == requests[made].thread]
+    begin = mine.index(requests[made])
+    while begin and "/1.0/profiles/" in mine[begin - 1].line:
+        begin -= 1
+    commands = [number for number, one in enumerate(mine) if f"/1.0/instances/{name}/exec " in one.line]
+    end = commands[-1] + 1
+    while end < len(mine) and "/1.0/operations/" in mine[end].line:
+        end += 1
+    creation = mine[begin:end]
+    asked = [one for one in creation if not one.poll]
+    return {"requests": len(asked), "polls": len(creation) - len(asked), "bytes": sum(one.sent for one in asked)}
+
+
+def _requests(notes: Sequence[str]) -> list[Request]:
+    """The requests of some notes. What waits for a polling command, or ends it, is a poll as well."""
+    last: dict[str, Request] = {}
+    found = []
+    for note in notes:
+        thread, size, what = note.split(" ", 2)
+        if what in ("body", "poll"):
+            last[thread].sent += int(size)
+            last[thread].poll |= what == "poll"
+        else:
+            polling = "/1.0/operations/" in what and thread in last and last[thread].poll
+            last[thread] = Request(thread, what, int(size), polling)
+            found.append(last[thread])
+    return found
 
 
 def _bare(found: VmDeployment) -> float:
@@ -69,13 +126,19 @@ def _until_agent(found: VmDeployment, name: str) -> float:
 
 def _report(runners: list[dict[str, float]], bare: float) -> None:
     middle = {key: statistics.median(one[key] for one in runners) for key in runners[0]}
-    ratio = middle["processor"] / bare
+    ratio = round(middle["processor"] / bare, 2)
     row = {
-        "label": f"{ratio:.2f} x the bare image, {middle['boots']:.0f} boot",
+        "label": f"{ratio:.2f} x the bare image",
         "processor time of QEMU until the agent answers": round(middle["processor"], 1),
         "the same, image booted bare": round(bare, 1),
         "from the change to the agent": round(middle["to agent"], 1),
         "from the agent to online": round(middle["to online"], 1),
     }
-    how = "hardware virtualisation" if host.has_hardware() else "software emulation: not to be compared with containers"
-    write("vm", "One virtual machine as a runner", "s", [row], how)
+    emulated = "in software emulation, not to be compared with containers"
+    where = f"virtual machines {'by hardware' if host.has_hardware() else emulated}"
+    counts: dict[str, Any] = {key: round(middle[key]) for key in ("boots", "requests", "polls", "bytes")}
+    counts["times the bare image"] = ratio
+    note = "one creation: {boots} boot, {requests} requests to LXD with {bytes} bytes, and {polls} polls".format(
+        **counts
+    )
+    write("vm", "One virtual machine as a runner", "s", [row], f"{where}; {note}", where, counts=counts, goals=GOALS)

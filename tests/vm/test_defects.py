@@ -27,6 +27,15 @@ for number in $(seq 5000); do true > /metrics-exchange/file-$number || break; do
 true
 """
 
+CHARM = "/var/lib/juju/agents/unit-github-runner-0/charm"
+# With the charm's own client of LXD. The shell ends with 127 if it does not find a program.
+MISSING_PROGRAM = """
+import sys
+from engine.client import LxdClient
+done = LxdClient().instance(sys.argv[1]).execute(["sh", "-c", "no-such-program"], output=True)
+print(done.code, done.stderr)
+"""
+
 
 def test_a_runner_is_what_was_asked_for(unit: VmDeployment) -> None:
     """CPUs, memory and root filesystem are those of the options, the name is the runner's, and it has booted once."""
@@ -60,6 +69,17 @@ def test_what_root_leaves_in_the_storage_is_of_no_use(unit: VmDeployment) -> Non
     listed = "import os, sys; print([os.listxattr(path) for path in sys.argv[1:]])"
     assert unit.machine.exec("python3", "-c", listed, folder, f"{folder}/program", f"{folder}/hard") == "[[], [], []]\n"
     assert int(unit.machine.exec("df", "--block-size=1", "--output=used", folder).split()[-1]) < 1 << 20
+
+
+def test_a_missing_program_is_no_missing_runner(unit: VmDeployment) -> None:
+    """A command that ends with 127 gives this code and its output, although LXD reports an error of its own."""
+    [name] = unit.keep(1)
+
+    charm = ("env", f"PYTHONPATH={CHARM}/src", f"{CHARM}/venv/bin/python", "-c", MISSING_PROGRAM)
+    said = unit.machine.exec(*charm, name)
+
+    assert said.startswith("127 ")
+    assert "no-such-program" in said
 
 
 @pytest.mark.parametrize(
@@ -114,3 +134,19 @@ def test_a_smaller_disk_than_lxds_default(unit: VmDeployment) -> None:
     size = int(unit.inside(name, "df --block-size=1 --output=size / | tail -n 1"))
 
     assert 7 * GIB < size < 8 * GIB
+
+
+def test_metrics_are_never_on_the_guests_own_disk(unit: VmDeployment) -> None:
+    """A job in whose virtual machine the metrics storage is not mounted leaves no metrics in the folder's place."""
+    [name] = unit.keep(1)
+    before = len(unit.events("runner_stop"))
+    unit.inside(name, "umount --lazy /metrics-exchange")
+
+    job = unit.job("ls -A /metrics-exchange; echo listed")
+
+    assert (job["conclusion"], job["runner_name"]) == ("success", name)
+    assert "listed" in job["log"]
+    assert not any("metrics.json" in line for line in job["log"]), job["log"]
+    unit.wait_gone(name)
+    unit.reconcile()
+    assert len(unit.events("runner_stop")) == before

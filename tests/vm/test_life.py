@@ -29,7 +29,7 @@ def test_image_is_built_in_a_virtual_machine(unit: VmDeployment) -> None:
 
 
 def test_runners_are_virtual_machines(unit: VmDeployment) -> None:
-    """Runners come online as virtual machines; the status does not mention the test mode."""
+    """Runners come online as virtual machines; the status has no test mode, and says if they exceed the CPUs."""
     started = time.monotonic()
     names = unit.keep(2)
     print(f"two runners online after {time.monotonic() - started:.0f} s", flush=True)
@@ -39,6 +39,8 @@ def test_runners_are_virtual_machines(unit: VmDeployment) -> None:
     unit.reconcile()
     assert unit.status()[1].startswith("2 runners: 2 idle"), unit.status()
     assert "test mode" not in unit.status()[1]
+    cpus = int(unit.machine.exec("nproc"))
+    assert (f"2 × vm-cpu 2 = 4 exceeds the {cpus} CPUs of this machine" in unit.status()[1]) == (cpus < 4)
     for name in names:
         print(unit.console(name)[-1500:], flush=True)
 
