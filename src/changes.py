@@ -21,8 +21,9 @@ from models import (
     RunnerSpec,
     RunnerStatus,
 )
-from naming import Identity
+from naming import OFFLINE_SINCE_KEY, ONLINE_KEY, Identity
 from observe import ObservedRunner
+from plan import Plan
 from runner import Runner, RunnerManagerClients
 from system import in_parallel
 
@@ -113,8 +114,14 @@ class Changes:
         """Copy the logs of runners to the host."""
         in_parallel(self._pull_logs_of_one, items)
 
-    def record(self, items: Mapping[str, ObservedRunner], keys: Mapping[str, Mapping[str, str | None]]) -> None:
-        """Set keys of instances, by the names of their runners; None removes a key."""
+    def record_sightings(self, items: Mapping[str, ObservedRunner], plan: Plan, now: float) -> None:
+        """Record on instances since when GitHub has not listed a runner as online, and that it once did."""
+        keys: dict[str, dict[str, str | None]] = {
+            name: {OFFLINE_SINCE_KEY: f"{now:.0f}"} for name in plan.record_offline
+        }
+        keys |= {name: {OFFLINE_SINCE_KEY: None} for name in plan.clear_offline}
+        for name in plan.record_online:
+            keys.setdefault(name, {})[ONLINE_KEY] = "true"
         for name, values in keys.items():
             instance = items[name].instance
             if instance is not None:

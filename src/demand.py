@@ -35,8 +35,10 @@ class Demand:
     since: float | None = None
     heard: float = 0.0
     scale_set: int | None = None
+    asked: tuple[str, ...] = ()
+    """The labels that the set was made with, in lower case and in order."""
     dropped: tuple[str, ...] = ()
-    """Labels that GitHub left out of the set."""
+    """Of these, the ones that GitHub left out of the set."""
     problem: str = ""
     """Why there is no session, if there is none."""
     running: int = 0
@@ -96,6 +98,7 @@ def _demand(values: Any) -> Demand:
         since=since,
         heard=heard,
         scale_set=None if scale_set is None else int(scale_set),
+        asked=tuple(line(str(label)) for label in values.get("asked", ())),
         dropped=tuple(line(str(label)) for label in values["dropped"]),
         problem=line(str(values["problem"])),
         running=running,

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -13,19 +13,19 @@ import delays
 import listing
 import system
 import times
-from budget import Capacity, Wait
+from budget import Capacity
 from changes import Changes
 from engine import profiles
 from errors import HostError, LxdError
 from flavor_changes import FlavorChanges
-from flavor_plans import Plans, make_plans
+from flavor_plans import Plans, behind_others, make_plans
 from flavor_plans import Wanted as Wanted
 from listing import Row
 from metrics.collect import Collector
 from metrics.events import written_by
 from metrics.storage import StorageManager
 from models import CharmState, FailedStarts, FlushMode, PublishedImage, RunnerSpec, Scaling, VirtualMachineResources
-from naming import OFFLINE_SINCE_KEY, ONLINE_KEY, Identity, fingerprint
+from naming import Identity, fingerprint
 from observe import Observation, ObservedRunner, Observer, end_of_agent, wait_for_pre_job
 from outcome import Outcome, continuing
 from plan import (
@@ -125,29 +125,30 @@ class RunnerManager:
             return self._reconcile(wanted, list_age)
 
     def _reconcile(self, wanted: Sequence[Wanted], list_age: float | None) -> int:
-        started, waits = self._clock(), list[Wait]()
+        started = self._clock()
         changes = self._begin(sum(one.number or 0 for one in wanted))
         decision = self._decide(wanted, list_age, started)
-        runners, plans, room = decision.observation.runners, decision.plans, decision.room
-        plan = plans.whole
+        runners, room = decision.observation.runners, decision.room
+        plans, plan = decision.plans, decision.plans.whole
         self.report.wanted = plans.wanted
         self._hold_back(wanted)
         self._find(plan, runners, changes, started)
         self.findings = replace(self.findings, listed=decision.observation.listed)
-        changes.record(runners, _sightings(plan, started))
+        changes.record_sightings(runners, plan, started)
         self._remove_unhealthy(plan, runners, changes)
         crashed: Counter[str] = Counter()
-        flavors = FlavorChanges(plans, runners, changes, room)
+        anew = partial(self._planned_anew, wanted, decision.observation)
+        flavors = FlavorChanges(plans, runners, changes, room, plans.waits, anew)
         try:
-            waits = flavors.apply(lambda: self._clock() - started < times.REST_OF_RECONCILE)
-            self.report.waits = [str(wait) for wait in (*plans.waits, *waits)]
+            flavors.apply(lambda: self._clock() - started < times.REST_OF_RECONCILE)
+            self.report.waits = [str(wait) for wait in flavors.waits]
         finally:
             # Also if GitHub gave no token: what was done is reported. After the creations, which wait for no job.
             with continuing("Metrics of finished runners"):
                 crashed = self._collector.finished(changes.existing(runners), decision.observation.previous_volumes)
             outcome = Outcome(self.report, plan, runners, changes)
             outcome.describe(self._clock())
-            outcome.count(flavors, (*plans.waits, *waits), self._clock(), fixed=self._state.scaling is Scaling.FIXED)
+            outcome.count(flavors, flavors.waits, self._clock(), fixed=self._state.scaling is Scaling.FIXED)
             self.report.capacities = flavors.capacities()
             self._clean_up(plan, changes, wanted, started)
             found = self.findings
@@ -187,6 +188,11 @@ class RunnerManager:
         room = self._capacity.without(observation.others) if self._capacity else None
         plans = make_plans(wanted, self._fingerprints(wanted), unit, observation.views, now, room)
         return Decision(observation, room, plans)
+
+    def _planned_anew(
+        self, wanted: Sequence[Wanted], observation: Observation, failed: Collection[str], gone: Collection[str]
+    ) -> Plans:
+        return self._planned(behind_others(wanted, failed), observation.without(gone), self._clock()).plans
 
     def _fingerprints(self, wanted: Sequence[Wanted]) -> dict[str, str]:
         return {one.flavor: self._fingerprint(one.spec) for one in wanted}
@@ -337,12 +343,3 @@ class RunnerManager:
             profiles.remove_unused_resources(self._clients.lxd, keep=needed)
         except LxdError as error:
             logger.warning("Unused profiles were not removed: %s", error)
-
-
-def _sightings(plan: Plan, now: float) -> dict[str, dict[str, str | None]]:
-    """The keys of instances that record since when GitHub has not listed a runner as online, and that it once did."""
-    keys: dict[str, dict[str, str | None]] = {name: {OFFLINE_SINCE_KEY: f"{now:.0f}"} for name in plan.record_offline}
-    keys |= {name: {OFFLINE_SINCE_KEY: None} for name in plan.clear_offline}
-    for name in plan.record_online:
-        keys.setdefault(name, {})[ONLINE_KEY] = "true"
-    return keys

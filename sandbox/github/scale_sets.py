@@ -101,6 +101,8 @@ class ScaleSets:
         labels = list(dict.fromkeys(labels or [name]))
         # Older Enterprise Servers drop the others without a word.
         labels = labels if self._at_least(FIRST_WITH_LABELS) else labels[:1]
+        unwanted = {label.lower() for label in self._state.settings.drop_labels}
+        labels = [label for label in labels if label.lower() not in unwanted]
         number, now = self._state.number("set"), self._state.clock()
         self.sets[number] = ScaleSet(number, path, name, group, labels, setting, now)
         return self.sets[number]

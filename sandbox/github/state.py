@@ -42,6 +42,7 @@ class Settings:
     hold: float = 50.0  # so long a request for a scale set's messages stays open
     assign_after: float = 1.0  # until a job comes to a scale set that listens
     reassign_after: float = 300.0  # until a job for which no runner came is queued again
+    drop_labels: list[str] = field(default_factory=list)  # which new scale sets do not get, as if unknown to the server
     queue_in_query: bool = True  # whether the address of a session's queue has a query, or only a path
     points_a_minute: int = 900  # secondary limit: a GET counts 1, everything else 5
 

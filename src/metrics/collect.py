@@ -129,8 +129,9 @@ class Collector:
         """Record the durations of the events that were issued; ``duration`` is GitHub's of the job, in seconds."""
         found = []
         flavor = metrics.flavor_name or DEFAULT_FLAVOR
-        if job is not None and RunnerStart in issued:
-            found.append(Observation("queue", flavor, max(0.0, job.queue_duration)))
+        queue = job.queue_duration if job is not None else None
+        if queue is not None and RunnerStart in issued:
+            found.append(Observation("queue", flavor, max(0.0, queue)))
         if metrics.post_job is not None and RunnerStop in issued:
             taken = metrics.post_job.timestamp - metrics.pre_job.timestamp if duration is None else duration
             found.append(Observation("job", flavor, max(0.0, taken)))
@@ -250,11 +251,10 @@ class Jobs:
         known = self.known(metrics)
         queue, conclusion = known.queue_duration, known.conclusion
         asked = None if queue is not None and conclusion else self._ask(metrics)
-        if queue is None and asked is not None:
-            queue = asked.queue_duration
-        if queue is None:
-            return None
-        return GithubJobMetrics(queue, conclusion or (asked.conclusion if asked else None))
+        if asked is not None:
+            queue = asked.queue_duration if queue is None else queue
+            conclusion = conclusion or asked.conclusion
+        return None if queue is None and conclusion is None else GithubJobMetrics(queue, conclusion)
 
     def _ask(self, metrics: RunnerMetrics) -> GithubJobMetrics | None:
         left = self._end - time.monotonic()

@@ -279,6 +279,7 @@ def issue_events(runner_metrics: RunnerMetrics, flavor: str, job_metrics: Github
 
 def _runner_start(metrics: RunnerMetrics, flavor: str, job: GithubJobMetrics | None) -> Event | None:
     pre_job = metrics.pre_job
+    queue = job.queue_duration if job else None
     return RunnerStart(
         timestamp=pre_job.timestamp,
         flavor=flavor,
@@ -287,7 +288,7 @@ def _runner_start(metrics: RunnerMetrics, flavor: str, job: GithubJobMetrics | N
         repo=pre_job.repository,
         github_event=pre_job.event,
         idle=_not_negative("idle", pre_job.timestamp - metrics.installed_timestamp, metrics.runner_name),
-        queue_duration=_not_negative("queue_duration", job.queue_duration, metrics.runner_name) if job else None,
+        queue_duration=None if queue is None else _not_negative("queue_duration", queue, metrics.runner_name),
     )
 
 

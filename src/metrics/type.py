@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class GithubJobMetrics(NamedTuple):
-    """``queue_duration`` in seconds; ``conclusion`` as GitHub gives it, None while there is none."""
+    """``queue_duration`` in seconds; ``conclusion`` as GitHub gives it. None is one that is not known."""
 
-    queue_duration: float
+    queue_duration: float | None
     conclusion: str | None

@@ -278,8 +278,8 @@ class Sessions:
 
     def _labels(self, found: AgentSettings, flavor: AgentFlavor) -> frozenset[str]:
         """The labels of a flavour's set, as far as the server kept them."""
-        labels = {label.lower() for label in (found.identity.scale_set(flavor.name), *flavor.labels)}
-        return frozenset(labels.difference(self.known(flavor.name).dropped))
+        labels = _sorted((found.identity.scale_set(flavor.name), *flavor.labels))
+        return frozenset(labels).difference(self.known(flavor.name).dropped)
 
     def _sweep(self, found: AgentSettings) -> None:
         """Delete the sets of flavours that were removed; once for each change of the flavours, until it succeeds."""
@@ -394,6 +394,7 @@ class FlavorSession:
         self._lacks_offers = False
         self.told = Told()
         self._place: tuple[ScaleSetClient, tuple[str, ...]] | None = None
+        self._made: tuple[int, tuple[str, ...]] = (0, ())
         self._pause = 0.0
         self._conflict: float | None = None
 
@@ -468,22 +469,33 @@ class FlavorSession:
         is_late = self._jobs.is_late and not listener.session.statistics.running
         self._listener, self._jobs = listener, Assigned(is_late=is_late)
         self._statistics, self._offered.taken = listener.session.statistics, 0
-        wanted = {label.lower() for label in flavor.labels} | {found.name.lower()}
-        dropped = tuple(sorted(wanted - {label.lower() for label in found.labels}))
+        asked = self._made[1]
+        dropped = tuple(label for label in asked if label not in _sorted(found.labels))
         logger.info("%s: the session of the scale set %s is open", self._name, found.name)
         self._lacks_offers = True
         self._take_former_offers(flavor, listener, listener.session.statistics)
         # GitHub may assign again what was missed, or have done so.
-        self._hear(flavor, listener, listener.session.statistics, dropped=dropped, missed=0)
+        self._hear(flavor, listener, listener.session.statistics, asked=asked, dropped=dropped, missed=0)
 
     def _set(self, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> ScaleSet:
-        """The flavour's set. One with other labels is made again, because they cannot be changed."""
+        """The flavour's set. One for other labels is made again, because they cannot be changed.
+
+        A server may drop some of the labels, and would do so again: what it was asked for decides then.
+        """
         name, group = settings.identity.scale_set(flavor.name), client.group_id()
         found = client.find(name, group) or self._moved(client, name, group)
-        if found is not None and not _has_labels(found, (name, *flavor.labels)):
+        asked = _sorted((name, *flavor.labels))
+        if found is not None and not self._is_for(found, asked):
             client.delete(found.number)
             found = None
-        return found or client.create(name, group, flavor.labels)
+        found = found or client.create(name, group, flavor.labels)
+        self._made = found.number, asked
+        return found
+
+    def _is_for(self, found: ScaleSet, asked: tuple[str, ...]) -> bool:
+        """Whether a set has these labels, or was made with them."""
+        known = self._all.known(self._name)
+        return _sorted(found.labels) == asked or (found.number, asked) in (self._made, (known.scale_set, known.asked))
 
     def _moved(self, client: ScaleSetClient, name: str, group: int) -> ScaleSet | None:
         """The flavour's set, out of the runner group that it was in before; one that cannot be moved is deleted."""
@@ -577,10 +589,9 @@ class FlavorSession:
         return self._all.jitter(self._pause / 2, self._pause)
 
 
-def _has_labels(found: ScaleSet, wanted: Sequence[str]) -> bool:
-    """Whether a set has these labels, or its name only: a server that drops the others would do so again."""
-    has = {label.lower() for label in found.labels}
-    return has in ({label.lower() for label in wanted}, {found.name.lower()})
+def _sorted(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels in one form: GitHub ignores upper and lower case."""
+    return tuple(sorted({label.lower() for label in labels}))
 
 
 def _place(found: AgentSettings) -> tuple[object, ...]:

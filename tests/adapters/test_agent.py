@@ -191,19 +191,53 @@ def test_without_a_maximum_there_is_no_session(agent: Agent, control: GitHubCont
 
 
 def test_changed_labels_make_another_set(agent: Agent, server: github.GitHub, control: GitHubControl) -> None:
-    """They cannot be changed. A server that keeps the name only keeps its set, and the dropped labels are known."""
+    """They cannot be changed. What the server dropped of them is known."""
     agent.save()
     number = awaited(lambda found: found.heard > 0, "the session").scale_set
-    agent.end()
 
     agent.save(replace(SMALL, labels=("other",)))
-    demand.path(IDENTITY.unit).unlink()
-    agent.start()
-    found = awaited(lambda found: found.heard > 0, "the session")
+    found = awaited(lambda found: found.scale_set not in (None, number), "another set")
 
-    enterprise = bool(server.state.settings.enterprise_version)
-    assert (found.scale_set == number) is enterprise
-    assert found.dropped == (("other",) if enterprise else ())
+    assert len(control.scale_sets()) == 1
+    assert found.dropped == (("other",) if server.state.settings.enterprise_version else ())
+
+
+def test_a_server_that_drops_labels_keeps_its_set(
+    agent: Agent, server: github.GitHub, control: GitHubControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would drop them again: sessions without number, of one agent and the next, make one set. Others are kept."""
+    monkeypatch.setattr("programs.sessions.SHORTEST_PAUSE", 0.05)
+    control.settings(drop_labels=["X64"])
+    control.add_fault(method="POST", path="/sessions", status=400, times=2)
+    control.clear_requests()
+    agent.save()
+    first = awaited(lambda found: found.heard > 0, "the session")
+    assert sets_made(control) == 1
+    for _ in range(3):
+        control.clear_requests()
+        control.expire_scale_sets("sessions")
+        wait_for(lambda: sessions_opened(control) > 0, "another session", timeout=20)
+    agent.end()
+    control.clear_requests()
+    agent.start()
+    wait_for(lambda: sessions_opened(control) > 0, "the next agent's session", timeout=20)
+
+    assert [each["id"] for each in control.scale_sets()] == [first.scale_set]
+    dropped = ("app", "linux", "self-hosted", "x64") if server.state.settings.enterprise_version else ("x64",)
+    assert (first.dropped, known().dropped) == (dropped, dropped)
+
+
+def sets_made(control: GitHubControl) -> int:
+    return posted(control, "/runnerscalesets")
+
+
+def sessions_opened(control: GitHubControl) -> int:
+    return posted(control, "/sessions")
+
+
+def posted(control: GitHubControl, path: str) -> int:
+    found = [request["path"].partition("?")[0] for request in control.requests() if request["method"] == "POST"]
+    return sum(1 for each in found if each.endswith(path))
 
 
 def test_sets_of_removed_flavours_are_deleted_and_no_others(agent: Agent, control: GitHubControl) -> None:

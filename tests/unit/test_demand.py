@@ -22,7 +22,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_saved_is_loaded() -> None:
     """A file gives back every field of each flavour."""
     found = {
-        "small": Demand(3, 1, 1000.5, 2000.0, 42, ("extra",), "GitHub: no answer", 2),
+        "small": Demand(3, 1, 1000.5, 2000.0, 42, ("app", "extra"), ("extra",), "GitHub: no answer", 2),
         "large": Demand(),
     }
     demand.save(UNIT, found)
@@ -53,17 +53,17 @@ def test_a_damaged_file_says_nothing(text: str) -> None:
 
 def test_what_servers_and_failures_say_is_one_line() -> None:
     """It is shown by an action and in a table."""
-    demand.save(UNIT, {"small": Demand(dropped=("a\nb",), problem="no\x1b[0m\nanswer")})
+    demand.save(UNIT, {"small": Demand(asked=("a\nb",), dropped=("a\nb",), problem="no\x1b[0m\nanswer")})
 
     found = demand.load(UNIT)["small"]
-    assert (found.dropped, found.problem) == (("a b",), "no [0m answer")
+    assert (found.asked, found.dropped, found.problem) == (("a b",), ("a b",), "no [0m answer")
 
 
 def test_a_file_of_a_former_version_is_read() -> None:
-    """It has no number of running jobs."""
-    demand.save(UNIT, {"small": Demand(3, running=2)})
+    """It has no number of running jobs, and not the labels that the set was made with."""
+    demand.save(UNIT, {"small": Demand(3, running=2, asked=("app",))})
     document = json.loads(demand.path(UNIT).read_text())
-    del document["small"]["running"]
+    del document["small"]["running"], document["small"]["asked"]
     demand.path(UNIT).write_text(json.dumps(document))
 
     assert demand.load(UNIT) == {"small": Demand(3)}

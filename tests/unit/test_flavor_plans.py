@@ -17,6 +17,7 @@ import provision
 import runner
 import status
 import telemetry
+import times
 from budget import Capacity
 from errors import ConfigurationError, LxdError
 from flavor_plans import Plans, Wanted, make_plans
@@ -260,14 +261,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def test_a_flavour_that_cannot_be_created_costs_others_no_runner(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many reconciles there are. From time to time one of it is tried; once that works it has its place."""
-    whole, broken = world.lxd.create_instance, True
-
-    def create(name: str, *, config: dict[str, str], **values: Any) -> Any:
-        if broken and config[FLAVOR_KEY] == "large":
-            raise LxdError("no such device")
-        return whole(name, config=config, **values)
-
-    monkeypatch.setattr(world.lxd, "create_instance", create)
+    whole = large_fails(world, monkeypatch)
     failed: Delay | None = None
     reasons, removed, numbers = [], [], []
 
@@ -286,17 +280,61 @@ def test_a_flavour_that_cannot_be_created_costs_others_no_runner(world: World, m
     for _ in range(4):
         reconcile()
     assert reasons == ["creation_failed"] * 4
-    assert (removed, numbers[1:]) == ([0] * 4, [{"small": 8}] * 3)
+    assert (removed, numbers) == ([0] * 4, [{"small": 8}] * 4)
 
     reconcile(tried=True)
     reconcile()
-    assert (removed[4:], numbers[4:]) == ([4, 0], [{"small": 4}, {"small": 8}])
+    assert (removed[4:], numbers[4:]) == ([4, 0], [{"small": 8}] * 2)
 
-    broken = False
+    monkeypatch.setattr(world.lxd, "create_instance", whole)
     reconcile(tried=True)
     assert (numbers[-1], failed) == ({"small": 4, "large": 1}, None)
     reconcile()
     assert numbers[-1] == {"large": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "room", "took", "expected"),
+    [
+        ({}, 4, 0.0, {"small": 3}),
+        ({}, 6, 0.0, {"small": 3}),
+        ({"canary": NOW - 3600}, 4, 0.0, {"small": 1}),
+        ({}, 4, times.REST_OF_RECONCILE, {}),
+    ],
+    ids=["all", "those that had no room", "one of a version is tried", "no time for another creation"],
+)
+def test_others_have_the_room_of_a_creation_that_failed(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    room: int,
+    took: float,
+    expected: dict[str, int],
+) -> None:
+    """In the same reconcile, if there is time: otherwise it would be empty until the next one."""
+    large_fails(world, monkeypatch, took)
+    both = wanted("large", 1, since=NOW - 60), wanted("small", 3, since=NOW)
+
+    manager = world.reconcile(*both, capacity=Capacity(room * GIB, 99), **options)
+
+    assert Counter(world.there()) == expected
+    assert len(manager.report.failures) == 1
+    waits = {wait.partition(" waits")[0].partition(" wait")[0] for wait in manager.report.waits}
+    assert waits == ({"3 of small"} if took else {"1 of large"})
+
+
+def large_fails(world: World, monkeypatch: pytest.MonkeyPatch, took: float = 0.0) -> Any:
+    """No instance of this flavour can be created, which is known after some seconds; returns what creates any."""
+    whole = world.lxd.create_instance
+
+    def create(name: str, *, config: dict[str, str], **values: Any) -> Any:
+        if config[FLAVOR_KEY] == "large":
+            world.now += took
+            raise LxdError("no such device")
+        return whole(name, config=config, **values)
+
+    monkeypatch.setattr(world.lxd, "create_instance", create)
+    return whole
 
 
 def test_all_flavours_are_created_in_one_reconcile(world: World) -> None:

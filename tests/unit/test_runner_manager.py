@@ -723,19 +723,27 @@ def test_the_duration_of_a_job_is_that_of_messages(world: World) -> None:
     assert (found["queue"], found["job"]) == (11, 30)
 
 
-def test_a_job_that_rest_does_not_tell_of_has_what_messages_told(world: World, tmp_path: Path) -> None:
-    """The time in the queue, where the runner ended before the message of the job's end came."""
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [(QUEUED, (11, None)), ({"result": "failed"}, (None, "failure")), ({}, (None, None))],
+    ids=["no end", "no times", "nothing"],
+)
+def test_a_job_that_rest_does_not_tell_of_has_what_messages_told(
+    world: World, tmp_path: Path, told: dict[str, Any], expected: tuple[float | None, str | None]
+) -> None:
+    """One of time and conclusion is told without the other, and a time that is not known is none for Prometheus."""
     world.state = state(issue_metrics=True)
     name = f"{IDENTITY.prefix}aa"
     job_storage(world, name)
-    known_jobs.save(IDENTITY.unit, {name: KnownJob("a", noted=NOW, **QUEUED)})
+    known_jobs.save(IDENTITY.unit, {name: KnownJob("a", noted=NOW, **told)})
     world.github.down = {"jobs"}
 
     world.reconcile(0)
 
     start, stop = events(tmp_path)[:2]
-    assert start["queue_duration"] == 11
-    assert "job_conclusion" not in stop
+    assert (start.get("queue_duration"), stop.get("job_conclusion")) == expected
+    queues = [each.value for each in telemetry.take(IDENTITY.unit) if each.name == "queue"]
+    assert queues == [time for time in expected[:1] if time is not None]
 
 
 @pytest.mark.parametrize(
