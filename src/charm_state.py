@@ -78,101 +78,101 @@ CREDENTIALS = ("app-secret", "token-secret", "token")
 TOKEN_KEYS = ("token", "github-token")
 
 
-class _Faults:
-    """Reads values one by one and keeps what is wrong with each."""
+class _Reader:
+    """Reads values one by one and keeps their errors."""
 
     def __init__(self) -> None:
-        self.found: list[str] = []
-        self.passing: JujuError | None = None
+        self.errors: list[str] = []
+        self.juju_error: JujuError | None = None
 
     def read(self, option: str, parse: Callable[[], Any]) -> Any:
-        """The parsed value, or None and a line that names the option and the fault."""
+        """The parsed value; None for an invalid one, with a line in ``errors`` that names the option and the reason."""
         try:
             return parse()
         except ValueError as error:
-            self.found.append(f"{option}: {error}")
+            self.errors.append(f"{option}: {error}")
         except JujuError as error:
-            self.passing = error
+            self.juju_error = error
         return None
 
 
 def load(charm: ops.CharmBase, needed: tuple[str, ...] | None = None) -> CharmState:
-    """Read everything the unit was given; ConfigurationError names every fault, JujuError is Juju's and passes.
+    """Read all options and relations; ConfigurationError names every invalid value, JujuError is temporary.
 
-    Where only some fields are needed, and good, the others may be at fault: they are then empty ones.
+    If ``needed`` is given and these fields are valid, other values may be invalid: their fields are then empty.
     """
-    faults = _Faults()
-    values = _values(charm, faults)
-    if needed and faults.found and all(values[name] is not None for name in needed):
+    reader = _Reader()
+    values = _values(charm, reader)
+    if needed and reader.errors and all(values[name] is not None for name in needed):
         empty = without_credentials(charm)
         read = {name: values[name] for name in (*needed, "app", "proxies", "arch") if values[name]}
         return replace(empty, is_partial=True, **read)
-    if faults.found:
-        raise ConfigurationError(*faults.found)
-    if faults.passing:
-        raise faults.passing
+    if reader.errors:
+        raise ConfigurationError(*reader.errors)
+    if reader.juju_error:
+        raise reader.juju_error
     return CharmState(**values)
 
 
-def _values(charm: ops.CharmBase, faults: _Faults) -> dict[str, Any]:
-    """The fields of CharmState by name; those that cannot be read are None, and ``faults`` has the reasons."""
+def _values(charm: ops.CharmBase, reader: _Reader) -> dict[str, Any]:
+    """The fields of CharmState by name; those that cannot be read are None, and ``reader`` has the reasons."""
     config = charm.config
-    test_mode = faults.read("test-mode", lambda: parse_test_mode(config.get("test-mode")))
-    # Where test-mode itself is not valid, its own fault is enough.
+    test_mode = reader.read("test-mode", lambda: parse_test_mode(config.get("test-mode")))
+    # Where test-mode itself is not valid, its own error is enough.
     plain = test_mode is not False
     values = {
-        "github_url": faults.read("github-url", lambda: parse_github_url(str(config["github-url"]), plain)),
-        "ca_certificates": faults.read("ca-certificates", lambda: parse_certificates(str(config["ca-certificates"]))),
-        "path": _path(config, faults),
-        **_credentials(charm, faults),
-        "registration": faults.read("registration", lambda: parse_registration(str(config["registration"]))),
-        "labels": faults.read("labels", lambda: parse_labels(str(config["labels"]))),
-        "virtual_machines": faults.read("virtual-machines", lambda: at_least(config["virtual-machines"], 0)),
-        "resources": _resources(config, faults),
-        **_image_options(config, plain, faults),
-        "runner_storage": faults.read("runner-storage", lambda: parse_storage(str(config["runner-storage"]))),
-        "reconcile_interval": faults.read("reconcile-interval", lambda: at_least(config["reconcile-interval"], 2)),
+        "github_url": reader.read("github-url", lambda: parse_github_url(str(config["github-url"]), plain)),
+        "ca_certificates": reader.read("ca-certificates", lambda: parse_certificates(str(config["ca-certificates"]))),
+        "path": _path(config, reader),
+        **_credentials(charm, reader),
+        "registration": reader.read("registration", lambda: parse_registration(str(config["registration"]))),
+        "labels": reader.read("labels", lambda: parse_labels(str(config["labels"]))),
+        "virtual_machines": reader.read("virtual-machines", lambda: at_least(config["virtual-machines"], 0)),
+        "resources": _resources(config, reader),
+        **_image_options(config, plain, reader),
+        "runner_storage": reader.read("runner-storage", lambda: parse_storage(str(config["runner-storage"]))),
+        "reconcile_interval": reader.read("reconcile-interval", lambda: at_least(config["reconcile-interval"], 2)),
         "replace_on_exit": bool(config["replace-on-exit"]),
-        "idle_runner_max_age": faults.read("idle-runner-max-age", lambda: at_least(config["idle-runner-max-age"], 0)),
-        "denylist": faults.read("denylist", lambda: parse_denylist(str(config["denylist"]))),
-        "dockerhub_mirror": faults.read("dockerhub-mirror", lambda: parse_mirror(str(config["dockerhub-mirror"]))),
-        **_proxies(os.environ, config, faults),
-        "repo_policy": _repo_policy(config, faults),
+        "idle_runner_max_age": reader.read("idle-runner-max-age", lambda: at_least(config["idle-runner-max-age"], 0)),
+        "denylist": reader.read("denylist", lambda: parse_denylist(str(config["denylist"]))),
+        "dockerhub_mirror": reader.read("dockerhub-mirror", lambda: parse_mirror(str(config["dockerhub-mirror"]))),
+        **_proxies(os.environ, config, reader),
+        "repo_policy": _repo_policy(config, reader),
         "allow_external_contributor": bool(config["allow-external-contributor"]),
-        "pre_job_script": faults.read("pre-job-script", lambda: parse_script(str(config.get("pre-job-script") or ""))),
+        "pre_job_script": reader.read("pre-job-script", lambda: parse_script(str(config.get("pre-job-script") or ""))),
         "test_mode": test_mode,
-        "ssh_debug_connections": _ssh_debug_connections(charm, faults),
-        "arch": faults.read("architecture", lambda: parse_arch(platform.machine())),
+        "ssh_debug_connections": _ssh_debug_connections(charm, reader),
+        "arch": reader.read("architecture", lambda: parse_arch(platform.machine())),
         "issue_metrics": bool(charm.model.relations[COS_AGENT_RELATION]),
-        **_scaling_options(config, faults),
+        **_scaling_options(config, reader),
     }
-    given = _flavors(str(config["flavors"]), values, faults)
-    _check_scaling(values, bool(given), faults)
+    given = _flavors(str(config["flavors"]), values, reader)
+    _check_scaling(values, bool(given), reader)
     return {**values, "given_flavors": given}
 
 
-def _image_options(config: Mapping[str, Any], plain: bool, faults: _Faults) -> dict[str, Any]:
+def _image_options(config: Mapping[str, Any], plain: bool, reader: _Reader) -> dict[str, Any]:
     return {
-        "base_image": faults.read("base-image", lambda: parse_base_image(str(config["base-image"]))),
-        "image_source": faults.read("image-source", lambda: parse_image_source(str(config["image-source"]), plain)),
-        "extra_packages": faults.read("extra-packages", lambda: parse_packages(str(config["extra-packages"]))),
-        "image_script": faults.read("image-script", lambda: parse_script(str(config["image-script"]))),
-        "cached_actions": faults.read("cached-actions", lambda: parse_actions(str(config["cached-actions"]))),
+        "base_image": reader.read("base-image", lambda: parse_base_image(str(config["base-image"]))),
+        "image_source": reader.read("image-source", lambda: parse_image_source(str(config["image-source"]), plain)),
+        "extra_packages": reader.read("extra-packages", lambda: parse_packages(str(config["extra-packages"]))),
+        "image_script": reader.read("image-script", lambda: parse_script(str(config["image-script"]))),
+        "cached_actions": reader.read("cached-actions", lambda: parse_actions(str(config["cached-actions"]))),
     }
 
 
-def _scaling_options(config: Mapping[str, Any], faults: _Faults) -> dict[str, Any]:
+def _scaling_options(config: Mapping[str, Any], reader: _Reader) -> dict[str, Any]:
     return {
-        "scaling": faults.read("scaling", lambda: parse_scaling(str(config["scaling"]))),
-        "min_idle": faults.read("min-idle", lambda: at_least(config["min-idle"], 0)),
-        "memory_reserve": faults.read("memory-reserve", lambda: parse_reserve(str(config["memory-reserve"]))),
-        "cpu_overcommit": faults.read("cpu-overcommit", lambda: parse_overcommit(str(config["cpu-overcommit"]))),
-        "demand_fallback": faults.read("demand-fallback", lambda: at_least(config["demand-fallback"], 0)),
-        "metrics_port": faults.read("metrics-port", lambda: parse_port(config["metrics-port"])),
+        "scaling": reader.read("scaling", lambda: parse_scaling(str(config["scaling"]))),
+        "min_idle": reader.read("min-idle", lambda: at_least(config["min-idle"], 0)),
+        "memory_reserve": reader.read("memory-reserve", lambda: parse_reserve(str(config["memory-reserve"]))),
+        "cpu_overcommit": reader.read("cpu-overcommit", lambda: parse_overcommit(str(config["cpu-overcommit"]))),
+        "demand_fallback": reader.read("demand-fallback", lambda: at_least(config["demand-fallback"], 0)),
+        "metrics_port": reader.read("metrics-port", lambda: parse_port(config["metrics-port"])),
     }
 
 
-def _flavors(text: str, values: Mapping[str, Any], faults: _Faults) -> tuple[Flavor, ...]:
+def _flavors(text: str, values: Mapping[str, Any], reader: _Reader) -> tuple[Flavor, ...]:
     """The field ``given_flavors``; an option of the unit that is not valid itself stands for a valid value here."""
     number = values["virtual_machines"]
     defaults = flavors.Defaults(
@@ -183,21 +183,21 @@ def _flavors(text: str, values: Mapping[str, Any], faults: _Faults) -> tuple[Fla
         values["scaling"],
     )
     parsed = flavors.parse(text, defaults)
-    faults.found += [f"flavors: {error}" for error in parsed.errors]
+    reader.errors += [f"flavors: {error}" for error in parsed.errors]
     for warning in parsed.warnings:
         logger.warning("flavors: %s", warning)
     return parsed.flavors
 
 
-def _check_scaling(values: Mapping[str, Any], has_flavors: bool, faults: _Faults) -> None:
+def _check_scaling(values: Mapping[str, Any], has_flavors: bool, reader: _Reader) -> None:
     """Options that do not go together, and those that have no effect in fixed mode."""
     scaling, idle, number = values["scaling"], values["min_idle"], values["virtual_machines"]
     if scaling is Scaling.DEMAND and values["registration"] is RegistrationMethod.TOKEN:
-        faults.found.append("registration: token does not go with scaling=demand; set auto or jit, or scaling=fixed")
+        reader.errors.append("registration: token does not go with scaling=demand; set auto or jit, or scaling=fixed")
     if idle and has_flavors:
-        faults.found.append(f"min-idle: {idle} does not go with flavors; set min-idle of each flavour, and reset this")
+        reader.errors.append(f"min-idle: {idle} does not go with flavors; set min-idle of each flavour, and reset this")
     elif idle and number is not None and scaling is Scaling.DEMAND and idle > number:
-        faults.found.append(f"min-idle: {idle} exceeds virtual-machines {number}; lower it, or set more")
+        reader.errors.append(f"min-idle: {idle} exceeds virtual-machines {number}; lower it, or set more")
     if scaling is Scaling.FIXED:
         ignored = [option for option in ("min-idle", "demand-fallback") if values[option.replace("-", "_")]]
         if ignored:
@@ -231,16 +231,16 @@ def without_credentials(charm: ops.CharmBase) -> CharmState:
     )
 
 
-def _path(config: Mapping[str, Any], faults: _Faults) -> GithubPath | None:
+def _path(config: Mapping[str, Any], reader: _Reader) -> GithubPath | None:
     """The path with its group, which counts for an organisation only."""
-    path: GithubPath | None = faults.read("path", lambda: parse_path(str(config["path"])))
+    path: GithubPath | None = reader.read("path", lambda: parse_path(str(config["path"])))
     if isinstance(path, GithubRepo):
         return path
-    group = faults.read("group", lambda: parse_group(str(config["group"])))
+    group = reader.read("group", lambda: parse_group(str(config["group"])))
     return GithubOrg(path.org, group) if path and group else None
 
 
-def _credentials(charm: ops.CharmBase, faults: _Faults) -> dict[str, Any]:
+def _credentials(charm: ops.CharmBase, reader: _Reader) -> dict[str, Any]:
     """The fields ``app`` and ``token``: what the first option that is set holds.
 
     An option that is set and cannot be read is an error, and no other option replaces it.
@@ -249,11 +249,11 @@ def _credentials(charm: ops.CharmBase, faults: _Faults) -> dict[str, Any]:
     if len(given) > 1:
         logger.warning("%s is used; ignored: %s", given[0], ", ".join(given[1:]))
     if given[:1] == ["app-secret"]:
-        app = faults.read("app-secret", lambda: _app(charm))
+        app = reader.read("app-secret", lambda: _app(charm))
         return {"app": app, "token": "" if app else None}
     return {
         "app": None,
-        "token": faults.read("token-secret" if "token-secret" in given else "token", lambda: _token(charm)),
+        "token": reader.read("token-secret" if "token-secret" in given else "token", lambda: _token(charm)),
     }
 
 
@@ -303,46 +303,46 @@ def _secret_content(charm: ops.CharmBase, option: str) -> dict[str, str]:
         raise JujuError(f"{option}: {secret_id} cannot be read at the moment: {error}") from error
 
 
-def _resources(config: Mapping[str, Any], faults: _Faults) -> VirtualMachineResources | None:
-    cpu = faults.read("vm-cpu", lambda: at_least(config["vm-cpu"], 1))
-    memory = faults.read("vm-memory", lambda: parse_size(str(config["vm-memory"])))
-    disk = faults.read("vm-disk", lambda: parse_size(str(config["vm-disk"])))
+def _resources(config: Mapping[str, Any], reader: _Reader) -> VirtualMachineResources | None:
+    cpu = reader.read("vm-cpu", lambda: at_least(config["vm-cpu"], 1))
+    memory = reader.read("vm-memory", lambda: parse_size(str(config["vm-memory"])))
+    disk = reader.read("vm-disk", lambda: parse_size(str(config["vm-disk"])))
     return VirtualMachineResources(cpu, memory, disk) if cpu and memory and disk else None
 
 
-def _proxies(environment: Mapping[str, str], config: Mapping[str, Any], faults: _Faults) -> dict[str, ProxyConfig]:
+def _proxies(environment: Mapping[str, str], config: Mapping[str, Any], reader: _Reader) -> dict[str, ProxyConfig]:
     """The fields ``proxies``, from the hook's environment, and ``runner_proxies``.
 
     Errors in the model's proxies carry the names of the model's own options.
     """
     model = {name: environment.get(f"JUJU_CHARM_{name.upper()}_PROXY", "").strip() for name in ("http", "https", "no")}
-    http = _proxy("juju-http-proxy", model["http"], faults)
-    https = _proxy("juju-https-proxy", model["https"], faults)
+    http = _proxy("juju-http-proxy", model["http"], reader)
+    https = _proxy("juju-https-proxy", model["https"], reader)
     given = str(config["runner-http-proxy"]).strip()
-    runner = _proxy("runner-http-proxy", given, faults)
+    runner = _proxy("runner-http-proxy", given, reader)
     if config["experimental-use-aproxy"] and not (model["http"] or model["https"] or given):
-        faults.found.append(
+        reader.errors.append(
             "experimental-use-aproxy: is true, which needs runner-http-proxy, or a proxy in the model-config"
         )
     found = http or https or runner
-    no_proxy = faults.read("juju-no-proxy", lambda: parse_no_proxy(model["no"])) if found else None
+    no_proxy = reader.read("juju-no-proxy", lambda: parse_no_proxy(model["no"])) if found else None
     unit = ProxyConfig(http, https, no_proxy) if http or https else ProxyConfig()
     runners = ProxyConfig(runner, runner, no_proxy) if runner else unit
-    return {"proxies": unit, "runner_proxies": _with_aproxy(runners, config, faults)}
+    return {"proxies": unit, "runner_proxies": _with_aproxy(runners, config, reader)}
 
 
-def _proxy(option: str, value: str, faults: _Faults) -> str | None:
+def _proxy(option: str, value: str, reader: _Reader) -> str | None:
     """The URL of a proxy, which may have credentials; None where there is none."""
     if not value:
         return None
-    url: str | None = faults.read(option, lambda: parse_url(value, "http", "https", credentials=True))
+    url: str | None = reader.read(option, lambda: parse_url(value, "http", "https", credentials=True))
     return url
 
 
-def _with_aproxy(proxies: ProxyConfig, config: Mapping[str, Any], faults: _Faults) -> ProxyConfig:
+def _with_aproxy(proxies: ProxyConfig, config: Mapping[str, Any], reader: _Reader) -> ProxyConfig:
     """The runners' proxies with what aproxy redirects to them, if it is used."""
-    excluded = faults.read("aproxy-exclude-addresses", lambda: parse_addresses(str(config["aproxy-exclude-addresses"])))
-    ports = faults.read("aproxy-redirect-ports", lambda: parse_ports(str(config["aproxy-redirect-ports"])))
+    excluded = reader.read("aproxy-exclude-addresses", lambda: parse_addresses(str(config["aproxy-exclude-addresses"])))
+    ports = reader.read("aproxy-redirect-ports", lambda: parse_ports(str(config["aproxy-redirect-ports"])))
     if not config["experimental-use-aproxy"]:
         default = Redirect()
         for option, differs in (
@@ -350,40 +350,40 @@ def _with_aproxy(proxies: ProxyConfig, config: Mapping[str, Any], faults: _Fault
             ("aproxy-redirect-ports", ports not in (None, default.ports)),
         ):
             if differs:
-                faults.found.append(f"{option}: needs experimental-use-aproxy=true; set that, or reset {option}")
+                reader.errors.append(f"{option}: needs experimental-use-aproxy=true; set that, or reset {option}")
         return proxies
     if excluded is None or ports is None or not proxies:
         return proxies
     used = replace(proxies, use_aproxy=True, redirect=Redirect(ports, excluded))
     if not used.suits_aproxy:
-        faults.found.append(
+        reader.errors.append(
             "experimental-use-aproxy: aproxy takes a proxy only by an IPv4 address or a host name of letters, digits, "
             "dots and hyphens; change the proxy's URL"
         )
     if used.captured:
         address, port = used.captured
-        faults.found.append(
+        reader.errors.append(
             f"aproxy-redirect-ports: has port {port} of the proxy {address}, which would be redirected to itself; "
             f"leave it out, or add {address} to aproxy-exclude-addresses"
         )
     return used
 
 
-def _repo_policy(config: Mapping[str, Any], faults: _Faults) -> RepoPolicy | None:
+def _repo_policy(config: Mapping[str, Any], reader: _Reader) -> RepoPolicy | None:
     url, token = config.get("repo-policy-compliance-url"), config.get("repo-policy-compliance-token")
     if not url and not token:
         return None
     if not (url and token):
         given, missing = ("url", "token") if url else ("token", "url")
         name = f"repo-policy-compliance-{missing}"
-        faults.found.append(f"{name}: is missing while repo-policy-compliance-{given} is set; give both or neither")
+        reader.errors.append(f"{name}: is missing while repo-policy-compliance-{given} is set; give both or neither")
         return None
-    parsed = faults.read("repo-policy-compliance-url", lambda: parse_url(str(url), "http", "https"))
-    secret = faults.read("repo-policy-compliance-token", lambda: parse_token(str(token).strip()))
+    parsed = reader.read("repo-policy-compliance-url", lambda: parse_url(str(url), "http", "https"))
+    secret = reader.read("repo-policy-compliance-token", lambda: parse_token(str(token).strip()))
     return RepoPolicy(parsed, secret) if parsed and secret else None
 
 
-def _ssh_debug_connections(charm: ops.CharmBase, faults: _Faults) -> tuple[SSHDebugConnection, ...]:
+def _ssh_debug_connections(charm: ops.CharmBase, reader: _Reader) -> tuple[SSHDebugConnection, ...]:
     connections = []
     for relation in charm.model.relations[DEBUG_SSH_RELATION]:
         for unit in sorted(relation.units, key=lambda unit: unit.name):
@@ -392,7 +392,7 @@ def _ssh_debug_connections(charm: ops.CharmBase, faults: _Faults) -> tuple[SSHDe
             if missing:
                 logger.warning("%s of %s is not ready: %s missing", DEBUG_SSH_RELATION, unit.name, ", ".join(missing))
                 continue
-            connection = faults.read(f"{DEBUG_SSH_RELATION} of {unit.name}", partial(parse_connection, data))
+            connection = reader.read(f"{DEBUG_SSH_RELATION} of {unit.name}", partial(parse_connection, data))
             if connection:
                 connections.append(connection)
     return tuple(sorted(connections, key=lambda connection: (connection.host, connection.port)))

@@ -1,7 +1,9 @@
 """The cos-agent relation: what to scrape, alert rules and dashboards for the observability stack."""
 
 import json
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ops
@@ -38,6 +40,14 @@ class CosAgentProvider(ops.Object):
                 data[KEY] = content
 
 
+@cache
+def _cosl() -> ModuleType:
+    """The module cosl. Its import takes 0.1 s of a processor, and only hooks that write the databag use it."""
+    import cosl
+
+    return cosl
+
+
 def databag(charm: ops.CharmBase) -> str:
     """The JSON document of the unit's databag."""
     port = int(charm.config.get("metrics-port", 0))
@@ -63,9 +73,7 @@ def _scrape_job(charm: ops.CharmBase, port: int) -> dict[str, Any]:
 
 def _metrics_rules(charm: ops.CharmBase) -> dict[str, Any]:
     """The alert rules of the metrics with the labels of this application, which its series have, too."""
-    from cosl import AlertRules, JujuTopology
-
-    rules = AlertRules(query_type="promql", topology=JujuTopology.from_charm(charm))
+    rules = _cosl().AlertRules(query_type="promql", topology=_cosl().JujuTopology.from_charm(charm))
     rules.add_path(METRICS_RULES)
     document: dict[str, Any] = rules.as_dict()
     return document
@@ -79,10 +87,7 @@ def _alert_rules(charm: ops.CharmBase) -> dict[str, Any]:
     (https://github.com/canonical/loki-k8s-operator/issues/647). The collector adds its own labels to rules that have
     none. The topology makes the names of the groups unique: Loki refuses two groups of one name.
     """
-    # cosl takes 0.1 s of a processor to import, and only hooks that write the databag use it.
-    from cosl import AlertRules, JujuTopology
-
-    rules = AlertRules(query_type="logql", topology=JujuTopology.from_charm(charm))
+    rules = _cosl().AlertRules(query_type="logql", topology=_cosl().JujuTopology.from_charm(charm))
     rules.add_path(ALERT_RULES)
     document: dict[str, Any] = rules.as_dict()
     for group in document["groups"]:
@@ -94,11 +99,10 @@ def _alert_rules(charm: ops.CharmBase) -> dict[str, Any]:
 
 
 def _dashboard(path: Path, charm_name: str) -> str:
-    from cosl import DashboardPath40UID, LZMABase64
-
     dashboard = json.loads(path.read_text())
     # A dashboard with a uid of its own keeps it, because links to it have it.
-    dashboard.setdefault("uid", DashboardPath40UID.generate(charm_name, str(path.relative_to(HERE.parent))))
+    dashboard.setdefault("uid", _cosl().DashboardPath40UID.generate(charm_name, str(path.relative_to(HERE.parent))))
     tag = f"charm: {charm_name}"
     dashboard["tags"] = [*(item for item in dashboard.get("tags", []) if item != tag), tag]
-    return LZMABase64.compress(json.dumps(dashboard, sort_keys=True))
+    compressed: str = _cosl().LZMABase64.compress(json.dumps(dashboard, sort_keys=True))
+    return compressed

@@ -23,8 +23,9 @@ from waiting import Waiting
 # LXD's own key: the fingerprint of the image that the instance was made from. `lxc image list` shows 12 digits of it.
 BASE_IMAGE_KEY = "volatile.base_image"
 DIGITS = 12
-# In characters, of what a job says of itself.
+# Longest name of a workflow in JSON and YAML, in characters.
 NAME_LIMIT = 128
+# Longest cell of the column Job of the table, in characters.
 CELL_LIMIT = 60
 HEADINGS = ("Name", "State", "Age", "Since (UTC)", "Image", "Binary", "Flavor", "Job")
 WAITING_HEADINGS = ("Flavor", "Wanted", "There", "Missing", "Assigned", "Waiting", "Since (UTC)", "Reasons")
@@ -32,7 +33,7 @@ WAITING_HEADINGS = ("Flavor", "Wanted", "There", "Missing", "Assigned", "Waiting
 
 @dataclass(frozen=True)
 class Job:
-    """What a job says of itself: any text, but on one line and not longer than the limit."""
+    """The job of a runner as its pre-job file names it: any text, on one line and not longer than the limit."""
 
     repository: str
     workflow: str
@@ -76,7 +77,7 @@ def text(found: Sequence[Row], form: str) -> str:
     """The rows in one of ``models.FORMATS``. No line ends with a blank: Juju would show the text in quotes."""
     if form == "table":
         return _table([HEADINGS, *(_cells(row) for row in found)])
-    return _plain([asdict(row) for row in found], form)
+    return _serialized([asdict(row) for row in found], form)
 
 
 def waiting_now(
@@ -99,7 +100,7 @@ def waiting_text(found: Sequence[Waiting], form: str) -> str:
     """The flavours in one of ``models.FORMATS``."""
     if form == "table":
         return _table([WAITING_HEADINGS, *map(_waiting_cells, found)])
-    return _plain([_waiting_object(each) for each in found], form)
+    return _serialized([_waiting_object(each) for each in found], form)
 
 
 def printable(value: str, limit: int) -> str:
@@ -120,7 +121,7 @@ def _row(item: ObservedRunner, found: PreJobMetrics | None, fingerprints: Mappin
         state=state,
         outdated=None if fingerprints is None else view.exists and view.fingerprint != fingerprints.get(view.flavor),
         age=round(max(0.0, now - view.created_at)) if view.created_at else None,
-        # A time before the runner's creation or in the future is wrong, whoever wrote it.
+        # The pre-job file may hold a wrong time: use it only between creation and now.
         since=_moment(since) if view.created_at <= since <= now and since else None,
         job=job,
         image=config.get(BASE_IMAGE_KEY, "")[:DIGITS],
@@ -161,7 +162,7 @@ def _moment(since: float) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    """The columns of ``HEADINGS``. The job is the last one: its letters may be wider than others."""
+    """The columns of ``HEADINGS``. The job is last: wide characters would shift the columns after it."""
     job = f"{row.job.repository}: {row.job.workflow}" if row.job else ""
     return (
         row.name,
@@ -214,7 +215,7 @@ def _reasons(found: Waiting) -> str:
     return ", ".join(f"{one.number} {one.reason}" + f" ({one.text})" * bool(one.text) for one in found.reasons)
 
 
-def _plain(found: Sequence[dict[str, Any]], form: str) -> str:
+def _serialized(found: Sequence[dict[str, Any]], form: str) -> str:
     if form == "json":
         return json.dumps(found, indent=2, ensure_ascii=False)
     return yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=10_000).rstrip()

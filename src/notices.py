@@ -73,8 +73,8 @@ def _image(state: CharmState, markers: Markers, report: Report) -> Iterator[str]
         # Another image than the charm's own is replaced at once for these options only.
         if image is None or not (image.built_at is not None or wanted.extra_packages or wanted.script):
             continue
-        if keeper := image_builds.keeper(markers, wanted, image):
-            found.append(f"image {wanted.alias} has the options of {keeper} on this machine; set the same ones")
+        if owner := image_builds.owning_unit(markers, wanted, image):
+            found.append(f"image {wanted.alias} has the options of {owner} on this machine; set the same ones")
         elif missing := image_builds.missing_change(markers, wanted, image.additions):
             found.append(missing)
     yield from (status.fit(missing, REASON_LIMIT // len(found)) for missing in found)

@@ -193,12 +193,12 @@ def parse_actions(value: str) -> tuple[str, ...]:
     bad = [action for action in actions if not _is_action(action)]
     # The archive is of the whole repository, whichever folder of it has the action.
     whole = {action: re.sub("^([^/@]*/[^/@]*)/[^@]*", r"\1", action) for action in bad}
-    faults = [f"{shortened(action)} has a path, write {whole[action]}" for action in bad if _is_action(whole[action])]
+    errors = [f"{shortened(action)} has a path, write {whole[action]}" for action in bad if _is_action(whole[action])]
     others = [shortened(_without_credential(action)) for action in bad if not _is_action(whole[action])]
     if others:
-        faults.append(f"{', '.join(others)} not of the form owner/repo@ref, such as actions/checkout@v5")
-    if faults:
-        raise ValueError("; ".join(faults))
+        errors.append(f"{', '.join(others)} not of the form owner/repo@ref, such as actions/checkout@v5")
+    if errors:
+        raise ValueError("; ".join(errors))
     if len(actions) > MOST_ACTIONS:
         raise ValueError(f"{len(actions)} actions are too many; set {MOST_ACTIONS} at most")
     return actions

@@ -19,36 +19,37 @@ class Process(Enum):
 
 @dataclass(frozen=True)
 class RunnerView:
-    """One runner as LXD and GitHub show it in one observation. Times are UNIX seconds.
-
-    ``github`` is None if GitHub does not list it, ``exists`` is False if LXD does not.
-    ``seen_online``: GitHub has listed it as online before, or it is known to have had a job.
-    ``gone``: GitHub has no registration with its id.
-    ``prepared`` says that its creation came to the end, ``prepared_at`` when (0 where that is not recorded).
-    """
+    """One runner as LXD and GitHub show it in one observation. Times are UNIX seconds."""
 
     name: str
     exists: bool
+    """Whether LXD lists its instance."""
     running: bool = False
     created_at: float = 0.0
     fingerprint: str = ""
     prepared: bool = False
+    """Whether its creation came to the end."""
     prepared_at: float = 0.0
+    """When its creation came to the end; 0 where that is not recorded."""
     offline_since: float | None = None
     seen_online: bool = False
+    """Whether GitHub has listed it as online before, or it is known to have had a job."""
     gone: bool = False
+    """Whether GitHub has no registration with its id."""
     process: Process = Process.UNKNOWN
     github: GithubRunner | None = None
+    """Its registration in GitHub's list; None if GitHub does not list it."""
     github_known: bool = True
+    """Whether GitHub was asked."""
     flavor: str = DEFAULT_FLAVOR
     scale_set: int | None = None
     """The runner scale set that it registered with; None without one."""
     resources: VirtualMachineResources | None = None
-    """What it was created with; None where that is not known."""
+    """The resources that it was created with; None where they are not known."""
     confirmed: bool = False
-    """GitHub, asked for this runner alone after the health probe, listed it as the list does."""
+    """After the health probe GitHub was asked for this runner alone; the answer equals the list's."""
     presumed: bool = False
-    """GitHub's list was not read: ``process`` follows from the number of jobs that run, unless the probe was run."""
+    """GitHub's list was not read: unless probed, ``process`` is derived from GitHub's number of running jobs."""
 
     @property
     def busy(self) -> bool:

@@ -220,7 +220,9 @@ class Service:
         else:
             self._build_changed_image()
         # Also the set-up that has just ended may have left an image out.
-        missing = {} if self.hold else image_builds.missing(self._lxd, self._markers, settings.images(self._state))
+        missing = (
+            {} if self.hold else image_builds.start_missing(self._lxd, self._markers, settings.images(self._state))
+        )
         self._progress("Reconciling runners")
         manager = self._manager()
         now = self._adapters.clock()

@@ -20,10 +20,10 @@ from redaction import tail
 
 logger = logging.getLogger(__name__)
 
-# Between two attempts to execute the first command. A virtual machine boots for many seconds, and LXD dials its agent
-# for each attempt.
+# Seconds between two attempts to execute the first command. A virtual machine boots for many seconds, and LXD connects
+# to its agent for each attempt.
 READY_INTERVAL = {"virtual-machine": 0.5, "container": 0.1}
-# Of one file that is read from inside an instance, in seconds.
+# Seconds within which one file is read from an instance.
 READ_TIMEOUT = 10.0
 
 
@@ -37,7 +37,7 @@ class Execution:
 
     @property
     def last_words(self) -> str:
-        """The end of its output, for a message."""
+        """The end of the output, for a message."""
         return tail(self.stderr.strip() or self.stdout)
 
 
@@ -62,12 +62,12 @@ class LxdInstance:
         return uid
 
     def start(self) -> None:
-        """Start it and wait until it runs (not until it has booted)."""
+        """Start the instance and wait until it runs (not until it has booted)."""
         self._lxd.change("PUT", "instances", self.name, "state", json={"action": "start", "timeout": -1})
         self.running = True
 
     def wait_ready(self) -> None:
-        """Wait until it runs commands: LXD refuses them until the LXD agent of a virtual machine runs."""
+        """Wait until commands can be run: LXD refuses them until the LXD agent of a virtual machine runs."""
         kind = "virtual-machine" if self.virtual_machine else "container"
         wait_until(self._answers, times.READY[kind], f"the first command in {self.name}", READY_INTERVAL[kind])
 
@@ -77,7 +77,7 @@ class LxdInstance:
         return False
 
     def stop(self, timeout: int = 60, force: bool = False) -> None:
-        """Stop it, an ephemeral one is deleted by that; by force if it did not stop in ``timeout`` seconds."""
+        """Stop the instance; by force after ``timeout`` seconds. LXD deletes a stopped ephemeral instance."""
         for forced in (True,) if force else (False, True):
             body = {"action": "stop", "timeout": timeout, "force": forced}
             try:
@@ -86,7 +86,7 @@ class LxdInstance:
             except LxdNotFoundError:
                 return
             except LxdError as error:
-                # The state at this moment counts, not the one that was listed.
+                # It may have stopped since it was listed.
                 if not self._runs():
                     return
                 if forced:
@@ -94,7 +94,7 @@ class LxdInstance:
                 logger.info("%s did not stop, now by force: %s", self.name, error)
 
     def delete(self) -> None:
-        """Delete it; gone already counts as done. It may run: whoever asked LXD for its start may be dead by now."""
+        """Delete the instance; a missing one is no error. It may run: a killed process may have started it."""
         with suppress(LxdNotFoundError):
             try:
                 self._lxd.change("DELETE", "instances", self.name)
@@ -105,7 +105,7 @@ class LxdInstance:
                 self._lxd.change("DELETE", "instances", self.name)
 
     def set_config(self, values: Mapping[str, str | None]) -> None:
-        """Set keys of its configuration, None takes a key away."""
+        """Set keys of the configuration; None removes a key."""
         body = {"config": {key: value or "" for key, value in values.items()}}
         self._lxd.change("PATCH", "instances", self.name, json=body)
         self.config = {k: v for k, v in {**self.config, **values}.items() if v}
@@ -135,15 +135,15 @@ class LxdInstance:
         with _renamed(what):
             done = self._lxd.change("POST", "instances", self.name, "exec", json=body, timeout=timeout) or {}
         code = int(done.get("return", -1))
-        # The output of a command that succeeded is not worth four requests. LXD removes it with the instance.
+        # Read the output of failed commands only: that takes four requests. LXD removes it with the instance.
         recorded = done.get("output", {}) if output and code != 0 else {}
         return Execution(code, *(self._recorded(recorded.get(stream)) for stream in ("1", "2")))
 
     def output(self, command: Sequence[str], limit: int, timeout: float) -> bytes:
         """At most ``limit`` bytes of a command's output; LxdError if it is not over within ``timeout`` seconds.
 
-        A job may have replaced the command, or what it reads: the output comes as a stream, is cut here and recorded
-        nowhere. The process is killed then, and ends with the instance at the latest.
+        A job may have replaced the command, or what it reads: the output comes as a stream, which is cut at ``limit``
+        bytes and not recorded. The process is then killed; it ends with the instance at the latest.
         """
         deadline = time.monotonic() + timeout
         what = f"{PurePosixPath(command[0]).name} in {self.name}"
@@ -151,7 +151,7 @@ class LxdInstance:
         with errors_of(what), ExitStack() as opened:
             answer = self._lxd.request("POST", "instances", self.name, "exec", json=body).json()["metadata"]
             streams = {}
-            # The command starts when 0, 1 and 2 are connected, and may end before the control could be.
+            # Connect `control` first: the command starts once 0, 1 and 2 are connected, and may end before a later one.
             for number, secret in sorted(answer["metadata"]["fds"].items(), reverse=True):
                 resource = f"/1.0/operations/{answer['id']}/websocket?secret={secret}"
                 streams[number] = connect(resource, socket_path())
@@ -194,10 +194,10 @@ class LxdInstance:
             return data
 
     def _recorded(self, path: str | None) -> str:
-        """A recorded output, which is then removed: LXD keeps it for as long as the instance lives.
+        """Read a recorded output, then remove it: LXD keeps it for as long as the instance exists.
 
-        LXD 5.0 has it in ``logs/``, newer versions in ``logs/exec-output/``. Nothing if it cannot be read: the exit
-        code counts, this only explains it.
+        LXD 5.0 has it in ``logs/``, newer versions in ``logs/exec-output/``. Empty if it cannot be read: the output
+        only explains the exit code.
         """
         if not path:
             return ""
@@ -239,7 +239,7 @@ def _received(stream: websocket.WebSocket, limit: int, deadline: float) -> bytes
 
 @contextmanager
 def _renamed(what: str) -> Iterator[None]:
-    """Errors name the command instead of the request."""
+    """Put the command's name instead of the request into errors."""
     try:
         yield
     except LxdNotFoundError as error:

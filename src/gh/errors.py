@@ -1,4 +1,4 @@
-"""Answers of GitHub and failures on the way to it, as the charm's errors. No text of them contains a token."""
+"""Converts GitHub's error answers and connection failures to the charm's errors. Their texts contain no token."""
 
 import http
 import json
@@ -19,7 +19,7 @@ from redaction import redact
 # In seconds.
 CONNECT_TIMEOUT, TIMEOUT = 5, 15
 TIMEOUTS = httpx2.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT)
-# Of GitHub's own message and of a text with a URL, in characters: what a status has room for.
+# Longest message of GitHub, and longest text with a URL, in characters; a status has 200.
 MESSAGE_LIMIT = 200
 LIMIT_WORDS = re.compile("rate limit|abuse|secondary", re.IGNORECASE)
 # Where GitHub names no time (https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api).
@@ -77,9 +77,9 @@ def _translate(error: Exception, url: str, path: str | None) -> GithubClientErro
 
 
 def check_redirect(response: httpx2.Response) -> None:
-    """Let only a GET be redirected, and only within the same origin; otherwise raise the new place.
+    """Allow a redirect of a GET within the same origin; otherwise raise TokenError with the target.
 
-    Another method would become a GET, and another origin must not see the token.
+    Another method would become a GET, and another origin must not get the token.
     """
     if not response.has_redirect_location:
         return
@@ -97,7 +97,7 @@ def status_error(response: httpx2.Response, path: str | None) -> GithubClientErr
     """The error of an answer that is not a success, with GitHub's own message."""
     status, message = response.status_code, _message(response)
     if status == 429 or (status == 403 and _is_limit(response, message)):
-        end = reset(response)
+        end = retry_at(response)
         return RateLimitError(f"rate limit reached until {end:%H:%M:%S} UTC", end)
     said = detail(response)
     if status >= 500:
@@ -160,7 +160,7 @@ def _denied(response: httpx2.Response, path: str, message: str) -> TokenError:
     return TokenError(f"{text}: {message[:room]}" if message and room > 0 else text)
 
 
-def reset(response: httpx2.Response) -> datetime:
+def retry_at(response: httpx2.Response) -> datetime:
     """When to try again: from GitHub's headers, at least a second (also for a NaN) and at most a day from now."""
     now = datetime.now(timezone.utc)
     seconds = LIMIT_PAUSE
@@ -175,7 +175,7 @@ def reset(response: httpx2.Response) -> datetime:
 
 def _connection_error(error: httpx2.RequestError | httpx2.StreamError, url: str) -> GithubApiError:
     """Name the host and the cause: the certificate, the name, the port, or the time."""
-    with suppress(RuntimeError, AttributeError):  # an error may know no request
+    with suppress(RuntimeError, AttributeError):  # httpx2 raises if the error has no request
         url = str(error.request.url)  # type: ignore[union-attr]
     host, peer = urlsplit(url).hostname, _peer(url)
     for cause in _causes(error):

@@ -20,7 +20,7 @@ from errors import GithubClientError, RateLimitError, RunnerBusyError, Temporary
 from gh import answers
 from gh import scale_set_answers as read
 from gh.client import CALL_DEADLINE, DEFAULT_GROUP, api_url, attempts, trust, within_deadline
-from gh.errors import TIMEOUTS, StatusError, check_redirect, reset, status_error, translated
+from gh.errors import TIMEOUTS, StatusError, check_redirect, retry_at, status_error, translated
 from gh.scale_set_answers import Message, ScaleSet, Session
 from models import GithubOrg, GithubPath
 
@@ -426,7 +426,7 @@ def _refusal(response: httpx2.Response, path: str) -> GithubClientError:
     if status in (400, 409) or (kind and status < 500 and status != 429):
         return ScaleSetError(said, status, kind)
     if status == 503 and "retry-after" in response.headers:
-        return _unavailable(reset(response))
+        return _unavailable(retry_at(response))
     return status_error(response, path)
 
 

@@ -31,7 +31,7 @@ from system import LOCKS, exclusive, write_file
 logger = logging.getLogger(__name__)
 
 NAME = "build-image"
-# Units of this charm on one machine have the same images: any of them may build, see image_builds.keeper.
+# Units of this charm on one machine have the same images: any of them may build, see image_builds.owning_unit.
 JOURNAL = f"journalctl -u 'ghro.{NAME}.*'"
 LOCK = LOCKS / "build-image.lock"
 # Why the last build of an image failed, one line for each image; a build that succeeds removes the line of its image.

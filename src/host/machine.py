@@ -127,7 +127,7 @@ def _ensure_images(builds: Iterable[ImageBuild], ensure: Callable[[ImageBuild], 
 def lost(lxd: LxdClient, state: CharmState, unit: str) -> list[str]:
     """What runners need of a complete set-up and is not there any more: a few requests to LXD; nothing is changed.
 
-    One of several images is enough: ``image_builds.missing`` has the others built.
+    One of several images is enough: ``image_builds.start_missing`` has the others built.
     """
     bridge = lxd.find("networks", profiles.BRIDGE)
     parts = {

@@ -182,7 +182,7 @@ def _read_metrics(storage: MetricsStorage) -> RunnerMetrics | None:
             flavor_name=recorded_flavor(storage),
         )
     except ValidationError as error:
-        raise CorruptMetricDataError(_first_fault(RUNNER_INSTALLED_TS_FILE_NAME, error)) from None
+        raise CorruptMetricDataError(_first_error(RUNNER_INSTALLED_TS_FILE_NAME, error)) from None
 
 
 def read_pre_job(storage: MetricsStorage) -> PreJobMetrics | None:
@@ -221,7 +221,7 @@ def _parse(path: Path, model: type[Model]) -> Model | None:
         # Strict, and from the value that was checked: two parsers may differ about the same bytes.
         return model.model_validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        raise CorruptMetricDataError(_first_fault(path.name, error)) from None
+        raise CorruptMetricDataError(_first_error(path.name, error)) from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -248,7 +248,7 @@ def _check_value(value: Any, depth: int = 0) -> None:
         raise ValueError("a number that is not finite or absurdly large")
 
 
-def _first_fault(file_name: str, error: ValidationError) -> str:
+def _first_error(file_name: str, error: ValidationError) -> str:
     """Where and why; never the value, which is somebody else's text."""
     first = error.errors(include_input=False, include_url=False)[0]
     return f"{file_name}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -268,7 +268,7 @@ def issue_events(runner_metrics: RunnerMetrics, flavor: str, job_metrics: Github
                 issued.add(type(event))
         except ValidationError as error:
             logger.error(
-                "Event of %s is not valid: %s", runner_metrics.runner_name, _first_fault(build.__name__, error)
+                "Event of %s is not valid: %s", runner_metrics.runner_name, _first_error(build.__name__, error)
             )
             break
         except IssueMetricEventError as error:

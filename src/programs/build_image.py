@@ -22,7 +22,7 @@ TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 
 
 def main() -> int:
-    """0 where the images were built or another build is under way; 1 with a line on standard error otherwise."""
+    """0 if the images were built or another build is running; otherwise 1, with a line on standard error."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--unit", required=True, help="the unit that the images are built for")
     unit = parser.parse_args().unit
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def _build_all(lxd: LxdClient, unit: str, builds: Sequence[ImageBuild]) -> int:
-    """One image after the other: one that fails does not keep the others from being built. Returns the exit code."""
+    """Build one image after the other, also after one that fails; returns the exit code."""
     markers, awaited = Markers(unit), False
     failures: list[Exception] = []
     waiting = False
@@ -49,7 +49,7 @@ def _build_all(lxd: LxdClient, unit: str, builds: Sequence[ImageBuild]) -> int:
     for build in due:
         try:
             needed = _is_needed(lxd, build)
-            app = image_builds.owner(markers, build, image.published(lxd, build.alias))
+            app = image_builds.application_to_record(markers, build, image.published(lxd, build.alias))
             built = image.rebuild(lxd, provision.environment(TEMPLATES), app, build, _say)
             awaited, waiting = awaited or (built and needed), waiting or not built
         except (GithubRunnerError, OSError) as error:
@@ -61,7 +61,7 @@ def _build_all(lxd: LxdClient, unit: str, builds: Sequence[ImageBuild]) -> int:
     if awaited:
         systemd.start(triggers.service(unit), wait=False)
     if waiting:
-        logging.info("Another build is under way")
+        logging.info("Another build is running")
     if not (failures or waiting or markers.others()):
         for what in image.remove_unused(lxd, {build.alias for build in builds}):
             logging.info("Removed, no flavor uses it: %s", what)
@@ -69,11 +69,11 @@ def _build_all(lxd: LxdClient, unit: str, builds: Sequence[ImageBuild]) -> int:
 
 
 def _due(lxd: LxdClient, markers: Markers, wanted: Sequence[ImageBuild]) -> list[ImageBuild]:
-    """All images; while one is missing, which each reconcile has built, others only where the timer's time has come.
+    """All images. While one is missing, each reconcile starts a build: others are then built at the timer's interval.
 
-    One that is another application's on this machine is built by that one.
+    An image that belongs to another application on this machine is left to that application.
     """
-    builds = [build for build in wanted if not _is_kept(lxd, markers, build)]
+    builds = [build for build in wanted if not _belongs_to_another(lxd, markers, build)]
     if all(image.is_there(lxd, build) for build in builds):
         return list(builds)
     limit = time.time() - image.INTERVAL_HOURS * 3600
@@ -81,16 +81,16 @@ def _due(lxd: LxdClient, markers: Markers, wanted: Sequence[ImageBuild]) -> list
     return [build for build in builds if _is_needed(lxd, build) or not limit < built[build.alias] <= time.time()]
 
 
-def _is_kept(lxd: LxdClient, markers: Markers, build: ImageBuild) -> bool:
-    keeper = image_builds.keeper(markers, build, image.published(lxd, build.alias))
-    if keeper and image.is_there(lxd, build):
-        logging.info("Image %s: not built, it is that of %s", build.alias, keeper)
+def _belongs_to_another(lxd: LxdClient, markers: Markers, build: ImageBuild) -> bool:
+    owner = image_builds.owning_unit(markers, build, image.published(lxd, build.alias))
+    if owner and image.is_there(lxd, build):
+        logging.info("Image %s: not built, it belongs to %s", build.alias, owner)
         return True
     return False
 
 
 def _is_needed(lxd: LxdClient, build: ImageBuild) -> bool:
-    """Whether runners wait for an image: none could be made without it, or idle ones are to be replaced."""
+    """Whether runners wait for the image: it is missing, or idle runners are replaced once it has the additions."""
     return not image.is_there(lxd, build) or image.published(lxd, build.alias).additions != build.additions
 
 

@@ -1,6 +1,6 @@
-"""New runners whose agent has ended without a job. A reconcile believes a runner only while it is young.
+"""New runners whose agent has ended without a job. A reconcile accepts such a report of a young runner only.
 
-So they are not left to the timer. The health probe tells them from others: GitHub is asked by the reconcile only.
+The timer would find them too late. The health probe finds them without a request to GitHub.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,17 @@ from naming import ONLINE_KEY, PREPARED_KEY
 from runner_view import Process
 from system import in_parallel
 
-# Seconds: how often, and from which age to which a runner is probed, once or twice. A runner agent that GitHub refuses
-# ends within a minute. What is found is still young enough for the reconcile (``times.BELIEVED``).
+# Seconds between probes; youngest and oldest age of a probed runner. Each is probed once or twice. A runner agent that
+# GitHub refuses ends within a minute, and the oldest age is below the reconcile's limit (``times.BELIEVED``).
 EVERY = 60.0
 YOUNGEST, OLDEST = 120.0, 240.0
 
 
 def ended(lxd: LxdClient, managed: Callable[[str], bool], now: float) -> list[str]:
-    """The names of the ``managed`` runners that report this; LxdError. ``now`` is UNIX seconds."""
+    """Names of the ``managed`` runners that report that their agent ended without a job; LxdError.
+
+    ``now`` in UNIX seconds.
+    """
     new = [instance for instance in lxd.instances() if managed(instance.name) and _is_new(instance, now)]
     processes = in_parallel(probe, new)
     found = zip(new, processes, strict=True)

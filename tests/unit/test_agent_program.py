@@ -19,6 +19,7 @@ from host.markers import LIST_DUE, Markers
 from naming import ONLINE_KEY, PREPARED_KEY
 from programs import agent, new_runners
 from tests.support.fakes import TEMPLATES, FakeInstance, FakeLxd
+from tests.support.systemctl import Systemctl
 
 UNIT = "app/0"
 NOW = 1_700_000_000.0
@@ -65,28 +66,25 @@ def test_without_settings_the_agent_ends(monkeypatch: pytest.MonkeyPatch, caplog
 
 def test_the_former_watcher_goes_with_the_refresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It would start reconciles beside the agent. Its program is not there any more."""
-    calls: list[str] = []
+    systemctl = Systemctl(monkeypatch)
     monkeypatch.setattr(systemd, "FOLDER", tmp_path)
-    monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: calls.append(" ".join(arguments)))
-    monkeypatch.setattr(systemd, "are_active", lambda *_: True)
     former = tmp_path / triggers.former_watcher(UNIT)
     former.write_text("[Service]\n")
 
     service.ensure(provision.environment(TEMPLATES), UNIT, True, 0)
 
     assert not former.exists()
-    assert calls[0] == f"disable --quiet --now {former.name}"
+    assert systemctl.changes[0] == f"disable --quiet --now {former.name}"
     assert (tmp_path / triggers.agent(UNIT)).exists()
 
 
 def test_sessions_end_with_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an agent that runs; one that does not is not started."""
-    calls: list[str] = []
-    monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: calls.append(" ".join(arguments)))
+    systemctl = Systemctl(monkeypatch)
 
     service.end_sessions(UNIT)
 
-    assert calls == [f"try-restart {triggers.agent(UNIT)}"]
+    assert systemctl.calls == [f"try-restart {triggers.agent(UNIT)}"]
 
 
 def test_each_end_of_an_instance_asks_once_in_a_while(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def tick(context: Any, **config: Any) -> ops.StatusBase:
 
 
 def test_invalid_options_block_and_nothing_is_touched(context: Any, world: Surroundings) -> None:
-    """Every fault is named in one line, and neither the machine nor a runner is looked at."""
+    """Every invalid value is named in one line, and neither the machine nor a runner is looked at."""
     out = context.run(context.on.config_changed(), state(path="", labels="a\tb", **{"vm-cpu": 0}))
 
     assert isinstance(out.unit_status, testing.BlockedStatus)
@@ -734,7 +734,7 @@ def test_action_fails_with_the_reason(context: Any, world: Surroundings) -> None
 
 
 def test_action_on_a_blocked_unit_fails_and_leaves_it(context: Any, world: Surroundings) -> None:
-    """The reason is the option's fault; the status stays what it was."""
+    """The reason is the option's error; the status stays what it was."""
     blocked = testing.State(config={**CONFIG, "path": ""}, unit_status=testing.BlockedStatus("path: is empty"))
 
     with pytest.raises(testing.ActionFailed, match="path") as failed:

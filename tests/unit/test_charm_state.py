@@ -83,7 +83,7 @@ def load(config: dict[str, Any], *relations: testing.Relation, secrets: tuple[te
     return charm.state
 
 
-def faults(
+def errors_of(
     config: dict[str, Any], *relations: testing.Relation, secrets: tuple[testing.Secret, ...] = ()
 ) -> tuple[str, ...]:
     charm = run(config, *relations, secrets=secrets)
@@ -95,8 +95,8 @@ def faults(
     return found
 
 
-def fault(config: dict[str, Any], *relations: testing.Relation) -> str:
-    [only] = faults(config, *relations)
+def error_of(config: dict[str, Any], *relations: testing.Relation) -> str:
+    [only] = errors_of(config, *relations)
     return only
 
 
@@ -393,8 +393,8 @@ def test_right_values(config: dict[str, Any], field: str, expected: object) -> N
     ],
 )
 def test_wrong_values(option: str, value: Any, form: str) -> None:
-    """A wrong value is one fault that names the option and the accepted form."""
-    line = fault({option: value})
+    """A wrong value is one error that names the option and the accepted form."""
+    line = error_of({option: value})
 
     assert line.startswith(f"{option}: ")
     assert form in line
@@ -405,7 +405,7 @@ def test_wrong_values(option: str, value: Any, form: str) -> None:
 def test_broken_address_is_reported_like_any_other(option: str) -> None:
     """A URL that cannot be read at all is reported with the accepted form, too."""
     policy = {"repo-policy-compliance-token": "t", "repo-policy-compliance-url": "https://p"}
-    line = fault({**policy, option: "https://[x"})
+    line = error_of({**policy, option: "https://[x"})
 
     assert line.startswith(f"{option}: ")
     assert "https://[x" in line
@@ -418,7 +418,7 @@ def test_port_of_an_address(option: str, port: str) -> None:
     """An address with an impossible port is no URL."""
     policy = {"repo-policy-compliance-token": "t", "repo-policy-compliance-url": "https://p"}
 
-    assert fault({**policy, option: f"https://host:{port}"}).startswith(f"{option}: ")
+    assert error_of({**policy, option: f"https://host:{port}"}).startswith(f"{option}: ")
 
 
 def test_labels_of_a_runner_are_as_many_as_github_accepts() -> None:
@@ -426,12 +426,12 @@ def test_labels_of_a_runner_are_as_many_as_github_accepts() -> None:
     labels = [f"l{number}" for number in range(MOST_LABELS)]
     assert len(load({"labels": ",".join([*labels, "L0", "l1"])}).labels) == MOST_LABELS + 1
     assert len(complete(["app", "jammy", *labels], Arch.X64)) == 100
-    assert fault({"labels": ",".join([*labels, "one"])}) == "labels: 96 labels are too many; set 95 at most"
+    assert error_of({"labels": ",".join([*labels, "one"])}) == "labels: 96 labels are too many; set 95 at most"
 
 
 def test_every_bad_label_is_named() -> None:
     """The error names every bad label and no good one."""
-    line = fault({"labels": "good, b\td,also-good,a\x00b,größe, a\nb "})
+    line = error_of({"labels": "good, b\td,also-good,a\x00b,größe, a\nb "})
 
     assert "'b\\td', 'a\\x00b', 'a\\nb'" in line
     assert "good" not in line
@@ -441,7 +441,7 @@ def test_every_bad_label_is_named() -> None:
 @pytest.mark.parametrize("option", ["labels", "group"])
 def test_long_bad_value_is_shortened(option: str) -> None:
     """The error names a rejected value with its beginning, so that the status stays readable."""
-    line = fault({"path": "octo-org", option: "begin" + "x" * 10_000})
+    line = error_of({"path": "octo-org", option: "begin" + "x" * 10_000})
 
     assert "'begin" in line
     assert len(line) < 250
@@ -449,7 +449,7 @@ def test_long_bad_value_is_shortened(option: str) -> None:
 
 def test_every_bad_network_is_named() -> None:
     """The error names every bad network and no good one."""
-    line = fault({"denylist": "10.0.0.0/8, nonsense, 300.0.0.0/8"})
+    line = error_of({"denylist": "10.0.0.0/8, nonsense, 300.0.0.0/8"})
 
     assert "'nonsense'" in line
     assert "'300.0.0.0/8'" in line
@@ -486,7 +486,7 @@ def test_several_faults_are_all_named() -> None:
         "test-mode": "x",
     }
 
-    named = [line.split(":")[0] for line in faults(wrong, tmate({**TMATE, "port": "0"}))]
+    named = [line.split(":")[0] for line in errors_of(wrong, tmate({**TMATE, "port": "0"}))]
 
     expected = {*wrong, "repo-policy-compliance-token", "debug-ssh of remote/0"} - {"repo-policy-compliance-url"}
     assert sorted(named) == sorted(expected)
@@ -529,8 +529,8 @@ def test_without_flavors_there_is_one(text: str) -> None:
     ],
 )
 def test_options_of_scaling_that_do_not_go_together(config: dict[str, Any], expected: str) -> None:
-    """What contradicts another option is one fault that says what to change."""
-    assert fault(config).startswith(expected)
+    """What contradicts another option is one error that says what to change."""
+    assert error_of(config).startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -568,8 +568,8 @@ def test_unit_keeps_runners_if_a_flavor_may_have_one(config: dict[str, Any], exp
 
 @pytest.mark.parametrize("path", ["octo-org", ""], ids=["path right", "path wrong, too"])
 def test_bad_group_is_named_as_group(path: str) -> None:
-    """The fault of the runner group is reported under the option it is in."""
-    assert "group" in {line.split(":")[0] for line in faults({"path": path, "group": "a\tb"})}
+    """The error of the runner group is reported under the option it is in."""
+    assert "group" in {line.split(":")[0] for line in errors_of({"path": path, "group": "a\tb"})}
 
 
 def test_group_of_a_repository_does_not_count() -> None:
@@ -605,13 +605,13 @@ def test_hostile_values_are_refused(option: str, value: str) -> None:
         return
     extra = {"repo-policy-compliance-token": "t"} if option == "repo-policy-compliance-url" else {}
 
-    assert fault({option: value, **extra}).startswith(f"{option}: ")
+    assert error_of({option: value, **extra}).startswith(f"{option}: ")
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\x00b", "a\x1b[0mb", "", " ", "x" * 257, "-x", "--replace"])
 def test_bad_group_is_refused(value: str) -> None:
     """A runner group's name is printable and bounded, and config.sh cannot take it for an option of its own."""
-    line = fault({"path": "octo-org", "group": value})
+    line = error_of({"path": "octo-org", "group": value})
 
     assert line.startswith("group: ")
     assert "1 to 256 printable characters" in line
@@ -641,7 +641,7 @@ def test_wrong_certificates(authorities: list[str]) -> None:
     odd += [one + "\n".join(two.splitlines()[:-1]), one + "\n".join([lines[0], "c2VjcmV0", lines[-1]])]
 
     for value in odd:
-        message = fault({"ca-certificates": value})
+        message = error_of({"ca-certificates": value})
         assert message.startswith("ca-certificates: is not PEM; give certificates only")
         assert "secret" not in message
 
@@ -649,7 +649,7 @@ def test_wrong_certificates(authorities: list[str]) -> None:
 @pytest.mark.parametrize("value", ["http://u:hidden@mirror", "https://u:hidden@mirror:99999", "https://u:hidden@"])
 def test_fault_of_a_mirror_keeps_its_password(value: str) -> None:
     """The password of a mirror's URL that is refused is not repeated in the message."""
-    line = fault({"dockerhub-mirror": value})
+    line = error_of({"dockerhub-mirror": value})
 
     assert line.startswith("dockerhub-mirror: ")
     assert "hidden" not in line
@@ -663,7 +663,7 @@ def test_state_keeps_the_password_of_a_mirror() -> None:
 @pytest.mark.parametrize("option", ["path", "vm-memory", "base-image", "runner-storage", "denylist"])
 def test_template_marks_are_refused(option: str) -> None:
     """A value cannot look like a template."""
-    assert fault({option: "{{ 7 * 7 }}"}).startswith(f"{option}: ")
+    assert error_of({option: "{{ 7 * 7 }}"}).startswith(f"{option}: ")
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\x00b", "tökén", " "], ids=["newline", "NUL", "not ASCII", "blank"])
@@ -671,12 +671,12 @@ def test_hostile_policy_token_is_refused(value: str) -> None:
     """The policy service's token goes into a header, so that it must be printable ASCII like GitHub's."""
     options = {"repo-policy-compliance-url": "https://policy.example", "repo-policy-compliance-token": value}
 
-    assert fault(options).startswith("repo-policy-compliance-token: ")
+    assert error_of(options).startswith("repo-policy-compliance-token: ")
 
 
 def test_faults_keep_secrets() -> None:
     """A token that is refused is not repeated in the message."""
-    assert "ghp_hidden" not in fault({"token": "ghp_hidden é"})
+    assert "ghp_hidden" not in error_of({"token": "ghp_hidden é"})
 
 
 def test_state_keeps_secrets() -> None:
@@ -737,7 +737,7 @@ def test_token_secret_of_later_versions_of_the_previous_charm(content: dict[str,
 def test_token_secret_without_a_token(content: dict[str, str], words: str) -> None:
     """A secret that holds no token blocks, even where the option `token` is set."""
     secret = testing.Secret(content)
-    [line] = faults({"token-secret": secret.id}, secrets=(secret,))
+    [line] = errors_of({"token-secret": secret.id}, secrets=(secret,))
 
     assert line.startswith("token-secret: ")
     assert words in line
@@ -745,7 +745,7 @@ def test_token_secret_without_a_token(content: dict[str, str], words: str) -> No
 
 def test_token_secret_not_granted() -> None:
     """A secret that the application may not read blocks and says how to grant it."""
-    line = fault({"token-secret": "secret:d0000000000000000000"})
+    line = error_of({"token-secret": "secret:d0000000000000000000"})
 
     assert line.startswith("token-secret: ")
     assert "juju grant-secret secret:d0000000000000000000 " in line
@@ -842,8 +842,8 @@ def test_unready_debug_ssh_unit_is_skipped(key: str, gone: bool, caplog: pytest.
     ],
 )
 def test_malformed_debug_ssh_value_blocks(key: str, value: str) -> None:
-    """A malformed value blocks, and the fault names relation, unit and key."""
-    line = fault({}, tmate(TMATE, {**TMATE, key: value}))
+    """A malformed value blocks, and the error names relation, unit and key."""
+    line = error_of({}, tmate(TMATE, {**TMATE, key: value}))
 
     assert line.startswith("debug-ssh of remote/1: ")
     assert key in line
@@ -852,12 +852,12 @@ def test_malformed_debug_ssh_value_blocks(key: str, value: str) -> None:
 @pytest.mark.parametrize("host", ["fe80::1%a\nEVIL=1", "fe80::1%$(reboot)"])
 def test_scope_of_an_address_is_no_way_in(host: str) -> None:
     """What stands behind the % of an IPv6 address cannot add lines to the runner's environment."""
-    assert "host" in fault({}, tmate({**TMATE, "host": host}))
+    assert "host" in error_of({}, tmate({**TMATE, "host": host}))
 
 
 def test_every_malformed_debug_ssh_unit_is_named() -> None:
     """Several malformed units are all named."""
-    found = faults({}, tmate({**TMATE, "host": "x"}, TMATE, {**TMATE, "port": "x"}))
+    found = errors_of({}, tmate({**TMATE, "host": "x"}, TMATE, {**TMATE, "port": "x"}))
 
     assert [line.split(":")[0] for line in found] == ["debug-ssh of remote/0", "debug-ssh of remote/2"]
 
@@ -875,7 +875,7 @@ def test_every_malformed_debug_ssh_unit_is_named() -> None:
 )
 def test_policy_faults(url: str | None, token: str | None, named: str) -> None:
     """URL and token are both given or neither, and the URL is one."""
-    line = fault({"repo-policy-compliance-url": url, "repo-policy-compliance-token": token})
+    line = error_of({"repo-policy-compliance-url": url, "repo-policy-compliance-token": token})
 
     assert line.startswith(f"{named}: ")
 
@@ -953,7 +953,7 @@ def test_image_source(value: str, expected: ImageSource) -> None:
 )
 def test_bad_image_source(value: str) -> None:
     """Anything else blocks, and names the option and both forms."""
-    (fault,) = faults({"image-source": value})
+    (error,) = errors_of({"image-source": value})
 
-    assert fault.startswith("image-source: ")
-    assert fault.endswith("local:ALIAS")
+    assert error.startswith("image-source: ")
+    assert error.endswith("local:ALIAS")

@@ -14,7 +14,7 @@ from gh.app import App
 from gh.auth import Pat
 from models import AppCredentials, RegistrationMethod
 from tests.support import fakes
-from tests.unit.test_charm_state import fault, faults, load, no_proxies
+from tests.unit.test_charm_state import error_of, errors_of, load, no_proxies
 
 __all__ = ["no_proxies"]
 
@@ -33,7 +33,7 @@ def app_of(content: dict[str, str], **options: str | None) -> AppCredentials | N
 def fault_of(content: dict[str, str]) -> str:
     """The only thing that is wrong with a secret."""
     secret = testing.Secret(content)
-    [line] = faults({"app-secret": secret.id}, secrets=(secret,))
+    [line] = errors_of({"app-secret": secret.id}, secrets=(secret,))
     return line
 
 
@@ -81,7 +81,7 @@ def test_a_wrong_secret_blocks(content: dict[str, str], text: str) -> None:
 
 def test_a_secret_that_is_not_granted_blocks() -> None:
     """The token beside it is not used instead."""
-    line = fault({"app-secret": "secret:d0000000000000000000"})
+    line = error_of({"app-secret": "secret:d0000000000000000000"})
     assert line.startswith("app-secret: ")
     assert "juju grant-secret secret:d0000000000000000000 " in line
 
@@ -145,4 +145,4 @@ def test_ways_of_registering(value: RegistrationMethod) -> None:
 
 def test_another_way_of_registering_blocks() -> None:
     """The error names the values."""
-    assert fault({"registration": "JIT"}) == "registration: 'JIT' is not one of auto, jit, token"
+    assert error_of({"registration": "JIT"}) == "registration: 'JIT' is not one of auto, jit, token"

@@ -158,7 +158,7 @@ EVENTS = {
 }
 
 
-def faults(expression: str) -> list[str]:
+def errors_of(expression: str) -> list[str]:
     """What an expression names and the lines that it selects do not have."""
     query, found = read(expression), []
     for pipeline in query.pipelines:
@@ -387,7 +387,7 @@ def test_units_are_told_apart_by_events() -> None:
 @pytest.mark.parametrize(("where", "expression"), expressions().items())
 def test_fields_exist(where: str, expression: str) -> None:
     """Every field that an expression names is one of the event that it selects, or a label of the stream."""
-    assert not faults(expression), where
+    assert not errors_of(expression), where
 
 
 @pytest.mark.parametrize(
@@ -406,14 +406,14 @@ def test_fields_exist(where: str, expression: str) -> None:
 )
 def test_check_of_fields_notices(stages: str, found: list[str]) -> None:
     """The check of the fields notices a wrong event, filter, unwrapped label and grouping."""
-    assert faults('max_over_time({filename="x"} | json ' + stages) == found
+    assert errors_of('max_over_time({filename="x"} | json ' + stages) == found
 
 
 @pytest.mark.parametrize("expression", ['rate({a="b"} | logfmt [1h])', 'max({a="b"} | json) without (c)', "{a ? b}"])
 def test_check_of_fields_knows_its_limits(expression: str) -> None:
-    """An expression in a form that the check cannot read is a fault, so that none goes unread."""
+    """An expression in a form that the check cannot read is an error, so that none goes unread."""
     with pytest.raises((ValueError, IndexError)):
-        faults(expression)
+        errors_of(expression)
 
 
 @pytest.mark.parametrize(("where", "panel", "target"), [(item[0], item[2], item[3]) for item in targets()])

@@ -390,7 +390,7 @@ FORMER = {"user.github-runner.base-image": "jammy", "user.github-runner.runner-s
 
 @pytest.mark.parametrize("config", [DEPLOYED, FORMER], ids=["today", "version 1.0"])
 @pytest.mark.parametrize(
-    ("base_image", "where", "faults"),
+    ("base_image", "where", "errors"),
     [
         (BaseImage.NOBLE, RunnerStorage.MEMORY, ["base-image: .* jammy"]),
         (BaseImage.JAMMY, RunnerStorage.JUJU_STORAGE, ["runner-storage: .* memory"]),
@@ -399,17 +399,17 @@ FORMER = {"user.github-runner.base-image": "jammy", "user.github-runner.runner-s
     ids=["image", "storage", "both"],
 )
 def test_what_cannot_change(
-    config: dict[str, str], base_image: BaseImage, where: RunnerStorage, faults: list[str]
+    config: dict[str, str], base_image: BaseImage, where: RunnerStorage, errors: list[str]
 ) -> None:
-    """A changed base image or storage blocks, and each fault names the option and the old value."""
-    with pytest.raises(ConfigurationError, match="; ".join(faults)) as caught:
+    """A changed base image or storage blocks, and each error names the option and the old value."""
+    with pytest.raises(ConfigurationError, match="; ".join(errors)) as caught:
         check_unchanged(config, base_image, where)
-    assert len(caught.value.faults) == len(faults)
+    assert len(caught.value.faults) == len(errors)
 
 
 @pytest.mark.parametrize("config", [None, DEPLOYED, {}], ids=["not deployed", "set back", "profile without our keys"])
 def test_what_did_not_change(config: dict[str, str] | None) -> None:
-    """A first deployment and an option that was set back are no faults."""
+    """A first deployment and an option that was set back are no errors."""
     check_unchanged(config, BaseImage.JAMMY, RunnerStorage.MEMORY)
 
 

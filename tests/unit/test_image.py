@@ -11,13 +11,14 @@ import provision
 from engine.client import LxdClient
 from engine.instance import Execution
 from errors import HostError, LxdError
-from host import image, image_builds, systemd
+from host import image, image_builds
 from host.markers import Markers
 from models import Arch, ImageSource, PublishedImage
 from proxies import ProxyConfig
 from settings import ImageBuild
 from system import exclusive
 from tests.support.fakes import TEMPLATES
+from tests.support.systemctl import Systemctl
 
 JINJA = provision.environment(TEMPLATES)
 BUILD = ImageBuild(ImageSource("https://images.example"), "jammy", True, Arch.X64, ProxyConfig())
@@ -275,9 +276,8 @@ def test_a_hook_does_not_wait_for_another_build(monkeypatch: pytest.MonkeyPatch,
 
 def test_a_missing_image_is_built_outside_of_the_reconcile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A build is started and not waited for, and why the last one failed stays known meanwhile."""
-    ran: list[tuple[str, ...]] = []
+    systemctl = Systemctl(monkeypatch)
     monkeypatch.setattr(image, "FAILURE", tmp_path / "failure")
-    monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: ran.append(arguments))
     lxd = ImageLxd()
     lxd.aliases.clear()
 
@@ -289,7 +289,7 @@ def test_a_missing_image_is_built_outside_of_the_reconcile(monkeypatch: pytest.M
     lxd.aliases["jammy"] = "theirs"
     image_builds.ensure(cast(LxdClient, lxd), Markers("runner/0"), BUILD)
 
-    assert ran == [("start", "--no-block", "ghro.build-image.runner-0.service")] * 2
+    assert systemctl.calls == ["start --no-block ghro.build-image.runner-0.service"] * 2
 
 
 def test_the_reason_of_a_failed_build_is_kept_until_one_succeeds(

@@ -21,29 +21,28 @@ from programs import build_image
 from proxies import ProxyConfig
 from settings import ImageBuild, Settings
 from system import exclusive
+from tests.support.systemctl import Systemctl
 from tests.unit.test_image import BUILD, FULL, ImageLxd, make
 from tests.unit.test_image_additions import failure
 
 __all__ = ["failure"]
 
 UNIT = "app/0"
-START = ("start", "--no-block", image.service(UNIT))
+START = f"start --no-block {image.service(UNIT)}"
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Calls of systemctl; no build is running."""
-    found: list[tuple[str, ...]] = []
-    monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: found.append(arguments))
     monkeypatch.setattr(systemd, "is_starting", lambda _: False)
-    return found
+    return Systemctl(monkeypatch).calls
 
 
 def build_changed(lxd: ImageLxd, build: ImageBuild) -> None:
     image_builds.ensure_changed(cast(LxdClient, lxd), Markers(UNIT), (build,))
 
 
-def test_a_change_starts_one_build(calls: list[tuple[str, ...]], failure: Path) -> None:
+def test_a_change_starts_one_build(calls: list[str], failure: Path) -> None:
     """Once for each change: a build that fails is repeated by the timer only, and the status loses the old reason."""
     lxd = ImageLxd()
     failure.write_text("image jammy: of other options\nimage noble: failed\n")
@@ -62,7 +61,7 @@ def test_a_change_starts_one_build(calls: list[tuple[str, ...]], failure: Path) 
     assert calls == [START] * 3
 
 
-def test_no_build_is_started_for_what_the_image_has(calls: list[tuple[str, ...]]) -> None:
+def test_no_build_is_started_for_what_the_image_has(calls: list[str]) -> None:
     """Also where the marker is deleted, and where the options return to what they were."""
     lxd = ImageLxd()
     make(lxd, FULL)
@@ -76,9 +75,7 @@ def test_no_build_is_started_for_what_the_image_has(calls: list[tuple[str, ...]]
     assert calls == [START]
 
 
-def test_a_change_during_a_build_is_built_after_it(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_change_during_a_build_is_built_after_it(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A build has the options of its beginning: a start that systemd ignores is not taken for a build."""
     monkeypatch.setattr(systemd, "is_starting", lambda _: True)
     build_changed(ImageLxd(), FULL)
@@ -90,7 +87,7 @@ def test_a_change_during_a_build_is_built_after_it(
 
 
 def test_options_that_return_during_a_build_are_built_after_it(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+    calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The image still has what they ask for, and the build that is running will take it away."""
     lxd = ImageLxd()
@@ -113,7 +110,7 @@ def test_options_that_return_during_a_build_are_built_after_it(
 )
 @pytest.mark.parametrize("build", [FULL, BUILD])
 def test_a_build_that_was_cut_off_is_started_again(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, build: ImageBuild, ended: bool, age: int, starts: int
+    calls: list[str], monkeypatch: pytest.MonkeyPatch, build: ImageBuild, ended: bool, age: int, starts: int
 ) -> None:
     """An hour after its start, also where the clock was set back; one that has failed is not."""
     lxd, moment = ImageLxd(), [1e9]
@@ -133,7 +130,7 @@ def test_a_build_that_was_cut_off_is_started_again(
 
 
 @pytest.mark.parametrize("text", ["", "x y", "0 1 2", "\x00"])
-def test_a_damaged_marker_starts_a_build(calls: list[tuple[str, ...]], text: str) -> None:
+def test_a_damaged_marker_starts_a_build(calls: list[str], text: str) -> None:
     """As one that was deleted."""
     Markers(UNIT).note(IMAGE, text)
 
@@ -142,9 +139,7 @@ def test_a_damaged_marker_starts_a_build(calls: list[tuple[str, ...]], text: str
     assert calls == [START]
 
 
-def test_units_with_different_options_do_not_build_for_ever(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_units_with_different_options_do_not_build_for_ever(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two applications on one machine share the image: each starts one build for its options."""
     lxd, other = ImageLxd(), replace(FULL, script="")
     for _ in range(3):
@@ -168,7 +163,7 @@ def test_units_with_different_options_do_not_build_for_ever(
         (replace(BUILD, cached_actions=("actions/checkout@v5",)), 0),
     ],
 )
-def test_an_image_of_the_operator_serves(calls: list[tuple[str, ...]], build: ImageBuild, started: int) -> None:
+def test_an_image_of_the_operator_serves(calls: list[str], build: ImageBuild, started: int) -> None:
     """It is built anew only if the options ask for packages or a script, which it does not have; not for actions."""
     lxd = ImageLxd()
     lxd.aliases["jammy"] = "theirs"
@@ -178,7 +173,7 @@ def test_an_image_of_the_operator_serves(calls: list[tuple[str, ...]], build: Im
     assert len(calls) == started
 
 
-def test_a_missing_image_is_no_change(calls: list[tuple[str, ...]]) -> None:
+def test_a_missing_image_is_no_change(calls: list[str]) -> None:
     """The set-up of the machine builds it."""
     lxd = ImageLxd()
     lxd.aliases.clear()
@@ -188,7 +183,7 @@ def test_a_missing_image_is_no_change(calls: list[tuple[str, ...]]) -> None:
     assert calls == []
 
 
-def test_the_status_says_what_the_image_lacks(calls: list[tuple[str, ...]], failure: Path) -> None:
+def test_the_status_says_what_the_image_lacks(calls: list[str], failure: Path) -> None:
     """While the build runs, and why it failed; nothing once the image has it, and of what no build was started for."""
     markers, lxd = Markers(UNIT), ImageLxd()
     assert image_builds.missing_change(markers, FULL, "") == ""
@@ -213,7 +208,7 @@ def test_the_status_says_what_the_image_lacks(calls: list[tuple[str, ...]], fail
     ],
 )
 def test_the_build_starts_a_reconcile_where_runners_wait_for_it(
-    calls: list[tuple[str, ...]],
+    calls: list[str],
     monkeypatch: pytest.MonkeyPatch,
     image_type: str,
     before: ImageBuild,
@@ -229,12 +224,12 @@ def test_the_build_starts_a_reconcile_where_runners_wait_for_it(
     run_program(monkeypatch, FULL)
 
     assert build_image.main() == bool(fails)
-    assert calls == [("start", "--no-block", triggers.service(UNIT))] * reconciles
+    assert calls == [f"start --no-block {triggers.service(UNIT)}"] * reconciles
 
 
 @pytest.mark.parametrize(("fails", "again"), [("", 0), ("image-script", 0), ("lock", 1)])
 def test_a_build_outside_of_hooks_records_its_end(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, fails: str, again: int
+    calls: list[str], monkeypatch: pytest.MonkeyPatch, fails: str, again: int
 ) -> None:
     """One that fails is left to the timer; one that another build kept from beginning is started again."""
     lxd = ImageLxd(fails)
@@ -271,7 +266,7 @@ def share_machine(root: Path, unit: str, build: ImageBuild, monkeypatch: pytest.
     ],
 )
 def test_an_image_that_another_application_needs_is_not_replaced(
-    calls: list[tuple[str, ...]],
+    calls: list[str],
     monkeypatch: pytest.MonkeyPatch,
     marker_root: Path,
     unit: str,
@@ -292,11 +287,11 @@ def test_an_image_that_another_application_needs_is_not_replaced(
     assert build_image.main() == 0
 
     assert ("clean" in lxd.steps) is not is_kept
-    assert image_builds.keeper(Markers(UNIT), FULL, found) == (unit if is_kept else "")
+    assert image_builds.owning_unit(Markers(UNIT), FULL, found) == (unit if is_kept else "")
 
 
 @pytest.mark.parametrize(
-    ("owner", "its", "keeper"),
+    ("owner", "its", "owning_unit"),
     [
         pytest.param("other", replace(BUILD, source=ImageSource("https://x.example")), "other/3", id="another source"),
         pytest.param("other", replace(FULL, script="false"), "other/3", id="a script that fails"),
@@ -308,12 +303,12 @@ def test_an_image_that_another_application_needs_is_not_replaced(
     ],
 )
 def test_an_image_stays_that_of_its_owner(
-    calls: list[tuple[str, ...]],
+    calls: list[str],
     monkeypatch: pytest.MonkeyPatch,
     marker_root: Path,
     owner: str,
     its: ImageBuild,
-    keeper: str,
+    owning_unit: str,
 ) -> None:
     """Also while the owner's options differ from the image: it would never get its image back."""
     lxd = ImageLxd()
@@ -324,16 +319,16 @@ def test_an_image_stays_that_of_its_owner(
     share_machine(marker_root, "other/3", its, monkeypatch)
 
     build_changed(lxd, FULL)
-    assert (START in calls) is not bool(keeper)
-    assert image_builds.keeper(Markers(UNIT), FULL, image.published(cast(LxdClient, lxd), "jammy")) == keeper
+    assert (START in calls) is not bool(owning_unit)
+    assert image_builds.owning_unit(Markers(UNIT), FULL, image.published(cast(LxdClient, lxd), "jammy")) == owning_unit
     assert build_image.main() == 0
 
-    assert ("clean" in lxd.steps) is not bool(keeper)
+    assert ("clean" in lxd.steps) is not bool(owning_unit)
 
 
 @pytest.mark.parametrize(("former", "owner"), [("other", "other"), ("gone", "app"), ("", "app")])
 def test_equal_options_share_an_image(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, marker_root: Path, former: str, owner: str
+    calls: list[str], monkeypatch: pytest.MonkeyPatch, marker_root: Path, former: str, owner: str
 ) -> None:
     """Any of the units builds it; it stays that of the application which had it first, while it is on the machine."""
     lxd = ImageLxd()
@@ -351,7 +346,7 @@ def test_equal_options_share_an_image(
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_new_runner_binary_goes_into_images(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, marker_root: Path, kept: bool
+    calls: list[str], monkeypatch: pytest.MonkeyPatch, marker_root: Path, kept: bool
 ) -> None:
     """Outside of hooks, by the service of the unit whose image it is; an operator's own image is theirs."""
     lxd = ImageLxd()
@@ -361,11 +356,11 @@ def test_a_new_runner_binary_goes_into_images(
     for alias in ("their-image", "no-such-image", "jammy"):
         image_builds.renew(cast(LxdClient, lxd), Markers(UNIT), replace(FULL, alias=alias))
 
-    assert calls == [("start", "--no-block", image.service("other/3" if kept else UNIT))]
+    assert calls == [f"start --no-block {image.service('other/3' if kept else UNIT)}"]
 
 
-def test_an_image_is_built_once_its_keeper_has_left(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, marker_root: Path
+def test_an_image_is_built_once_its_owner_has_left(
+    calls: list[str], monkeypatch: pytest.MonkeyPatch, marker_root: Path
 ) -> None:
     """By the next reconcile, also where the timer had found it kept."""
     lxd = ImageLxd()
@@ -383,9 +378,7 @@ def test_an_image_is_built_once_its_keeper_has_left(
     assert calls == [START]
 
 
-def test_the_timer_of_a_unit_that_has_to_wait_starts_nothing(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_timer_of_a_unit_that_has_to_wait_starts_nothing(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise units with different options would replace each other's image."""
     lxd = ImageLxd()
     image_builds.note_end(Markers(UNIT), FULL)
@@ -417,7 +410,7 @@ UNKNOWN = "image jammy: extra-packages failed: ended with 1: not in this distrib
     ],
 )
 def test_a_first_build_that_failed_because_of_an_option_waits_for_a_change(
-    calls: list[tuple[str, ...]], failure: Path, reason: str, ended: ImageBuild | None, again: bool
+    calls: list[str], failure: Path, reason: str, ended: ImageBuild | None, again: bool
 ) -> None:
     """It would fail again in the same way at each reconcile; what the network or the machine has caused is repeated."""
     lxd = ImageLxd()
@@ -440,9 +433,7 @@ def run_program(monkeypatch: pytest.MonkeyPatch, *builds: ImageBuild) -> None:
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
 
 
-def test_the_build_outside_of_hooks_has_the_models_proxies(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_build_outside_of_hooks_has_the_models_proxies(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Archives of actions are downloaded through them, as by a hook: the service's own environment has none."""
     proxies = ProxyConfig("http://proxy.example:3128", None, "10.0.0.0/8")
     monkeypatch.setattr(build_image, "LxdClient", ImageLxd)
@@ -462,7 +453,7 @@ def test_the_build_outside_of_hooks_has_the_models_proxies(
 NOBLE = replace(FULL, alias="noble")
 
 
-def test_every_image_must_have_what_the_options_add(calls: list[tuple[str, ...]]) -> None:
+def test_every_image_must_have_what_the_options_add(calls: list[str]) -> None:
     """One image that lacks it starts the build of all, and one build serves all of them."""
     lxd = ImageLxd()
     make(lxd, FULL)
@@ -476,7 +467,7 @@ def test_every_image_must_have_what_the_options_add(calls: list[tuple[str, ...]]
 
 @pytest.mark.parametrize("broken", ["jammy", "noble"])
 def test_an_image_that_fails_does_not_keep_others_from_being_built(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, failure: Path, broken: str
+    calls: list[str], monkeypatch: pytest.MonkeyPatch, failure: Path, broken: str
 ) -> None:
     """The program fails, the failure names the image, and the runners of the other image are reconciled."""
     built: list[str] = []
@@ -496,12 +487,12 @@ def test_an_image_that_fails_does_not_keep_others_from_being_built(
     assert build_image.main() == 1
     assert built == [{"jammy": "noble", "noble": "jammy"}[broken]]
     assert failure.read_text() == f"image {broken}: network failed\n"
-    assert calls == [("start", "--no-block", triggers.service(UNIT))]
+    assert calls == [f"start --no-block {triggers.service(UNIT)}"]
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_image_that_no_flavor_uses_is_removed(
-    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, shared: bool
+    calls: list[str], monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
     """Only where no other unit on the machine may use it; an image of the operator stays."""
     lxd = ImageLxd()
@@ -518,12 +509,12 @@ def test_the_image_that_no_flavor_uses_is_removed(
     assert set(lxd.images) == ({"theirs", "new"} if shared else {"theirs"})
 
 
-def test_a_missing_image_beside_others_is_built(calls: list[tuple[str, ...]], failure: Path) -> None:
+def test_a_missing_image_beside_others_is_built(calls: list[str], failure: Path) -> None:
     """Each reconcile starts the build and says why runners wait for it; where the option is wrong, it only says so."""
     lxd, markers = ImageLxd(), Markers(UNIT)
 
     def missing(*builds: ImageBuild) -> dict[str, str]:
-        return image_builds.missing(cast(LxdClient, lxd), markers, builds)
+        return image_builds.start_missing(cast(LxdClient, lxd), markers, builds)
 
     assert missing(FULL, NOBLE) == {"noble": f"image noble: being built, see `{image.JOURNAL}`"}
     assert calls == [START]
@@ -549,7 +540,7 @@ def test_a_missing_image_beside_others_is_built(calls: list[tuple[str, ...]], fa
     ids=["just built", "the timer's time has come", "the clock was set back", "changed options"],
 )
 def test_a_missing_image_does_not_have_the_others_built_each_time(
-    calls: list[tuple[str, ...]],
+    calls: list[str],
     monkeypatch: pytest.MonkeyPatch,
     failure: Path,
     script: str,

@@ -8,7 +8,7 @@ import pytest
 from option_values import parse_addresses, parse_ports
 from proxies import ProxyConfig, Redirect
 from settings import image_build
-from tests.unit.test_charm_state import fault, faults, load, no_proxies
+from tests.unit.test_charm_state import error_of, errors_of, load, no_proxies
 
 __all__ = ["no_proxies"]
 
@@ -111,7 +111,7 @@ def test_aproxy_does_not_take_a_lone_no_proxy(monkeypatch: pytest.MonkeyPatch) -
     """A lone no-proxy is no proxy, so that aproxy blocks."""
     monkeypatch.setenv("JUJU_CHARM_NO_PROXY", "localhost")
 
-    assert fault({"experimental-use-aproxy": True}).startswith("experimental-use-aproxy: ")
+    assert error_of({"experimental-use-aproxy": True}).startswith("experimental-use-aproxy: ")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_bad_proxies_block(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """A proxy of the model that is no URL blocks instead of ending in a runner's files."""
     monkeypatch.setenv("JUJU_CHARM_HTTPS_PROXY", value)
 
-    assert "http:// or https:// URL" in fault({})
+    assert "http:// or https:// URL" in error_of({})
 
 
 @pytest.mark.parametrize("value", ["http://", "http://:3128", "http://proxy:x"])
@@ -130,7 +130,7 @@ def test_proxies_without_a_host_block(monkeypatch: pytest.MonkeyPatch, value: st
     """A proxy of the model needs a host, and its port must be one."""
     monkeypatch.setenv("JUJU_CHARM_HTTPS_PROXY", value)
 
-    assert "http:// or https:// URL" in fault({})
+    assert "http:// or https:// URL" in error_of({})
 
 
 @pytest.mark.parametrize("value", ["localhost\nEVIL=1", "a\x1b[0m"])
@@ -139,14 +139,14 @@ def test_bad_no_proxy_blocks(monkeypatch: pytest.MonkeyPatch, value: str) -> Non
     monkeypatch.setenv("JUJU_CHARM_HTTP_PROXY", "http://proxy:3128")
     monkeypatch.setenv("JUJU_CHARM_NO_PROXY", value)
 
-    assert fault({}).startswith("juju-no-proxy: ")
+    assert error_of({}).startswith("juju-no-proxy: ")
 
 
 def test_bad_proxy_is_named_as_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bad proxy is reported under the model's option that holds it."""
     monkeypatch.setenv("JUJU_CHARM_HTTPS_PROXY", "proxy:3128")
 
-    assert fault({}).startswith("juju-https-proxy: ")
+    assert error_of({}).startswith("juju-https-proxy: ")
 
 
 # --- runner-http-proxy ---
@@ -193,7 +193,7 @@ def test_a_bad_no_proxy_counts_with_the_runners_proxy_alone(monkeypatch: pytest.
     """A no-proxy of the model that would end in the runners' files is refused, also if only they have a proxy."""
     monkeypatch.setenv("JUJU_CHARM_NO_PROXY", "a\nb")
 
-    assert fault({"runner-http-proxy": RUNNERS}).startswith("juju-no-proxy: ")
+    assert error_of({"runner-http-proxy": RUNNERS}).startswith("juju-no-proxy: ")
 
 
 BAD_PROXIES = [
@@ -212,7 +212,7 @@ BAD_PROXIES = [
 @pytest.mark.parametrize("value", BAD_PROXIES)
 def test_bad_proxy_of_the_runners_blocks(value: str) -> None:
     """What is no URL of a proxy, or could end a line of a file, is refused without the user and the password."""
-    line = fault({"runner-http-proxy": value})
+    line = error_of({"runner-http-proxy": value})
 
     assert line.startswith("runner-http-proxy: ")
     assert line.endswith("is not a http:// or https:// URL")
@@ -307,7 +307,7 @@ BAD_ADDRESSES = [
 @pytest.mark.parametrize("value", BAD_ADDRESSES)
 def test_bad_addresses_block(value: str) -> None:
     """An item of another form is named with the accepted forms; nothing reaches the rules as it was given."""
-    line = fault({**APROXY, "aproxy-exclude-addresses": f"192.0.2.1, {value}"})
+    line = error_of({**APROXY, "aproxy-exclude-addresses": f"192.0.2.1, {value}"})
 
     assert line == (
         f"aproxy-exclude-addresses: {value!r} not accepted; use IPv4 addresses, networks such as 10.0.0.0/8 (host bits "
@@ -324,7 +324,7 @@ BAD_PORTS = [
 @pytest.mark.parametrize("value", BAD_PORTS)
 def test_bad_ports_block(value: str) -> None:
     """An item that is neither a port nor an ascending range is named with the accepted forms."""
-    line = fault({**APROXY, "aproxy-redirect-ports": f"80,{value}"})
+    line = error_of({**APROXY, "aproxy-redirect-ports": f"80,{value}"})
 
     form = "use ports from 1 to 65535, or ranges such as 8000-8080"
     assert line == f"aproxy-redirect-ports: {value!r} not accepted; {form}"
@@ -333,13 +333,13 @@ def test_bad_ports_block(value: str) -> None:
 @pytest.mark.parametrize("value", ["", " ", ",,"])
 def test_ports_are_needed(value: str) -> None:
     """Without a port nothing could be redirected."""
-    assert fault({**APROXY, "aproxy-redirect-ports": value}).startswith("aproxy-redirect-ports: is empty; use ports")
+    assert error_of({**APROXY, "aproxy-redirect-ports": value}).startswith("aproxy-redirect-ports: is empty; use ports")
 
 
 @pytest.mark.parametrize("option", ["aproxy-exclude-addresses", "aproxy-redirect-ports"])
 def test_every_bad_item_is_named_and_shortened(option: str) -> None:
     """All bad items are in one message, and a very long one is cut."""
-    line = fault({**APROXY, option: f"x,{'y' * 100_000},z"})
+    line = error_of({**APROXY, option: f"x,{'y' * 100_000},z"})
 
     assert line.startswith(f"{option}: 'x', '{'y' * 40}…', 'z' not accepted; use ")
 
@@ -359,7 +359,7 @@ def test_every_bad_item_is_named_and_shortened(option: str) -> None:
 def test_options_of_aproxy_need_it(config: dict[str, str], named: list[str]) -> None:
     """A value that would have no effect without aproxy blocks, also where the runners have a proxy."""
     for extra in ({}, {"runner-http-proxy": RUNNERS}):
-        assert list(faults({**config, **extra})) == [
+        assert list(errors_of({**config, **extra})) == [
             f"{option}: needs experimental-use-aproxy=true; set that, or reset {option}" for option in named
         ]
 
@@ -386,7 +386,7 @@ def test_the_defaults_in_another_order_need_no_aproxy() -> None:
 )
 def test_the_proxy_itself_must_not_be_redirected(proxy: str, config: dict[str, str], port: int) -> None:
     """Otherwise aproxy would connect to itself for ever; address and port are named, the port may be the scheme's."""
-    line = fault({**APROXY, **config, "runner-http-proxy": proxy})
+    line = error_of({**APROXY, **config, "runner-http-proxy": proxy})
 
     address = proxy.rpartition("@")[2].removeprefix("http://").removeprefix("https://").partition(":")[0]
     assert line == (
@@ -437,7 +437,7 @@ def test_captures(address: str, port: int, expected: bool) -> None:
 @pytest.mark.parametrize("host", ["[::1]:3128", "proxy_1:3128", "user@[fd00::1]"])
 def test_aproxy_takes_names_and_ipv4_addresses_only(host: str) -> None:
     """What the snap's own check refuses would end the set-up of every runner."""
-    line = fault({**APROXY, "runner-http-proxy": f"http://{host}"})
+    line = error_of({**APROXY, "runner-http-proxy": f"http://{host}"})
 
     assert line.startswith("experimental-use-aproxy: aproxy takes a proxy only by an IPv4 address or a host name")
 
@@ -453,11 +453,11 @@ def test_aproxy_takes_names_and_ipv4_addresses_only(host: str) -> None:
 )
 def test_lists_have_an_end(option: str, value: str) -> None:
     """Each item, or each network that it becomes, is loaded into the kernel."""
-    assert fault({**APROXY, option: value}).startswith(f"{option}: ")
-    assert "1000 at most" in fault({**APROXY, option: value})
+    assert error_of({**APROXY, option: value}).startswith(f"{option}: ")
+    assert "1000 at most" in error_of({**APROXY, option: value})
 
 
 @pytest.mark.parametrize("item", ["192.0.2.0/0.0.0.255", "192.0.2.0/255.255.255.0", "1.2.3.4/032", "1.2.3.4/"])
 def test_networks_have_a_prefix_length(item: str) -> None:
     """A netmask is no form that the option promises."""
-    assert repr(item) in fault({**APROXY, "aproxy-exclude-addresses": item})
+    assert repr(item) in error_of({**APROXY, "aproxy-exclude-addresses": item})

@@ -44,7 +44,7 @@ def check(wanted: CharmState, disk: int | None = None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "disk", "faults"),
+    ("wanted", "disk", "errors"),
     [
         ((4, "16GiB", "8GiB"), None, []),
         ((5, "16GiB", "8GiB"), None, ["vm-cpu: 5 exceeds the 4 CPUs of this machine"]),
@@ -55,15 +55,15 @@ def check(wanted: CharmState, disk: int | None = None) -> None:
     ],
 )
 def test_what_lxd_would_refuse_is_refused_first(
-    wanted: tuple[int, str, str], disk: int | None, faults: list[str]
+    wanted: tuple[int, str, str], disk: int | None, errors: list[str]
 ) -> None:
     """One virtual machine is not larger than the machine, and its disk is not smaller than the image."""
-    if not faults:
+    if not errors:
         check(wanting(*wanted), disk)
         return
     with pytest.raises(ConfigurationError) as refused:
         check(wanting(*wanted), disk)
-    assert all(found.startswith(fault) for found, fault in zip(refused.value.faults, faults, strict=True))
+    assert all(found.startswith(error) for found, error in zip(refused.value.faults, errors, strict=True))
 
 
 def test_containers_and_no_runners_are_not_limited() -> None:
@@ -111,7 +111,7 @@ def budgeted(*flavors: Flavor, **changes: Any) -> CharmState:
 def refused(wanted: CharmState) -> list[str]:
     with pytest.raises(ConfigurationError) as caught:
         check(wanted)
-    return [fault.partition("; ")[0] for fault in caught.value.faults]
+    return [error.partition("; ")[0] for error in caught.value.faults]
 
 
 CASES: list[tuple[Flavor, dict[str, Any], str]] = [

@@ -312,7 +312,7 @@ def test_the_status_has_each_image_that_lacks_a_change(
     world: Surroundings, unit: RecordingUnit, started: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not that of the first flavour only."""
-    monkeypatch.setattr("host.image_builds.missing", lambda *_: {})
+    monkeypatch.setattr("host.image_builds.start_missing", lambda *_: {})
     options = {"extra_packages": ("cmake",), "given_flavors": two_images(), "allow_external_contributor": False}
     wanted = settings.image_build(state(**options))
     markers.Markers(IDENTITY.unit).note(markers.IMAGE, wanted.additions)

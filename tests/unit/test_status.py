@@ -61,9 +61,9 @@ def test_errors(error: Exception, kind: str, message: str) -> None:
 
 def test_every_invalid_option_is_named_however_many() -> None:
     """Where the reasons do not fit all names do, with the first reason."""
-    faults = [f"option-{number}: {'x' * 60} is not accepted" for number in range(9)]
+    errors = [f"option-{number}: {'x' * 60} is not accepted" for number in range(9)]
 
-    shown = status.bounded(status.of_error(ConfigurationError(*faults))).message
+    shown = status.bounded(status.of_error(ConfigurationError(*errors))).message
 
     assert all(f"option-{number}" in shown for number in range(9))
     assert "juju debug-log" in shown

@@ -1,43 +1,21 @@
 """systemd units: which calls of systemctl are made, and which are not."""
 
 import logging
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from errors import CommandError
 from host import systemd
+from tests.support.systemctl import Systemctl
 
 FILES = {"a.service": "[Service]\n", "a.timer": "[Timer]\n"}
 
 
-class Systemctl:
-    """Takes the place of ``run``: records each call without ``systemctl``, and fails the calls that are to fail."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.states = "active\n"
-        self.failing = ""
-
-    def run(
-        self, command: list[str], *, check: bool = True, timeout: float | None = None
-    ) -> "subprocess.CompletedProcess[str]":
-        # Every call but the reading of states has a time limit of its own.
-        assert command[1] == "is-active" or (timeout is not None and timeout > 0)
-        self.calls.append(" ".join(command[1:]))
-        failed = bool(self.failing) and command[1] == self.failing
-        if failed and check:
-            raise CommandError(f"{' '.join(command)} failed (1): no such unit")
-        return subprocess.CompletedProcess(command, int(failed), self.states, "no such unit" if failed else "")
-
-
 @pytest.fixture
 def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
-    found = Systemctl()
     monkeypatch.setattr(systemd, "FOLDER", tmp_path)
-    monkeypatch.setattr(systemd, "run", found.run)
-    return found
+    return Systemctl(monkeypatch)
 
 
 def test_a_new_unit_is_read_enabled_and_started(systemctl: Systemctl) -> None:

@@ -11,9 +11,12 @@ from typing import Any
 import ops.storage
 import pytest
 
+import provision
 from errors import CommandError, LxdError
 from host import agent, state_database, systemd, takeover, triggers
 from host.takeover import Places
+from tests.support.fakes import TEMPLATES
+from tests.support.systemctl import Systemctl
 
 TOKEN = "ghp_0f1e2d3c4b5a69788796a5b4c3d2e1f001234567"
 SERVICE_TOKEN = "5e12f1ce70ce25e12f1ce70ce25e12f1"
@@ -372,12 +375,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_new_code_restarts_the_watcher(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its unit file names the version of the code, so that new code is a changed unit; the same code is none."""
-    import provision
-    from tests.support.fakes import TEMPLATES
-
-    commands: list[tuple[str, ...]] = []
-    monkeypatch.setattr(systemd, "_systemctl", lambda *arguments, **_: commands.append(arguments))
-    monkeypatch.setattr(systemd, "are_active", lambda *_: True)
+    systemctl = Systemctl(monkeypatch)
     jinja = provision.environment(TEMPLATES)
     assert triggers.agent_is_current("github-runner/0")
     assert agent.ensure(jinja, "github-runner/0", True, 0)
@@ -387,20 +385,16 @@ def test_new_code_restarts_the_watcher(code: Path, monkeypatch: pytest.MonkeyPat
     os.utime(code / "a.py", (0, 0))
     assert triggers.agent_is_current("github-runner/0")
     for change in (lambda: (code / "a.py").write_text("2\n"), lambda: (code / "a.py").rename(code / "b.py")):
-        commands.clear()
+        systemctl.calls.clear()
         change()
         assert not triggers.agent_is_current("github-runner/0")
         assert agent.ensure(jinja, "github-runner/0", True, 0)
-        assert ("restart", triggers.agent("github-runner/0")) in commands
+        assert f"restart {triggers.agent('github-runner/0')}" in systemctl.calls
 
 
 def test_another_port_restarts_the_agent(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The port of the metrics is in the unit file, so that a changed one takes effect; with 0 there is none."""
-    import provision
-    from tests.support.fakes import TEMPLATES
-
-    monkeypatch.setattr(systemd, "_systemctl", lambda *_, **__: None)
-    monkeypatch.setattr(systemd, "are_active", lambda *_: True)
+    Systemctl(monkeypatch)
     jinja = provision.environment(TEMPLATES)
 
     for watch, port, end in ((True, 0, " --watch"), (True, 9464, " --watch --metrics-port 9464"), (False, 1, " 1")):
