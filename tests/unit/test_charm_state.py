@@ -29,6 +29,7 @@ from option_values import MOST_LABELS, parse_arch
 from proxies import ProxyConfig
 from sandbox.github import tls
 from tests.support.charm import ACTIONS, CONFIG, META
+from tests.support.options import EVERY_OPTION, OTHERS
 
 GOOD: dict[str, Any] = {"path": "octo-org/demo", "token": "ghp_secret"}
 MODEL_PROXIES = ("JUJU_CHARM_HTTP_PROXY", "JUJU_CHARM_HTTPS_PROXY", "JUJU_CHARM_NO_PROXY")
@@ -957,3 +958,9 @@ def test_bad_image_source(value: str) -> None:
 
     assert error.startswith("image-source: ")
     assert error.endswith("local:ALIAS")
+
+
+def test_every_option_is_tried_with_the_others_or_excused() -> None:
+    """Each option is in one of the two lists of tests/support/options.py, which a test on a whole unit sets at once."""
+    assert EVERY_OPTION.keys() & OTHERS == set()
+    assert EVERY_OPTION.keys() | OTHERS == CONFIG["options"].keys()

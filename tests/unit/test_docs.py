@@ -8,13 +8,14 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from host import markers
 from metrics import events
 from tools import write_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-ALL = [*PAGES, *(ROOT / name for name in ("README.md", "DESIGN.md", "CONTRIBUTING.md"))]
+ALL = [*PAGES, *(ROOT / name for name in ("README.md", "DESIGN.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"))]
 GENERATED = [DOCS / "reference" / name for name in write_reference.pages()]
 FENCE = re.compile(r"^ *```(.*)$", re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)|^\[[^\]]+\]:\s*(\S+)|<(https?:[^>]+)>", re.MULTILINE)
@@ -85,7 +86,7 @@ def test_code_fences_name_their_language(page: Path) -> None:
     assert not any(marks[1::2])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pages
 def test_pages_have_one_title_and_lines_that_fit(page: Path) -> None:
     """A page has one heading of the first level, and no line of more than 120 characters but rows of tables."""
     text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
@@ -153,6 +154,25 @@ def test_what_an_operator_meets_is_explained(name: str) -> None:
     assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", by_hand())
 
 
+# Those of github-runner-operator in LXD mode (mid-2024) that this charm has as well.
+PREVIOUS_OPTIONS = {
+    *("path", "token", "group", "labels", "virtual-machines", "vm-cpu", "vm-memory", "vm-disk", "base-image"),
+    *("runner-storage", "reconcile-interval", "denylist", "dockerhub-mirror", "experimental-use-aproxy"),
+    *("repo-policy-compliance-url", "repo-policy-compliance-token", "test-mode"),
+}
+
+
+def test_upgrade_page_has_every_new_option() -> None:
+    """The page of the upgrade has each option that the previous charm lacked in its table, and no other."""
+    page = (DOCS / "how-to/upgrade-from-previous-charm.md").read_text()
+    table = page.partition("### New options")[2].partition("\n### ")[0]
+    cells = re.findall(r"^\| (\[.*?) \|", table, re.MULTILINE)
+    named = [name for cell in cells for name in re.findall(r"\[`([^`]+)`\]", cell)]
+
+    assert OPTIONS.keys() >= PREVIOUS_OPTIONS
+    assert sorted(named) == sorted(OPTIONS.keys() - PREVIOUS_OPTIONS)
+
+
 @pytest.mark.parametrize(("page", "names"), list(zip(GENERATED, (OPTIONS, ACTIONS, EVENTS), strict=True)))
 def test_reference_has_a_heading_for_each(page: Path, names: list[str]) -> None:
     """Every option, action and event has a heading to link to."""
@@ -206,6 +226,14 @@ def test_lxd_keys_are_those_of_the_code() -> None:
 
     assert len(rows) == len(set(rows))
     assert set(rows) == used
+
+
+def test_markers_are_those_of_the_code() -> None:
+    """The page of files has a row for each marker of the machine, and for no other."""
+    values = [value for name, value in vars(markers).items() if name.isupper() and isinstance(value, str)]
+    table = (DOCS / "reference/files.md").read_text().partition("### Markers")[2].partition("\n## ")[0]
+
+    assert sorted(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == sorted({*values} - {markers.PREFIX})
 
 
 def test_layers_of_the_design_are_those_that_are_checked() -> None:
