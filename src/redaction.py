@@ -35,6 +35,12 @@ def note(*secrets: str | None) -> None:
             _keep(form for form in forms if len(form) >= SHORTEST)
 
 
+def clear() -> None:
+    """Mask no noted value any more. For tests: a secret of one is an ordinary word in another."""
+    with _lock:
+        _noted.clear()
+
+
 def _keep(forms: Iterable[str]) -> None:
     """Have these as the newest, and drop the oldest."""
     with _lock:

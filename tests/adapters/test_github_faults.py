@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,6 @@ from typing import Any, TypeVar
 import pytest
 
 import errors
-import metrics.events
 import provision
 import runner
 import runner_manager
@@ -484,8 +484,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(runner_manager, "LOCKS", tmp_path_factory.mktemp("locks"))
         patch.setattr(telemetry, "LOCKS", tmp_path_factory.mktemp("locks"))
         patch.setattr(runner, "LOGS_PATH", tmp_path_factory.mktemp("logs"))
-        # These units reconcile side by side in one process, and each takes the name of another one for the former.
-        patch.setattr(metrics.events, "_unit", None)
+        # These units reconcile side by side in one process: the module variable would keep the name of one of them.
+        patch.setattr(runner_manager, "written_by", lambda _: nullcontext())
         yield folder
 
 

@@ -58,7 +58,7 @@ def begun(agent: Deployment, command: str, **fields: Any) -> int:
 def test_refused_job_runs_nothing(agent: Deployment, runner: str) -> None:
     """After a refusal no step runs, whatever its condition, and the instance powers off.
 
-    What each kind of event asks of the policy service is in tests/unit/test_provision.py.
+    What each kind of event asks of the policy service is in tests/unit/test_policy_check.py.
     """
     steps = [
         {"run": CHEAT, "pre": CHEAT},

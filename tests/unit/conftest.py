@@ -16,6 +16,7 @@ import times
 from errors import CreateMetricsStorageError
 from host import markers, systemd
 from metrics.storage import MetricsStorage
+from tests.support.scripts import Shell
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +93,12 @@ def no_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_secrets() -> None:
     """What one test takes for a secret is an ordinary word in another."""
-    monkeypatch.setattr(redaction, "_noted", {})
+    redaction.clear()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """A folder in which bash runs scripts of a runner."""
+    return Shell(tmp_path)

@@ -18,6 +18,7 @@ from errors import CommandError, HostError, LxdError
 from host import firewall, lxd_server, packet_filter
 from host.firewall import acl_name, egress_rules, own_networks, split
 from models import RepoPolicy, SSHDebugConnection
+from proxies import ProxyConfig
 from tests.support.fakes import state
 
 OWN = [IPv4Network("10.1.2.3"), IPv4Network("10.217.77.1")]
@@ -179,9 +180,12 @@ class AclLxd:
         self.instances: list[dict[str, Any]] = []
         self.driver = "nftables"
 
+    def server_version(self) -> tuple[int, ...]:
+        return lxd_server.OLDEST
+
     def find(self, *path: str) -> Any:
         if path[0] == "networks":
-            return {"used_by": self.users, "config": dict(self.bridge)}
+            return {"used_by": self.users, "config": dict(self.bridge), "managed": True}
         if path[1] not in self.acls:
             return None
         used = ["/1.0/networks/lxdbr0"] if path[1] in self.bridge.get("security.acls", "").split(",") else []
@@ -189,7 +193,7 @@ class AclLxd:
 
     def get(self, *path: str, **_: Any) -> Any:
         if not path:
-            return {"environment": {"firewall": self.driver}}
+            return {"environment": {"firewall": self.driver}, "config": {}}
         if path == ("profiles", "default"):
             return {"devices": {"eth0": NETWORK_CARD, "root": {}}}
         return self.instances if path == ("instances",) else self.find(*path)
@@ -427,14 +431,12 @@ DHCP = "dhcp-ignore=tag:!known\ndhcp-ignore-clid"
         ("dhcp-ignore-clid\ndomain=x", "dhcp-ignore-clid\ndomain=x\ndhcp-ignore=tag:!known"),
     ],
 )
-def test_the_operators_lines_for_dhcp_stay(monkeypatch: pytest.MonkeyPatch, before: str, after: str) -> None:
+def test_the_operators_lines_for_dhcp_stay(before: str, after: str) -> None:
     """The lines that keep a runner from taking all addresses are added once, and taken from a bridge that stays."""
-    monkeypatch.setattr(lxd_server, "_ensure_proxies", lambda *_: None)
     lxd = AclLxd()
-    lxd.find = lambda *_: {"managed": True, "config": dict(lxd.bridge)}  # type: ignore[method-assign]
     lxd.bridge["raw.dnsmasq"] = before
     for _ in range(2):
-        lxd_server._ensure_bridge(cast(LxdClient, lxd))
+        lxd_server.ensure(cast(LxdClient, lxd), ProxyConfig())
 
     assert lxd.bridge["raw.dnsmasq"] == after
     assert lxd.changed == ["PATCH networks lxdbr0"]

@@ -1,4 +1,4 @@
-"""The option pre-job-script: its text in a runner, and how the charm's pre-job script runs it."""
+"""The pre-job script: the metrics that it writes, and how it runs the operator's script (option pre-job-script)."""
 
 import json
 import os
@@ -11,10 +11,100 @@ from pathlib import Path
 import pytest
 
 import provision
-from metrics.runner import PostJobStatus
-from tests.unit.test_provision import JOB, PLAIN, POWER_OFF, Shell, rendered, shell
+from metrics.runner import FILE_SIZE_BYTES_LIMIT, PRE_JOB_METRICS_FILE_NAME, PostJobStatus
+from tests.support.scripts import HOSTILE, JOB, PLAIN, POWER_OFF, Shell, rendered
 
-__all__ = ["shell"]
+
+def test_pre_job_metrics(shell: Shell) -> None:
+    """The job's environment becomes the pre-job metrics, without a line in the job's log."""
+    done = shell.run(shell.render("pre-job.sh.j2"), **JOB)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert shell.pre_job.model_dump(exclude={"timestamp"}) == {
+        "workflow": "Tests",
+        "workflow_run_id": "4711",
+        "repository": "octo-org/demo",
+        "event": "push",
+    }
+    assert shell.pre_job.timestamp > 1_700_000_000
+
+
+@pytest.mark.parametrize(
+    "workflow",
+    [
+        pytest.param("x" * 5000, id="5000 characters"),
+        pytest.param('"' * 5000, id="5000 quotes"),
+        pytest.param("\\" * 5000, id="5000 backslashes"),
+        pytest.param("\U0001f980" * 5000, id="5000 characters of four bytes"),
+        pytest.param("a\nb\tc\r" * 1000, id="newlines"),
+        pytest.param("$(touch canary)`touch canary`' \"; touch canary", id="shell"),
+        pytest.param("%s %d ${x} --arg", id="formats"),
+        pytest.param("--help", id="an option"),
+        pytest.param("", id="empty"),
+        pytest.param(
+            "\x01" * 5000,
+            id="5000 control characters",
+        ),
+    ],
+)
+def test_any_workflow_name_is_accepted(shell: Shell, workflow: str) -> None:
+    """However a workflow is called, and with the longest repository and event, the charm can read the file."""
+    repository = f"{'o' * 39}/{'r' * 100}"
+    job = {
+        "GITHUB_WORKFLOW": workflow,
+        "GITHUB_REPOSITORY": repository,
+        "GITHUB_RUN_ID": "9" * 20,
+        "GITHUB_EVENT_NAME": "pull_request_review_comment",
+    }
+
+    done = shell.run(shell.render("pre-job.sh.j2"), **job)
+
+    assert done.returncode == 0
+    assert len((shell.metrics / PRE_JOB_METRICS_FILE_NAME).read_bytes()) <= FILE_SIZE_BYTES_LIMIT
+    shown = "".join(char for char in workflow if char >= " ")
+    assert shell.pre_job.workflow == shown[:128]
+    assert not (shell.folder / "canary").exists()
+
+
+@pytest.mark.parametrize("script", ["start.sh.j2", "pre-job.sh.j2"])
+def test_metrics_are_written_to_the_storage_only(shell: Shell, script: str) -> None:
+    """Where nothing is mounted, the folder is the instance's own, and nothing is written to it."""
+    shell.stub("mountpoint", "exit 32")
+    shell.stub("run.sh", "exit 1", shell.application)
+
+    shell.run(shell.render(script), **JOB)
+
+    assert list(shell.metrics.iterdir()) == []
+    assert shell.arguments("mountpoint") == ["-q", str(shell.metrics)]
+
+
+@pytest.mark.parametrize("broken", ["no folder", "cannot be written", "no jq", "no environment"])
+def test_metrics_never_fail_the_job(shell: Shell, broken: str) -> None:
+    """A failure to write metrics does not fail the job."""
+    job = {} if broken == "no environment" else JOB
+    if broken == "no folder":
+        shell.metrics.rmdir()
+    elif broken == "cannot be written":
+        (shell.metrics / PRE_JOB_METRICS_FILE_NAME).mkdir()
+    elif broken == "no jq":
+        shell.stub("jq", "exit 127")
+
+    assert shell.run(shell.render("pre-job.sh.j2"), **job).returncode == 0
+
+
+@pytest.mark.parametrize("value", [*HOSTILE, "a\ntouch canary"])
+def test_job_log_names_the_mirror_unchanged(shell: Shell, value: str) -> None:
+    """The job's log names the Docker Hub mirror as it is given, and the name runs nothing."""
+    done = shell.run(shell.render("pre-job.sh.j2", dockerhub_mirror=value), **JOB)
+
+    assert value in done.stdout
+    assert not (shell.folder / "canary").exists()
+
+
+def test_job_log_without_a_mirror(shell: Shell) -> None:
+    """Without a mirror the job's log does not mention one."""
+    assert "irror" not in shell.run(shell.render("pre-job.sh.j2"), **JOB).stdout
+
 
 SCRIPT = "/home/ubuntu/github-runner/operator-pre-job"
 

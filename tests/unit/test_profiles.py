@@ -25,13 +25,15 @@ def profile(config: dict[str, str] | None = None, users: int = 0, **devices: dic
 
 
 class ProfileLxd:
-    """LXD with profiles only; ``changed`` has each change."""
+    """LXD with profiles and a pool in use; ``changed`` has each change."""
 
     def __init__(self, found: dict[str, dict[str, Any]]) -> None:
         self.found = {name: {**value, "name": name} for name, value in found.items()}
         self.changed: list[str] = []
 
     def find(self, *path: str) -> Any:
+        if path[0] == "storage-pools":
+            return {"status": "Created", "config": {}, "used_by": ["/1.0/instances/busy"]}
         return self.found.get(path[1])
 
     def get(self, *path: str, **_: Any) -> Any:
@@ -169,15 +171,12 @@ def test_the_record_of_an_application_without_a_unit_is_removed() -> None:
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_the_set_up_knows_which_applications_have_a_unit(
-    monkeypatch: pytest.MonkeyPatch, marker_root: Path, there: bool
-) -> None:
+def test_the_set_up_knows_which_applications_have_a_unit(marker_root: Path, there: bool) -> None:
     """By its folder of markers and its agent of Juju, which is gone after a removal by force."""
     lxd = ProfileLxd({})
     profiles.ensure_runner(client(lxd), "other", BaseImage.NOBLE, RunnerStorage.MEMORY)
     Markers("other/3").note(SET_UP)
     (marker_root / "agents" / "unit-other-3" if there else marker_root).mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(pool, "_ensure_pool", lambda *_: None)
 
     pool.ensure(client(lxd), cast(Any, None), state(), "app/0")
 

@@ -25,7 +25,7 @@ import runner_manager
 import shared_fs
 import telemetry
 import times
-from engine import console
+from engine import console, profiles
 from engine.instance import Execution
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
 from known_jobs import KnownJob
@@ -1607,9 +1607,9 @@ def test_an_upgrade_never_has_too_many_runners(world: World, wanted: int, busy: 
 
 
 CLEAN_UPS = [
-    (RunnerManager, "_remove_unused_profiles"),
+    (profiles, "remove_unused_resources"),
     (runner_manager, "remove_old_logs"),
-    (collect, "_age"),
+    (telemetry, "save"),
     (collect, "issue_event"),
 ]
 
@@ -1627,7 +1627,7 @@ def test_no_clean_up_ends_a_reconcile(
     world.state = state(issue_metrics=True)
     failed: list[str] = []
 
-    def fails(*arguments: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         failed.append(broken)
         if broken != "issue_event" or len(failed) == 1:
             raise RuntimeError("a defect")
