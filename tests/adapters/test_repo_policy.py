@@ -80,7 +80,7 @@ def test_no_token_is_a_policy_error(
 
 
 class Odd(http.server.BaseHTTPRequestHandler):
-    """Sends what the test has set, piece by piece, for as long as somebody reads."""
+    """Sends what the test has set, piece by piece, until its server is stopped."""
 
     head: ClassVar[list[bytes]] = []
     piece, pause = b"", 0.0
@@ -90,9 +90,8 @@ class Odd(http.server.BaseHTTPRequestHandler):
             self.request.recv(65536)
             for part in self.head:
                 self.request.sendall(part)
-            while True:
+            while not self.server.stop.wait(self.pause):  # type: ignore[attr-defined]
                 self.request.sendall(self.piece)
-                self.server.stop.wait(self.pause)  # type: ignore[attr-defined]
 
 
 START = b"HTTP/1.1 200 OK\r\n"
