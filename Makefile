@@ -33,6 +33,8 @@ bench: .venv/bin/tox
 faults: .venv/bin/tox
 	@.venv/bin/tox run -e faults -- $(ONLY)
 
+unit adapters: export MEASURED = python
+
 fmt lint static charmcraft unit adapters integration lifecycle: .venv/bin/tox
 	@.venv/bin/tox run -e $@
 
