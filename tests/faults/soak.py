@@ -137,7 +137,7 @@ class Month:
             moments = sorted(self._chance.sample(range(number, number + TICKS_A_DAY), len(CHANGES[0])))
             self._changes = dict(zip(moments, self._chance.choice(CHANGES), strict=True))
         calm = self._chance.uniform(0, TICK)
-        self.world.advance(calm)
+        self._pass(calm)
         disturbed = self._disturb(number)
         self.world.advance(TICK - calm)
         self._quiet = 0 if disturbed else self._quiet + 1
@@ -145,6 +145,10 @@ class Month:
             self._die_in_a_reconcile()
         else:
             self.reconcile()
+
+    def _pass(self, seconds: float) -> None:
+        """Time in which nothing goes wrong."""
+        self.world.advance(seconds)
 
     def drain(self) -> None:
         """No more jobs, nothing goes wrong: the last job ends within a day, and all that was wanted is there."""

@@ -1,4 +1,7 @@
-"""A month in demand mode: two flavours share a budget, sessions are lost, and sets are made anew."""
+"""A month in demand mode: two flavours share a budget, sessions are lost, and sets are made anew.
+
+In the first minutes after the timer's reconcile the agent starts others, which do without GitHub's list of runners.
+"""
 
 import itertools
 import math
@@ -8,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import scaling
+import times
 from budget import Ask, Capacity, goals
 from demand import Demand
 from gh.scale_set_answers import Statistics
@@ -25,6 +29,8 @@ GIB = 1 << 30
 # Of the machine's memory, for each runner that there may be: not all of them fit, but more than jobs need on average.
 MEMORY = 1.3 * GIB
 FALLBACK = 2
+# Seconds after the timer's reconcile at which the agent starts others.
+WAKES = (45.0, 120.0)
 # Of a tick: GitHub deletes the sets.
 DELETION = 1 / 40
 
@@ -51,6 +57,8 @@ class DemandMonth(Month):
         super().__init__(scale, folder)
         self._capacity = Capacity(int(MEMORY * scale.runners), 10.0 * scale.runners)
         self._since = self.world.now
+        # When a reconcile has last read GitHub's list of runners.
+        self._listed = -math.inf
         self.world.flavors = (*[SMALL] * 4, LARGE)
         self._registration = Records(self.world.hub, lambda _: self.world.hub.answers("record"))
 
@@ -139,7 +147,21 @@ class DemandMonth(Month):
         )
         if any(scaling.is_missing(self._heard.get(name, Demand()), self._since, now) for name in self._maximum):
             self.counts["reconciles_with_fallback"] += 1
-        manager.reconcile_flavors(self._asked)
+        # As UnitDemand does: a reconcile that fails or is killed is followed by one that reads the list.
+        age, self._listed, listed = now - self._listed, -math.inf, self._listed
+        manager.reconcile_flavors(self._asked, age if age < times.LIST_OF_RUNNERS else None)
+        self._listed = now if manager.findings.listed else listed
+        self.counts["reconciles_without_list"] += not manager.findings.listed
+
+    def _pass(self, seconds: float) -> None:
+        """The agent starts reconciles: jobs have come and gone."""
+        passed = 0.0
+        for wake in WAKES if not self._silence else ():
+            if wake < seconds:
+                self.world.advance(wake - passed)
+                passed = wake
+                self.reconcile()
+        super()._pass(seconds - passed)
 
     def _there(self) -> Counter[str]:
         return Counter(item.config[FLAVOR_KEY] for item in self.world.lxd.own_instances())

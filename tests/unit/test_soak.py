@@ -54,6 +54,7 @@ def test_a_day_in_demand_mode() -> None:
     for kind in ("reboots_in_a_reconcile", "option_changes", "sessions_lost", "sessions_back"):
         assert figures[kind], kind
     assert figures["reconciles_with_fallback"] > 0
+    assert figures["reconciles_without_list"] > 50
     assert figures["recoveries_seen"] > 5
     assert figures["memory_blocks_growth"] < 3000
     assert figures["open_files_growth"] <= 0
@@ -178,9 +179,21 @@ DEMANDED = sessions.demanded
         (soak_demand, "demanded", overlooking_jobs, "wanted are"),
         (flavor_changes, "grants", generous, "more instances than there is room for"),
         (flavor_plans, "_beside_others", lambda wanted, views, now: wanted, "wanted are"),
-        (plan.Desired, "is_current", lambda desired, view: view.fingerprint == desired.fingerprint, "an outdated"),
+        (
+            plan.Desired,
+            "is_current",
+            lambda desired, view: view.fingerprint == desired.fingerprint,
+            "an outdated|wanted",
+        ),
+        (times, "LIST_OF_RUNNERS", math.inf, "a runner stays that GitHub does not see"),
     ],
-    ids=["counts half the jobs", "has no budget", "counts other sets' runners", "keeps runners of other sets"],
+    ids=[
+        "counts half the jobs",
+        "has no budget",
+        "counts other sets' runners",
+        "keeps runners of other sets",
+        "does not read the list again",
+    ],
 )
 def test_demand_finds_what_is_broken(
     monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, broken: Callable[..., Any], rule: str
