@@ -581,7 +581,8 @@ class FlavorSession:
         self._pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, 2 * self._pause))
         if isinstance(error, RateLimitError):
             left = (error.reset - datetime.now(timezone.utc)).total_seconds()
-            return min(3600.0, max(self._pause, left))
+            # As below: the limit ends for all units that share a token in the same second.
+            return min(3600.0, max(0.0, left)) + self.jittered()
         return self.jittered()
 
     def jittered(self) -> float:

@@ -61,8 +61,8 @@ ABOUT = {
     "soak-demand": (
         "A month in demand mode",
         "The same with `scaling=demand`: two flavours share a budget that is smaller than their maxima, jobs ask for "
-        "one of them, sessions are lost for hours, and changed labels make other runner scale sets. No reconcile "
-        "exceeds the budget or a maximum.",
+        "one of them, sessions are lost for hours, and changed labels make other runner scale sets. In the first "
+        "minutes after the timer's reconcile the agent starts others. No reconcile exceeds the budget or a maximum.",
     ),
     "model": (
         "Random steps",

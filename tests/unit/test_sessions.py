@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import known_jobs
 import telemetry
 from agent_settings import AgentFlavor, AgentSettings
 from demand import Demand
-from errors import TemporaryGithubError, TokenError
+from errors import RateLimitError, TemporaryGithubError, TokenError
 from gh.errors import NotVisibleError
 from gh.queued_jobs import QueuedJob
 from gh.scale_set_answers import Job, Message, ScaleSet, Statistics
@@ -445,6 +446,17 @@ def test_proxies_that_were_removed_are_not_used(world: World) -> None:
 
     found = {name: os.environ[name] for name in os.environ if name.upper() in module.PROXIES}
     assert found == {"https_proxy": "http://new.example"}
+
+
+def test_units_do_not_come_back_all_at_once_after_a_limit(world: World) -> None:
+    """It ends for all that share a token in the same second; one that is over already is no reason to ask at once."""
+    for part in (0.5, 1.0):
+        world.sessions.jitter = lambda low, high, part=part: low + part * (high - low)  # type: ignore[misc]
+        for left in (100, -100):
+            session = FlavorSession(world.sessions, "small")
+            error = RateLimitError("used up", datetime.now(timezone.utc) + timedelta(seconds=left))
+
+            assert session._failed(SMALL, error) == pytest.approx(max(0, left) + 0.5 + part / 2, abs=0.1)
 
 
 def test_an_unexpected_error_ends_the_session_and_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
