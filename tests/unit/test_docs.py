@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -191,7 +192,8 @@ def strings(folder: Path) -> list[str]:
 
 def messages() -> list[str]:
     """What the page of statuses says that a unit may say: at the beginning of an item, or of a table's row."""
-    return re.findall(r"^(?:- |\| )`([^`]+)`", (DOCS / "reference/statuses.md").read_text(), re.MULTILINE)
+    found = re.findall(r"^(?:- |\| )`([^`]+)`", (DOCS / "reference/statuses.md").read_text(), re.MULTILINE)
+    return [" ".join(message.split()) for message in found]
 
 
 def test_statuses_are_those_of_the_code() -> None:
@@ -202,6 +204,58 @@ def test_statuses_are_those_of_the_code() -> None:
         pieces = (piece.strip(" ;,") for piece in re.split(r"…|: |:$| failed| for |\d+|lxdbr0", message))
         for piece in pieces:
             assert len(piece) < 3 or piece in OPTIONS or any(piece in text for text in known), message
+
+
+# Errors whose text the unit's status shows, and where else in a module such texts are: a form that a value lacks.
+SHOWN_ERRORS = {"ConfigurationError", "TokenError", "JujuError", "HostError", "GithubApiError", "TemporaryGithubError"}
+SHOWN_FORMS = {
+    "option_values": {"ValueError"},
+    "models": {"ValueError"},
+    "flavors": {"ValueError", "append", "_note"},
+    "charm_state": {"ValueError", "append"},
+}
+# Their errors are texts of the log, of an action's result, or of the unit's agent, which is the reason of a notice.
+NOT_SHOWN = {
+    *("charm", "programs/sessions", "host/firewall", "host/takeover", "settings", "gh/archives", "gh/queued_jobs"),
+    *("gh/scale_set_answers", "gh/auth"),
+}
+EXCUSED = {
+    *("the answer has no valid conclusion", "the answer has no valid time of a job", "the answer has no valid token"),
+    "was used yet",  # The agent then keeps the token that it has.
+    "the just-in-time configuration is not valid",  # The reason why one runner is not registered.
+}
+
+
+def fixed_parts(node: ast.expr) -> list[str]:
+    """The parts of a text that are always the same. The page cannot have what is in backticks."""
+    if not isinstance(node, (ast.Constant, ast.JoinedStr)):
+        return []
+    values = node.values if isinstance(node, ast.JoinedStr) else [node]
+    whole = "".join(str(value.value) if isinstance(value, ast.Constant) else "\0" for value in values)
+    parts = (part.strip(" :;,'(`") for part in re.sub("`[^`]*`", "\0", whole).split("\0"))
+    return [part for part in parts if len(part) > 3]
+
+
+def shown_texts() -> Iterator[tuple[str, list[str]]]:
+    """Where an error is made that becomes a status, and the fixed parts of its text."""
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        module = path.relative_to(ROOT / "src").with_suffix("").as_posix()
+        names = SHOWN_ERRORS | SHOWN_FORMS.get(module, set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names:
+                for parts in map(fixed_parts, node.args):
+                    if module not in NOT_SHOWN and parts and not EXCUSED & {*parts}:
+                        yield f"{module}:{node.lineno}", parts
+
+
+def test_errors_of_the_code_are_on_the_page_of_statuses() -> None:
+    """For each error that becomes a status, a message of the page has all that is fixed in its text, in that order."""
+    page = " ".join((DOCS / "reference/statuses.md").read_text().split())
+    known = re.findall(r"`([^`]+)`", page)
+    found = [(where, parts, ".*".join(map(re.escape, parts))) for where, parts in shown_texts()]
+
+    assert len(found) > 100
+    assert [(where, parts) for where, parts, form in found if not any(re.search(form, text) for text in known)] == []
 
 
 def test_every_alert_has_a_runbook() -> None:
