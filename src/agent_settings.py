@@ -93,7 +93,7 @@ def place(github_url: str, where: GithubPath) -> tuple[str, str]:
     return github_url.rstrip("/").lower(), where.path.lower()
 
 
-def path(unit: str) -> Path:
+def file_of(unit: str) -> Path:
     """The file of a unit such as ``github-runner/0``."""
     return LOCKS / f"agent.{unit.replace('/', '-')}.json"
 
@@ -103,14 +103,14 @@ def save(found: AgentSettings) -> None:
     document = asdict(found)
     document["path"] = {"path": found.path.path, "group": getattr(found.path, "group", "default")}
     # Only hooks write it, and Juju runs one at a time. What a killed one left has a token, too.
-    remove_leftovers(path(found.identity.unit))
-    write_file(path(found.identity.unit), json.dumps(document, indent=1), 0o600)
+    remove_leftovers(file_of(found.identity.unit))
+    write_file(file_of(found.identity.unit), json.dumps(document, indent=1), 0o600)
 
 
 def load(unit: str) -> AgentSettings | None:
     """The settings of a unit; None where the file is missing or damaged."""
     try:
-        return _settings(json.loads(path(unit).read_text()))
+        return _settings(json.loads(file_of(unit).read_text()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
@@ -140,4 +140,4 @@ def _flavor(item: Any) -> AgentFlavor:
 
 def remove(unit: str) -> list[str]:
     """Remove the file of a unit, and what a write that was killed has left of it; returns what was removed."""
-    return [*remove_files(path(unit)), *remove_leftovers(path(unit))]
+    return [*remove_files(file_of(unit)), *remove_leftovers(file_of(unit))]

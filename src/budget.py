@@ -94,16 +94,16 @@ def grants(
     capacity: Capacity,
     existing: Iterable[VirtualMachineResources],
     asks: Sequence[Ask],
-    aims: Mapping[str, int],
+    goals: Mapping[str, int],
     missing: Mapping[str, int],
 ) -> Answer:
     """How many of the ``missing`` runners of each flavour may be created now, beside all instances that exist.
 
     A runner that does not fit keeps its size from those that come later: smaller ones would else take each room that
-    becomes free, and it would wait for ever. ``aims`` are the goals.
+    becomes free, and it would wait for ever. ``goals`` are what the function ``goals`` gives.
     """
     # What is there serves jobs first, so that what is missing is first of all the part for no job.
-    idle = {ask.flavor: max(0, aims[ask.flavor] - max(0, ask.number - ask.min_idle)) for ask in asks}
+    idle = {ask.flavor: max(0, goals[ask.flavor] - max(0, ask.number - ask.min_idle)) for ask in asks}
     lacking = [(ask, missing.get(ask.flavor, 0)) for ask in asks]
     parts = _parts([_lacking(ask, number, idle[ask.flavor]) for ask, number in lacking])
     return _share(capacity, capacity.room(existing), asks, parts, reserve=True)

@@ -16,7 +16,7 @@ def hold(tarball: Path, failed: FailedStarts, now: float) -> str:
     if tarball == NO_BINARY:
         return "the runner binary is not downloaded yet"
     since = runner_binary.deprecated_at(now)
-    if since is not None and now - since < times.DEPRECATED_CANARY:
+    if since is not None and now - since < times.DEPRECATED_RETRY:
         return describe_deprecated(tarball)
     return describe_failed_starts(failed, now) if failed.wait(now) else ""
 

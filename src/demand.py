@@ -53,7 +53,7 @@ class Demand:
         return self.heard > 0 and abs(now - self.heard) < PATIENCE
 
 
-def path(unit: str) -> Path:
+def file_of(unit: str) -> Path:
     """The file of a unit such as ``github-runner/0``."""
     return LOCKS / f"demand.{unit.replace('/', '-')}.json"
 
@@ -61,20 +61,20 @@ def path(unit: str) -> Path:
 def save(unit: str, found: Mapping[str, Demand]) -> None:
     """Write what is known of each flavour, whole or not at all; OSError where that is not possible."""
     document = {name: asdict(demand) for name, demand in found.items()}
-    write_file(path(unit), json.dumps(document, indent=1), 0o600)
+    write_file(file_of(unit), json.dumps(document, indent=1), 0o600)
 
 
 def load(unit: str) -> dict[str, Demand]:
     """What is known of each flavour; nothing where the file is missing or damaged."""
     try:
-        return {_flavor(name): _demand(values) for name, values in json.loads(path(unit).read_text()).items()}
+        return {_flavor(name): _demand(values) for name, values in json.loads(file_of(unit).read_text()).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
 
 
 def remove(unit: str) -> list[str]:
     """Remove the file of a unit; returns what was removed."""
-    return remove_files(path(unit))
+    return remove_files(file_of(unit))
 
 
 def _flavor(name: str) -> str:

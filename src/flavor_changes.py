@@ -145,8 +145,8 @@ class FlavorChanges:
         """How many of the missing runners may be created now."""
         if self.capacity is None or self.plans.goals is None:
             return missing, []
-        aims = self.plans.goals
-        numbers, waits = grants(self.capacity, [size for _, size in self._sizes()], self.plans.asks, aims, missing)
+        sizes = [size for _, size in self._sizes()]
+        numbers, waits = grants(self.capacity, sizes, self.plans.asks, self.plans.goals, missing)
         return {flavor: numbers.get(flavor, 0) for flavor in missing}, waits
 
     def _order(self, flavors: Sequence[FlavorPlan], numbers: Mapping[str, int]) -> None:

@@ -34,7 +34,7 @@ class Wanted:
     """The runner scale set in which new runners register. Idle runners of another one, or of none, are outdated."""
     any_registration: bool = False
     """Whether runners of any or no scale set count as current ones."""
-    running: int = 0
+    running_jobs: int = 0
     """Of the jobs of the scale set, those that run."""
     maximum: int | None = None
     """The limit of all its runners, where ``number`` is for the jobs of the scale set."""
@@ -174,10 +174,12 @@ def _agreed(
 
     plans = made()
     if any(plan.proven for plan in plans.values()):
-        plans = made(canary=None)
+        plans = made(deprecated_since=None)
     if any(plan.deprecated or plan.failed for plan in plans.values()):
         plans = made(may_create=False)
-    elif any(one.canary is not None for one in desired.values()) and not any(p.proven for p in plans.values()):
+    elif any(one.deprecated_since is not None for one in desired.values()) and not any(
+        p.proven for p in plans.values()
+    ):
         return _one_tried(plans)
     return _one_aged(plans, made(idle_max_age=0.0), grouped)
 

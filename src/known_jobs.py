@@ -144,20 +144,20 @@ def _known(time: float | None, before: float | None) -> float | None:
     return before if time is None else time
 
 
-def path(unit: str) -> Path:
+def file_of(unit: str) -> Path:
     """The file of a unit such as ``github-runner/0``, beside those of what reconciles measure."""
     return telemetry.gauges_path(unit).with_name(f"jobs.{unit.replace('/', '-')}.json")
 
 
 def save(unit: str, jobs: Mapping[str, KnownJob]) -> None:
     """Write the jobs by the names of their runners, whole or not at all; OSError where that is not possible."""
-    write_file(path(unit), json.dumps({name: asdict(job) for name, job in jobs.items()}), 0o600)
+    write_file(file_of(unit), json.dumps({name: asdict(job) for name, job in jobs.items()}), 0o600)
 
 
 def load(unit: str) -> dict[str, KnownJob]:
     """The jobs by the names of their runners; nothing where the file is missing or damaged."""
     try:
-        found = json.loads(path(unit).read_text())
+        found = json.loads(file_of(unit).read_text())
         if len(found) > MOST:
             raise ValueError("more runners than can be")
         return {str(name): _job(values) for name, values in found.items()}
@@ -167,7 +167,7 @@ def load(unit: str) -> dict[str, KnownJob]:
 
 def remove(unit: str) -> list[str]:
     """Remove the file of a unit; returns what was removed."""
-    return remove_files(path(unit))
+    return remove_files(file_of(unit))
 
 
 def _job(values: Any) -> KnownJob:

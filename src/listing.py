@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 import waiting
 from demand import Demand
 from metrics.runner import PreJobMetrics
+from models import DEFAULT_FLAVOR
 from naming import BINARY_KEY
 from observe import ObservedRunner
 from plan import Health, health
@@ -24,7 +25,7 @@ from waiting import Waiting
 BASE_IMAGE_KEY = "volatile.base_image"
 DIGITS = 12
 # Longest name of a workflow in JSON and YAML, in characters.
-NAME_LIMIT = 128
+JOB_NAME_LIMIT = 128
 # Longest cell of the column Job of the table, in characters.
 CELL_LIMIT = 60
 HEADINGS = ("Name", "State", "Age", "Since (UTC)", "Image", "Binary", "Flavor", "Job")
@@ -37,6 +38,16 @@ class Job:
 
     repository: str
     workflow: str
+
+
+class State(NamedTuple):
+    """What a runner does, such as ``busy``; ``remark`` such as ``unknown to GitHub``, or empty."""
+
+    name: str
+    remark: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.remark}" if self.remark else self.name
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,23 @@ def rows(
     """
     by_name = sorted(runners, key=lambda item: item.view.name)
     return [_row(item, job_of(item), fingerprints, now) for item in by_name]
+
+
+def counts(
+    runners: Iterable[ObservedRunner], fingerprints: Mapping[str, str] | None, now: float
+) -> dict[str, list[str]]:
+    """The names of runners that GitHub lists as online and offline, and of instances without a runner.
+
+    ``details`` has a line for each: name, state and age, and whether it differs from today's fingerprint of its
+    flavour. ``fingerprints`` and ``now`` are those of ``rows``.
+    """
+    views = sorted((item.view for item in runners), key=lambda view: view.name)
+    return {
+        "online": [view.name for view in views if view.github is not None and view.github.online],
+        "offline": [view.name for view in views if view.github is not None and not view.github.online],
+        "unknown": [view.name for view in views if view.github is None],
+        "details": [_detail(view, fingerprints, now) for view in views],
+    }
 
 
 def text(found: Sequence[Row], form: str) -> str:
@@ -114,12 +142,12 @@ def _row(item: ObservedRunner, found: PreJobMetrics | None, fingerprints: Mappin
     view, config = item.view, item.instance.config if item.instance else {}
     state = _state(view, now)
     since = _since(view, state, found)
-    job = Job(found.repository, printable(found.workflow, NAME_LIMIT)) if found else None
+    job = Job(found.repository, printable(found.workflow, JOB_NAME_LIMIT)) if found else None
     return Row(
         name=view.name,
         flavor=view.flavor,
-        state=state,
-        outdated=None if fingerprints is None else view.exists and view.fingerprint != fingerprints.get(view.flavor),
+        state=str(state),
+        outdated=None if fingerprints is None else _is_outdated(view, fingerprints),
         age=round(max(0.0, now - view.created_at)) if view.created_at else None,
         # The pre-job file may hold a wrong time: use it only between creation and now.
         since=_moment(since) if view.created_at <= since <= now and since else None,
@@ -129,24 +157,38 @@ def _row(item: ObservedRunner, found: PreJobMetrics | None, fingerprints: Mappin
     )
 
 
-def _state(view: RunnerView, now: float) -> str:
+def _detail(view: RunnerView, fingerprints: Mapping[str, str] | None, now: float) -> str:
+    age = f"{max(0.0, now - view.created_at) / 60:.0f} min old" if view.created_at else "age unknown"
+    parts = [str(_state(view, now)), *([age] if view.exists else [])]
+    parts += [f"flavor {view.flavor}"] if view.flavor != DEFAULT_FLAVOR else []
+    parts += ["outdated"] if fingerprints is not None and _is_outdated(view, fingerprints) else []
+    return f"{view.name}: {', '.join(parts)}"
+
+
+def _is_outdated(view: RunnerView, fingerprints: Mapping[str, str]) -> bool:
+    return view.exists and view.fingerprint != fingerprints.get(view.flavor)
+
+
+def _state(view: RunnerView, now: float) -> State:
     if not view.exists:
-        return "no instance"
+        return State("no instance")
     if not view.running:
-        return "stopped"
+        return State("stopped")
     if view.busy:
-        return "busy, unknown to GitHub" if view.job_is_unknown else "busy"
+        return State("busy", "unknown to GitHub" if view.job_is_unknown else "")
     if view.github and view.github.online:
-        return "idle"
+        return State("idle")
     if health(view, now) is Health.STARTING:
-        return "starting"
+        return State("starting")
     if not view.github_known:
-        return "unknown"
-    return "offline" if view.github else "not at GitHub"
+        return State("unknown")
+    return State("offline" if view.github else "not at GitHub")
 
 
-def _since(view: RunnerView, state: str, job: PreJobMetrics | None) -> float:
+def _since(view: RunnerView, state: State, job: PreJobMetrics | None) -> float:
     """UNIX seconds since when a runner has been in its state; 0 if nobody has recorded that."""
+    if state.remark:
+        return view.offline_since or 0.0
     known = {
         "idle": view.prepared_at,
         "starting": view.created_at,
@@ -154,7 +196,7 @@ def _since(view: RunnerView, state: str, job: PreJobMetrics | None) -> float:
         "stopped": 0.0,
         "no instance": 0.0,
     }
-    return known.get(state, view.offline_since or 0.0)
+    return known.get(state.name, view.offline_since or 0.0)
 
 
 def _moment(since: float) -> str:
@@ -178,7 +220,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _counted(recorded: Counts, flavor: str, views: Iterable[RunnerView], now: float) -> Counts:
     """The same counts with the runners of this moment."""
-    states = Counter(_state(view, now).partition(",")[0] for view in views if view.exists and view.flavor == flavor)
+    states = Counter(_state(view, now).name for view in views if view.exists and view.flavor == flavor)
     idle, busy, starting = states["idle"], states["busy"], states["starting"]
     return replace(recorded, idle=idle, busy=busy, starting=starting, other=states.total() - idle - busy - starting)
 

@@ -10,7 +10,7 @@ import known_jobs
 import times
 from engine.api import wait_until
 from engine.instance import LxdInstance
-from engine.probe import in_pre_job, is_previous, last_words, probe
+from engine.probe import in_pre_job, is_previous, last_line, probe
 from errors import CorruptMetricDataError, GithubClientError, LxdError, MetricsStorageError
 from metrics.runner import PreJobMetrics, read_pre_job
 from metrics.storage import StorageManager
@@ -170,22 +170,6 @@ class Observer:
         ]
         return any(may_have_job(item.view, now) for item in probed)
 
-    def counts(
-        self, runners: Mapping[str, ObservedRunner], fingerprints: Mapping[str, str] | None
-    ) -> dict[str, list[str]]:
-        """The names of runners that GitHub lists as online and offline, and of instances without a runner.
-
-        ``details`` has a line for each: name, state and age, and whether it differs from today's fingerprint of its
-        flavour. ``fingerprints`` is None where they are not known.
-        """
-        listed = {name: item.view.github for name, item in runners.items() if item.view.github is not None}
-        return {
-            "online": sorted(name for name, runner in listed.items() if runner.online),
-            "offline": sorted(name for name, runner in listed.items() if not runner.online),
-            "unknown": sorted(runners.keys() - listed.keys()),
-            "details": [self._detail(item.view, fingerprints) for _, item in sorted(runners.items())],
-        }
-
     def without_registration(self, runners: dict[str, ObservedRunner], now: float) -> dict[str, ObservedRunner]:
         """Runners whose registration GitHub has deleted, marked as gone: they can never get a job.
 
@@ -329,22 +313,10 @@ class Observer:
             logger.warning("GitHub cannot be asked for %s by its id: %s", item.view.name, error)
             return False
 
-    def _detail(self, view: RunnerView, fingerprints: Mapping[str, str] | None) -> str:
-        github = view.github
-        state = "not at GitHub" if github is None else "busy" if github.busy else "idle" if github.online else "offline"
-        state = "busy, unknown to GitHub" if view.job_is_unknown else state
-        if not view.exists:
-            return f"{view.name}: {state}, no instance"
-        age = f"{max(0.0, self._clock() - view.created_at) / 60:.0f} min old" if view.created_at else "age unknown"
-        is_current = fingerprints is None or fingerprints.get(view.flavor) == view.fingerprint
-        flavor = "" if view.flavor == DEFAULT_FLAVOR else f", flavor {view.flavor}"
-        notes = f"{flavor}{'' if is_current else ', outdated'}{'' if view.running else ', stopped'}"
-        return f"{view.name}: {state}, {age}{notes}"
-
 
 def end_of_agent(item: ObservedRunner) -> str:
     """Why a runner's agent ended without a job, by the last line that it printed, which is logged."""
-    words = last_words(item.instance) if item.instance is not None else ""
+    words = last_line(item.instance) if item.instance is not None else ""
     logger.warning("%s: the runner agent ended without a job: %s", item.view.name, words)
     # GitHub lists the registration: the agent contradicts that if its signed request is from another time.
     skewed = re.search("registration has been deleted|clock", words)

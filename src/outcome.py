@@ -86,8 +86,16 @@ class Outcome:
         result = {}
         for flavor in dict.fromkeys([*numbers, *flavors.values()]):
             one = numbers.get(flavor, FlavorCount(flavor, 0, 0))
-            there = (idle[flavor], busy[flavor], other[flavor], new[flavor])
-            result[flavor] = Counts(one.expected, *there, one.wanted, one.maximum, one.delays)
+            result[flavor] = Counts(
+                expected=one.expected,
+                idle=idle[flavor],
+                busy=busy[flavor],
+                other=other[flavor],
+                starting=new[flavor],
+                wanted=one.wanted,
+                maximum=one.maximum,
+                delays=one.delays,
+            )
         return result
 
     def issue_events(

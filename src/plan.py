@@ -42,8 +42,9 @@ class Desired:
     fingerprint: str
     may_create: bool = True
     """False while no runner can be created: then outdated ones stay, too."""
-    canary: float | None = None
-    """Since when GitHub may call the version deprecated: one later runner is tried, all follow once it is online."""
+    deprecated_since: float | None = None
+    """UNIX time since when GitHub may call the version deprecated: one later runner is tried, all follow once it is
+    online."""
     idle_max_age: float = 0.0
     """Seconds after which an idle runner is replaced, one in each reconcile; 0 for never."""
     scale_set: int | None = None
@@ -86,7 +87,7 @@ class Plan:
     """Whether a runner of today's configuration and version is online at GitHub."""
     record_online: tuple[str, ...] = ()
     tried: bool = False
-    """Whether a runner of today's configuration exists that was created after the canary's time."""
+    """Whether a runner of today's configuration exists that was created after ``deprecated_since``."""
     postponed: tuple[str, ...] = ()
     """Outdated idle runners that stay until a runner of today's configuration is online."""
 
@@ -228,13 +229,13 @@ def make_plan(desired: Desired, observed: Iterable[RunnerView], now: float) -> P
     quantity = len(live) if desired.quantity is None else desired.quantity
     may_create = desired.may_create and desired.quantity is not None and not (deprecated or failed)
     proven = _is_proven(live, desired)
-    canary = desired.canary is not None and not proven
+    only_one = desired.deprecated_since is not None and not proven
     surplus = [*outdated, *current][: max(0, len(live) - quantity)]
     waiting = [view for view in outdated if view not in surplus]
-    replaced = waiting[: _replaceable(live, desired, quantity, may_create and not canary)]
-    aged = [] if waiting or not may_create or canary else _aged(current, surplus, desired, now)
+    replaced = waiting[: _replaceable(live, desired, quantity, may_create and not only_one)]
+    aged = [] if waiting or not may_create or only_one else _aged(current, surplus, desired, now)
     staying = len(live) - len(surplus) - len(replaced) - len(aged)
-    missing = min(max(0, quantity - staying), quantity if not canary else 0 if _tried(live, desired) else 1)
+    missing = min(max(0, quantity - staying), quantity if not only_one else 0 if _tried(live, desired) else 1)
     leaving = [view for view in idle if view in replaced or view in surplus]
     return Plan(
         remove=(*_useless(views, states), *_idle_removals(leaving, outdated, aged)),
@@ -280,8 +281,8 @@ def _idle_removals(
 
 
 def _tried(live: list[RunnerView], desired: Desired) -> list[RunnerView]:
-    """Runners that show whether today's configuration works. Those from before the canary's time do not."""
-    since = desired.canary or 0.0
+    """Runners that show whether today's configuration works. Those created before ``deprecated_since`` do not."""
+    since = desired.deprecated_since or 0.0
     return [view for view in live if view.fingerprint == desired.fingerprint and view.created_at > since]
 
 

@@ -92,7 +92,7 @@ def describe_deprecated(binary: Path) -> str:
     """Why no runner is created while GitHub does not accept the version of a runner binary."""
     return (
         f"runner version {binary_version(binary.name)} is deprecated by GitHub: one runner is tried after "
-        f"{times.DEPRECATED_CANARY // times.MINUTE} minutes, the action update-dependencies tries at once"
+        f"{times.DEPRECATED_RETRY // times.MINUTE} minutes, the action update-dependencies tries at once"
     )
 
 

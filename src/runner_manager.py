@@ -50,7 +50,7 @@ from report import (
 from runner import RunnerManagerClients, remove_old_logs
 from runner_view import Process, RunnerView
 from system import exclusive, in_parallel
-from unlisted import holds, presumed
+from unlisted import needs_no_list, presumed
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class RunnerManager:
         *,
         clock: Callable[[], float] = time.time,
         hold: str = "",
-        canary: float | None = None,
+        deprecated_since: float | None = None,
         failed_starts: FailedStarts | None = None,
         dropped: FailedStarts | None = None,
         image: Callable[[str], PublishedImage] = lambda alias: PublishedImage(),
@@ -96,7 +96,7 @@ class RunnerManager:
         self._binary = binary
         self._clock = clock
         self._hold = hold
-        self._canary = canary
+        self._deprecated_since = deprecated_since
         self._failed_starts = failed_starts or FailedStarts()
         self._dropped = dropped or FailedStarts()
         # Read once for all runners, and only if it is needed.
@@ -159,7 +159,7 @@ class RunnerManager:
     def _decide(self, wanted: Sequence[Wanted], list_age: float | None, now: float) -> Decision:
         """What is there, and what to do about it: without GitHub's list of runners where that suffices."""
         # What is wrong is over once a runner is listed as online.
-        is_wrong = self._hold or self._canary is not None or self._failed_starts.count or self._dropped.count
+        is_wrong = self._hold or self._deprecated_since is not None or self._failed_starts.count or self._dropped.count
         found = None if list_age is None or is_wrong else self._without_list(wanted, list_age, now)
         if found is None:
             observation = self.observer.confirmed(self.observer.observe())
@@ -175,13 +175,13 @@ class RunnerManager:
         if views is None:
             return None
         found = self._planned(wanted, observation.seen_as(views), now)
-        if not holds(found.plans, views):
+        if not needs_no_list(found.plans, views):
             found = self._planned(wanted, self.observer.probed(found.observation), now)
-        return found if holds(found.plans, found.observation.views) else None
+        return found if needs_no_list(found.plans, found.observation.views) else None
 
     def _planned(self, wanted: Sequence[Wanted], observation: Observation, now: float) -> Decision:
         max_age = self._state.idle_runner_max_age * times.HOUR
-        unit = Desired(0, "", not self._hold, self._canary, max_age)
+        unit = Desired(0, "", not self._hold, self._deprecated_since, max_age)
         if observation.listed:
             deprecated = self.observer.version_is_deprecated(observation.runners.values(), self._binary.name)
             unit = replace(unit, deprecated=deprecated)
@@ -239,7 +239,7 @@ class RunnerManager:
 
     def counts(self, runners: Mapping[str, ObservedRunner]) -> dict[str, list[str]]:
         """The names of runners by state, and in ``details`` a line for each."""
-        return self.observer.counts(runners, self._known_fingerprints)
+        return listing.counts(runners.values(), self._known_fingerprints, self._clock())
 
     def rows(self, runners: Mapping[str, ObservedRunner]) -> list[Row]:
         """One row for each runner."""
@@ -274,7 +274,7 @@ class RunnerManager:
         hold = describe_deprecated(self._binary) if plan.deprecated else self._hold
         if hold and self.report.wanted > 0:
             failures.append(hold)
-        is_tried = self._canary is not None and not plan.proven
+        is_tried = self._deprecated_since is not None and not plan.proven
         self.report.hold = hold or (delays.ONE_IS_TRIED if is_tried else "")
         views = [item.view for item in runners.values()]
         doubtful = [item for item in runners.values() if is_doubtful(item.view, plan)]

@@ -54,12 +54,7 @@ class RunnerView:
     @property
     def busy(self) -> bool:
         """Whether it runs a job, by the health probe or by GitHub's list."""
-        return self.process is Process.WORKER or self.github_has_job
-
-    @property
-    def github_has_job(self) -> bool:
-        """Whether GitHub lists it as busy."""
-        return self.github is not None and self.github.busy
+        return self.process is Process.WORKER or (self.github is not None and self.github.busy)
 
     @property
     def is_listed_alive(self) -> bool:

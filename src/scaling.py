@@ -48,7 +48,7 @@ def _of_demand(
             min_idle=flavor.min_idle,
             registration=registrations(found.scale_set),
             scale_set=found.scale_set,
-            running=found.running,
+            running_jobs=found.running,
             maximum=flavor.maximum,
         )
     if is_missing(found, since, now):

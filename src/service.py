@@ -195,7 +195,7 @@ class Service:
                 if not runner_binary.is_recent(self._adapters.clock()):
                     self._refresh_binary()
                 return
-            logger.warning("Lost since the set-up, and set up again: %s", ", ".join(lost))
+            logger.warning("Missing parts of the set-up, restoring: %s", ", ".join(lost))
         self._prepare(build_later=True)
 
     def try_at_once(self, no_policy: bool = False) -> None:
@@ -435,7 +435,7 @@ class Service:
             tarball,
             clock=clock,
             hold=self.hold or creation.hold(tarball, failed, now),
-            canary=runner_binary.deprecated_at(now),
+            deprecated_since=runner_binary.deprecated_at(now),
             failed_starts=failed,
             dropped=creation.dropped(self._markers, now),
             image=partial(image.published, self._lxd),

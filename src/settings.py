@@ -103,8 +103,8 @@ def save(state: CharmState, identity: Identity) -> bool:
     for former in _former(identity.unit):
         former.unlink(missing_ok=True)
     # Only hooks write it, and Juju runs one at a time. What a killed one left may have a password, too.
-    remove_leftovers(path(identity.unit))
-    return write_file(path(identity.unit), json.dumps(document, indent=1), 0o600)
+    remove_leftovers(file_of(identity.unit))
+    return write_file(file_of(identity.unit), json.dumps(document, indent=1), 0o600)
 
 
 def _document(build: ImageBuild) -> dict[str, Any]:
@@ -130,14 +130,14 @@ def _urls(proxies: ProxyConfig) -> list[str | None]:
 def load(unit: str) -> Settings:
     """The settings of a unit such as ``github-runner/0``; HostError where the file is missing or damaged."""
     try:
-        found = json.loads(path(unit).read_text())
+        found = json.loads(file_of(unit).read_text())
         identity = Identity(str(found["application"]), int(found["unit"]), str(found["model"]))
         # Earlier versions had one image.
         builds = found["images"] if "images" in found else [found["image"]]
         first, *others = map(_image, builds)
         return Settings(identity, int(found["runners"]), (first, *others))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HostError(f"{path(unit)} cannot be used, the charm writes it in its next hook: {error}") from error
+        raise HostError(f"{file_of(unit)} cannot be used, the charm writes it in its next hook: {error}") from error
 
 
 def _image(found: Any) -> ImageBuild:
@@ -159,13 +159,13 @@ def _image(found: Any) -> ImageBuild:
 
 def remove(unit: str) -> list[str]:
     """Remove the settings of a unit, and what a write that was killed has left; returns what was removed."""
-    found = [item for item in (path(unit), *_former(unit)) if item.exists()]
+    found = [item for item in (file_of(unit), *_former(unit)) if item.exists()]
     for item in found:
         item.unlink()
-    return [*map(str, found), *remove_leftovers(path(unit))]
+    return [*map(str, found), *remove_leftovers(file_of(unit))]
 
 
-def path(unit: str) -> Path:
+def file_of(unit: str) -> Path:
     """The file with the settings of a unit."""
     return FOLDER / f"settings.{unit.replace('/', '-')}.json"
 

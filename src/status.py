@@ -100,13 +100,15 @@ def _of_report(report: Report, test_mode: bool, notices: Sequence[str]) -> Statu
     serving = len(report.idle) + len(report.busy)
     there = serving + len(report.other)
     tail = "".join(f"; {notice}" for notice in notices) + (" (test mode: containers)" if test_mode else "")
+    others = f"{len(report.other)} starting or offline" if report.other else ""
     if report.wanted and (not there or (report.failures and not serving)):
-        return Status("waiting", _joined(f"no runner of {report.wanted}", report.failures, tail))
+        head = f"0 of {report.wanted} runners" + (f": {others}" if others else "")
+        return Status("waiting", _joined(head, report.failures, tail))
     parts = [f"{len(report.idle)} idle", f"{len(report.busy)} busy"]
     if report.unknown_jobs:
         parts.append(f"{len(report.unknown_jobs)} of them unknown to GitHub")
-    if report.other:
-        parts.append(f"{len(report.other)} starting or unclear")
+    if others:
+        parts.append(others)
     of = f"{there} of {report.wanted}" if there < report.wanted else f"{there}"
     noun = "runner" if of == "1" else "runners"
     head = f"{of} {noun}: {', '.join(parts)}"

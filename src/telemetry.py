@@ -57,17 +57,18 @@ class Delay:
 
 @dataclass(frozen=True)
 class Counts:
-    """Runners of one flavour after a reconcile; ``wanted`` is None where the number is not known.
+    """Runners of one flavour after a reconcile; ``expected`` and ``wanted`` are None where the number is not known.
 
     ``starting`` ones were just created and not seen online yet, ``other`` ones are offline or not known.
     """
 
-    wanted: int | None = None
+    expected: int | None = None
+    """The wanted ones; of those that demand asks for, only what the machine has room for."""
     idle: int = 0
     busy: int = 0
     other: int = 0
     starting: int = 0
-    asked: int | None = None
+    wanted: int | None = None
     """Runners that the option or the jobs ask for, those that wait for room among them."""
     maximum: int | None = None
     """In demand mode the highest number of runners of the flavour."""
@@ -220,11 +221,13 @@ def _gauges(found: Any) -> Gauges:
 
 
 def _counts(values: Any) -> Counts:
-    # The file of an earlier version has fewer of them.
+    # The file of an earlier version has fewer of them, and other names for two.
+    if "expected" not in values:
+        values = {**values, "expected": values.get("wanted"), "wanted": values.get("asked")}
     idle, busy, other, starting = (int(_seconds(values.get(key, 0))) for key in ("idle", "busy", "other", "starting"))
-    wanted, asked, maximum = (_optional(values.get(key)) for key in ("wanted", "asked", "maximum"))
+    expected, wanted, maximum = (_optional(values.get(key)) for key in ("expected", "wanted", "maximum"))
     delays = tuple(_delay(item) for item in values.get("delays", ())[:MOST_DELAYS])
-    return Counts(wanted, idle, busy, other, starting, asked, maximum, delays)
+    return Counts(expected, idle, busy, other, starting, wanted, maximum, delays)
 
 
 def _delay(values: Any) -> Delay:

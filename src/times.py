@@ -60,7 +60,7 @@ APT_LOCK = 10 * MINUTE
 REBOOT = 10 * MINUTE
 REBOOT_AGAIN = DAY
 # After GitHub has called a version deprecated: until one runner is tried with it, and until all are.
-DEPRECATED_CANARY = 15 * MINUTE
+DEPRECATED_RETRY = 15 * MINUTE
 DEPRECATED_END = HOUR
 # Between the creations of runners whose agents end without a job: the first pause, doubled each time, and the longest.
 BACK_OFF = 2

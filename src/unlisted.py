@@ -33,13 +33,13 @@ def presumed(
             return None
     if len(known) < len(wanted) or any(_is_kept_waiting(one, grouped[one.flavor], list_age, now) for one in wanted):
         return None
-    busy = {view.name for one in wanted for view in _running(grouped[one.flavor])[: one.running]}
+    busy = {view.name for one in wanted for view in _running(grouped[one.flavor])[: one.running_jobs]}
     return [
         replace(view, presumed=True, process=Process.WORKER if view.name in busy else Process.RUNNING) for view in found
     ]
 
 
-def holds(plans: Plans, views: Iterable[RunnerView]) -> bool:
+def needs_no_list(plans: Plans, views: Iterable[RunnerView]) -> bool:
     """Whether plans that were made without the list remove no running instance, and no agent has ended without a job.
 
     GitHub's number of jobs that run falls before the instance of an ended job is gone. Of views with a health probe
@@ -63,7 +63,7 @@ def _is_plain(view: RunnerView, wanted: Wanted, fingerprint: str) -> bool:
 def _is_kept_waiting(wanted: Wanted, views: Sequence[RunnerView], list_age: float, now: float) -> bool:
     """Whether jobs wait although more runners are ready than jobs run: some of them may get no job."""
     ready = [view for view in _running(views) if _is_ready(view, now)]
-    return wanted.since is not None and len(ready) > wanted.running and list_age >= READY
+    return wanted.since is not None and len(ready) > wanted.running_jobs and list_age >= READY
 
 
 def _is_ready(view: RunnerView, now: float) -> bool:

@@ -67,7 +67,7 @@ def by_reason(reasons: Iterable[Delay]) -> dict[str, int]:
 
 
 def _of_flavor(name: str, counts: Counts, found: Demand | None, last: float | None, now: float) -> Waiting:
-    wanted = counts.asked if counts.asked is not None else counts.wanted or 0
+    wanted = counts.wanted if counts.wanted is not None else counts.expected or 0
     missing = max(0, wanted - counts.idle - counts.busy - counts.starting)
     shown = Waiting(name, wanted, counts.there, missing, of_runners=_shared(missing, _of_runners(counts, last)))
     if found is None:

@@ -55,7 +55,7 @@ def is_previous(instance: LxdInstance) -> bool:
     return CREATED_KEY not in instance.config
 
 
-def last_words(instance: LxdInstance) -> str:
+def last_line(instance: LxdInstance) -> str:
     """The last line that the listener of a runner agent printed; empty if it cannot be read.
 
     At most ``WORDS_LIMIT`` printable characters, without secrets. Not to be believed where a job may have run inside.

@@ -153,7 +153,7 @@ def tend(jinja: jinja2.Environment, state: CharmState, unit: str) -> None:
         try:
             step()
         except (GithubRunnerError, OSError) as error:
-            logger.warning("Lost since the set-up, and not there again: %s", error)
+            logger.warning("A part of the set-up could not be restored: %s", error)
 
 
 def has_previous_charm() -> bool:

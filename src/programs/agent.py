@@ -124,7 +124,7 @@ def watch(unit: str, managed: Callable[[str], bool], starter: Starter) -> None:
     lxd, service = LxdClient(), triggers.service(unit)
     for names in events.ended(managed, GATHER):
         try:
-            if agent_settings.path(unit).exists():
+            if agent_settings.file_of(unit).exists():
                 starter.ask()
                 time.sleep(PAUSE)
                 continue
@@ -174,7 +174,8 @@ def replace(ended: set[str], there: Callable[[], set[str]], wanted: int, service
     if left >= wanted:
         return
     of = "" if wanted == settings.UNREACHED else f" of {wanted}"
-    logger.info("%s%s runners are there%s", left, of, f", ended: {', '.join(sorted(ended))}" if ended else "")
+    gone = f"; ended: {', '.join(sorted(ended))}" if ended else ""
+    logger.info("Existing runners: %s%s%s; starting a reconcile", left, of, gone)
     systemd.start(service, timeout=times.DAY, check=False)
     time.sleep(PAUSE)
 

@@ -125,8 +125,8 @@ class Figures:
             for state in ("idle", "starting", "busy", "other")
         ]
         yield self._gauge("runners", "Runners after the last reconcile.", states, "flavor", "state")
-        wanted = [((flavor,), each.wanted) for flavor, each in found.flavors.items() if each.wanted is not None]
-        yield self._gauge("wanted_runners", "Runners that the last reconcile aimed for.", wanted, "flavor")
+        expected = [((flavor,), one.expected) for flavor, one in found.flavors.items() if one.expected is not None]
+        yield self._gauge("wanted_runners", "Runners that the last reconcile aimed for.", expected, "flavor")
 
     def _of_jobs(self, found: telemetry.Gauges | None) -> Iterator[Metric]:
         """Jobs of each flavour, which are known in demand mode only, and runners that are missing."""

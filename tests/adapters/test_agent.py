@@ -141,7 +141,7 @@ def test_a_new_session_gives_the_same_number(
     control.add_job(REPO.path, labels=[SET])
     awaited(lambda found: found.assigned == 1, "the job")
     agent.end(close=close)
-    demand.path(IDENTITY.unit).unlink()
+    demand.file_of(IDENTITY.unit).unlink()
     agent.start()
     if not close:
         control.expire_scale_sets("sessions")
@@ -156,7 +156,7 @@ def test_a_conflict_is_a_problem_after_two_minutes(
     agent.save()
     awaited(lambda found: found.heard > 0, "the session")
     agent.end(close=False)
-    demand.path(IDENTITY.unit).unlink()
+    demand.file_of(IDENTITY.unit).unlink()
     monkeypatch.setattr("programs.sessions.CONFLICT_PATIENCE", 0.0)
     agent.start()
 
@@ -512,7 +512,7 @@ def test_a_killed_process_loses_nothing(
     finally:
         first.kill()
         first.wait(10)
-    demand.path(IDENTITY.unit).unlink()
+    demand.file_of(IDENTITY.unit).unlink()
     second = begun(tmp_path)
     try:
         awaited(lambda found: found.assigned == 1, "the job again")

@@ -76,7 +76,7 @@ class Unit:
         with closing(ScaleSetClient(self.control.url, path, token)) as client:
             registration = ScaleSetRegistration(client, found)
             [spec] = self.state.runners
-            wanted = Wanted(spec, number, registration=registration, scale_set=found, running=running)
+            wanted = Wanted(spec, number, registration=registration, scale_set=found, running_jobs=running)
             manager.reconcile_flavors([wanted], list_age)
         assert manager.report.failures == []
         # Those of the service of scale sets, and the one that leads to it.

@@ -68,7 +68,7 @@ def scrape(served: Exposition) -> dict[str, float]:
 def record(now: float = 1_700_000_000.0) -> None:
     """Everything that can be recorded, for one flavour."""
     room = Delay(telemetry.MEMORY, 2, "8GiB each, 1GiB free")
-    counts = Counts(3, 1, 2, 0, starting=1, asked=6, maximum=6, delays=(room,))
+    counts = Counts(3, 1, 2, 0, starting=1, wanted=6, maximum=6, delays=(room,))
     telemetry.save(UNIT, Gauges(now, {"small": counts}, 4000, now - 60, now - 120))
     demand.save(UNIT, {"small": Demand(assigned=6, missed=1, heard=time.time(), running=2)})
     durations = (Observation(name, "small", 7.0) for name in telemetry.DURATIONS)

@@ -27,7 +27,7 @@ from programs.sessions import Assigned, demanded
 from runner_view import Process, RunnerView
 from tests.bench.report import write
 from tests.support.fakes import state
-from unlisted import holds, presumed
+from unlisted import needs_no_list, presumed
 
 UNITS, JOBS_AN_HOUR, HOURS = 50, 10_000, 24
 GIB = 1 << 30
@@ -269,11 +269,11 @@ class Fleet:
             seen = presumed(wanted, FINGERPRINTS, views, age, self.now)
             if seen is not None:
                 plans = self._made(wanted, seen)
-                if holds(plans, seen):
+                if needs_no_list(plans, seen):
                     return plans
                 seen = [replace(each, presumed=True) for each in views]
                 plans = self._made(wanted, seen)
-                if holds(plans, seen):
+                if needs_no_list(plans, seen):
                     return plans
         unit.listed = self.now
         unit.requests += max(1, math.ceil(sum(len(each.runners) for each in self.units) / PAGE))
@@ -293,7 +293,7 @@ class Fleet:
             demand.since,
             flavor.min_idle,
             scale_set=SCALE_SET,
-            running=unit.running[flavor.name],
+            running_jobs=unit.running[flavor.name],
         )
 
     def _view(self, runner: Runner, listed: bool) -> RunnerView:

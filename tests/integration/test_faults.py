@@ -95,7 +95,7 @@ def test_one_that_never_answers_is_not_taken_for_dead(deployment: Deployment) ->
         wait_for(lambda: deployment.online() == [other], "GitHub noticing")
         deployment.reconcile()
         assert deployment.instances() == sorted([name, other])
-        assert deployment.status()[1].startswith("2 runners: 1 idle, 0 busy, 1 starting or unclear")
+        assert deployment.status()[1].startswith("2 runners: 1 idle, 0 busy, 1 starting or offline")
     finally:
         deployment.machine.exec("lxc", "start", name)
     wait_for(lambda: len(deployment.online()) == 2, "its coming back")

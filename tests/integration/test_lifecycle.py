@@ -179,7 +179,7 @@ def test_policy_service_secrets_and_removal_while_blocked(packed: Path, hub: git
         alone.unit.set_config({"scaling": "fixed"})
         [stop] = [event for event in alone.events("runner_stop") if "status_info" in event]
         assert (stop["status"], stop["status_info"]) == ("repo-policy-check-failure", {"code": 403})
-        assert "no runner of 1" in alone.status()[1]
+        assert "0 of 1 runners" in alone.status()[1]
 
         alone.unit.set_config({"vm-memory": "7GB"})
         alone.control.remove_app_key(app["id"], app["key"])

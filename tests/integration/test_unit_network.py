@@ -51,6 +51,6 @@ def test_the_network_stays_closed(deployment: Deployment) -> None:
 
     deployment.machine.exec("systemctl", "stop", "web")
     assert deployment.wait_online(1) == [runner]
-    losses = deployment.unit.debug_log().count("Lost since the set-up")
+    losses = deployment.unit.debug_log().count("Missing parts of the set-up")
     deployment.reconcile()
-    assert deployment.unit.debug_log().count("Lost since the set-up") == losses >= 2
+    assert deployment.unit.debug_log().count("Missing parts of the set-up") == losses >= 2

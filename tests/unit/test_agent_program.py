@@ -91,7 +91,7 @@ def test_each_end_of_an_instance_asks_once_in_a_while(monkeypatch: pytest.Monkey
     """In demand mode: a creation that fails ends an instance, and would ask for the next one at once."""
     calls: list[Any] = []
     monkeypatch.setattr(agent_settings, "LOCKS", tmp_path)
-    agent_settings.path(UNIT).write_text("{}")
+    agent_settings.file_of(UNIT).write_text("{}")
     monkeypatch.setattr("engine.events.ended", lambda *_: iter([{"a"}, {"b"}]))
     monkeypatch.setattr(agent, "time", SimpleNamespace(sleep=calls.append))
     starter: Any = SimpleNamespace(ask=lambda: calls.append("asked"))

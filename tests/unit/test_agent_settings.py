@@ -36,13 +36,13 @@ def test_what_is_saved_is_loaded(path: GithubPath, end: float | None) -> None:
     agent_settings.save(made(path, end))
 
     assert agent_settings.load(IDENTITY.unit) == made(path, end)
-    assert agent_settings.path(IDENTITY.unit).stat().st_mode & 0o777 == 0o600
+    assert agent_settings.file_of(IDENTITY.unit).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"text"', "\x00", "[" * 100_000])
 def test_a_damaged_file_gives_no_settings(text: str) -> None:
     """The agent then waits for the next reconcile, which writes it anew."""
-    agent_settings.path(IDENTITY.unit).write_text(text)
+    agent_settings.file_of(IDENTITY.unit).write_text(text)
 
     assert agent_settings.load(IDENTITY.unit) is None
 
@@ -52,7 +52,7 @@ def test_a_damaged_file_gives_no_settings(text: str) -> None:
 def test_a_field_that_cannot_be_is_no_error(name: str, value: Any) -> None:
     """Whatever a field holds, or whether it is there: the file says something usable, or nothing."""
     agent_settings.save(made())
-    path = agent_settings.path(IDENTITY.unit)
+    path = agent_settings.file_of(IDENTITY.unit)
     document = json.loads(path.read_text())
     del document[name]
     path.write_text(json.dumps(document if value is ... else {**document, name: value}))
@@ -85,14 +85,14 @@ def test_it_is_removed_once() -> None:
     """A second removal finds nothing."""
     agent_settings.save(made())
 
-    assert agent_settings.remove(IDENTITY.unit) == [str(agent_settings.path(IDENTITY.unit))]
+    assert agent_settings.remove(IDENTITY.unit) == [str(agent_settings.file_of(IDENTITY.unit))]
     assert agent_settings.remove(IDENTITY.unit) == []
 
 
 def test_what_a_killed_write_left_is_removed() -> None:
     """It has the token too; files of other units stay."""
     agent_settings.save(made())
-    place = agent_settings.path(IDENTITY.unit)
+    place = agent_settings.file_of(IDENTITY.unit)
     left, other = place.with_name(f".{place.name}.x1y2"), place.with_name(".agent.app-01.json.x1y2")
     left.write_text("ghs_agentsecret")
     other.write_text("")
@@ -104,7 +104,7 @@ def test_what_a_killed_write_left_is_removed() -> None:
 
 def test_what_a_killed_write_left_goes_with_the_next_one() -> None:
     """Also while the settings do not change; those of another unit stay."""
-    place = agent_settings.path(IDENTITY.unit)
+    place = agent_settings.file_of(IDENTITY.unit)
     left, other = place.with_name(f".{place.name}.x1y2"), place.with_name(".agent.app-01.json.x1y2")
     for _ in range(2):
         left.write_text("ghs_agentsecret")

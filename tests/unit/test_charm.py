@@ -314,7 +314,7 @@ def test_a_set_up_that_failed_is_completed_by_the_next_reconcile(context: Any, w
     out = context.run(context.on.config_changed(), state())
     assert (out.unit_status.name, out.unit_status.message) == (
         "waiting",
-        "no runner of 2; apt is locked (test mode: containers)",
+        "0 of 2 runners; apt is locked (test mode: containers)",
     )
     world.steps.clear()
 

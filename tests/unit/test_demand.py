@@ -28,7 +28,7 @@ def test_what_is_saved_is_loaded() -> None:
     demand.save(UNIT, found)
 
     assert demand.load(UNIT) == found
-    assert demand.path(UNIT).stat().st_mode & 0o777 == 0o600
+    assert demand.file_of(UNIT).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_what_is_saved_is_loaded() -> None:
 )
 def test_a_damaged_file_says_nothing(text: str) -> None:
     """A file that cannot be what the agent wrote counts as missing."""
-    demand.path(UNIT).write_text(text)
+    demand.file_of(UNIT).write_text(text)
 
     assert demand.load(UNIT) == {}
 
@@ -62,9 +62,9 @@ def test_what_servers_and_failures_say_is_one_line() -> None:
 def test_a_file_of_a_former_version_is_read() -> None:
     """It has no number of running jobs, and not the labels that the set was made with."""
     demand.save(UNIT, {"small": Demand(3, running=2, asked=("app",))})
-    document = json.loads(demand.path(UNIT).read_text())
+    document = json.loads(demand.file_of(UNIT).read_text())
     del document["small"]["running"], document["small"]["asked"]
-    demand.path(UNIT).write_text(json.dumps(document))
+    demand.file_of(UNIT).write_text(json.dumps(document))
 
     assert demand.load(UNIT) == {"small": Demand(3)}
 

@@ -158,7 +158,7 @@ def test_idle_runners_of_a_former_flavour_stay_while_none_can_be_created(why: st
 def test_a_version_is_tried_with_one_runner_of_the_unit() -> None:
     """All flavours have the same runner binary; any runner that was created since shows whether it works."""
     both = [wanted("small", 2), wanted("large", 2)]
-    unit = replace(UNIT, canary=NOW - 600)
+    unit = replace(UNIT, deprecated_since=NOW - 600)
 
     assert created(plans(both, unit=unit)) == {"small": 1, "large": 0}
     tried = view("a", "large", created_at=NOW - 60, github=None, process=Process.RUNNING)
@@ -550,7 +550,7 @@ def test_why_a_flavour_is_held_is_told_where_runners_are_wanted(world: World) ->
 
     assert manager.report.failures == ["image noble: being built"]
     assert world.there() == []
-    assert status.of_report(manager.report, test_mode=False).message == "no runner of 1; image noble: being built"
+    assert status.of_report(manager.report, test_mode=False).message == "0 of 1 runners; image noble: being built"
 
 
 def recorded(flavor: str) -> Counts:
@@ -564,13 +564,13 @@ def test_a_new_runner_is_starting_until_it_is_seen_online(world: World) -> None:
     """For Prometheus only: the status and the event count it as idle, as before."""
     manager = world.reconcile(wanted("small", 2), wanted("large", 0))
 
-    assert recorded("small") == Counts(2, starting=2, asked=2)
+    assert recorded("small") == Counts(2, starting=2, wanted=2)
     assert (len(manager.report.idle), manager.report.other) == (2, [])
     world.add("aa", "small", SMALL, keys={f"{KEY}created": str(NOW - 60), f"{KEY}prepared": str(NOW - 30)})
     name = f"{IDENTITY.prefix}aa"
     world.github.runners[name] = replace(world.github.runners[name], online=False)
     world.reconcile(wanted("small", 3), wanted("large", 0))
-    assert recorded("small") == Counts(3, idle=2, starting=1, asked=3)
+    assert recorded("small") == Counts(3, idle=2, starting=1, wanted=3)
 
 
 def test_what_waits_for_room_is_recorded(world: World) -> None:
@@ -581,7 +581,7 @@ def test_what_waits_for_room_is_recorded(world: World) -> None:
     world.reconcile(wanted("small", 3, maximum=8), wanted("large", 2), capacity=Capacity(6 * GIB, 99))
 
     waits = {name: recorded(name).delays for name in ("small", "large")}
-    assert (recorded("small").wanted, recorded("small").asked, recorded("small").maximum) == (2, 3, 8)
+    assert (recorded("small").expected, recorded("small").wanted, recorded("small").maximum) == (2, 3, 8)
     assert waits["small"] == (Delay(telemetry.MEMORY, 1, "1GiB each, 0GiB free"),)
     assert [(one.reason, one.number) for one in waits["large"]] == [(telemetry.MEMORY, 2)]
 
@@ -616,7 +616,7 @@ def test_a_flavour_that_cannot_register_records_why(world: World) -> None:
     [
         ({"hold": "the runner binary is not downloaded yet"}, {}, "the runner binary is not downloaded yet"),
         ({}, {"hold": "image noble: being built"}, "image noble: being built"),
-        ({"canary": NOW}, {}, delays.ONE_IS_TRIED),
+        ({"deprecated_since": NOW}, {}, delays.ONE_IS_TRIED),
     ],
     ids=["unit", "image", "deprecated version"],
 )
@@ -697,7 +697,7 @@ def test_sixteen_flavours_hide_neither_a_failure_nor_what_waits(failures: list[s
 
     message = status.bounded(status.of_report(report, test_mode=False, notices=notices)).message
 
-    assert message.startswith("207 of 320 runners: 99 idle, 99 busy, 9 starting or unclear")
+    assert message.startswith("207 of 320 runners: 99 idle, 99 busy, 9 starting or offline")
     assert "15 more flavours wait" in message
     assert message.endswith(notices[0] if notices else "15 more flavours wait")
     if failures:

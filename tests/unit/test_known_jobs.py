@@ -33,7 +33,7 @@ def test_messages_of_a_job_are_joined(jobs: tuple[Job, ...]) -> None:
 
     assert known_jobs.load(UNIT) == {NAME: WHOLE}
     assert (WHOLE.queue_duration, WHOLE.duration, WHOLE.conclusion) == (30.0, 60.0, "success")
-    assert known_jobs.path(UNIT).stat().st_mode & 0o777 == 0o600
+    assert known_jobs.file_of(UNIT).stat().st_mode & 0o777 == 0o600
 
 
 def test_each_duration_is_told_once() -> None:
@@ -59,7 +59,7 @@ def test_only_jobs_of_own_runners_are_kept() -> None:
     )
 
     assert note(*others) == []
-    assert not known_jobs.path(UNIT).exists()
+    assert not known_jobs.file_of(UNIT).exists()
 
 
 def test_another_job_of_a_runner_begins_anew() -> None:
@@ -158,8 +158,8 @@ def test_a_disk_that_takes_nothing_is_no_error(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"text"', '{"a": 1}', "\x00", "[" * 100_000])
 def test_a_damaged_file_says_nothing(text: str) -> None:
     """The agent writes it anew."""
-    known_jobs.path(UNIT).parent.mkdir(exist_ok=True)
-    known_jobs.path(UNIT).write_text(text)
+    known_jobs.file_of(UNIT).parent.mkdir(exist_ok=True)
+    known_jobs.file_of(UNIT).write_text(text)
 
     assert known_jobs.load(UNIT) == {}
     note(STARTED, COMPLETED)
@@ -175,7 +175,7 @@ def test_a_field_that_cannot_be_is_damage(name: str, value: Any) -> None:
     del document[name]
     if value is not ...:
         document[name] = value
-    known_jobs.path(UNIT).write_text(json.dumps({NAME: document}))
+    known_jobs.file_of(UNIT).write_text(json.dumps({NAME: document}))
 
     assert known_jobs.load(UNIT) == {}
 
@@ -190,7 +190,7 @@ def test_more_runners_than_are_ever_written_are_damage() -> None:
 def test_it_is_removed_once() -> None:
     """A second removal finds nothing."""
     note(STARTED)
-    path: Path = known_jobs.path(UNIT)
+    path: Path = known_jobs.file_of(UNIT)
 
     assert known_jobs.remove(UNIT) == [str(path)]
     assert known_jobs.remove(UNIT) == []

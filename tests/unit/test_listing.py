@@ -11,7 +11,7 @@ import yaml
 from ops import testing
 
 import metrics.events
-from listing import CELL_LIMIT, NAME_LIMIT, WAITING_HEADINGS, Job, Row, rows, text
+from listing import CELL_LIMIT, JOB_NAME_LIMIT, WAITING_HEADINGS, Job, Row, counts, rows, text
 from metrics.runner import PreJobMetrics
 from models import FORMATS, GithubRunner
 from naming import KEY
@@ -83,6 +83,15 @@ def test_state_and_since_when(changes: dict[str, Any], name: str, since: float |
     expected = {HOUR_AGO + 60: "2023-11-14T21:14:20Z", NOW - 600: "2023-11-14T22:03:20Z"}
     expected |= {NOW - 60: "2023-11-14T22:12:20Z", NOW - 30: "2023-11-14T22:12:50Z"}
     assert found.since == (expected[since] if since is not None else None)
+
+
+@pytest.mark.parametrize(("changes", "name", "since"), STATES, ids=lambda value: str(value)[:40])
+def test_a_state_has_the_same_words_without_a_format(changes: dict[str, Any], name: str, since: float | None) -> None:
+    """The line of `details` and the row of a runner name one state in one way."""
+    [line] = counts([ObservedRunner(view(**changes), REPO)], None, NOW)["details"]
+
+    age = "" if name == "no instance" else ", 0 min old" if "created_at" in changes else ", 60 min old"
+    assert line == f"app-0-a: {name}{age}"
 
 
 def test_what_an_instance_records_is_shown() -> None:
@@ -172,7 +181,7 @@ def test_a_job_changes_nothing_but_its_own_cell(form: str, workflow: str) -> Non
     assert job is not None
     shown = text([a_row(job=job), UNKNOWN], form)
 
-    assert len(job.workflow) <= NAME_LIMIT
+    assert len(job.workflow) <= JOB_NAME_LIMIT
     assert len(shown.splitlines()) == len(text([a_row(), UNKNOWN], form).splitlines())
     assert all(char.isprintable() or char == "\n" for char in shown)
     assert not any(line.endswith(" ") for line in shown.splitlines())

@@ -133,7 +133,7 @@ def test_units_of_one_machine_have_systemd_units_of_their_own() -> None:
         for unit in ("github-runner/0", "github-runner/10", "runner/0", "runner-0/1")
         for name in (
             *(triggers.service(unit), triggers.timer(unit), image.service(unit), image.timer(unit)),
-            *(triggers.agent(unit), str(settings.path(unit)), firewall.acl_name(unit)),
+            *(triggers.agent(unit), str(settings.file_of(unit)), firewall.acl_name(unit)),
         )
     ]
 

@@ -733,8 +733,8 @@ def test_a_changed_configuration_is_tried_with_one_runner(
     assert set(postponed) <= set(decided.idle)
 
 
-def canary(quantity: int, *views: RunnerView) -> Plan:
-    return make_plan(Desired(quantity, TODAY, canary=NOW - 16 * MINUTE), views, NOW)
+def plan_while_deprecated(quantity: int, *views: RunnerView) -> Plan:
+    return make_plan(Desired(quantity, TODAY, deprecated_since=NOW - 16 * MINUTE), views, NOW)
 
 
 @pytest.mark.parametrize(
@@ -753,12 +753,12 @@ def test_a_version_that_github_called_deprecated_is_tried_with_one_runner(
     views: list[RunnerView], created: int
 ) -> None:
     """One runner at a time until one is online at GitHub."""
-    assert canary(3, *views).create == created
+    assert plan_while_deprecated(3, *views).create == created
 
 
 def test_outdated_runners_stay_while_their_successors_version_is_in_doubt() -> None:
     """A version that may be deprecated replaces no runner that serves."""
-    decided = canary(2, idle("a", fingerprint="old"), idle("b", fingerprint="old"))
+    decided = plan_while_deprecated(2, idle("a", fingerprint="old"), idle("b", fingerprint="old"))
 
     assert (decided.remove, decided.create) == ((), 0)
 

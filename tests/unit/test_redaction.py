@@ -318,7 +318,7 @@ def test_nothing_of_demand_shows_a_secret(
     monkeypatch.setattr(world.github, "held_token", lambda: (TOKEN, None), raising=False)
     monkeypatch.setattr(ScaleSetClient, "connect", lambda _: None)
     monkeypatch.setattr(ScaleSetClient, "delete_sets", lambda *_: [])
-    path, config = agent_settings.path("github-runner/0"), {**CONFIG, "scaling": "demand"}
+    path, config = agent_settings.file_of("github-runner/0"), {**CONFIG, "scaling": "demand"}
     text = happen(charm_with_policy(), "config_changed", config)
     assert TOKEN in json.loads(path.read_text())["token"]
     assert path.stat().st_mode & 0o777 == 0o600
@@ -402,10 +402,10 @@ def of_github(text: str) -> str:
 
 
 CUTTERS: dict[str, tuple[int, Callable[[str], str]]] = {
-    "a listener's last words": (probe.WORDS_LIMIT, lambda text: probe.last_words(cast("LxdInstance", Telling(text)))),
+    "a listener's last words": (probe.WORDS_LIMIT, lambda text: probe.last_line(cast("LxdInstance", Telling(text)))),
     "a text of the scale set service": (TEXT_LIMIT, lambda text: scale_set_answers.text({"name": text}, "name")),
     "a rejected value": (option_values.SHOWN_LIMIT, option_values.shortened),
-    "the name of a job": (listing.NAME_LIMIT, lambda text: listing.printable(text, listing.NAME_LIMIT)),
+    "the name of a job": (listing.JOB_NAME_LIMIT, lambda text: listing.printable(text, listing.JOB_NAME_LIMIT)),
     "GitHub's message": (gh.errors.MESSAGE_LIMIT, of_github),
     "the last words of a program": (500, lambda text: redaction.tail(text[::-1])),
 }

@@ -76,8 +76,8 @@ def test_when_a_reconcile_is_asked_for(
 @pytest.mark.parametrize(
     ("wanted", "text"),
     [
-        (2, "1 of 2 runners are there, ended: a"),
-        (settings.UNREACHED, "1 runners are there, ended: a"),
+        (2, "Existing runners: 1 of 2; ended: a; starting a reconcile"),
+        (settings.UNREACHED, "Existing runners: 1; ended: a; starting a reconcile"),
     ],
 )
 def test_the_log_has_no_number_that_is_none(

@@ -172,7 +172,7 @@ def test_without_a_runner_binary_none_is_created(world: Surroundings, unit: Reco
 
     service.reconcile()
 
-    assert unit.done[-1].startswith("waiting: no runner of 2; the runner binary is not downloaded yet")
+    assert unit.done[-1].startswith("waiting: 0 of 2 runners; the runner binary is not downloaded yet")
     assert world.lxd.found == {}
 
 
@@ -390,7 +390,7 @@ def test_the_agents_token_goes_with_the_unit(
 
     make(world, unit).leave()
 
-    assert not agent_settings.path(IDENTITY.unit).exists()
+    assert not agent_settings.file_of(IDENTITY.unit).exists()
     assert world.github.handed == revoked
 
 

@@ -45,16 +45,16 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
     assert not settings.save(saved, IDENTITY)
 
     assert settings.load(UNIT) == settings.Settings(IDENTITY, 3, (settings.image_build(saved),))
-    assert stat.S_IMODE(settings.path(UNIT).stat().st_mode) == 0o600
+    assert stat.S_IMODE(settings.file_of(UNIT).stat().st_mode) == 0o600
 
 
 def test_settings_of_an_earlier_version_have_one_proxy(folder: Path) -> None:
     """Until the next hook writes the file again, the image is built with the proxies that it names."""
     settings.save(state(proxies=PROXIES), IDENTITY)
-    document = json.loads(settings.path(UNIT).read_text())
+    document = json.loads(settings.file_of(UNIT).read_text())
     [document["image"]] = document.pop("images")
     del document["image"]["runner_proxies"]
-    settings.path(UNIT).write_text(json.dumps(document))
+    settings.file_of(UNIT).write_text(json.dumps(document))
 
     assert settings.load(UNIT).images[0].runner_proxies == PROXIES
 
@@ -66,7 +66,7 @@ def test_no_token_is_saved(folder: Path) -> None:
         state(token="MARKED-token", repo_policy=policy, dockerhub_mirror="https://user:MARKED@mirror.example"), IDENTITY
     )
 
-    assert "MARKED" not in settings.path(UNIT).read_text()
+    assert "MARKED" not in settings.file_of(UNIT).read_text()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_no_token_is_saved(folder: Path) -> None:
 def test_damaged_settings_are_named(folder: Path, text: str | None) -> None:
     """A file that is missing or damaged is an error with the file's name, not a traceback in the journal."""
     if text is not None:
-        settings.path(UNIT).write_text(text)
+        settings.file_of(UNIT).write_text(text)
 
     with pytest.raises(HostError, match=r"settings\.app-0\.json"):
         settings.load(UNIT)
@@ -96,7 +96,7 @@ def test_settings_of_an_earlier_version_are_loaded(folder: Path) -> None:
     settings.save(
         state(cached_actions=("actions/checkout@v5",), extra_packages=("cmake",), image_script="#!"), IDENTITY
     )
-    file = settings.path(UNIT)
+    file = settings.file_of(UNIT)
     document = json.loads(file.read_text())
     [document["image"]] = document.pop("images")
     for name in ("extra_packages", "script", "github_url", "cached_actions"):
@@ -122,8 +122,8 @@ def test_files_of_earlier_versions_are_removed(folder: Path) -> None:
 
 def test_what_a_killed_write_left_is_removed(folder: Path) -> None:
     """It may have a proxy's password: the next write removes it, and so does the removal. Other units' files stay."""
-    place = settings.path(UNIT)
-    left, other = (settings.path(unit).with_name(f".{settings.path(unit).name}.x1y2") for unit in (UNIT, "app/1"))
+    place = settings.file_of(UNIT)
+    left, other = (settings.file_of(unit).with_name(f".{settings.file_of(unit).name}.x1y2") for unit in (UNIT, "app/1"))
     other.touch()
     for action in (lambda: settings.save(state(), IDENTITY), lambda: settings.remove(UNIT)):
         left.touch()

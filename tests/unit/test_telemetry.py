@@ -15,7 +15,7 @@ from telemetry import Counts, Delay, Gauges, Observation
 
 UNIT = "github-runner/0"
 WAITS = (Delay(telemetry.MEMORY, 2, "8GiB each, 1GiB free"), Delay(telemetry.HELD_BACK, None, "not downloaded yet"))
-SMALL = Counts(3, 1, 1, 0, starting=1, asked=5, maximum=6, delays=WAITS)
+SMALL = Counts(3, 1, 1, 0, starting=1, wanted=5, maximum=6, delays=WAITS)
 FULL = Gauges(1_700_000_000.5, {"small": SMALL, "large": Counts(None, 0, 0, 2)}, 4000, 1.0, 2.0)
 MADE = Observation("creation", "small", 12.5)
 
@@ -90,17 +90,25 @@ def test_damaged_gauges_are_no_gauges(content: str, folder: Path) -> None:
     assert telemetry.load(UNIT) is None
 
 
-def test_gauges_of_an_earlier_version_are_read() -> None:
-    """It recorded no starting runners and no reasons."""
+OLD: dict[str, dict[str, int | None]] = {
+    "small": {"wanted": 3, "idle": 1, "busy": 1, "other": 0},
+    "large": {"wanted": None, "other": 2},
+}
+MORE = {"starting": 1, "asked": 5, "maximum": 6}
+
+
+@pytest.mark.parametrize(
+    ("small", "expected"), [({}, Counts(3, 1, 1, 0)), (MORE, Counts(3, 1, 1, 0, starting=1, wanted=5, maximum=6))]
+)
+def test_gauges_of_an_earlier_version_are_read(small: dict[str, int], expected: Counts) -> None:
+    """The expected number was named `wanted`, the wanted one `asked`; the first versions recorded fewer numbers."""
     telemetry.save(UNIT, FULL)
     path = telemetry.gauges_path(UNIT)
     document = json.loads(path.read_text())
-    for counts in document["flavors"].values():
-        for key in ("starting", "asked", "maximum", "delays"):
-            del counts[key]
+    document["flavors"] = {**OLD, "small": {**OLD["small"], **small}}
     path.write_text(json.dumps(document))
 
-    assert telemetry.load(UNIT) == replace(FULL, flavors={"small": Counts(3, 1, 1, 0), "large": Counts(None, 0, 0, 2)})
+    assert telemetry.load(UNIT) == replace(FULL, flavors={"small": expected, "large": Counts(other=2)})
 
 
 def test_a_reason_is_one_short_line_without_secrets() -> None:

@@ -42,7 +42,7 @@ class World:
         return self.token
 
     def delete_sets(self, unwanted: Callable[[str], bool]) -> list[str]:
-        self.note("delete sets" if not agent_settings.path(UNIT).exists() else "delete sets under an agent")
+        self.note("delete sets" if not agent_settings.file_of(UNIT).exists() else "delete sets under an agent")
         return list(filter(unwanted, [IDENTITY.scale_set("default"), "app-0-ffffffff-default"]))
 
     def unit(self, **changes: Any) -> UnitDemand:
@@ -143,7 +143,7 @@ def test_what_the_agent_heard_is_wanted(world: World) -> None:
 
     [found] = world.unit().wanted(NOW)
 
-    assert (found.number, found.scale_set, found.running) == (2, 7, 1)
+    assert (found.number, found.scale_set, found.running_jobs) == (2, 7, 1)
     assert isinstance(found.registration, ScaleSetRegistration)
 
 

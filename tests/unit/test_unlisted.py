@@ -22,7 +22,7 @@ from plan import Desired, Reason
 from runner_view import Process, RunnerView
 from tests.support.fakes import IDENTITY
 from tests.unit.test_flavor_plans import BUSY, GIB, LARGE, ONLINE, SMALL, TODAY, World, view, wanted
-from unlisted import READY, holds, presumed
+from unlisted import READY, needs_no_list, presumed
 
 NOW = 1_700_000_000.0
 OLD = NOW - 3600
@@ -55,8 +55,8 @@ def test_the_oldest_runners_have_the_jobs_that_run() -> None:
     a, b, c = (instance(name, created_at=OLD + after) for name, after in (("a", 2), ("b", 1), ("c", 0)))
     c = replace(c, running=False)
 
-    assert seen(asked(running=1), a, b, c) == {"c": Process.RUNNING, "b": Process.WORKER, "a": Process.RUNNING}
-    assert seen(asked(running=9), a, b) == {"b": Process.WORKER, "a": Process.WORKER}
+    assert seen(asked(running_jobs=1), a, b, c) == {"c": Process.RUNNING, "b": Process.WORKER, "a": Process.RUNNING}
+    assert seen(asked(running_jobs=9), a, b) == {"b": Process.WORKER, "a": Process.WORKER}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_stopped_instance_needs_no_list() -> None:
 
     assert found is not None
     plans = planned(asked(), *found)
-    assert holds(plans, found)
+    assert needs_no_list(plans, found)
     assert (sorted(dict(plans.whole.remove)), plans.whole.create) == (["a", "b"], 2)
 
 
@@ -111,12 +111,12 @@ def test_a_stopped_instance_needs_no_list() -> None:
 )
 def test_a_job_that_waits_beside_a_ready_runner(changes: dict[str, Any], age: float, needed: bool) -> None:
     """The runner may be unable to take it, or have a job that GitHub has given up; the list tells, once a minute."""
-    item = asked(2, since=NOW - 1, running=1)
+    item = asked(2, since=NOW - 1, running_jobs=1)
     runners = instance("a"), instance("b", **changes)
 
     assert (seen(item, *runners, age=age) is None) is needed
     assert seen(replace(item, since=None), *runners, age=age) is not None
-    assert seen(replace(item, running=2), *runners, age=age) is not None
+    assert seen(replace(item, running_jobs=2), *runners, age=age) is not None
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_an_idle_runner_too_many_needs_the_list(process: Process, expected: bool
     """One that ends is none, by its health probe; one whose agent has ended without a job is judged with the list."""
     runners = instance("a", presumed=True, process=Process.WORKER), instance("b", presumed=True, process=process)
 
-    plans = planned(asked(1, running=1), *runners)
+    plans = planned(asked(1, running_jobs=1), *runners)
 
-    assert holds(plans, runners) is expected
+    assert needs_no_list(plans, runners) is expected
     assert plans.whole.create == 0
     assert dict(plans.whole.remove).keys() == ({"b"} if process is Process.RUNNING else set())
 
@@ -160,7 +160,7 @@ def test_a_burst_is_served_without_the_list(world: World) -> None:
     busy = add(world, "aa", busy=True)
     idle = add(world, "ab")
 
-    manager = world.reconcile(asked(4, running=1), list_age=1.0)
+    manager = world.reconcile(asked(4, running_jobs=1), list_age=1.0)
 
     assert world.github.lists == []
     assert not manager.findings.listed
@@ -196,7 +196,7 @@ def test_an_idle_runner_too_many_is_removed_by_the_list(world: World) -> None:
     """GitHub lists which one is idle, whichever was taken for it."""
     idle, busy = add(world, "aa"), add(world, "ab", busy=True)
 
-    world.reconcile(asked(1, running=1), list_age=1.0)
+    world.reconcile(asked(1, running_jobs=1), list_age=1.0)
 
     assert len(world.github.lists) == 1
     assert set(world.lxd.found) == {busy} != {idle}
@@ -207,7 +207,7 @@ def test_an_instance_that_ends_is_left_alone(world: World) -> None:
     busy, ending = add(world, "aa", busy=True), add(world, "ab")
     world.lxd.found[ending].process = 11
 
-    manager = world.reconcile(asked(1, running=1), list_age=1.0)
+    manager = world.reconcile(asked(1, running_jobs=1), list_age=1.0)
 
     assert world.github.lists == []
     assert set(world.lxd.found) == {busy, ending}
@@ -218,7 +218,7 @@ def test_an_instance_that_ends_is_left_alone(world: World) -> None:
     "options",
     [
         {"hold": "no network"},
-        {"canary": NOW - 60},
+        {"deprecated_since": NOW - 60},
         {"failed_starts": FailedStarts(1, NOW - 60, "clock")},
         {"dropped": FailedStarts(1, NOW - 60)},
     ],
@@ -249,7 +249,9 @@ def test_the_budget_holds_without_the_list(world: World) -> None:
     for digits in ("aa", "ab"):
         world.add(digits, "large", LARGE, busy=True, keys={SCALE_SET_KEY: "8"})
 
-    world.reconcile(asked(4), wanted("large", 2, scale_set=8, running=2), list_age=1.0, capacity=Capacity(10 * GIB, 99))
+    world.reconcile(
+        asked(4), wanted("large", 2, scale_set=8, running_jobs=2), list_age=1.0, capacity=Capacity(10 * GIB, 99)
+    )
 
     assert world.there() == ["large", "large", "small", "small"]
     assert world.github.lists == []
@@ -280,7 +282,7 @@ def test_without_the_list_a_reconcile_does_the_same(
     """While every runner does what it should: the same removals and creations, and as many idle and busy ones."""
     busy = runners.count("busy")
     number = min(maximum, min_idle + busy + waiting)
-    item = asked(number, min_idle=min_idle, running=busy, since=NOW - 5 if waiting else None)
+    item = asked(number, min_idle=min_idle, running_jobs=busy, since=NOW - 5 if waiting else None)
     lxd = [instance(f"{at}", created_at=OLD + at, running=state != "stopped") for at, state in enumerate(runners)]
     listed = {"idle": ONLINE, "busy": BUSY, "stopped": None}
     full = [replace(each, github=listed[state], github_known=True) for each, state in zip(lxd, runners, strict=True)]
@@ -289,7 +291,7 @@ def test_without_the_list_a_reconcile_does_the_same(
 
     assert views is not None
     found, expected = planned(item, *views).whole, planned(item, *full).whole
-    if holds(planned(item, *views), views):
+    if needs_no_list(planned(item, *views), views):
         assert (found.remove, found.create) == (expected.remove, expected.create)
         assert (len(found.idle), len(found.busy)) == (len(expected.idle), len(expected.busy))
     else:

@@ -42,7 +42,7 @@ JOBS: list[tuple[str, Counts, Demand, list[tuple[str, int | None]]]] = [
     ("all jobs run", Counts(busy=2), Demand(2, running=2, **HEARD), []),
     ("an idle runner", Counts(idle=2), Demand(1, **HEARD), [("not_assigned", 1)]),
     ("runners that start", Counts(starting=2), Demand(2, **HEARD), [("starting", 2)]),
-    ("an idle one has begun since", Counts(idle=1, asked=2), Demand(2, running=1, **HEARD), [("reconcile", 1)]),
+    ("an idle one has begun since", Counts(idle=1, wanted=2), Demand(2, running=1, **HEARD), [("reconcile", 1)]),
     (
         "a starting one has begun since",
         Counts(starting=2),
@@ -91,14 +91,14 @@ def test_why_jobs_wait(counts: Counts, demand: Demand, reasons: list[tuple[str, 
 
 
 RUNNERS: list[tuple[str, Counts, list[tuple[str, int | None]]]] = [
-    ("all are there", Counts(asked=3, idle=1, busy=1, starting=1), []),
-    ("more than asked for", Counts(asked=1, idle=3), []),
-    ("a hold, and all are there", Counts(asked=1, idle=1, delays=(HOLD,)), []),
-    ("one is offline", Counts(asked=2, idle=1, other=1), [("offline", 1)]),
-    ("creation fails", Counts(asked=2, delays=(FAILURE,)), [("creation_failed", 1), ("reconcile", 1)]),
-    ("no room", Counts(asked=5, busy=3, delays=(ROOM, HOLD)), [("memory", 2)]),
-    ("held back", Counts(asked=5, busy=3, delays=(HOLD,)), [("held_back", 2)]),
-    ("the file of an earlier version", Counts(wanted=2, idle=1), [("reconcile", 1)]),
+    ("all are there", Counts(wanted=3, idle=1, busy=1, starting=1), []),
+    ("more than asked for", Counts(wanted=1, idle=3), []),
+    ("a hold, and all are there", Counts(wanted=1, idle=1, delays=(HOLD,)), []),
+    ("one is offline", Counts(wanted=2, idle=1, other=1), [("offline", 1)]),
+    ("creation fails", Counts(wanted=2, delays=(FAILURE,)), [("creation_failed", 1), ("reconcile", 1)]),
+    ("no room", Counts(wanted=5, busy=3, delays=(ROOM, HOLD)), [("memory", 2)]),
+    ("held back", Counts(wanted=5, busy=3, delays=(HOLD,)), [("held_back", 2)]),
+    ("the file of an earlier version", Counts(expected=2, idle=1), [("reconcile", 1)]),
 ]
 
 
@@ -130,7 +130,7 @@ def test_reasons_name_what_is_known() -> None:
     assert reason.text == "no more than 2 runners are allowed"
     [reason] = explain(Counts(), Demand(dropped=("gpu", "big"), **HEARD)).of_jobs
     assert reason.text == "the server drops labels of the scale set: gpu, big"
-    [reason] = explain(Counts(asked=1)).of_runners
+    [reason] = explain(Counts(wanted=1)).of_runners
     assert reason.text == (
         "the last reconcile ended 2023-11-14 22:12:20 UTC; the one that runs, or the next one, creates runners"
     )
@@ -164,8 +164,8 @@ def shown(found: list[Waiting], form: str) -> list[dict[str, Any]]:
 def test_a_line_and_an_object_for_each_flavour_that_waits() -> None:
     """Wanted, there, assigned, waiting since when, and the reasons; a flavour without any is left out."""
     since = NOW - 90
-    counts = Counts(busy=1, starting=1, asked=4, maximum=9, delays=(ROOM,))
-    recorded = Gauges(NOW - 60, {"small": counts, "large": Counts(asked=1, busy=1)})
+    counts = Counts(busy=1, starting=1, wanted=4, maximum=9, delays=(ROOM,))
+    recorded = Gauges(NOW - 60, {"small": counts, "large": Counts(wanted=1, busy=1)})
     demands = {"small": Demand(4, running=1, since=since, **HEARD), "large": Demand(1, running=1, **HEARD)}
     found = [each for each in waiting.of_unit(recorded, demands, NOW) if each.reasons]
 
@@ -196,7 +196,7 @@ def test_a_line_and_an_object_for_each_flavour_that_waits() -> None:
 
 def test_a_fixed_number_has_a_line_without_jobs() -> None:
     """Nothing is known of jobs: the line has none, and a script reads null."""
-    found = [explain(Counts(asked=3, idle=1, delays=(FAILURE, HOLD)))]
+    found = [explain(Counts(wanted=3, idle=1, delays=(FAILURE, HOLD)))]
 
     assert listing.waiting_lines(found) == (
         "small: 1 of 3 runners: 1 creation_failed (app-0-a: registering failed: no answer), "
@@ -222,7 +222,7 @@ def test_the_runners_of_this_moment_count() -> None:
         view(name="app-0-d", flavor="large"),
         view(name="app-0-e", flavor="small", exists=False, running=False),
     ]
-    recorded = Gauges(NOW - 60, {"small": Counts(asked=5, starting=5, delays=(ROOM,))})
+    recorded = Gauges(NOW - 60, {"small": Counts(wanted=5, starting=5, delays=(ROOM,))})
 
     [found] = listing.waiting_now([ObservedRunner(each, REPO, None) for each in views], recorded, {}, NOW)
 
