@@ -49,6 +49,8 @@ class GithubRunnerCharm(ops.CharmBase):
 
     def __init__(self, framework: ops.Framework, adapters: "Adapters | None" = None) -> None:
         super().__init__(framework)
+        # ops logs each event to the root logger; Juju's own log has them too.
+        logging.getLogger().setLevel(logging.INFO)
         redaction.install()
         self._adapters = adapters
         self._markers = markers.Markers(self.unit.name)

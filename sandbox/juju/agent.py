@@ -4,6 +4,8 @@ It runs inside the machine. From outside it is called as ``agent.py OPERATION '{
 lines of JSON: what happens as it happens, then ``{"result": …}`` or ``{"error": …}``. What runs charm code does so in a
 systemd unit of its own, as the charm is a child of Juju's machine agent and not of whoever asked: neither a caller's
 control group, nor its environment, nor its end reaches the charm.
+
+The operations are imported where they are done: juju-exec, a small client, is not to cost a caller more than Juju's.
 """
 
 import json
@@ -16,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import store
-from operations import OPERATIONS, WORK
-from running import HERE, JujuError
+
+HERE = Path(__file__).resolve().parent
 
 
 def answer(name: str, arguments: dict[str, Any]) -> int:
     """Do one operation and print its result; gives the exit code."""
+    from operations import OPERATIONS
+    from running import JujuError
+
     try:
         if not Path(store.STATE).exists() and name != "deploy":
             raise JujuError("no unit is deployed on this machine")
@@ -60,6 +65,8 @@ def follow(stop: threading.Event, ended: threading.Event) -> None:
 
 def outside(name: str, arguments: dict[str, Any]) -> int:
     """Called by the operator: events first, then the result."""
+    from operations import OPERATIONS, WORK
+
     if OPERATIONS[name] not in WORK:
         return answer(name, arguments)
     stop, ended = threading.Event(), threading.Event()

@@ -182,6 +182,13 @@ def test_changes_set_up_the_machine_and_reconcile(context: Any, world: Surroundi
     assert out.unit_status == testing.ActiveStatus("2 runners: 2 idle, 0 busy (test mode: containers)")
 
 
+def test_a_hook_starts_no_process_for_the_events_of_ops(context: Any) -> None:
+    """Each line of the unit's log is a process: that an event came, which Juju logs too, is not worth one."""
+    context.run(context.on.update_status(), state())
+
+    assert not [line for line in context.juju_log if "Emitting" in line.message]
+
+
 def test_marker_leaving_drains_a_unit(context: Any, world: Surroundings) -> None:
     """While the marker is there, whoever wrote it, no event creates, replaces or removes a runner."""
     noted(markers.SET_UP)
