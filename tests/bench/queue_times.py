@@ -11,6 +11,7 @@ from tests.support.deployment import REPOSITORY, Deployment, wait_for
 BURST = 16
 # Jobs with an idle runner, without one, and bursts: more than 100 jobs in all.
 HOT, COLD, BURSTS = 50, 20, 2
+AT_ONCE, LONG = "true", "sleep 40"
 # GitHub's own 1 to 3 seconds are in these, and not in this charm's.
 PUBLISHED = "published: RunsOn hot < 6 s, cold < 25 s; GARM 1 to 3 min, with GitHub's own seconds in it"
 # Seconds.
@@ -28,7 +29,8 @@ def measure(found: Deployment, repeat: int) -> None:
     hot = [wait for _ in range(HOT) for wait in _jobs(found, 1, idle=2)]
     found.unit.set_config({"min-idle": 0})
     cold = [wait for _ in range(COLD) for wait in _jobs(found, 1, idle=0)]
-    burst = [wait for _ in range(BURSTS) for wait in _jobs(found, BURST, idle=0)]
+    burst = [wait for _ in range(BURSTS) for wait in _jobs(found, BURST, idle=0, script=LONG)]
+    short = [wait for _ in range(BURSTS) for wait in _jobs(found, BURST, idle=0)]
     memory, requests = _idle_agent(found)
     found.unit.set_config({"scaling": "fixed", "replace-on-exit": False})
     created = [_created(found) for _ in range(repeat)]
@@ -38,6 +40,8 @@ def measure(found: Deployment, repeat: int) -> None:
         one.append(raw(found, "create", 1, 1))
     found.unit.set_config({"virtual-machines": 0})
     rows = [_row("idle runner", hot), _row("no runner", cold), _row(f"burst of {BURST}", burst)]
+    # Their ends, and the deletion of their instances, share two cores with the creation of the last ones.
+    rows.append(_row(f"burst of {BURST}, jobs that end at once", short))
     note = (
         f"stand-in for GitHub; one raw creation {statistics.median(one):.1f} s, {BURST} runners created in "
         f"{statistics.median(created):.1f} s; idle agent: {memory:.0f} MiB, {requests} requests in {IDLE:.0f} s; "
@@ -61,10 +65,10 @@ def _created(found: Deployment) -> float:
     return create_by_hook(found, BURST)
 
 
-def _jobs(found: Deployment, number: int, idle: int) -> list[float]:
+def _jobs(found: Deployment, number: int, idle: int, script: str = AT_ONCE) -> list[float]:
     """The times in queue of jobs that arrive at once, once so many runners are idle and no other is there."""
     wait_for(lambda: len(found.online()) == len(found.registered()) == len(found.instances()) == idle, "rest", 120)
-    jobs = [found.control.add_job(REPOSITORY, "true") for _ in range(number)]
+    jobs = [found.control.add_job(REPOSITORY, script) for _ in range(number)]
     ended: list[dict[str, Any]] = [found.control.wait_job(job["id"], timeout=180) for job in jobs]
     return [float(job["queue_time"]) for job in ended]
 
