@@ -332,3 +332,34 @@ def test_every_benchmark_is_shown() -> None:
 
     missing = [path.name for path in (*folder.glob("*.svg"), *folder.glob("*.json")) if f"({path.name})" not in page]
     assert missing == []
+
+
+def code_of(*folders: str) -> str:
+    """All modules of folders at the top of the repository."""
+    return "\n".join(path.read_text() for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
+
+
+@pytest.mark.parametrize("page", ["SECURITY.md", "DESIGN.md", "CONTRIBUTING.md"])
+def test_named_tests_exist(page: str) -> None:
+    """Each test that a page names is a function or a module; what ends with an ellipsis is the beginning of a name."""
+    known = set(re.findall(r"^def (test_\w+)", code_of("tests"), re.MULTILINE))
+    known |= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    named = set(re.findall(r"\b(test_\w+)(…?)", (ROOT / page).read_text()))
+
+    assert named
+    assert [
+        name for name, cut in named if not (any(test.startswith(name) for test in known) if cut else name in known)
+    ] == []
+
+
+def test_recipes_name_what_exists() -> None:
+    """Where to find something and how to add it: each file that CONTRIBUTING.md names is there, and so is each name."""
+    part = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where to find")[2].partition("## How the sandbox")[0]
+    named = set(re.findall(r"`([\w./]+)`", part))
+    files = {name for name in named if re.search(r"\.(py|md|yaml|json|j2)$", name)}
+    folders = [ROOT, *(ROOT / name for name in ("src", "tests/unit", "tests/adapters"))]
+    words = set(re.findall(r"\w+", code_of("src", "tests", "tools", "sandbox")))
+
+    assert len(files) > 30
+    assert [name for name in files if not any((folder / name).is_file() for folder in folders)] == []
+    assert [name for name in named - files if "/" not in name and name.rpartition(".")[2] not in words] == []
