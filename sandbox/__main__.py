@@ -89,6 +89,18 @@ def _add_unit_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         action="store_true",
         help="the table of `run check-runners format=table` of each unit, again and again, until Ctrl-C",
     )
+    _add_job_command(commands)
+    _command(commands, "refresh", session.refresh, "replace the charm by today's source (upgrade-charm)", "refresh")
+    resolved = _command(commands, "resolved", session.resolved, "run a failed hook again", "resolved")
+    resolved.add_argument("--no-retry", action="store_true", help="go on as if it had succeeded")
+    _add_unit_option(resolved)
+    text = "add a unit with the same options, secrets and relations, on a machine of its own"
+    _command(commands, "add-unit", session.add_unit, text, "add-unit")
+    gone = _command(commands, "remove-unit", session.remove_unit, "remove a unit and its machine", "remove-unit 1")
+    gone.add_argument("number", type=int, help="of the unit: the first one that was added is 1")
+
+
+def _add_job_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     job = _command(commands, "job", session.job, "queue a job and show its log", "job -- 'echo hello; nproc'")
     job.add_argument("--repo", metavar="OWNER/REPO", help="in which repository (default: octo-org/demo)")
     text = "comma list of what the runner must have (default: self-hosted)"
@@ -99,14 +111,6 @@ def _add_unit_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     job.add_argument("--every", type=_seconds, metavar="S", help=text)
     job.add_argument("--no-wait", action="store_true", help="queue it and print its number")
     job.add_argument("command", nargs="+", help="a shell command")
-    _command(commands, "refresh", session.refresh, "replace the charm by today's source (upgrade-charm)", "refresh")
-    resolved = _command(commands, "resolved", session.resolved, "run a failed hook again", "resolved")
-    resolved.add_argument("--no-retry", action="store_true", help="go on as if it had succeeded")
-    _add_unit_option(resolved)
-    text = "add a unit with the same options, secrets and relations, on a machine of its own"
-    _command(commands, "add-unit", session.add_unit, text, "add-unit")
-    gone = _command(commands, "remove-unit", session.remove_unit, "remove a unit and its machine", "remove-unit 1")
-    gone.add_argument("number", type=int, help="of the unit: the first one that was added is 1")
 
 
 def _add_unit_option(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Check the types of everything: the charm, its tests, the sandbox and the programs that it copies.
+"""Check the types of all Python code: the charm, its tests, the tools, the sandbox and the programs that it copies.
 
 mypy takes one folder of programs that import what lies beside them at a time. Arguments are handed on to it.
 """
@@ -9,17 +9,22 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("tests/support", "tests/unit", "tests/logql", "tests/adapters", "tests/vm")
+TESTS = ("tests",)
 SANDBOX = ("sandbox/github", "sandbox/lab", "sandbox/juju/unit.py")
-# The Python of Debian 12 runs what is copied into machines.
-PROGRAMS = {"sandbox/juju": "3.11", "sandbox/vm/programs": "3.11", "sandbox/runner_application/bin": "3.10"}
+# Python 3.11 or newer runs the tools, and that of Debian 12 what is copied into machines.
+PROGRAMS = {
+    "tools": "3.11",
+    "sandbox/juju": "3.11",
+    "sandbox/vm/programs": "3.11",
+    "sandbox/runner_application/bin": "3.10",
+}
 # Imported by the sandbox itself, by its full name.
 OUTSIDE = {"unit.py", "__init__.py"}
 
 
 def runs() -> list[tuple[str, str, list[str]]]:
     """For each run of mypy: the Python version, the folder that programs import from, and what is checked."""
-    charm = [(version, "", []) for version in ("3.10", "3.12", "3.13")]
+    charm: list[tuple[str, str, list[str]]] = [(version, "", []) for version in ("3.10", "3.12", "3.13")]
     modules = (str(path) for folder in ("sandbox", "sandbox/vm") for path in (ROOT / folder).glob("*.py"))
     sandbox = [*SANDBOX, *sorted(modules)]
     programs = [

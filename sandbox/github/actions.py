@@ -173,6 +173,26 @@ def _job_message(state: State, request: Request, job: Job) -> dict[str, Any]:
     """What a worker has to know about its job."""
     owner = job.repository.partition("/")[0]
     event = {"repository": {"full_name": job.repository, "owner": {"login": owner}}, "sender": {"login": owner}}
+    variables = _variables(request, job, owner)
+    if job.event.startswith("pull_request"):
+        head = {"ref": job.head_branch, "sha": job.head_sha, "repo": {"full_name": job.repository}}
+        base = {"ref": "main", "sha": "0" * 40, "repo": {"full_name": job.repository}}
+        event.update(number=1, action="opened", pull_request={"number": 1, "head": head, "base": base})
+        if job.event != "pull_request_target":  # which runs the workflow of the base branch
+            variables.update(GITHUB_REF="refs/pull/1/merge", GITHUB_REF_NAME="1/merge")
+        if job.event in ("pull_request", "pull_request_target"):
+            variables.update(GITHUB_HEAD_REF=job.head_branch, GITHUB_BASE_REF="main")
+    elif job.event == "issue_comment":
+        event.update(action="created", issue={"number": 1, "pull_request": {}}, comment={"body": "/test"})
+    else:
+        event["ref"] = f"refs/heads/{job.head_branch}"
+    steps = job.steps or [{"run": job.command}]
+    description = {"id": job.id, "name": job.name, "steps": steps, "secret": job.secret}
+    return {"job": description, "variables": variables, "event": {**event, **job.payload}}
+
+
+def _variables(request: Request, job: Job, owner: str) -> dict[str, str]:
+    """The environment of a job's steps, as for a push to its branch."""
     variables = {
         "GITHUB_REPOSITORY": job.repository,
         "GITHUB_REPOSITORY_OWNER": owner,
@@ -195,21 +215,7 @@ def _job_message(state: State, request: Request, job: Job) -> dict[str, Any]:
     }
     if job.debug:
         variables["RUNNER_DEBUG"] = "1"
-    if job.event.startswith("pull_request"):
-        head = {"ref": job.head_branch, "sha": job.head_sha, "repo": {"full_name": job.repository}}
-        base = {"ref": "main", "sha": "0" * 40, "repo": {"full_name": job.repository}}
-        event.update(number=1, action="opened", pull_request={"number": 1, "head": head, "base": base})
-        if job.event != "pull_request_target":  # which runs the workflow of the base branch
-            variables.update(GITHUB_REF="refs/pull/1/merge", GITHUB_REF_NAME="1/merge")
-        if job.event in ("pull_request", "pull_request_target"):
-            variables.update(GITHUB_HEAD_REF=job.head_branch, GITHUB_BASE_REF="main")
-    elif job.event == "issue_comment":
-        event.update(action="created", issue={"number": 1, "pull_request": {}}, comment={"body": "/test"})
-    else:
-        event["ref"] = f"refs/heads/{job.head_branch}"
-    steps = job.steps or [{"run": job.command}]
-    description = {"id": job.id, "name": job.name, "steps": steps, "secret": job.secret}
-    return {"job": description, "variables": variables, "event": {**event, **job.payload}}
+    return variables
 
 
 def _running_job(state: State, request: Request, number: str) -> Job:

@@ -315,8 +315,7 @@ def minimal_repository(state: State, full_name: str, root: str, api: str) -> dic
 def repository(state: State, full_name: str, root: str, api: str) -> dict[str, Any]:
     """A repository."""
     owner, _, name = full_name.partition("/")
-    number, url, page = state.repositories[full_name], f"{api}/repos/{full_name}", f"{root}/{full_name}"
-    host = root.partition("://")[2]
+    number, page = state.repositories[full_name], f"{root}/{full_name}"
     kind = "Organization" if state.find_path(owner) else "User"
     counts = (
         *("forks", "watchers", "open_issues", "size", "network_count", "subscribers_count"),
@@ -332,13 +331,7 @@ def repository(state: State, full_name: str, root: str, api: str) -> dict[str, A
         "html_url": page,
         "description": None,
         "fork": False,
-        "url": url,
-        **{f"{link}_url": url + ending for link, ending in REPOSITORY_LINKS.items()},
-        "git_url": f"git://{host}/{full_name}.git",
-        "ssh_url": f"git@{host}:{full_name}.git",
-        "clone_url": f"{page}.git",
-        "svn_url": page,
-        "mirror_url": None,
+        **_addresses(full_name, f"{api}/repos/{full_name}", page, root.partition("://")[2]),
         "homepage": None,
         "language": None,
         **dict.fromkeys(counts, 0),
@@ -353,6 +346,19 @@ def repository(state: State, full_name: str, root: str, api: str) -> dict[str, A
         "default_branch": "main",
         "permissions": {"admin": True, "maintain": True, "push": True, "triage": True, "pull": True},
         **dict.fromkeys(("created_at", "updated_at", "pushed_at"), "2020-01-01T00:00:00Z"),
+    }
+
+
+def _addresses(full_name: str, url: str, page: str, host: str) -> dict[str, str | None]:
+    """The addresses of a repository, of its parts and of its clones."""
+    return {
+        "url": url,
+        **{f"{link}_url": url + ending for link, ending in REPOSITORY_LINKS.items()},
+        "git_url": f"git://{host}/{full_name}.git",
+        "ssh_url": f"git@{host}:{full_name}.git",
+        "clone_url": f"{page}.git",
+        "svn_url": page,
+        "mirror_url": None,
     }
 
 

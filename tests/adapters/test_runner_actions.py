@@ -9,7 +9,7 @@ import pytest
 from sandbox import github
 from sandbox.github.action_repositories import tarball
 from sandbox.github.control import GitHubControl
-from tests.adapters.test_runner_application import REPOSITORY, TOKEN, Installation, run_job
+from tests.support.runner_agent import REPOSITORY, TOKEN, Installation, run_job
 
 ACTION = "octo-org/greet@v1"
 STEPS = [{"uses": ACTION}, {"run": "echo own step"}]

@@ -1,12 +1,9 @@
 """The stand-in for GitHub's runner agent, end to end against the stand-in for GitHub."""
 
 import base64
-import contextlib
 import io
 import json
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,13 +22,11 @@ from sandbox.github import runner_tarball
 from sandbox.github.control import GitHubControl
 from sandbox.github.state import Settings
 from sandbox.shell import wait_until
+from tests.support.runner_agent import ORGANISATION, PATH, REPOSITORY, TOKEN, Installation, api, run_job
 from tests.support.scale_set_client import ScaleSetClient
 
 ROOT = Path(__file__).resolve().parents[2]
-TOKEN = "ghp_0123456789abcdef"
-REPOSITORY, ORGANISATION = "org/repo", "org"
 VERSION = "2.336.0"
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # the system's python3, as in an instance
 CREDENTIALS = (".runner", ".credentials", ".credentials_rsaparams")
 
 
@@ -47,103 +42,6 @@ def server() -> Iterator[github.GitHub]:
 @pytest.fixture
 def control(server: github.GitHub) -> GitHubControl:
     return GitHubControl(server.url)
-
-
-def api(server: github.GitHub, method: str, path: str) -> Any:
-    """A call of the REST API; only used for what always succeeds."""
-    headers = {"Authorization": f"Bearer {TOKEN}", "User-Agent": "test"}
-    request = urllib.request.Request(f"{server.api_url}{path}", headers=headers, method=method)
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        return json.loads(answer.read() or b"null")
-
-
-class Installation:
-    """An unpacked runner agent with a clean environment; it ends what it started."""
-
-    def __init__(self, server: github.GitHub, application: Path, folder: Path, path: str = REPOSITORY) -> None:
-        self.server, self.folder, self.path = server, folder, path
-        self.processes: list[subprocess.Popen[bytes]] = []
-        shutil.copytree(application, folder, symlinks=True)
-        self.environment = {"PATH": PATH, "HOME": str(folder), "LANG": "C.UTF-8"}
-        self.environment.update(RUNNER_SANDBOX_CONFIGURE_SECONDS="0", RUNNER_SANDBOX_STREAM_SECONDS="0.3")
-        self.environment.update(RUNNER_SANDBOX_FIRST_PAUSE="0.1", RUNNER_SANDBOX_RETRY_SECONDS="0.1")
-        self.environment.update(RUNNER_SANDBOX_INTERRUPT_SECONDS="1.5")
-        if os.getuid() == 0:
-            self.environment["RUNNER_ALLOW_RUNASROOT"] = "1"
-
-    def token(self, kind: str = "registration") -> str:
-        place = "repos" if "/" in self.path else "orgs"
-        token: str = api(self.server, "POST", f"/{place}/{self.path}/actions/runners/{kind}-token")["token"]
-        return token
-
-    def config(self, *arguments: str, **environment: str) -> tuple[str, int]:
-        """Run config.sh; what it printed and its exit code."""
-        command = [str(self.folder / "config.sh"), *arguments]
-        done = subprocess.run(
-            command,
-            env={**self.environment, **environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
-        return done.stdout + done.stderr, done.returncode
-
-    def register(self, name: str, *more: str, ephemeral: bool = True) -> None:
-        flags = ("--unattended", *(("--ephemeral",) if ephemeral else ()))
-        url = f"{self.server.url}/{self.path}"
-        output, code = self.config("--url", url, "--token", self.token(), "--name", name, *flags, *more)
-        assert code == 0, output
-
-    def start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
-        """Start run.sh (or what is named) in the background, output into a file."""
-        with (self.folder / "output").open("a") as output:
-            process = subprocess.Popen(
-                # Also where the tests themselves run with SIGINT ignored, as in the background of a script.
-                ["env", "--default-signal=INT,QUIT", *(command or [str(self.folder / "run.sh")])],
-                env={**self.environment, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                cwd=self.folder,
-            )
-        self.processes.append(process)
-        return process
-
-    @property
-    def output(self) -> str:
-        return (self.folder / "output").read_text()
-
-    def diagnostics(self, program: str) -> str:
-        """What the listener or the worker has written to its logs."""
-        return "".join(path.read_text() for path in sorted((self.folder / "_diag").glob(f"{program}_*")))
-
-    def settled(self) -> bool:
-        """Whether nothing of this installation runs any more."""
-        return not list(self.running())
-
-    def running(self) -> Iterator[tuple[int, str]]:
-        """Process ids of listeners and workers of this folder."""
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdigit():
-                try:
-                    line = (folder / "cmdline").read_bytes().decode()
-                except OSError:
-                    continue
-                if re.search(f"{self.folder}/bin[^/]*/Runner[.]", line):
-                    yield int(folder.name), "Listener" if "Runner.Listener" in line else "Worker"
-
-    def stop(self) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
-        mark = f"HOME={self.folder}".encode()  # also what a job left behind when its worker was killed
-        for folder in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if folder.name.isdigit() and mark in (folder / "environ").read_bytes().split(b"\0"):
-                    os.kill(int(folder.name), signal.SIGKILL)
 
 
 class Install(Protocol):
@@ -177,8 +75,6 @@ def online(control: GitHubControl, count: int = 1) -> list[dict[str, Any]]:
 
 
 # A runner's life ------------------------------------------------------------------------------------------------------
-
-
 def test_a_runner_does_one_job_and_is_gone(server: github.GitHub, control: GitHubControl, install: Install) -> None:
     """An ephemeral runner is offline until it listens, runs its job, and is then deregistered on both sides."""
     runner = install()
@@ -267,8 +163,6 @@ def test_jobs_go_where_they_fit(control: GitHubControl, install: Install) -> Non
 
 
 # config.sh ------------------------------------------------------------------------------------------------------------
-
-
 def test_what_config_leaves_behind(install: Install) -> None:
     """Settings begin with a byte order mark as GitHub's do; the credentials are for the owner's eyes only."""
     runner = install()
@@ -407,8 +301,6 @@ def test_remove_after_github_deregistered_the_runner(control: GitHubControl, ins
 
 
 # Just-in-time configuration -------------------------------------------------------------------------------------------
-
-
 def jit_config(server: github.GitHub, name: str = "one") -> str:
     """A configuration for a runner of the repository, as GitHub encodes it."""
     body = json.dumps({"name": name, "runner_group_id": 1, "labels": ["self-hosted", "big"]}).encode()
@@ -530,7 +422,6 @@ def test_a_record_that_is_removed_ends_its_runner(
 
 
 # run.sh and its exit codes --------------------------------------------------------------------------------------------
-
 EXIT_CODES = [
     # the listener's code, RUNNER_MANUALLY_TRAP_SIG, ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE: run.sh's code
     *((0, "", "", 0), (0, "1", "1", 0), (1, "", "", 0), (1, "1", "1", 0), (5, "1", "1", 0), (9, "1", "1", 0)),
@@ -698,20 +589,6 @@ def test_outages_are_survived(control: GitHubControl, install: Install) -> None:
     assert found["conclusion"] == "success"
     assert "through" in found["log"]
     assert [fault["hits"] for fault in control.faults()] == [2, 2, 1, 1]
-
-
-# The job --------------------------------------------------------------------------------------------------------------
-
-
-def run_job(
-    control: GitHubControl, runner: Installation, command: str, env: str = "", **fields: object
-) -> dict[str, Any]:
-    """Run one job on a fresh registration and return it."""
-    runner.register("one")
-    if env:
-        (runner.folder / ".env").write_text(env)
-    runner.start()
-    return control.wait_job(control.add_job(REPOSITORY, command, **fields)["id"], timeout=15)
 
 
 def variables(log: list[str]) -> dict[str, str]:
@@ -1164,8 +1041,6 @@ def test_a_vanished_runner_is_offline(control: GitHubControl, install: Install) 
 
 
 # The tarball ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("architecture", "name"), [("x64", "X64"), ("arm64", "ARM64")])
 def test_the_tarball(architecture: str, name: str) -> None:
     """The files lie at the tarball's root, programs are executable, and nothing of the project's own is left in it."""

@@ -6,7 +6,6 @@ fleet, and vm, which is measured only if it is named.
 
 import argparse
 import logging
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,7 +46,7 @@ def deployment() -> Iterator[Deployment]:
     ):
         charm = pack(ROOT, Path(folder, "charm"))
         options = {"virtual-machines": 0, "vm-disk": "1GiB", "reconcile-interval": 60}
-        found = deployed("bench", charm, hub, **options)
+        found = deployed("bench", charm, hub, options)
         try:
             found.unit.integrate("cos-agent")
             yield found
@@ -77,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

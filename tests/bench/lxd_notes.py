@@ -26,7 +26,7 @@ def follow(path: str) -> None:
             os.write(notes, f"{threading.get_ident()} {len(data)} {what.decode()}\n".encode())
         original(connection, data)
 
-    http.client.HTTPConnection.send = send  # type: ignore[method-assign]
+    http.client.HTTPConnection.send = send  # type: ignore[assignment, method-assign]
 
 
 # The hook tools are Python as well.

@@ -13,19 +13,20 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pylxd
 
 LOCAL = threading.local()
 
 
-def api():  # type: ignore[no-untyped-def]
+def api() -> Any:
     if not hasattr(LOCAL, "client"):
         LOCAL.client = pylxd.Client()
     return LOCAL.client.api
 
 
-def wait(response):  # type: ignore[no-untyped-def]
+def wait(response: Any) -> Any:
     operation = response.json()["metadata"]["id"]
     return api().operations[operation].wait.get().json()["metadata"]
 

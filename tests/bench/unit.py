@@ -77,7 +77,7 @@ def create(found: Deployment, repeat: int) -> None:
     """0 → N runners through a whole dispatch, beside scripts that only register, and raw LXD with its best workers."""
     rows = []
     for number in NUMBERS:
-        row = {}
+        row: dict[str, float] = {}
         for way, label in (("jit", ""), ("token", ", with a token")):
             found.unit.set_config({"virtual-machines": number, "registration": way})
             own, hand = [], []

@@ -8,7 +8,6 @@ import argparse
 import importlib
 import json
 import logging
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +50,7 @@ def deployment() -> Iterator[Deployment]:
         ) as hub,
     ):
         charm = pack(ROOT, Path(folder, "charm"))
-        found = deployed("faults", charm, hub, **{"virtual-machines": kill.WANTED})
+        found = deployed("faults", charm, hub, {"virtual-machines": kill.WANTED})
         try:
             found.unit.integrate("cos-agent")
             found.use_app()
@@ -97,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

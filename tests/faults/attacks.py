@@ -8,6 +8,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tests.support.deployment import REPOSITORY, Deployment, wait_for
@@ -126,13 +127,18 @@ def a_forged_listener(found: Deployment) -> None:
     replaced(found, name)
 
 
+def is_gone(found: Deployment, name: str) -> bool:
+    """Whether GitHub does not list a runner."""
+    return name not in found.registered()
+
+
 def a_forged_end_of_the_agent(found: Deployment) -> None:
     """A short job fakes a failed start and a deprecated version: no pause of creations, none of its words are shown."""
     for mark in ("failed", "refused"):
         words = "echo 'words of a job' | sudo systemd-cat --identifier=start.sh"
         work = f"sudo touch /run/github-runner/{mark}; {words}"
         name = str(found.job(KEEP.format(work=work))["runner_name"])
-        wait_for(lambda name=name: name not in found.registered(), f"GitHub deleting {name}")
+        wait_for(partial(is_gone, found, name), f"GitHub deleting {name}")
         # Taken and ended between two reconciles, and given up by GitHub, which keeps the runner as offline.
         found.machine.exec("lxc", "config", "set", name, f"{KEY}online=")
         found.control.add_runner(REPOSITORY, name, status="offline", busy=False)

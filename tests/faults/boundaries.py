@@ -81,7 +81,7 @@ class Boundaries:
             self.at(f"LXD answered {answer.status}")
             return answer
 
-        http.client.HTTPConnection.getresponse = getresponse  # type: ignore[method-assign]
+        http.client.HTTPConnection.getresponse = getresponse  # type: ignore[assignment, method-assign]
 
 
 def start() -> None:

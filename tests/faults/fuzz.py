@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, seed, settings
@@ -57,7 +58,7 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 # How bytes differ from what json.dumps would write.
-FORMS = {
+FORMS: dict[str, Callable[[bytes], bytes]] = {
     "as it is": lambda data: data,
     "with a byte order mark": lambda data: b"\xef\xbb\xbf" + data,
     "UTF-16": lambda data: data.decode("utf-8", "replace").encode("utf-16"),

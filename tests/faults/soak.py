@@ -223,12 +223,8 @@ class Month:
             world.reconcile_ended()
             world.ledger.read()
             self._age_logs(manager.report)
-            for record in (
-                world.lxd.log,
-                world.hub.lists,
-                world.hub.deleted,
-                *(i.commands for i in world.lxd.own_instances()),
-            ):
+            records: list[list[Any]] = [world.lxd.log, world.hub.lists, world.hub.deleted]
+            for record in (*records, *(i.commands for i in world.lxd.own_instances())):
                 record.clear()
             check_limit()
             assert world.lxd.others_are_whole(), "an instance of somebody else was touched"

@@ -39,7 +39,7 @@ def hub(lxd: None) -> Iterator[github.GitHub]:
 @pytest.fixture(scope="session")
 def session_deployment(packed: Path, hub: github.GitHub) -> Iterator[Deployment]:
     """One unit with metrics on, for all tests that leave it as they found it."""
-    found = deployed("tests", packed, hub, **{"virtual-machines": 1})
+    found = deployed("tests", packed, hub, {"virtual-machines": 1})
     found.unit.integrate("cos-agent")
     yield found
     undeploy(found)
@@ -83,7 +83,7 @@ def policy() -> Iterator[str]:
     server = http.server.ThreadingHTTPServer((lxd_setup.bridge_address(), 0), Service)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
-    yield f"http://{server.server_address[0]}:{server.server_address[1]}"
+    yield f"http://{lxd_setup.bridge_address()}:{server.server_port}"
     server.shutdown()
     server.server_close()
     thread.join()

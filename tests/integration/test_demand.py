@@ -22,7 +22,7 @@ large: {vm-cpu: 2, vm-memory: 2GiB, labels: large, max: 1}
 @pytest.fixture(scope="module")
 def demand(packed: Path, hub: github.GitHub) -> Iterator[Deployment]:
     """A unit that makes runners only where jobs wait, for a GitHub App, with metrics on."""
-    found = deployed("demand", packed, hub, **{"virtual-machines": 0, "cpu-overcommit": "3"})
+    found = deployed("demand", packed, hub, {"virtual-machines": 0, "cpu-overcommit": "3"})
     found.unit.integrate("cos-agent")
     found.use_app("demand")
     found.unit.set_config({"flavors": FLAVORS, "scaling": "demand", "replace-on-exit": True})

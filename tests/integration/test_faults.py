@@ -24,7 +24,7 @@ def deployment(packed: Path) -> Iterator[Deployment]:
     with github.serve(
         bridge_address(), 0, [PAT], [REPOSITORY], ["octo-org"], settings=github.Settings(grace=2.5, poll=1)
     ) as hub:
-        found = deployed("faults", packed, hub, **{"virtual-machines": 2})
+        found = deployed("faults", packed, hub, {"virtual-machines": 2})
         found.unit.integrate("cos-agent")
         yield found
         undeploy(found)

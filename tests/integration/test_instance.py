@@ -83,7 +83,7 @@ def web(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     server = http.server.ThreadingHTTPServer((lxd_setup.bridge_address(), 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
-    yield f"http://{server.server_address[0]}:{server.server_address[1]}", tmp_path
+    yield f"http://{lxd_setup.bridge_address()}:{server.server_port}", tmp_path
     server.shutdown()
     server.server_close()
     thread.join()
@@ -447,4 +447,3 @@ def test_end_of_an_instance_is_told(client: LxdClient, monkeypatch: pytest.Monke
     for name in ("ghr-test-other", "ghr-test-ends"):
         launched(client, name).delete()
     assert next(ended) == {"ghr-test-ends"}
-    ended.close()

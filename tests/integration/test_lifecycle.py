@@ -23,7 +23,7 @@ pytestmark = pytest.mark.lifecycle
 @pytest.fixture
 def alone(packed: Path, hub: github.GitHub) -> Iterator[Deployment]:
     """A unit that the test may ruin, with metrics on and one runner."""
-    found = deployed("alone", packed, hub, **{"virtual-machines": 0})
+    found = deployed("alone", packed, hub, {"virtual-machines": 0})
     found.unit.integrate("cos-agent")
     found.keep(1)
     yield found
@@ -50,38 +50,10 @@ chmod 644 /home/ubuntu/runner-fs-images/*.img /storage/juju/*.img
 def test_reboot_upgrade_and_removal(alone: Deployment, packed: Path) -> None:
     """Power failure with a job, an upgrade with a job, a reboot for a kernel, removal: nothing is lost or left."""
     alone.keep(2)
-    job = alone.job("sleep 600", status="in_progress")
-    # GitHub calls it in progress before the job-started hook has written what the events need.
-    wait_for(lambda: "pre-job" in alone.inside(job["runner_name"], "ls /metrics-exchange"), "the job's start")
-    before = alone.instances()
-
-    alone.unit.reboot(hard=True)
-
-    assert alone.status()[0] == "active"
-    assert not set(before) & set(alone.instances())
-    wait_for(lambda: set(alone.instances()) <= set(alone.online()), "the successors online")
-    assert len(alone.instances()) == 2
-    assert sorted(alone.mounts()) == [f"/home/ubuntu/runner-fs/{name}" for name in alone.instances()]
-    assert alone.events("runner_start")[-1]["workflow"] == "CI"
-    assert alone.control.job(job["id"])["runner_name"] in before
-
+    fail_the_power_during_a_job(alone)
     alone.wait_online(2)
-    busy = alone.job("until [ -e /tmp/go ]; do sleep 0.2; done", status="in_progress")
-    wait_for(alone.busy, "a busy runner")
-    alone.machine.exec("dpkg", "--purge", "logrotate")
-    alone.machine.exec("sh", "-c", AS_REVISION_1_0)
-    alone.unit.refresh(packed)
-    alone.machine.exec("logrotate", "--version")
-    assert f"/home/ubuntu/runner-fs/{busy['runner_name']}" in alone.mounts()
-    closed = alone.machine.exec("sh", "-c", "stat -c %a /var/lib/github-runner/runner-fs* /storage/juju/*.img")
-    assert closed.split() == ["700", "700", "700", "600"]
-    assert busy["runner_name"] in alone.instances()
-    alone.inside(busy["runner_name"], "touch /tmp/go")
-    assert alone.control.wait_job(busy["id"])["conclusion"] == "success"
+    upgrade_during_a_job(alone, packed)
 
-    alone.wait_gone(busy["runner_name"])
-    alone.reconcile()
-    assert [event["status"] for event in alone.events("runner_stop")] == ["normal"]
     idle = alone.instances()
     mark = alone.machine.boot_mark()
     alone.machine.exec("touch", "/var/run/reboot-required")
@@ -103,6 +75,44 @@ def test_reboot_upgrade_and_removal(alone: Deployment, packed: Path) -> None:
     assert left_over(alone) == []
 
 
+def fail_the_power_during_a_job(alone: Deployment) -> None:
+    """The runners have successors after the boot, and the job has its event."""
+    job = alone.job("sleep 600", status="in_progress")
+    # GitHub calls it in progress before the job-started hook has written what the events need.
+    wait_for(lambda: "pre-job" in alone.inside(job["runner_name"], "ls /metrics-exchange"), "the job's start")
+    before = alone.instances()
+
+    alone.unit.reboot(hard=True)
+
+    assert alone.status()[0] == "active"
+    assert not set(before) & set(alone.instances())
+    wait_for(lambda: set(alone.instances()) <= set(alone.online()), "the successors online")
+    assert len(alone.instances()) == 2
+    assert sorted(alone.mounts()) == [f"/home/ubuntu/runner-fs/{name}" for name in alone.instances()]
+    assert alone.events("runner_start")[-1]["workflow"] == "CI"
+    assert alone.control.job(job["id"])["runner_name"] in before
+
+
+def upgrade_during_a_job(alone: Deployment, packed: Path) -> None:
+    """From revision 1.0: the job goes on, and the new revision sets up what that one had in another way."""
+    busy = alone.job("until [ -e /tmp/go ]; do sleep 0.2; done", status="in_progress")
+    wait_for(alone.busy, "a busy runner")
+    alone.machine.exec("dpkg", "--purge", "logrotate")
+    alone.machine.exec("sh", "-c", AS_REVISION_1_0)
+    alone.unit.refresh(packed)
+    alone.machine.exec("logrotate", "--version")
+    assert f"/home/ubuntu/runner-fs/{busy['runner_name']}" in alone.mounts()
+    closed = alone.machine.exec("sh", "-c", "stat -c %a /var/lib/github-runner/runner-fs* /storage/juju/*.img")
+    assert closed.split() == ["700", "700", "700", "600"]
+    assert busy["runner_name"] in alone.instances()
+    alone.inside(busy["runner_name"], "touch /tmp/go")
+    assert alone.control.wait_job(busy["id"])["conclusion"] == "success"
+
+    alone.wait_gone(busy["runner_name"])
+    alone.reconcile()
+    assert [event["status"] for event in alone.events("runner_stop")] == ["normal"]
+
+
 POLICY = """
 import http.server
 class Service(http.server.BaseHTTPRequestHandler):
@@ -121,8 +131,52 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 8090), Service).serve_forever()
 """
 
 
+BUILD = "ghro.build-image.github-runner-0.service"
 AGENT_FILE = "/run/github-runner/agent.github-runner-0.json"
 PROXY_PASSWORDS = ("proxy-word-8c1f", "runner-word-3f7a")
+
+
+def watched(packed: Path, hub: github.GitHub) -> tuple[Deployment, Watch]:
+    """A unit with a policy service and proxies, and what a watch of its machine has seen since before its install."""
+    watches: list[Watch] = []
+    found = deployed(
+        "alone",
+        packed,
+        hub,
+        {
+            "virtual-machines": 0,
+            "repo-policy-compliance-url": f"http://{bridge_address()}:8090",
+            "repo-policy-compliance-token": "charm-token-5d2e",
+            "runner-http-proxy": "http://user:runner-word-3f7a@192.0.2.2:3128",
+        },
+        model={
+            "juju-http-proxy": "http://user:proxy-word-8c1f@192.0.2.1:3128",
+            "juju-no-proxy": f"{bridge_address()},127.0.0.1",
+        },
+        on_machine=lambda machine: watches.append(Watch(machine)),
+    )
+    return found, watches[0]
+
+
+def have_a_job_allowed(alone: Deployment) -> None:
+    """Its log has the runners' proxies and the policy check."""
+    job = alone.job('echo "proxies ${HTTP_PROXY##*@} ${https_proxy##*@}, not $no_proxy"', event="push")
+    assert job["conclusion"] == "success"
+    assert f"proxies 192.0.2.2:3128 192.0.2.2:3128, not {bridge_address()},127.0.0.1," in "\n".join(job["log"])
+    assert "@192.0.2.1:3128" in alone.machine.exec("lxc", "config", "get", "core.proxy_http")
+    assert "The repository policy check has passed." in job["log"]
+    alone.wait_gone(job["runner_name"])
+
+
+def have_a_job_refused(alone: Deployment) -> None:
+    """By the policy service: its log has the reason, and none of its steps run."""
+    alone.reconcile()
+    alone.wait_online(1)
+    job = alone.job("echo must not run", event="pull_request")
+    assert job["conclusion"] != "success"
+    assert any("fork pull requests are not allowed" in line for line in job["log"]), job["log"]
+    assert "must not run" not in [line.strip() for line in job["log"]]
+    alone.wait_gone(job["runner_name"])
 
 
 @pytest.mark.timeout(280)
@@ -132,48 +186,18 @@ def test_policy_service_secrets_and_removal_while_blocked(packed: Path, hub: git
     In all of this life no secret is seen in a process, a log, an instance's configuration or a file.
     """
     service = subprocess.Popen([sys.executable, "-c", POLICY])
-    watches: list[Watch] = []
-    alone = deployed(
-        "alone",
-        packed,
-        hub,
-        model={
-            "juju-http-proxy": "http://user:proxy-word-8c1f@192.0.2.1:3128",
-            "juju-no-proxy": f"{bridge_address()},127.0.0.1",
-        },
-        on_machine=lambda machine: watches.append(Watch(machine)),
-        **{
-            "virtual-machines": 0,
-            "repo-policy-compliance-url": f"http://{bridge_address()}:8090",
-            "repo-policy-compliance-token": "charm-token-5d2e",
-            "runner-http-proxy": "http://user:runner-word-3f7a@192.0.2.2:3128",
-        },
-    )
-
+    alone, watch = watched(packed, hub)
     try:
         alone.unit.integrate("cos-agent")
         app = alone.use_app()
         alone.keep(1)
         jit = [runner.secret for runner in hub.state.runners.values()]
-        allowed = alone.job('echo "proxies ${HTTP_PROXY##*@} ${https_proxy##*@}, not $no_proxy"', event="push")
-        assert allowed["conclusion"] == "success"
-        assert f"proxies 192.0.2.2:3128 192.0.2.2:3128, not {bridge_address()},127.0.0.1," in "\n".join(allowed["log"])
-        assert "@192.0.2.1:3128" in alone.machine.exec("lxc", "config", "get", "core.proxy_http")
-        assert "The repository policy check has passed." in allowed["log"]
-        alone.wait_gone(allowed["runner_name"])
-
-        alone.reconcile()
-        alone.wait_online(1)
-        refused = alone.job("echo must not run", event="pull_request")
-        assert refused["conclusion"] != "success"
-        assert any("fork pull requests are not allowed" in line for line in refused["log"]), refused["log"]
-        assert "must not run" not in [line.strip() for line in refused["log"]]
-        alone.wait_gone(refused["runner_name"])
+        have_a_job_allowed(alone)
+        have_a_job_refused(alone)
         alone.unit.set_config({"scaling": "demand"})
         alone.wait_gone(alone.job("true", event="push")["runner_name"])
         known = app_secrets(alone, app, jit)
-        handed = secrets_seen(alone, watches[0], known)
-        assert handed == {"installation token": [AGENT_FILE]}
+        assert secrets_seen(alone, watch, known) == {"installation token": [AGENT_FILE]}
         service.kill()
         service.wait()
         alone.unit.set_config({"scaling": "fixed"})
@@ -184,11 +208,11 @@ def test_policy_service_secrets_and_removal_while_blocked(packed: Path, hub: git
         alone.unit.set_config({"vm-memory": "7GB"})
         alone.control.remove_app_key(app["id"], app["key"])
         assert alone.status()[0] == "blocked"
-        assert secrets_seen(alone, watches[0], known) == {}
+        assert secrets_seen(alone, watch, known) == {}
         alone.unit.remove_application()
         assert alone.instances() == []
         assert left_over(alone) == []
-        assert secrets_seen(alone, watches[0], known) == {}
+        assert secrets_seen(alone, watch, known) == {}
     finally:
         service.kill()
         service.wait()
@@ -232,7 +256,7 @@ def deregister_runners(deployment: Deployment) -> None:
 @pytest.fixture
 def bare(packed: Path, hub: github.GitHub, request: pytest.FixtureRequest) -> Iterator[Deployment]:
     """A unit without runners and metrics, with the options that the test asks for."""
-    found = deployed("alone", packed, hub, **{"virtual-machines": 0, **getattr(request, "param", {})})
+    found = deployed("alone", packed, hub, {"virtual-machines": 0, **getattr(request, "param", {})})
     yield found
     undeploy(found)
     deregister_runners(found)
@@ -456,35 +480,20 @@ def test_image_is_built_while_the_timer_fires(bare: Deployment) -> None:
     a reconcile that hangs is ended by its time limit, the charm's own timer fires, and a lost runner has a successor
     without any hook of Juju's. The image has the archive of an action, and is built without one that does not exist.
     """
-    build = ("systemctl", "start", "ghro.build-image.github-runner-0.service")
-
-    def images() -> dict[str, str]:
-        found = bare.lxd("images?recursion=1")
-        return {alias["name"]: image["fingerprint"] for image in found for alias in image["aliases"]}
-
-    def count() -> int:
-        return len(bare.lxd("images?recursion=1"))
-
-    before, number = images(), count()
-    bare.unit.set_config({"image-source": "local:no-such-image"})
-    assert bare.machine.call(*build).returncode != 0
-    assert "creating the builder from local:no-such-image failed" in bare.machine.exec("journalctl", "-u", build[-1])
-    bare.unit.set_config({"image-source": f"http://{bridge_address()}:9"})
-    assert bare.machine.call(*build).returncode != 0
-    assert images() == before
-    assert bare.instances() == []
-    assert "creating the builder from http" in bare.machine.exec("journalctl", "-u", build[-1])
+    before, number = aliases(bare), len(bare.lxd("images?recursion=1"))
+    fail_builds(bare)
+    assert (aliases(bare), bare.instances()) == (before, [])
 
     bare.control.add_action(GREET)
     bare.unit.set_config({"image-source": "local:sandbox-base", "cached-actions": f"{GREET}, octo-org/none@v1"})
     [name] = bare.keep(1, **{"reconcile-interval": 2})
-    bare.machine.exec("systemctl", "start", "--no-block", build[-1])
+    bare.machine.exec("systemctl", "start", "--no-block", BUILD)
     wait_for(lambda: "github-runner-image-builder" in bare.instances(), "the builder", 30)
-    bare.machine.exec("systemctl", "kill", "--signal=KILL", build[-1])
-    assert images() == before
-    bare.machine.exec("systemctl", "reset-failed", build[-1], check=False)
+    bare.machine.exec("systemctl", "kill", "--signal=KILL", BUILD)
+    assert aliases(bare) == before
+    bare.machine.exec("systemctl", "reset-failed", BUILD, check=False)
 
-    bare.machine.exec("systemctl", "start", "--no-block", build[-1])
+    bare.machine.exec("systemctl", "start", "--no-block", BUILD)
     bare.machine.exec("lxc", "delete", "--force", name)
     hang_a_reconcile(bare)
     fire_the_timer(bare)
@@ -492,17 +501,36 @@ def test_image_is_built_while_the_timer_fires(bare: Deployment) -> None:
     journal = ("journalctl", "-q", "--no-pager", "-u", "ghro.reconcile-runners.github-runner-0.service")
     wait_for(lambda: "Finished" in bare.machine.exec(*journal), "the end of the timer's service")
     # Until its end the builder is one of the instances.
-    state = ("systemctl", "is-active", build[-1])
+    state = ("systemctl", "is-active", BUILD)
     wait_for(lambda: bare.machine.call(*state).stdout.strip() in ("inactive", "failed"), "the end of the build", 400)
     bare.keep(0, **{"reconcile-interval": 60})
-    assert images()["jammy"] not in before.values()
+    after = aliases(bare)
+    assert after["jammy"] not in before.values()
     # The image that was there keeps another alias, because this charm did not build it.
-    assert {**images(), "jammy": before["jammy"]} == {**before, f"jammy-{before['jammy'][:12]}": before["jammy"]}
-    assert (count(), bare.instances()) == (number + 1, [])
-    assert_the_image_serves(bare, images()["jammy"])
-    assert "archive of octo-org/none@v1 is left out" in bare.machine.exec("journalctl", "--no-pager", "-u", build[-1])
+    assert {**after, "jammy": before["jammy"]} == {**before, f"jammy-{before['jammy'][:12]}": before["jammy"]}
+    assert (len(bare.lxd("images?recursion=1")), bare.instances()) == (number + 1, [])
+    assert_the_image_serves(bare, after["jammy"])
+    assert "archive of octo-org/none@v1 is left out" in bare.machine.exec("journalctl", "--no-pager", "-u", BUILD)
     assert_archives_are_used(bare)
-    assert bare.machine.exec("systemd-analyze", "verify", f"/etc/systemd/system/{build[-1]}") == ""
+    assert bare.machine.exec("systemd-analyze", "verify", f"/etc/systemd/system/{BUILD}") == ""
+
+
+def aliases(deployment: Deployment) -> dict[str, str]:
+    """The fingerprint of each image with an alias, by the alias."""
+    found = deployment.lxd("images?recursion=1")
+    return {alias["name"]: image["fingerprint"] for image in found for alias in image["aliases"]}
+
+
+def fail_builds(deployment: Deployment) -> None:
+    """Builds from an image that does not exist, and from a server that does not answer."""
+    for source, shown in (
+        ("local:no-such-image", "local:no-such-image failed"),
+        (f"http://{bridge_address()}:9", "http"),
+    ):
+        deployment.unit.set_config({"image-source": source})
+        assert deployment.machine.call("systemctl", "start", BUILD).returncode != 0
+        journal = deployment.machine.exec("journalctl", "-u", BUILD)
+        assert f"creating the builder from {shown}" in journal
 
 
 def assert_the_image_serves(deployment: Deployment, fingerprint: str) -> None:

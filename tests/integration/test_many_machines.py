@@ -63,7 +63,7 @@ def fleet(packed: Path, hub: github.GitHub) -> Iterator[Fleet]:
     control.settings(**SHORT)
     with ThreadPoolExecutor() as pool:
         first, other = pool.map(
-            lambda one: deployed(one[0], packed, hub, app=one[1], **OPTIONS),
+            lambda one: deployed(one[0], packed, hub, OPTIONS, app=one[1]),
             [("many-0", "github-runner"), ("many-2", "other-runner")],
         )
     found = Fleet([first, beside(first), other])

@@ -30,8 +30,8 @@ class Fixture:
     def __init__(self, packed: Path, hub: github.GitHub) -> None:
         self.packed, self.hub, self.found = packed, hub, list[Deployment]()
 
-    def deploy(self, **options: Any) -> Deployment:
-        self.found.append(deployed("recovery", self.packed, self.hub, **options))
+    def deploy(self, **arguments: Any) -> Deployment:
+        self.found.append(deployed("recovery", self.packed, self.hub, {}, **arguments))
         return self.found[-1]
 
 
@@ -52,7 +52,7 @@ def ungranted(packed: Path) -> Iterator[Deployment]:
     with github.serve(
         bridge_address(), 0, [PAT], [REPOSITORY], ["octo-org"], settings=github.Settings(grace=2.5, poll=1)
     ) as hub:
-        found = deployed("serves", packed, hub, token="", **{"virtual-machines": 1})
+        found = deployed("serves", packed, hub, {"token": "", "virtual-machines": 1})
         found.unit.set_config({"token-secret": found.unit.add_secret("github", {"token": PAT})})
         yield found
         undeploy(found)
@@ -87,6 +87,21 @@ def broken_apt(machine: Machine) -> None:
     machine.exec("systemctl", "stop", "--job-mode=ignore-dependencies", "lxd.socket", "lxd.service")
 
 
+def lose_the_image(unit: Deployment) -> str:
+    """Take the image's alias away, and repair what failed before. Its build fails. Returns its fingerprint."""
+    target = str(unit.lxd("images/aliases/jammy")["target"])
+    unit.machine.exec("lxc", "image", "alias", "delete", "jammy")
+    unit.machine.exec("rm", "/usr/local/sbin/mkfs.btrfs")
+    unit.unit.update_status()
+    assert "image jammy: being built" in unit.status()[1]
+    failure = ("test", "-e", "/var/lib/github-runner/build-image.failure")
+    wait_for(lambda: not unit.machine.call(*failure).returncode, "failure")
+    assert "image jammy: creating the builder from https" in tick(unit)[1]
+    assert "being built again" in unit.status()[1]
+    assert unit.instances() == [] or unit.instances() == ["github-runner-image-builder"]
+    return target
+
+
 @pytest.mark.timeout(280)
 def test_each_step_of_the_set_up_fails_once(recovery: Fixture) -> None:
     """Every hook of a deployment fails; then update-status and the timer alone bring the unit to its runners.
@@ -117,15 +132,7 @@ def test_each_step_of_the_set_up_fails_once(recovery: Fixture) -> None:
     machine.exec("rm", "/usr/local/sbin/ip")
     assert "broken disk" in tick(unit)[1]
 
-    target = unit.lxd("images/aliases/jammy")["target"]
-    machine.exec("lxc", "image", "alias", "delete", "jammy")
-    machine.exec("rm", "/usr/local/sbin/mkfs.btrfs")
-    unit.unit.update_status()
-    assert "image jammy: being built" in unit.status()[1]
-    wait_for(lambda: not machine.call("test", "-e", "/var/lib/github-runner/build-image.failure").returncode, "failure")
-    assert "image jammy: creating the builder from https" in tick(unit)[1]
-    assert "being built again" in unit.status()[1]
-    assert unit.instances() == [] or unit.instances() == ["github-runner-image-builder"]
+    target = lose_the_image(unit)
 
     machine.exec("lxc", "image", "alias", "create", "jammy", target)
     assert tick(unit)[0] == "active"
@@ -239,7 +246,7 @@ def first_boot(packed: Path) -> Iterator[Deployment]:
 
     with github.serve(bridge_address(), 0, [PAT], [REPOSITORY], ["octo-org"]) as hub:
         name = "a-very-" + "long-" * 12 + "name"
-        found = deployed("boots", packed, hub, on_machine=prepare, app=name, **{"virtual-machines": 1})
+        found = deployed("boots", packed, hub, {"virtual-machines": 1}, on_machine=prepare, app=name)
         yield found
         undeploy(found)
 

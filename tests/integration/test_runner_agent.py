@@ -30,7 +30,7 @@ def agent(packed: Path, hub: github.GitHub, policy: str) -> Iterator[Deployment]
     """A unit with metrics and a policy service. Every test uses up its runner."""
     options = {"virtual-machines": 0, "repo-policy-compliance-url": policy, "repo-policy-compliance-token": "t"}
     options["pre-job-script"] = OPERATOR_SCRIPT
-    found = deployed("agent", packed, hub, **options)
+    found = deployed("agent", packed, hub, options)
     found.unit.integrate("cos-agent")
     found.keep(1)
     yield found

@@ -514,7 +514,7 @@ def test_hostile_metrics_cost_only_that_runners_metrics(deployment: Deployment) 
     for command in HOSTILE.values():
         [runner] = deployment.wait_online(1)
         assert deployment.job(command)["runner_name"] == runner
-        wait_for(lambda name=runner: name not in deployment.instances(), "the end of the runner", 45)
+        deployment.wait_gone(runner)
         deployment.reconcile()
         assert f"/home/ubuntu/runner-fs/{runner}" not in deployment.mounts()
     assert deployment.status()[0] == "active"

@@ -12,7 +12,7 @@ from tests.logql.collectors import Collector
 from tests.logql.fleet import COLLECTORS, END, HEALTHY, HOUR, START, UNITS, Change, Fleet
 from tests.logql.grammar import Grammar
 from tests.logql.loki import Alert, Line, Loki
-from tests.unit.test_cos_agent import document, shipped_rules
+from tests.support.cos import document, shipped_rules
 
 APPLICATIONS = ["big-runners", "small-runners"]
 BIG, ONE = "big-runners", "big-runners/1"

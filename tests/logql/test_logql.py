@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.logql.grammar import Grammar
-from tests.unit.test_dashboards import expressions
+from tests.support.dashboards import expressions
 
 HERE = Path(__file__).resolve().parent
 REGISTRY = "https://registry.npmjs.org/"

@@ -10,7 +10,7 @@ from tests.logql.collectors import Collector
 from tests.logql.fleet import COLLECTORS, END, HOUR, UNITS, Change, Fleet
 from tests.logql.grammar import Grammar
 from tests.logql.loki import Loki
-from tests.unit.test_dashboards import LONG, SHORT, dashboard, panel_of, panels
+from tests.support.dashboards import LONG, SHORT, dashboard, panel_of, panels
 
 # The values of the variables when the dashboard is opened.
 OPENED = {

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +142,16 @@ def deployed(
     name: str,
     packed: Path,
     hub: github.GitHub,
+    config: Mapping[str, Any],
     *,
     model: dict[str, str] | None = None,
     on_machine: Callable[[Machine], object] = lambda machine: None,
     app: str = "github-runner",
-    **config: Any,
 ) -> Deployment:
-    """A new machine with the charm on it; ``on_machine`` is done to it before anything is deployed."""
+    """A new machine with the charm on it; ``on_machine`` is done to it before anything is deployed.
+
+    ``config`` are options beside those that a test needs.
+    """
     machine = Machine(name)
     machine.destroy()
     machine.create()

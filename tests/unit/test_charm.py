@@ -77,25 +77,30 @@ class Surroundings:
             raise self.fault
 
 
+def downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A runner binary in a folder of the test; two hours old, so that GitHub is asked for a newer one."""
+    binary = folder / "actions-runner-linux-x64-2.320.0.tar.gz"
+    binary.write_bytes(b"tarball")
+    (folder / "current").symlink_to(binary.name)
+    os.utime(binary, times=(time.time() - 7200,) * 2)
+    for function in (
+        runner_binary.current,
+        runner_binary.age,
+        runner_binary.is_recent,
+        runner_binary.note_deprecated,
+        runner_binary.deprecated_at,
+        runner_binary.clear_deprecated,
+    ):
+        monkeypatch.setattr(function, "__defaults__", (folder,))
+    return binary
+
+
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     found = Surroundings()
     (tmp_path / "fs").mkdir()
     found.lxd, found.github, found.storages = FakeLxd(), FakeGithub(), FakeStorages(tmp_path / "fs")
-    found.binary = tmp_path / "actions-runner-linux-x64-2.320.0.tar.gz"
-    found.binary.write_bytes(b"tarball")
-    (tmp_path / "current").symlink_to(found.binary.name)
-    # Two hours old, so that GitHub is asked for a newer one.
-    os.utime(found.binary, times=(time.time() - 7200,) * 2)
-    for function in (
-        runner_binary.current,
-        runner_binary.age,
-        runner_binary.note_deprecated,
-        runner_binary.clear_deprecated,
-    ):
-        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(runner_binary.is_recent, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(runner_binary.deprecated_at, "__defaults__", (tmp_path,))
+    found.binary = downloaded(tmp_path, monkeypatch)
     found.steps = []
     monkeypatch.setattr(runner_binary, "update", lambda *_, **__: found.step("binary", True))
     monkeypatch.setattr(timer, "ensure", lambda _, __, interval: found.steps.append(f"timer {interval}"))

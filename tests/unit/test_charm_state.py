@@ -1,5 +1,7 @@
 """Options, relations and proxies become one valid state, or all errors are named."""
 
+import ast
+import inspect
 import logging
 from ipaddress import IPv4Network
 from typing import Any
@@ -136,44 +138,51 @@ def test_defaults() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "default"),
-    [
-        ("path", "string", ""),
-        ("token", "string", ""),
-        ("group", "string", "default"),
-        ("labels", "string", ""),
-        ("virtual-machines", "int", 1),
-        ("flavors", "string", ""),
-        ("scaling", "string", "fixed"),
-        ("min-idle", "int", 0),
-        ("memory-reserve", "string", "2GiB"),
-        ("cpu-overcommit", "string", "2.0"),
-        ("demand-fallback", "int", 0),
-        ("metrics-port", "int", 9464),
-        ("vm-cpu", "int", 2),
-        ("vm-memory", "string", "7GiB"),
-        ("vm-disk", "string", "10GiB"),
-        ("base-image", "string", "jammy"),
-        ("runner-storage", "string", "juju-storage"),
-        ("reconcile-interval", "int", 10),
-        ("denylist", "string", ""),
-        ("dockerhub-mirror", "string", ""),
-        ("experimental-use-aproxy", "boolean", False),
-        ("aproxy-exclude-addresses", "string", "10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16"),
-        ("aproxy-redirect-ports", "string", "80, 443"),
-        ("runner-http-proxy", "string", ""),
-        ("repo-policy-compliance-url", "string", None),
-        ("repo-policy-compliance-token", "string", None),
-        ("test-mode", "string", None),
-        ("github-url", "string", "https://github.com"),
-        ("token-secret", "secret", None),
-        ("app-secret", "secret", None),
-        ("registration", "string", "auto"),
-        ("ca-certificates", "string", ""),
-        ("cached-actions", "string", "actions/checkout@v5, actions/cache@v5, actions/setup-python@v6"),
-    ],
-)
+OPTIONS = [
+    ("path", "string", ""),
+    ("token", "string", ""),
+    ("group", "string", "default"),
+    ("labels", "string", ""),
+    ("virtual-machines", "int", 1),
+    ("flavors", "string", ""),
+    ("scaling", "string", "fixed"),
+    ("min-idle", "int", 0),
+    ("memory-reserve", "string", "2GiB"),
+    ("cpu-overcommit", "string", "2.0"),
+    ("demand-fallback", "int", 0),
+    ("metrics-port", "int", 9464),
+    ("vm-cpu", "int", 2),
+    ("vm-memory", "string", "7GiB"),
+    ("vm-disk", "string", "10GiB"),
+    ("base-image", "string", "jammy"),
+    ("runner-storage", "string", "juju-storage"),
+    ("reconcile-interval", "int", 10),
+    ("denylist", "string", ""),
+    ("dockerhub-mirror", "string", ""),
+    ("experimental-use-aproxy", "boolean", False),
+    ("aproxy-exclude-addresses", "string", "10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16"),
+    ("aproxy-redirect-ports", "string", "80, 443"),
+    ("runner-http-proxy", "string", ""),
+    ("repo-policy-compliance-url", "string", None),
+    ("repo-policy-compliance-token", "string", None),
+    ("test-mode", "string", None),
+    ("image-source", "string", "https://cloud-images.ubuntu.com/daily"),
+    ("extra-packages", "string", ""),
+    ("image-script", "string", ""),
+    ("replace-on-exit", "boolean", True),
+    ("idle-runner-max-age", "int", 24),
+    ("allow-external-contributor", "boolean", True),
+    ("pre-job-script", "string", None),
+    ("github-url", "string", "https://github.com"),
+    ("token-secret", "secret", None),
+    ("app-secret", "secret", None),
+    ("registration", "string", "auto"),
+    ("ca-certificates", "string", ""),
+    ("cached-actions", "string", "actions/checkout@v5, actions/cache@v5, actions/setup-python@v6"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "default"), OPTIONS)
 def test_option_contract(name: str, kind: str, default: object) -> None:
     """Each option's name, type and default are the contract with existing deployments."""
     option = CONFIG["options"][name]
@@ -182,8 +191,12 @@ def test_option_contract(name: str, kind: str, default: object) -> None:
 
 
 def test_no_dead_option() -> None:
-    """The options are those of the contract and no others."""
-    assert len(CONFIG["options"]) == 40
+    """The options are those of the contract and no others, and the charm reads each of them."""
+    source = ast.parse(inspect.getsource(charm_state))
+    texts = {node.value for node in ast.walk(source) if isinstance(node, ast.Constant)}
+
+    assert set(CONFIG["options"]) == {name for name, _, _ in OPTIONS}
+    assert set(CONFIG["options"]) - texts == set()
 
 
 @pytest.mark.parametrize(

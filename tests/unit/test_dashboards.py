@@ -4,22 +4,28 @@ import json
 import re
 import types
 import typing
-from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import BaseModel
 
 import cos_agent
 from metrics import events
 from metrics.runner import PostJobStatus
+from tests.support.dashboards import (
+    FILES,
+    LONG,
+    SHORT,
+    dashboard,
+    expressions,
+    panel_of,
+    panels,
+    read,
+    rules,
+    targets,
+)
 
-SHORT = "github_runner_metrics.json"
-LONG = "github_runner_metrics_long_term.json"
-FILES = [SHORT, LONG]
 # Its panels are queries of Prometheus: tests/unit/test_prometheus_dashboard.py.
 PROMETHEUS = "github_runner_prometheus.json"
 TOPOLOGY = {"juju_model", "juju_model_uuid", "juju_application", "juju_unit", "juju_charm"}
@@ -29,16 +35,6 @@ SELECTOR = (
     'juju_application=~"$juju_application", juju_unit=~"$juju_unit"}'
 )
 DATASOURCE = {"type": "loki", "uid": "${lokids}"}
-TOKEN = re.compile(
-    r"""(?P<string>"(?:\\.|[^"\\])*"|`[^`]*`)
-    |(?P<variable>\$\{[^}]*\}|\$\w+)
-    |(?P<name>[A-Za-z_]\w*)
-    |(?P<number>\d[\w.]*)
-    |(?P<operator>=~|!~|!=|==|>=|<=|\|=|\|~|[-+*/%^{}()\[\],|=<>])
-    |(?P<blank>\s+)""",
-    re.VERBOSE,
-)
-COMPARISONS = {"=", "!=", "==", "=~", "!~", ">", ">=", "<", "<="}
 PERCENTILES = {
     "50%": "quantile_over_time(0.5,",
     "95%": "quantile_over_time(0.95,",
@@ -47,92 +43,6 @@ PERCENTILES = {
 }
 # Rows whose panels are about jobs, so that they heed the variable repository.
 ROWS_OF_JOBS = ("Jobs", "Repository policy check")
-
-
-@dataclass
-class Pipeline:
-    """A stream selector with what follows it: the label filters after ``| json`` and the unwrapped label."""
-
-    stream: dict[str, str] = field(default_factory=dict)
-    filters: list[tuple[str, str, str]] = field(default_factory=list)
-    unwrapped: str | None = None
-    renamed: dict[str, str] = field(default_factory=dict)
-    """New names of labels, and what they were."""
-
-    @property
-    def event(self) -> str:
-        [name] = [value for name, operator, value in self.filters if (name, operator) == ("event", "=")]
-        return name
-
-
-@dataclass
-class Query:
-    """The names that an expression uses: its pipelines, and the labels of each ``by (…)``."""
-
-    pipelines: list[Pipeline] = field(default_factory=list)
-    groups: list[list[str]] = field(default_factory=list)
-
-
-def tokens(expression: str) -> list[str]:
-    found, position = [], 0
-    while position < len(expression):
-        match = TOKEN.match(expression, position)
-        if not match:
-            raise ValueError(f"no token: {expression[position:]}")
-        if match.lastgroup != "blank":
-            found.append(match.group())
-        position = match.end()
-    return found
-
-
-def read(expression: str) -> Query:
-    """Take an expression apart; ValueError for any form that this reader does not know."""
-    rest, query = tokens(expression), Query()
-
-    def take(wanted: str) -> None:
-        found = rest.pop(0) if rest else "the end"
-        if found != wanted:
-            raise ValueError(f"{found} instead of {wanted} in {expression}")
-
-    def comparison() -> tuple[str, str, str]:
-        name, operator, value = rest.pop(0), rest.pop(0), rest.pop(0)
-        if operator not in COMPARISONS:
-            raise ValueError(f"{operator} is no comparison in {expression}")
-        return name, operator, value.strip('"`')
-
-    while rest:
-        token = rest.pop(0)
-        if token == "{":
-            pipeline = Pipeline()
-            query.pipelines.append(pipeline)
-            while rest[0] != "}":
-                name, operator, value = comparison()
-                pipeline.stream[name] = operator + value
-                if rest[0] == ",":
-                    rest.pop(0)
-            take("}")
-            take("|")
-            take("json")
-            while rest[0] == "|":
-                rest.pop(0)
-                if rest[0] == "unwrap":
-                    rest.pop(0)
-                    pipeline.unwrapped = rest.pop(0)
-                elif rest[0] == "label_format":
-                    rest.pop(0)
-                    new, _, old = comparison()
-                    pipeline.renamed[new] = old
-                else:
-                    pipeline.filters.append(comparison())
-            take("[")
-        elif token == "without":
-            raise ValueError(f"without in {expression}: what is left cannot be told")
-        elif token == "by":
-            take("(")
-            end = rest.index(")")
-            query.groups.append([name for name in rest[:end] if name != ","])
-            del rest[: end + 1]
-    return query
 
 
 def labels_of(model: type[BaseModel], prefix: str = "") -> dict[str, bool]:
@@ -173,42 +83,6 @@ def errors_of(expression: str) -> list[str]:
         found += [f"{name} is no stream label" for name in sorted(set(pipeline.stream) - STREAM_LABELS)]
         if pipeline.unwrapped is not None and not fields.get(pipeline.unwrapped):
             found.append(f"{pipeline.event} has no number {pipeline.unwrapped}")
-    return found
-
-
-def dashboard(name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((cos_agent.DASHBOARDS / name).read_text())
-    return loaded
-
-
-def panels(name: str) -> list[dict[str, Any]]:
-    """The panels that show something, without the rows."""
-    return [panel for panel in dashboard(name)["panels"] if panel["type"] != "row"]
-
-
-def targets() -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
-    """Every query of the dashboards: where it is, its file, panel and target."""
-    return [
-        (f"{Path(name).stem}: {panel['title']} {target['refId']}", name, panel, target)
-        for name in FILES
-        for panel in panels(name)
-        for target in panel["targets"]
-    ]
-
-
-def rules() -> list[tuple[str, dict[str, Any]]]:
-    """Every alert rule with its name."""
-    documents = [yaml.safe_load(path.read_text()) for path in sorted(cos_agent.ALERT_RULES.glob("*.yaml"))]
-    return [(rule["alert"], rule) for document in documents for group in document["groups"] for rule in group["rules"]]
-
-
-def expressions() -> dict[str, str]:
-    """Every LogQL expression that the charm ships, by where it is."""
-    return {where: target["expr"] for where, _, _, target in targets()} | {name: rule["expr"] for name, rule in rules()}
-
-
-def panel_of(name: str, title: str) -> dict[str, Any]:
-    [found] = [panel for panel in panels(name) if panel["title"] == title]
     return found
 
 

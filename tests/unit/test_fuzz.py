@@ -125,7 +125,7 @@ def deaf(*_: object) -> None:
         (metrics.storage, "FILE_SIZE_BYTES_LIMIT", 1 << 20, Entry("file", b"{", 1 << 20), "bytes were read"),
         (metrics.runner, "read_limited", greedy, Entry("file", b"{", 1 << 20), "bytes were read"),
         (metrics.runner, "read_limited", leaking, Entry("file", b"{"), "a file stays open"),
-        (metrics.runner, "_first_fault", talkative, {"repository": FORGED}, "not one line of text"),
+        (metrics.runner, "_first_error", talkative, {"repository": FORGED}, "not one line of text"),
         (metrics.events, "_append", raw, {"workflow": FORGED}, "a line of the log"),
         (metrics.runner, "_runner_stop", lambda *_: None, {}, "an honest runner's events are missing"),
         (metrics.runner, "_read", deaf, {}, "a reconcile raised"),
