@@ -179,11 +179,11 @@ class Unit:
             why = delays.of_flavor(name, waits, failure, "", "")
             lacking = sum(wait.number for wait in waits if wait.flavor == name)
             self.recorded[name] = Counts(
-                max(0, asked[name] - lacking),
-                states["idle"],
-                states["busy"],
+                expected=max(0, asked[name] - lacking),
+                idle=states["idle"],
+                busy=states["busy"],
                 starting=states["starting"],
-                asked=asked[name],
+                wanted=asked[name],
                 maximum=size.maximum,
                 delays=why,
             )
