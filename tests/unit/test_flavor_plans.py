@@ -298,7 +298,7 @@ def test_a_flavour_that_cannot_be_created_costs_others_no_runner(world: World, m
     [
         ({}, 4, 0.0, {"small": 3}),
         ({}, 6, 0.0, {"small": 3}),
-        ({"canary": NOW - 3600}, 4, 0.0, {"small": 1}),
+        ({"deprecated_since": NOW - 3600}, 4, 0.0, {"small": 1}),
         ({}, 4, times.REST_OF_RECONCILE, {}),
     ],
     ids=["all", "those that had no room", "one of a version is tried", "no time for another creation"],
