@@ -211,6 +211,7 @@ class Changes:
     @cached_property
     def _registration(self) -> Registration:
         """How the runners register; what they share is requested once, and only if one is created."""
+        # Public module interface only: `Service` gives a registration.
         return self.clients.registration or TokenRegistration(self.clients.github, self.spec.path)
 
     def _runner(self, item: ObservedRunner) -> Runner:

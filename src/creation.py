@@ -1,10 +1,10 @@
-"""What delays the creation of runners: no runner binary, a deprecated version, runners that ended without a job."""
+"""What delays the creation of runners: no runner binary, a deprecated version, runners without a job, failures."""
 
 from pathlib import Path
 
 import times
 from host import markers, runner_binary
-from models import FailedStarts
+from models import FLAVOR_NAME, FailedCreation, FailedStarts
 from report import Findings, describe_deprecated, describe_failed_starts
 
 # Stands for the runner binary where none has been downloaded.
@@ -39,13 +39,33 @@ def dropped(found: markers.Markers, now: float) -> FailedStarts:
     return row if abs(now - row.last) < times.DAY else FailedStarts()
 
 
+def failed_creations(found: markers.Markers) -> dict[str, FailedCreation]:
+    """What the last reconcile recorded of flavours of which no runner could be created; lines with damage are no such.
+
+    A time of this marker may be in the future, where the clock was set back.
+    """
+    failed = {}
+    for line in (found.read(markers.FAILED_CREATIONS) or "").splitlines():
+        flavor, _, rest = line.partition(" ")
+        last, _, reason = rest.partition(" ")
+        if FLAVOR_NAME.fullmatch(flavor) and last.isascii() and last.isdecimal():
+            failed[flavor] = FailedCreation(float(last), reason)
+    return failed
+
+
 def record(findings: Findings, found: markers.Markers) -> None:
-    """Record what a reconcile found out: runners that ended without a job, a deprecated or a working version."""
+    """Record what a reconcile found out: failed creations, runners without a job, a deprecated or a working version."""
     for name, row in ((markers.FAILED_STARTS, findings.failed_starts), (markers.DROPPED, findings.dropped)):
         if row is not None and row.count:
             found.note(name, f"{row.count} {int(row.last)} {row.reason}".rstrip())
         elif row is not None:
             found.clear(name)
+    failed = findings.failed_creations.items()
+    if failed:
+        lines = [f"{flavor} {max(0, int(each.last))} {each.reason}" for flavor, each in failed]
+        found.note(markers.FAILED_CREATIONS, "\n".join(lines))
+    else:
+        found.clear(markers.FAILED_CREATIONS)
     if findings.deprecated:
         runner_binary.note_deprecated()
     elif findings.proven:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from budget import Wait
-from telemetry import CPUS, FAILED, HELD_BACK, MEMORY, STORAGE, Delay, line
+from redaction import line
+from telemetry import CPUS, FAILED, HELD_BACK, MEMORY, STORAGE, TEXT_LIMIT, Delay
 
 # By what a runner waits for, as the budget names it.
 ROOMS = {"memory": MEMORY, "CPUs": CPUS, "storage": STORAGE}
@@ -20,6 +21,6 @@ def of_flavor(
     """
     found = [failed] if failed else []
     found += [Delay(ROOMS[wait.what], wait.number, wait.room) for wait in waits if wait.flavor == flavor]
-    found += [Delay(HELD_BACK, text=line(hold))] if hold else []
-    found += [Delay(FAILED, text=line(unregistrable))] if unregistrable else []
+    found += [Delay(HELD_BACK, text=line(hold, TEXT_LIMIT))] if hold else []
+    found += [Delay(FAILED, text=line(unregistrable, TEXT_LIMIT))] if unregistrable else []
     return tuple(found)

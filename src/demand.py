@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from models import Flavor
+from models import FLAVOR_NAME, Flavor
+from redaction import line
 from system import LOCKS, remove_files, write_file
-from telemetry import FLAVOR, line
+from telemetry import TEXT_LIMIT
 
 # Without a session for longer, the number of runners is that of demand-fallback. In seconds.
 PATIENCE = 300
@@ -78,7 +79,7 @@ def remove(unit: str) -> list[str]:
 
 
 def _flavor(name: str) -> str:
-    if not FLAVOR.fullmatch(name):
+    if not FLAVOR_NAME.fullmatch(name):
         raise ValueError("not a flavour's name")
     return name
 
@@ -98,8 +99,8 @@ def _demand(values: Any) -> Demand:
         since=since,
         heard=heard,
         scale_set=None if scale_set is None else int(scale_set),
-        asked=tuple(line(str(label)) for label in values.get("asked", ())),
-        dropped=tuple(line(str(label)) for label in values["dropped"]),
-        problem=line(str(values["problem"])),
+        asked=tuple(line(str(label), TEXT_LIMIT) for label in values.get("asked", ())),
+        dropped=tuple(line(str(label), TEXT_LIMIT) for label in values["dropped"]),
+        problem=line(str(values["problem"]), TEXT_LIMIT),
         running=running,
     )

@@ -7,10 +7,9 @@ from typing import Any
 
 from budget import Ask, Capacity, Wait, goals
 from gh.registration import Registration
-from models import RunnerSpec
+from models import FailedCreation, RunnerSpec
 from plan import Desired, Health, Plan, Reason, health, make_plan
 from runner_view import RunnerView
-from telemetry import FAILED, Delay
 
 # No runner has it.
 NO_FINGERPRINT = "the flavour is not configured"
@@ -38,7 +37,7 @@ class Wanted:
     """Of the jobs of the scale set, those that run."""
     maximum: int | None = None
     """The limit of all its runners, where ``number`` is for the jobs of the scale set."""
-    failed: Delay | None = None
+    failed: FailedCreation | None = None
     """The last failure, where no runner of this flavour was created since. Others then have the room that it lacks."""
     is_tried: bool = False
     """Whether one of them is tried in the flavour's own place nevertheless. It makes room for itself."""
@@ -122,7 +121,7 @@ def make_plans(
 
 def behind_others(wanted: Iterable[Wanted], failed: Collection[str]) -> list[Wanted]:
     """The same runners, where those of the flavours that have failed have room only after all others."""
-    return [replace(one, failed=Delay(FAILED), is_tried=False) if one.flavor in failed else one for one in wanted]
+    return [replace(one, failed=FailedCreation(), is_tried=False) if one.flavor in failed else one for one in wanted]
 
 
 def _by_flavor(views: Iterable[RunnerView], names: Sequence[str]) -> dict[str | None, list[RunnerView]]:

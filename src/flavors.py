@@ -12,10 +12,9 @@ from typing import Any
 
 import yaml
 
-from models import BaseImage, Flavor, Scaling, VirtualMachineResources
+from models import FLAVOR_NAME, BaseImage, Flavor, Scaling, VirtualMachineResources
 from option_values import parse_base_image, parse_labels, parse_size, shortened
 
-NAME = re.compile("[a-z][a-z0-9-]{0,19}")
 KEYS = ("vm-cpu", "vm-memory", "vm-disk", "labels", "base-image", "count", "max", "min-idle")
 # Keys that have no effect in a mode.
 IGNORED = {Scaling.FIXED: ("max", "min-idle"), Scaling.DEMAND: ("count",)}
@@ -77,7 +76,7 @@ def parse(text: str, defaults: Defaults) -> Parsed:
     names: set[str] = set()
     found = []
     for name, node in entries:
-        if not NAME.fullmatch(name):
+        if not FLAVOR_NAME.fullmatch(name):
             form = "a small letter, then up to 19 small letters, digits and hyphens"
             parsed.errors.append(f"{shortened(name)} is not a flavour's name; use {form}")
         elif name in names:

@@ -234,6 +234,8 @@ class Scaling(str, Enum):
 
 # The only flavour where the option `flavors` is empty.
 DEFAULT_FLAVOR = "default"
+# As the option `flavors` takes them.
+FLAVOR_NAME = re.compile("[a-z][a-z0-9-]{0,19}")
 
 
 @dataclass(frozen=True)
@@ -526,6 +528,14 @@ class WorkflowJob:
     created_at: datetime
     started_at: datetime
     conclusion: str | None
+
+
+@dataclass(frozen=True)
+class FailedCreation:
+    """The last creation of a runner of a flavour, where all have failed since one was created: UNIX time and reason."""
+
+    last: float = 0.0
+    reason: str = ""
 
 
 @dataclass(frozen=True)

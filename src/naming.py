@@ -9,7 +9,7 @@ from enum import Enum
 from ipaddress import IPv4Network
 from typing import Any
 
-from models import RunnerSpec
+from models import FLAVOR_NAME, RunnerSpec
 
 # What this charm records in the configuration of LXD objects. docs/reference/lxd-keys.md has who writes and reads them.
 KEY = "user.github-runner."
@@ -99,7 +99,8 @@ class Identity:
 
         It cannot be another unit's: a flavour begins with a letter, a unit number with a digit.
         """
-        return re.fullmatch(re.escape(f"{self.prefix}-") + "[a-z][a-z0-9-]{0,19}", name) is not None
+        flavor = name.removeprefix(f"{self.prefix}-")
+        return flavor != name and FLAVOR_NAME.fullmatch(flavor) is not None
 
     def labels(self, spec: RunnerSpec) -> tuple[str, ...]:
         """The labels that a runner of this unit has, without those that GitHub adds by itself."""

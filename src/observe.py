@@ -14,7 +14,7 @@ from engine.probe import in_pre_job, is_previous, last_line, probe
 from errors import CorruptMetricDataError, GithubClientError, LxdError, MetricsStorageError
 from metrics.runner import PreJobMetrics, read_pre_job
 from metrics.storage import StorageManager
-from models import DEFAULT_FLAVOR, GithubPath, GithubRunner, VirtualMachineResources, parse_github_path
+from models import DEFAULT_FLAVOR, FLAVOR_NAME, GithubPath, GithubRunner, VirtualMachineResources, parse_github_path
 from naming import (
     CREATED_KEY,
     FINGERPRINT_KEY,
@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 PRE_JOB_LIMIT = 150
 # For how many runners GitHub is asked before the end of their agents is believed. Others are not believed.
 MOST_CONFIRMED = 20
-# As the option `flavors` takes them.
-FLAVOR_NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import delays
@@ -13,11 +13,12 @@ from changes import Changes
 from flavor_changes import FlavorChanges
 from flavor_plans import Wanted
 from metrics.collect import Collector
-from models import FailedStarts
+from models import FailedCreation
 from observe import ObservedRunner
 from plan import Health, Plan, health, is_healthy
-from report import FlavorCount, Report
-from telemetry import FAILED, Counts, Delay, line
+from redaction import line
+from report import Findings, FlavorCount, Report
+from telemetry import FAILED, TEXT_LIMIT, Counts, Delay
 from unlisted import is_new
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ class Outcome:
         new = [name for name in plan.idle if is_new(runners[name].view, now)]
         report.starting += [name for name in (*new, *changes.created) if name not in removed]
 
-    def count(self, flavors: FlavorChanges, waits: Sequence[Wait], now: float, *, fixed: bool) -> None:
-        """Fill the report with the numbers of each flavour, and with why runners are missing at these UNIX seconds.
+    def count(self, flavors: FlavorChanges, waits: Sequence[Wait], *, fixed: bool) -> None:
+        """Fill the report with the numbers of each flavour, and with why runners are missing.
 
         Of a ``fixed`` number no runner is for a job that is known, and one that is too large is to be corrected.
         """
@@ -62,18 +63,27 @@ class Outcome:
             number = one.plan.live if wanted.number is None else wanted.number
             expected = number if fixed else max(0, number - waiting[name])
             spare = number if fixed else min(wanted.min_idle, expected)
-            failed = self._failure(wanted, now)
-            why = delays.of_flavor(
-                name, waits, failed, self.report.hold or wanted.hold, flavors.unregistrable.get(name, "")
-            )
+            hold, unregistrable = self.report.hold or wanted.hold, flavors.unregistrable.get(name, "")
+            why = delays.of_flavor(name, waits, self._delay(wanted), hold, unregistrable)
             self.report.flavors.append(FlavorCount(name, number, there[name], expected, spare, wanted.maximum, why))
 
-    def _failure(self, wanted: Wanted, now: float) -> Delay | None:
+    def failed_creations(self, flavors: Iterable[Wanted], now: float) -> dict[str, FailedCreation]:
+        """The last failure of each flavour, at these UNIX seconds or before, of which no runner was created since."""
+        created = set(self.changes.created.values())
+        found = {one.flavor: self._failed(one, now) for one in flavors if one.flavor not in created}
+        return {flavor: failed for flavor, failed in found.items() if failed is not None}
+
+    def _failed(self, wanted: Wanted, now: float) -> FailedCreation | None:
+        errors = self.changes.not_created.get(wanted.flavor)
+        return FailedCreation(now, line(errors[-1], TEXT_LIMIT)) if errors else wanted.failed
+
+    def _delay(self, wanted: Wanted) -> Delay | None:
         """The failed creations of this reconcile; those of before, until one of the flavour is created."""
-        errors, is_created = self.changes.not_created.get(wanted.flavor), wanted.flavor in self.changes.created.values()
+        errors = self.changes.not_created.get(wanted.flavor)
         if errors:
-            return Delay(FAILED, len(errors), line(errors[-1]), None if is_created else now)
-        return replace(wanted.failed, number=None) if wanted.failed and not is_created else None
+            return Delay(FAILED, len(errors), line(errors[-1], TEXT_LIMIT))
+        is_created = wanted.flavor in self.changes.created.values()
+        return Delay(FAILED, text=wanted.failed.reason) if wanted.failed and not is_created else None
 
     def counts(self) -> dict[str, Counts]:
         """The runners of each flavour that exist now, those of a flavour that was removed among them."""
@@ -102,16 +112,15 @@ class Outcome:
         self,
         collector: Collector,
         binary: Path,
-        starts: FailedStarts | None,
+        findings: Findings,
+        *,
         crashed: Counter[str],
         started: float,
         now: float,
-        *,
-        listed: bool,
     ) -> None:
         """Issue the events of a reconcile that began and ended at these UNIX seconds, and record its figures.
 
-        ``starts`` are runners that ended without a job, ``crashed`` the crashed ones of each flavour.
+        ``crashed`` are the runners of each flavour that crashed in a job.
         """
         report = self.report
         with continuing("The event unit_health"):
@@ -119,12 +128,12 @@ class Outcome:
                 now,
                 wanted=report.wanted,
                 failed_creations=self.changes.failed_creations,
-                failed_starts=starts,
+                failed_starts=findings.reported_starts,
                 binary=binary,
                 image_age=report.image_age,
             )
         with continuing("The figures for Prometheus"):
-            collector.figures(started, now, self.counts(), binary, report.image_age, listed=listed)
+            collector.figures(started, now, self.counts(), binary, report.image_age, listed=findings.listed)
         with continuing("The event reconciliation"):
             self._issue_reconciliation(collector, crashed, started, now)
 

@@ -70,6 +70,11 @@ def redact(text: str) -> str:
     return text
 
 
+def line(text: str, limit: int | None = None) -> str:
+    """Text on one printable line without secrets, cut after ``limit`` characters."""
+    return " ".join("".join(char if char.isprintable() else " " for char in redact(text)).split())[:limit]
+
+
 def tail(text: str, limit: int = 500) -> str:
     """The last words of a program, without secrets: after a cut a part of one could not be recognised."""
     return redact(text.strip())[-limit:]

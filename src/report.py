@@ -1,13 +1,11 @@
-"""What a reconcile found and did, for the unit's status.
+"""What a reconcile found and did: a ``Report`` for the unit's status, which no decision reads, and ``Findings``."""
 
-It is written during the reconcile, and none of its decisions reads it. The agent is handed ``capacities``.
-"""
-
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import times
-from models import FailedStarts, PublishedImage
+from models import FailedCreation, FailedStarts, PublishedImage
 from naming import binary_version
 from runner_view import RunnerView
 from telemetry import Delay
@@ -18,7 +16,7 @@ DROPPED_REPORTED = 3
 
 @dataclass(frozen=True)
 class Findings:
-    """What the caller of a reconcile records about the machine, for later reconciles."""
+    """What the caller of a reconcile records for later reconciles, and hands to the unit's agent."""
 
     deprecated: bool = False
     """A runner ended because GitHub no longer accepts the version of its agent."""
@@ -30,6 +28,10 @@ class Findings:
     """The same of runners whose registration GitHub had deleted. They delay no creation: a job can fake this."""
     listed: bool = False
     """GitHub's list of runners was read."""
+    failed_creations: Mapping[str, FailedCreation] = field(default_factory=dict)
+    """By flavour; one of which a runner was created has none."""
+    capacities: Mapping[str, int] = field(default_factory=dict)
+    """How many runners of each flavour there could be now; empty where the machine does not limit them."""
 
     @property
     def reported_starts(self) -> FailedStarts | None:
@@ -82,8 +84,6 @@ class Report:
     """In the order of the option."""
     waits: list[str] = field(default_factory=list)
     """Runners that wait for room on the machine, a line for each flavour."""
-    capacities: dict[str, int] = field(default_factory=dict)
-    """How many runners of each flavour there could be now; empty where the machine does not limit them."""
     images: dict[str, PublishedImage] = field(default_factory=dict)
     """What the images that runners start from record about themselves, by alias."""
 

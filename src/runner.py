@@ -119,6 +119,7 @@ class Runner:
 
     # Paths inside the instance.
     runner_application = Path(provision.RUNNER_APPLICATION)
+    # Public module interface only.
     env_file = Path(provision.ENV_FILE)
     config_script = Path(provision.CONFIG_SCRIPT)
     runner_script = Path(provision.RUNNER_SCRIPT)
@@ -252,6 +253,7 @@ class Runner:
     def _register(self, config: CreateRunnerConfig) -> RegistrationData:
         """What registers the runner in its instance. Its id is known only if GitHub has it already."""
         if self._clients.registration is None:
+            # Public module interface only.
             return RegistrationData(token=config.registration_token)
         registration = self._clients.registration.register(self.config.name, self.config.labels)
         self.status = replace(self.status, runner_id=registration.runner_id)

@@ -106,6 +106,7 @@ class RunnerManager:
         self._collector = Collector(identity, state.path, clients.github, storages, enabled=state.issue_metrics)
         self._new_changes = partial(Changes, identity, self._spec, clients, self._collector, binary, self._image, clock)
 
+    # Public module interface only.
     def reconcile(self, quantity: int, resources: VirtualMachineResources) -> int:
         """One reconcile of the first flavour, with these resources. Returns quantity - healthy runners found."""
         return self.reconcile_flavors([Wanted(replace(self._spec, resources=resources), quantity)])
@@ -148,12 +149,14 @@ class RunnerManager:
                 crashed = self._collector.finished(changes.existing(runners), decision.observation.previous_volumes)
             outcome = Outcome(self.report, plan, runners, changes)
             outcome.describe(self._clock())
-            outcome.count(flavors, flavors.waits, self._clock(), fixed=self._state.scaling is Scaling.FIXED)
-            self.report.capacities = flavors.capacities()
+            outcome.count(flavors, flavors.waits, fixed=self._state.scaling is Scaling.FIXED)
+            now = self._clock()
+            failed = outcome.failed_creations((one.wanted for one in plans.flavors), now)
+            self.findings = replace(self.findings, failed_creations=failed, capacities=flavors.capacities())
             self._clean_up(plan, changes, wanted, started)
-            found = self.findings
-            events = (self._collector, self._binary, found.reported_starts, crashed, started, self._clock())
-            outcome.issue_events(*events, listed=found.listed)
+            outcome.issue_events(
+                self._collector, self._binary, self.findings, crashed=crashed, started=started, now=self._clock()
+            )
         return plans.missing
 
     def _decide(self, wanted: Sequence[Wanted], list_age: float | None, now: float) -> Decision:
@@ -269,30 +272,38 @@ class RunnerManager:
         return self._new_changes(self.report.failures.append)
 
     def _find(self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes, now: float) -> None:
-        """What the plan says about the version of the runner agent, and about agents that ended without a job."""
-        failures = self.report.failures
-        hold = describe_deprecated(self._binary) if plan.deprecated else self._hold
-        if hold and self.report.wanted > 0:
-            failures.append(hold)
-        is_tried = self._deprecated_since is not None and not plan.proven
-        self.report.hold = hold or (delays.ONE_IS_TRIED if is_tried else "")
+        """Find out whether the version or agents of runners fail, and report why no runner may be created."""
         views = [item.view for item in runners.values()]
-        doubtful = [item for item in runners.values() if is_doubtful(item.view, plan)]
-        quiet = in_parallel(partial(self.observer.was_dropped, now=now), doubtful)
-        reported = [item.view for item, dropped in zip(doubtful, quiet, strict=True) if not dropped]
-        failures += map(describe_doubtful, reported)
-        # For the log only: they may be a job's words.
-        in_parallel(end_of_agent, doubtful)
-        changes.failed_creations += len(reported) + len(plan.failed)
+        self._report_hold(plan)
+        dropped = self._report_doubtful(plan, runners, changes, now)
+        changes.failed_creations += len(plan.failed)
         found = still_failing(self._failed_starts, views, now)
         if plan.failed:
             reasons = in_parallel(lambda name: end_of_agent(runners[name]), plan.failed)
             found = FailedStarts(found.count + 1, now, reasons[-1])
             self.report.hold = describe_failed_starts(found, now)
-            failures.append(self.report.hold)
+            self.report.failures.append(self.report.hold)
         self.report.failed_starts = found
-        dropped = self._count_dropped(quiet.count(True), views, changes, now)
-        self.findings = Findings(plan.deprecated, plan.proven, found, dropped)
+        self.findings = Findings(plan.deprecated, plan.proven, found, self._count_dropped(dropped, views, changes, now))
+
+    def _report_hold(self, plan: Plan) -> None:
+        """Report why no runner may be created, or one only."""
+        hold = describe_deprecated(self._binary) if plan.deprecated else self._hold
+        if hold and self.report.wanted > 0:
+            self.report.failures.append(hold)
+        is_tried = self._deprecated_since is not None and not plan.proven
+        self.report.hold = hold or (delays.ONE_IS_TRIED if is_tried else "")
+
+    def _report_doubtful(self, plan: Plan, runners: Mapping[str, ObservedRunner], changes: Changes, now: float) -> int:
+        """Report runners that claim to have ended without a job; returns how many more GitHub has dropped."""
+        doubtful = [item for item in runners.values() if is_doubtful(item.view, plan)]
+        dropped = in_parallel(partial(self.observer.was_dropped, now=now), doubtful)
+        reported = [item.view for item, quiet in zip(doubtful, dropped, strict=True) if not quiet]
+        self.report.failures += map(describe_doubtful, reported)
+        changes.failed_creations += len(reported)
+        # For the log only: they may be a job's words.
+        in_parallel(end_of_agent, doubtful)
+        return dropped.count(True)
 
     def _count_dropped(self, number: int, views: list[RunnerView], changes: Changes, now: float) -> FailedStarts:
         """Reconciles in a row that found ``number`` runners which GitHub dropped, reported from the third one on.

@@ -42,7 +42,7 @@ from gh.registration import OptionRegistration
 from gh.scale_sets import ScaleSetClient
 from host import agent, capacity, image, image_builds, kernel, machine, markers, pool, runner_binary, timer
 from metrics.storage import StorageManager
-from models import CharmState, FlushMode
+from models import CharmState, FailedCreation, FlushMode
 from naming import Identity, binary_version
 from repo_policy import RepoPolicyClient
 from report import Report
@@ -227,12 +227,12 @@ class Service:
         manager = self._manager()
         now = self._adapters.clock()
         list_age = self._demand.take_list_age(now)
-        recorded, interval = telemetry.load(self._markers.unit), self._state.reconcile_interval * times.MINUTE
-        wanted = _with_failures(_without_images(self._demand.wanted(now), missing), recorded, interval, now)
+        failed, interval = creation.failed_creations(self._markers), self._state.reconcile_interval * times.MINUTE
+        wanted = _with_failures(_without_images(self._demand.wanted(now), missing), failed, interval, now)
         try:
             delta = manager.reconcile_flavors(wanted, None if needs_list else list_age)
         finally:
-            self._demand.hand_over(manager.report.capacities)
+            self._demand.hand_over(manager.findings.capacities)
         self._demand.note_list(now if manager.findings.listed else now - (list_age or 0.0))
         self.report = manager.report
         try:
@@ -494,18 +494,16 @@ def _without_images(wanted: Iterable[Wanted], missing: Mapping[str, str]) -> lis
 
 
 def _with_failures(
-    wanted: Iterable[Wanted], recorded: telemetry.Gauges | None, interval: float, now: float
+    wanted: Iterable[Wanted], failed: Mapping[str, FailedCreation], interval: float, now: float
 ) -> list[Wanted]:
     """The same runners, with the last failure to create one of the flavour, as the last reconcile has recorded it.
 
     One is tried again every ten minutes, but not in each reconcile of a timer with this interval, in seconds: others
     get back in the next one what they made room for.
     """
-    flavors = recorded.flavors.items() if recorded else ()
-    failed = {name: delay for name, one in flavors for delay in one.delays if delay.failed_at is not None}
     # The timer's interval is up to a quarter longer.
     limit = max(times.BACK_OFF_LIMIT, 1.5 * interval)
-    tried = {name for name, delay in failed.items() if abs(now - (delay.failed_at or 0.0)) >= limit}
+    tried = {name for name, each in failed.items() if abs(now - each.last) >= limit}
     return [replace(one, failed=failed.get(one.flavor), is_tried=one.flavor in tried) for one in wanted]
 
 

@@ -4,8 +4,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import redaction
 from errors import ConfigurationError, GithubClientError, LxdError, TokenError
-from redaction import redact
 from report import Report
 
 LIMIT = 200
@@ -23,12 +23,12 @@ class Status(NamedTuple):
 
 def line(text: str) -> str:
     """Text on one line, without secrets, control characters and the marks that programs decorate their output with."""
-    return " ".join("".join(char if _is_plain(char) else " " for char in redact(text)).split())
+    return " ".join("".join(char if _is_plain(char) else " " for char in redaction.line(text)).split())
 
 
 def _is_plain(char: str) -> bool:
     """Letters, digits and punctuation of any script; of the symbols, ASCII's and the multiplication sign."""
-    return char.isprintable() and (char.isascii() or char == "×" or unicodedata.category(char) not in ("Sm", "So"))
+    return char.isascii() or char == "×" or unicodedata.category(char) not in ("Sm", "So")
 
 
 def fit(text: str, limit: int = LIMIT) -> str:

@@ -3,7 +3,7 @@
 A reconcile is a process that ends; the agent keeps histograms and counters. One file has the latest gauges and is
 replaced. The other one has a line for each observation; the agent takes the lines away. In a third one the agent says
 why it cannot serve metrics. Only root can read or write them. Nothing here raises: a reconcile and an agent go on
-without figures. What a reconcile decides by them is which flavour could not be created lately (``Delay.failed_at``).
+without figures, and no reconcile decides by them.
 """
 
 import fcntl
@@ -11,14 +11,14 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from redaction import redact
+from models import FLAVOR_NAME
+from redaction import line
 from system import LOCKS, remove_files, write_file
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ LIMIT = 1 << 20
 PROBLEM_LIMIT = 200
 # Flavours in one file; more are damage.
 MOST_FLAVORS = 100
-FLAVOR = re.compile(r"[a-z][a-z0-9-]{0,19}")
 # What an observation may be of, each in seconds, and the counted failures of a creation.
 DURATIONS = ("queue", "creation", "job", "reconcile")
 FAILURE = "creation_failure"
@@ -51,8 +50,6 @@ class Delay:
     reason: str
     number: int | None = None
     text: str = ""
-    failed_at: float | None = None
-    """UNIX time of the last attempt to create one, where all have failed since."""
 
 
 @dataclass(frozen=True)
@@ -179,11 +176,6 @@ def problem(unit: str) -> str:
     return line(found, PROBLEM_LIMIT)
 
 
-def line(text: str, limit: int = TEXT_LIMIT) -> str:
-    """Text on one line and without secrets, for a file that other processes read."""
-    return "".join(char if char.isprintable() else " " for char in redact(text)).strip()[:limit]
-
-
 def remove(unit: str) -> list[str]:
     """Remove the files of a unit; returns those that were there."""
     return remove_files(gauges_path(unit), observations_path(unit), problem_path(unit))
@@ -197,18 +189,18 @@ def _open(path: Path, flags: int) -> Any:
 
 
 def _observations(data: bytes) -> Iterator[Observation]:
-    for line in data.splitlines():
+    for each in data.splitlines():
         try:
-            found = json.loads(line)
+            found = json.loads(each)
             name, flavor, step = (str(found[key]) for key in ("name", "flavor", "step"))
-            if (name in DURATIONS or name == FAILURE) and FLAVOR.fullmatch(flavor):
+            if (name in DURATIONS or name == FAILURE) and FLAVOR_NAME.fullmatch(flavor):
                 yield Observation(name, flavor, _seconds(found["value"]), step[:40])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
 
 
 def _gauges(found: Any) -> Gauges:
-    flavors = {name: _counts(values) for name, values in found["flavors"].items() if FLAVOR.fullmatch(name)}
+    flavors = {name: _counts(values) for name, values in found["flavors"].items() if FLAVOR_NAME.fullmatch(name)}
     if len(flavors) > MOST_FLAVORS:
         raise ValueError("more flavours than can be")
     return Gauges(
@@ -233,9 +225,7 @@ def _counts(values: Any) -> Counts:
 def _delay(values: Any) -> Delay:
     if values["reason"] not in DELAYS:
         raise ValueError("a reason that is not known")
-    failed_at = values.get("failed_at")
-    when = None if failed_at is None else _seconds(failed_at)
-    return Delay(values["reason"], _optional(values["number"]), line(str(values["text"])), when)
+    return Delay(values["reason"], _optional(values["number"]), line(str(values["text"]), TEXT_LIMIT))
 
 
 def _optional(value: Any) -> int | None:

@@ -11,7 +11,7 @@ import provision
 from engine.instance import LxdInstance
 from errors import LxdError
 from naming import CREATED_KEY
-from redaction import redact
+from redaction import line
 from runner_view import Process
 
 logger = logging.getLogger(__name__)
@@ -66,8 +66,8 @@ def last_line(instance: LxdInstance) -> str:
     except LxdError as error:
         logger.warning("The output of the runner agent of %s cannot be read: %s", instance.name, error)
         return ""
-    said = [" ".join(line.split()) for line in lines if line.strip() and not RUN_SCRIPT_WORDS.match(line)]
-    return "".join(filter(str.isprintable, redact(said[-1])))[:WORDS_LIMIT] if said else ""
+    found = [each for each in lines if each.strip() and not RUN_SCRIPT_WORDS.match(each)]
+    return line(found[-1], WORDS_LIMIT) if found else ""
 
 
 def in_pre_job(instance: LxdInstance) -> bool:

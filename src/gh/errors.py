@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from errors import GithubApiError, GithubClientError, RateLimitError, TemporaryGithubError, TokenError
-from redaction import redact
+from redaction import line
 
 # In seconds.
 CONNECT_TIMEOUT, TIMEOUT = 5, 15
@@ -87,7 +87,7 @@ def check_redirect(response: httpx2.Response) -> None:
     target = request.url.join(response.headers["location"])
     if request.method == "GET" and target.origin == request.url.origin:
         return
-    shown = "".join(char for char in redact(str(target)) if char.isprintable())[:MESSAGE_LIMIT]
+    shown = line(str(target), MESSAGE_LIMIT)
     if target.origin == request.url.origin:
         raise TokenError(f"the repository was renamed or moved, set path to its new name (now {shown})")
     raise TokenError(f"the server redirects to {shown}; set github-url to the address of the GitHub itself")
@@ -128,16 +128,10 @@ def _message(response: httpx2.Response) -> str:
     text = body.get("message") if isinstance(body, dict) else None
     if not isinstance(text, str):
         return ""
-    line = _line(text)
     with suppress(ValueError):
-        if line.rstrip(".") == http.HTTPStatus(response.status_code).phrase:
+        if line(text).rstrip(".") == http.HTTPStatus(response.status_code).phrase:
             return ""
-    return line[:MESSAGE_LIMIT]
-
-
-def _line(text: str) -> str:
-    """Text of a server on one printable line without secrets."""
-    return " ".join("".join(char if char.isprintable() else " " for char in redact(text)).split())
+    return line(text, MESSAGE_LIMIT)
 
 
 def _is_limit(response: httpx2.Response, message: str) -> bool:
@@ -152,7 +146,7 @@ def _denied(response: httpx2.Response, path: str, message: str) -> TokenError:
     if sso is None:
         reason = message or "the token lacks permission"
         # https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api
-        needed = _line(response.headers.get("x-accepted-github-permissions", ""))[: MESSAGE_LIMIT // 2]
+        needed = line(response.headers.get("x-accepted-github-permissions", ""), MESSAGE_LIMIT // 2)
         needs = f"; the request needs {needed}" if needed else ""
         return TokenError(f"no access to the runners of {path} (HTTP 403): {reason}{needs}")
     text = f"authorize the token for single sign-on: {sso[1]} (HTTP 403)"

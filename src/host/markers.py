@@ -33,6 +33,8 @@ NO_POLICY = "no-policy-acknowledged"
 FAILED_STARTS = "failed-starts"
 # GitHub deleted the registrations of runners that ended without a job, and no later one came online: `COUNT LAST`.
 DROPPED = "dropped"
+# Flavours of which creations failed and none was created since: `FLAVOR LAST REASON` on a line for each.
+FAILED_CREATIONS = "failed-creations"
 # What an action or a changed option ends: the operator may have fixed the reason.
 FAILURES = (FAILED_STARTS, DROPPED)
 # What the options add to the image of the last build that has ended, or which the image was found to have: a hash.

@@ -21,6 +21,7 @@ from errors import (
 )
 from models import (
     DEFAULT_FLAVOR,
+    FLAVOR_NAME,
     POST_JOB_METRICS_FILE_NAME,
     PRE_JOB_METRICS_FILE_NAME,
     RUNNER_INSTALLED_TS_FILE_NAME,
@@ -34,7 +35,6 @@ FILESYSTEM_BASE_PATH = Path("/var/lib/github-runner/runner-fs")
 FILESYSTEM_QUARANTINE_PATH = Path("/var/lib/github-runner/runner-fs-quarantine")
 FILE_SIZE_BYTES_LIMIT = 1024
 FILE_NAMES = (RUNNER_INSTALLED_TS_FILE_NAME, PRE_JOB_METRICS_FILE_NAME, POST_JOB_METRICS_FILE_NAME)
-FLAVOR = re.compile(r"[a-z][a-z0-9-]{0,19}")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def recorded_flavor(storage: MetricsStorage) -> str | None:
         flavor = read_limited(flavor_record(Path(storage.path)), FILE_SIZE_BYTES_LIMIT).decode()
     except (OSError, UnicodeDecodeError):
         return None
-    return flavor if FLAVOR.fullmatch(flavor) else None
+    return flavor if FLAVOR_NAME.fullmatch(flavor) else None
 
 
 def safe_name(runner_name: str) -> str:

@@ -21,7 +21,7 @@ import times
 from budget import Capacity
 from errors import ConfigurationError, LxdError
 from flavor_plans import Plans, Wanted, make_plans
-from models import CharmState, Flavor, GithubRunner, RegistrationData, Scaling, VirtualMachineResources
+from models import CharmState, FailedCreation, Flavor, GithubRunner, RegistrationData, Scaling, VirtualMachineResources
 from naming import FLAVOR_KEY, KEY, SCALE_SET_KEY, fingerprint
 from observe import ObservedRunner
 from plan import Desired, Reason
@@ -262,7 +262,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 def test_a_flavour_that_cannot_be_created_costs_others_no_runner(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many reconciles there are. From time to time one of it is tried; once that works it has its place."""
     whole = large_fails(world, monkeypatch)
-    failed: Delay | None = None
+    failed: FailedCreation | None = None
     reasons, removed, numbers = [], [], []
 
     def reconcile(tried: bool = False) -> None:
@@ -272,7 +272,7 @@ def test_a_flavour_that_cannot_be_created_costs_others_no_runner(world: World, m
         manager = world.reconcile(*both, capacity=Capacity(8 * GIB, 99))
         world.now += 60
         [delays] = [one.delays for one in manager.report.flavors if one.flavor == "large"]
-        failed = next((delay for delay in delays if delay.failed_at is not None), None)
+        failed = manager.findings.failed_creations.get("large")
         reasons.append(delays[0].reason if delays else "")
         removed.append(len(manager.report.removed))
         numbers.append(Counter(world.there()))
@@ -358,8 +358,8 @@ def test_how_many_runners_there_could_be_is_reported(world: World) -> None:
         world.add(digits, "small", SMALL, busy=True)
     both = wanted("small", 3), wanted("large", 1)
 
-    assert world.reconcile(*both, capacity=Capacity(10 * GIB, 99)).report.capacities == {"small": 6, "large": 1}
-    assert world.reconcile(*both).report.capacities == {}
+    assert world.reconcile(*both, capacity=Capacity(10 * GIB, 99)).findings.capacities == {"small": 6, "large": 1}
+    assert world.reconcile(*both).findings.capacities == {}
 
 
 def test_nothing_more_is_announced_than_can_be_created(world: World) -> None:
@@ -368,8 +368,8 @@ def test_nothing_more_is_announced_than_can_be_created(world: World) -> None:
 
     manager = world.reconcile(wanted("small", 1, hold="no image"), wanted("large", 0), capacity=Capacity(10 * GIB, 99))
 
-    assert manager.report.capacities["small"] == 1
-    assert manager.report.capacities["large"] > 0
+    assert manager.findings.capacities["small"] == 1
+    assert manager.findings.capacities["large"] > 0
 
 
 def test_a_failed_creation_lowers_what_is_announced(world: World) -> None:
@@ -378,9 +378,9 @@ def test_a_failed_creation_lowers_what_is_announced(world: World) -> None:
     world.lxd.faults = {"create": lambda _: True}
     both = wanted("small", 2), wanted("large", 0)
 
-    failed = world.reconcile(*both, capacity=Capacity(10 * GIB, 99)).report.capacities
+    failed = world.reconcile(*both, capacity=Capacity(10 * GIB, 99)).findings.capacities
     world.lxd.faults = {}
-    later = world.reconcile(*both, capacity=Capacity(10 * GIB, 99)).report.capacities
+    later = world.reconcile(*both, capacity=Capacity(10 * GIB, 99)).findings.capacities
 
     assert (failed["small"], later["small"]) == (1, 10)
     assert failed["large"] > 0
@@ -463,7 +463,7 @@ def test_nothing_more_is_announced_than_can_be_registered(world: World) -> None:
     world.add("aa", "large", LARGE, busy=True)
     both = wanted("large", 2, registration=NoRegistration()), wanted("small", 1)
 
-    found = world.reconcile(*both, capacity=Capacity(20 * GIB, 99)).report.capacities
+    found = world.reconcile(*both, capacity=Capacity(20 * GIB, 99)).findings.capacities
 
     assert found["large"] == 1
     assert found["small"] > 1
@@ -518,8 +518,8 @@ def test_the_event_of_demand_expects_what_there_is_room_for(
 def test_a_flavour_whose_creation_fails_is_tried_with_the_room_that_others_leave() -> None:
     """What it has keeps its place: a failure costs no runner. From time to time one is tried in its own place."""
     views = [view("a", "large"), view("c", "small")]
-    both = [wanted("large", 2, failed=Delay("creation_failed", failed_at=NOW)), wanted("small", 4)]
-    later = [wanted("large", 3, failed=Delay("creation_failed", failed_at=NOW), is_tried=True), wanted("small", 4)]
+    both = [wanted("large", 2, failed=FailedCreation(NOW)), wanted("small", 4)]
+    later = [wanted("large", 3, failed=FailedCreation(NOW), is_tried=True), wanted("small", 4)]
 
     assert created(plans(both, room=Capacity(8 * GIB, 99))) == {"large": 1, "small": 4}
     found = plans(both, *views, room=Capacity(8 * GIB, 99))

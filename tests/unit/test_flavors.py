@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flavors
-from models import BaseImage, Flavor, Scaling, VirtualMachineResources
+from models import FLAVOR_NAME, BaseImage, Flavor, Scaling, VirtualMachineResources
 from option_values import MOST_LABELS
 
 UNIT = VirtualMachineResources(2, "7GiB", "10GiB")
@@ -212,7 +212,7 @@ def test_any_text_is_flavors_or_errors(text: str) -> None:
 
     assert all(error.isprintable() and len(error) < 400 for error in parsed.errors)
     for flavor in () if parsed.errors else parsed.flavors:
-        assert flavors.NAME.fullmatch(flavor.name)
+        assert FLAVOR_NAME.fullmatch(flavor.name)
         assert 0 <= flavor.min_idle <= flavor.maximum
         assert flavor.resources.cpu > 0
 

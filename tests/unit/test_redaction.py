@@ -407,8 +407,17 @@ CUTTERS: dict[str, tuple[int, Callable[[str], str]]] = {
     "a rejected value": (option_values.SHOWN_LIMIT, option_values.shortened),
     "the name of a job": (listing.JOB_NAME_LIMIT, lambda text: listing.printable(text, listing.JOB_NAME_LIMIT)),
     "GitHub's message": (gh.errors.MESSAGE_LIMIT, of_github),
+    "a line": (100, lambda text: redaction.line(text, 100)),
     "the last words of a program": (500, lambda text: redaction.tail(text[::-1])),
 }
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("a\nb\x1b[0m  c\t", "a b [0m c"), ("", ""), ("größe × 2, ラベル", "größe × 2, ラベル")]
+)
+def test_any_text_becomes_one_printable_line(text: str, shown: str) -> None:
+    """What other programs print is shown and recorded without line breaks and control characters."""
+    assert redaction.line(text) == shown
 
 
 @pytest.mark.parametrize("which", list(CUTTERS))

@@ -11,11 +11,13 @@ import agent_settings
 import creation
 import demand
 import settings
+import telemetry
 from demand import Demand
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
 from host import image, kernel, markers, runner_binary
-from models import BaseImage, Flavor, PublishedImage, Scaling, VirtualMachineResources
+from models import BaseImage, FailedCreation, Flavor, PublishedImage, Scaling, VirtualMachineResources
 from naming import BASE_IMAGE_KEY, FLAVOR_KEY, Identity
+from report import Findings
 from runner_manager import RunnerManager, Wanted
 from service import Service
 from status import Status
@@ -286,10 +288,31 @@ def test_a_flavour_waits_for_its_own_image_only(
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("small 5 no space\nlarge 7", {"small": FailedCreation(5, "no space"), "large": FailedCreation(7)}),
+        ("small 5 no space\nlarge\n\nLARGE 7 x\nlarge nan x\nlarge -1 x", {"small": FailedCreation(5, "no space")}),
+        ("", {}),
+    ],
+)
+def test_a_marker_of_failed_creations_may_be_damaged(
+    world: Surroundings, text: str, expected: dict[str, FailedCreation]
+) -> None:
+    """A line for each flavour; one that cannot be is left out."""
+    found = markers.Markers(IDENTITY.unit)
+    assert creation.failed_creations(found) == {}
+    found.note(markers.FAILED_CREATIONS, text)
+    assert creation.failed_creations(found) == expected
+
+    creation.record(Findings(failed_creations=expected), found)
+    assert creation.failed_creations(found) == expected
+
+
 def test_a_reconcile_knows_which_flavour_could_not_be_created(
     world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the last reconcile has recorded it, until one is created."""
+    """As the last reconcile has recorded it in a marker, until one is created. No file for Prometheus is needed."""
     found: list[tuple[bool, bool]] = []
     whole = RunnerManager.reconcile_flavors
 
@@ -303,6 +326,7 @@ def test_a_reconcile_knows_which_flavour_could_not_be_created(
         world.lxd.faults.clear()
         world.lxd.faults.update({"create": lambda _: True} if broken else {})
         make(world, unit).reconcile()
+        telemetry.remove(IDENTITY.unit)
 
     # A failed attempt is the last one: each of these is tried with what others leave.
     assert found == [(False, False), (True, False), (True, False), (True, False), (True, True), (False, False)]
