@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +103,17 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack(ROOT, tmp_path_factory.mktemp("packed") / "charm")
 
 
-@pytest.fixture(scope="session")
-def hub(packed: Path) -> Iterator[github.GitHub]:
-    """GitHub, outside the machine, over HTTPS."""
+def serve_github() -> AbstractContextManager[github.GitHub]:
+    """GitHub, outside the machines, over HTTPS."""
     settings = github.Settings(grace=20)
     address = lxd_setup.bridge_address()
-    with github.serve(address, 0, [PAT], [REPOSITORY], ["octo-org"], settings=settings, tls=True) as served:
+    return github.serve(address, 0, [PAT], [REPOSITORY], ["octo-org"], settings=settings, tls=True)
+
+
+@pytest.fixture(scope="session")
+def hub(packed: Path) -> Iterator[github.GitHub]:
+    """The GitHub of the unit that all tests use."""
+    with serve_github() as served:
         yield served
 
 
