@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from tests.logql.grammar import Grammar, Node
@@ -20,6 +20,8 @@ from tests.logql.grammar import Grammar, Node
 Labels = frozenset[tuple[str, str]]
 Vector = dict[Labels, float]
 Value = Vector | float
+# Changes the labels of a line, given with its text; whether the line passes.
+Stage = Callable[[dict[str, str], str], bool]
 ERROR = "__error__"
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 MATCHERS: dict[str, Callable[[str, str], bool]] = {
@@ -42,6 +44,7 @@ ARITHMETIC: dict[str, Callable[[float, float], float]] = {
     "Mul": operator.mul,
     "Div": lambda left, right: left / right if right else math.nan,
 }
+WRAPPERS = ("LogQL", "Expr", "MetricExpr")
 SETS = ("Or", "And", "Unless")
 # The operations that bind closest come first, each is taken from left to right.
 PRECEDENCE = (("Mul", "Div"), ("Add", "Sub"), tuple(COMPARISONS), ("And", "Unless"), ("Or",))
@@ -77,6 +80,13 @@ class Line:
     labels: Labels
     text: str
 
+    @cached_property
+    def extracted(self) -> dict[str, str]:
+        """The labels after the stage json, with which nearly every pipeline begins."""
+        labels = dict(self.labels)
+        _extract(labels, self.text)
+        return labels
+
 
 @dataclass(frozen=True)
 class Alert:
@@ -104,7 +114,8 @@ class Loki:
     def __init__(self, grammar: Grammar, lines: Iterable[Line]) -> None:
         self.grammar = grammar
         self._lines = sorted(lines, key=lambda line: line.time)
-        self._ranges: dict[int, tuple[list[float], list[_Sample]]] = {}
+        self._streams = {line.labels for line in self._lines}
+        self._ranges: dict[Node, tuple[list[float], list[_Sample]]] = {}
 
     def at(self, expression: str, time: float) -> Value:
         """The value of an expression at a moment, in UNIX seconds."""
@@ -124,16 +135,16 @@ class Loki:
         return fired
 
     def _expression(self, node: Node, time: float) -> Value:
-        if node.name in ("LogQL", "Expr", "MetricExpr"):
-            return self._expression(node.one("Expr", *METRICS), time)
-        return METRICS[node.name](self, node, time)
+        inner = _inner(node)
+        return METRICS[inner.name](self, inner, time)
 
     def _binary(self, node: Node, time: float) -> Value:
         """A chain of operations, by the precedence of Loki: the tree follows the one of the editor, which has none."""
-        operands, operators = _chain(node)
+        operands, names = _chain(node)
+        operators = list(names)
         values = [self._expression(operand, time) for operand in operands]
-        for names in PRECEDENCE:
-            while place := [index for index, name in enumerate(operators) if name in names]:
+        for binding in PRECEDENCE:
+            while place := [index for index, name in enumerate(operators) if name in binding]:
                 first = place[0]
                 values[first : first + 2] = [_operate(operators.pop(first), *values[first : first + 2])]
         [value] = values
@@ -148,7 +159,7 @@ class Loki:
     def _aggregation(self, node: Node, time: float) -> Value:
         value = self._expression(node.one("MetricExpr"), time)
         assert isinstance(value, dict)
-        name, names = node.one("VectorOp").text, _grouping(node) or set()
+        name, names = node.one("VectorOp").text, _grouping(node) or frozenset()
         if name == "topk":
             assert not names, "topk by labels is not known"
             best = sorted(value.items(), key=lambda item: item[1], reverse=True)
@@ -164,7 +175,7 @@ class Loki:
             raise QueryError(f"grouping is not allowed for {name}")
         content = node.one("LogRangeExpr")
         times, samples = self._samples(content, names)
-        width = seconds(content.one("Range").one("Duration").text)
+        width = _width(content)
         series: dict[Labels, list[float]] = defaultdict(list)
         # The window is open at its start and closed at its end.
         for sample in samples[bisect_right(times, time - width) : bisect_right(times, time)]:
@@ -176,24 +187,24 @@ class Loki:
             return {labels: quantile(share, values) for labels, values in series.items()}
         return {labels: float(OVER_TIME[name](values)) for labels, values in series.items()}
 
-    def _samples(self, content: Node, names: set[str] | None) -> tuple[list[float], list[_Sample]]:
+    def _samples(self, content: Node, names: frozenset[str] | None) -> tuple[list[float], list[_Sample]]:
         """Every line that the selector and the pipeline let through, with the labels of a grouping, or all of them.
 
         Computed once, because rules are evaluated often.
         """
-        if id(content) not in self._ranges:
+        if content not in self._ranges:
             parts = content.all("PipelineExpr")
-            stages = [child for part in parts for child in part.walk() if child.name == "PipelineStage"]
+            nodes = [child for part in parts for child in part.walk() if child.name == "PipelineStage"]
+            stages = [_stage(node.children[-1]) for node in nodes]
             selector, unwrap = content.one("Selector"), content.all("UnwrapExpr")
-            streams = {labels for labels in {line.labels for line in self._lines} if _selects(selector, labels)}
+            streams = {labels for labels in self._streams if _selects(selector, labels)}
             selected = [line for line in self._lines if line.labels in streams]
             found = [sample for line in selected if (sample := _sample(line, stages, unwrap, names))]
-            self._ranges[id(content)] = [sample.time for sample in found], found
-        return self._ranges[id(content)]
+            self._ranges[content] = [sample.time for sample in found], found
+        return self._ranges[content]
 
 
 METRICS: dict[str, Callable[[Loki, Node, float], Value]] = {
-    "MetricExpr": Loki._expression,
     "BinOpExpr": Loki._binary,
     "LiteralExpr": Loki._literal,
     "VectorExpr": Loki._vector,
@@ -229,19 +240,36 @@ def _alert(rule: dict[str, Any], labels: Labels) -> Alert:
     )
 
 
-def _only(labels: Labels, names: Iterable[str]) -> Labels:
+@cache
+def _inner(node: Node) -> Node:
+    """The node that says what is computed, of which the tree has several around."""
+    while node.name in WRAPPERS:
+        node = node.one(*WRAPPERS, *METRICS)
+    return node
+
+
+@cache
+def _width(content: Node) -> float:
+    """The seconds of a range."""
+    return seconds(content.one("Range").one("Duration").text)
+
+
+@cache
+def _only(labels: Labels, names: frozenset[str]) -> Labels:
     """The labels of a grouping; one that a series does not have is left out."""
     return frozenset((name, value) for name, value in labels if name in names and value)
 
 
-def _grouping(node: Node) -> set[str] | None:
+@cache
+def _grouping(node: Node) -> frozenset[str] | None:
     found = node.all("Grouping")
     if not found:
         return None
     assert found[0].all("By"), f"{found[0].text} is not known"
-    return {item.text for item in found[0].walk() if item.name == "Identifier"}
+    return frozenset(item.text for item in found[0].walk() if item.name == "Identifier")
 
 
+@cache
 def _chain(node: Node) -> tuple[list[Node], list[str]]:
     """The operands and operators of a chain of operations; what is in brackets is one operand."""
     left, operation, modifier, right = node.children
@@ -298,18 +326,14 @@ def _string(text: str) -> str:
 
 def _selects(selector: Node, labels: Labels) -> bool:
     """Whether a stream matches; a label that it does not have is empty."""
-    return all(_matches(node, dict(labels)) for node in selector.walk() if node.name == "Matcher")
+    return all(_matcher(node)(dict(labels), "") for node in selector.walk() if node.name == "Matcher")
 
 
-def _matches(matcher: Node, labels: dict[str, str]) -> bool:
-    name, comparison, wanted = matcher.children
-    return MATCHERS[comparison.name](labels.get(name.text, ""), _string(wanted.text))
-
-
-def _sample(line: Line, stages: list[Node], unwrap: list[Node], names: set[str] | None) -> _Sample | None:
-    labels = dict(line.labels)
-    for stage in stages:
-        if not _stage(stage.children[-1], labels, line.text):
+def _sample(line: Line, stages: list[Stage], unwrap: list[Node], names: frozenset[str] | None) -> _Sample | None:
+    begins_with_json = stages[:1] == [_extract]
+    labels = dict(line.extracted if begins_with_json else line.labels)
+    for stage in stages[begins_with_json:]:
+        if not stage(labels, line.text):
             return None
     value: float | None = 1
     if unwrap:
@@ -323,37 +347,55 @@ def _sample(line: Line, stages: list[Node], unwrap: list[Node], names: set[str] 
     return _Sample(line.time, frozenset(kept.items()), value or 0, error)
 
 
-def _stage(node: Node, labels: dict[str, str], text: str) -> bool:
-    """Change the labels of a line; whether the line passes."""
+def _stage(node: Node) -> Stage:
     if node.name == "LabelParser" and node.text == "json":
-        _extract(labels, text)
-        return True
+        return _extract
     if node.name == "LabelFormatExpr":
-        for renaming in (item for item in node.walk() if item.name == "LabelFormatMatcher"):
-            new, _, old = renaming.children
-            assert old.name == "Identifier", "templates are not known"
-            if old.text in labels:
-                labels[new.text] = labels.pop(old.text)
-        return True
+        return _renaming(node)
     if node.name != "LabelFilter":
         raise QueryError(f"{node.text} is not known")
     [content] = node.children
-    return _matches(content, labels) if content.name == "Matcher" else _compares(content, labels)
+    return _matcher(content) if content.name == "Matcher" else _number_filter(content)
 
 
-def _compares(node: Node, labels: dict[str, str]) -> bool:
-    """A filter by number: a line without the label does not pass, one whose label is no number becomes an error."""
+def _renaming(node: Node) -> Stage:
+    matchers = [item.children for item in node.walk() if item.name == "LabelFormatMatcher"]
+    assert all(old.name == "Identifier" for _, _, old in matchers), "templates are not known"
+    names = [(new.text, old.text) for new, _, old in matchers]
+
+    def stage(labels: dict[str, str], _: str) -> bool:
+        for new, old in names:
+            if old in labels:
+                labels[new] = labels.pop(old)
+        return True
+
+    return stage
+
+
+def _matcher(node: Node) -> Stage:
+    name, comparison, text = node.children
+    label, matches, wanted = name.text, MATCHERS[comparison.name], _string(text.text)
+    return lambda labels, _: matches(labels.get(label, ""), wanted)
+
+
+def _number_filter(node: Node) -> Stage:
+    """A line without the label does not pass, one whose label is no number becomes an error."""
     assert node.name == "NumberFilter", f"{node.text} is not known"
-    name, comparison, wanted = node.children
-    if ERROR in labels:
-        return True
-    if name.text not in labels:
-        return False
-    value = _number(labels[name.text])
-    if value is None:
-        labels[ERROR] = "LabelFilterErr"
-        return True
-    return COMPARISONS[comparison.name](value, float(wanted.text))
+    name, comparison, number = node.children
+    label, compares, wanted = name.text, COMPARISONS[comparison.name], float(number.text)
+
+    def stage(labels: dict[str, str], _: str) -> bool:
+        if ERROR in labels:
+            return True
+        if label not in labels:
+            return False
+        value = _number(labels[label])
+        if value is None:
+            labels[ERROR] = "LabelFilterErr"
+            return True
+        return compares(value, wanted)
+
+    return stage
 
 
 def _number(text: str) -> float | None:
@@ -363,24 +405,26 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _extract(labels: dict[str, str], text: str) -> None:
+def _extract(labels: dict[str, str], text: str) -> bool:
     """The stage json: a field that has the name of a label of the stream gets a suffix."""
-    stream = set(labels)
     found = _fields(text)
     if found is None:
         labels[ERROR] = "JSONParserErr"
-        return
-    for name, value in found:
-        labels[f"{name}_extracted" if name in stream else name] = value
+        return True
+    own = {name: labels[name] for name in found.keys() & labels}
+    labels |= found
+    for name, value in own.items():
+        labels[f"{name}_extracted"], labels[name] = labels[name], value
+    return True
 
 
 @cache
-def _fields(text: str) -> tuple[tuple[str, str], ...] | None:
+def _fields(text: str) -> dict[str, str] | None:
     try:
         data = json.loads(text)
     except ValueError:
         return None
-    return tuple(_flat(data)) if isinstance(data, dict) else None
+    return dict(_flat(data)) if isinstance(data, dict) else None
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

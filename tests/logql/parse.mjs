@@ -1,7 +1,8 @@
-// Reads a JSON list of LogQL expressions on standard input. Prints a JSON list with one object for each expression:
+// Reads JSON lists of LogQL expressions on standard input, one in each line, until it is closed. Prints for each a line
+// with a JSON list, one object for each expression:
 // "fault" is null where the expression follows Grafana's grammar, else where and at what the parser stumbled; "tree" is
 // the syntax tree, a node being [name, from, to, children].
-import { readFileSync } from "node:fs";
+import { createInterface } from "node:readline";
 import { parser } from "@grafana/lezer-logql";
 
 function parse(expression) {
@@ -26,4 +27,6 @@ function parse(expression) {
   return { fault: found.length ? found.join("; ") : null, tree: root[3][0] };
 }
 
-process.stdout.write(JSON.stringify(JSON.parse(readFileSync(0, "utf8")).map(parse)));
+for await (const line of createInterface({ input: process.stdin })) {
+  process.stdout.write(`${JSON.stringify(JSON.parse(line).map(parse))}\n`);
+}
