@@ -1,10 +1,16 @@
 """What all unit tests share."""
 
+import importlib
 import itertools
+import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import stamina
+import yaml
 
 import demand
 import redaction
@@ -37,6 +43,26 @@ def own(places: Iterator[Path]) -> Path:
 def made(folder: Path) -> Path:
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_disk_and_no_waits() -> Iterator[None]:
+    """Nobody waits for the disk, which no test turns off, or before another attempt."""
+    with pytest.MonkeyPatch.context() as patch, stamina.set_testing(True, attempts=10, cap=True):
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def quick_yaml() -> Iterator[None]:
+    """At each simulated event ops.testing writes the charm's YAML files, and cosl reads the rules: by libyaml."""
+    quick = SimpleNamespace(
+        safe_dump=partial(yaml.dump, Dumper=yaml.CSafeDumper), safe_load=partial(yaml.load, Loader=yaml.CSafeLoader)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("scenario._runtime", "cosl.rules"):
+            patch.setattr(importlib.import_module(name), "yaml", quick)
+        yield
 
 
 @pytest.fixture(autouse=True)

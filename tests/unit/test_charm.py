@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ from tests.support.charm import ACTIONS, META
 from tests.support.charm import CONFIG as OPTIONS
 from tests.support.fakes import TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages
 
+pytestmark = pytest.mark.usefixtures("quick_yaml")
+
+# Each event has a charm of its own, which would compile the templates anew.
+TEMPLATES_OF_ALL = cache(provision.environment)
 CONFIG: dict[str, Any] = {"path": "octo-org/demo", "token": "secret", "test-mode": "insecure", "virtual-machines": 2}
 
 
@@ -105,6 +110,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     monkeypatch.setattr(runner_binary, "update", lambda *_, **__: found.step("binary", True))
     monkeypatch.setattr(timer, "ensure", lambda _, __, interval: found.steps.append(f"timer {interval}"))
     monkeypatch.setattr(image, "ensure_timer", lambda *_: None)
+    monkeypatch.setattr(systemd, "is_starting", lambda _: False)
+    monkeypatch.setattr(provision, "environment", TEMPLATES_OF_ALL)
     monkeypatch.setattr(agent, "ensure", lambda *_: found.steps.append("agent"))
     monkeypatch.setattr(machine, "set_up", found.set_up)
     markers.Markers("github-runner/0").note(markers.TAKEN_OVER)

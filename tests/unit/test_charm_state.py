@@ -33,6 +33,8 @@ from sandbox.github import tls
 from tests.support.charm import ACTIONS, CONFIG, META
 from tests.support.options import EVERY_OPTION, OTHERS
 
+pytestmark = pytest.mark.usefixtures("quick_yaml")
+
 GOOD: dict[str, Any] = {"path": "octo-org/demo", "token": "ghp_secret"}
 MODEL_PROXIES = ("JUJU_CHARM_HTTP_PROXY", "JUJU_CHARM_HTTPS_PROXY", "JUJU_CHARM_NO_PROXY")
 TMATE = {

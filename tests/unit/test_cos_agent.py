@@ -12,6 +12,8 @@ from ops import testing
 import cos_agent
 from tests.support.cos import MODEL, context, document, shipped_rules, written
 
+pytestmark = pytest.mark.usefixtures("quick_yaml")
+
 LOG = '{filename="/var/log/github-runner-metrics.log"}'
 
 

@@ -135,7 +135,7 @@ def test_wrong_entry_is_named(entry: str, expected: str) -> None:
         ("a: {}\nb: *x", "has an anchor, an alias or a tag in line 2"),
         ("a: !!python/object:os.system {}", "has an anchor, an alias or a tag in line 1"),
         ("a: {vm-cpu: !!int x}", "has an anchor, an alias or a tag in line 1"),
-        ("[" * 16_000, "is nested too deeply"),
+        ("[" * 4_000, "is nested too deeply"),
         ("#" * (16 * 1024 + 1), "16385 characters are too many; set 16384 at most"),
         ("\n".join(f"a{number}: {{}}" for number in range(17)), "17 flavours are too many; set 16 at most"),
     ],

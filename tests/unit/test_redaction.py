@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["context", "world"]
 
+pytestmark = pytest.mark.usefixtures("quick_yaml")
+
 MARK = "MARKED"
 TOKEN, POLICY, MIRROR = f"ghp_{MARK}0'\"\\%x", f"{MARK}-policy-token", f"{MARK}1:%40{MARK}"
 PROXY, PROXIES, REGISTRATION = f"{MARK}2+p", f"{MARK}3,p", f"A{MARK}4REGISTRATION"

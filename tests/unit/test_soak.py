@@ -24,7 +24,7 @@ from programs import sessions
 from runner_view import RunnerView
 from tests.faults import soak, soak_demand
 
-SMALL = soak.Scale(runners=4, foreign=120, ticks=soak.TICKS_A_DAY, seed=1)
+SMALL = soak.Scale(runners=4, foreign=30, ticks=soak.TICKS_A_DAY // 2, seed=1)
 SHORT_DEMAND = soak.Scale(runners=8, foreign=100, ticks=soak.TICKS_A_DAY, seed=9)
 LEVELS = ("memory_growth_kib", "memory_blocks_growth", "open_files_growth")
 
