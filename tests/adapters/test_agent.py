@@ -301,8 +301,7 @@ def test_a_job_that_no_message_told_of_is_wanted(
 
     agent.save()
 
-    found = awaited(lambda found: found.missed > 0, "the job")
-    assert (found.assigned, found.missed) == (1, 1)
+    awaited(lambda found: (found.assigned, found.missed) == (1, 1), "the job")
     control.cancel_job(lost["id"])
     awaited(lambda found: found.missed == 0, "its end")
 

@@ -250,6 +250,8 @@ def test_wrong_checksum_is_refused(client: GithubClient, control: GitHubControl,
         {"filename": "x.tar.gz\n"},
         {"filename": "x" * 201 + ".tar.gz"},
         {"os": 7},
+        {"os": "aix"},
+        {"architecture": "arm64"},
         {"architecture": "riscv"},
         {"download_url": None},
         {"temp_download_token": "a\nb"},
@@ -472,6 +474,17 @@ def test_token_without_single_sign_on_names_the_url(client: GithubClient, contro
     assert len(str(raised.value)) <= 200
 
 
+def test_permissions_that_a_request_needs_leave_room_for_the_reason(
+    client: GithubClient, control: GitHubControl
+) -> None:
+    """Half of the 200 characters at most, however long the header is."""
+    headers = {"x-accepted-github-permissions": "n" * 150}
+    control.add_fault(path=LIST, status=403, body=json.dumps({"message": "Resource not accessible"}), headers=headers)
+
+    with pytest.raises(TokenError, match=f"Resource not accessible; the request needs {'n' * 100}$"):
+        client.list_runners(REPO, everything)
+
+
 MESSAGES: dict[str, tuple[int, Any, str]] = {
     "403": (
         403,
@@ -649,6 +662,19 @@ def test_groups_that_are_not_shown_are_left_to_the_registration(
 def test_quota_is_what_the_last_answer_left(client: GithubClient) -> None:
     """Of the limit that lists and job look-ups use."""
     client.list_runners(REPO, everything)
+    assert client.quota_left == 4999
+
+
+@pytest.mark.parametrize("other", ["actions_runner_registration", "search"])
+def test_only_githubs_main_limit_is_the_quota(client: GithubClient, control: GitHubControl, other: str) -> None:
+    """An answer may tell what is left of another limit (https://docs.github.com/en/rest/rate-limit/rate-limit)."""
+    client.list_runners(REPO, everything)
+    headers = {"x-ratelimit-resource": other, "x-ratelimit-remaining": "7"}
+    control.add_fault(path="/actions/runners", status=404, headers=headers)
+
+    with pytest.raises(GithubApiError):
+        client.list_runners(REPO, everything)
+
     assert client.quota_left == 4999
 
 

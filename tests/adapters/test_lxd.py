@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import http.server
+import itertools
 import json
 import re
 import socket
@@ -174,6 +175,20 @@ def test_the_watcher_connects_again_after_the_stream_has_ended(tmp_path: Path, w
 
     assert (next(ended), next(ended)) == (set(), {"app-0-bb", "app-0-cc"})
     assert waits[-1] == lifecycle.RETRY_AFTER
+    events.end()
+
+
+def test_ends_are_gathered_for_their_time_only(
+    tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many instances end one after another, those of the first moment are told without the later ones."""
+    events = Events(tmp_path / "events.socket", [deleted(f"app-0-{name}") for name in "abcd"])
+    ended = follow(lambda: tmp_path / "events.socket")
+    assert next(ended) == set()
+
+    monkeypatch.setattr("engine.events.time.monotonic", itertools.count(0, 0.15).__next__)
+
+    assert (next(ended), next(ended)) == ({"app-0-a", "app-0-b"}, {"app-0-c", "app-0-d"})
     events.end()
 
 

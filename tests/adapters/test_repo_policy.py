@@ -79,6 +79,29 @@ def test_no_token_is_a_policy_error(
     assert "charm-token" not in str(raised.value)
 
 
+@pytest.mark.parametrize(("lost", "given"), [(2, True), (3, False)])
+def test_a_lost_connection_is_tried_three_times(
+    service: str, monkeypatch: pytest.MonkeyPatch, lost: int, given: bool
+) -> None:
+    """A service that is being restarted costs no runner; one that stays away does."""
+    answer = Service.do_GET
+
+    def dropped(request: Service) -> None:
+        if len(Service.seen) < lost:
+            Service.seen.append(("", ""))
+            request.close_connection = True
+        else:
+            answer(request)
+
+    monkeypatch.setattr(Service, "do_GET", dropped)
+    client = RepoPolicyClient(RepoPolicy(service, "charm-token"))
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with contextlib.nullcontext() if given else pytest.raises(PolicyError, match="does not answer"):
+        assert client.one_time_token() == "one-time"
+    assert len(Service.seen) == 3
+
+
 class Odd(http.server.BaseHTTPRequestHandler):
     """Sends what the test has set, piece by piece, until its server is stopped."""
 

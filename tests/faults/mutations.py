@@ -6,12 +6,15 @@
 import difflib
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +28,8 @@ OTHERS = ("tests/adapters/test_runner_application.py", "tests/adapters/test_gith
 SEED = 18
 SAMPLE, SHORT_SAMPLE = 300, 10
 # Seconds for the tests of one change. A change that makes a loop endless is noticed in this way.
-TIMEOUT = 600
+TIMEOUT = 900
+PYTEST = ("pytest", "-x", "-q", "--timeout=120")
 # `is` and `==` are the same for None and for members of an enumeration.
 EQUIVALENT = ("core/ReplaceComparisonOperator_Is_Eq", "core/ReplaceComparisonOperator_IsNot_NotEq")
 # In annotations, where every change fails at import or is never evaluated.
@@ -35,46 +39,78 @@ Tests = dict[tuple[str, int], set[str]]
 
 
 def run(short: bool) -> dict[str, object]:
-    """Change, test and count. ``score`` is a percentage, killed of mutants; ``untested`` lines count as survivors."""
+    """Change, test and count. ``score`` is a percentage, killed of mutants."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "charm")
         hidden = shutil.ignore_patterns(".*", "node_modules", "build")
         shutil.copytree(ROOT, folder, symlinks=True, ignore=hidden)
+        _measure(folder)
         tests = _tests_by_line(folder)
-        changes = sample(_changes(folder), SHORT_SAMPLE if short else SAMPLE)
+        changes = list(islice(filter(_is_python, sample(_changes(folder))), SHORT_SAMPLE if short else SAMPLE))
         survived = [text for change in changes if (text := _survivor(folder, change, tests))]
     killed = len(changes) - len(survived)
     score = round(100 * killed / len(changes), 1)
     return {"seed": SEED, "mutants": len(changes), "killed": killed, "survived": survived, "score": score}
 
 
-def sample(changes: Iterable["MutationSpec"], size: int) -> list["MutationSpec"]:
+def sample(changes: Iterable["MutationSpec"]) -> Iterable["MutationSpec"]:
     """At most one change of each place, so that operators with many substitutes do not count more than others."""
     shuffled = sorted(changes, key=lambda item: (str(item.module_path), item.operator_name, item.occurrence))
     random.Random(SEED).shuffle(shuffled)
-    places = {(item.module_path, item.start_pos): item for item in shuffled}
-    return list(places.values())[:size]
+    return {(item.module_path, item.start_pos): item for item in shuffled}.values()
+
+
+def _is_python(change: "MutationSpec") -> bool:
+    """Whether Python accepts the change. For example the `**` of `{**values}` is no operator: any test would fail."""
+    with _changed(change) as (_, after):
+        try:
+            compile(after, str(change.module_path), "exec")
+        except SyntaxError:
+            return False
+    return True
+
+
+@contextmanager
+def _changed(change: "MutationSpec") -> Iterator[tuple[str, str]]:
+    """Change the module meanwhile; its text before and after."""
+    from cosmic_ray.mutating import use_mutation
+    from cosmic_ray.plugins import get_operator
+
+    with use_mutation(change.module_path, get_operator(change.operator_name)(), change.occurrence) as texts:
+        yield texts
 
 
 def selected(lines: Tests, file: str, line: int) -> list[str]:
-    """The tests that run a line. What is run at import only, such as a constant, has the tests of its whole module."""
-    found = lines.get((file, line)) or {test for (other, _), tests in lines.items() if other == file for test in tests}
-    # The tests of decisions are the fastest.
-    return sorted(found, key=lambda test: (not test.startswith(SUITES[0]), test))
+    """The tests that run a line. What is run at import only, such as a constant, may be used by all tests."""
+    # Not each line of a statement is noted as run.
+    nearest = max((other for name, other in lines if name == file and other <= line), default=0)
+    size = Counter(test for tests in lines.values() for test in tests)
+    module = {test for (name, _), tests in lines.items() if name == file for test in tests}
+    # Not each line that a thread runs is noted. The tests of adapters have threads.
+    threads = {test for test in module if not test.startswith(SUITES[0])}
+    found = lines.get((file, nearest))
+    # A test that runs few lines is fast, and most likely the one about this line. Those of adapters are slow.
+    return sorted(
+        found | threads if found else size,
+        key=lambda test: (test not in module, not test.startswith(SUITES[0]), size[test], test),
+    )
 
 
-def _tests_by_line(folder: Path) -> Tests:
-    """Measure which test runs which line."""
+def _measure(folder: Path) -> None:
+    """Which test runs which line, into a file of coverage."""
     (folder / "coveragerc").write_text("[run]\nsource = src\ndynamic_context = test_function\n")
     ignored = [f"--ignore={file}" for file in OTHERS]
     command = ["coverage", "run", "--rcfile=coveragerc", "-m", "pytest", *SUITES, *ignored]
-    failed, output = _python(folder, command, timeout=None)
+    failed, output = _python(folder, command, timeout=None, bytecode=True)
     if failed:
         # Tests that fail anyway would kill everything.
         raise RuntimeError(f"the tests fail without a change: {output[-2000:]}")
+
+
+def _tests_by_line(folder: Path) -> Tests:
     # pytest also fails for a name that it does not know.
     _, output = _python(folder, ["pytest", "--collect-only", "-q", *SUITES], timeout=None)
-    known = {line.partition("[")[0] for line in output.splitlines()}
+    known = {line.partition("[")[0] for line in output.splitlines() if "::" in line}
     from coverage import CoverageData
 
     data = CoverageData(str(folder / ".coverage"))
@@ -110,24 +146,36 @@ def _changes(folder: Path) -> Iterable["MutationSpec"]:
 
 def _survivor(folder: Path, change: "MutationSpec", tests: Tests) -> str:
     """The changed line, if no test notices."""
-    from cosmic_ray.mutating import use_mutation
-    from cosmic_ray.plugins import get_operator
-
     name = str(change.module_path.relative_to(folder))
     chosen = selected(tests, name, change.start_pos[0])
-    with use_mutation(change.module_path, get_operator(change.operator_name)(), change.occurrence) as (before, after):
-        noticed = bool(chosen) and _python(folder, ["pytest", "-x", "-q", *chosen], TIMEOUT)[0]
+    with _changed(change) as (before, after):
+        noticed = _is_noticed(folder, chosen)
     added = [line[1:].strip() for line in difflib.ndiff(before.splitlines(), after.splitlines()) if line[0] == "+"]
-    text = f"{name}:{change.start_pos[0]}: {' / '.join(added)}{'' if chosen else ' (no test runs this line)'}"
+    text = f"{name}:{change.start_pos[0]}: {' / '.join(added)}"
     print(f"{'killed  ' if noticed else 'SURVIVED'} {text}", flush=True)
     return "" if noticed else text
 
 
-def _python(folder: Path, command: list[str], timeout: float | None) -> tuple[bool, str]:
-    """Run a module in the folder; whether it failed or took too long, and what it printed."""
-    # Bytecode of one change would be taken for the next one's of the same second and size. Hypothesis draws the same
-    # examples where CI is set.
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "CI": "1", "PYTHONPATH": "src:."}
+def _is_noticed(folder: Path, tests: list[str]) -> bool:
+    """Whether a test fails that also fails alone: one that fails now and then, beside others, has noticed nothing."""
+    while tests:
+        failed, output = _python(folder, [*PYTEST, *tests], TIMEOUT)
+        found = re.search(r"^(?:FAILED|ERROR) ([^\[\s]+)", output, re.MULTILINE)
+        if not failed or found is None or found[1] not in tests or _python(folder, [*PYTEST, found[1]], TIMEOUT)[0]:
+            return failed
+        tests = tests[tests.index(found[1]) + 1 :]
+    return False
+
+
+def _python(folder: Path, command: list[str], timeout: float | None, *, bytecode: bool = False) -> tuple[bool, str]:
+    """Run a module in the folder; whether it failed or took too long, and what it printed.
+
+    ``bytecode`` is written before the first change only: that of one change would be taken for the next one's of the
+    same second and size.
+    """
+    # Hypothesis draws the same examples where CI is set.
+    environment = {**os.environ, "CI": "1", "PYTHONPATH": "src:.", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
+    environment["PYTHONDONTWRITEBYTECODE"] = "" if bytecode else "1"
     environment.pop("COVERAGE_FILE", None)
     try:
         done = subprocess.run(

@@ -12,6 +12,7 @@ import pytest
 import stamina
 import yaml
 
+import agent_settings
 import demand
 import redaction
 import runner_manager
@@ -75,11 +76,10 @@ def no_lxd(own: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def locks(own: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the locks of reconciles are, out of the way of a unit on this machine."""
+    """Where locks are and what is gone after a reboot, out of the way of a unit on this machine and of other tests."""
     folder = made(own / "locks")
-    monkeypatch.setattr(runner_manager, "LOCKS", folder)
-    monkeypatch.setattr(telemetry, "LOCKS", folder)
-    monkeypatch.setattr(demand, "LOCKS", folder)
+    for module in (agent_settings, demand, runner_manager, shared_fs, telemetry):
+        monkeypatch.setattr(module, "LOCKS", folder)
     return folder
 
 

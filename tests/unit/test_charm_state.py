@@ -353,7 +353,7 @@ def test_right_values(config: dict[str, Any], field: str, expected: object) -> N
         pytest.param("denylist", "10.0.0.1/8", "CIDR", id="denylist host bits"),
         pytest.param("denylist", "fd00::/8", "IPv4", id="denylist IPv6"),
         pytest.param("denylist", "example.com", "CIDR", id="denylist name"),
-        pytest.param("dockerhub-mirror", "http://mirror.example", "https://", id="dockerhub-mirror http"),
+        pytest.param("dockerhub-mirror", "http://mirror.example", " an https:// URL", id="dockerhub-mirror http"),
         pytest.param("dockerhub-mirror", "mirror.example", "https://", id="dockerhub-mirror host"),
         pytest.param("dockerhub-mirror", "https://", "https://", id="dockerhub-mirror without a host"),
         pytest.param("extra-packages", "cmake,Cmake", "'Cmake' not a package's name", id="extra-packages capital"),

@@ -95,6 +95,27 @@ def test_every_exit_code_is_an_answer(code: int, error: str) -> None:
     assert LxdInstance(client, DATA).execute(["x"], output=True) == Execution(code, "words", "words")
 
 
+def test_a_command_without_an_exit_code_has_failed() -> None:
+    """LXD's answer lacks the code for a process that it could not wait for: nobody may take that for a success."""
+    client = EndedExec({"status_code": 200, "err": "", "metadata": {}})
+
+    assert LxdInstance(client, DATA).execute(["x"]).code == -1
+
+
+@pytest.mark.parametrize(
+    ("uid", "expected"), [(0, 100_000), (999, 100_999), (1000, 1000), (1001, 200_001), (70_000, 70_000)]
+)
+def test_a_user_of_an_instance_has_the_hosts_number(uid: int, expected: int) -> None:
+    """By the range of LXD's map that holds it; outside of all ranges a user has the same number."""
+    ranges = [(True, 100_000, 0, 1000), (False, 300_000, 0, 65536), (True, 200_001, 1001, 64_000)]
+    keys = ("Isuid", "Hostid", "Nsid", "Maprange")
+    mapped = json.dumps([dict(zip(keys, values, strict=True)) for values in ranges])
+
+    instance = LxdInstance(LxdClient(), {**DATA, "config": {"volatile.idmap.current": mapped}})
+
+    assert instance.host_uid(uid) == expected
+
+
 @pytest.mark.parametrize("folder", ["logs", "logs/exec-output"])
 def test_recorded_output_is_asked_for_where_lxd_has_it(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     """LXD 5.15 and later have a folder of its own for it."""

@@ -5,8 +5,9 @@ import pytest
 from tests.faults.mutations import node_id, selected
 
 LINES = {
+    ("src/plan.py", 1): set(),
     ("src/plan.py", 3): {"tests/adapters/test_b.py::test_b", "tests/unit/test_a.py::test_a"},
-    ("src/plan.py", 4): {"tests/unit/test_c.py::test_c"},
+    ("src/plan.py", 5): {"tests/unit/test_c.py::test_c", "tests/unit/test_a.py::test_a"},
     ("src/engine/client.py", 3): {"tests/unit/test_d.py::test_d"},
 }
 
@@ -26,10 +27,16 @@ def test_a_test_is_named_as_pytest_names_it(context: str, name: str) -> None:
 
 
 def test_a_line_is_tried_with_the_tests_that_run_it() -> None:
-    """Unit tests come first. A line that is run at import is tried with the tests of its module."""
-    assert selected(LINES, "src/plan.py", 3) == ["tests/unit/test_a.py::test_a", "tests/adapters/test_b.py::test_b"]
+    """Unit tests come first, and those that run few lines. The next line of a statement has the tests of its first."""
+    tests = ["tests/unit/test_c.py::test_c", "tests/unit/test_a.py::test_a", "tests/adapters/test_b.py::test_b"]
+
+    assert selected(LINES, "src/plan.py", 3) == tests[1:]
+    assert selected(LINES, "src/plan.py", 5) == selected(LINES, "src/plan.py", 6) == tests
+
+
+def test_a_constant_is_tried_with_all_tests() -> None:
+    """A line that is run at import may be used everywhere. The tests of its module come first."""
     assert selected(LINES, "src/plan.py", 1) == [
-        *("tests/unit/test_a.py::test_a", "tests/unit/test_c.py::test_c"),
-        "tests/adapters/test_b.py::test_b",
+        *("tests/unit/test_c.py::test_c", "tests/unit/test_a.py::test_a", "tests/adapters/test_b.py::test_b"),
+        "tests/unit/test_d.py::test_d",
     ]
-    assert selected(LINES, "src/status.py", 1) == []

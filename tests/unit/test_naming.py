@@ -90,6 +90,15 @@ def test_prefix() -> None:
     assert Identity("runner", 1, HASH).prefix == f"runner-1-{HASH}"
 
 
+@pytest.mark.parametrize(("longer", "whole"), [(0, True), (1, False)])
+def test_a_name_is_cut_only_where_it_must_be(longer: int, whole: bool) -> None:
+    """LXD takes 63 characters, of which a runner needs 8 for itself."""
+    rest = f"-1-{HASH}"
+    app = "a" * (63 - 8 - len(rest) + longer)
+
+    assert (Identity(app, 1, HASH).prefix == app + rest) is whole
+
+
 NAMES = ["a", "github-runner", "a" * 45, "a" * 46, "a" * 44 + "-b", "a" * 62, "a" * 200]
 
 

@@ -264,6 +264,18 @@ def test_the_installed_timestamp_is_written_before_the_agent_starts(
     assert before - 1 <= written[0] <= time.time()
 
 
+def test_a_runner_whose_metrics_cannot_be_mounted_serves(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Its agent is started all the same, and the log names it."""
+    world.lxd.exit_codes = {"setup.sh": provision.WITHOUT_METRICS}
+
+    manager = world.reconcile(1)
+
+    [name] = manager.report.created
+    assert set(world.lxd.found) == {name}
+    assert manager.report.failures == []
+    assert f"{name} goes without metrics: nothing is mounted in it" in caplog.messages
+
+
 @pytest.mark.parametrize(
     ("faults", "exit_codes", "step"),
     [
@@ -551,14 +563,16 @@ def test_runner_of_another_path_is_looked_up_there(world: World) -> None:
     assert len(world.lxd.found) == 1
 
 
-@pytest.mark.parametrize("keys", [{"path": "a/b/c"}, {"url": "https://elsewhere.example"}])
+@pytest.mark.parametrize(
+    "keys", [{"path": "a/b/c"}, {"url": "https://elsewhere.example"}, {"url": "https://z.example"}]
+)
 def test_runner_whose_registration_cannot_be_asked_for_is_kept(world: World, keys: dict[str, Any]) -> None:
-    """Unknown is not dead: its process runs, so it stays until it ends."""
-    name = world.add("aa", **keys)
+    """Unknown is not dead: its process runs, so it stays until it ends, whatever the configured GitHub lists."""
+    name = world.add("aa", online=False, offline_since=str(NOW - times.OFFLINE), **keys)
 
     world.reconcile(1)
 
-    assert name in world.lxd.found
+    assert list(world.lxd.found) == [name]
 
 
 def test_outage_of_an_old_path_does_not_stop_the_reconcile(world: World) -> None:
@@ -1039,6 +1053,14 @@ def test_check_runners_shows_jobs_that_github_does_not_know(world: World) -> Non
     name = forged(world, listed=False)
 
     assert world.counts()["details"] == [f"{name}: busy, unknown to GitHub, 60 min old"]
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(-60, 0), (29, 0), (31, 1), (89, 1), (91, 2)])
+def test_an_age_is_shown_in_the_nearest_minutes(world: World, seconds: int, shown: int) -> None:
+    """A runner that was created in the future, by a clock that was wrong, is new."""
+    name = world.add("aa", created=str(NOW - seconds))
+
+    assert world.counts()["details"] == [f"{name}: idle, {shown} min old"]
 
 
 def test_counts_are_githubs_and_unknown_instances(world: World) -> None:

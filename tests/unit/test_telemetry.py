@@ -45,6 +45,13 @@ def test_observations_are_taken_once() -> None:
     assert stat.S_IMODE(telemetry.observations_path(UNIT).stat().st_mode) == 0o600
 
 
+def test_nobody_else_enters_the_folder(folder: Path) -> None:
+    """Also where an observation is the first that is recorded since the machine started."""
+    telemetry.observe(UNIT, MADE)
+
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
 def test_the_file_of_observations_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an agent that takes them, observations beyond the limit are not recorded."""
     monkeypatch.setattr(telemetry, "LIMIT", 1000)
