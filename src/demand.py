@@ -1,6 +1,6 @@
-"""How many runners GitHub's jobs need, as the unit's agent last heard: one JSON file below /run, which may be missing.
+"""How many runners GitHub's jobs need, by its last answers to the unit's agent: a JSON file, which may be missing.
 
-The agent writes it after each answer of a runner scale set; a reconcile reads it.
+The agent writes it below /run after each answer of a runner scale set; a reconcile reads it.
 """
 
 import json
@@ -28,13 +28,13 @@ class Demand:
 
     ``assigned`` are the jobs that the scale set must provide runners for, those that run included; ``missed`` are
     queued jobs that only GitHub's REST API tells of. ``since`` is when the oldest of them that has no runner was
-    queued. ``heard`` is when a session last gave an answer, 0 if none has; ``scale_set`` is the number of the set.
+    queued. ``answered_at`` is when a session last gave an answer, 0 if none has; ``scale_set`` is the set's number.
     """
 
     assigned: int = 0
     missed: int = 0
     since: float | None = None
-    heard: float = 0.0
+    answered_at: float = 0.0
     scale_set: int | None = None
     asked: tuple[str, ...] = ()
     """The labels that the set was made with, in lower case and in order."""
@@ -51,7 +51,7 @@ class Demand:
 
     def is_known(self, now: float) -> bool:
         """Whether a session has given an answer lately; one that is in the future says that the clock was set back."""
-        return self.heard > 0 and abs(now - self.heard) < PATIENCE
+        return self.answered_at > 0 and abs(now - self.answered_at) < PATIENCE
 
 
 def file_of(unit: str) -> Path:
@@ -88,16 +88,17 @@ def _demand(values: Any) -> Demand:
     assigned, missed = int(values["assigned"]), int(values["missed"])
     running = int(values.get("running", 0))
     since = None if values["since"] is None else float(values["since"])
-    heard = float(values["heard"])
+    # An agent of an earlier version wrote another name.
+    answered_at = float(values["answered_at"] if "answered_at" in values else values["heard"])
     counted = all(0 <= number <= MOST for number in (assigned, missed, running))
-    if not (counted and all(0 <= moment <= LATEST for moment in (heard, since or 0.0))):
+    if not (counted and all(0 <= moment <= LATEST for moment in (answered_at, since or 0.0))):
         raise ValueError("a number that cannot be")
     scale_set = values["scale_set"]
     return Demand(
         assigned,
         missed,
         since=since,
-        heard=heard,
+        answered_at=answered_at,
         scale_set=None if scale_set is None else int(scale_set),
         asked=tuple(line(str(label), TEXT_LIMIT) for label in values.get("asked", ())),
         dropped=tuple(line(str(label), TEXT_LIMIT) for label in values["dropped"]),

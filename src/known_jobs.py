@@ -53,7 +53,7 @@ class KnownJob:
 
     @property
     def has_ended(self) -> bool:
-        """Whether a message told of the job's end."""
+        """Whether a message reported the job's end."""
         return self.finished is not None or self.result != ""
 
     @property
@@ -92,9 +92,9 @@ class KnownJobs:
         Returns the durations that are known now and were not before: a message may come again.
         """
         with self._lock:
-            told = [job for job in jobs if job.kind in KINDS and owns(job.runner)]
-            found = [each for job in told for each in self._note(job, flavor, now)]
-            if told:
+            reported = [job for job in jobs if job.kind in KINDS and owns(job.runner)]
+            found = [each for job in reported for each in self._note(job, flavor, now)]
+            if reported:
                 self._jobs = _kept(self._jobs, now)
                 try:
                     save(self._unit, self._jobs)

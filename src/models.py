@@ -511,7 +511,7 @@ class GithubRunner:
 
 
 @dataclass(frozen=True)
-class RunnerApplication:
+class OfferedBinary:
     """An entry of GitHub's downloads list."""
 
     url: str

@@ -138,10 +138,10 @@ class Observer:
         The list was read before the health probe, and in between a job may have come and faked the report. So GitHub is
         asked again for each runner that might be believed. GitHub's messages may name its job, too.
         """
-        told, now = known_jobs.load(self._identity.unit), self._clock()
+        reported, now = known_jobs.load(self._identity.unit), self._clock()
         kinds = (Process.FAILED, Process.DEPRECATED)
         ended = [item for item in observation.runners.values() if item.view.process in kinds]
-        found = [_with_job(item) if item.view.name in told else item for item in ended]
+        found = [_with_job(item) if item.view.name in reported else item for item in ended]
         asked = [item for item in found if may_be_believed(item.view, now)][:MOST_CONFIRMED]
         newest = {item.view.name: item for item in (*found, *in_parallel(self._confirmed, asked))}
         return replace(observation, runners={**observation.runners, **newest})

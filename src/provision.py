@@ -55,9 +55,10 @@ CONSOLE_END = "==> end of the logs <=="
 SETUP_FOLDER = PurePosixPath("/root/github-runner")
 SETUP_SCRIPT = SETUP_FOLDER / "setup.sh"
 REGISTER_SCRIPT = RUNNER_APPLICATION / ".register.sh"
-APPLICATION_ARCHIVE = PurePosixPath("/root/github-runner-application.tar.gz")
+# Images that exist already have these paths, with GitHub's word for the runner binary: application.
+BINARY_ARCHIVE = PurePosixPath("/root/github-runner-application.tar.gz")
 # Where an image that this charm built has the runner binary.
-IMAGE_APPLICATION = PurePosixPath("/opt/github-runner-application")
+IMAGE_BINARY = PurePosixPath("/opt/github-runner-application")
 # Where an image that this charm built has archives of actions (OWNER_REPO/COMMIT.tar.gz).
 ACTION_ARCHIVES = PurePosixPath("/opt/github-runner-actions")
 FILES_ARCHIVE = PurePosixPath("/root/github-runner-files.tar")
@@ -242,8 +243,8 @@ FIXED: dict[str, Any] = {
     "token_file": TOKEN_FILE,
     "kept_wait": KEPT_WAIT,
     "stop_timeout": times.STOP_AGENT,
-    "application_archive": APPLICATION_ARCHIVE,
-    "image_application": IMAGE_APPLICATION,
+    "binary_archive": BINARY_ARCHIVE,
+    "image_binary": IMAGE_BINARY,
     "action_archives": ACTION_ARCHIVES,
     "network_timeout": NETWORK_TIMEOUT,
 }

@@ -226,15 +226,15 @@ class Runner:
             return False
         try:
             end = provision.CONSOLE_END.encode()
-            said = console.read(
+            output = console.read(
                 self._clients.lxd, instance.name, end=end, limit=LOG_SIZE_LIMIT, timeout=CONSOLE_TIMEOUT
             )
-            if said:
-                write_file(target / "console.log", said, 0o640)
+            if output:
+                write_file(target / "console.log", output, 0o640)
         except (LxdError, OSError) as error:
             logger.warning("The console of %s was not read: %s", self.config.name, error)
             return False
-        return bool(said)
+        return bool(output)
 
     def _create_storage(self) -> MetricsStorage | None:
         if not self.config.issue_metrics:
@@ -317,7 +317,7 @@ class Runner:
         instance.push(str(provision.FILES_ARCHIVE), archive, mode=0o600)
         if not config.in_image:
             with config.binary_path.open("rb") as tarball:
-                instance.push(str(provision.APPLICATION_ARCHIVE), tarball, mode=0o600)
+                instance.push(str(provision.BINARY_ARCHIVE), tarball, mode=0o600)
         # A container answers before its /run is mounted, which would hide the token.
         mounted = "n=0; until mountpoint -q /run || [ $((n += 1)) -gt 100 ]; do sleep 0.1; done"
         unpack = f"tar -xf {provision.FILES_ARCHIVE} -C / && rm -f {provision.FILES_ARCHIVE}"

@@ -1,4 +1,4 @@
-"""What a reconcile aims for, flavour by flavour: fixed numbers, or what the unit's agent has heard of demand."""
+"""What a reconcile aims for, flavour by flavour: fixed numbers, or the demand that the unit's agent has recorded."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -58,7 +58,7 @@ def _of_demand(
 
 def is_missing(found: Demand, since: float, now: float) -> bool:
     """Whether demand has not been known for so long that the fallback holds."""
-    last = max(found.heard, since)
+    last = max(found.answered_at, since)
     return not found.is_known(now) and abs(now - last) >= PATIENCE
 
 
@@ -71,7 +71,7 @@ def notices(
     for flavor in state.flavors:
         known = found.get(flavor.name, Demand())
         if flavor.maximum and is_missing(known, since, now):
-            last = time.strftime("%d %b %H:%M", time.gmtime(max(known.heard, since)))
+            last = time.strftime("%d %b %H:%M", time.gmtime(max(known.answered_at, since)))
             reason = f": {known.problem}" if known.problem else ""
             yield f"{flavor.name}: demand is not known since {last} UTC{reason}; {state.demand_fallback} runners kept"
         elif known.dropped:

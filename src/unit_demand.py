@@ -135,7 +135,7 @@ class UnitDemand:
             logger.error("The scale sets were not removed: %s", error)
 
     def _end_sessions(self) -> None:
-        """End the agent's sessions, and what they heard. One that is open would make its set again."""
+        """End the agent's sessions, and what GitHub answered them. One that is open would make its set again."""
         # Without its settings a new agent opens none.
         agent_settings.remove(self._identity.unit)
         agent.end_sessions(self._identity.unit)
@@ -186,7 +186,7 @@ class UnitDemand:
     def _note_begin(self, now: float) -> None:
         """Record since when demand decides: anew after a boot, at another place, and where there are other flavours.
 
-        What the agent has not heard yet then is given time, and the fallback does not begin at once.
+        What GitHub has not answered yet then is given time, and the fallback does not begin at once.
         """
         path = self._state.path
         place = (self._state.github_url, path.path, getattr(path, "group", ""))
@@ -204,7 +204,7 @@ class UnitDemand:
         return ScaleSetRegistration(self._client, number)
 
     def _found(self) -> dict[str, demand.Demand]:
-        """What the agent has heard. Nothing where it was handed another place: the numbers of sets are others there."""
+        """What GitHub has answered the agent. Nothing if it was handed another place: it has other numbers of sets."""
         handed = agent_settings.load(self._identity.unit) if self._in_demand else None
         if handed is None or not self._is_of_this_place(handed):
             return {}

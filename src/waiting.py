@@ -123,7 +123,9 @@ def _uncounted(found: Demand, waiting: int, now: float) -> tuple[Delay, ...]:
 
 
 def _unknown(found: Demand) -> Delay:
-    since = f"no answer of GitHub since {_moment(found.heard)}" if found.heard else "no answer of GitHub yet"
+    since = (
+        f"no answer of GitHub since {_moment(found.answered_at)}" if found.answered_at else "no answer of GitHub yet"
+    )
     return Delay(DEMAND_UNKNOWN, text=f"{since}: {found.problem}" if found.problem else since)
 
 

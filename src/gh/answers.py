@@ -9,7 +9,7 @@ import httpx2
 
 import redaction
 from errors import GithubApiError
-from models import Arch, GithubRunner, RunnerApplication, WorkflowJob
+from models import Arch, GithubRunner, OfferedBinary, WorkflowJob
 
 # Of one answer, in bytes: a page of 100 runners has some 100 KiB.
 ANSWER_LIMIT = 16 << 20
@@ -98,7 +98,7 @@ def job(item: Any) -> WorkflowJob:
         raise GithubApiError("the answer has no valid time of a job") from error
 
 
-def offer(answer: Any, arch: Arch) -> RunnerApplication:
+def offer(answer: Any, arch: Arch) -> OfferedBinary:
     """The runner binary of a downloads list for Linux on an architecture."""
     if not isinstance(answer, list):
         raise GithubApiError("the list of runner binaries is not a list")
@@ -112,5 +112,5 @@ def offer(answer: Any, arch: Arch) -> RunnerApplication:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.tar\.gz", filename):
                 raise GithubApiError("the runner binary is offered with an invalid file name")
             url, token = field(item, "download_url", str), _download_token(item)
-            return RunnerApplication(url, filename, checksum.lower(), token)
+            return OfferedBinary(url, filename, checksum.lower(), token)
     raise GithubApiError(f"no runner binary is offered for linux {arch.value}")

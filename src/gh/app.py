@@ -184,10 +184,12 @@ class App(Auth):
 
     def _no_installation(self, response: httpx2.Response, place: str) -> Exception:
         """Why GitHub does not show the installation."""
-        said = detail(response)
-        if response.status_code == 404 and "integration not found" in said.lower():
+        ending = detail(response)
+        if response.status_code == 404 and "integration not found" in ending.lower():
             host = urlsplit(self._api).hostname
-            return TokenError(f"app-secret: {host} has no GitHub App with the app-id {self._credentials.app_id}{said}")
+            return TokenError(
+                f"app-secret: {host} has no GitHub App with the app-id {self._credentials.app_id}{ending}"
+            )
         if response.status_code == 404 and self._installation_url(place).endswith("/installation"):
             return TokenError(f"{self._name} is not installed on {place} (HTTP 404)")
         if response.status_code == 404:
@@ -199,15 +201,15 @@ class App(Auth):
 
     def _no_token(self, response: httpx2.Response, place: str) -> Exception:
         """Why GitHub gives no token."""
-        status, said = response.status_code, detail(response)
+        status, ending = response.status_code, detail(response)
         if status == 401:
             return self._refused_jwt(response)
-        if status == 403 and "suspended" in said.lower():
+        if status == 403 and "suspended" in ending.lower():
             return self._suspended(place)
         if status == 422:
             return TokenError(
                 f"the installation of {self._name} does not cover {place}, lacks a permission there, "
-                f"or {place} was renamed (HTTP 422){said}"
+                f"or {place} was renamed (HTTP 422){ending}"
             )
         if status == 404:
             return TokenError(f"{self._name} is no longer installed on {place} (HTTP 404)")
@@ -215,14 +217,14 @@ class App(Auth):
 
     def _refused_jwt(self, response: httpx2.Response) -> TokenError:
         """The clock, if it is so wrong that the times of a JSON web token are; otherwise the key."""
-        said, there = detail(response), _date(response)
+        ending, there = detail(response), _date(response)
         ahead = time.time() - there.timestamp() if there else 0.0
         direction = "ahead of" if ahead > 0 else "behind"
         clock = f"the clock of this machine is {abs(ahead):.0f} s {direction} GitHub's"
         if ahead > -JWT_BEGIN - CLOCK_MARGIN or -ahead > JWT_BEGIN + JWT_LIFE - CLOCK_MARGIN:
-            return TokenError(f"{clock} (HTTP 401){said}")
+            return TokenError(f"{clock} (HTTP 401){ending}")
         difference = f"; {clock}" if abs(ahead) > CLOCK_MARGIN else ""
-        return TokenError(f"app-secret: private-key is not a key of {self._name} (HTTP 401){said}{difference}")
+        return TokenError(f"app-secret: private-key is not a key of {self._name} (HTTP 401){ending}{difference}")
 
     def _suspended(self, place: str) -> TokenError:
         return TokenError(f"the installation of {self._name} on {place} is suspended: unsuspend it at GitHub")

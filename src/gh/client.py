@@ -36,7 +36,7 @@ from gh.auth import Auth
 from gh.download import fetch
 from gh.errors import TIMEOUTS, NotVisibleError, StatusError, check_redirect, translated
 from gh.queued_jobs import QueuedJob
-from models import Arch, GithubOrg, GithubPath, GithubRepo, GithubRunner, RunnerApplication, WorkflowJob
+from models import Arch, GithubOrg, GithubPath, GithubRepo, GithubRunner, OfferedBinary, WorkflowJob
 from system import within
 
 logger = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ class GithubClient:
                 raise RunnerBusyError(f"runner {runner_id} of {path.path} runs a job: {error}") from error
             raise
 
-    def application(self, path: GithubPath, arch: Arch) -> RunnerApplication:
+    def offered_binary(self, path: GithubPath, arch: Arch) -> OfferedBinary:
         """The runner binary that GitHub offers for Linux on an architecture."""
         return answers.offer(self._call(self._operation("list_runner_applications_for_{}", path), path.path), arch)
 
@@ -252,12 +252,12 @@ class GithubClient:
         times = (answers.time(answer, key) for key in ("registration_deprecates_at", "runtime_deprecates_at"))
         return any(time is not None and time <= now for time in times)
 
-    def download(self, application: RunnerApplication, target: Path) -> None:
+    def download(self, offered: OfferedBinary, target: Path) -> None:
         """Fetch into a new file; GithubApiError if it does not come or is not what the checksum says."""
         end = time.monotonic() + self._long_deadline
         for attempt in attempts(end):
-            with attempt, translated(application.url, None):
-                within_deadline(end, application.url, lambda: fetch(application, target, end, self._trust))
+            with attempt, translated(offered.url, None):
+                within_deadline(end, offered.url, lambda: fetch(offered, target, end, self._trust))
 
     def job(self, repository: str, run_id: str, runner_name: str, timeout: float = CALL_DEADLINE) -> WorkflowJob:
         """The job of a workflow run's latest attempt that a runner ran; JobNotFoundError if there is none.

@@ -10,13 +10,13 @@ import httpx2
 
 from errors import GithubApiError, TemporaryGithubError
 from gh.errors import TIMEOUTS
-from models import RunnerApplication
+from models import OfferedBinary
 
 # In bytes.
 DOWNLOAD_LIMIT = 1 << 30
 
 
-def fetch(offer: RunnerApplication, target: Path, end: float, trust: ssl.SSLContext) -> None:
+def fetch(offer: OfferedBinary, target: Path, end: float, trust: ssl.SSLContext) -> None:
     """Download into a file once; nothing is written after ``end`` (of time.monotonic), when nobody waits for it."""
     digest, size = hashlib.sha256(), 0
     headers = {"Authorization": f"Bearer {offer.token}"} if offer.token else {}

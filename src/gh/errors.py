@@ -99,18 +99,18 @@ def status_error(response: httpx2.Response, path: str | None) -> GithubClientErr
     if status == 429 or (status == 403 and _is_limit(response, message)):
         end = retry_at(response)
         return RateLimitError(f"rate limit reached until {end:%H:%M:%S} UTC", end)
-    said = detail(response)
+    ending = detail(response)
     if status >= 500:
-        return TemporaryGithubError(f"server error (HTTP {status}){said}")
+        return TemporaryGithubError(f"server error (HTTP {status}){ending}")
     if path is None:
         return StatusError(f"the runner binary cannot be downloaded (HTTP {status})", status)
     if status == 401:
-        return TokenError(f"the GitHub token is invalid or expired (HTTP 401){said}")
+        return TokenError(f"the GitHub token is invalid or expired (HTTP 401){ending}")
     if status == 403:
         return _denied(response, path, message)
     if status == 404:
-        return NotVisibleError(path, said)
-    return StatusError(f"request refused (HTTP {status}){said}", status)
+        return NotVisibleError(path, ending)
+    return StatusError(f"request refused (HTTP {status}){ending}", status)
 
 
 def detail(response: httpx2.Response) -> str:

@@ -418,13 +418,13 @@ def _refusal(response: httpx2.Response, path: str) -> GithubClientError:
     known = [read.text({"id": id_}, "id") for id_ in ids if id_]
     logger.info("%s: HTTP %s %s (%s)", path, response.status_code, kind, ", ".join(known))
     status = response.status_code
-    said = f"{kind or 'request refused'} (HTTP {status}){': ' if message else ''}{message}"
+    text = f"{kind or 'request refused'} (HTTP {status}){': ' if message else ''}{message}"
     if kind in KINDS:
-        return KINDS[kind](said, status, kind)
+        return KINDS[kind](text, status, kind)
     if status == 401:
-        return _RefusedTokenError(said, status)
+        return _RefusedTokenError(text, status)
     if status in (400, 409) or (kind and status < 500 and status != 429):
-        return ScaleSetError(said, status, kind)
+        return ScaleSetError(text, status, kind)
     if status == 503 and "retry-after" in response.headers:
         return _unavailable(retry_at(response))
     return status_error(response, path)

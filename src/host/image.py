@@ -38,6 +38,7 @@ LOCK = LOCKS / "build-image.lock"
 FAILURE = Path("/var/lib/github-runner/build-image.failure")
 BUILDER = "github-runner-image-builder"
 ALIAS_PROPERTY = "github-runner.alias"
+# Images that exist already have this name.
 BINARY_PROPERTY = "github-runner.application"
 SOURCE_PROPERTY = "github-runner.source"
 ADDITIONS_PROPERTY = "github-runner.additions"
@@ -317,8 +318,8 @@ def _provision(
             option_script=provision.OPTION_SCRIPT,
             script_timeout=SCRIPT_TIMEOUT,
             output_limit=OUTPUT_LIMIT,
-            application_archive=provision.APPLICATION_ARCHIVE,
-            image_application=provision.IMAGE_APPLICATION,
+            binary_archive=provision.BINARY_ARCHIVE,
+            image_binary=provision.IMAGE_BINARY,
             container=build.container,
             runner_logs=provision.RUNNER_APPLICATION / "_diag",
             console_end=provision.CONSOLE_END,
@@ -338,7 +339,7 @@ def _push_inputs(builder: LxdInstance, build: ImageBuild, tarball: Path | None) 
         builder.push(str(certificate.path), certificate.content.encode(), mode=certificate.mode)
     if tarball is not None:
         with tarball.open("rb") as file:
-            builder.push(str(provision.APPLICATION_ARCHIVE), file, mode=0o600)
+            builder.push(str(provision.BINARY_ARCHIVE), file, mode=0o600)
     if build.script:
         builder.push(str(provision.OPTION_SCRIPT), build.script.encode(), mode=0o700)
 

@@ -40,12 +40,12 @@ def ensure(progress: Callable[[str], None], programs: Mapping[str, str] = PROGRA
     what = f"the packages {', '.join(missing)} cannot be installed"
     deadline = time.monotonic() + times.APT_LOCK
     for command in ([*APT, "update"], [*APT, "install", "--no-install-recommends", *missing]):
-        said = _run(command, deadline, progress)
-        if said and INTERRUPTED.search(said):
+        output = _run(command, deadline, progress)
+        if output and INTERRUPTED.search(output):
             _run(["dpkg", "--configure", "-a"], deadline, progress)
-            said = _run(command, deadline, progress)
-        if said:
-            raise HostError(f"{what}: {said}")
+            output = _run(command, deadline, progress)
+        if output:
+            raise HostError(f"{what}: {output}")
     return missing
 
 
@@ -58,12 +58,12 @@ def _run(command: list[str], deadline: float, progress: Callable[[str], None]) -
     """The last words of a command that failed, empty where it did not; waits for locks until ``deadline``."""
     while True:
         done = run_surviving(command, timeout=TIMEOUT, env=ENVIRONMENT)
-        said = tail(done.stdout) or f"{command[0]} ended with {done.returncode}"
+        output = tail(done.stdout) or f"{command[0]} ended with {done.returncode}"
         if done.returncode == 0:
             return ""
-        if not LOCKED.search(said):
-            return said
+        if not LOCKED.search(output):
+            return output
         if time.monotonic() > deadline:
-            return f"another process held the lock for {times.APT_LOCK // 60} minutes: {said}"
+            return f"another process held the lock for {times.APT_LOCK // 60} minutes: {output}"
         progress("Installing packages: waiting for another process that holds apt's lock")
         time.sleep(PAUSE)

@@ -84,7 +84,7 @@ def update(
 
     What is in use stays until the new one is whole: nothing is lost when GitHub or the disk fails.
     """
-    offered = github.application(github_path, arch)
+    offered = github.offered_binary(github_path, arch)
     using = current(folder)
     if using is not None and using.name == offered.filename:
         with _host_errors():

@@ -232,16 +232,16 @@ class Jobs:
     looked up. Repository and run are what the job wrote: only repositories that its runner served are asked for.
     """
 
-    def __init__(self, github: GithubClient, path: GithubPath, told: Mapping[str, KnownJob]) -> None:
+    def __init__(self, github: GithubClient, path: GithubPath, reported: Mapping[str, KnownJob]) -> None:
         self._github = github
         self._path = path
-        self._told = told
+        self._reported = reported
         self._answering = True
         self._end = time.monotonic() + times.JOB_LOOK_UPS
 
     def known(self, metrics: RunnerMetrics) -> KnownJob:
-        """What messages told of the job of a runner; nothing is known of it where none has come."""
-        return self._told.get(metrics.runner_name, KnownJob())
+        """What messages reported of the job of a runner; nothing is known of it where none has come."""
+        return self._reported.get(metrics.runner_name, KnownJob())
 
     def look_up(self, metrics: RunnerMetrics) -> GithubJobMetrics | None:
         """GitHub's metrics of the job, or None if they are not available.

@@ -17,25 +17,25 @@ logger = logging.getLogger(__name__)
 # Seconds: how often, and how long a job must have waited: until then a message may still come, and GitHub gives one
 # without a runner to another set after 5 minutes.
 EVERY, GRACE = 300.0, 300.0
-MOST_TOLD = 5000
+MOST_REPORTED = 5000
 # Seconds by which GitHub's clock and the machine's may differ.
 SKEW = 60.0
 
 
 @dataclass
-class Told:
-    """The jobs that messages of one flavour's set told of, and how many only the statistics count."""
+class Reported:
+    """The jobs that messages of one flavour's set reported, and how many only the statistics count."""
 
     jobs: dict[tuple[int, str], float] = field(default_factory=dict)
-    """By workflow run and name, the last MOST_TOLD of them: when the last message came, in UNIX seconds."""
+    """By workflow run and name, the last MOST_REPORTED of them: when the last message came, in UNIX seconds."""
     unnamed: int = 0
-    """Waiting jobs in the statistics that no message of this session told of: those of an earlier session."""
+    """Waiting jobs in the statistics that no message of this session reported: those of an earlier session."""
 
     def note(self, job: Job, now: float) -> None:
         """Take a message's entry into account."""
         self.jobs.pop((job.run, job.name), None)
         self.jobs[job.run, job.name] = now
-        while len(self.jobs) > MOST_TOLD:
+        while len(self.jobs) > MOST_REPORTED:
             del self.jobs[next(iter(self.jobs))]
 
     def count(self, statistics: Statistics, named: int) -> None:
@@ -43,18 +43,18 @@ class Told:
         self.unnamed = max(0, statistics.assigned - statistics.running - named)
 
 
-def merged(found: Iterable[Told]) -> dict[tuple[int, str], float]:
-    """What the messages of several sets told of; the sessions may go on meanwhile."""
+def merged(found: Iterable[Reported]) -> dict[tuple[int, str], float]:
+    """What the messages of several sets reported; the sessions may go on meanwhile."""
     times: dict[tuple[int, str], float] = {}
-    for told in found:
-        for key, when in tuple(told.jobs.items()):
+    for reported in found:
+        for key, when in tuple(reported.jobs.items()):
             times[key] = max(when, times.get(key, when))
     return times
 
 
 @dataclass(frozen=True)
 class Target:
-    """A flavour with an open session: the labels of its set in lower case, and what its messages told of."""
+    """A flavour with an open session: the labels of its set in lower case, and what its messages reported."""
 
     flavor: str
     labels: frozenset[str]
@@ -62,16 +62,16 @@ class Target:
 
 
 def missed(
-    queued: Sequence[QueuedJob], targets: Sequence[Target], told: Mapping[tuple[int, str], float], now: float
+    queued: Sequence[QueuedJob], targets: Sequence[Target], reported: Mapping[tuple[int, str], float], now: float
 ) -> dict[str, int]:
     """How many queued jobs reached no set, by flavour. A job counts for the first flavour whose set has its labels.
 
-    ``told`` is when a message told of a job of this run and name, in UNIX seconds. A job that is run again keeps both:
-    what was told well before it was created was told of the former one.
+    ``reported`` is when a message reported a job of this run and name, in UNIX seconds. A job that is run again
+    keeps both: what was reported well before it was created belongs to the former one.
     """
     found: Counter[str] = Counter()
     for job in queued:
-        if now - job.created < GRACE or told.get((job.run, job.name), 0.0) >= job.created - SKEW:
+        if now - job.created < GRACE or reported.get((job.run, job.name), 0.0) >= job.created - SKEW:
             continue
         wanted = {label.lower() for label in job.labels}
         found.update([target.flavor for target in targets if wanted <= target.labels][:1])
@@ -79,7 +79,7 @@ def missed(
 
 
 class Schedule:
-    """When REST is asked again. The first time comes after a whole interval: the sessions must have heard."""
+    """When REST is asked again. The first time comes after a whole interval: the sessions must have an answer."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + EVERY

@@ -32,7 +32,7 @@ from host.markers import LEAVING, Markers
 from known_jobs import KnownJobs
 from models import GithubOrg, GithubRepo
 from programs import missed_jobs
-from programs.missed_jobs import Target, Told
+from programs.missed_jobs import Reported, Target
 from redaction import redact
 from unlisted import READY
 
@@ -64,10 +64,10 @@ MOST_ASKED = 100
 
 @dataclass
 class Assigned:
-    """Jobs that messages of one session have assigned, and none has said to be started or completed."""
+    """Jobs that messages of one session have assigned, and none has reported as started or completed."""
 
     jobs: dict[str, tuple[float, float, float]] = field(default_factory=dict)
-    """By the job's id: since when it waits, when it was assigned, and when this was heard, in UNIX seconds."""
+    """By the job's id: since when it waits, when it was assigned, and when its message came, in UNIX seconds."""
     is_late: bool = False
     """Whether one got no runner in time, and none has begun since."""
 
@@ -82,7 +82,7 @@ class Assigned:
 
     def note_late(self, now: float) -> None:
         """Take into account how long the jobs have waited by now."""
-        self.is_late = self.is_late or any(now - heard >= LATE for _, _, heard in self.jobs.values())
+        self.is_late = self.is_late or any(now - came >= LATE for _, _, came in self.jobs.values())
 
     def expire(self, now: float) -> None:
         """Leave out jobs whose assignment is over."""
@@ -96,8 +96,8 @@ def demanded(before: Demand, statistics: Statistics, jobs: Assigned, number: int
     since: float | None = None
     if assigned > statistics.running:
         since = min((times[0] for times in jobs.jobs.values()), default=before.since or now)
-    heard = replace(before, assigned=assigned, running=statistics.running, since=since, heard=now)
-    return replace(heard, scale_set=number, problem="")
+    found = replace(before, assigned=assigned, running=statistics.running, since=since, answered_at=now)
+    return replace(found, scale_set=number, problem="")
 
 
 @dataclass
@@ -227,7 +227,7 @@ class Sessions:
         silent = {
             name
             for name, found in known.items()
-            if not found.is_known(now) and abs(now - max(found.heard, self._since[name])) >= demand.PATIENCE
+            if not found.is_known(now) and abs(now - max(found.answered_at, self._since[name])) >= demand.PATIENCE
         }
         if silent - self._silent:
             self._wake()
@@ -256,14 +256,14 @@ class Sessions:
         now, sessions = self.clock(), dict(self._threads)
         known = [each for each in found.flavors if each.maximum and self.known(each.name).is_known(now)]
         open_ = [each for each in known if each.name in sessions]
-        targets = [Target(each.name, self._labels(found, each), sessions[each.name].told.unnamed) for each in open_]
+        targets = [Target(each.name, self._labels(found, each), sessions[each.name].reported.unnamed) for each in open_]
         missed: dict[str, int] = {}
         try:
             with closing(self._rest(found)) as rest:
                 queued = rest.queued_jobs(path)
             # After the answer: a message may have come meanwhile.
-            told = missed_jobs.merged(session.told for session in sessions.values())
-            missed = missed_jobs.missed(queued, targets, told, now)
+            reported = missed_jobs.merged(session.reported for session in sessions.values())
+            missed = missed_jobs.missed(queued, targets, reported, now)
         except GithubClientError as error:
             logger.info("Queued jobs are not compared with those of the scale sets: %s", error)
         for flavor in found.flavors:
@@ -319,7 +319,7 @@ class Sessions:
             names = {flavor.name for flavor in found.flavors} if found else set()
             if before is None or {flavor.name for flavor in before.flavors} != names:
                 self._sweep_at = 0.0
-            # What a former process wrote stays until this one's sessions have heard.
+            # What a former process wrote stays until this one's sessions have an answer.
             known = demand.load(self.unit) if before is None else self._known
             if before is not None and found is not None and before.place != found.place:
                 # The numbers of sets are others there.
@@ -392,7 +392,7 @@ class FlavorSession:
         self._jobs = Assigned()
         self._offered = Offered()
         self._lacks_offers = False
-        self.told = Told()
+        self.reported = Reported()
         self._place: tuple[ScaleSetClient, tuple[str, ...]] | None = None
         self._made: tuple[int, tuple[str, ...]] = (0, ())
         self._pause = 0.0
@@ -421,7 +421,7 @@ class FlavorSession:
         """Open the session if there is none, and wait for one message; returns how long to pause, in seconds."""
         if flavor.maximum == 0:
             self.close()
-            self._all.publish(flavor, lambda _: Demand(heard=self._all.clock()))
+            self._all.publish(flavor, lambda _: Demand(answered_at=self._all.clock()))
             return LONGEST_PAUSE
         place = (client, flavor.labels)
         if self._listener is not None and self._place != place:
@@ -465,7 +465,7 @@ class FlavorSession:
     def _open(self, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> None:
         found = self._set(settings, flavor, client)
         listener = client.open_session(found.number, settings.identity.unit)
-        # A job that runs may have begun while no session told of it.
+        # A job that runs may have begun while no session reported it.
         is_late = self._jobs.is_late and not listener.session.statistics.running
         self._listener, self._jobs = listener, Assigned(is_late=is_late)
         self._statistics, self._offered.taken = listener.session.statistics, 0
@@ -531,14 +531,14 @@ class FlavorSession:
         message = listener.message(flavor.capacity)
         if message is not None:
             self._statistics, self._offered.taken = message.statistics, 0
-            # Before anything is done about it, as GitHub's own client does. It is heard all the same where that fails.
+            # Before anything is done about it, as GitHub's own client does. It counts all the same where that fails.
             with self._logged("the message was not deleted"):
                 listener.delete(message.number)
             now = self._all.clock()
             for job in message.jobs:
                 self._jobs.note(job, now)
                 self._offered.note(job)
-                self.told.note(job, now)
+                self.reported.note(job, now)
             durations = self._all.jobs.note(message.jobs, settings.identity.owns, flavor.name, now)
             if settings.measures_jobs and durations:
                 telemetry.observe(self._all.unit, *durations)
@@ -548,7 +548,7 @@ class FlavorSession:
         self._acquire(flavor, listener, self._statistics)
         self._hear(flavor, listener, self._statistics)
         if self._lacks_offers:
-            # After what was heard: the request may take a minute.
+            # After the numbers of the message: the request may take a minute.
             self._take_former_offers(flavor, listener, self._statistics)
 
     @contextmanager
@@ -564,7 +564,7 @@ class FlavorSession:
         self._all.publish(
             flavor, lambda known: replace(demanded(known, statistics, self._jobs, number, now), **changes)
         )
-        self.told.count(statistics, len(self._jobs.jobs))
+        self.reported.count(statistics, len(self._jobs.jobs))
 
     def _failed(self, flavor: AgentFlavor, error: Exception) -> float:
         """Note a problem, and say how long to pause before another attempt."""

@@ -115,7 +115,7 @@ def test_demand_follows_the_jobs(agent: Agent, control: GitHubControl) -> None:
     """The agent waits for its file, makes the set, and each change of the number asks for a reconcile."""
     assert control.scale_sets() == []
     agent.save()
-    awaited(lambda found: found.heard > 0, "the session")
+    awaited(lambda found: found.answered_at > 0, "the session")
     wakes = agent.wakes
 
     jobs = [control.add_job(REPO.path, labels=[SET]) for _ in range(2)]
@@ -154,7 +154,7 @@ def test_a_conflict_is_a_problem_after_two_minutes(
 ) -> None:
     """Until then it is what a killed agent leaves; the reason names the owner of the session."""
     agent.save()
-    awaited(lambda found: found.heard > 0, "the session")
+    awaited(lambda found: found.answered_at > 0, "the session")
     agent.end(close=False)
     demand.file_of(IDENTITY.unit).unlink()
     monkeypatch.setattr("programs.sessions.CONFLICT_PATIENCE", 0.0)
@@ -162,14 +162,14 @@ def test_a_conflict_is_a_problem_after_two_minutes(
 
     assert "app/0" in awaited(lambda found: bool(found.problem), "the problem").problem
     control.expire_scale_sets("sessions")
-    awaited(lambda found: found.heard > 0 and not found.problem, "the session")
+    awaited(lambda found: found.answered_at > 0 and not found.problem, "the session")
 
 
 @pytest.mark.parametrize("what", ["set", "sessions", "admin", "queue"])
 def test_what_ends_at_github_comes_back(agent: Agent, control: GitHubControl, what: str) -> None:
     """A set that vanished is made anew, a session opened anew, a token renewed."""
     agent.save()
-    number = awaited(lambda found: found.heard > 0, "the session").scale_set
+    number = awaited(lambda found: found.answered_at > 0, "the session").scale_set
     if what == "set":
         control.remove_scale_set(int(number or 0))
         awaited(lambda found: found.scale_set not in (None, number), "another set")
@@ -183,7 +183,7 @@ def test_what_ends_at_github_comes_back(agent: Agent, control: GitHubControl, wh
 def test_without_a_maximum_there_is_no_session(agent: Agent, control: GitHubControl) -> None:
     """Capacity 0 is never announced."""
     agent.save()
-    awaited(lambda found: found.heard > 0, "the session")
+    awaited(lambda found: found.answered_at > 0, "the session")
 
     agent.save(replace(SMALL, maximum=0))
 
@@ -193,7 +193,7 @@ def test_without_a_maximum_there_is_no_session(agent: Agent, control: GitHubCont
 def test_changed_labels_make_another_set(agent: Agent, server: github.GitHub, control: GitHubControl) -> None:
     """They cannot be changed. What the server dropped of them is known."""
     agent.save()
-    number = awaited(lambda found: found.heard > 0, "the session").scale_set
+    number = awaited(lambda found: found.answered_at > 0, "the session").scale_set
 
     agent.save(replace(SMALL, labels=("other",)))
     found = awaited(lambda found: found.scale_set not in (None, number), "another set")
@@ -211,7 +211,7 @@ def test_a_server_that_drops_labels_keeps_its_set(
     control.add_fault(method="POST", path="/sessions", status=400, times=2)
     control.clear_requests()
     agent.save()
-    first = awaited(lambda found: found.heard > 0, "the session")
+    first = awaited(lambda found: found.answered_at > 0, "the session")
     assert sets_made(control) == 1
     for _ in range(3):
         control.clear_requests()
@@ -257,7 +257,7 @@ def test_sets_of_removed_flavours_are_deleted_and_no_others(agent: Agent, contro
 def test_a_changed_capacity_is_announced_by_the_same_session(agent: Agent, control: GitHubControl) -> None:
     """What fits changes with each runner of another flavour."""
     agent.save()
-    number = awaited(lambda found: found.heard > 0, "the session").scale_set
+    number = awaited(lambda found: found.answered_at > 0, "the session").scale_set
     wait_for(lambda: control.scale_sets()[0]["capacity"] == 2, "the capacity", timeout=20)
     control.clear_requests()
 
@@ -359,7 +359,7 @@ def test_durations_of_jobs(measures: bool, tmp_path: Path, monkeypatch: pytest.M
 def test_messages_tell_of_the_job_of_a_runner(agent: Agent, server: github.GitHub, control: GitHubControl) -> None:
     """When it was queued, began and ended, and how: what a reconcile then need not ask for."""
     agent.save()
-    number = awaited(lambda found: found.heard > 0, "the session").scale_set
+    number = awaited(lambda found: found.answered_at > 0, "the session").scale_set
     name, client = f"{IDENTITY.prefix}aa", agent.sessions._client
     assert client is not None
     runner, _ = client.jit_configuration(int(number or 0), name)
@@ -406,7 +406,7 @@ def test_jobs_that_were_offered_to_a_former_process_are_taken(agent: Agent, cont
 def test_a_refused_acquisition_ends(agent: Agent, server: github.GitHub, control: GitHubControl) -> None:
     """The jobs of the request are given up; later ones are taken."""
     agent.save()
-    awaited(lambda found: found.heard > 0, "the session")
+    awaited(lambda found: found.answered_at > 0, "the session")
     control.add_fault(path="/acquirejobs", status=400, times=1)
     first = control.add_job(REPO.path, labels=[SET])
     wait_for(lambda: "/acquirejobs" in str(control.requests()), "the refusal", timeout=20)
@@ -423,7 +423,7 @@ def test_a_changed_group_leaves_no_set_behind(agent: Agent, control: GitHubContr
     """The set moves, or is made again where the server does not move it; sets of others stay where they are."""
     control.add_organisation("org", ["builders"])
     agent.save(path=GithubOrg("org"))
-    number = awaited(lambda found: found.heard > 0, "the session").scale_set
+    number = awaited(lambda found: found.answered_at > 0, "the session").scale_set
     client = agent.sessions._client
     assert client is not None
     other = client.create(f"{IDENTITY.prefix}5-small", 1, []).number
@@ -447,7 +447,7 @@ def test_sets_at_a_former_path_are_deleted(
     """By the reconcile after the change, and only this unit's; the agent then has its sessions at the new path."""
     control.add_organisation("org")
     agent.save(path=GithubOrg("org"))
-    awaited(lambda found: found.heard > 0, "the session")
+    awaited(lambda found: found.answered_at > 0, "the session")
     client = agent.sessions._client
     assert client is not None
     client.create(f"{IDENTITY.prefix}5-small", 1, [])
@@ -474,7 +474,7 @@ def test_sets_at_a_former_path_are_deleted(
 def test_a_token_near_its_end_asks_for_another(agent: Agent) -> None:
     """A reconcile writes a new one; it is asked for once in a while only."""
     agent.save(token_end=time.time() + 500)
-    awaited(lambda found: found.heard > 0, "the session")
+    awaited(lambda found: found.answered_at > 0, "the session")
 
     wait_for(lambda: agent.wakes >= 2, "a reconcile", timeout=20)
     assert agent.wakes == 2

@@ -70,7 +70,7 @@ def record(now: float = 1_700_000_000.0) -> None:
     room = Delay(telemetry.MEMORY, 2, "8GiB each, 1GiB free")
     counts = Counts(3, 1, 2, 0, starting=1, wanted=6, maximum=6, delays=(room,))
     telemetry.save(UNIT, Gauges(now, {"small": counts}, 4000, now - 60, now - 120))
-    demand.save(UNIT, {"small": Demand(assigned=6, missed=1, heard=time.time(), running=2)})
+    demand.save(UNIT, {"small": Demand(assigned=6, missed=1, answered_at=time.time(), running=2)})
     durations = (Observation(name, "small", 7.0) for name in telemetry.DURATIONS)
     telemetry.observe(UNIT, *durations, Observation(FAILURE, "small", step="registering"))
 

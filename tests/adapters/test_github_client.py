@@ -26,7 +26,7 @@ from errors import (
 from gh.auth import Pat
 from gh.client import GithubClient, api_url
 from gh.errors import translated
-from models import Arch, GithubOrg, GithubRepo, RunnerApplication
+from models import Arch, GithubOrg, GithubRepo, OfferedBinary
 from sandbox import github
 from sandbox.github import tls
 from sandbox.github.control import GitHubControl
@@ -196,7 +196,7 @@ def test_download_token_is_sent_once(
     """A server that hosts the file gets the token of its own list; where it redirects to gets none."""
     caplog.set_level("DEBUG")
     control.application(download_token="temporary-secret")
-    offered = client.application(REPO, Arch.X64)
+    offered = client.offered_binary(REPO, Arch.X64)
     with pytest.raises(GithubApiError, match=r"cannot be downloaded \(HTTP 401\)"):
         client.download(replace(offered, token=None), tmp_path / "tarball")
     control.clear_requests()
@@ -211,7 +211,7 @@ def test_download_token_is_sent_once(
 def test_download_token_goes_to_no_other_origin(client: GithubClient, control: GitHubControl, tmp_path: Path) -> None:
     """The store of files that a download leads to never sees the token."""
     control.application(download_token="temporary-secret")
-    offered = client.application(REPO, Arch.X64)
+    offered = client.offered_binary(REPO, Arch.X64)
     with github.serve("127.0.0.1", 0) as other:
         target = f"{other.url}/release-assets/{offered.filename}"
         control.add_fault(path="/releases/download/", status=302, headers={"Location": target})
@@ -222,7 +222,7 @@ def test_download_token_goes_to_no_other_origin(client: GithubClient, control: G
 @pytest.mark.parametrize("arch", list(Arch))
 def test_application_is_fetched_and_verified(client: GithubClient, tmp_path: Path, arch: Arch) -> None:
     """What is downloaded has the checksum that GitHub's list gives for this architecture."""
-    offered = client.application(REPO, arch)
+    offered = client.offered_binary(REPO, arch)
     client.download(offered, tmp_path / "tarball")
 
     assert arch.value in offered.filename
@@ -234,7 +234,7 @@ def test_wrong_checksum_is_refused(client: GithubClient, control: GitHubControl,
     control.application(checksum="0" * 64)
 
     with pytest.raises(GithubApiError, match="checksum"):
-        client.download(client.application(REPO, Arch.X64), tmp_path / "tarball")
+        client.download(client.offered_binary(REPO, Arch.X64), tmp_path / "tarball")
 
 
 @pytest.mark.parametrize(
@@ -271,12 +271,12 @@ def test_odd_downloads_are_refused(client: GithubClient, control: GitHubControl,
     control.add_fault(path="/downloads", status=200, body=json.dumps([{**good, **entry}]))
 
     with pytest.raises(GithubApiError):
-        client.application(REPO, Arch.X64)
+        client.offered_binary(REPO, Arch.X64)
 
 
 def test_download_that_does_not_come_is_temporary(client: GithubClient, tmp_path: Path) -> None:
     """Nobody at the address: tried again, then an error, within the deadline."""
-    nowhere = RunnerApplication("http://127.0.0.1:9/x", "x.tar.gz", "0" * 64)
+    nowhere = OfferedBinary("http://127.0.0.1:9/x", "x.tar.gz", "0" * 64)
 
     with pytest.raises(TemporaryGithubError):
         client.download(nowhere, tmp_path / "tarball")
@@ -569,7 +569,7 @@ def test_certificates_of_the_option_are_trusted(tmp_path: Path) -> None:
     other = tls.make("localhost").pem
     with github.serve("127.0.0.1", 0, [TOKEN], [REPO.path], tls=True) as served:
         client = GithubClient(served.url, Pat(TOKEN), ca_certificates=(other, str(served.ca)), deadline=5)
-        offered = client.application(REPO, Arch.X64)
+        offered = client.offered_binary(REPO, Arch.X64)
         client.download(offered, tmp_path / "tarball")
         client.close()
     assert offered.url.startswith("https://")
@@ -622,7 +622,7 @@ def test_one_connection_serves_a_reconcile(hub: github.GitHub, client: GithubCli
     """Connections are reused: a reconcile opens one."""
     client.list_runners(REPO, everything)
     client.registration_token(REPO)
-    client.application(REPO, Arch.X64)
+    client.offered_binary(REPO, Arch.X64)
 
     assert len(hub._server.connections) == 1
 

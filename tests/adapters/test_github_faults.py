@@ -35,7 +35,7 @@ from errors import (
 from gh.answers import ANSWER_LIMIT
 from gh.auth import Pat
 from gh.client import ATTEMPTS, PER_PAGE, GithubClient
-from models import Arch, GithubOrg, GithubPath, GithubRepo, RunnerApplication
+from models import Arch, GithubOrg, GithubPath, GithubRepo, OfferedBinary
 from naming import KEY, Identity, fingerprint
 from report import Report
 from runner import RunnerManagerClients
@@ -87,7 +87,7 @@ class Place:
 
     path: GithubPath
     runner_id: int
-    tarball: RunnerApplication
+    tarball: OfferedBinary
     target: Path
 
 
@@ -131,7 +131,7 @@ ENDPOINTS = {
     "deletion": Endpoint(lambda client, at: client.delete_runner(at.path, at.runner_id), None),
     "runner by id": Endpoint(lambda client, at: not client.runner_is_gone(at.path, at.runner_id), True),
     "deprecation": Endpoint(lambda client, at: client.is_deprecated(at.path, "2.336.0"), False),
-    "application": Endpoint(lambda client, at: client.application(at.path, Arch.X64).filename, APPLICATION, "[]"),
+    "application": Endpoint(lambda client, at: client.offered_binary(at.path, Arch.X64).filename, APPLICATION, "[]"),
     "download": Endpoint(downloaded, True),
     "job": Endpoint(lambda client, at: client.job(at.path.path, RUN, "own").conclusion, "success", NO_JOBS, 2),
 }
@@ -288,7 +288,7 @@ def outcomes(
 ) -> dict[tuple[str, str], Outcome]:
     """All cases, tried side by side."""
     folder = tmp_path_factory.mktemp("tarballs")
-    offered = client.application(DEMO, Arch.X64)
+    offered = client.offered_binary(DEMO, Arch.X64)
 
     def attempt(number: int, case: tuple[str, str]) -> Outcome:
         fault, endpoint = case
@@ -307,7 +307,7 @@ def outcomes(
     return side_by_side(attempt, CASES)
 
 
-def made(control: GitHubControl, slug: str, endpoint: Endpoint, tarball: RunnerApplication, target: Path) -> Place:
+def made(control: GitHubControl, slug: str, endpoint: Endpoint, tarball: OfferedBinary, target: Path) -> Place:
     """A path where what is asked for is the first of the second page, if there are pages."""
     others = PER_PAGE if endpoint.pages > 1 else 0
     path = GithubOrg(slug) if endpoint.organisation else GithubRepo(DEMO.owner, slug)
@@ -367,7 +367,7 @@ def test_list_of_something_else_is_an_error(
     hub: github.GitHub, control: GitHubControl, client: GithubClient, tmp_path: Path, endpoint: str
 ) -> None:
     """A list whose items are no objects is an error of GitHub, not an error of the charm that ends the hook."""
-    asked, tarball = ENDPOINTS[endpoint], RunnerApplication(hub.url, APPLICATION, "0" * 64)
+    asked, tarball = ENDPOINTS[endpoint], OfferedBinary(hub.url, APPLICATION, "0" * 64)
     slug = f"odd-{list(ENDPOINTS).index(endpoint)}"
     place = made(control, slug, asked, tarball, tmp_path)
     control.add_fault(path=slug, status=200, body=str(asked.empty).replace("0", "1").replace("[]", "[7]"))

@@ -279,7 +279,7 @@ def test_requests_of_the_charm_are_as_described(
     client.find_runner(path, "idle")
     client.registration_token(path)
     client.generate_jit_config(path, "new", client.group_id(path), ["self-hosted", "Linux"])
-    client.application(path, Arch.X64)
+    client.offered_binary(path, Arch.X64)
     client.job(REPO, "77", "idle")
     client.delete_runner(path, found.runner_id)
     assert client.runner_is_gone(path, found.runner_id)

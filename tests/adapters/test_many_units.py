@@ -68,7 +68,7 @@ class Unit:
         self.sessions.disconnect()
 
     def demand(self) -> Demand:
-        """What the agent has heard."""
+        """What GitHub has answered the agent."""
         return demand.load(self.identity.unit).get("small", Demand())
 
     def runners(self) -> list[Runner]:

@@ -496,9 +496,9 @@ class Agent:
                 self._session.thread.start()
             else:
                 self._session.thread.start()
-                self._await(lambda: self.known().heard > 0, "the session")
+                self._await(lambda: self.known().answered_at > 0, "the session")
                 planted = self._plant()
-            self._heard = self.known().heard
+            self._heard = self.known().answered_at
             if self.name in IN_A_SESSION:
                 self._job()
             self._await(lambda: self._meets(planted), "the fault")
@@ -531,7 +531,7 @@ class Agent:
     def _has_failed(self, planted: Any) -> bool:
         """Whether the agent knows of the fault, has met it again, or went on without an answer."""
         known = self.known()
-        return planted.seen > 1 or bool(known.problem) or known.assigned > 0 or known.heard > self._heard
+        return planted.seen > 1 or bool(known.problem) or known.assigned > 0 or known.answered_at > self._heard
 
     def _job(self) -> None:
         with self._hub.state.lock:

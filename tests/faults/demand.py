@@ -53,7 +53,7 @@ def listening(found: Deployment) -> bool:
 
 
 def assigned(found: Deployment) -> dict[str, int]:
-    """What the agent has heard: the jobs that each flavour's set must provide runners for."""
+    """What GitHub has answered the agent: the jobs that each flavour's set must provide runners for."""
     text = found.machine.exec("cat", DEMAND, check=False)
     return {name: item["assigned"] for name, item in json.loads(text or "{}").items()}
 

@@ -45,12 +45,12 @@ class DemandWorld(World):
         self.jobs: list[int] = []
 
     def prepare(self, mark: str) -> None:
-        """The same, and jobs that wait, of which the agent has heard: no reconcile that it starts does anything yet."""
+        """The same, and jobs that wait, which the agent knows of: no reconcile that it starts does anything yet."""
         self.hold(True)
         super().prepare(mark)
         self.jobs = [self.queue(f"{mark} {which}", "large") for which in self.waiting]
-        heard = {"small": 0, "large": len(self.waiting)}
-        wait_for(lambda: assigned(self.found) == heard, "the agent hearing of the waiting jobs")
+        reported = {"small": 0, "large": len(self.waiting)}
+        wait_for(lambda: assigned(self.found) == reported, "the waiting jobs in the agent's file")
 
     def hold(self, held: bool) -> None:
         """Whether reconciles that timer and agent start do nothing."""

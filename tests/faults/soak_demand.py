@@ -113,7 +113,7 @@ class DemandMonth(Month):
             self._silence = self._chance.randint(1, soak.LONGEST_OUTAGE)
 
     def _reboot(self) -> None:
-        """What the agent had heard is gone, and its process with it."""
+        """What GitHub answered the agent is gone, and its process with it."""
         super()._reboot()
         self._heard, self._since = {}, self.world.now
 

@@ -103,7 +103,7 @@ def set_up(instance: LxdInstance, software: tuple[list[Snap], list[WgetExecutabl
     )
     files = provision.files(provision.environment(TEMPLATES), config, arch=Arch.X64, software=software)
     instance.push(str(provision.FILES_ARCHIVE), provision.archive(files), mode=0o600)
-    instance.execute(["sh", "-c", f"tar -czf {provision.APPLICATION_ARCHIVE} -T /dev/null"])
+    instance.execute(["sh", "-c", f"tar -czf {provision.BINARY_ARCHIVE} -T /dev/null"])
     instance.execute(["tar", "-xf", str(provision.FILES_ARCHIVE), "-C", "/"])
     instance.push(str(provision.REGISTER_SCRIPT), b"#!/bin/sh\n", mode=0o700, user=provision.UBUNTU)
     done = instance.execute([str(provision.SETUP_SCRIPT)], output=True, timeout=90)

@@ -45,8 +45,8 @@ class Demands(Reconciles):
         """When each job that waits was queued, by flavour and the job's id."""
         self.taken_from: dict[str, int] = {}
         """The set of each busy runner's job."""
-        self.heard: dict[str, Demand] = {}
-        self.told: dict[str, Assigned] = {}
+        self.known: dict[str, Demand] = {}
+        self.reported: dict[str, Assigned] = {}
         self.since = self.now
         self.listed = -math.inf
         """When a reconcile has last read GitHub's list of runners."""
@@ -72,11 +72,11 @@ class Demands(Reconciles):
 
     def restart(self) -> None:
         """A new session knows the statistics, and none of the messages."""
-        self.told = {name: Assigned() for name in SIZES}
+        self.reported = {name: Assigned() for name in SIZES}
 
     def tell(self, flavor: str, kind: str, job: str) -> None:
         if self.listening:
-            self.told[flavor].note(Job(kind, job, queued=self.now, assigned=self.now), self.now)
+            self.reported[flavor].note(Job(kind, job, queued=self.now, assigned=self.now), self.now)
 
     def _registered(self, instance: FakeInstance) -> None:
         known = self.hub.runners.get(instance.name)
@@ -213,25 +213,25 @@ class Demands(Reconciles):
 
     @rule()
     def the_file_of_the_agent_is_lost(self) -> None:
-        """What it had heard is not known, and nothing changes for a while."""
+        """What GitHub answered it is not known, and nothing changes for a while."""
         self.the_agent_listens(False)
-        self.heard, self.since = {}, self.now
+        self.known, self.since = {}, self.now
         self._checked_reconcile()
         self.time_goes_by(1)
         self._checked_reconcile()
 
     @rule()
     def the_host_reboots(self) -> None:
-        """What the agent had heard is gone, and is given time once more."""
+        """What GitHub answered the agent is gone, and is given time once more."""
         super().the_host_reboots()
-        self.heard, self.since = {}, self.now
+        self.known, self.since = {}, self.now
         self.restart()
 
     @rule()
     def the_world_is_quiet(self) -> None:
-        """An agent that is silent now is so for good; what it heard at a time that is in the future now is void."""
+        """An agent that is silent now is so for good; what was answered at a time that is in the future now is void."""
         self.since = min(self.since, self.now)
-        self.heard = {name: known for name, known in self.heard.items() if known.heard <= self.now}
+        self.known = {name: known for name, known in self.known.items() if known.answered_at <= self.now}
         super().the_world_is_quiet()
 
     def hear(self) -> None:
@@ -239,20 +239,20 @@ class Demands(Reconciles):
         for name in SIZES if self.listening else ():
             running = sum(1 for runner in self.jobs if self.taken_from[runner] == self.sets[name])
             numbers = Statistics(assigned=len(self.waiting[name]) + running, running=running)
-            before = self.heard.get(name, Demand())
-            heard = demanded(before, numbers, self.told[name], self.sets[name], self.now)
-            self.heard[name] = heard if self.maximum[name] else Demand(heard=self.now)
+            before = self.known.get(name, Demand())
+            found = demanded(before, numbers, self.reported[name], self.sets[name], self.now)
+            self.known[name] = found if self.maximum[name] else Demand(answered_at=self.now)
 
     def _reconcile(self, manager: RunnerManager) -> None:
         """The agent's, which needs the list of runners again after a while, and after a reconcile that failed."""
-        wanted = scaling.wanted(self.state, self.heard, self.since, self.now, lambda number: self.records)
+        wanted = scaling.wanted(self.state, self.known, self.since, self.now, lambda number: self.records)
         listed, self.listed = self.listed, -math.inf
         age = self.now - listed
         manager.reconcile_flavors(wanted, age if 0 <= age < times.LIST_OF_RUNNERS else None)
         self.listed = self.now if manager.findings.listed else listed
 
     def _checked_reconcile(self) -> None:
-        """One reconcile after what the agent has heard; also, what is created must be whose turn it is."""
+        """One reconcile after what GitHub has answered; also, what is created must be whose turn it is."""
         self.hear()
         before, unknown = self.there(), [name for name in SIZES if self.number(name) is None]
         names = {item.name for item in self.own_instances() if item.config[FLAVOR_KEY] in unknown}
@@ -275,32 +275,32 @@ class Demands(Reconciles):
     def there(self) -> Counter[str]:
         return Counter(item.config[FLAVOR_KEY] for item in self.own_instances())
 
-    def is_heard(self, name: str) -> bool:
+    def is_known(self, name: str) -> bool:
         """Whether demand is known, and the set with it."""
-        known = self.heard.get(name, Demand())
-        return known.scale_set is not None and abs(self.now - known.heard) < PATIENCE
+        known = self.known.get(name, Demand())
+        return known.scale_set is not None and abs(self.now - known.answered_at) < PATIENCE
 
     def number(self, name: str) -> int | None:
         """How many runners of a flavour there are to be before the budget; None where that is not known."""
-        maximum, known = self.maximum[name], self.heard.get(name, Demand())
+        maximum, known = self.maximum[name], self.known.get(name, Demand())
         if maximum == 0:
             return 0
-        if self.is_heard(name):
+        if self.is_known(name):
             others = [runner for runner in self.jobs if self._serves_others(runner, name)]
             return min(maximum, self.min_idle[name] + known.assigned + len(others))
-        recent = known.heard > 0 and abs(self.now - known.heard) < PATIENCE
-        if recent or abs(self.now - max(known.heard, self.since)) < PATIENCE:
+        recent = known.answered_at > 0 and abs(self.now - known.answered_at) < PATIENCE
+        if recent or abs(self.now - max(known.answered_at, self.since)) < PATIENCE:
             return None
         return min(self.fallback, maximum)
 
     def _serves_others(self, runner: str, name: str) -> bool:
         config = self.lxd.found[runner].config
-        return config[FLAVOR_KEY] == name and self.taken_from[runner] != self.heard[name].scale_set
+        return config[FLAVOR_KEY] == name and self.taken_from[runner] != self.known[name].scale_set
 
     def order(self) -> list[str]:
         """The flavours whose number is known, by the time since when a job waits; then the others."""
         known = [name for name in SIZES if self.number(name) is not None]
-        since = {name: self.heard[name].since if self.is_heard(name) else None for name in known}
+        since = {name: self.known[name].since if self.is_known(name) else None for name in known}
         waiting = sorted((name for name in known if since[name] is not None), key=lambda name: since[name] or 0.0)
         return waiting + [name for name in known if since[name] is None]
 
@@ -309,7 +309,7 @@ class Demands(Reconciles):
         aims = dict.fromkeys(self.order(), 0)
         left = MEMORY
         numbers = {name: self.number(name) or 0 for name in aims}
-        idle = {name: min(numbers[name], self.min_idle[name] if self.is_heard(name) else 0) for name in aims}
+        idle = {name: min(numbers[name], self.min_idle[name] if self.is_known(name) else 0) for name in aims}
         parts = [(name, numbers[name] - idle[name]) for name in aims]
         parts += [(name, idle[name]) for name in SIZES if name in aims]
         for name, number in parts:
@@ -329,7 +329,7 @@ class Demands(Reconciles):
     def _is_todays(self, item: FakeInstance) -> bool:
         """Of today's configuration, and of the set that is known, if any is."""
         name = item.config[FLAVOR_KEY]
-        is_current = not self.is_heard(name) or item.config.get(SCALE_SET_KEY) == str(self.heard[name].scale_set)
+        is_current = not self.is_known(name) or item.config.get(SCALE_SET_KEY) == str(self.known[name].scale_set)
         return is_current and super()._is_todays(item)
 
     def _check_numbers(self, names: set[str]) -> None:

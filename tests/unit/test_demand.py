@@ -35,13 +35,13 @@ def test_what_is_saved_is_loaded() -> None:
     "text",
     [
         *("", "[]", "null", "{", '{"small": 1}', '{"small": {}}', "[" * 100_000),
-        '{"small": {"assigned": 1e999, "missed": 0, "since": null, "heard": 0, "scale_set": null}}',
-        json.dumps({"small": {"assigned": -1, "missed": 0, "since": None, "heard": 0, "scale_set": None}}),
+        '{"small": {"assigned": 1e999, "missed": 0, "since": null, "answered_at": 0, "scale_set": null}}',
+        json.dumps({"small": {"assigned": -1, "missed": 0, "since": None, "answered_at": 0, "scale_set": None}}),
         json.dumps({"\ud800": asdict(Demand())}),
-        '{"small": {"assigned": 1, "missed": 0, "since": null, "heard": NaN, "scale_set": null}}',
-        '{"small": {"assigned": 1, "missed": 0, "since": null, "heard": 1e300, "scale_set": null}}',
-        '{"small": {"assigned": 1, "missed": 0, "since": Infinity, "heard": 0, "scale_set": null}}',
-        '{"small": {"assigned": 1, "missed": 0, "since": -1e300, "heard": 0, "scale_set": null}}',
+        '{"small": {"assigned": 1, "missed": 0, "since": null, "answered_at": NaN, "scale_set": null}}',
+        '{"small": {"assigned": 1, "missed": 0, "since": null, "answered_at": 1e300, "scale_set": null}}',
+        '{"small": {"assigned": 1, "missed": 0, "since": Infinity, "answered_at": 0, "scale_set": null}}',
+        '{"small": {"assigned": 1, "missed": 0, "since": -1e300, "answered_at": 0, "scale_set": null}}',
     ],
 )
 def test_a_damaged_file_says_nothing(text: str) -> None:
@@ -60,13 +60,14 @@ def test_what_servers_and_failures_say_is_one_line() -> None:
 
 
 def test_a_file_of_a_former_version_is_read() -> None:
-    """It has no number of running jobs, and not the labels that the set was made with."""
-    demand.save(UNIT, {"small": Demand(3, running=2, asked=("app",))})
+    """It has no number of running jobs, not the labels that the set was made with, and another name of a time."""
+    demand.save(UNIT, {"small": Demand(3, answered_at=9.0, running=2, asked=("app",))})
     document = json.loads(demand.file_of(UNIT).read_text())
     del document["small"]["running"], document["small"]["asked"]
+    document["small"]["heard"] = document["small"].pop("answered_at")
     demand.file_of(UNIT).write_text(json.dumps(document))
 
-    assert demand.load(UNIT) == {"small": Demand(3)}
+    assert demand.load(UNIT) == {"small": Demand(3, answered_at=9.0)}
 
 
 def test_a_missing_file_says_nothing() -> None:
@@ -80,7 +81,7 @@ def test_wanted_runners_are_within_the_limits_of_the_flavour(assigned: int, miss
     assert Demand(assigned, missed).wanted(SMALL) == wanted
 
 
-@pytest.mark.parametrize(("heard", "known"), [(0.0, False), (9800.0, True), (9600.0, False), (10400.0, False)])
-def test_demand_is_known_for_five_minutes(heard: float, known: bool) -> None:
+@pytest.mark.parametrize(("answered_at", "known"), [(0.0, False), (9800.0, True), (9600.0, False), (10400.0, False)])
+def test_demand_is_known_for_five_minutes(answered_at: float, known: bool) -> None:
     """What a session said counts for five minutes, and not at all if the clock was set back by more."""
-    assert Demand(heard=heard).is_known(10_000.0) is known
+    assert Demand(answered_at=answered_at).is_known(10_000.0) is known

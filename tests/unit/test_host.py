@@ -30,7 +30,7 @@ from models import (
     Flavor,
     GithubPath,
     GithubRepo,
-    RunnerApplication,
+    OfferedBinary,
     RunnerStorage,
     Scaling,
     VirtualMachineResources,
@@ -213,13 +213,13 @@ class FakeGithub:
         self.asked: list[tuple[GithubPath, Arch]] = []
         self.while_downloading: Callable[[], None] = lambda: None
 
-    def application(self, path: GithubPath, arch: Arch) -> RunnerApplication:
+    def offered_binary(self, path: GithubPath, arch: Arch) -> OfferedBinary:
         self.asked.append((path, arch))
         if self.offer_error:
             raise self.offer_error
-        return RunnerApplication("https://example/x", self.filename, "0" * 64)
+        return OfferedBinary("https://example/x", self.filename, "0" * 64)
 
-    def download(self, _: RunnerApplication, target: Path) -> None:
+    def download(self, _: OfferedBinary, target: Path) -> None:
         self.downloads += 1
         self.while_downloading()
         target.write_bytes(self.content[:3] if self.error else self.content)

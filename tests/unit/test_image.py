@@ -315,7 +315,7 @@ def test_application_goes_into_the_image(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     make(lxd)
 
-    assert (lxd.pushed.get(str(provision.APPLICATION_ARCHIVE)) == b"tarball") is downloaded
+    assert (lxd.pushed.get(str(provision.BINARY_ARCHIVE)) == b"tarball") is downloaded
     assert image.published(cast(LxdClient, lxd), "jammy").binary == (tarball.name if downloaded else "")
     assert image.published(cast(LxdClient, lxd), "no-such-image") == PublishedImage()
 

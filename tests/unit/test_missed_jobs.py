@@ -8,7 +8,7 @@ from errors import GithubApiError
 from gh import queued_jobs
 from gh.queued_jobs import MOST_RUNS, QueuedJob
 from gh.scale_set_answers import Job, Statistics
-from programs.missed_jobs import GRACE, MOST_TOLD, Target, Told, merged, missed
+from programs.missed_jobs import GRACE, MOST_REPORTED, Reported, Target, merged, missed
 
 NOW = 1_800_000_000.0
 SMALL = Target("small", frozenset({"app-small", "self-hosted", "app"}), 0)
@@ -27,16 +27,16 @@ def job(run: int = 1, name: str = "build", labels: tuple[str, ...] = ("app",), a
         pytest.param([job(labels=("App", "SELF-hosted"))], 1, id="case"),
         pytest.param([job(labels=("app", "gpu"))], 0, id="a label that the set lacks"),
         pytest.param([job(age=GRACE - 1)], 0, id="a message may still come"),
-        pytest.param([job(run=7, name="told")], 0, id="a message told of it"),
-        pytest.param([job(run=7, name="again")], 1, id="a message told of the job of which it is another run"),
-        pytest.param([job(run=7, name="other"), job(run=8, name="told")], 2, id="run and name together"),
+        pytest.param([job(run=7, name="reported")], 0, id="a message reported it"),
+        pytest.param([job(run=7, name="again")], 1, id="a message reported the job of which it is another run"),
+        pytest.param([job(run=7, name="other"), job(run=8, name="reported")], 2, id="run and name together"),
     ],
 )
 def test_which_jobs_are_missed(found: list[QueuedJob], expected: int) -> None:
-    """Jobs that have waited, whose labels the set has, and of which no message told."""
-    told = {(7, "told"): NOW - GRACE, (7, "again"): NOW - GRACE - 120}
+    """Jobs that have waited, whose labels the set has, and that no message reported."""
+    reported = {(7, "reported"): NOW - GRACE, (7, "again"): NOW - GRACE - 120}
 
-    assert missed(found, [SMALL], told, NOW) == {"small": expected}
+    assert missed(found, [SMALL], reported, NOW) == {"small": expected}
 
 
 def test_a_job_counts_once() -> None:
@@ -46,22 +46,22 @@ def test_a_job_counts_once() -> None:
 
 def test_jobs_that_the_statistics_have_are_not_missed() -> None:
     """A new session knows jobs of the former one by their number only."""
-    told = Told()
-    told.count(Statistics(assigned=4, running=1), named=1)
-    target = Target("small", SMALL.labels, told.unnamed)
+    reported = Reported()
+    reported.count(Statistics(assigned=4, running=1), named=1)
+    target = Target("small", SMALL.labels, reported.unnamed)
 
     assert missed([job(run=number) for number in range(3)], [target], {}, NOW) == {"small": 1}
 
 
 def test_the_last_jobs_are_remembered() -> None:
     """A process that runs for weeks keeps so many only."""
-    told = Told()
-    for number in range(MOST_TOLD + 1):
-        told.note(Job("JobAssigned", "a", run=number, name="build"), NOW)
+    reported = Reported()
+    for number in range(MOST_REPORTED + 1):
+        reported.note(Job("JobAssigned", "a", run=number, name="build"), NOW)
 
-    assert len(told.jobs) == MOST_TOLD
-    assert (0, "build") not in told.jobs
-    assert (MOST_TOLD, "build") in told.jobs
+    assert len(reported.jobs) == MOST_REPORTED
+    assert (0, "build") not in reported.jobs
+    assert (MOST_REPORTED, "build") in reported.jobs
 
 
 def test_the_oldest_runs_are_read() -> None:
@@ -105,8 +105,8 @@ def test_a_damaged_answer_is_an_error(page: Any) -> None:
 
 
 def test_the_last_message_of_any_set_counts() -> None:
-    """A job that was run again may have been told of in another one."""
-    first, second = Told(), Told()
+    """A job that was run again may have been reported in another one."""
+    first, second = Reported(), Reported()
     first.note(Job("JobAssigned", "a", run=1, name="build"), NOW)
     second.note(Job("JobCompleted", "a", run=1, name="build"), NOW - 60)
 

@@ -46,7 +46,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str
     monkeypatch.setattr(telemetry, "LOCKS", tmp_path)
     monkeypatch.setattr(demand, "LOCKS", tmp_path)
     telemetry.save(UNIT, Gauges(1.0, {"small": Counts(1, 1, 1, 1)}, 1, 1.0, 1.0))
-    demand.save(UNIT, {"small": Demand(assigned=1, heard=1.0)})
+    demand.save(UNIT, {"small": Demand(assigned=1, answered_at=1.0)})
     found: dict[str, set[str]] = defaultdict(set)
     for family in Figures(UNIT, "1").registry.collect():
         for sample in family.samples:

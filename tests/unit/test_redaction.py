@@ -325,7 +325,7 @@ def test_nothing_of_demand_shows_a_secret(
     assert TOKEN in json.loads(path.read_text())["token"]
     assert path.stat().st_mode & 0o777 == 0o600
 
-    demand.save("github-runner/0", {"default": Demand(assigned=1, heard=world.now(), scale_set=7)})
+    demand.save("github-runner/0", {"default": Demand(assigned=1, answered_at=world.now(), scale_set=7)})
     owner, _, name = place.partition(".")
 
     def fail(*_: Any) -> Any:

@@ -176,7 +176,7 @@ def test_an_application_that_is_in_the_image_is_not_sent(world: World, in_image:
 
     manager.reconcile(2, RESOURCES)
 
-    sent = [str(provision.APPLICATION_ARCHIVE) in instance.files for instance in world.lxd.found.values()]
+    sent = [str(provision.BINARY_ARCHIVE) in instance.files for instance in world.lxd.found.values()]
     assert sent == [not in_image] * 2
 
 

@@ -15,7 +15,7 @@ from runner_manager import Wanted
 from tests.support.fakes import state
 
 NOW = 1_800_000_000.0
-KNOWN = Demand(assigned=1, heard=NOW - 10, scale_set=7, since=NOW - 3)
+KNOWN = Demand(assigned=1, answered_at=NOW - 10, scale_set=7, since=NOW - 3)
 
 
 class Sets(Registration):
@@ -52,7 +52,7 @@ def test_known_demand_is_wanted_and_registers_in_its_set() -> None:
     assert wanted(replace(KNOWN, assigned=1, missed=1)).number == 2
 
 
-@pytest.mark.parametrize("found", [None, replace(KNOWN, heard=NOW - PATIENCE)])
+@pytest.mark.parametrize("found", [None, replace(KNOWN, answered_at=NOW - PATIENCE)])
 def test_without_demand_runners_stay_for_a_while(found: Demand | None) -> None:
     """None is created and none removed, whatever it is registered with."""
     got = wanted(found, since=NOW - PATIENCE + 1)
@@ -60,7 +60,9 @@ def test_without_demand_runners_stay_for_a_while(found: Demand | None) -> None:
     assert (got.number, got.any_registration) == (None, True)
 
 
-@pytest.mark.parametrize("found", [None, replace(KNOWN, heard=NOW - PATIENCE), replace(KNOWN, heard=NOW + PATIENCE)])
+@pytest.mark.parametrize(
+    "found", [None, replace(KNOWN, answered_at=NOW - PATIENCE), replace(KNOWN, answered_at=NOW + PATIENCE)]
+)
 def test_after_five_minutes_the_fallback_holds(found: Demand | None) -> None:
     """Registered like fixed runners, never more than the maximum; a clock that was set back changes nothing."""
     got = wanted(found)
@@ -81,7 +83,7 @@ def test_the_status_says_since_when_and_why() -> None:
     def told(found: Demand) -> list[str]:
         return list(scaling.notices(given, {"default": found}, NOW - 9000, NOW, lambda flavor: f"app-{flavor}"))
 
-    lost = replace(KNOWN, heard=NOW - 600, problem="no answer")
+    lost = replace(KNOWN, answered_at=NOW - 600, problem="no answer")
     assert told(lost) == ["default: demand is not known since 15 Jan 07:50 UTC: no answer; 2 runners kept"]
     assert told(replace(KNOWN, dropped=("linux",))) == [
         "default: the server drops labels of scale sets; use runs-on: app-default"
@@ -94,7 +96,7 @@ def test_statistics_make_the_number() -> None:
     """Running jobs are in the assigned ones; none waits where all run."""
     found = demanded(Demand(), Statistics(assigned=3, running=3), Assigned(), 7, NOW)
 
-    assert found == Demand(assigned=3, running=3, heard=NOW, scale_set=7)
+    assert found == Demand(assigned=3, running=3, answered_at=NOW, scale_set=7)
 
 
 def test_messages_count_where_statistics_lack_jobs() -> None:
@@ -136,4 +138,4 @@ def test_jobs_of_before_the_session_wait_since_it_knows_of_them() -> None:
     first = demanded(Demand(), Statistics(assigned=1), Assigned(), 7, NOW)
     later = demanded(first, Statistics(assigned=1), Assigned(), 7, NOW + 50)
 
-    assert (first.since, later.since, later.heard) == (NOW, NOW, NOW + 50)
+    assert (first.since, later.since, later.answered_at) == (NOW, NOW, NOW + 50)

@@ -448,13 +448,13 @@ def test_findings_that_cannot_be_recorded_stop_nothing(
 
 @pytest.fixture
 def idle_demand(world: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Options of a unit in demand mode that has heard of no job, and whose first reconcile read the list of runners."""
+    """Options of a unit in demand mode that knows of no job, and whose first reconcile read the list of runners."""
     for module in (agent_settings, demand):
         monkeypatch.setattr(module, "LOCKS", tmp_path / "run")
     options = {"scaling": Scaling.DEMAND}
     world.later(0)
     make(world, RecordingUnit(), **options).reconcile()
-    demand.save(IDENTITY.unit, {"default": Demand(heard=world.now(), scale_set=7)})
+    demand.save(IDENTITY.unit, {"default": Demand(answered_at=world.now(), scale_set=7)})
     assert len(world.github.lists) == 1
     return options
 
@@ -465,7 +465,7 @@ def test_the_timers_event_reads_the_list_once_in_five_minutes(
     """The agent fires the same event whenever demand changes. The timer fires when the list is due anyway."""
     for seconds, lists in ((0, 1), (200, 1), (99, 1), (1, 2), (0, 2)):
         world.later(seconds)
-        demand.save(IDENTITY.unit, {"default": Demand(heard=world.now(), scale_set=7)})
+        demand.save(IDENTITY.unit, {"default": Demand(answered_at=world.now(), scale_set=7)})
         make(world, unit, **idle_demand).attend()
         assert len(world.github.lists) == lists
 

@@ -215,19 +215,19 @@ def test_a_new_session_takes_what_was_offered_before(
 
     world.session._open(SETTINGS, SMALL, client)
 
-    assert demand.load(IDENTITY.unit)["small"].heard == NOW
+    assert demand.load(IDENTITY.unit)["small"].answered_at == NOW
     assert world.queue.acquired == ([] if failing else [[11, 12]])
     left = [] if "acquirable" in failing else [11, 12, 13]
     assert list(world.session._offered.requests) == (left if failing else [13])
 
 
 def test_former_offers_are_asked_for_until_there_is_an_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once in each session: otherwise nothing would tell of them again. What was heard is published before."""
+    """Once in each session: otherwise nothing would report them again. The numbers are published before."""
     asked: list[float] = []
     offered, failing = world.queue.acquirable, {"acquirable"}
 
     def acquirable() -> list[int]:
-        asked.append(demand.load(IDENTITY.unit)["small"].heard if demand.load(IDENTITY.unit) else 0.0)
+        asked.append(demand.load(IDENTITY.unit)["small"].answered_at if demand.load(IDENTITY.unit) else 0.0)
         return offered()
 
     monkeypatch.setattr(world.queue, "acquirable", acquirable)
@@ -387,7 +387,7 @@ def test_an_assignment_grows_old_while_the_queue_is_quiet(world: World) -> None:
     world.now += ASSIGNMENT_LIFE - 100
 
     found = world.poll(None)
-    assert (found.assigned, found.since, found.heard) == (0, None, world.now)
+    assert (found.assigned, found.since, found.answered_at) == (0, None, world.now)
 
 
 def test_running_jobs_are_told(world: World) -> None:
@@ -409,10 +409,10 @@ def test_the_end_of_an_outage_starts_a_reconcile(world: World) -> None:
     assert world.wakes == wakes + 1
 
 
-@pytest.mark.parametrize("heard", [True, False])
-def test_an_outage_starts_one_reconcile(world: World, heard: bool) -> None:
+@pytest.mark.parametrize("answered", [True, False])
+def test_an_outage_starts_one_reconcile(world: World, answered: bool) -> None:
     """When the fallback holds from then on, whether or not there ever was an answer."""
-    if heard:
+    if answered:
         world.poll(Message(1, Statistics(assigned=1), ()))
     wakes = world.wakes
     world.sessions._note_silence({"small"})
@@ -428,15 +428,15 @@ def test_an_outage_starts_one_reconcile(world: World, heard: bool) -> None:
 
 
 def test_another_process_keeps_what_the_former_one_knew(world: World) -> None:
-    """Until each flavour's session has heard; flavours that are gone are left out."""
-    large = Demand(assigned=3, heard=NOW - 5)
+    """Until each flavour's session has an answer; flavours that are gone are left out."""
+    large = Demand(assigned=3, answered_at=NOW - 5)
     demand.save(IDENTITY.unit, {"large": large, "gone": Demand(assigned=1)})
     other = Sessions(IDENTITY.unit, lambda: None, clock=lambda: NOW)
     other._follow(replace(SETTINGS, flavors=(SMALL, replace(SMALL, name="large"))))
 
-    other.publish(SMALL, lambda known: replace(known, heard=NOW))
+    other.publish(SMALL, lambda known: replace(known, answered_at=NOW))
 
-    assert demand.load(IDENTITY.unit) == {"large": large, "small": Demand(heard=NOW)}
+    assert demand.load(IDENTITY.unit) == {"large": large, "small": Demand(answered_at=NOW)}
     other.disconnect()
 
 

@@ -139,7 +139,7 @@ def test_the_time_without_demand_begins_with_demand_mode(world: World) -> None:
 def test_what_the_agent_heard_is_wanted(world: World) -> None:
     """In the set that it names."""
     world.unit().hand_over({})
-    demand.save(UNIT, {"default": Demand(assigned=2, heard=NOW, scale_set=7, running=1)})
+    demand.save(UNIT, {"default": Demand(assigned=2, answered_at=NOW, scale_set=7, running=1)})
 
     [found] = world.unit().wanted(NOW)
 
@@ -150,7 +150,7 @@ def test_what_the_agent_heard_is_wanted(world: World) -> None:
 def test_what_was_heard_of_another_place_is_not_wanted(world: World) -> None:
     """The number of a set is another set's at another path or server: no runner may register with it."""
     world.unit().hand_over({})
-    demand.save(UNIT, {"default": Demand(assigned=2, heard=NOW, scale_set=7)})
+    demand.save(UNIT, {"default": Demand(assigned=2, answered_at=NOW, scale_set=7)})
 
     for changed in ({"path": GithubRepo("octo-org", "other")}, {"github_url": "https://other.example"}):
         [found] = world.unit(**changed).wanted(NOW)
@@ -190,10 +190,10 @@ FORMER: list[dict[str, Any]] = [{"path": GithubRepo("octo-org", "other")}, {"git
 
 @pytest.mark.parametrize("former", FORMER, ids=["path", "server"])
 def test_sets_at_a_former_place_are_deleted(world: World, former: dict[str, Any]) -> None:
-    """With the token of then, after the agent's sessions there have ended; what was heard there is over."""
+    """With the token of then, after the agent's sessions there have ended; what was answered there is over."""
     world.unit(**former).hand_over({})
     world.token = ("ghs_another", None)
-    demand.save(UNIT, {"default": Demand(assigned=2, heard=NOW, scale_set=7)})
+    demand.save(UNIT, {"default": Demand(assigned=2, answered_at=NOW, scale_set=7)})
     world.done.clear()
 
     world.unit().hand_over({})
@@ -262,7 +262,7 @@ def test_fixed_mode_at_another_place_deletes_the_sets_of_both(world: World) -> N
 
 
 def test_another_place_is_given_time(world: World) -> None:
-    """Nothing can have been heard there yet: the fallback begins after its time, not at once."""
+    """Nothing can have been answered there yet: the fallback begins after its time, not at once."""
     world.unit(demand_fallback=1, **FORMER[0]).wanted(NOW - 10 * PATIENCE)
 
     [found] = world.unit(demand_fallback=1).wanted(NOW)

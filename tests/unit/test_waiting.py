@@ -23,7 +23,7 @@ NOW = 1_700_000_000.0
 ROOM = Delay(MEMORY, 2, "8GiB each, 3.5GiB free")
 HOLD = Delay(HELD_BACK, None, "image noble: being built")
 FAILURE = Delay(FAILED, 1, "app-0-a: registering failed: no answer")
-HEARD: dict[str, Any] = {"heard": NOW - 10, "scale_set": 7}
+ANSWERED: dict[str, Any] = {"answered_at": NOW - 10, "scale_set": 7}
 
 
 def explain(counts: Counts, demand: Demand | None = None, last: float = NOW - 60) -> Waiting:
@@ -38,43 +38,43 @@ def numbers(reasons: tuple[Delay, ...]) -> list[tuple[str, int | None]]:
 
 
 JOBS: list[tuple[str, Counts, Demand, list[tuple[str, int | None]]]] = [
-    ("no job", Counts(idle=1), Demand(**HEARD), []),
-    ("all jobs run", Counts(busy=2), Demand(2, running=2, **HEARD), []),
-    ("an idle runner", Counts(idle=2), Demand(1, **HEARD), [("not_assigned", 1)]),
-    ("runners that start", Counts(starting=2), Demand(2, **HEARD), [("starting", 2)]),
-    ("an idle one has begun since", Counts(idle=1, wanted=2), Demand(2, running=1, **HEARD), [("reconcile", 1)]),
+    ("no job", Counts(idle=1), Demand(**ANSWERED), []),
+    ("all jobs run", Counts(busy=2), Demand(2, running=2, **ANSWERED), []),
+    ("an idle runner", Counts(idle=2), Demand(1, **ANSWERED), [("not_assigned", 1)]),
+    ("runners that start", Counts(starting=2), Demand(2, **ANSWERED), [("starting", 2)]),
+    ("an idle one has begun since", Counts(idle=1, wanted=2), Demand(2, running=1, **ANSWERED), [("reconcile", 1)]),
     (
         "a starting one has begun since",
         Counts(starting=2),
-        Demand(4, running=1, **HEARD),
+        Demand(4, running=1, **ANSWERED),
         [("starting", 1), ("reconcile", 2)],
     ),
-    ("others keep its runners", Counts(busy=4, maximum=4), Demand(4, running=2, **HEARD), [("maximum", 2)]),
-    ("offline runners", Counts(other=2), Demand(1, **HEARD), [("offline", 1)]),
-    ("at the maximum", Counts(busy=4, maximum=4), Demand(9, running=4, **HEARD), [("maximum", 5)]),
+    ("others keep its runners", Counts(busy=4, maximum=4), Demand(4, running=2, **ANSWERED), [("maximum", 2)]),
+    ("offline runners", Counts(other=2), Demand(1, **ANSWERED), [("offline", 1)]),
+    ("at the maximum", Counts(busy=4, maximum=4), Demand(9, running=4, **ANSWERED), [("maximum", 5)]),
     (
         "a hold at the maximum",
         Counts(busy=4, maximum=4, delays=(HOLD,)),
-        Demand(5, running=4, **HEARD),
+        Demand(5, running=4, **ANSWERED),
         [("maximum", 1)],
     ),
     (
         "more than the maximum, and no room",
         Counts(busy=1, maximum=3, delays=(ROOM,)),
-        Demand(1, 5, running=1, **HEARD),
+        Demand(1, 5, running=1, **ANSWERED),
         [("maximum", 3), ("memory", 2)],
     ),
-    ("no room", Counts(busy=1, maximum=4, delays=(ROOM,)), Demand(3, running=1, **HEARD), [("memory", 2)]),
-    ("held back", Counts(maximum=4, delays=(HOLD,)), Demand(3, **HEARD), [("held_back", 3)]),
-    ("did not reach the set", Counts(maximum=4), Demand(missed=3, **HEARD), [("not_assigned", 3)]),
-    ("the reconcile comes", Counts(maximum=4), Demand(3, **HEARD), [("reconcile", 3)]),
-    ("no answer", Counts(idle=1, delays=(ROOM,)), Demand(3, heard=NOW - PATIENCE), [("demand_unknown", 3)]),
-    ("no answer, no job", Counts(), Demand(heard=NOW - PATIENCE), [("demand_unknown", 0)]),
-    ("labels are dropped", Counts(), Demand(dropped=("gpu",), **HEARD), [("not_assigned", 0)]),
+    ("no room", Counts(busy=1, maximum=4, delays=(ROOM,)), Demand(3, running=1, **ANSWERED), [("memory", 2)]),
+    ("held back", Counts(maximum=4, delays=(HOLD,)), Demand(3, **ANSWERED), [("held_back", 3)]),
+    ("did not reach the set", Counts(maximum=4), Demand(missed=3, **ANSWERED), [("not_assigned", 3)]),
+    ("the reconcile comes", Counts(maximum=4), Demand(3, **ANSWERED), [("reconcile", 3)]),
+    ("no answer", Counts(idle=1, delays=(ROOM,)), Demand(3, answered_at=NOW - PATIENCE), [("demand_unknown", 3)]),
+    ("no answer, no job", Counts(), Demand(answered_at=NOW - PATIENCE), [("demand_unknown", 0)]),
+    ("labels are dropped", Counts(), Demand(dropped=("gpu",), **ANSWERED), [("not_assigned", 0)]),
     (
         "several at once",
         Counts(busy=1, starting=1, maximum=9, delays=(FAILURE, ROOM)),
-        Demand(7, running=1, missed=1, **HEARD),
+        Demand(7, running=1, missed=1, **ANSWERED),
         [("starting", 1), ("creation_failed", 1), ("memory", 2), ("not_assigned", 1), ("reconcile", 2)],
     ),
 ]
@@ -114,21 +114,21 @@ def test_why_runners_are_missing(counts: Counts, reasons: list[tuple[str, int | 
 
 def test_since_when_jobs_wait() -> None:
     """Since the oldest of them was queued; a time is of no job where none waits."""
-    assert explain(Counts(), Demand(2, running=1, since=NOW - 90, **HEARD)).since == NOW - 90
-    assert explain(Counts(), Demand(2, running=2, since=NOW - 90, **HEARD)).since is None
+    assert explain(Counts(), Demand(2, running=1, since=NOW - 90, **ANSWERED)).since == NOW - 90
+    assert explain(Counts(), Demand(2, running=2, since=NOW - 90, **ANSWERED)).since is None
 
 
 def test_reasons_name_what_is_known() -> None:
     """The text has the numbers, times and errors that an operator needs."""
-    unheard = replace(Demand(1, heard=NOW - 3600), problem="GitHub: server error (HTTP 503)")
+    unanswered = replace(Demand(1, answered_at=NOW - 3600), problem="GitHub: server error (HTTP 503)")
 
-    [reason] = explain(Counts(), unheard).of_jobs
+    [reason] = explain(Counts(), unanswered).of_jobs
     assert reason.text == "no answer of GitHub since 2023-11-14 21:13:20 UTC: GitHub: server error (HTTP 503)"
     [reason] = explain(Counts(), Demand(1)).of_jobs
     assert reason.text == "no answer of GitHub yet"
-    [reason] = explain(Counts(busy=2, maximum=2), Demand(3, running=2, **HEARD)).of_jobs
+    [reason] = explain(Counts(busy=2, maximum=2), Demand(3, running=2, **ANSWERED)).of_jobs
     assert reason.text == "no more than 2 runners are allowed"
-    [reason] = explain(Counts(), Demand(dropped=("gpu", "big"), **HEARD)).of_jobs
+    [reason] = explain(Counts(), Demand(dropped=("gpu", "big"), **ANSWERED)).of_jobs
     assert reason.text == "the server drops labels of the scale set: gpu, big"
     [reason] = explain(Counts(wanted=1)).of_runners
     assert reason.text == (
@@ -138,7 +138,7 @@ def test_reasons_name_what_is_known() -> None:
 
 def test_before_the_first_reconcile_jobs_wait_for_it() -> None:
     """After a reboot the agent may hear of jobs before a reconcile has recorded anything."""
-    [found] = waiting.of_unit(None, {"small": Demand(2, **HEARD)}, NOW)
+    [found] = waiting.of_unit(None, {"small": Demand(2, **ANSWERED)}, NOW)
 
     assert numbers(found.of_jobs) == [("reconcile", 2)]
     assert found.of_jobs[0].text == ("no reconcile has ended yet; the one that runs, or the next one, creates runners")
@@ -166,7 +166,7 @@ def test_a_line_and_an_object_for_each_flavour_that_waits() -> None:
     since = NOW - 90
     counts = Counts(busy=1, starting=1, wanted=4, maximum=9, delays=(ROOM,))
     recorded = Gauges(NOW - 60, {"small": counts, "large": Counts(wanted=1, busy=1)})
-    demands = {"small": Demand(4, running=1, since=since, **HEARD), "large": Demand(1, running=1, **HEARD)}
+    demands = {"small": Demand(4, running=1, since=since, **ANSWERED), "large": Demand(1, running=1, **ANSWERED)}
     found = [each for each in waiting.of_unit(recorded, demands, NOW) if each.reasons]
 
     assert listing.waiting_lines(found) == (
