@@ -23,10 +23,10 @@ class Status(NamedTuple):
 
 def line(text: str) -> str:
     """Text on one line, without secrets, control characters and the marks that programs decorate their output with."""
-    return " ".join("".join(char if _is_plain(char) else " " for char in redaction.line(text)).split())
+    return " ".join("".join(char if _is_shown(char) else " " for char in redaction.line(text)).split())
 
 
-def _is_plain(char: str) -> bool:
+def _is_shown(char: str) -> bool:
     """Letters, digits and punctuation of any script; of the symbols, ASCII's and the multiplication sign."""
     return char.isascii() or char == "×" or unicodedata.category(char) not in ("Sm", "So")
 
@@ -61,19 +61,19 @@ def _describe_options(error: ConfigurationError) -> str:
 
     Where all values are of one option, as many of them as fit instead of its name.
     """
-    faults = error.faults
-    if len(line(str(error))) <= LIMIT or len(faults) < 2:
+    errors = error.faults
+    if len(line(str(error))) <= LIMIT or len(errors) < 2:
         return str(error)
-    names = list(dict.fromkeys(fault.split(":")[0] for fault in faults))
-    head = f"{len(faults)} invalid values, see `juju debug-log`: "
+    names = list(dict.fromkeys(each.split(":")[0] for each in errors))
+    head = f"{len(errors)} invalid values, see `juju debug-log`: "
     if len(names) > 1:
         head += ", ".join(names)
         room = LIMIT - len(line(head)) - 2
-        return f"{head}; {fit(faults[0], room)}" if room > LIMIT // 4 else head
-    shown = [faults[0]]
-    for fault in faults[1:]:
-        if len(line(head + "; ".join([*shown, fault]))) <= LIMIT:
-            shown.append(fault)
+        return f"{head}; {fit(errors[0], room)}" if room > LIMIT // 4 else head
+    shown = [errors[0]]
+    for each in errors[1:]:
+        if len(line(head + "; ".join([*shown, each]))) <= LIMIT:
+            shown.append(each)
     return head + fit("; ".join(shown), LIMIT - len(line(head)) - 1)
 
 

@@ -27,7 +27,7 @@ def presumed(
     found = sorted(views, key=lambda view: view.created_at)
     for view in found:
         one = known.get(view.flavor)
-        if one is not None and (not view.running or _is_plain(view, one, fingerprints[view.flavor])):
+        if one is not None and (not view.running or _is_current(view, one, fingerprints[view.flavor])):
             grouped[view.flavor].append(view)
         elif view.running:
             return None
@@ -54,7 +54,7 @@ def is_new(view: RunnerView, now: float) -> bool:
     return view.presumed and not view.seen_online and not _is_ready(view, now)
 
 
-def _is_plain(view: RunnerView, wanted: Wanted, fingerprint: str) -> bool:
+def _is_current(view: RunnerView, wanted: Wanted, fingerprint: str) -> bool:
     """Whether a running instance is as one that is created now, and was not found offline by the last list."""
     desired = Desired(None, fingerprint, scale_set=wanted.scale_set)
     return desired.is_current(view) and view.prepared and view.offline_since is None

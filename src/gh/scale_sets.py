@@ -97,7 +97,7 @@ class ScaleSetClient:
         self.path = path
         self._url = github_url.rstrip("/")
         self._registration_token = registration_token
-        self._deadline = deadline
+        self.deadline = deadline
         self._schemes = ("https", "http") if urlsplit(github_url).scheme == "http" else ("https",)
         self._lock = threading.Lock()
         self._service = self._token = ""  # nosec B105
@@ -116,7 +116,7 @@ class ScaleSetClient:
 
     def connect(self) -> None:
         """See that the service can be reached, and that it accepts the credentials."""
-        self._connected(time.monotonic() + self._deadline)
+        self._connected(time.monotonic() + self.deadline)
 
     def group_id(self) -> int:
         """The number of the path's runner group; TokenError if there is not exactly one of that name."""
@@ -252,7 +252,7 @@ class ScaleSetClient:
 
     def _admin(self, method: str, place: str, body: Any = None, **query: str) -> Any:
         """A request with the service's token and its retries; after a 401 once more with a new token."""
-        end = time.monotonic() + self._deadline
+        end = time.monotonic() + self.deadline
         refused = 0
         for attempt in attempts(end):
             # It has attempts of its own, which are not to be multiplied.

@@ -166,7 +166,8 @@ class Sessions:
         self._former: list[ScaleSetClient] = []
         self._known: dict[str, Demand] = {}
         self._wanted: dict[str, tuple[int, int | None]] = {}
-        self._threads: dict[str, FlavorSession] = {}
+        self.by_flavor: dict[str, FlavorSession] = {}
+        """The session of each flavour; that of a removed flavour ends, and stays here."""
         self._since: dict[str, float] = {}
         self._silent: set[str] = set()
         self._waiting: dict[str, tuple[tuple[float | None, int], float]] = {}
@@ -191,11 +192,11 @@ class Sessions:
             self._follow(found)
         names = {flavor.name for flavor in found.flavors} if found else set()
         for name in names:
-            session = self._threads.get(name)
+            session = self.by_flavor.get(name)
             if session is None or not session.thread.is_alive():
-                self._threads[name] = FlavorSession(self, name)
-                self._threads[name].thread.start()
-        leaving = [each for name, each in self._threads.items() if name not in names and each.thread.is_alive()]
+                self.by_flavor[name] = FlavorSession(self, name)
+                self.by_flavor[name].thread.start()
+        leaving = [each for name, each in self.by_flavor.items() if name not in names and each.thread.is_alive()]
         for session in leaving:
             session.close()
         if found is None:
@@ -253,7 +254,7 @@ class Sessions:
 
     def find_missed(self, found: AgentSettings, path: GithubRepo) -> None:
         """Publish how many queued jobs of the repository reached no set; none where that cannot be seen."""
-        now, sessions = self.clock(), dict(self._threads)
+        now, sessions = self.clock(), dict(self.by_flavor)
         known = [each for each in found.flavors if each.maximum and self.known(each.name).is_known(now)]
         open_ = [each for each in known if each.name in sessions]
         targets = [Target(each.name, self._labels(found, each), sessions[each.name].reported.unnamed) for each in open_]
@@ -373,7 +374,7 @@ class Sessions:
 
     def close(self) -> None:
         """End all sessions, side by side and within seconds: their successors need not wait."""
-        closing = [threading.Thread(target=each.end, daemon=True) for each in self._threads.values()]
+        closing = [threading.Thread(target=each.end, daemon=True) for each in self.by_flavor.values()]
         for thread in closing:
             thread.start()
         for thread in closing:

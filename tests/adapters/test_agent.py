@@ -70,10 +70,11 @@ class Agent:
     def end(self, *, close: bool = True) -> None:
         """Stop it; without ``close`` as a killed process ends, with its session left open."""
         if not close:
-            for each in self.sessions._threads.values():
-                each._listener = None
+            found = self.sessions.flavor("small")
+            assert found is not None
+            found[2].close_session = lambda *_: None  # type: ignore[method-assign]
         self.sessions.stop.set()
-        for thread in (self.thread, *(each.thread for each in self.sessions._threads.values())):
+        for thread in (self.thread, *(each.thread for each in self.sessions.by_flavor.values())):
             thread.join(10)
             assert not thread.is_alive()
         self.sessions.disconnect()
@@ -392,7 +393,7 @@ def test_jobs_that_were_offered_to_a_former_process_are_taken(agent: Agent, cont
     control.add_job(REPO.path, labels=[SET])
     awaited(lambda found: found.assigned == 1, "the first job")
     control.add_job(REPO.path, labels=[SET])
-    session = agent.sessions._threads["small"]
+    session = agent.sessions.by_flavor["small"]
     wait_for(lambda: session._offered.requests, "the second job's offer", timeout=20)
     agent.end()
     agent.save(replace(SMALL, capacity=2))

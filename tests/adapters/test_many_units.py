@@ -59,10 +59,11 @@ class Unit:
     def end(self, *, close: bool = True) -> None:
         """Stop the agent; without ``close`` as a killed one ends, with its session left open."""
         if not close:
-            for each in self.sessions._threads.values():
-                each._listener = None
+            found = self.sessions.flavor("small")
+            assert found is not None
+            found[2].close_session = lambda *_: None  # type: ignore[method-assign]
         self.sessions.stop.set()
-        for thread in (self._thread, *(each.thread for each in self.sessions._threads.values())):
+        for thread in (self._thread, *(each.thread for each in self.sessions.by_flavor.values())):
             thread.join(10)
             assert not thread.is_alive()
         self.sessions.disconnect()

@@ -74,7 +74,7 @@ class Place:
     @property
     def secrets(self) -> list[str]:
         """The tokens of the case."""
-        return [TOKEN, self.client._token, self.listener.session.token]
+        return list(filter(None, (TOKEN, self.client._token, self.listener.session.token)))
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,9 @@ class Call:
     """Whether the answer has a body, which is read."""
 
 
-def unconnected(at: Place) -> int:
-    at.client._end = 0.0
-    return len(at.client.sets())
-
-
 CALLS = {
-    "registration token": Call("POST", "/registration-token", unconnected, 2, "token"),
-    "connect": Call("POST", "/runner-registration", unconnected, 2, "connect"),
+    "registration token": Call("POST", "/registration-token", lambda at: len(at.client.sets()), 2, "token"),
+    "connect": Call("POST", "/runner-registration", lambda at: len(at.client.sets()), 2, "connect"),
     "group_id": Call("GET", "/runnergroups/", lambda at: at.client.group_id(), 2),
     "sets": Call("GET", "/runnerscalesets", lambda at: len(at.client.sets()), 2),
     "find": Call("GET", "/runnerscalesets.*name=", lambda at: at.client.find("first", 1) is not None, True),
@@ -358,8 +353,9 @@ def made(case: tuple[str, str], rest: GithubClient, limit: float, hub: github.Gi
         runner = state.add_runner(path.org, "first", [], scale_set=first.id)
     redaction.note(session.token)
     client = MarkedClient(hub.url, path, lambda: rest.registration_token(path), deadline=DEADLINE)
-    client.connect()
-    client._deadline = limit
+    if CALLS[case[1]].kind not in ("token", "connect"):
+        client.connect()
+    client.deadline = limit
     queue = f"{hub.url}/_actions/scalesets/message?sessionId={session.id}"
     listener = Listener(client, first.id, Session(session.id, queue, session.token))
     return Place(client, first.id, listener, runner.id, job.id)
@@ -480,9 +476,9 @@ class Agent:
         self._sessions = Sessions(self.identity.unit, lambda: None, jitter=lambda *_: 0.02)
         flavors = (self._flavor,)
         self._sessions._follow(AgentSettings(self.identity, hub.url, self.path, TOKEN, None, (), {}, flavors))
-        client = self._sessions._client
-        assert client is not None
-        client._deadline = HANGING_DEADLINE
+        known = self._sessions.flavor("small")
+        assert known is not None
+        known[2].deadline = HANGING_DEADLINE
         self._session = FlavorSession(self._sessions, "small")
 
     def known(self) -> Demand:

@@ -1,4 +1,4 @@
-"""Runners of two sizes on one machine: each has its own, and what does not fit waits."""
+"""Each runner has its flavour's size and labels; what does not fit waits."""
 
 import json
 import re

@@ -68,17 +68,17 @@ class Grammar:
         print(json.dumps(missing), file=asked, flush=True)
         self._parsed.update(zip(missing, json.loads(answers.readline()), strict=True))
 
-    def faults(self, expressions: list[str]) -> list[str | None]:
+    def errors(self, expressions: list[str]) -> list[str | None]:
         """What is wrong with each expression, or None."""
         self.load(expressions)
-        return [self._parsed[expression]["fault"] for expression in expressions]
+        return [self._parsed[expression]["error"] for expression in expressions]
 
     def tree(self, expression: str) -> Node:
         """The syntax tree; ValueError for an expression that does not follow the grammar."""
         if expression not in self._trees:
-            [fault] = self.faults([expression])
-            if fault:
-                raise ValueError(f"{fault} in {expression}")
+            [error] = self.errors([expression])
+            if error:
+                raise ValueError(f"{error} in {expression}")
             self._trees[expression] = _node(expression, self._parsed[expression]["tree"])
         return self._trees[expression]
 

@@ -1,6 +1,6 @@
 // Reads JSON lists of LogQL expressions on standard input, one in each line, until it is closed. Prints for each a line
 // with a JSON list, one object for each expression:
-// "fault" is null where the expression follows Grafana's grammar, else where and at what the parser stumbled; "tree" is
+// "error" is null where the expression follows Grafana's grammar, else where and at what the parser stumbled; "tree" is
 // the syntax tree, a node being [name, from, to, children].
 import { createInterface } from "node:readline";
 import { parser } from "@grafana/lezer-logql";
@@ -24,7 +24,7 @@ function parse(expression) {
       path.pop();
     },
   });
-  return { fault: found.length ? found.join("; ") : null, tree: root[3][0] };
+  return { error: found.length ? found.join("; ") : null, tree: root[3][0] };
 }
 
 for await (const line of createInterface({ input: process.stdin })) {

@@ -36,10 +36,10 @@ def filled_in(expression: str) -> str:
 def test_expressions_parse(grammar: Grammar) -> None:
     """Every expression of the dashboards and of the alert rules follows the grammar."""
     shipped = expressions()
-    found = grammar.faults([filled_in(expression) for expression in shipped.values()])
+    found = grammar.errors([filled_in(expression) for expression in shipped.values()])
 
     assert len(shipped) > 50
-    assert {where: fault for where, fault in zip(shipped, found, strict=True) if fault} == {}
+    assert {where: error for where, error in zip(shipped, found, strict=True) if error} == {}
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_expressions_parse(grammar: Grammar) -> None:
 def test_broken_expression_is_noticed(grammar: Grammar, broken: str) -> None:
     """A broken expression is noticed, and the sound ones around it are not blamed."""
     sound = 'sum(count_over_time({filename="x"} | json [5m]))'
-    first, found, last = grammar.faults([sound, broken, sound])
+    first, found, last = grammar.errors([sound, broken, sound])
 
     assert (first, last) == (None, None)
     assert found

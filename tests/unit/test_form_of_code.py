@@ -12,8 +12,6 @@ FOLDERS = ("src", "sandbox", "tests", "tools")
 MOST_LINES = 40
 # These break private functions on purpose, to see that a simulation finds it.
 BREAKING = {"tests/unit/test_soak.py", "tests/unit/test_fuzz.py"}
-BREAKING |= {"tests/adapters/test_agent.py", "tests/adapters/test_many_units.py", "tests/unit/test_sessions.py"}
-BREAKING |= {"tests/adapters/test_scale_set_faults.py"}
 # The calls that replace an attribute: of pytest's monkeypatch, and of unittest.mock.
 REPLACING = {"setattr", "delattr", "object"}
 

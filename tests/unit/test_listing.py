@@ -18,7 +18,7 @@ from naming import KEY
 from observe import ObservedRunner
 from runner_view import Process, RunnerView
 from tests.support.fakes import REPO, FakeInstance, FakeLxd
-from tests.unit.test_charm import Surroundings, context, state, world
+from tests.support.surroundings import Surroundings, context, state, world
 from tests.unit.test_runner_manager import APPLICATION, NOW, World
 
 __all__ = ["context", "world"]

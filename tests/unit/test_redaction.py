@@ -33,7 +33,7 @@ from gh.scale_sets import ScaleSetClient
 from host import agent, machine, markers, pool
 from repo_policy import RepoPolicyClient
 from tests.support.fakes import FakeGithub
-from tests.unit.test_charm import MODEL, Surroundings, context, make_context, noted, world
+from tests.support.surroundings import MODEL, Surroundings, context, make_context, noted, world
 
 if TYPE_CHECKING:
     from engine.instance import LxdInstance

@@ -34,7 +34,7 @@ def message(action: str = "instance-deleted", source: Any = "/1.0/instances/app-
     ],
 )
 def test_which_messages_say_that_a_runner_ended(text: str | bytes, names: set[str]) -> None:
-    """An instance of this unit that ended counts, and no other message, whatever it holds."""
+    """Only the end of an instance of this unit counts."""
     assert events._names(text, lambda name: name.startswith("app-0-")) == names
 
 
@@ -53,7 +53,7 @@ def test_which_messages_say_that_a_runner_ended(text: str | bytes, names: set[st
 def test_when_a_reconcile_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, there: str, after: str, state: str, starts: int
 ) -> None:
-    """Only where one of two runners is missing, through the timer's own service, never twice at once."""
+    """A reconcile is started only if a runner is missing; a running reconcile is waited for first."""
     commands: list[list[str]] = []
     pauses: list[float] = []
 
@@ -80,10 +80,10 @@ def test_when_a_reconcile_is_asked_for(
         (settings.UNREACHED, "Existing runners: 1; ended: a; starting a reconcile"),
     ],
 )
-def test_the_log_has_no_number_that_is_none(
+def test_log_omits_the_wanted_number_with_flavours(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wanted: int, text: str
 ) -> None:
-    """With flavours a reconcile finds out how many are missing, and the agent's log names no wanted number."""
+    """With flavours the reconcile finds out how many runners are missing."""
     monkeypatch.setattr(systemd, "is_starting", lambda _: False)
     monkeypatch.setattr(systemd, "start", lambda *_, **__: None)
     monkeypatch.setattr("programs.agent.time.sleep", lambda _: None)

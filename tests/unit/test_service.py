@@ -22,7 +22,7 @@ from runner_manager import RunnerManager, Wanted
 from service import Service
 from status import Status
 from tests.support.fakes import IDENTITY, state
-from tests.unit.test_charm import Surroundings, world
+from tests.support.surroundings import Surroundings, world
 
 __all__ = ["world"]
 

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -22,16 +22,19 @@ from gh.errors import NotVisibleError
 from gh.queued_jobs import QueuedJob
 from gh.scale_set_answers import Job, Message, ScaleSet, Statistics
 from gh.scale_sets import ScaleSetError, SessionEndedError
-from models import GithubOrg, GithubRepo
+from models import GithubOrg, GithubPath, GithubRepo
 from naming import Identity
+from programs import missed_jobs
 from programs import sessions as module
-from programs.sessions import ASSIGNMENT_LIFE, STUCK, FlavorSession, Sessions
+from programs.sessions import ASSIGNMENT_LIFE, LATE, STUCK, FlavorSession, Sessions
 from unlisted import READY
 
 IDENTITY = Identity("app", 0, "0123abcd")
 SMALL = AgentFlavor("small", ("app",), 5, 0, 2)
 SETTINGS = AgentSettings(IDENTITY, "https://github.com", GithubRepo("org", "repo"), "ghp_token", None, (), {}, (SMALL,))
+NAME = IDENTITY.scale_set("small")
 NOW = 1_800_000_000.0
+RUN = FlavorSession.run
 
 
 @dataclass
@@ -81,47 +84,107 @@ class Queue:
         self.closed = True
 
 
-class World:
-    """The sessions of a unit with one flavour and no thread, at a time that the test sets."""
+class Client:
+    """A client of the service, whose sessions have the test's queue. No set can be moved."""
 
-    def __init__(self) -> None:
+    def __init__(self, queue: Queue) -> None:
+        self.path: GithubPath = SETTINGS.path
+        self.queue = queue
+        self.group = 1
+        self.found = [ScaleSet(7, NAME, 1, (NAME, "app"))]
+        self.opened: list[int] = []
+        self.deleted: list[int] = []
+        self.refusal: Exception = TokenError("no access")
+
+    def group_id(self) -> int:
+        return self.group
+
+    def sets(self) -> list[ScaleSet]:
+        return self.found
+
+    def find(self, name: str, group: int) -> ScaleSet | None:
+        return next((each for each in self.found if (each.name, each.group) == (name, group)), None)
+
+    def move(self, number: int, group: int) -> ScaleSet:
+        raise self.refusal
+
+    def delete(self, number: int) -> None:
+        self.deleted.append(number)
+
+    def delete_sets(self, unwanted: object) -> None:
+        """None is left over."""
+
+    def create(self, name: str, group: int, labels: Sequence[str]) -> ScaleSet:
+        return ScaleSet(8, name, group, (name, *labels))
+
+    def open_session(self, number: int, owner: str) -> Queue:
+        self.opened.append(number)
+        return self.queue
+
+    def close(self) -> None:
+        """It has no connections."""
+
+
+class World:
+    """The sessions of a unit with one flavour, at a time that the test sets. The test takes the steps of a session."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = NOW
         self.wakes = 0
-        self.sessions = Sessions(IDENTITY.unit, self._wake, clock=lambda: self.now)
-        self.sessions._follow(SETTINGS)
+        self.settings = SETTINGS
         self.queue = Queue()
-        self.session = FlavorSession(self.sessions, "small")
+        self.client = Client(self.queue)
+        self.waiting: list[QueuedJob] = []
+        self.over = threading.Event()
+        rest = SimpleNamespace(queued_jobs=lambda _: self.waiting, close=lambda: None)
+        monkeypatch.setattr(agent_settings, "load", lambda _: self.settings)
+        monkeypatch.setattr(module, "ScaleSetClient", lambda *_, **__: self.client)
+        monkeypatch.setattr(module, "GithubClient", lambda *_, **__: rest)
+        monkeypatch.setattr(FlavorSession, "run", lambda _: self.over.wait(60))
+        self.sessions = Sessions(IDENTITY.unit, self._wake, clock=lambda: self.now)
+        self.sessions.refresh()
+        self.session = self.sessions.by_flavor["small"]
 
     def _wake(self) -> None:
         self.wakes += 1
 
+    def step(self) -> None:
+        """Open the session, or take one message."""
+        found = self.sessions.flavor("small")
+        assert found is not None
+        self.session.step(*found)
+
     def poll(self, *messages: Message | None) -> Demand:
         """Take messages, None for an answer without one; what is known after them."""
+        if not self.client.opened:
+            self.step()
         self.queue.messages = list(messages)
         while self.queue.messages:
-            self.session._poll(self.queue, SETTINGS, SMALL)  # type: ignore[arg-type]
+            self.step()
         return demand.load(IDENTITY.unit)["small"]
+
+    def close(self) -> None:
+        self.over.set()
+        self.session.thread.join(10)
+        self.sessions.disconnect()
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    for each in (demand, agent_settings, telemetry):
+    for each in (demand, telemetry):
         monkeypatch.setattr(each, "LOCKS", tmp_path)
     for name in module.PROXIES:
         monkeypatch.setenv(name, "http://former.example")
         monkeypatch.setenv(name.lower(), "http://former.example")
-    made = World()
+    made = World(monkeypatch)
     yield made
-    made.sessions.disconnect()
+    made.close()
 
 
 @pytest.fixture
 def refreshed(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A world whose ``sessions.refresh`` asks GitHub for nothing but missed jobs, and for those each time."""
-    monkeypatch.setattr(agent_settings, "load", lambda _: SETTINGS)
-    monkeypatch.setattr(module.FlavorSession, "run", lambda _: None)
-    monkeypatch.setattr(world.sessions, "_sweep", lambda _: None)
-    monkeypatch.setattr(world.sessions._queued, "is_due", lambda: True)
+    """A world whose ``sessions.refresh`` asks for missed jobs each time."""
+    monkeypatch.setattr(missed_jobs.Schedule, "is_due", lambda _: True)
     monkeypatch.setattr(world.sessions, "find_missed", lambda *_: None)
     return world
 
@@ -167,8 +230,10 @@ def test_offers_have_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(module, "MOST_OFFERED", 3)
 
     world.poll(Message(1, Statistics(assigned=2), offers(*range(1, 9))))
+    for number in (2, 3):
+        world.poll(Message(number, Statistics(), ()))
 
-    assert list(world.session._offered.requests) == [6, 7, 8]
+    assert world.queue.acquired == [[6, 7], [8]]
 
 
 def test_offers_that_are_refused_are_given_up(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -178,7 +243,6 @@ def test_offers_that_are_refused_are_given_up(world: World, caplog: pytest.LogCa
     world.poll(Message(1, Statistics(), offers(11, 12, 13)), None, None)
 
     assert world.queue.acquired == [[11, 12], [11], [12], [13]]
-    assert world.session._offered.requests == {}
     [line] = [line for line in caplog.text.splitlines() if "refused" in line]
     assert "small: 2 offered jobs are refused, and given up; 11: request refused (HTTP 400)" in line
 
@@ -205,20 +269,18 @@ def test_offers_are_kept_where_it_is_not_they_that_are_refused(world: World, err
 
 
 @pytest.mark.parametrize("failing", [set(), {"acquirable"}, {"acquire"}])
-def test_a_new_session_takes_what_was_offered_before(
-    world: World, failing: set[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_session_takes_what_was_offered_before(world: World, failing: set[str]) -> None:
     """At once, as far as there is room. The session is open also where that fails."""
     world.queue.offered, world.queue.failing = [11, 12, 13], failing
-    client: Any = SimpleNamespace(open_session=lambda *_: world.queue)
-    monkeypatch.setattr(world.session, "_set", lambda *_: ScaleSet(7, "name", 1, ("name", "app")))
 
-    world.session._open(SETTINGS, SMALL, client)
+    world.step()
 
     assert demand.load(IDENTITY.unit)["small"].answered_at == NOW
     assert world.queue.acquired == ([] if failing else [[11, 12]])
-    left = [] if "acquirable" in failing else [11, 12, 13]
-    assert list(world.session._offered.requests) == (left if failing else [13])
+    world.queue.offered, world.queue.failing = [], set()
+    world.poll(Message(1, Statistics(), ()))
+    left = [] if "acquirable" in failing else [[11, 12]]
+    assert world.queue.acquired == (left if failing else [[11, 12], [13]])
 
 
 def test_former_offers_are_asked_for_until_there_is_an_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,10 +293,8 @@ def test_former_offers_are_asked_for_until_there_is_an_answer(world: World, monk
         return offered()
 
     monkeypatch.setattr(world.queue, "acquirable", acquirable)
-    monkeypatch.setattr(world.session, "_set", lambda *_: ScaleSet(7, "name", 1, ("name", "app")))
-    client: Any = SimpleNamespace(open_session=lambda *_: world.queue)
     world.queue.offered, world.queue.failing = [11], failing
-    world.session._open(SETTINGS, SMALL, client)
+    world.step()
     world.now += 50
     world.poll(None)
     world.queue.failing = set()
@@ -242,32 +302,19 @@ def test_former_offers_are_asked_for_until_there_is_an_answer(world: World, monk
 
     assert world.queue.acquired == [[11]]
     assert asked == [0.0, NOW + 50, NOW + 50]
-    world.session._open(SETTINGS, SMALL, client)
+    world.session.close()
+    world.step()
     assert len(asked) == 4
 
 
 @pytest.mark.parametrize("error", [TokenError("no access"), ScaleSetError("refused", 400, "")], ids=str)
 def test_a_set_that_cannot_be_moved_is_made_again(world: World, error: Exception) -> None:
     """Whatever the refusal: a plain 401 or 403 is one of the credentials."""
-    deleted: list[int] = []
+    world.client.path, world.client.group, world.client.refusal = GithubOrg("org", "builders"), 2, error
 
-    def move(*_: Any) -> ScaleSet:
-        raise error
+    world.step()
 
-    path = GithubOrg("org", "builders")
-    name = IDENTITY.scale_set("small")
-    client: Any = SimpleNamespace(
-        path=path,
-        group_id=lambda: 2,
-        find=lambda *_: None,
-        sets=lambda: [ScaleSet(7, name, 1, (name, "app"))],
-        move=move,
-        delete=deleted.append,
-        create=lambda name, group, labels: ScaleSet(8, name, group, labels),
-    )
-
-    assert world.session._set(replace(SETTINGS, path=path), SMALL, client).number == 8
-    assert deleted == [7]
+    assert (world.client.deleted, world.client.opened) == ([7], [8])
 
 
 def test_jobs_that_wait_long_start_a_reconcile(refreshed: World) -> None:
@@ -312,8 +359,7 @@ def test_missed_jobs_are_asked_for_one_at_a_time(refreshed: World, monkeypatch: 
     for _ in range(3):
         refreshed.sessions.refresh()
     assert asked.acquire(timeout=10)
-    first = refreshed.sessions._finding
-    assert first is not None
+    [first] = [thread for thread in threading.enumerate() if thread.name == "missed jobs"]
     assert len(begun) == 1
 
     answer.release(2)
@@ -325,21 +371,19 @@ def test_missed_jobs_are_asked_for_one_at_a_time(refreshed: World, monkeypatch: 
 
 
 @pytest.mark.parametrize(("late", "maximum", "missed"), [(False, 5, 2), (True, 5, 1), (False, 0, 0)])
-def test_no_more_jobs_are_missed_than_are_announced(
-    world: World, monkeypatch: pytest.MonkeyPatch, late: bool, maximum: int, missed: int
-) -> None:
+def test_no_more_jobs_are_missed_than_are_announced(world: World, late: bool, maximum: int, missed: int) -> None:
     """GitHub keeps back the others. A new session announces as little as the last one; with maximum 0, none is open."""
-    flavor = replace(SMALL, maximum=maximum)
-    waiting = [QueuedJob(number, "build", ("app",), NOW - 600) for number in range(3)]
-    rest = SimpleNamespace(queued_jobs=lambda _: waiting, close=lambda: None)
-    monkeypatch.setattr(world.sessions, "_rest", lambda _: rest)
-    monkeypatch.setattr(world.session, "_set", lambda *_: ScaleSet(7, "name", 1, ("name", "app")))
-    world.sessions._threads["small"] = world.session
-    client: Any = SimpleNamespace(open_session=lambda *_: world.queue)
-    world.session._jobs.is_late = late
-    world.session._open(SETTINGS, SMALL, client)
+    if late:
+        world.poll(Message(1, Statistics(), (Job("JobAssigned", "a", assigned=NOW),)))
+        world.now += LATE
+        world.poll(None)
+        world.session.close()
+    world.settings = replace(SETTINGS, flavors=(replace(SMALL, maximum=maximum),))
+    world.sessions.refresh()
+    world.step()
+    world.waiting = [QueuedJob(number, "build", ("app",), world.now - 600) for number in range(3)]
 
-    world.sessions.find_missed(replace(SETTINGS, flavors=(flavor,)), GithubRepo("org", "repo"))
+    world.sessions.find_missed(world.settings, GithubRepo("org", "repo"))
 
     assert (world.session.is_late, world.sessions.known("small").missed) == (late, missed)
 
@@ -348,7 +392,8 @@ def test_numbers_of_another_place_are_deleted(world: World) -> None:
     """The number of a set is another set's there; another group of the organisation is no other place."""
     world.poll(Message(1, Statistics(assigned=1), ()))
 
-    world.sessions._follow(replace(SETTINGS, path=GithubRepo("org", "other")))
+    world.settings = replace(SETTINGS, path=GithubRepo("org", "other"))
+    world.sessions.refresh()
 
     assert world.sessions.known("small") == Demand()
 
@@ -366,13 +411,15 @@ def test_what_is_told_of_jobs_is_kept(world: World) -> None:
 
 def test_a_message_without_statistics_has_those_of_the_session(world: World) -> None:
     """They are asked for, and again after a failure: until then an answer without a message says nothing."""
+    world.poll()
+    world.now += 50
     world.queue.failing = {"renew"}
     with pytest.raises(TemporaryGithubError):
         world.poll(Message(1, None, ()))
     with pytest.raises(TemporaryGithubError):
         world.poll(None)
     assert world.queue.deleted == [1]
-    assert demand.load(IDENTITY.unit) == {}
+    assert demand.load(IDENTITY.unit)["small"].answered_at == NOW
 
     world.queue.failing = set()
 
@@ -413,16 +460,15 @@ def test_the_end_of_an_outage_starts_a_reconcile(world: World) -> None:
 def test_an_outage_starts_one_reconcile(world: World, answered: bool) -> None:
     """When the fallback holds from then on, whether or not there ever was an answer."""
     if answered:
-        world.poll(Message(1, Statistics(assigned=1), ()))
+        world.poll(Message(1, Statistics(), ()))
     wakes = world.wakes
-    world.sessions._note_silence({"small"})
     world.now += demand.PATIENCE - 1
-    world.sessions._note_silence({"small"})
+    world.sessions.refresh()
     assert world.wakes == wakes
 
     world.now += 1
     for _ in range(3):
-        world.sessions._note_silence({"small"})
+        world.sessions.refresh()
 
     assert world.wakes == wakes + 1
 
@@ -432,7 +478,8 @@ def test_another_process_keeps_what_the_former_one_knew(world: World) -> None:
     large = Demand(assigned=3, answered_at=NOW - 5)
     demand.save(IDENTITY.unit, {"large": large, "gone": Demand(assigned=1)})
     other = Sessions(IDENTITY.unit, lambda: None, clock=lambda: NOW)
-    other._follow(replace(SETTINGS, flavors=(SMALL, replace(SMALL, name="large"))))
+    world.settings = replace(SETTINGS, flavors=(SMALL, replace(SMALL, name="large")))
+    other.refresh()
 
     other.publish(SMALL, lambda known: replace(known, answered_at=NOW))
 
@@ -442,7 +489,8 @@ def test_another_process_keeps_what_the_former_one_knew(world: World) -> None:
 
 def test_proxies_that_were_removed_are_not_used(world: World) -> None:
     """The agent lives longer than the options of the model."""
-    world.sessions._follow(replace(SETTINGS, proxies={"https_proxy": "http://new.example"}))
+    world.settings = replace(SETTINGS, proxies={"https_proxy": "http://new.example"})
+    world.sessions.refresh()
 
     found = {name: os.environ[name] for name in os.environ if name.upper() in module.PROXIES}
     assert found == {"https_proxy": "http://new.example"}
@@ -461,8 +509,7 @@ def test_units_do_not_come_back_all_at_once_after_a_limit(world: World) -> None:
 
 def test_an_unexpected_error_ends_the_session_and_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next attempt opens a new one."""
-    world.session._listener = world.queue  # type: ignore[assignment]
-
+    world.step()
     closed: list[bool] = []
 
     def fail(*_: Any) -> float:
@@ -473,7 +520,7 @@ def test_an_unexpected_error_ends_the_session_and_is_told(world: World, monkeypa
 
     monkeypatch.setattr(world.session, "step", fail)
     monkeypatch.setattr(world.session, "jittered", lambda: 0.0)
-    world.session.run()
+    RUN(world.session)
 
     assert closed == [False, True]
     assert "unexpected thing" in demand.load(IDENTITY.unit)["small"].problem

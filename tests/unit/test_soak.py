@@ -123,6 +123,7 @@ def closed() -> Iterator[None]:
         OPEN.pop().close()
 
 
+# Also private functions are broken here: each stands for a defect at this place, and no rule of the code is tested.
 @pytest.mark.parametrize(
     ("owner", "name", "broken", "rule"),
     [
