@@ -17,6 +17,8 @@ from tests.support.network import heard_by_a_neighbour, heard_by_the_machine, le
 # One has the neighbour's job.
 RUNNERS = 4
 KEY = "user.github-runner."
+# When a reconcile has last read the list of runners, with scaling=demand.
+LISTED = "/var/lib/github-runner/unit-github-runner-0/listed"
 # Keeps the instance when its agent has ended: the service's power-off is taken away, then every program's.
 KEEP = """
 unit=/run/systemd/system/github-runner.service.d
@@ -44,13 +46,19 @@ sudo chmod 755 /usr/local/bin/journalctl
 SHELL_GONE = "sudo mv /bin/sh /bin/sh.real; sudo ln -s /bin/false /bin/sh"
 
 
+def reconcile(found: Deployment) -> None:
+    """What the timer does some minutes later: with scaling=demand GitHub's list of runners is read once in five."""
+    found.machine.exec("rm", "-f", LISTED)
+    found.reconcile()
+
+
 def kept(found: Deployment, work: str) -> str:
     """A job that does something and keeps its instance; its name, once GitHub has deleted the registration."""
     # The charm has seen the runner online, as each runner that waits for its job for a while.
-    found.reconcile()
+    reconcile(found)
     name = str(found.job(KEEP.format(work=work))["runner_name"])
     wait_for(lambda: name not in found.registered(), f"GitHub deleting {name}")
-    found.reconcile()
+    reconcile(found)
     assert name in found.instances(), "the instance did not stay: there is nothing to be tried"
     return name
 
@@ -69,7 +77,7 @@ def complete(found: Deployment) -> None:
 
 def replaced(found: Deployment, name: str) -> None:
     """One reconcile removes a runner and creates its successor."""
-    found.reconcile()
+    reconcile(found)
     assert name not in found.instances()
     complete(found)
 
@@ -80,7 +88,7 @@ def exchanged(found: Deployment, command: str) -> list[dict[str, Any]]:
     name = str(found.job(command)["runner_name"])
     found.wait_gone(name)
     started = time.monotonic()
-    found.reconcile()
+    reconcile(found)
     assert time.monotonic() - started < 120
     assert f"{name}.img" not in found.storages()
     complete(found)
@@ -90,7 +98,7 @@ def exchanged(found: Deployment, command: str) -> list[dict[str, Any]]:
 def a_forged_worker(found: Deployment) -> None:
     """A process named like a worker, and no way to power off: the instance stays for 15 minutes and is shown."""
     name = kept(found, FORGED)
-    found.reconcile()
+    reconcile(found)
     assert "1 of them unknown to GitHub" in found.status()[1]
     assert f"{name}: busy, unknown to GitHub" in found.unit.run("check-runners")["results"]["details"]
     later(found, name, 15 * 60)
@@ -102,7 +110,7 @@ def a_forged_worker_of_a_lost_runner(found: Deployment) -> None:
     name = kept(found, FORGED)
     listed = found.control.add_runner(REPOSITORY, name, status="offline", busy=False)
     later(found, name, 6 * 3600 - 600)
-    found.reconcile()
+    reconcile(found)
     assert name in found.instances()
     later(found, name, 600)
     replaced(found, name)
@@ -114,7 +122,7 @@ def a_silent_instance(found: Deployment) -> None:
     name = kept(found, SHELL_GONE)
     # Until then it could still be starting.
     age(found, name, 3600)
-    found.reconcile()
+    reconcile(found)
     later(found, name, 3600)
     replaced(found, name)
 
@@ -143,7 +151,7 @@ def a_forged_end_of_the_agent(found: Deployment) -> None:
         found.machine.exec("lxc", "config", "set", name, f"{KEY}online=")
         found.control.add_runner(REPOSITORY, name, status="offline", busy=False)
         age(found, name, 10 * 60)
-        found.reconcile()
+        reconcile(found)
         status = found.status()[1]
         assert f"{name}: ended without a job, see its logs" in status, status
         assert not any(text in status for text in ("words of a job", "deprecated", "next attempt")), status
@@ -235,7 +243,7 @@ def spent(found: Deployment, *names: str) -> None:
     """Runners that were changed from inside end, and are replaced."""
     for name in names:
         found.machine.exec("lxc", "delete", "--force", name)
-    found.reconcile()
+    reconcile(found)
     complete(found)
 
 
@@ -287,7 +295,7 @@ def attempt(found: Deployment, attack: Callable[[Deployment], None]) -> str:
         job = found.job("echo an ordinary job")
         assert job["conclusion"] == "success", "an ordinary job afterwards did not succeed"
         found.wait_gone(job["runner_name"])
-        found.reconcile()
+        reconcile(found)
         complete(found)
     except Exception as error:
         with contextlib.suppress(Exception):
