@@ -18,6 +18,8 @@ from tests.unit.test_charm_state import error_of, errors_of, load, no_proxies
 
 __all__ = ["no_proxies"]
 
+pytestmark = pytest.mark.usefixtures("quick_yaml")
+
 LINE = "MIIEpAIBAAKCAQEA1234567890abcdefghijklmnopqrstuvwxyz+/ABCDEFGHIJKL"
 KEY = f"-----BEGIN RSA PRIVATE KEY-----\n{LINE}\nTUFSS0VELWtleQ==\n-----END RSA PRIVATE KEY-----\n"
 PKCS8 = KEY.replace("RSA ", "")

@@ -12,6 +12,8 @@ from tests.unit.test_charm_state import error_of, errors_of, load, no_proxies
 
 __all__ = ["no_proxies"]
 
+pytestmark = pytest.mark.usefixtures("quick_yaml")
+
 
 @pytest.mark.parametrize(
     ("proxies", "expected"),
