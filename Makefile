@@ -35,7 +35,10 @@ faults: .venv/bin/tox
 
 unit adapters: export MEASURED = python
 
-fmt lint static charmcraft unit adapters integration lifecycle: .venv/bin/tox
+adapters: .venv/bin/tox
+	@.venv/bin/tox run-parallel -e adapters,runner-agent
+
+fmt lint static charmcraft unit integration lifecycle: .venv/bin/tox
 	@.venv/bin/tox run -e $@
 
 .venv/bin/tox:
