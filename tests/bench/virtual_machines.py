@@ -80,7 +80,7 @@ def counted(notes: Sequence[str], name: str) -> dict[str, float]:
     [made] = [number for number, one in enumerate(requests) if one.line.startswith("POST /1.0/instances ")]
     mine = [one for one in requests if one.thread == requests[made].thread]
     begin = mine.index(requests[made])
-    while begin and "/1.0/profiles/" in mine[begin - 1].line:
+    while begin and "/1.0/profiles" in mine[begin - 1].line:
         begin -= 1
     commands = [number for number, one in enumerate(mine) if f"/1.0/instances/{name}/exec " in one.line]
     end = commands[-1] + 1
@@ -129,8 +129,8 @@ def _report(runners: list[dict[str, float]], bare: float) -> None:
     ratio = round(middle["processor"] / bare, 2)
     row = {
         "label": f"{ratio:.2f} x the bare image",
-        "processor time of QEMU until the agent answers": round(middle["processor"], 1),
-        "the same, image booted bare": round(bare, 1),
+        "QEMU's processor time": round(middle["processor"], 1),
+        "QEMU's, image booted bare": round(bare, 1),
         "from the change to the agent": round(middle["to agent"], 1),
         "from the agent to online": round(middle["to online"], 1),
     }
@@ -138,7 +138,6 @@ def _report(runners: list[dict[str, float]], bare: float) -> None:
     where = f"virtual machines {'by hardware' if host.has_hardware() else emulated}"
     counts: dict[str, Any] = {key: round(middle[key]) for key in ("boots", "requests", "polls", "bytes")}
     counts["times the bare image"] = ratio
-    note = "one creation: {boots} boot, {requests} requests to LXD with {bytes} bytes, and {polls} polls".format(
-        **counts
-    )
-    write("vm", "One virtual machine as a runner", "s", [row], f"{where}; {note}", where, counts=counts, goals=GOALS)
+    note = "QEMU's time is taken until LXD's agent answers. One creation: "
+    note += "{boots} boot, {requests} requests to LXD with {bytes} bytes, and {polls} polls".format(**counts)
+    write("vm", "One virtual machine as a runner", "s", [row], f"{where}. {note}", where, counts=counts, goals=GOALS)

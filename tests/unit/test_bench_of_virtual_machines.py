@@ -9,6 +9,7 @@ import pytest
 
 from tests.bench import lxd_notes, report, virtual_machines
 
+ROOT = Path(__file__).parents[2]
 NAME = "app-0-0123abcdaa"
 EXEC = f"/1.0/instances/{NAME}/exec"
 WAIT = "/1.0/operations/0123/wait?timeout=10"
@@ -16,6 +17,7 @@ WAIT = "/1.0/operations/0123/wait?timeout=10"
 HOOK = [
     ("GET /1.0/instances?recursion=1", None, ""),
     ("GET /1.0/profiles/cpu-2", None, "asked"),
+    ("POST /1.0/profiles", b"{...}", "asked"),
     ("POST /1.0/instances", b"{...}", "asked"),
     (f"GET {WAIT}", None, "asked"),
     (f"POST {EXEC}", b'{"command": ["true"]}', "poll"),
@@ -83,3 +85,18 @@ def test_the_report_of_virtual_machines(tmp_path: Path, monkeypatch: pytest.Monk
     assert found["goals"] == {"boots": 1, "requests": 12, "times the bare image": 1.2}
     assert "software emulation" in found["machine"]["runners"]
     assert "software emulation" in (tmp_path / "vm.svg").read_text()
+
+
+def test_the_figures_have_the_form_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures that are published are of this report, and stand in a section that names the emulation."""
+    form = written(tmp_path, monkeypatch)
+    folder = ROOT / "docs" / "benchmarks"
+    published = json.loads((folder / "vm.json").read_text())
+    section = (folder / "index.md").read_text().partition("## Virtual machines")[2].partition("\n## ")[0]
+
+    assert published.keys() == form.keys()
+    assert published["counts"].keys() == form["counts"].keys()
+    assert [row.keys() for row in published["rows"]] == [row.keys() for row in form["rows"]]
+    assert published["machine"]["runners"] == form["machine"]["runners"]
+    assert "software emulation" in section
+    assert "(vm.svg)" in section
