@@ -185,7 +185,7 @@ def _open(path: Path, flags: int) -> Any:
     """A regular file, opened without following a link or waiting for another process; OSError for anything else."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-    return os.fdopen(handle, "r+b" if flags & os.O_RDWR else "rb", buffering=0)
+    return os.fdopen(handle, "rb", buffering=0)
 
 
 def _observations(data: bytes) -> Iterator[Observation]:

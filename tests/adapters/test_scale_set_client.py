@@ -435,6 +435,21 @@ def test_a_text_of_another_type_is_empty(value: Any) -> None:
     assert "request refused" in str(scale_sets._refusal(response, "org/repo"))
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [("no such set", "request refused (HTTP 400): no such set"), ("", "request refused (HTTP 400)")],
+)
+def test_a_refusal_shows_the_services_words(broker: github.GitHub, message: str, shown: str) -> None:
+    """The status of the unit ends with them; where there are none, it ends with the code."""
+    body = json.dumps({"message": message})
+    GitHubControl(broker.url).add_fault(path="/runnerscalesets", status=400, body=body)
+
+    with pytest.raises(GithubApiError) as raised:
+        connect(broker).sets()
+
+    assert str(raised.value) == shown
+
+
 def test_hostile_texts_of_a_job_are_bounded() -> None:
     """Workflow authors choose them; an entry that is no object, or has no id, is left out."""
     entry = {"messageType": "JobStarted", "jobId": "a" * 999, "jobDisplayName": "a\nb\x1b", "requestLabels": [7, "x"]}

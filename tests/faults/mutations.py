@@ -82,17 +82,16 @@ def _changed(change: "MutationSpec") -> Iterator[tuple[str, str]]:
 
 def selected(lines: Tests, file: str, line: int) -> list[str]:
     """The tests that run a line. What is run at import only, such as a constant, may be used by all tests."""
-    # Not each line of a statement is noted as run.
+    # Not each line of a statement is noted as run, and not each line that a test runs in a thread or generator: the
+    # other tests of the module follow.
     nearest = max((other for name, other in lines if name == file and other <= line), default=0)
     size = Counter(test for tests in lines.values() for test in tests)
     module = {test for (name, _), tests in lines.items() if name == file for test in tests}
-    # Not each line that a thread runs is noted. The tests of adapters have threads.
-    threads = {test for test in module if not test.startswith(SUITES[0])}
-    found = lines.get((file, nearest))
+    found = lines.get((file, nearest), set())
     # A test that runs few lines is fast, and most likely the one about this line. Those of adapters are slow.
     return sorted(
-        found | threads if found else size,
-        key=lambda test: (test not in module, not test.startswith(SUITES[0]), size[test], test),
+        module if found else size,
+        key=lambda test: (test not in found, test not in module, not test.startswith(SUITES[0]), size[test], test),
     )
 
 

@@ -267,7 +267,7 @@ def test_a_flavour_that_cannot_be_created_costs_others_no_runner(world: World, m
 
     def reconcile(tried: bool = False) -> None:
         nonlocal failed
-        large = wanted("large", 2, since=NOW - 60, failed=failed, is_tried=tried)
+        large = wanted("large", 3, since=NOW - 60, failed=failed, is_tried=tried)
         both = large, wanted("small", 8, since=NOW)
         manager = world.reconcile(*both, capacity=Capacity(8 * GIB, 99))
         world.now += 60

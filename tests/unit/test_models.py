@@ -7,6 +7,7 @@ import pytest
 from models import (
     CharmState,
     CreateRunnerConfig,
+    FailedStarts,
     GithubOrg,
     GithubPath,
     GithubRepo,
@@ -19,6 +20,7 @@ from models import (
     size_in_bytes,
 )
 from proxies import ProxyConfig
+from report import describe_failed_starts
 
 
 @pytest.mark.parametrize(
@@ -155,3 +157,22 @@ def test_fixed_fields(kind: type, names: list[str]) -> None:
 def test_values_are_frozen(kind: type) -> None:
     """What was read once cannot change on the way down."""
     assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+def test_each_failed_start_doubles_the_pause() -> None:
+    """From 2 seconds up to 10 minutes; after a clock that was set back nothing is waited for."""
+    row = [FailedStarts(count, 1000.0).wait(1000.0) for count in (0, 1, 2, 3, 9, 10, 1000)]
+
+    assert row == [0, 2, 4, 8, 512, 600, 600]
+    assert (FailedStarts(3, 1000.0).wait(1005.0), FailedStarts(3, 1000.0).wait(1009.0)) == (3, 0)
+    assert FailedStarts(3, 1000.0).wait(999.0) == 0
+
+
+@pytest.mark.parametrize(("count", "row"), [(1, ""), (2, ", 2 times in a row"), (9, ", 9 times in a row")])
+def test_the_status_counts_failed_starts_in_a_row(count: int, row: str) -> None:
+    """From the second one on, with the reason and the time of the next attempt."""
+    found = FailedStarts(count, 1000.0, "not allowed")
+
+    text = describe_failed_starts(found, 1000.0)
+
+    assert text == f"runners ended without a job{row}: not allowed; next attempt in {2**count} s"

@@ -26,12 +26,17 @@ def test_a_test_is_named_as_pytest_names_it(context: str, name: str) -> None:
     assert node_id(context) == name
 
 
-def test_a_line_is_tried_with_the_tests_that_run_it() -> None:
-    """Unit tests come first, and those that run few lines. The next line of a statement has the tests of its first."""
-    tests = ["tests/unit/test_c.py::test_c", "tests/unit/test_a.py::test_a", "tests/adapters/test_b.py::test_b"]
+def test_a_line_is_tried_with_the_tests_of_its_module() -> None:
+    """Those that run it come first, of them unit tests, and those that run few lines."""
+    a, b, c = "tests/unit/test_a.py::test_a", "tests/adapters/test_b.py::test_b", "tests/unit/test_c.py::test_c"
 
-    assert selected(LINES, "src/plan.py", 3) == tests[1:]
-    assert selected(LINES, "src/plan.py", 5) == selected(LINES, "src/plan.py", 6) == tests
+    assert selected(LINES, "src/plan.py", 3) == [a, b, c]
+    assert selected(LINES, "src/plan.py", 5) == [c, a, b]
+
+
+def test_the_next_line_of_a_statement_has_the_tests_of_its_first() -> None:
+    """Coverage notes some lines of a statement only."""
+    assert selected(LINES, "src/plan.py", 6) == selected(LINES, "src/plan.py", 5)
 
 
 def test_a_constant_is_tried_with_all_tests() -> None:

@@ -49,6 +49,12 @@ JOBS: list[tuple[str, Counts, Demand, list[tuple[str, int | None]]]] = [
         Demand(4, running=1, **ANSWERED),
         [("starting", 1), ("reconcile", 2)],
     ),
+    (
+        "idle and starting ones beside one with a job",
+        Counts(idle=1, busy=1, starting=3),
+        Demand(7, running=1, **ANSWERED),
+        [("not_assigned", 1), ("starting", 3), ("reconcile", 2)],
+    ),
     ("others keep its runners", Counts(busy=4, maximum=4), Demand(4, running=2, **ANSWERED), [("maximum", 2)]),
     ("offline runners", Counts(other=2), Demand(1, **ANSWERED), [("offline", 1)]),
     ("at the maximum", Counts(busy=4, maximum=4), Demand(9, running=4, **ANSWERED), [("maximum", 5)]),
