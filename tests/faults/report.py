@@ -112,7 +112,8 @@ def _section(title: str, about: str, figures: dict[str, object]) -> str:
 
 def _words(value: object) -> str:
     if isinstance(value, (dict, list)):
-        return "<br>".join(map(str, value.items() if isinstance(value, dict) else value)) or "none"
+        shown = "<br>".join(map(str, value.items() if isinstance(value, dict) else value))
+        return shown.replace("|", "\\|") or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
