@@ -1,11 +1,16 @@
 """What delays the creation of runners: no runner binary, a deprecated version, runners without a job, failures."""
 
+import logging
+import re
 from pathlib import Path
 
 import times
+from errors import HostError
 from host import markers, runner_binary
 from models import FLAVOR_NAME, FailedCreation, FailedStarts
 from report import Findings, describe_deprecated, describe_failed_starts
+
+logger = logging.getLogger(__name__)
 
 # Stands for the runner binary where none has been downloaded.
 NO_BINARY = Path("none")
@@ -48,24 +53,31 @@ def failed_creations(found: markers.Markers) -> dict[str, FailedCreation]:
     for line in (found.read(markers.FAILED_CREATIONS) or "").splitlines():
         flavor, _, rest = line.partition(" ")
         last, _, reason = rest.partition(" ")
-        if FLAVOR_NAME.fullmatch(flavor) and last.isascii() and last.isdecimal():
+        if FLAVOR_NAME.fullmatch(flavor) and re.fullmatch(r"[0-9]{1,12}", last):
             failed[flavor] = FailedCreation(float(last), reason)
     return failed
 
 
+def record_failures(findings: Findings, found: markers.Markers) -> None:
+    """Record of which flavours no runner could be created. A failure is logged: the caller may have one of its own."""
+    failed = findings.failed_creations
+    lines = [f"{flavor} {max(0, int(each.last))} {each.reason}" for flavor, each in (failed or {}).items()]
+    try:
+        if lines:
+            found.note(markers.FAILED_CREATIONS, "\n".join(lines))
+        elif failed is not None:
+            found.clear(markers.FAILED_CREATIONS)
+    except HostError as error:
+        logger.warning("The failed creations were not recorded: %s", error)
+
+
 def record(findings: Findings, found: markers.Markers) -> None:
-    """Record what a reconcile found out: failed creations, runners without a job, a deprecated or a working version."""
+    """Record what a reconcile found out: runners that ended without a job, a deprecated or a working version."""
     for name, row in ((markers.FAILED_STARTS, findings.failed_starts), (markers.DROPPED, findings.dropped)):
         if row is not None and row.count:
             found.note(name, f"{row.count} {int(row.last)} {row.reason}".rstrip())
         elif row is not None:
             found.clear(name)
-    failed = findings.failed_creations.items()
-    if failed:
-        lines = [f"{flavor} {max(0, int(each.last))} {each.reason}" for flavor, each in failed]
-        found.note(markers.FAILED_CREATIONS, "\n".join(lines))
-    else:
-        found.clear(markers.FAILED_CREATIONS)
     if findings.deprecated:
         runner_binary.note_deprecated()
     elif findings.proven:

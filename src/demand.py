@@ -100,8 +100,9 @@ def _demand(values: Any) -> Demand:
         since=since,
         answered_at=answered_at,
         scale_set=None if scale_set is None else int(scale_set),
-        asked=tuple(line(str(label), TEXT_LIMIT) for label in values.get("asked", ())),
-        dropped=tuple(line(str(label), TEXT_LIMIT) for label in values["dropped"]),
+        # As they are: they are compared with a set's.
+        asked=tuple(str(label) for label in values.get("asked", ())),
+        dropped=tuple(str(label) for label in values["dropped"]),
         problem=line(str(values["problem"]), TEXT_LIMIT),
         running=running,
     )

@@ -1,7 +1,7 @@
 """Apply the plans of all flavours: in which order runners are removed and created, and what waits for room."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from budget import Capacity, Wait, fitting, grants
@@ -22,8 +22,7 @@ IDLE = (Reason.OUTDATED, Reason.SURPLUS, Reason.AGED)
 class FlavorChanges:
     """The changes of one reconcile to the runners of all flavours, after the unhealthy ones were removed.
 
-    ``capacity`` is the room for this unit's runners, None without a limit. ``planned_anew`` gives the plans for
-    flavours that have failed, which get room only after all others, and for runners that are gone.
+    ``capacity`` is the room for this unit's runners, None without a limit.
     """
 
     plans: Plans
@@ -32,24 +31,20 @@ class FlavorChanges:
     capacity: Capacity | None
     waits: tuple[Wait, ...]
     """What waits for room."""
-    planned_anew: Callable[[Collection[str], Collection[str]], Plans]
     unregistrable: dict[str, str] = field(default_factory=dict)
     """Why runners cannot be registered, by flavour."""
 
     def apply(self, in_time: Callable[[], bool]) -> None:
         """Remove orphaned, outdated and surplus runners, and create the missing ones.
 
-        ``in_time`` tells whether the time limit of a reconcile leaves room for another creation. Only then others are
-        created where some have failed, and postponed runners are replaced. It is an error also without any creation if
-        the server lacks the way of registering.
+        Postponed runners are replaced only while the time limit of a reconcile leaves room for another creation, which
+        ``in_time`` tells. It is an error also without any creation if the server lacks the way of registering.
         """
         usable = self._registrable()
         self.changes.remove(self._items(self.plans.whole.names(Reason.ORPHANED)))
         leaving = [*(one.plan for one in usable), self.plans.rest]
         self.changes.remove_idle(self._items([name for plan in leaving for why in IDLE for name in plan.names(why)]))
         self._create(usable)
-        if self.capacity is not None and self.changes.not_created and in_time():
-            self._create_others()
         self._replace_postponed(usable, in_time)
         for registration in _distinct(self.plans.flavors):
             self.changes.check_method(registration)
@@ -92,20 +87,9 @@ class FlavorChanges:
             self.changes.report(str(failure))
         return [one for one in self.plans.flavors if one not in creating or one.wanted.registration not in failed]
 
-    def _create_others(self) -> None:
-        """Let others have the room of flavours of which a creation has just failed; the next reconcile would do so."""
-        failed = self.changes.not_created.keys() - self.changes.created.values()
-        # What an unhealthy runner reports still counts.
-        gone = set(self.changes.removed).difference(self.plans.whole.names(Reason.UNHEALTHY))
-        plans = self.planned_anew(failed, gone)
-        if any(self._missing(one) for one in plans.flavors if one.wanted.flavor not in failed):
-            self.plans = plans
-            self._create([one for one in self._registrable() if one.wanted.flavor not in failed])
-
     def _missing(self, one: FlavorPlan) -> int:
         """How many runners of a flavour are still to be created."""
-        made = list(self.changes.created.values()).count(one.wanted.flavor)
-        return max(0, one.plan.create - self._stayed(one.plan) - made)
+        return max(0, one.plan.create - self._stayed(one.plan))
 
     def _create(self, usable: Sequence[FlavorPlan]) -> None:
         missing = {one.wanted.flavor: self._missing(one) for one in usable}

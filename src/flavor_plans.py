@@ -1,6 +1,6 @@
 """The runners of all flavours of a unit: what a reconcile aims for, decided without I/O."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -117,11 +117,6 @@ def make_plans(
         FlavorPlan(one, fingerprints[one.flavor], plans[one.flavor], unit.may_create and not one.hold) for one in wanted
     )
     return Plans(flavors, rest, asks, numbers if capacity else None, tuple(waits))
-
-
-def behind_others(wanted: Iterable[Wanted], failed: Collection[str]) -> list[Wanted]:
-    """The same runners, where those of the flavours that have failed have room only after all others."""
-    return [replace(one, failed=FailedCreation(), is_tried=False) if one.flavor in failed else one for one in wanted]
 
 
 def _by_flavor(views: Iterable[RunnerView], names: Sequence[str]) -> dict[str | None, list[RunnerView]]:

@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import known_jobs
@@ -81,10 +81,6 @@ class Observation:
     def seen_as(self, views: Iterable[RunnerView]) -> "Observation":
         """The same runners with other views of them."""
         return replace(self, runners={view.name: replace(self.runners[view.name], view=view) for view in views})
-
-    def without(self, names: Collection[str]) -> "Observation":
-        """The runners but some."""
-        return replace(self, runners={name: item for name, item in self.runners.items() if name not in names})
 
 
 class Observer:

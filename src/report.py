@@ -28,8 +28,8 @@ class Findings:
     """The same of runners whose registration GitHub had deleted. They delay no creation: a job can fake this."""
     listed: bool = False
     """GitHub's list of runners was read."""
-    failed_creations: Mapping[str, FailedCreation] = field(default_factory=dict)
-    """By flavour; one of which a runner was created has none."""
+    failed_creations: Mapping[str, FailedCreation] | None = None
+    """By flavour; one of which a runner was created has none. None if this reconcile did not find out."""
     capacities: Mapping[str, int] = field(default_factory=dict)
     """How many runners of each flavour there could be now; empty where the machine does not limit them."""
 

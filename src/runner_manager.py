@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -18,7 +18,7 @@ from changes import Changes
 from engine import profiles
 from errors import HostError, LxdError
 from flavor_changes import FlavorChanges
-from flavor_plans import Plans, behind_others, make_plans
+from flavor_plans import Plans, make_plans
 from flavor_plans import Wanted as Wanted
 from listing import Row
 from metrics.collect import Collector
@@ -138,8 +138,7 @@ class RunnerManager:
         changes.record_sightings(runners, plan, started)
         self._remove_unhealthy(plan, runners, changes)
         crashed: Counter[str] = Counter()
-        anew = partial(self._planned_anew, wanted, decision.observation)
-        flavors = FlavorChanges(plans, runners, changes, room, plans.waits, anew)
+        flavors = FlavorChanges(plans, runners, changes, room, plans.waits)
         try:
             flavors.apply(lambda: self._clock() - started < times.REST_OF_RECONCILE)
             self.report.waits = [str(wait) for wait in flavors.waits]
@@ -191,11 +190,6 @@ class RunnerManager:
         room = self._capacity.without(observation.others) if self._capacity else None
         plans = make_plans(wanted, self._fingerprints(wanted), unit, observation.views, now, room)
         return Decision(observation, room, plans)
-
-    def _planned_anew(
-        self, wanted: Sequence[Wanted], observation: Observation, failed: Collection[str], gone: Collection[str]
-    ) -> Plans:
-        return self._planned(behind_others(wanted, failed), observation.without(gone), self._clock()).plans
 
     def _fingerprints(self, wanted: Sequence[Wanted]) -> dict[str, str]:
         return {one.flavor: self._fingerprint(one.spec) for one in wanted}

@@ -232,6 +232,8 @@ class Service:
         try:
             delta = manager.reconcile_flavors(wanted, None if needs_list else list_age)
         finally:
+            # Also if GitHub gave no token for the last ones.
+            creation.record_failures(manager.findings, self._markers)
             self._demand.hand_over(manager.findings.capacities)
         self._demand.note_list(now if manager.findings.listed else now - (list_age or 0.0))
         self.report = manager.report

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from demand import Demand
+from redaction import line
 from telemetry import DELAYS, Counts, Delay, Gauges
 
 STARTING, OFFLINE, MAXIMUM, NOT_ASSIGNED, DEMAND_UNKNOWN, RECONCILE = (
@@ -115,7 +116,8 @@ def _of_runners(counts: Counts, last: float | None) -> Iterator[Delay]:
 
 def _uncounted(found: Demand, waiting: int, now: float) -> tuple[Delay, ...]:
     """What keeps jobs waiting that nobody can count."""
-    dropped = Delay(NOT_ASSIGNED, 0, f"the server drops labels of the scale set: {', '.join(found.dropped)}")
+    labels = line(", ".join(found.dropped))
+    dropped = Delay(NOT_ASSIGNED, 0, f"the server drops labels of the scale set: {labels}")
     reasons = [dropped] if found.dropped else []
     if not found.is_known(now) and not waiting:
         reasons.append(replace(_unknown(found), number=0))

@@ -36,7 +36,7 @@ DROPPED = "dropped"
 # Flavours of which creations failed and none was created since: `FLAVOR LAST REASON` on a line for each.
 FAILED_CREATIONS = "failed-creations"
 # What an action or a changed option ends: the operator may have fixed the reason.
-FAILURES = (FAILED_STARTS, DROPPED)
+FAILURES = (FAILED_STARTS, DROPPED, FAILED_CREATIONS)
 # What the options add to the image of the last build that has ended, or which the image was found to have: a hash.
 # Followed by the build's start in UNIX seconds, until it ends, where a change of the options has started it.
 IMAGE = "image"

@@ -395,7 +395,8 @@ class FlavorSession:
         self._lacks_offers = False
         self.reported = Reported()
         self._place: tuple[ScaleSetClient, tuple[str, ...]] | None = None
-        self._made: tuple[int, tuple[str, ...]] = (0, ())
+        # Two places may have sets of one number.
+        self._made: tuple[ScaleSetClient | None, int, tuple[str, ...]] = (None, 0, ())
         self._pause = 0.0
         self._conflict: float | None = None
 
@@ -470,7 +471,7 @@ class FlavorSession:
         is_late = self._jobs.is_late and not listener.session.statistics.running
         self._listener, self._jobs = listener, Assigned(is_late=is_late)
         self._statistics, self._offered.taken = listener.session.statistics, 0
-        asked = self._made[1]
+        asked = self._made[-1]
         dropped = tuple(label for label in asked if label not in _sorted(found.labels))
         logger.info("%s: the session of the scale set %s is open", self._name, found.name)
         self._lacks_offers = True
@@ -486,17 +487,19 @@ class FlavorSession:
         name, group = settings.identity.scale_set(flavor.name), client.group_id()
         found = client.find(name, group) or self._moved(client, name, group)
         asked = _sorted((name, *flavor.labels))
-        if found is not None and not self._is_for(found, asked):
+        if found is not None and not self._is_for(client, found, asked):
             client.delete(found.number)
             found = None
         found = found or client.create(name, group, flavor.labels)
-        self._made = found.number, asked
+        self._made = client, found.number, asked
         return found
 
-    def _is_for(self, found: ScaleSet, asked: tuple[str, ...]) -> bool:
-        """Whether a set has these labels, or was made with them."""
-        known = self._all.known(self._name)
-        return _sorted(found.labels) == asked or (found.number, asked) in (self._made, (known.scale_set, known.asked))
+    def _is_for(self, client: ScaleSetClient, found: ScaleSet, asked: tuple[str, ...]) -> bool:
+        """Whether a set has these labels or was made with them. After a boot one with its name only may have been."""
+        known, labels = self._all.known(self._name), _sorted(found.labels)
+        if known.scale_set == found.number and known.asked:
+            return asked in (known.asked, labels)
+        return (client, found.number, asked) == self._made or labels in (asked, _sorted([found.name]))
 
     def _moved(self, client: ScaleSetClient, name: str, group: int) -> ScaleSet | None:
         """The flavour's set, out of the runner group that it was in before; one that cannot be moved is deleted."""

@@ -947,12 +947,13 @@ def test_operator_ends_the_back_off(context: Any, world: Surroundings, attempt: 
     noted(markers.SET_UP)
     noted(markers.FAILED_STARTS, f"12 {int(time.time())} {DELETED}")
     noted(markers.DROPPED, f"7 {int(time.time())}")
+    noted(markers.FAILED_CREATIONS, f"removed {int(time.time())} no space")
     assert (tick(context).name, world.lxd.found) == ("waiting", {})
 
     context.run(context.on.config_changed() if attempt == "config_changed" else context.on.action(attempt), state())
 
     assert len(world.lxd.found) == 2
-    assert [markers.Markers(UNIT).read(name) for name in markers.FAILURES] == [None, None]
+    assert [markers.Markers(UNIT).read(name) for name in markers.FAILURES] == [None] * 3
 
 
 @pytest.mark.parametrize(

@@ -293,6 +293,7 @@ def test_a_flavour_waits_for_its_own_image_only(
     [
         ("small 5 no space\nlarge 7", {"small": FailedCreation(5, "no space"), "large": FailedCreation(7)}),
         ("small 5 no space\nlarge\n\nLARGE 7 x\nlarge nan x\nlarge -1 x", {"small": FailedCreation(5, "no space")}),
+        (f"large {'9' * 400} x\nlarge ٣ x", {}),
         ("", {}),
     ],
 )
@@ -305,7 +306,8 @@ def test_a_marker_of_failed_creations_may_be_damaged(
     found.note(markers.FAILED_CREATIONS, text)
     assert creation.failed_creations(found) == expected
 
-    creation.record(Findings(failed_creations=expected), found)
+    creation.record_failures(Findings(failed_creations=expected), found)
+    creation.record_failures(Findings(), found)
     assert creation.failed_creations(found) == expected
 
 
@@ -330,6 +332,27 @@ def test_a_reconcile_knows_which_flavour_could_not_be_created(
 
     # A failed attempt is the last one: each of these is tried with what others leave.
     assert found == [(False, False), (True, False), (True, False), (True, False), (True, True), (False, False)]
+
+
+def test_failed_creations_are_recorded_also_if_the_reconcile_fails(
+    world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the same flavour would come first in the next one, and fail again; one that began nothing ends none."""
+    whole = RunnerManager.reconcile_flavors
+
+    def failing(self: RunnerManager, *wanted: Any) -> int:
+        if world.lxd.faults:
+            whole(self, *wanted)
+        raise GithubApiError("rate limit")
+
+    monkeypatch.setattr(RunnerManager, "reconcile_flavors", failing)
+    for faults in ({"create": lambda _: True}, {}):
+        world.lxd.faults.clear()
+        world.lxd.faults.update(faults)
+        with pytest.raises(GithubApiError):
+            make(world, unit).reconcile()
+
+        assert list(creation.failed_creations(markers.Markers(IDENTITY.unit))) == ["default"]
 
 
 def test_the_status_has_each_image_that_lacks_a_change(

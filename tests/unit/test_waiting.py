@@ -134,8 +134,8 @@ def test_reasons_name_what_is_known() -> None:
     assert reason.text == "no answer of GitHub yet"
     [reason] = explain(Counts(busy=2, maximum=2), Demand(3, running=2, **ANSWERED)).of_jobs
     assert reason.text == "no more than 2 runners are allowed"
-    [reason] = explain(Counts(), Demand(dropped=("gpu", "big"), **ANSWERED)).of_jobs
-    assert reason.text == "the server drops labels of the scale set: gpu, big"
+    [reason] = explain(Counts(), Demand(dropped=("gpu", "b\nig"), **ANSWERED)).of_jobs
+    assert reason.text == "the server drops labels of the scale set: gpu, b ig"
     [reason] = explain(Counts(wanted=1)).of_runners
     assert reason.text == (
         "the last reconcile ended 2023-11-14 22:12:20 UTC; the one that runs, or the next one, creates runners"
