@@ -45,7 +45,7 @@ from metrics.storage import StorageManager
 from models import CharmState, FailedCreation, FlushMode
 from naming import Identity, binary_version
 from repo_policy import RepoPolicyClient
-from report import Report
+from report import Findings, Report
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager, Wanted
 from status import Status
@@ -237,10 +237,7 @@ class Service:
             self._demand.hand_over(manager.findings.capacities)
         self._demand.note_list(now if manager.findings.listed else now - (list_age or 0.0))
         self.report = manager.report
-        try:
-            creation.record(manager.findings, self._markers)
-        except (HostError, OSError) as error:
-            logger.warning("What the reconcile found out was not recorded: %s", error)
+        self._record(manager.findings)
         now = self._adapters.clock()
         found = [*self._demand.notices(now), *notices.notices(self._state, self._markers, self.report, now)]
         self._show(status.of_report(self.report, self._state.test_mode, found))
@@ -466,6 +463,12 @@ class Service:
 
     def _ensure_timer(self) -> None:
         timer.ensure(self._jinja, self._markers.unit, self._state.reconcile_interval)
+
+    def _record(self, findings: Findings) -> None:
+        try:
+            creation.record(findings, self._markers)
+        except (HostError, OSError) as error:
+            logger.warning("What the reconcile found out was not recorded: %s", error)
 
     def _accept(self) -> None:
         """Raise if the storage refuses the options. Otherwise processes outside of hooks get them."""

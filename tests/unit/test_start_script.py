@@ -159,6 +159,27 @@ def test_the_agent_starts_where_env_cannot_reset_signals(shell: Shell) -> None:
     assert shell.post_job.status_info.code == 3
 
 
+def test_an_agent_that_ends_within_the_stop_has_its_own_code(shell: Shell) -> None:
+    """The signal interrupts the wait for the agent, which is gone before the next one begins."""
+    ready, never = shell.folder / "ready", shell.folder / "never"
+    os.mkfifo(ready)
+    os.mkfifo(never)
+    shell.stub("run.sh", f"trap 'exit 5' TERM\necho ready > {ready}\nread -r _ <> {never}", shell.application)
+    end = 'kill -TERM "$!" 2>/dev/null'
+    script = shell.folder / "start.sh"
+    rendered = shell.render("start.sh.j2")
+    assert rendered.count(end) == 1
+    script.write_text(rendered.replace(end, f'{end}; while kill -0 "$!" 2>/dev/null; do sleep 0.05; done'))
+
+    with subprocess.Popen(["bash", str(script)], env=shell.environment(), start_new_session=True) as process:
+        assert ready.read_text() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+
+    assert shell.post_job.status_info is not None
+    assert shell.post_job.status_info.code == 5
+
+
 def test_stopped_service_waits_for_the_runner_agent(shell: Shell) -> None:
     """A stop of the service reaches the runner agent, whose own end is then noted."""
     os.mkfifo(shell.folder / "ready")
