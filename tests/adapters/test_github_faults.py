@@ -346,7 +346,10 @@ def test_each_fault_has_its_error(outcomes: dict[tuple[str, str], Outcome], faul
 def test_calls_are_counted(outcomes: dict[tuple[str, str], Outcome], fault: str, endpoint: str) -> None:
     """A refusal costs one request, what may pass as many as are allowed, and nothing lasts beyond the deadline."""
     outcome = outcomes[fault, endpoint]
-    assert outcome.requests == expected(fault, endpoint)[1]
+    allowed = expected(fault, endpoint)[1]
+    # An attempt may take a connection that another case left open, and that is closed in this moment.
+    unseen = 1 if fault == "connection reset" else 0
+    assert allowed - unseen <= outcome.requests <= allowed
     assert outcome.seconds < deadline(fault) + SLACK
 
 
