@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sandbox.lab.machine import Machine
+from sandbox.lab.machine import NOT_STARTED, Machine
 from sandbox.shell import SandboxError, wait_until
 
 AGENT_FOLDER = "/usr/local/lib/juju-sandbox"
@@ -18,8 +18,6 @@ AGENT_FILES = (
     *("agent", "hooktools", "operations", "options", "relations"),
     *("running", "storage", "store", "uniter", "user_secrets"),
 )
-# What LXD says when a command was never begun (a race of its own): it can be given again.
-NOT_STARTED = "Failed to retrieve PID of executing child process"
 INCOMING = "/var/lib/juju/sandbox/incoming"
 # -S and -I: a hook tool is started hundreds of times, and needs neither site-packages nor the user's environment.
 TOOL = f"""#!/usr/bin/python3 -SEI

@@ -10,7 +10,8 @@ from sandbox.lab import lxd_setup
 from sandbox.shell import SandboxError, run, succeeds, wait_until
 
 COVERAGE_FOLDER = "/var/lib/juju/coverage"
-
+# What LXD says when a command was never begun (a race of its own): it can be given again.
+NOT_STARTED = "Failed to retrieve PID of executing child process"
 
 APT_LOCKS = (
     *("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock"),
@@ -112,11 +113,15 @@ class Machine:
         """Copy a folder's content into a folder of the machine; what is there already stays."""
         # A folder that exists keeps its mode: the source may be a temporary one that only root may enter.
         unpack = f"mkdir -p {path} && tar -xf - --no-overwrite-dir --no-same-owner -C {path}"
-        with subprocess.Popen(("tar", "-cf", "-", "-C", str(source), "."), stdout=subprocess.PIPE) as packing:
-            inside = ("lxc", "exec", self.container, "--", "sh", "-c", unpack)
-            done = subprocess.run(inside, stdin=packing.stdout, capture_output=True, text=True)
-        if done.returncode != 0 or packing.returncode != 0:
-            raise SandboxError(f"cannot copy {source} to {path} in {self.name}: {done.stderr.strip()}")
+        inside = ("lxc", "exec", self.container, "--", "sh", "-c", unpack)
+        for _ in range(2):
+            with subprocess.Popen(("tar", "-cf", "-", "-C", str(source), "."), stdout=subprocess.PIPE) as packing:
+                done = subprocess.run(inside, stdin=packing.stdout, capture_output=True, text=True)
+            if done.returncode == 0 == packing.returncode:
+                return
+            if NOT_STARTED not in done.stderr:
+                break
+        raise SandboxError(f"cannot copy {source} to {path} in {self.name}: {done.stderr.strip()}")
 
     def pull(self, path: str) -> bytes:
         """Read a file of the machine."""
