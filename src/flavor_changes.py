@@ -87,12 +87,8 @@ class FlavorChanges:
             self.changes.report(str(failure))
         return [one for one in self.plans.flavors if one not in creating or one.wanted.registration not in failed]
 
-    def _missing(self, one: FlavorPlan) -> int:
-        """How many runners of a flavour are still to be created."""
-        return max(0, one.plan.create - self._stayed(one.plan))
-
     def _create(self, usable: Sequence[FlavorPlan]) -> None:
-        missing = {one.wanted.flavor: self._missing(one) for one in usable}
+        missing = {one.wanted.flavor: max(0, one.plan.create - self._stayed(one.plan)) for one in usable}
         numbers, waits = self._granted(missing)
         blocked = [one for one in usable if missing[one.wanted.flavor] and not numbers[one.wanted.flavor]]
         for one in blocked:
