@@ -280,10 +280,6 @@ class GitHub:
         """Stop serving."""
         self._server.stop()
 
-    def wait(self) -> None:
-        """Serve until interrupted."""
-        self._server.thread.join()
-
     def __enter__(self) -> "GitHub":
         return self
 
@@ -348,20 +344,20 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve on the command line's terms until interrupted or terminated."""
-    # A shell lets a program in the background ignore interrupts.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A shell lets a program in the background ignore interrupts. What a handler raises is lost inside a finalizer, so
+    # that the signals wait, for every thread, until they are asked for.
+    ends = (
+        {signal.SIGTERM, signal.SIGINT} if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN else {signal.SIGTERM}
+    )
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     options = _options(arguments)
     host, _, port = options.listen.rpartition(":")
     settings = Settings(grace=options.grace, poll=options.poll)
     paths = (options.token, options.repository, options.organisation)
-    interrupted = contextlib.suppress(KeyboardInterrupt)
-    with (
-        interrupted,
-        serve(host, int(port), *paths, settings=settings, log=options.log, tls=bool(options.tls)) as github,
-    ):
+    with serve(host, int(port), *paths, settings=settings, log=options.log, tls=bool(options.tls)) as github:
         if github.ca:
             options.tls.write_text(github.ca)
         print(f"GitHub is at {github.url}", flush=True)
         if options.app:
             print(_make_app(GitHubControl(github.url, ca=github.ca), options.app, options.owners), flush=True)
-        github.wait()
+        signal.sigwait(ends)

@@ -85,8 +85,7 @@ def main() -> int:
     starter.start()
     if arguments.watch:
         threading.Thread(target=watch, args=(arguments.unit, managed, starter), name=WATCHER, daemon=True).start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sessions.stop.set())
+    end_by_signal(sessions.stop)
     serving = (arguments.metrics_port, arguments.unit, sessions.stop)
     metrics = threading.Thread(target=serve, args=serving, name="metrics", daemon=True)
     metrics.start()
@@ -95,6 +94,12 @@ def main() -> int:
     sessions.run()
     metrics.join()
     return 1 if failed else 0
+
+
+def end_by_signal(stop: threading.Event) -> None:
+    """Set the event by SIGTERM or SIGINT, in a thread: the main one may hold its lock, which is not reentrant."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set, name="signal").start())
 
 
 def note_end(failed: list[str], stop: threading.Event, ended: threading.ExceptHookArgs) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import queue
+import signal
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +63,29 @@ def test_without_settings_the_agent_ends(monkeypatch: pytest.MonkeyPatch, caplog
         assert agent.main() == 1
 
     assert caplog.messages
+
+
+def test_a_signal_ends_an_agent_that_is_about_to_wait() -> None:
+    """A signal that comes while the main thread holds the lock of the event neither waits for itself nor is lost."""
+    lock, ended = threading.Lock(), threading.Event()
+
+    class Stop(threading.Event):
+        def set(self) -> None:
+            if lock.acquire(timeout=10):
+                ended.set()
+
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        agent.end_by_signal(Stop())
+        for number in former:
+            with lock:
+                signal.raise_signal(number)
+            assert ended.wait(20)
+            lock.release()
+            ended.clear()
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def test_the_former_watcher_goes_with_the_refresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

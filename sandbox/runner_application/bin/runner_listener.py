@@ -120,12 +120,13 @@ class Listener:
         try:
             self._open_session()
             say(f"{now()}: Listening for Jobs")
-            while True:
+            while not self.stopping:  # what a handler raises is lost inside a finalizer
                 self._step()
         except OverError as over:
             return over.code
         except StopSignal:
-            return self._shut_down()
+            pass
+        return self._shut_down()
 
     def _stop(self, number: int, frame: object) -> None:
         if not self.stopping:  # only once: the shutting down itself is not to be interrupted
