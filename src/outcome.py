@@ -52,10 +52,7 @@ class Outcome:
 
         Of a ``fixed`` number no runner is for a job that is known, and one that is too large is to be corrected.
         """
-        changes = self.changes
-        existing, waiting = changes.existing(self.runners), Counter[str]()
-        there = Counter(item.view.flavor for name, item in self.runners.items() if name in existing)
-        there.update(changes.created.values())
+        there, waiting = self._there(), Counter[str]()
         for wait in waits:
             waiting[wait.flavor] += wait.number
         for one in flavors.plans.flavors:
@@ -64,26 +61,41 @@ class Outcome:
             expected = number if fixed else max(0, number - waiting[name])
             spare = number if fixed else min(wanted.min_idle, expected)
             hold, unregistrable = self.report.hold or wanted.hold, flavors.unregistrable.get(name, "")
-            why = delays.of_flavor(name, waits, self._delay(wanted), hold, unregistrable)
+            why = delays.of_flavor(name, waits, self._delay(wanted, waits), hold, unregistrable)
             self.report.flavors.append(FlavorCount(name, number, there[name], expected, spare, wanted.maximum, why))
 
     def failed_creations(self, flavors: Iterable[Wanted], now: float) -> dict[str, FailedCreation]:
-        """The last failure of each flavour, at these UNIX seconds or before, of which no runner was created since."""
-        created = set(self.changes.created.values())
-        found = {one.flavor: self._failed(one, now) for one in flavors if one.flavor not in created}
+        """The last failure of each flavour, at these UNIX seconds or before, of which no runner was created since.
+
+        A flavour that lacks no runner any more has none: when it asks for one again, the failure says nothing.
+        """
+        created, there = set(self.changes.created.values()), self._there()
+        lacking = [one for one in flavors if one.number is None or one.number > there[one.flavor]]
+        found = {one.flavor: self._failed(one, now) for one in lacking if one.flavor not in created}
         return {flavor: failed for flavor, failed in found.items() if failed is not None}
 
     def _failed(self, wanted: Wanted, now: float) -> FailedCreation | None:
         errors = self.changes.not_created.get(wanted.flavor)
         return FailedCreation(now, line(errors[-1], TEXT_LIMIT)) if errors else wanted.failed
 
-    def _delay(self, wanted: Wanted) -> Delay | None:
-        """The failed creations of this reconcile; those of before, until one of the flavour is created."""
+    def _there(self) -> Counter[str]:
+        """How many runners of each flavour have an instance now."""
+        existing = self.changes.existing(self.runners)
+        there = Counter(item.view.flavor for name, item in self.runners.items() if name in existing)
+        there.update(self.changes.created.values())
+        return there
+
+    def _delay(self, wanted: Wanted, waits: Sequence[Wait]) -> Delay | None:
+        """The failed creations of this reconcile; those of before, until one of the flavour is created.
+
+        Where another attempt was due and found no room, it is the room that runners wait for.
+        """
         errors = self.changes.not_created.get(wanted.flavor)
         if errors:
             return Delay(FAILED, len(errors), line(errors[-1], TEXT_LIMIT))
         is_created = wanted.flavor in self.changes.created.values()
-        return Delay(FAILED, text=wanted.failed.reason) if wanted.failed and not is_created else None
+        is_over = is_created or (wanted.is_tried and any(wait.flavor == wanted.flavor for wait in waits))
+        return Delay(FAILED, text=wanted.failed.reason) if wanted.failed and not is_over else None
 
     def counts(self) -> dict[str, Counts]:
         """The runners of each flavour that exist now, those of a flavour that was removed among them."""

@@ -292,6 +292,27 @@ def test_a_flavour_that_cannot_be_created_costs_others_no_runner(world: World, m
     assert numbers[-1] == {"large": 2}
 
 
+def test_a_failed_creation_is_over_once_no_runner_is_missing(world: World) -> None:
+    """With none or enough of them the next request has its place again; an unknown number does not end it."""
+    failed = FailedCreation(NOW - 60, "no such device")
+    world.add("aa", "large", LARGE, busy=True)
+
+    for number, kept in ((2, True), (None, True), (1, False), (0, False)):
+        manager = world.reconcile(wanted("large", number, failed=failed), hold="no image")
+        assert manager.findings.failed_creations == ({"large": failed} if kept else {}), number
+
+
+def test_what_failed_long_ago_does_not_hide_what_waits_for_room(world: World) -> None:
+    """Once another attempt is due and finds no room, the room is the reason; until then it is the failure."""
+    world.add("aa", "small", SMALL, busy=True)
+
+    for tried, reason in ((False, telemetry.FAILED), (True, telemetry.MEMORY)):
+        failed = FailedCreation(NOW - 3600, "no such device")
+        large = wanted("large", 2, failed=failed, is_tried=tried)
+        world.reconcile(wanted("small", 1), large, capacity=Capacity(4 * GIB, 99))
+        assert recorded("large").delays[0].reason == reason
+
+
 def large_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
     """No instance of this flavour can be created; returns what creates any."""
     whole = world.lxd.create_instance
