@@ -312,7 +312,7 @@ class Service:
             logger.info("%s runners were removed", self.clear())
         except (GithubRunnerError, OSError) as error:
             logger.error("The runners were not removed: %s", error)
-        self._demand.leave()
+        self._demand.leave(handed)
         try:
             self._github.revoke([handed.token] if handed and handed.token_end is not None else [])
         except (GithubRunnerError, OSError) as error:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -51,11 +52,7 @@ class UnitDemand:
     def wanted(self, now: float) -> list[Wanted]:
         """What a reconcile aims for; ``now`` in UNIX seconds."""
         if not self._in_demand:
-            former = self._former
-            agent_settings.remove(self._identity.unit)
-            self.leave()
-            if former is not None:
-                self._delete_sets_at(former)
+            self.leave(self._former)
         else:
             self._note_begin(now)
         return scaling.wanted(self._state, self._found(), self._since(now), now, self._registration)
@@ -123,16 +120,32 @@ class UnitDemand:
         name = self._identity.scale_set
         return list(scaling.notices(self._state, self._found(), self._since(now), now, name))
 
-    def leave(self) -> None:
-        """Delete this unit's scale sets, where there may be any. A failure is logged, and tried again later."""
-        if self._markers.read(SCALE_SETS) is None:
-            return
+    def leave(self, handed: AgentSettings | None = None) -> None:
+        """Delete this unit's scale sets, where there may be any. A failure is logged, and tried again later.
+
+        ``handed`` is what the agent had. It is used once: where it is for another place than that of the options, or
+        where the options do not serve.
+        """
+        is_left = self._leave_here()
+        if handed is not None and not (is_left and handed.place == self._here):
+            self._delete_sets_at(handed)
+
+    def _leave_here(self) -> bool:
+        """Delete the scale sets at the place of the options; returns whether that succeeded."""
+        unit = self._identity.unit
         try:
-            self._end_sessions()
+            # Each restart of the agent starts a reconcile. Without settings and answers it has no session to be ended.
+            may_be_open = bool(agent_settings.remove(unit)) or demand.file_of(unit).exists()
+            if self._markers.read(SCALE_SETS) is None:
+                return True
+            if may_be_open:
+                self._end_sessions()
             self._delete_sets(self._client)
             self._markers.clear(SCALE_SETS)
         except (GithubRunnerError, OSError) as error:
             logger.error("The scale sets were not removed: %s", error)
+            return False
+        return True
 
     def _end_sessions(self) -> None:
         """End the agent's sessions, and what GitHub answered them. One that is open would make its set again."""
@@ -149,8 +162,11 @@ class UnitDemand:
     def _former(self) -> AgentSettings | None:
         """What the agent was handed for another path or server than that of the options."""
         handed = agent_settings.load(self._identity.unit)
-        here = agent_settings.place(self._state.github_url, self._state.path)
-        return handed if handed is not None and handed.place != here else None
+        return handed if handed is not None and handed.place != self._here else None
+
+    @property
+    def _here(self) -> tuple[str, str]:
+        return agent_settings.place(self._state.github_url, self._state.path)
 
     def _end_former_sessions(self) -> None:
         try:
@@ -172,6 +188,9 @@ class UnitDemand:
             app=None,
             ca_certificates=former.ca_certificates,
         )
+        if not (self._state.token or self._state.app):
+            # The options are invalid: the proxies have not been taken from them.
+            os.environ.update(former.proxies)
         try:
             with closing(self._github_of(state)) as github, closing(self._connect(state, github)) as client:
                 self._delete_sets(client)

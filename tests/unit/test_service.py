@@ -23,6 +23,7 @@ from service import Service
 from status import Status
 from tests.support.fakes import IDENTITY, state
 from tests.support.surroundings import Surroundings, world
+from unit_demand import UnitDemand
 
 __all__ = ["world"]
 
@@ -439,6 +440,20 @@ def test_the_agents_token_goes_with_the_unit(
 
     assert not agent_settings.file_of(IDENTITY.unit).exists()
     assert world.github.handed == revoked
+
+
+def test_scale_sets_go_before_the_agents_token(
+    world: Surroundings, unit: RecordingUnit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It may be the only one that works: the options of a unit that leaves may be invalid."""
+    monkeypatch.setattr(agent_settings, "LOCKS", tmp_path)
+    agent_settings.save(agent_settings.of_state(state(), IDENTITY, "handed-to-the-agent", 9e9, {}))
+    found: list[tuple[str, int]] = []
+    monkeypatch.setattr(UnitDemand, "leave", lambda _, handed: found.append((handed.token, world.github.revoked)))
+
+    make(world, unit).leave()
+
+    assert (found, world.github.revoked) == ([("handed-to-the-agent", 0)], 1)
 
 
 def test_a_token_that_is_not_revoked_stops_nothing(

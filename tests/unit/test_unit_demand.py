@@ -1,5 +1,6 @@
 """What a unit's hooks do for demand: credentials for the agent, and scale sets that are over."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from host import agent, kernel, markers
 from host.markers import LIST_DUE, LISTED, SCALE_SETS, Markers
 from models import CharmState, GithubOrg, GithubPath, GithubRepo, Scaling
 from programs import sessions
+from proxies import ProxyConfig
 from tests.support.fakes import IDENTITY, state
 from unit_demand import RENEW_BEFORE, UnitDemand
 
@@ -117,6 +119,7 @@ def test_sessions_end_before_their_sets_go(world: World) -> None:
 def test_sets_that_stay_are_deleted_later(world: World, failure: Exception) -> None:
     """While the sessions are open no set is deleted; each reconcile tries again, and none fails for it."""
     world.unit().wanted(NOW)
+    demand.save(UNIT, {"default": Demand(assigned=1)})
     world.refusal = failure
 
     assert [one.number for one in world.unit(scaling=Scaling.FIXED).wanted(NOW)] == [3]
@@ -125,6 +128,60 @@ def test_sets_that_stay_are_deleted_later(world: World, failure: Exception) -> N
     world.refusal = None
     world.unit(scaling=Scaling.FIXED).wanted(NOW)
     assert world.done == ["end sessions", "end sessions", "delete sets"]
+
+
+@pytest.mark.parametrize("left", ["settings", "answers"])
+def test_the_agent_is_restarted_once_while_sets_stay(world: World, left: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each restart starts a reconcile, which would restart it again, for as long as GitHub deletes no set."""
+
+    def refuse(_: Any) -> list[str]:
+        world.note("delete sets")
+        raise TemporaryGithubError("no answer")
+
+    world.unit().wanted(NOW)
+    if left == "settings":
+        world.unit().hand_over({})
+    else:
+        demand.save(UNIT, {"default": Demand(assigned=1)})
+    world.done.clear()
+    monkeypatch.setattr(world, "delete_sets", refuse)
+
+    for _ in range(3):
+        world.unit(scaling=Scaling.FIXED).wanted(NOW)
+
+    assert world.done == ["end sessions", "delete sets", "delete sets", "delete sets"]
+
+
+def test_a_unit_whose_options_are_invalid_deletes_its_sets(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the token that the agent had, at its place and through its proxies."""
+    monkeypatch.setattr(os, "environ", {})
+    world.unit().wanted(NOW)
+    world.unit(proxies=ProxyConfig(https="http://proxy:3128")).hand_over({})
+    handed = agent_settings.load(UNIT)
+
+    world.unit(scaling=Scaling.FIXED, path=GithubOrg("unknown"), token="").leave(handed)
+
+    assert world.places == [(state().github_url, state().path.path, "ghs_token")]
+    assert os.environ["HTTPS_PROXY"] == "http://proxy:3128"
+
+
+def test_a_unit_whose_token_is_refused_uses_that_of_the_agent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is asked twice where the token of the options serves."""
+    whole = world.delete_sets
+
+    def refuse(unwanted: Callable[[str], bool]) -> list[str]:
+        monkeypatch.setattr(world, "delete_sets", whole)
+        raise TokenError("bad credentials")
+
+    for refused in (False, True):
+        world.places.clear()
+        world.unit().wanted(NOW)
+        world.unit().hand_over({})
+        handed = agent_settings.load(UNIT)
+        if refused:
+            monkeypatch.setattr(world, "delete_sets", refuse)
+        world.unit().leave(handed)
+        assert [token for *_, token in world.places] == (["ghs_token"] if refused else [])
 
 
 def test_the_time_without_demand_begins_with_demand_mode(world: World) -> None:
