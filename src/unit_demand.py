@@ -211,9 +211,16 @@ class UnitDemand:
         place = (self._state.github_url, path.path, getattr(path, "group", ""))
         names = (flavor.name for flavor in self._state.flavors)
         about = " ".join(filter(None, [kernel.boot_id(), *place, *names]))
-        noted = (self._markers.read(SCALE_SETS) or "").partition(" ")
-        if noted[2].strip() != about or self._markers.numbers(SCALE_SETS, 1) is None:
+        former = self._markers.read(SCALE_SETS)
+        if (former or "").partition(" ")[2].strip() == about and self._markers.numbers(SCALE_SETS, 1) is not None:
+            return
+        try:
             self._markers.note(SCALE_SETS, f"{now:.0f} {about}")
+        except HostError as error:
+            if former is None:
+                # Nobody would delete the sets.
+                raise
+            logger.warning("Since when demand decides was not recorded: %s", error)
 
     def _since(self, now: float) -> float:
         found = self._markers.numbers(SCALE_SETS, 1)

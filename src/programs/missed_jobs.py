@@ -74,6 +74,9 @@ def missed(
         if now - job.created < GRACE or reported.get((job.run, job.name), 0.0) >= job.created - SKEW:
             continue
         wanted = {label.lower() for label in job.labels}
+        if not wanted:
+            # Its runs-on names a runner group only, which the answer does not have.
+            continue
         found.update([target.flavor for target in targets if wanted <= target.labels][:1])
     return {target.flavor: max(0, found[target.flavor] - target.unnamed) for target in targets}
 

@@ -26,6 +26,7 @@ def job(run: int = 1, name: str = "build", labels: tuple[str, ...] = ("app",), a
         pytest.param([job(), job(run=2)], 2, id="two"),
         pytest.param([job(labels=("App", "SELF-hosted"))], 1, id="case"),
         pytest.param([job(labels=("app", "gpu"))], 0, id="a label that the set lacks"),
+        pytest.param([job(labels=())], 0, id="a runner group, which nobody can compare"),
         pytest.param([job(age=GRACE - 1)], 0, id="a message may still come"),
         pytest.param([job(run=7, name="reported")], 0, id="a message reported it"),
         pytest.param([job(run=7, name="again")], 1, id="a message reported the job of which it is another run"),

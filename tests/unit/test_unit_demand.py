@@ -242,6 +242,20 @@ def test_what_cannot_have_been_heard_yet_is_given_time(
     assert (first.number, later.number) == (None, 1)
 
 
+def test_a_full_disk_after_a_boot_stops_no_reconcile(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What decides is as it was before; without any record no demand is served, because its sets would stay."""
+    world.unit().wanted(NOW - 60)
+    world.unit().hand_over({})
+    demand.save(UNIT, {"default": Demand(assigned=2, answered_at=NOW, scale_set=7)})
+    monkeypatch.setattr(kernel, "boot_id", lambda: "another")
+    monkeypatch.setattr(markers, "write_file", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+
+    assert [one.number for one in world.unit().wanted(NOW)] == [2]
+    Markers(UNIT).clear(SCALE_SETS)
+    with pytest.raises(HostError):
+        world.unit().wanted(NOW)
+
+
 FORMER: list[dict[str, Any]] = [{"path": GithubRepo("octo-org", "other")}, {"github_url": "https://other.example"}]
 
 
