@@ -52,7 +52,7 @@ class AgentSettings:
 
     def __post_init__(self) -> None:
         """Mask the token and the proxies' passwords."""
-        redaction.note(self.token)
+        redaction.note_received(self.token)
         for url in self.proxies.values():
             redaction.note_url(url)
 

@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from urllib.parse import quote, unquote, urlsplit
 
@@ -21,34 +21,44 @@ MASK = "…"
 # In characters. A shorter value would mask parts of ordinary words; in a URL it is masked all the same.
 SHORTEST = 8
 USER_IN_URL = re.compile(r"""(?<=//)[^/\s"']*@""")
-# The agent notes tokens for months: the newest ones are kept. One that is in use is noted again and again.
+# The agent receives tokens for months: the newest ones are kept. One that is in use is noted again and again.
 MOST = 1000
-_noted: dict[str, None] = {}
+_noted: set[str] = set()
+_received: dict[str, None] = {}
 _lock = threading.RLock()
 
 
 def note(*secrets: str | None) -> None:
-    """Mask these values from now on, also as they look when they are quoted for JSON, a shell, a URL or Python."""
-    for secret in secrets:
-        for text in (secret or "", unquote(secret or "")):
-            forms = {text, quote(text, safe=""), json.dumps(text)[1:-1], repr(text)[1:-1], shlex.quote(text).strip("'")}
-            _keep(form for form in forms if len(form) >= SHORTEST)
+    """Mask the operator's values from now on, also as they look when quoted for JSON, a shell, a URL or Python."""
+    with _lock:
+        _noted.update(_forms(secrets))
+
+
+def note_received(*secrets: str | None) -> None:
+    """Mask values that others give, as many as a long-lived process or many runners may need; the oldest are dropped.
+
+    What the operator has given stays.
+    """
+    with _lock:
+        for form in _forms(secrets):
+            _received.pop(form, None)
+            _received[form] = None
+        while len(_received) > MOST:
+            del _received[next(iter(_received))]
 
 
 def clear() -> None:
     """Mask no noted value any more. For tests: a secret of one is an ordinary word in another."""
     with _lock:
         _noted.clear()
+        _received.clear()
 
 
-def _keep(forms: Iterable[str]) -> None:
-    """Have these as the newest, and drop the oldest."""
-    with _lock:
-        for form in forms:
-            _noted.pop(form, None)
-            _noted[form] = None
-        while len(_noted) > MOST:
-            del _noted[next(iter(_noted))]
+def _forms(secrets: Iterable[str | None]) -> Iterator[str]:
+    for secret in secrets:
+        for text in (secret or "", unquote(secret or "")):
+            forms = {text, quote(text, safe=""), json.dumps(text)[1:-1], repr(text)[1:-1], shlex.quote(text).strip("'")}
+            yield from (form for form in forms if len(form) >= SHORTEST)
 
 
 def note_url(url: str | None) -> None:
@@ -63,7 +73,7 @@ def redact(text: str) -> str:
     """The text without noted secrets, and without user and password of any URL."""
     text = USER_IN_URL.sub(f"{MASK}@", text)
     with _lock:
-        noted = list(_noted)
+        noted = {*_noted, *_received}
     # The longest first: one secret may be a part of another.
     for secret in sorted(noted, key=len, reverse=True):
         text = text.replace(secret, MASK)

@@ -43,7 +43,7 @@ class RepoPolicyClient:
         token = answer.decode("ascii", errors="replace").strip()
         if not token.isprintable() or not token.isascii() or not 0 < len(token) <= 1024:
             raise PolicyError("the policy service's token is not one")
-        redaction.note(token)
+        redaction.note_received(token)
         return token
 
     def _ask(self) -> bytes:

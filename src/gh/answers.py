@@ -72,7 +72,7 @@ def _download_token(item: dict[str, Any]) -> str | None:
         return None
     if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]{1,16384}", token):
         raise GithubApiError("the runner binary is offered with an invalid download token")
-    redaction.note(token)
+    redaction.note_received(token)
     return token
 
 

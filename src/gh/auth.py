@@ -53,7 +53,7 @@ class Pat(Auth):
 
     def __init__(self, token: str) -> None:
         self._token = token
-        redaction.note(token)
+        redaction.note_received(token)
 
     def token(self, _: httpx2.Request) -> TokenFlow:
         """The token of the options, which needs no request."""

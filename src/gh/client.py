@@ -173,7 +173,7 @@ class GithubClient:
         """A token with which runners can register for one hour."""
         answer = self._call(self._operation("create_registration_token_for_{}", path), path.path)
         token: str = answers.field(answer, "token", str)
-        redaction.note(token)
+        redaction.note_received(token)
         return token
 
     def has_jit(self, path: GithubPath) -> bool:

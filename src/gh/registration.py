@@ -164,7 +164,7 @@ def read_configuration(encoded: str) -> dict[str, str]:
 
     https://github.com/actions/runner/blob/main/src/Runner.Listener/Runner.cs
     """
-    redaction.note(encoded)
+    redaction.note_received(encoded)
     try:
         if len(encoded) > SIZE_LIMIT:
             raise ValueError(f"it is larger than {SIZE_LIMIT} bytes")
@@ -177,5 +177,5 @@ def read_configuration(encoded: str) -> dict[str, str]:
         files = {name: base64.b64decode(text, validate=True).decode() for name, text in content.items()}
     except (ValueError, TypeError, RecursionError) as error:
         raise GithubApiError(f"the just-in-time configuration is not valid: {error}") from None
-    redaction.note(*files.values())
+    redaction.note_received(*files.values())
     return files

@@ -142,7 +142,7 @@ def token(item: Any, name: str) -> str:
     found: str = answers.field(item, name, str)
     if not TOKEN.fullmatch(found):
         raise TemporaryGithubError(f"the answer has no valid {name}")
-    redaction.note(found)
+    redaction.note_received(found)
     return found
 
 

@@ -208,7 +208,7 @@ class ScaleSetClient:
         body = {"name": name, "workFolder": "_work"}
         answer = self._admin("POST", f"runtime/runnerscalesets/{number}/generatejitconfig", body)
         encoded: str = answers.field(answer, "encodedJITConfig", str)
-        redaction.note(encoded)
+        redaction.note_received(encoded)
         return read.number(answers.field(answer, "runner", dict), "id"), encoded
 
     def record(self, name: str) -> int | None:

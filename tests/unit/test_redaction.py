@@ -28,11 +28,13 @@ import redaction
 from demand import Demand
 from engine import probe
 from gh import scale_set_answers
+from gh.auth import Pat
+from gh.registration import REQUIRED, read_configuration
 from gh.scale_set_answers import TEXT_LIMIT
 from gh.scale_sets import ScaleSetClient
 from host import agent, machine, markers, pool
 from repo_policy import RepoPolicyClient
-from tests.support.fakes import FakeGithub
+from tests.support.fakes import FakeGithub, state
 from tests.support.surroundings import MODEL, Surroundings, context, make_context, noted, world
 
 if TYPE_CHECKING:
@@ -107,14 +109,26 @@ def test_ordinary_words_stay() -> None:
     assert redaction.redact("user pw at http://user:pw@proxy, a@b") == "user pw at http://…@proxy, a@b"
 
 
-def test_the_newest_secrets_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_received_secrets_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The agent notes tokens for months; one that is noted again is a new one."""
     monkeypatch.setattr(redaction, "MOST", 3)
     for number in range(3):
-        redaction.note("secret-in-use", f"secret-number-{number}")
+        redaction.note_received("secret-in-use", f"secret-number-{number}")
 
     shown = redaction.redact("secret-in-use secret-number-2 secret-number-1 secret-number-0")
     assert shown == "… … … secret-number-0"
+
+
+def test_no_registration_unmasks_what_the_operator_gave() -> None:
+    """However many runners one hook registers, and whoever else notes the same value."""
+    redaction.clear()
+    options = state(token=f"ghp_{MARK}", dockerhub_mirror=f"https://user:{MARK}-of-mirror@mirror.example")
+    Pat(options.token)
+    for number in range(200):
+        files = {name: base64.b64encode(f'{{"{number}": "{name}"}}'.encode()).decode() for name in sorted(REQUIRED)}
+        read_configuration(base64.b64encode(json.dumps(files).encode()).decode())
+
+    assert not shows(redaction.redact(f"{options.token} {MARK}-of-mirror"))
 
 
 def test_log_records_and_their_traces_are_masked(caplog: pytest.LogCaptureFixture) -> None:
