@@ -53,8 +53,8 @@ LATE = 240.0
 # After so long without a change a reconcile is started for jobs that wait: when they came, a runner that cannot take
 # them may have been taken for ready, because the list was new or the runner just created.
 STUCK = 1.5 * READY
-# For the end of a thread whose session was closed.
-THREAD_END = 3.0
+# For the end of a thread whose session was closed, and for that of all of them: systemctl waits for a minute.
+THREAD_END, END = 3.0, 5.0
 MOST_ASSIGNED = MOST_OFFERED = 1000
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 PROBLEM_LIMIT = 200
@@ -173,18 +173,22 @@ class Sessions:
         self._waiting: dict[str, tuple[tuple[float | None, int], float]] = {}
         self._asked = 0.0
         self._sweep_at = 0.0
+        self._sweeping: threading.Thread | None = None
         self._queued = missed_jobs.Schedule()
         self._finding: threading.Thread | None = None
 
     def run(self) -> None:
-        """Follow the settings until ``stop`` is set; then the sessions are closed."""
+        """Follow the settings until ``stop`` is set, then close the sessions. It waits for no answer of GitHub."""
         while not self.stop.is_set():
             self.refresh()
             self.stop.wait(RELOAD)
         self.close()
+        self.disconnect()
 
     def refresh(self) -> None:
         """Read the settings: connect anew where they have changed, and have a thread for each flavour."""
+        # Before others are used: a session may be about to use those of now.
+        self.disconnect()
         # A unit that leaves has no sessions: no job is to come to it any more.
         is_leaving = Markers(self.unit).read(LEAVING) is not None
         found = None if is_leaving else agent_settings.load(self.unit)
@@ -198,12 +202,12 @@ class Sessions:
                 self.by_flavor[name].thread.start()
         leaving = [each for name, each in self.by_flavor.items() if name not in names and each.thread.is_alive()]
         for session in leaving:
-            session.close()
+            _aside("the end of a session", session.close)
         if found is None:
             return
         if not leaving:
             # One that is open would make its set again.
-            self._sweep(found)
+            self._start_sweep()
         self._note_silence(names)
         self._note_waiting(names)
         end, now = found.token_end, self.clock()
@@ -216,9 +220,7 @@ class Sessions:
     def _start_finding(self, found: AgentSettings, path: GithubRepo) -> None:
         """Ask for missed jobs in a thread; not while the one of before still waits for an answer."""
         if self._finding is None or not self._finding.is_alive():
-            arguments = (found, path)
-            self._finding = threading.Thread(target=self.find_missed, args=arguments, name="missed jobs", daemon=True)
-            self._finding.start()
+            self._finding = _aside("missed jobs", partial(self.find_missed, found, path))
 
     def _note_silence(self, names: set[str]) -> None:
         """Start a reconcile, once, where a flavour gets no answer for so long that the fallback holds."""
@@ -282,23 +284,39 @@ class Sessions:
         labels = _sorted((found.identity.scale_set(flavor.name), *flavor.labels))
         return frozenset(labels).difference(self.known(flavor.name).dropped)
 
-    def _sweep(self, found: AgentSettings) -> None:
+    def _start_sweep(self) -> None:
         """Delete the sets of flavours that were removed; once for each change of the flavours, until it succeeds."""
-        if self._client is None or time.monotonic() < self._sweep_at:
+        client = self._client
+        if client is None or self._is_sweeping() or time.monotonic() < self._sweep_at:
             return
-        names = {found.identity.scale_set(flavor.name) for flavor in found.flavors}
-        self._sweep_at = time.monotonic() + LONGEST_PAUSE
+        self._sweep_at = math.inf
+        self._sweeping = _aside("removed flavours", partial(self._sweep, client))
+
+    def _is_sweeping(self) -> bool:
+        return self._sweeping is not None and self._sweeping.is_alive()
+
+    def _sweep(self, client: ScaleSetClient) -> None:
         try:
-            self._client.delete_sets(lambda name: found.identity.owns_scale_set(name) and name not in names)
-            self._sweep_at = math.inf
+            client.delete_sets(self._is_unwanted)
         except GithubClientError as error:
             logger.info("Scale sets of removed flavours are not deleted yet: %s", error)
+            # The flavours may have changed meanwhile.
+            self._sweep_at = min(self._sweep_at, time.monotonic() + LONGEST_PAUSE)
+
+    def _is_unwanted(self, name: str) -> bool:
+        """Whether a set is this unit's and of no flavour, by the settings of now: they may be newer than the sweep."""
+        found = self._settings
+        if found is None or not found.identity.owns_scale_set(name):
+            return False
+        return name not in {found.identity.scale_set(flavor.name) for flavor in found.flavors}
 
     def disconnect(self) -> None:
-        """Give the connections back."""
-        for client in (*self._former, self._client):
-            if client is not None:
+        """Give the connections back that nobody uses any more: those of former places, and all once the agent stops."""
+        used = [session.client for session in tuple(self.by_flavor.values()) if session.thread.is_alive()]
+        for client in (*self._former, *([self._client] if self._client and self.stop.is_set() else [])):
+            if client not in used and not self._is_sweeping():
                 client.close()
+                self._former = [each for each in self._former if each is not client]
 
     def _follow(self, found: AgentSettings | None) -> None:
         """Use other settings. A new token alone ends no session."""
@@ -377,8 +395,9 @@ class Sessions:
         closing = [threading.Thread(target=each.end, daemon=True) for each in self.by_flavor.values()]
         for thread in closing:
             thread.start()
+        end = time.monotonic() + END
         for thread in closing:
-            thread.join(5.0)
+            thread.join(max(0.0, end - time.monotonic()))
 
 
 class FlavorSession:
@@ -416,8 +435,16 @@ class FlavorSession:
                 logger.exception("%s: unexpected", self._name)
                 self.close()
                 pause = self._failed(found[1], error)
-            self._all.stop.wait(pause)
+            self._wait(pause, *found)
         self.close()
+
+    def _wait(self, pause: float, settings: AgentSettings, _: AgentFlavor, client: ScaleSetClient) -> None:
+        """Pause, until the agent stops, or has another token or place, or none for this flavour."""
+        end = time.monotonic() + pause
+        while (left := end - time.monotonic()) > 0 and not self._all.stop.wait(min(RELOAD, left)):
+            found = self._all.flavor(self._name)
+            if found is None or (found[0].token, found[2]) != (settings.token, client):
+                return
 
     def step(self, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> float:
         """Open the session if there is none, and wait for one message; returns how long to pause, in seconds."""
@@ -426,15 +453,20 @@ class FlavorSession:
             self._all.publish(flavor, lambda _: Demand(answered_at=self._all.clock()))
             return LONGEST_PAUSE
         place = (client, flavor.labels)
-        if self._listener is not None and self._place != place:
+        if self._place != place:
             self.close()
+            self._place, self._offered = place, Offered()
         if self._listener is None:
-            self._place = place
-            self._open(settings, flavor, client)
+            self._open(settings, self._announced(flavor), client)
         else:
             self._poll(self._listener, settings, self._announced(flavor))
         self._pause, self._conflict = 0.0, None
         return 0.0
+
+    @property
+    def client(self) -> ScaleSetClient | None:
+        """What the session was opened with, or is being opened with."""
+        return self._place[0] if self._place else None
 
     @property
     def is_late(self) -> bool:
@@ -592,6 +624,13 @@ class FlavorSession:
     def jittered(self) -> float:
         """The pause, or up to half of it less: units do not come back all at once."""
         return self._all.jitter(self._pause / 2, self._pause)
+
+
+def _aside(name: str, action: Callable[[], None]) -> threading.Thread:
+    """Begin what may wait for GitHub for a minute, in a thread of its own."""
+    thread = threading.Thread(target=action, name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 def _sorted(labels: Sequence[str]) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -94,6 +95,7 @@ class Client:
         self.found = [ScaleSet(7, NAME, 1, (NAME, "app"))]
         self.opened: list[int] = []
         self.deleted: list[int] = []
+        self.closed = False
         self.refusal: Exception = TokenError("no access")
 
     def group_id(self) -> int:
@@ -111,8 +113,9 @@ class Client:
     def delete(self, number: int) -> None:
         self.deleted.append(number)
 
-    def delete_sets(self, unwanted: object) -> None:
+    def delete_sets(self, unwanted: Callable[[str], bool]) -> list[str]:
         """None is left over."""
+        return []
 
     def create(self, name: str, group: int, labels: Sequence[str]) -> ScaleSet:
         return ScaleSet(8, name, group, (name, *labels))
@@ -122,7 +125,7 @@ class Client:
         return self.queue
 
     def close(self) -> None:
-        """It has no connections."""
+        self.closed = True
 
 
 class World:
@@ -166,7 +169,6 @@ class World:
     def close(self) -> None:
         self.over.set()
         self.session.thread.join(10)
-        self.sessions.disconnect()
 
 
 @pytest.fixture
@@ -484,7 +486,6 @@ def test_another_process_keeps_what_the_former_one_knew(world: World) -> None:
     other.publish(SMALL, lambda known: replace(known, answered_at=NOW))
 
     assert demand.load(IDENTITY.unit) == {"large": large, "small": Demand(answered_at=NOW)}
-    other.disconnect()
 
 
 def test_proxies_that_were_removed_are_not_used(world: World) -> None:
@@ -524,3 +525,146 @@ def test_an_unexpected_error_ends_the_session_and_is_told(world: World, monkeypa
 
     assert closed == [False, True]
     assert "unexpected thing" in demand.load(IDENTITY.unit)["small"].problem
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"token": "ghp_another"}, {"path": GithubRepo("org", "other")}, {"flavors": (replace(SMALL, name="large"),)}],
+    ids=["token", "place", "no flavour"],
+)
+def test_new_settings_end_the_wait_for_a_limit(
+    world: World, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is one of the token; a session of a removed flavour must end for its set to be deleted."""
+    monkeypatch.setattr(module, "RELOAD", 0.01)
+    waits, steps = threading.Event(), []
+
+    def step(found: AgentSettings, *_: Any) -> float:
+        steps.append(found.token)
+        if len(steps) == 1:
+            raise RateLimitError("used up", datetime.now(timezone.utc) + timedelta(hours=1))
+        world.sessions.stop.set()
+        return 0.0
+
+    def jittered() -> float:
+        waits.set()
+        return 0.0
+
+    monkeypatch.setattr(world.session, "step", step)
+    monkeypatch.setattr(world.session, "jittered", jittered)
+    thread = threading.Thread(target=RUN, args=(world.session,), daemon=True)
+    thread.start()
+    assert waits.wait(10)
+    monkeypatch.setattr(module, "ScaleSetClient", lambda *_, **__: Client(world.queue))
+    world.settings = replace(SETTINGS, **changes)
+    world.sessions.refresh()
+    thread.join(20)
+
+    assert not thread.is_alive()
+    assert len(steps) == (1 if "flavors" in changes else 2)
+
+
+def test_all_sessions_have_one_time_to_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While GitHub does not answer, the agent ends within seconds however many flavours there are."""
+    monkeypatch.setattr(module, "END", 0.2)
+    monkeypatch.setattr(FlavorSession, "end", lambda _: world.over.wait(60))
+    world.sessions.by_flavor = {str(number): FlavorSession(world.sessions, str(number)) for number in range(50)}
+
+    begun = time.monotonic()
+    world.sessions.close()
+
+    assert time.monotonic() - begun < 5
+
+
+def test_removed_flavours_do_not_hold_the_agent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the end of their sessions nor the deletion of their sets, which GitHub may answer a minute later."""
+    waiting, answer = threading.Semaphore(0), threading.Event()
+    over: list[str] = []
+
+    def hang(*_: Any) -> list[str]:
+        waiting.release()
+        over.extend(["nobody went on"] * (not answer.wait(10)))
+        return []
+
+    monkeypatch.setattr(world.session, "close", hang)
+    monkeypatch.setattr(world.client, "delete_sets", hang)
+    try:
+        world.settings = replace(SETTINGS, flavors=())
+        world.sessions.refresh()
+        assert waiting.acquire(timeout=10)
+        world.over.set()
+        world.session.thread.join(10)
+        world.sessions.refresh()
+        assert waiting.acquire(timeout=10)
+        assert over == []
+    finally:
+        answer.set()
+
+
+def test_a_flavour_that_came_back_keeps_its_set(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which sets are unwanted is asked after GitHub's answer, and not when the request began."""
+    names: list[str] = []
+    done = threading.Event()
+
+    def delete(unwanted: Callable[[str], bool]) -> list[str]:
+        world.settings = replace(SETTINGS, flavors=(SMALL, replace(SMALL, name="large")))
+        monkeypatch.setattr(world.client, "delete_sets", lambda _: [])
+        world.sessions.refresh()
+        names.extend(filter(unwanted, map(IDENTITY.scale_set, ("small", "large", "gone"))))
+        names.extend(filter(unwanted, ["another-0-0123abcd-small"]))
+        done.set()
+        return names
+
+    world.settings = replace(SETTINGS, flavors=(SMALL,), token="ghp_another")
+    monkeypatch.setattr(world.client, "delete_sets", delete)
+    other = Sessions(IDENTITY.unit, lambda: None, clock=lambda: NOW)
+    world.sessions = other
+    other.refresh()
+
+    assert done.wait(10)
+    assert names == [IDENTITY.scale_set("gone")]
+
+
+def test_a_late_unit_takes_one_offer_when_it_opens_a_session(world: World) -> None:
+    """As with messages: with its whole capacity it would be given the jobs again that got no runner."""
+    world.poll(Message(1, Statistics(), (Job("JobAssigned", "a", assigned=NOW),)))
+    world.now += LATE
+    world.session.close()
+    world.queue.offered = [11, 12]
+
+    world.step()
+
+    assert world.queue.acquired == [[11]]
+
+
+def test_offers_of_another_place_are_dropped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers are other jobs there, or were offered to a set with other labels."""
+    world.poll(Message(1, Statistics(assigned=2), offers(11, 12)))
+    other = Client(Queue())
+    monkeypatch.setattr(module, "ScaleSetClient", lambda *_, **__: other)
+    world.settings = replace(SETTINGS, path=GithubRepo("org", "other"))
+    world.sessions.refresh()
+
+    world.step()
+
+    assert (other.opened, other.queue.acquired) == ([7], [])
+
+
+def test_connections_of_a_former_place_are_given_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the session there has ended with them; those of now when the agent has stopped."""
+    world.step()
+    other = Client(Queue())
+    monkeypatch.setattr(module, "ScaleSetClient", lambda *_, **__: other)
+    world.settings = replace(SETTINGS, path=GithubRepo("org", "other"))
+    for _ in range(2):
+        world.sessions.refresh()
+        assert (world.client.closed, world.queue.closed) == (False, False)
+
+    world.step()
+    world.sessions.refresh()
+    assert (world.client.closed, world.queue.closed, other.closed) == (True, True, False)
+    world.over.set()
+    world.session.thread.join(10)
+    world.sessions.stop.set()
+    world.sessions.run()
+    assert other.closed
