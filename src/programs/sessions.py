@@ -100,6 +100,11 @@ def demanded(before: Demand, statistics: Statistics, jobs: Assigned, number: int
     return replace(found, scale_set=number, problem="")
 
 
+def closed(before: Demand, now: float) -> Demand:
+    """What is known of a flavour without a session: its set stays, and so do the labels that it was made with."""
+    return Demand(answered_at=now, scale_set=before.scale_set, asked=before.asked)
+
+
 @dataclass
 class Offered:
     """Jobs that an Enterprise Server offers, and that were not asked for yet: there was no room for them."""
@@ -450,7 +455,7 @@ class FlavorSession:
         """Open the session if there is none, and wait for one message; returns how long to pause, in seconds."""
         if flavor.maximum == 0:
             self.close()
-            self._all.publish(flavor, lambda _: Demand(answered_at=self._all.clock()))
+            self._all.publish(flavor, lambda known: closed(known, self._all.clock()))
             return LONGEST_PAUSE
         place = (client, flavor.labels)
         if self._place != place:

@@ -191,6 +191,27 @@ def test_without_a_maximum_there_is_no_session(agent: Agent, control: GitHubCont
     wait_for(lambda: control.scale_sets()[0]["owner"] is None, "the session's end", timeout=20)
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_flavour_that_was_closed_keeps_its_set(
+    agent: Agent, control: GitHubControl, monkeypatch: pytest.MonkeyPatch, changed: bool
+) -> None:
+    """Jobs may wait there: also the next agent knows the labels that a server has dropped. Others make another set."""
+    monkeypatch.setattr("programs.sessions.LONGEST_PAUSE", 0.05)
+    control.settings(drop_labels=["X64"])
+    agent.save()
+    made = awaited(lambda found: found.answered_at > 0, "the session")
+    agent.save(replace(SMALL, maximum=0))
+    wait_for(lambda: control.scale_sets()[0]["owner"] is None, "the session's end", timeout=20)
+    agent.end()
+    agent.start()
+    awaited(lambda found: found.answered_at > made.answered_at, "what is known while it is closed")
+
+    agent.save(replace(SMALL, labels=("other",)) if changed else SMALL)
+    wait_for(lambda: any(each["owner"] for each in control.scale_sets()), "the session", timeout=20)
+
+    assert ([each["id"] for each in control.scale_sets()] != [made.scale_set]) is changed
+
+
 def test_changed_labels_make_another_set(agent: Agent, server: github.GitHub, control: GitHubControl) -> None:
     """They cannot be changed. What the server dropped of them is known."""
     agent.save()
