@@ -193,9 +193,7 @@ class Loki:
         Computed once, because rules are evaluated often.
         """
         if content not in self._ranges:
-            parts = content.all("PipelineExpr")
-            nodes = [child for part in parts for child in part.walk() if child.name == "PipelineStage"]
-            stages = [_stage(node.children[-1]) for node in nodes]
+            stages = _stages(content)
             selector, unwrap = content.one("Selector"), content.all("UnwrapExpr")
             streams = {labels for labels in self._streams if _selects(selector, labels)}
             selected = [line for line in self._lines if line.labels in streams]
@@ -324,9 +322,16 @@ def _string(text: str) -> str:
     return value
 
 
+@cache
 def _selects(selector: Node, labels: Labels) -> bool:
     """Whether a stream matches; a label that it does not have is empty."""
     return all(_matcher(node)(dict(labels), "") for node in selector.walk() if node.name == "Matcher")
+
+
+@cache
+def _stages(content: Node) -> list[Stage]:
+    nodes = [child for part in content.all("PipelineExpr") for child in part.walk() if child.name == "PipelineStage"]
+    return [_stage(node.children[-1]) for node in nodes]
 
 
 def _sample(line: Line, stages: list[Stage], unwrap: list[Node], names: frozenset[str] | None) -> _Sample | None:

@@ -18,7 +18,7 @@ APPLICATIONS = ["big-runners", "small-runners"]
 BIG, ONE = "big-runners", "big-runners/1"
 REFUSED = {"code": 403}
 
-Documents = list[dict[str, Any]]
+Rules = list[dict[str, Any]]
 collectors = pytest.mark.parametrize("collector", COLLECTORS, ids=lambda item: item.application)
 
 
@@ -147,9 +147,10 @@ UNDESERVED = [
 
 
 @pytest.fixture(scope="session")
-def documents() -> Documents:
-    """The rules in the databags of two applications."""
-    return [document(application)["log_alert_rules"] for application in APPLICATIONS]
+def rules(grammar: Grammar) -> dict[Collector, Rules]:
+    """The rules in the databags of two applications, as each collector forwards them."""
+    documents = [document(application)["log_alert_rules"] for application in APPLICATIONS]
+    return {collector: collector.forward(grammar, documents) for collector in COLLECTORS}
 
 
 @pytest.fixture
@@ -174,9 +175,8 @@ def noise(other: Fleet, collector: Collector) -> list[Line]:
     return [*other.lines(elsewhere), Line(START + 3 * HOUR, syslog, crash), Line(START + 3 * HOUR, own, crash[:60])]
 
 
-def fired(grammar: Grammar, collector: Collector, lines: list[Line], documents: Documents) -> set[Alert]:
-    """Every alert that fires during the hours of the log, of all rules of some applications."""
-    rules = collector.forward(grammar, documents)
+def fired(grammar: Grammar, lines: list[Line], rules: Rules) -> set[Alert]:
+    """Every alert that fires during the hours of the log."""
     loki = Loki(grammar, lines)
     return {alert for rule in rules for alert in loki.alerts(rule, START + HOUR, END)}
 
@@ -192,12 +192,12 @@ def told(alerts: set[Alert]) -> list[tuple[str, list[tuple[str, str]]]]:
 @collectors
 @pytest.mark.parametrize("case", DESERVED + UNDESERVED, ids=lambda case: case.name.replace(" ", "-"))
 def test_alerts_fire_where_they_are_deserved(
-    grammar: Grammar, fleet: Fleet, other_model: Fleet, documents: Documents, collector: Collector, case: Case
+    grammar: Grammar, fleet: Fleet, other_model: Fleet, rules: dict[Collector, Rules], collector: Collector, case: Case
 ) -> None:
     """Each log fires exactly the alerts that it deserves, with the labels that name the culprit, and no other."""
     fleet.run(case.changes)
 
-    alerts = fired(grammar, collector, fleet.lines(collector) + noise(other_model, collector), documents)
+    alerts = fired(grammar, fleet.lines(collector) + noise(other_model, collector), rules[collector])
 
     assert told(alerts) == sorted((name, sorted(labels.items())) for name, labels in case.alerts)
     for alert in alerts:
@@ -211,11 +211,13 @@ def test_every_alert_is_deserved_once() -> None:
 
 
 @collectors
-def test_texts_name_the_culprit(grammar: Grammar, fleet: Fleet, documents: Documents, collector: Collector) -> None:
+def test_texts_name_the_culprit(
+    grammar: Grammar, fleet: Fleet, rules: dict[Collector, Rules], collector: Collector
+) -> None:
     """A crash names the unit; an error of the policy service names unit, repository and code."""
     fleet.run([change(ONE, 3, 3.1, crashed_runners=1, code=502)])
 
-    texts = {alert.name: alert.text for alert in fired(grammar, collector, fleet.lines(collector), documents)}
+    texts = {alert.name: alert.text for alert in fired(grammar, fleet.lines(collector), rules[collector])}
 
     assert ONE in texts["Crashed runner"]
     assert [word for word in (ONE, "my-org/app", "502") if word not in texts["Repo-policy server error"]] == []
@@ -223,32 +225,32 @@ def test_texts_name_the_culprit(grammar: Grammar, fleet: Fleet, documents: Docum
 
 @collectors
 def test_events_without_a_unit_alert_too(
-    grammar: Grammar, fleet: Fleet, documents: Documents, collector: Collector
+    grammar: Grammar, fleet: Fleet, rules: dict[Collector, Rules], collector: Collector
 ) -> None:
     """Events of an older revision have no unit, and their alerts fire without it."""
     fleet.run([change(ONE, 3, 3.1, crashed_runners=1)], named=False)
 
-    assert told(fired(grammar, collector, fleet.lines(collector), documents)) == [("Crashed runner", [("flavor", BIG)])]
+    assert told(fired(grammar, fleet.lines(collector), rules[collector])) == [("Crashed runner", [("flavor", BIG)])]
 
 
 @collectors
 def test_rules_with_labels_of_juju_never_fire(grammar: Grammar, fleet: Fleet, collector: Collector) -> None:
     """The simulated collectors are as strict as the real ones: a rule with the application's own labels is dead."""
     fleet.run([change(ONE, 3, 3.1, crashed_runners=1)])
-    rules = document()["log_alert_rules"]
-    for group in rules["groups"]:
+    shipped = document()["log_alert_rules"]
+    for group in shipped["groups"]:
         for rule in group["rules"]:
             rule["labels"]["juju_application"] = BIG
 
-    assert fired(grammar, collector, fleet.lines(collector), [rules]) == set()
+    assert fired(grammar, fleet.lines(collector), collector.forward(grammar, [shipped])) == set()
 
 
 def test_rules_of_one_application_ignore_the_other(grammar: Grammar, fleet: Fleet) -> None:
     """Where only one application is related to the collector, the troubles of the other fire nothing."""
     fleet.run([change("small-runners", 1, 8, crashed_runners=1, idle=1, code=503)])
-    lines = fleet.lines(COLLECTORS[0])
+    rules = COLLECTORS[0].forward(grammar, [document(BIG)["log_alert_rules"]])
 
-    assert fired(grammar, COLLECTORS[0], lines, [document(BIG)["log_alert_rules"]]) == set()
+    assert fired(grammar, fleet.lines(COLLECTORS[0]), rules) == set()
 
 
 def test_shipped_rules_are_whole_without_the_charm(grammar: Grammar, fleet: Fleet) -> None:

@@ -38,7 +38,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     return found
 
 
-@pytest.fixture(params=COLLECTORS, ids=lambda item: item.application)
+@pytest.fixture(scope="module", params=COLLECTORS, ids=lambda item: item.application)
 def loki(grammar: Grammar, fleet: Fleet, request: pytest.FixtureRequest) -> Loki:
     return Loki(grammar, fleet.lines(request.param))
 
