@@ -9,7 +9,7 @@ help:
 	@echo "make vm-long      the same at length, every step of the runners' image among it (root, an hour and more)"
 	@echo "make bench        how fast it is beside raw LXD; figures and pictures to docs/benchmarks/ (root, 15 min)"
 	@echo "                  a virtual machine, in emulation where there is no KVM: make bench ONLY=vm (half an hour)"
-	@echo "make faults       faults at length: kills, churn, attacks, fuzzing; figures to docs/reference/ (root, two hours)"
+	@echo "make faults       faults at length: kills, churn, attacks, fuzzing; figures to docs/reference/ (root, five hours and more)"
 	@echo "                  a part of it: make faults ONLY=mutations"
 	@echo "make fmt|lint|static|charmcraft|unit|adapters|integration|lifecycle    one gate"
 	@echo "make clean        remove what the sandbox and the gates made"

@@ -33,11 +33,11 @@ for chatty in ("httpx2", "httpcore2", "urllib3", "ws4py", "cosl"):
 
 
 class ReconcileRunnersEvent(ops.EventBase):
-    """Fired by the systemd timer."""
+    """Fired by the timer's service, which the timer and the unit's agent start."""
 
 
 class GithubRunnerEvents(ops.CharmEvents):
-    """The charm's events, with the timer's among them."""
+    """The charm's events, with that of the timer's service among them."""
 
     reconcile_runners = ops.EventSource(ReconcileRunnersEvent)
 
@@ -163,12 +163,13 @@ class GithubRunnerCharm(ops.CharmBase):
         needed: tuple[str, ...] | None = None,
     ) -> None:
         """Do an action's work and give its results, or fail with the reason; ``needed`` are the values it uses."""
+        if needed is None and self._markers.read(markers.LEAVING) is not None:
+            event.fail("the unit is being removed or drained: to use a drained unit again, delete its marker leaving")
+            return
         before = self.unit.status
         if needed is None:
             self._take_over()
         try:
-            if self._markers.read(markers.LEAVING) is not None and needed is None:
-                raise HostError("the unit is being removed")
             service = self._service(self._load(needed))
             event.set_results({key: redact(str(value)) for key, value in work(service).items()})
             if service.report and service.report.failures:

@@ -66,12 +66,7 @@ def set_up(
     unit = identity.unit
     markers = Markers(unit)
     markers.clear(SET_UP)
-    progress("Installing packages")
-    packages.ensure(progress)
-    if state.test_mode:
-        kernel.ensure_inotify()
-    else:
-        kernel.ensure_module()
+    _ensure_base(state, progress)
     progress("Setting up LXD")
     lxd_server.ensure(lxd, state.proxies)
     # Before anything that may fail for long: the runners that exist need it, too.
@@ -87,6 +82,16 @@ def set_up(
     builds = settings.images(state)
     _ensure_images(builds, partial(_ensure_image, lxd, jinja, markers, builds, build_later, progress))
     markers.note(SET_UP)
+
+
+def _ensure_base(state: CharmState, progress: Callable[[str], None]) -> None:
+    """Install packages, and prepare the kernel for runners."""
+    progress("Installing packages")
+    packages.ensure(progress)
+    if state.test_mode:
+        kernel.ensure_inotify()
+    else:
+        kernel.ensure_module()
 
 
 def _ensure_image(

@@ -26,7 +26,8 @@ PAUSE = 60.0
 PREFIX = "github_runner"
 # Upper limits in seconds. Creations of virtual machines and jobs take minutes, an idle runner takes a job at once.
 BUCKETS = {
-    "queue": (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600),
+    # 1200 is the limit of an alert: between two limits Prometheus only guesses.
+    "queue": (1, 2, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600),
     "creation": (5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600),
     "job": (10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600),
     "reconcile": (1, 2, 5, 10, 30, 60, 120, 300, 600, 1200),

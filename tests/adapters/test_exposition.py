@@ -285,8 +285,13 @@ def failures(values: str) -> dict[str, str]:
     return series("github_runner_creation_failures_total", values, flavor="small", step="registering")
 
 
-def queue(le: str, values: str) -> dict[str, str]:
-    return series("github_runner_queue_duration_seconds_bucket", values, flavor="small", le=le)
+def queue(waited: int) -> list[dict[str, str]]:
+    """The buckets that the unit serves, of jobs that all waited so many seconds."""
+    name, limits = "github_runner_queue_duration_seconds_bucket", (*exposition.BUCKETS["queue"], float("inf"))
+    return [
+        series(name, "0+1x600" if waited <= limit else "0x600", flavor="small", le=str(limit).replace("inf", "+Inf"))
+        for limit in limits
+    ]
 
 
 def runners(idle: int, wanted: int, starting: int = 0) -> list[dict[str, str]]:
@@ -314,8 +319,8 @@ CASES: list[tuple[str, list[dict[str, str]], bool]] = [
     ("GithubRunnerCreationFailing", [failures("0+1x600")], True),
     ("GithubRunnerCreationFailing", [failures("0+1x600"), MADE], False),
     ("GithubRunnerCreationFailing", [failures("1x600")], False),
-    ("GithubRunnerQueueTimeHigh", [queue("600", "0x600"), queue("3600", "0+1x600"), queue("+Inf", "0+1x600")], True),
-    ("GithubRunnerQueueTimeHigh", [queue("600", "0+1x600"), queue("+Inf", "0+1x600")], False),
+    ("GithubRunnerQueueTimeHigh", queue(1201), True),
+    ("GithubRunnerQueueTimeHigh", queue(1199), False),
     ("GithubRunnerFilesOld", [series("github_runner_image_timestamp_seconds", "-300000x600")], True),
     ("GithubRunnerFilesOld", [series("github_runner_binary_timestamp_seconds", "-300000x600")], True),
     ("GithubRunnerFilesOld", [series("github_runner_image_timestamp_seconds", "0x600")], False),

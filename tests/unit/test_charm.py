@@ -75,6 +75,21 @@ def test_marker_leaving_drains_a_unit(context: Any, world: Surroundings) -> None
     assert world.lxd.lists == 0
 
 
+@pytest.mark.parametrize("action", ["reconcile-runners", "flush-runners", "update-dependencies"])
+def test_actions_do_not_change_a_drained_unit(context: Any, world: Surroundings, action: str) -> None:
+    """They fail with the way back, and the status stays that of before: the unit may also be one that is removed."""
+    noted(markers.LEAVING)
+    before = testing.ActiveStatus("2 runners: 2 idle, 0 busy")
+
+    with pytest.raises(testing.ActionFailed, match="drained unit again, delete its marker leaving") as failed:
+        context.run(context.on.action(action), replace(state(), unit_status=before))
+
+    assert failed.value.state
+    assert failed.value.state.unit_status == before
+    assert world.steps == []
+    assert world.lxd.lists == 0
+
+
 def test_install_makes_no_runner(context: Any, world: Surroundings) -> None:
     """Runners come with `config-changed` and `start`."""
     context.run(context.on.install(), state())
@@ -305,7 +320,7 @@ def test_a_unit_without_storage_makes_nothing_any_more(context: Any, world: Surr
 
     assert world.lxd.found == {}
     assert world.steps == ["no agent", "no timer", "release"]
-    with pytest.raises(testing.ActionFailed, match="the unit is being removed"):
+    with pytest.raises(testing.ActionFailed, match="the unit is being removed or drained"):
         context.run(context.on.action("reconcile-runners"), state())
     assert world.lxd.found == {}
 

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -228,7 +228,7 @@ EXCUSED = {
 
 def fixed_parts(node: ast.expr) -> list[str]:
     """The parts of a text that are always the same. The page cannot have what is in backticks."""
-    if not isinstance(node, (ast.Constant, ast.JoinedStr)):
+    if not isinstance(node, ast.JoinedStr) and not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
         return []
     values = node.values if isinstance(node, ast.JoinedStr) else [node]
     whole = "".join(str(value.value) if isinstance(value, ast.Constant) else "\0" for value in values)
@@ -248,14 +248,48 @@ def shown_texts() -> Iterator[tuple[str, list[str]]]:
                         yield f"{module}:{node.lineno}", parts
 
 
-def test_errors_of_the_code_are_on_the_page_of_statuses() -> None:
-    """For each error that becomes a status, a message of the page has all that is fixed in its text, in that order."""
+def missing_on_the_page(texts: Iterable[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
+    """The texts of which no message of the page of statuses has all fixed parts in their order."""
     page = " ".join((DOCS / "reference/statuses.md").read_text().split())
     known = re.findall(r"`([^`]+)`", page)
-    found = [(where, parts, ".*".join(map(re.escape, parts))) for where, parts in shown_texts()]
+    forms = [(each, ".*".join(map(re.escape, each[1]))) for each in texts]
+    return [each for each, form in forms if not any(re.search(form, text) for text in known)]
+
+
+def test_errors_of_the_code_are_on_the_page_of_statuses() -> None:
+    """For each error that becomes a status, a message of the page has all that is fixed in its text, in that order."""
+    found = list(shown_texts())
 
     assert len(found) > 100
-    assert [(where, parts) for where, parts, form in found if not any(re.search(form, text) for text in known)] == []
+    assert missing_on_the_page(found) == []
+
+
+# Where the notices at the end of a status are made: a function of a module, or all of its functions.
+NOTICES = {"notices": "", "scaling": "notices", "host/resources": "overcommitment", "host/pool": "shortage"}
+
+
+def notice_texts() -> Iterator[tuple[str, list[str]]]:
+    """Where a notice is made, and the fixed parts of its text."""
+    for module, name in NOTICES.items():
+        body = ast.parse((ROOT / f"src/{module}.py").read_text()).body
+        functions = [node for node in body if isinstance(node, ast.FunctionDef) and name in ("", node.name)]
+        for node in (node for function in functions for node in ast.walk(function)):
+            texts: list[ast.expr] = []
+            if isinstance(node, (ast.Yield, ast.Return)) and node.value:
+                texts = [node.value]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".append"):
+                texts = node.args
+            for text in texts:
+                if parts := fixed_parts(text):
+                    yield f"{module}:{text.lineno}", parts
+
+
+def test_notices_of_the_code_are_on_the_page_of_statuses() -> None:
+    """For each notice at the end of a status, a message of the page has all that is fixed in its text, in order."""
+    found = list(notice_texts())
+
+    assert len(found) > 10
+    assert missing_on_the_page(found) == []
 
 
 def test_every_alert_has_a_runbook() -> None:
