@@ -54,9 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     reboot = add("reboot", session.reboot, "reboot a machine and wait for the hooks that follow", "reboot --hard")
     reboot.add_argument("--hard", action="store_true", help="as if the power had failed")
     shell = add("exec", session.execute, "run a shell command as root in the machine", "exec -- lxc list")
-    shell.add_argument("command", nargs="+")
+    shell.add_argument("command", nargs="+", help="its words, after --")
     lost = add("agent-down", session.agent_down, "let no hook run and juju-exec fail, until agent-up", "agent-down")
-    back = add("agent-up", session.agent_up, "run what has become due meanwhile", "agent-up")
+    back = add("agent-up", session.agent_up, "let hooks run again, first those that have become due", "agent-up")
     for one_unit in (logs, debug_log, reboot, shell, lost, back):
         _add_unit_option(one_unit)
     down = add("down", session.down, "remove all machines and stop their GitHub", "down --all")
@@ -77,8 +77,8 @@ def _add_unit_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     config.add_argument("options", nargs="*", metavar="KEY=VALUE", help="what to set; KEY=@FILE reads it, KEY shows it")
     config.add_argument("--reset", metavar="KEY[,KEY…]", help="back to the default")
     run = _command(commands, "run", session.run_action, "run an action of the charm", "run check-runners")
-    run.add_argument("action")
-    run.add_argument("parameters", nargs="*", type=_pair, metavar="KEY=VALUE")
+    run.add_argument("action", help="its name, such as check-runners")
+    run.add_argument("parameters", nargs="*", type=_pair, metavar="KEY=VALUE", help="parameters of the action")
     _add_unit_option(run)
     text = "show the units, and the runners that GitHub lists"
     shown = _command(commands, "status", status.status, text, "status --watch")
@@ -130,12 +130,13 @@ def _add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentP
     gone = _command(
         commands, "remove-relation", session.remove_relation, "remove a relation", "remove-relation debug-ssh"
     )
-    gone.add_argument("endpoint")
-    for name, text in (("add-secret", "add a user secret and grant it"), ("update-secret", "give it a new revision")):
+    gone.add_argument("endpoint", help="cos-agent or debug-ssh")
+    texts = {"add-secret": "add a user secret and grant it", "update-secret": "give a user secret a new revision"}
+    for name, text in texts.items():
         run = session.add_secret if name == "add-secret" else session.update_secret
         secret = _command(commands, name, run, text, f"{name} github token=ghp_…")
-        secret.add_argument("name")
-        secret.add_argument("content", nargs="+", type=_pair, metavar="KEY=VALUE")
+        secret.add_argument("name", help="of the secret")
+        secret.add_argument("content", nargs="+", type=_pair, metavar="KEY=VALUE", help="all keys of the revision")
     model = _command(
         commands,
         "model-config",
@@ -143,7 +144,7 @@ def _add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentP
         "show or set the model's configuration",
         "model-config juju-http-proxy=http://proxy:3128",
     )
-    model.add_argument("options", nargs="*", type=_pair, metavar="KEY=VALUE")
+    model.add_argument("options", nargs="*", type=_pair, metavar="KEY=VALUE", help="what to set; nothing shows all")
 
 
 def _pair(word: str) -> tuple[str, str]:

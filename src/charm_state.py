@@ -173,7 +173,7 @@ def _scaling_options(config: Mapping[str, Any], reader: _Reader) -> dict[str, An
 
 
 def _flavors(text: str, values: Mapping[str, Any], reader: _Reader) -> tuple[Flavor, ...]:
-    """The field ``given_flavors``; an option of the unit that is not valid itself stands for a valid value here."""
+    """The field ``given_flavors``. A valid value stands for an option of the unit that is not valid itself."""
     number = values["virtual_machines"]
     defaults = flavors.Defaults(
         values["resources"] or VirtualMachineResources(1, "1GiB", "1GiB"),

@@ -38,9 +38,9 @@ def notices(state: CharmState, markers: Markers, report: Report, now: float) -> 
 
 
 def note_attendance(markers: Markers, interval: int, now: float) -> None:
-    """Record that the timer's event came, and a time without it: the controller or Juju's agent was away.
+    """Record that a reconcile was started, and a time without one: the controller or Juju's agent was away.
 
-    ``interval`` between two events in minutes.
+    ``interval`` between two events of the timer in minutes.
     """
     last = markers.numbers(RECONCILED, 1)
     with suppress(HostError):

@@ -18,8 +18,7 @@ from changes import Changes
 from engine import profiles
 from errors import HostError, LxdError
 from flavor_changes import FlavorChanges
-from flavor_plans import Plans, make_plans
-from flavor_plans import Wanted as Wanted
+from flavor_plans import Plans, Wanted, make_plans
 from listing import Row
 from metrics.collect import Collector
 from metrics.events import written_by
@@ -254,7 +253,7 @@ class RunnerManager:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        with exclusive(LOCKS / f"{self._identity.prefix.rstrip('-')}.lock", times.LOCK) as free:
+        with exclusive(LOCKS / f"{self._identity.prefix}.lock", times.LOCK) as free:
             if not free:
                 raise HostError("another process of this unit works on the runners")
             with written_by(self._identity.unit):

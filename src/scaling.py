@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from demand import PATIENCE, Demand
+from flavor_plans import Wanted
 from gh.registration import Registration
 from models import CharmState, Flavor, RunnerSpec, Scaling
-from runner_manager import Wanted
 
 # Of a set's number, the registration of its runners.
 Registrations = Callable[[int], Registration]

@@ -35,6 +35,7 @@ from errors import (
     LxdError,
     TokenError,
 )
+from flavor_plans import Wanted
 from gh.app import App
 from gh.auth import Pat
 from gh.client import GithubClient, api_url
@@ -47,7 +48,7 @@ from naming import Identity, binary_version
 from repo_policy import RepoPolicyClient
 from report import Findings, Report
 from runner import RunnerManagerClients
-from runner_manager import RunnerManager, Wanted
+from runner_manager import RunnerManager
 from status import Status
 from unit_demand import UnitDemand
 
@@ -134,7 +135,7 @@ class Service:
                 self._markers.note(markers.NO_POLICY)
 
     def note_attendance(self, interval: int) -> None:
-        """Record that the timer's event came; ``interval`` between two of them in minutes."""
+        """Record that a reconcile was started; the ``interval`` of the timer in minutes."""
         notices.note_attendance(self._markers, interval, self._adapters.clock())
 
     def take_over(self) -> None:
@@ -170,7 +171,7 @@ class Service:
         self.ensure_agent()
 
     def attend(self) -> None:
-        """What the timer's event does: repair the machine, update the kernel, and reconcile or reboot."""
+        """What an event of the timer's service does: repair the machine, update the kernel, and reconcile or reboot."""
         self.repair()
         kernel.update(self._adapters.clock())
         self._reconcile_or_reboot()

@@ -14,6 +14,7 @@ import scaling
 import times
 from agent_settings import AgentSettings
 from errors import GithubRunnerError, HostError, TokenError
+from flavor_plans import Wanted
 from gh.client import GithubClient
 from gh.registration import Registration
 from gh.scale_set_registration import ScaleSetRegistration
@@ -22,7 +23,6 @@ from host import agent, kernel
 from host.markers import LIST_DUE, LISTED, SCALE_SETS, Markers
 from models import CharmState, Scaling
 from naming import Identity
-from runner_manager import Wanted
 
 logger = logging.getLogger(__name__)
 

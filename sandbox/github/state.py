@@ -165,7 +165,7 @@ class Job:
 
 @dataclass
 class Application:
-    """The runner agent that is offered for download."""
+    """The runner binary that is offered for download."""
 
     version: str = "2.336.0"
     checksum: str | None = None  # a wrong one, for tests

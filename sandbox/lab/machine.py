@@ -39,7 +39,7 @@ class Machine:
     def create(self, timeout: float = 60) -> None:
         """Make and start the machine; on return systemd is up, eth0 has its address, and the LXD inside answers."""
         if self.exists():
-            raise SandboxError(f"the machine {self.name} exists: remove it with `python -m sandbox down`")
+            raise SandboxError(f"the machine {self.name} exists: remove it with `python3 -m sandbox down`")
         mark = f"{lxd_setup.MACHINE_KEY}={self.name}"
         run("lxc", "copy", self.template, self.container, "--config", mark)
         try:

@@ -138,7 +138,7 @@ def note_request(markers: Markers, now: float) -> None:
 
 def remove() -> list[str]:
     """Remove the files; module and limit stay until the next boot. Returns what was removed."""
-    gone = [path for path in (MODULES_FILE, SYSCTL_FILE) if path.exists()]
-    for path in (MODULES_FILE, SYSCTL_FILE, CHECKED, UPDATE_SCRIPT):
+    gone = [path for path in (MODULES_FILE, SYSCTL_FILE, CHECKED, UPDATE_SCRIPT) if path.exists()]
+    for path in gone:
         path.unlink(missing_ok=True)
     return [str(path) for path in gone]

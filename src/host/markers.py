@@ -25,7 +25,7 @@ SET_UP = "set-up"
 LEAVING = "leaving"
 # When a reboot was requested, and in which boot: `SECONDS BOOT_ID`.
 REBOOT = "reboot-requested"
-# When the timer last fired, in UNIX seconds.
+# When the timer or the unit's agent last started a reconcile, in UNIX seconds.
 RECONCILED = "reconciled"
 # The operator knows that no repository policy check is made: noted at installation, and by an action after an upgrade
 # from the previous charm, which always made one. Without it the status says so.

@@ -17,6 +17,7 @@ import runner_manager
 import shared_fs
 import telemetry
 from errors import CreateMetricsStorageError
+from flavor_plans import Wanted
 from gh.auth import Pat
 from gh.client import JOB_PAGES, GithubClient
 from gh.registration import OptionRegistration
@@ -26,7 +27,7 @@ from known_jobs import KnownJob
 from metrics.storage import MetricsStorage
 from models import GithubOrg, GithubPath, GithubRepo
 from runner import RunnerManagerClients
-from runner_manager import RunnerManager, Wanted
+from runner_manager import RunnerManager
 from sandbox import github
 from sandbox.github.control import GitHubControl
 from tests.support.fakes import IDENTITY, RESOURCES, TEMPLATES, FakeLxd, FakeStorages, state

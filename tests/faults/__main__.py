@@ -8,10 +8,11 @@ import argparse
 import importlib
 import json
 import logging
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sandbox import github
@@ -63,6 +64,9 @@ def deployment() -> Iterator[Deployment]:
 def keep(name: str, short: bool, figures: dict[str, object], seconds: float) -> None:
     """Print the figures; those of a long form stay."""
     figures = {**figures, "minutes": round(seconds / 60, 1), "date": time.strftime("%Y-%m-%d")}
+    described = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        figures["commit"] = subprocess.run(described, check=True, capture_output=True, text=True).stdout.strip()
     print(json.dumps({name: figures}, indent=2), flush=True)
     if not short:
         report.write(name, figures, REFERENCE)

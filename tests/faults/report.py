@@ -10,7 +10,8 @@ ABOUT = {
         "A reconcile that removes a dead runner, replaces an outdated one, writes the metrics of two finished jobs and "
         "makes three runners is killed (SIGKILL) before each request to LXD and GitHub, after each answer, and before "
         "each file and mount of the metrics and below /run. The next reconcile must bring the wanted number of "
-        "runners, with no instance, registration, mount, image file or profile left over, and no event missing.",
+        "runners, with no instance, registration, mount, image file or profile left over, and no event missing. "
+        "A boundary that the repeated reconcile does not reach is not killed.",
     ),
     "kill-demand": (
         "Killed anywhere, with scaling=demand",
@@ -30,7 +31,8 @@ ABOUT = {
         "Jobs all the time",
         "A queue of jobs that is never empty, three runners on a real LXD, replaced as they end. Each job must run "
         "once, and its two events must be in the metrics log. Meanwhile runner agents update themselves, listeners are "
-        "killed, whose jobs fail or are cancelled, and GitHub refuses the newest version for a moment.",
+        "killed, whose jobs fail or are cancelled, and GitHub refuses the newest version for a moment. A job whose "
+        "listener is killed may have run its command before: it counts in both rows.",
     ),
     "churn-demand": (
         "Jobs all the time, with scaling=demand",
@@ -90,7 +92,8 @@ HEAD = """# Reliability in figures
 
 What `make faults` and `make vm-long` measured, at length; a sample is part of `make test` and `make vm`. The promises
 behind them are in [SECURITY.md](../../SECURITY.md), what an operator sees of each failure in [Failures](failures.md).
-This page is written by the run, as are the [figures in JSON](reliability.json).
+This page is written by the runs, as are the [figures in JSON](reliability.json). Not all runs are of the same day, and
+the code has changed since some of them: each section says when its figures were taken, and later ones of which commit.
 """
 
 
@@ -103,11 +106,18 @@ def _section(title: str, about: str, figures: dict[str, object]) -> str:
     rows = "\n".join(
         f"| {name.replace('_', ' ')} | {_words(value)} |"
         for name, value in figures.items()
-        if name not in ("date", "minutes")
+        if name not in ("date", "minutes", "commit")
     )
-    taken = f" Taken on {figures['date']} in {figures['minutes']} minutes on two cores." if "date" in figures else ""
-    words = textwrap.fill(f"{about}{taken}", 120, break_on_hyphens=False)
+    words = textwrap.fill(f"{about}{_taken(figures)}", 120, break_on_hyphens=False)
     return f"## {title}\n\n{words}\n\n| figure | value |\n| --- | ---: |\n{rows}\n"
+
+
+def _taken(figures: dict[str, object]) -> str:
+    """When the figures were taken, and of which code if that was recorded."""
+    if "date" not in figures:
+        return ""
+    code = f" of commit {figures['commit']}" if "commit" in figures else ""
+    return f" Taken on {figures['date']}{code} in {figures['minutes']} minutes on two cores."
 
 
 def _words(value: object) -> str:

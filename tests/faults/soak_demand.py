@@ -14,11 +14,12 @@ import scaling
 import times
 from budget import Ask, Capacity, goals
 from demand import Demand
+from flavor_plans import Wanted
 from gh.scale_set_answers import Statistics
 from models import Flavor, GithubOrg, Scaling, VirtualMachineResources
 from naming import FLAVOR_KEY, KEY, SCALE_SET_KEY, fingerprint
 from programs.sessions import Assigned, demanded
-from runner_manager import RunnerManager, Wanted
+from runner_manager import RunnerManager
 from tests.faults import soak
 from tests.faults.soak import Month, Scale
 from tests.support.fakes import FakeInstance, state

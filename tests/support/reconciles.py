@@ -19,10 +19,11 @@ import system
 import times
 from budget import Ask, Capacity, goals
 from errors import GithubRunnerError
+from flavor_plans import Wanted
 from models import Flavor, VirtualMachineResources
 from naming import FLAVOR_KEY, KEY, fingerprint
 from runner import RunnerManagerClients
-from runner_manager import RunnerManager, Wanted
+from runner_manager import RunnerManager
 from tests.support.fakes import IDENTITY, RESOURCES, FakeInstance, FakeLxd, FakeStorages, state
 from tests.support.model import JINJA, NONE, OTHERS, OTHERS_KEYS, RUNNING, WORKER, Hub, Killed, Records
 

@@ -1,6 +1,7 @@
 """The documentation: its links, its generated pages, and that it says something of everything an operator meets."""
 
 import ast
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from host import markers
 from metrics import events
+from tests.faults import report
 from tools import write_reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -366,6 +368,24 @@ def test_every_benchmark_is_shown() -> None:
 
     missing = [path.name for path in (*folder.glob("*.svg"), *folder.glob("*.json")) if f"({path.name})" not in page]
     assert missing == []
+
+
+def test_page_of_reliability_is_made_of_its_figures() -> None:
+    """The page is what the figures in JSON give today: neither is changed by hand."""
+    folder = ROOT / "docs" / "reference"
+    figures = json.loads((folder / "reliability.json").read_text())
+
+    assert report.page(figures) == (folder / "reliability.md").read_text()
+
+
+def test_figures_of_reliability_say_when_they_were_taken() -> None:
+    """A section names the date of its run, and the commit where that was recorded; neither is a row of its table."""
+    old = {"cases": 3, "minutes": 1.5, "date": "2026-11-25"}
+
+    assert "Taken on 2026-11-25 in 1.5 minutes" in " ".join(report.page({"fuzz": old}).split())
+    page = " ".join(report.page({"fuzz": {**old, "commit": "0a1b2c3-dirty"}}).split())
+    assert "Taken on 2026-11-25 of commit 0a1b2c3-dirty in 1.5 minutes" in page
+    assert page.endswith("| figure | value | | --- | ---: | | cases | 3 |")
 
 
 def code_of(*folders: str) -> str:

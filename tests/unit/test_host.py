@@ -653,6 +653,18 @@ def updates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     return ran
 
 
+def test_removal_names_every_file_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All files go, and each that was there is named for the log; one that is missing is neither an error nor named."""
+    files = [tmp_path / name for name in ("modules", "sysctl", "checked", "update.sh")]
+    for name, path in zip(("MODULES_FILE", "SYSCTL_FILE", "CHECKED", "UPDATE_SCRIPT"), files, strict=True):
+        monkeypatch.setattr(kernel, name, path)
+    for path in files[1:]:
+        path.touch()
+
+    assert kernel.remove() == [str(path) for path in files[1:]]
+    assert [path for path in files if path.exists()] == []
+
+
 def test_kernels_are_updated_daily(updates: list[list[str]]) -> None:
     """Only what is installed is updated, once a day; a clock that was set back does not stop it for ever."""
     now = time.time()

@@ -28,7 +28,7 @@ NOW = 1_000_000.0
 MINUTE = 60.0
 OLD = NOW - 60 * MINUTE
 TODAY = "today"
-# Equal, and another object.
+# Equal, and another object, as what is read from LXD is: a comparison by identity must not pass.
 READ = "".join(TODAY)
 ONLINE = GithubRunner(1, "r", online=True, busy=False)
 ONLINE_BUSY = GithubRunner(1, "r", online=True, busy=True)

@@ -111,6 +111,21 @@ def test_help_tells_of_it(capsys: pytest.CaptureFixture[str]) -> None:
         build_parser().parse_args(["status", "--watch", "--json"])
 
 
+def test_help_tells_of_every_argument() -> None:
+    """No command has an argument or an option that its `--help` says nothing about."""
+    [commands] = [action for action in build_parser()._actions if isinstance(action.choices, dict)]
+    assert isinstance(commands.choices, dict)
+    found = [
+        f"{name}: {action.dest}"
+        for name, parser in commands.choices.items()
+        for action in parser._actions
+        if not action.help
+    ]
+
+    assert len(commands.choices) > 10
+    assert found == []
+
+
 def test_an_option_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`KEY=@FILE` is the file's content, as in Juju's own command; one that cannot be read is named."""
     given: list[dict[str, str]] = []

@@ -7,11 +7,11 @@ import pytest
 
 import scaling
 from demand import PATIENCE, Demand
+from flavor_plans import Wanted
 from gh.registration import Registration
 from gh.scale_set_answers import Job, Statistics
 from models import CharmState, Scaling
 from programs.sessions import ASSIGNMENT_LIFE, LATE, Assigned, demanded
-from runner_manager import Wanted
 from tests.support.fakes import state
 
 NOW = 1_800_000_000.0

@@ -14,11 +14,12 @@ import settings
 import telemetry
 from demand import Demand
 from errors import ConfigurationError, GithubApiError, HostError, LxdError
+from flavor_plans import Wanted
 from host import image, kernel, markers, runner_binary
 from models import BaseImage, FailedCreation, Flavor, PublishedImage, Scaling, VirtualMachineResources
 from naming import BASE_IMAGE_KEY, FLAVOR_KEY, Identity
 from report import Findings
-from runner_manager import RunnerManager, Wanted
+from runner_manager import RunnerManager
 from service import Service
 from status import Status
 from tests.support.fakes import IDENTITY, state
