@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import agent_settings
 import demand
@@ -46,7 +46,8 @@ CONFLICT_PATIENCE = 120.0
 RELOAD = 2.0
 # Of the token: when less is left, a reconcile is started, which writes a new one, and again after the pause.
 RENEW_BEFORE, RENEW_PAUSE = 600.0, 120.0
-# GitHub queues a job for which no runner came again after 5 minutes: an older assignment says nothing.
+# GitHub queues a job for which no runner came again after 5 minutes. An assignment says nothing after twice that:
+# GitHub's clock may differ, and its messages may be late.
 ASSIGNMENT_LIFE = 600.0
 # So long a job may wait for a runner until the unit announces 1: more than one wait for messages before the 5 minutes.
 LATE = 240.0
@@ -62,12 +63,20 @@ PROBLEM_LIMIT = 200
 MOST_ASKED = 100
 
 
+class AssignedJob(NamedTuple):
+    """Times of a job in UNIX seconds: since when it waits, when it was assigned, and when its message came."""
+
+    waits_since: float
+    assigned: float
+    came: float
+
+
 @dataclass
 class Assigned:
     """Jobs that messages of one session have assigned, and none has reported as started or completed."""
 
-    jobs: dict[str, tuple[float, float, float]] = field(default_factory=dict)
-    """By the job's id: since when it waits, when it was assigned, and when its message came, in UNIX seconds."""
+    jobs: dict[str, AssignedJob] = field(default_factory=dict)
+    """By the job's id."""
     is_late: bool = False
     """Whether one got no runner in time, and none has begun since."""
 
@@ -78,15 +87,15 @@ class Assigned:
             self.is_late = self.is_late and job.kind != "JobStarted"
         elif job.kind == "JobAssigned" and len(self.jobs) < MOST_ASSIGNED:
             since = job.queued or job.assigned or now
-            self.jobs.setdefault(job.id, (min(since, now), min(job.assigned or now, now), now))
+            self.jobs.setdefault(job.id, AssignedJob(min(since, now), min(job.assigned or now, now), now))
 
     def note_late(self, now: float) -> None:
         """Take into account how long the jobs have waited by now."""
-        self.is_late = self.is_late or any(now - came >= LATE for _, _, came in self.jobs.values())
+        self.is_late = self.is_late or any(now - job.came >= LATE for job in self.jobs.values())
 
     def expire(self, now: float) -> None:
         """Leave out jobs whose assignment is over."""
-        self.jobs = {id_: times for id_, times in self.jobs.items() if now - times[1] < ASSIGNMENT_LIFE}
+        self.jobs = {id_: job for id_, job in self.jobs.items() if now - job.assigned < ASSIGNMENT_LIFE}
 
 
 def demanded(before: Demand, statistics: Statistics, jobs: Assigned, number: int, now: float) -> Demand:
@@ -95,7 +104,7 @@ def demanded(before: Demand, statistics: Statistics, jobs: Assigned, number: int
     assigned = max(statistics.assigned, len(jobs.jobs))
     since: float | None = None
     if assigned > statistics.running:
-        since = min((times[0] for times in jobs.jobs.values()), default=before.since or now)
+        since = min((job.waits_since for job in jobs.jobs.values()), default=before.since or now)
     found = replace(before, assigned=assigned, running=statistics.running, since=since, answered_at=now)
     return replace(found, scale_set=number, problem="")
 
@@ -612,10 +621,10 @@ class FlavorSession:
         now = self._all.clock()
         if isinstance(error, (SessionEndedError, SetGoneError)):
             self._listener = None
-        is_new = isinstance(error, SessionConflictError)
-        if is_new and self._conflict is None:
+        is_conflict = isinstance(error, SessionConflictError)
+        if is_conflict and self._conflict is None:
             self._conflict = now
-        if not is_new or now - (self._conflict or now) >= CONFLICT_PATIENCE:
+        if not is_conflict or now - (self._conflict or now) >= CONFLICT_PATIENCE:
             logger.warning("%s: %s", self._name, error)
             problem = redact(str(error) or type(error).__name__)[:PROBLEM_LIMIT]
             self._all.publish(flavor, lambda known: replace(known, problem=problem))
