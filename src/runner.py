@@ -152,11 +152,13 @@ class Runner:
             registering = registration.runner_id is not None
             with self._step("creating the instance"):
                 self.instance = self._create_instance(config, storage)
+            with self._step("setting the instance up"):
+                files = self._files(config, registration)
             with self._step("starting the instance"):
-                self._start(self.instance, storage)
+                self._start(self.instance, storage, files)
             registering = True
             with self._step("setting the instance up"):
-                done = self._set_up(self.instance, config, registration)
+                done = self._set_up(self.instance, config)
             with self._step("registering"):
                 self._note_registration(self.instance, done)
             with self._step("starting the runner agent"):
@@ -292,17 +294,11 @@ class Runner:
             devices=devices,
         )
 
-    def _start(self, instance: LxdInstance, storage: MetricsStorage | None) -> None:
-        if storage is not None:
-            shared_fs.give_to(storage, instance.host_uid(provision.UBUNTU))
-        instance.start()
-        instance.wait_ready()
-
-    def _set_up(self, instance: LxdInstance, config: CreateRunnerConfig, registration: RegistrationData) -> Execution:
-        """Send everything, then set up and register in one command: each request costs a moment of every creation."""
+    def _files(self, config: CreateRunnerConfig, registration: RegistrationData) -> bytes:
+        """The archive of everything that is written into the instance."""
         policy = self._clients.repo
         connections = self.config.ssh_debug_connections
-        archive = provision.archive(
+        return provision.archive(
             provision.files(
                 self._clients.jinja,
                 self.config,
@@ -314,7 +310,16 @@ class Runner:
                 registration_files=registration.files,
             )
         )
-        instance.push(str(provision.FILES_ARCHIVE), archive, mode=0o600)
+
+    def _start(self, instance: LxdInstance, storage: MetricsStorage | None, files: bytes) -> None:
+        """Start the instance and send the files as soon as it takes them."""
+        if storage is not None:
+            shared_fs.give_to(storage, instance.host_uid(provision.UBUNTU))
+        instance.start()
+        instance.push_first(str(provision.FILES_ARCHIVE), files, mode=0o600)
+
+    def _set_up(self, instance: LxdInstance, config: CreateRunnerConfig) -> Execution:
+        """Set up and register in one command: each request costs a moment of every creation."""
         if not config.in_image:
             with config.binary_path.open("rb") as tarball:
                 instance.push(str(provision.BINARY_ARCHIVE), tarball, mode=0o600)

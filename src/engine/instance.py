@@ -4,7 +4,7 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -68,8 +68,11 @@ class LxdInstance:
 
     def wait_ready(self) -> None:
         """Wait until commands can be run: LXD refuses them until the LXD agent of a virtual machine runs."""
+        self._repeat(self._answers, "the first command")
+
+    def _repeat(self, attempt: Callable[[], bool], what: str) -> None:
         kind = "virtual-machine" if self.virtual_machine else "container"
-        wait_until(self._answers, times.READY[kind], f"the first command in {self.name}", READY_INTERVAL[kind])
+        wait_until(attempt, times.READY[kind], f"{what} in {self.name}", READY_INTERVAL[kind])
 
     def _answers(self) -> bool:
         with suppress(LxdError):
@@ -162,12 +165,46 @@ class LxdInstance:
                 with suppress(Exception):
                     streams["control"].send(json.dumps({"command": "signal", "signal": signal.SIGKILL}))
 
-    def push(self, path: str, content: "bytes | BinaryIO", *, mode: int = 0o644, user: int = 0) -> None:
+    def push(
+        self, path: str, content: "bytes | BinaryIO", *, mode: int = 0o644, user: int = 0, timeout: float = 300
+    ) -> None:
         """Write a file inside; its folder must be there. An open file is sent as it is read, never held in memory."""
         headers = {"X-LXD-uid": str(user), "X-LXD-gid": str(user), "X-LXD-mode": f"{mode:04o}", "X-LXD-type": "file"}
         self._lxd.request(
-            "POST", "instances", self.name, "files", params={"path": path}, data=content, headers=headers, timeout=300
+            "POST",
+            "instances",
+            self.name,
+            "files",
+            params={"path": path},
+            data=content,
+            headers=headers,
+            timeout=timeout,
         )
+
+    def push_first(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
+        """Write a file as soon as LXD can write in a booting instance. It costs less than ``wait_ready`` before it.
+
+        LxdError ends with what LXD said last: no agent runs yet, the root is still read-only.
+        """
+        refused = LxdError("LXD was not asked")
+
+        def pushed() -> bool:
+            nonlocal refused
+            try:
+                self.push(path, content, mode=mode, timeout=30)
+            except LxdNotFoundError:
+                raise  # an ephemeral instance that powered off
+            except LxdError as error:
+                refused = error
+                return False
+            return True
+
+        try:
+            self._repeat(pushed, "the first file")
+        except LxdNotFoundError:
+            raise
+        except LxdError as error:
+            raise LxdError(f"{error}: {refused}") from refused
 
     def pull(self, path: str, limit: int) -> bytes:
         """At most ``limit`` bytes of a regular file inside.

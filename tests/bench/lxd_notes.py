@@ -1,7 +1,7 @@
 """In the charm's process: notes what is sent to LXD. It is `lib/sitecustomize.py` of a packed charm; no libraries.
 
-A line of NOTES is the thread, the number of bytes, and what they are: the first line of a request, `poll` for the body
-of a command that only asks whether an instance answers, or `body`. The client for GitHub does not use http.client.
+A line of NOTES is the thread, the number of bytes, and what they are: the first line of a request, or `body`. The
+client for GitHub does not use http.client.
 """
 
 import http.client
@@ -11,7 +11,6 @@ import threading
 from typing import Any
 
 NOTES = "/run/lxd-notes"
-POLL = b'"command": ["true"]'
 
 
 def follow(path: str) -> None:
@@ -22,7 +21,7 @@ def follow(path: str) -> None:
     def send(connection: Any, data: Any) -> None:
         if isinstance(data, bytes):
             first = data[:300].split(b"\r\n")[0]
-            what = first if first.endswith(b" HTTP/1.1") else b"poll" if POLL in data[:300] else b"body"
+            what = first if first.endswith(b" HTTP/1.1") else b"body"
             os.write(notes, f"{threading.get_ident()} {len(data)} {what.decode()}\n".encode())
         original(connection, data)
 

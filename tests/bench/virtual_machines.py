@@ -92,18 +92,18 @@ def counted(notes: Sequence[str], name: str) -> dict[str, float]:
 
 
 def _requests(notes: Sequence[str]) -> list[Request]:
-    """The requests of some notes. What waits for a polling command, or ends it, is a poll as well."""
+    """The requests of some notes. A file that is sent once more right after was refused: that was a poll."""
     last: dict[str, Request] = {}
     found = []
     for note in notes:
         thread, size, what = note.split(" ", 2)
-        if what in ("body", "poll"):
+        if what == "body":
             last[thread].sent += int(size)
-            last[thread].poll |= what == "poll"
-        else:
-            polling = "/1.0/operations/" in what and thread in last and last[thread].poll
-            last[thread] = Request(thread, what, int(size), polling)
-            found.append(last[thread])
+            continue
+        if thread in last and "/files?" in what and last[thread].line == what:
+            last[thread].poll = True
+        last[thread] = Request(thread, what, int(size))
+        found.append(last[thread])
     return found
 
 

@@ -90,9 +90,6 @@ class FakeInstance:
         self.lxd.fault("start", self.name)
         self.running = True
 
-    def wait_ready(self) -> None:
-        self.execute(["true"])
-
     def stop(self, timeout: int = 60, force: bool = False) -> None:
         self.lxd.fault("stop", self.name)
         self.lxd.log.append(f"{'stop by force' if force else 'stop'} {self.name}")
@@ -125,6 +122,9 @@ class FakeInstance:
         self.lxd.fault("push", self.name)
         self.pushed.append((path, mode, user))
         self.files[path] = content if isinstance(content, bytes) else content.read()
+
+    def push_first(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
+        self.push(path, content, mode=mode)
 
     def pull(self, path: str, limit: int) -> bytes:
         if path not in self.files:

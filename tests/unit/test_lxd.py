@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import requests
@@ -52,6 +52,50 @@ def test_an_instance_that_never_answers_is_an_error(monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(LxdError, match="app-0-aa"):
         instance.wait_ready()
+
+
+class FilledInstance(LxdInstance):
+    """A virtual machine that LXD refuses to write to at first, for the reasons given."""
+
+    def __init__(self, refusals: list[LxdError]) -> None:
+        super().__init__(LxdClient(), DATA)
+        self.refusals = refusals
+        self.files: list[tuple[str, bytes | BinaryIO, int]] = []
+
+    def push(
+        self, path: str, content: "bytes | BinaryIO", *, mode: int = 0o644, user: int = 0, timeout: float = 300
+    ) -> None:
+        if self.refusals:
+            raise self.refusals.pop(0)
+        self.files.append((path, content, mode))
+
+
+def test_the_first_file_is_sent_until_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing asks whether a booting instance is ready: the file itself is sent until LXD writes it."""
+    monkeypatch.setattr("engine.api.time.sleep", lambda seconds: None)
+    instance = FilledInstance([LxdError("the agent does not run"), LxdError("read-only file system")])
+
+    instance.push_first("/root/files", b"x", mode=0o600)
+
+    assert instance.files == [("/root/files", b"x", 0o600)]
+
+
+def test_a_first_file_that_is_never_taken_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait has an end, and its error names the instance and what LXD said last."""
+    monkeypatch.setattr(times, "READY", {"virtual-machine": 0, "container": 0})
+
+    with pytest.raises(LxdError, match="app-0-aa: not within 0 s: the agent does not run"):
+        FilledInstance([LxdError("the agent does not run")] * 9).push_first("/root/files", b"x")
+
+
+def test_an_instance_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ephemeral instance that powers off while it boots is deleted by LXD and never takes a file."""
+    instance = FilledInstance([LxdNotFoundError("Instance not found"), LxdError("asked again")])
+
+    with pytest.raises(LxdNotFoundError):
+        instance.push_first("/root/files", b"x")
+
+    assert len(instance.refusals) == 1
 
 
 @pytest.mark.parametrize(("kind", "most"), [("virtual-machine", 4), ("container", 16)])

@@ -9,6 +9,7 @@ import requests
 
 import provision
 from engine.client import LxdClient
+from errors import LxdError
 from metrics.storage import MetricsStorage
 from models import Arch, CreateRunnerConfig, GithubRepo, RunnerConfig, RunnerStatus
 from proxies import ProxyConfig
@@ -19,7 +20,7 @@ NAME = "app-0-0123abcdaa"
 
 
 class RecordingLxd(LxdClient):
-    """LXD whose operations succeed at once; ``booting`` attempts to execute a command are refused before."""
+    """LXD whose operations succeed at once; ``booting`` attempts to write a file are refused before."""
 
     def __init__(self, booting: int) -> None:
         super().__init__()
@@ -30,33 +31,19 @@ class RecordingLxd(LxdClient):
         return False
 
     def request(self, method: str, *path: str, timeout: float = 30, **options: Any) -> requests.Response:
-        body: dict[str, Any] = {"type": "sync", "metadata": self._metadata(path)}
-        polling = (
-            options.get("json", {}).get("command") == ["true"]
-            if method == "POST"
-            else path[:2] == ("operations", "true")
-        )
-        if polling:
-            body = {
-                "type": "async",
-                "metadata": {"id": "true", "status_code": 200, "metadata": {"return": self._poll(path)}},
-            }
-        else:
-            self.asked.append(" ".join((method, *path)))
-            if method in ("POST", "PUT") and path[-1] != "files":
-                body = {"type": "async", "metadata": {"id": "1"}}
         response = requests.Response()
+        if path[-1] == "files" and method == "POST" and self.booting:
+            self.booting -= 1
+            raise LxdError("LXD VM agent isn't currently running")
+        self.asked.append(" ".join((method, *path)))
+        body: dict[str, Any] = {"type": "sync", "metadata": self._metadata(path)}
+        if method in ("POST", "PUT") and path[-1] != "files":
+            body = {"type": "async", "metadata": {"id": "1"}}
         response._content = json.dumps(body).encode()
         if path[-1] == "files":
             response._content, response.raw = b"", _Settings()
             response.headers["X-LXD-type"] = "file"
         return response
-
-    def _poll(self, path: tuple[str, ...]) -> int:
-        if path[0] != "operations":
-            return 0
-        self.booting -= 1
-        return int(self.booting >= 0)
 
     def _metadata(self, path: tuple[str, ...]) -> dict[str, Any]:
         if path[0] == "profiles":
@@ -100,5 +87,5 @@ def test_requests_of_a_creation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     made.create(CreateRunnerConfig("jammy", RESOURCES, tmp_path, "token", Arch.X64, in_image=True))
 
     assert made.status.runner_id == 7
-    assert lxd.booting < 0
+    assert lxd.booting == 0
     assert len(lxd.asked) <= 12, lxd.asked

@@ -281,7 +281,7 @@ def test_a_runner_whose_metrics_cannot_be_mounted_serves(world: World, caplog: p
     [
         ({"create": True}, {}, "creating the instance"),
         ({"start": True}, {}, "starting the instance"),
-        ({"push": True}, {}, "setting the instance up"),
+        ({"push": True}, {}, "starting the instance"),
         ({}, {"setup.sh": 3}, "setting the instance up"),
         ({}, {"setup.sh": provision.NOT_REGISTERED}, "registering"),
         ({}, {"systemctl start": 1}, "starting the runner agent"),
