@@ -70,22 +70,22 @@ class FlavorChanges:
     def _registrable(self) -> list[FlavorPlan]:
         """The flavours whose runners can be registered. Raises the reason if that is none of those that create some."""
         creating = [one for one in self.plans.flavors if one.plan.create or one.plan.postponed]
-        failed: list[Registration | None] = []
-        failures: list[GithubClientError | ConfigurationError] = []
-        for registration in _distinct(creating):
+        ways = _distinct(creating)
+        failures: list[tuple[object, GithubClientError | ConfigurationError]] = []
+        for registration in ways:
             try:
                 self.changes.check_registration(registration)
             except (GithubClientError, ConfigurationError) as error:
-                failed.append(registration)
-                failures.append(error)
+                failures.append((_shared(registration), error))
         for one in creating:
-            if one.wanted.registration in failed:
-                self.unregistrable[one.wanted.flavor] = str(failures[failed.index(one.wanted.registration)])
-        if failures and len(failures) == len(_distinct(creating)):
-            raise failures[0]
-        for failure in failures:
+            for shared, failure in failures:
+                if _shared(one.wanted.registration) is shared:
+                    self.unregistrable[one.wanted.flavor] = str(failure)
+        if failures and len(failures) == len(ways):
+            raise failures[0][1]
+        for _, failure in failures:
             self.changes.report(str(failure))
-        return [one for one in self.plans.flavors if one not in creating or one.wanted.registration not in failed]
+        return [one for one in self.plans.flavors if one.wanted.flavor not in self.unregistrable]
 
     def _create(self, usable: Sequence[FlavorPlan]) -> None:
         missing = {one.wanted.flavor: max(0, one.plan.create - self._stayed(one.plan)) for one in usable}
@@ -155,9 +155,14 @@ class FlavorChanges:
 
 
 def _distinct(flavors: Sequence[FlavorPlan]) -> list[Registration | None]:
-    """The ways in which runners register, each once."""
+    """The ways in which runners register, one of those that share what they need."""
     found: list[Registration | None] = []
     for one in flavors:
-        if not any(one.wanted.registration is known for known in found):
+        if not any(_shared(one.wanted.registration) is _shared(known) for known in found):
             found.append(one.wanted.registration)
     return found
+
+
+def _shared(registration: Registration | None) -> object:
+    """What the way of registering shares with others; None is the unit's own way."""
+    return registration.shared if registration else None

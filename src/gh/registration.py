@@ -39,6 +39,11 @@ class Registration(Protocol):
         """ConfigurationError if the server lacks this way. After any answer of the server it needs no request."""
         return
 
+    @property
+    def shared(self) -> object:
+        """What ``prepare`` and ``check`` are about: one call suffices for all ways that have the same."""
+        return self
+
 
 class TokenRegistration(Registration):
     """One registration token for all runners of a reconcile. Each runs ``config.sh``, and has no id before that."""

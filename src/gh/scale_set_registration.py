@@ -23,6 +23,11 @@ class ScaleSetRegistration(Registration):
         """See that the service of scale sets can be reached."""
         self._client.connect()
 
+    @property
+    def shared(self) -> object:
+        """The client: a service that does not answer would keep each set's flavour waiting in turn."""
+        return self._client
+
     def register(self, name: str, labels: Sequence[str]) -> RegistrationData:
         """Make the record, and check the configuration that GitHub gives with it."""
         try:

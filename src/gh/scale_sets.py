@@ -7,7 +7,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import Any, TypeVar
@@ -261,7 +262,7 @@ class ScaleSetClient:
                 try:
                     return self._once(method, extended(service, f"/_apis/{place}", **query), token, body, end)
                 except _RefusedTokenError as error:
-                    self._discard(token)
+                    self._discard(token, end)
                     refused += 1
                     kind = TemporaryGithubError if refused == 1 else TokenError
                     raise kind(f"GitHub refuses its own token for scale sets: {error}") from error
@@ -271,14 +272,24 @@ class ScaleSetClient:
         versioned = extended(url, **{"api-version": API_VERSION})
         return read.document(self.send(method, versioned, f"Bearer {token}", body=body, end=end))
 
-    def _discard(self, token: str) -> None:
-        with self._lock:
+    @contextmanager
+    def _alone(self, end: float) -> Iterator[None]:
+        """Keep other threads from asking for a token. None waits beyond the end of its own call for that."""
+        if not self._lock.acquire(timeout=max(0.0, end - time.monotonic())):
+            raise TemporaryGithubError("another request for a token has no answer yet")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _discard(self, token: str, end: float) -> None:
+        with self._alone(end):
             if self._token == token:
                 self._end = 0.0
 
     def _connected(self, end: float) -> tuple[str, str]:
         """The service's address and token."""
-        with self._lock:
+        with self._alone(end):
             if time.monotonic() >= self._end:
                 self._connect(end)
             return self._service, self._token
@@ -287,7 +298,7 @@ class ScaleSetClient:
         """From a registration token to the service's token. A new registration token may need a moment to count."""
         url = f"{api_url(self._url)}/actions/runner-registration"
         body = {"url": f"{self._url}/{self.path.path}", "runner_event": "register"}
-        registration = f"RemoteAuth {self._registration_token()}"
+        registration = f"RemoteAuth {within_deadline(end, url, self._registration_token)}"
         try:
             for attempt in attempts(end):
                 with attempt:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -290,6 +291,39 @@ def test_an_outage_is_no_refusal(
 
     if isinstance(caught.value, RateLimitError):
         assert pause - 10 < (caught.value.reset - datetime.now(timezone.utc)).total_seconds() <= pause
+
+
+def test_a_token_that_does_not_come_holds_no_call_beyond_its_deadline() -> None:
+    """Neither the one that asks for it nor another one that waits for its answer."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def token() -> str:
+        asked.set()
+        answer.wait(20)
+        raise TemporaryGithubError("late")
+
+    def first() -> None:
+        with pytest.raises(TemporaryGithubError):
+            client.connect()
+
+    client = ScaleSetClient("https://github.example", REPO, token, deadline=0.2)
+    opened.append(client)
+    other = threading.Thread(target=first, daemon=True)
+    begun = time.monotonic()
+    try:
+        with pytest.raises(TemporaryGithubError, match="in time"):
+            client.connect()
+        asked.clear()
+        client.deadline = 20
+        other.start()
+        assert asked.wait(10)
+        client.deadline = 0.2
+        with pytest.raises(TemporaryGithubError, match="another request"):
+            client.connect()
+        assert time.monotonic() - begun < 10
+    finally:
+        answer.set()
+    other.join(10)
 
 
 def test_after_a_503_demand_stays_known() -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +18,10 @@ import runner
 import status
 import telemetry
 from budget import Capacity
-from errors import ConfigurationError, LxdError
+from errors import ConfigurationError, LxdError, TemporaryGithubError
 from flavor_plans import Plans, Wanted, make_plans
+from gh.registration import Registration
+from gh.scale_set_registration import ScaleSetRegistration
 from models import CharmState, FailedCreation, Flavor, GithubRunner, RegistrationData, Scaling, VirtualMachineResources
 from naming import FLAVOR_KEY, KEY, SCALE_SET_KEY, fingerprint
 from observe import ObservedRunner
@@ -434,17 +436,31 @@ def test_no_more_outdated_runners_go_than_the_first_of_today_needs(world: World)
     assert world.there().count("small") == 1
 
 
-class NoRegistration:
+class NoRegistration(Registration):
     """A way to register that does not work."""
 
     def prepare(self) -> None:
         raise ConfigurationError("the scale set is not there")
 
-    def check(self) -> None:
-        return
-
     def register(self, name: str, labels: object) -> RegistrationData:
         raise AssertionError(name)
+
+
+def test_a_service_that_does_not_answer_is_waited_for_once(world: World) -> None:
+    """All flavours register by it; with a wait for each of them the reconcile would not end in time."""
+    asked: list[None] = []
+
+    def connect() -> None:
+        asked.append(None)
+        raise TemporaryGithubError("no answer")
+
+    client: Any = SimpleNamespace(connect=connect)
+    small, large = (ScaleSetRegistration(client, number) for number in (7, 8))
+
+    with pytest.raises(TemporaryGithubError):
+        world.reconcile(wanted("small", 1, registration=small), wanted("large", 1, registration=large))
+    assert len(asked) == 1
+    assert [recorded(flavor).delays[0].text for flavor in ("small", "large")] == ["no answer"] * 2
 
 
 def test_nothing_more_is_announced_than_can_be_registered(world: World) -> None:
