@@ -575,6 +575,45 @@ def test_a_signal_ends_an_idle_runner(control: GitHubControl, install: Install) 
     assert [(found["status"], found["session"]) for found in control.runners()] == [("offline", False)]
 
 
+# A listener without a network, whose signal comes inside a finalizer: what its handler raises is lost there.
+INTERRUPTED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import runner_configure, runner_listener
+
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("the finalizer goes on")
+
+def request(method, url, *arguments, **options):
+    if method == "POST" and sys.argv[2] == "message":
+        return 200, {"session": "one"}
+    if method != "DELETE":
+        Last()
+    raise OSError("no network")
+
+runner_listener.request = request
+runner_configure.configured = lambda: True
+runner_configure.settings = lambda: {"serverUrl": "http://github.example", "agentId": 1}
+runner_configure.secret = lambda: "secret"
+sys.exit(runner_listener.main(["run"]))
+"""
+
+
+@pytest.mark.parametrize("awaited", ["session", "message"])
+def test_a_signal_is_not_lost_without_a_network(install: Install, awaited: str) -> None:
+    """Whatever the listener waits for, it ends, even if what interrupts it is swallowed."""
+    folder = install().folder / "bin"
+    command = [sys.executable, "-c", INTERRUPTED, str(folder), awaited]
+    quick = {**os.environ, "RUNNER_SANDBOX_FIRST_PAUSE": "0.01"}
+
+    ended = subprocess.run(command, env=quick, capture_output=True, text=True, timeout=20, check=False)
+
+    assert (ended.returncode, "Exiting..." in ended.stdout) == (0, True), ended.stderr
+    assert "StopSignal" in ended.stderr
+
+
 def test_outages_are_survived(control: GitHubControl, install: Install) -> None:
     """Failing and reset connections are tried again until GitHub is back."""
     runner = install()

@@ -119,8 +119,9 @@ class Listener:
             handle(number, self._stop)
         try:
             self._open_session()
-            say(f"{now()}: Listening for Jobs")
-            while not self.stopping:  # what a handler raises is lost inside a finalizer
+            if not self.stopping:
+                say(f"{now()}: Listening for Jobs")
+            while not self.stopping:
                 self._step()
         except OverError as over:
             return over.code
@@ -129,6 +130,7 @@ class Listener:
         return self._shut_down()
 
     def _stop(self, number: int, frame: object) -> None:
+        """Interrupt what is being done. What is raised is lost inside a finalizer: each loop looks at ``stopping``."""
         if not self.stopping:  # only once: the shutting down itself is not to be interrupted
             self.stopping = True
             raise StopSignal
@@ -136,7 +138,7 @@ class Listener:
     def _open_session(self) -> None:
         started = time.monotonic()
         pause = FIRST_PAUSE
-        while True:
+        while not self.stopping:
             try:
                 body = {"version": VERSION}
                 self.session = request("POST", f"{self.url}/sessions", f"Bearer {self.secret}", body)[1]["session"]
@@ -152,6 +154,8 @@ class Listener:
                 self.log.write(f"Cannot create a session: {error}", "ERR")
                 say(f"{now()}: Runner connect error: {error}. Retrying until reconnected.")
             pause = _wait(pause)
+        else:
+            return
         say(f"\n√ Connected to GitHub\n\nCurrent runner version: '{VERSION}'")
 
     def _refused(self, error: ServiceError) -> None:
@@ -166,7 +170,7 @@ class Listener:
     def _step(self) -> None:
         """Ask once for a message and act on it; without a network again and again."""
         pause = FIRST_PAUSE
-        while True:
+        while not self.stopping:
             try:
                 target = f"{self.url}/messages/{self.session}"
                 _, message = request("GET", target, f"Bearer {self.secret}")
@@ -179,6 +183,8 @@ class Listener:
                 say(f"{now()}: Runner connect error: {error}. Retrying until reconnected.")
                 pause = _wait(pause)
                 self._reap()
+        else:
+            return
         if message.get("type") == "job":
             self._acquire(message)
         elif message.get("type") == "update":
