@@ -145,18 +145,18 @@ class Runner:
         runner and the step; whatever was made is then removed again.
         """
         storage = self._create_storage()
-        registering = False
+        may_be_registered = False
         try:
             with self._step("registering"):
                 registration = self._register(config)
-            registering = registration.runner_id is not None
+            may_be_registered = registration.runner_id is not None
             with self._step("creating the instance"):
                 self.instance = self._create_instance(config, storage)
             with self._step("setting the instance up"):
                 files = self._files(config, registration)
             with self._step("starting the instance"):
                 self._start(self.instance, storage, files)
-            registering = True
+            may_be_registered = True
             with self._step("setting the instance up"):
                 done = self._set_up(self.instance, config)
             with self._step("registering"):
@@ -164,7 +164,7 @@ class Runner:
             with self._step("starting the runner agent"):
                 self._start_agent(self.instance, storage)
         except BaseException:
-            self._undo(storage, registering)
+            self._undo(storage, may_be_registered)
             raise
 
     def remove(self, remove_token: str | None = None) -> None:
@@ -368,14 +368,14 @@ class Runner:
             failure.step = what
             raise failure from error
 
-    def _undo(self, storage: MetricsStorage | None, registering: bool) -> None:
+    def _undo(self, storage: MetricsStorage | None, may_be_registered: bool) -> None:
         """Take back what a failed creation made; the next reconcile finds what cannot be taken back now."""
         with _logged("instance", self.config.name):
             instance = self.instance or self._cut_off()
             instance.stop(force=True)
             instance.delete()
         with _logged("registration", self.config.name):
-            if registering:
+            if may_be_registered:
                 self._remove_registration()
         if storage is not None:
             with _logged("metrics storage", self.config.name):

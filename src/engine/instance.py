@@ -20,7 +20,7 @@ from redaction import tail
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two attempts to execute the first command. A virtual machine boots for many seconds, and LXD connects
+# Seconds between two attempts at the first file or command. A virtual machine boots for many seconds, and LXD connects
 # to its agent for each attempt.
 READY_INTERVAL = {"virtual-machine": 0.5, "container": 0.1}
 # Seconds within which one file is read from an instance.
