@@ -27,9 +27,10 @@ SUITES = ("tests/unit", "tests/adapters")
 OTHERS = ("tests/adapters/test_runner_application.py", "tests/adapters/test_github_standin.py")
 SEED = 18
 SAMPLE, SHORT_SAMPLE = 300, 10
-# Seconds for the tests of one change. A change that makes a loop endless is noticed in this way.
-TIMEOUT = 900
-PYTEST = ("pytest", "-x", "-q", "--timeout=120")
+# Seconds for all tests, and for one. A change that makes a loop endless is noticed in this way. On a busy machine all
+# tests take a quarter of an hour, which must not count as noticed.
+TIMEOUT, TEST_TIMEOUT = 3600, 120
+PYTEST = ("pytest", "-x", "-q", f"--timeout={TEST_TIMEOUT}")
 # `is` and `==` are the same for None and for members of an enumeration.
 EQUIVALENT = ("core/ReplaceComparisonOperator_Is_Eq", "core/ReplaceComparisonOperator_IsNot_NotEq")
 # In annotations, where every change fails at import or is never evaluated.
@@ -44,8 +45,8 @@ def run(short: bool) -> dict[str, object]:
         folder = Path(name, "charm")
         hidden = shutil.ignore_patterns(".*", "node_modules", "build")
         shutil.copytree(ROOT, folder, symlinks=True, ignore=hidden)
-        _measure(folder)
-        tests = _tests_by_line(folder)
+        measure(folder)
+        tests = by_line(folder)
         changes = list(islice(filter(_is_python, sample(_changes(folder))), SHORT_SAMPLE if short else SAMPLE))
         survived = [text for change in changes if (text := _survivor(folder, change, tests))]
     killed = len(changes) - len(survived)
@@ -81,9 +82,11 @@ def _changed(change: "MutationSpec") -> Iterator[tuple[str, str]]:
 
 
 def selected(lines: Tests, file: str, line: int) -> list[str]:
-    """The tests that run a line. What is run at import only, such as a constant, may be used by all tests."""
-    # Not each line of a statement is noted as run, and not each line that a test runs in a thread or generator: the
-    # other tests of the module follow.
+    """All tests that run a line, and then the others of its module, in the order in which they are tried.
+
+    What is run at import only, such as a constant, may be used by all tests.
+    """
+    # Not each line of a statement is noted, and none of what a test finds in a cache: other tests of the module follow.
     nearest = max((other for name, other in lines if name == file and other <= line), default=0)
     size = Counter(test for tests in lines.values() for test in tests)
     module = {test for (name, _), tests in lines.items() if name == file for test in tests}
@@ -95,21 +98,19 @@ def selected(lines: Tests, file: str, line: int) -> list[str]:
     )
 
 
-def _measure(folder: Path) -> None:
-    """Which test runs which line, into a file of coverage."""
-    (folder / "coveragerc").write_text("[run]\nsource = src\ndynamic_context = test_function\n")
+def measure(folder: Path) -> None:
+    """Which test runs which line, into a file of coverage. What a test runs in another process is not seen."""
+    (folder / "coveragerc").write_text("[run]\nsource = src\n")
     ignored = [f"--ignore={file}" for file in OTHERS]
-    command = ["coverage", "run", "--rcfile=coveragerc", "-m", "pytest", *SUITES, *ignored]
-    failed, output = _python(folder, command, timeout=None, bytecode=True)
+    command = ["coverage", "run", "--rcfile=coveragerc", "-m", "pytest", "-p", "tests.faults.contexts"]
+    failed, output = _python(folder, [*command, *SUITES, *ignored], timeout=None, bytecode=True)
     if failed:
         # Tests that fail anyway would kill everything.
         raise RuntimeError(f"the tests fail without a change: {output[-2000:]}")
 
 
-def _tests_by_line(folder: Path) -> Tests:
-    # pytest also fails for a name that it does not know.
-    _, output = _python(folder, ["pytest", "--collect-only", "-q", *SUITES], timeout=None)
-    known = {line.partition("[")[0] for line in output.splitlines() if "::" in line}
+def by_line(folder: Path) -> Tests:
+    """What was measured: pytest's names of the tests that run a line. A line that is run at import has none."""
     from coverage import CoverageData
 
     data = CoverageData(str(folder / ".coverage"))
@@ -118,18 +119,8 @@ def _tests_by_line(folder: Path) -> Tests:
     for file in data.measured_files():
         name = str(Path(file).relative_to(folder))
         for line, contexts in data.contexts_by_lineno(file).items():
-            found[name, line] |= {test for context in contexts if (test := node_id(context)) in known}
+            found[name, line] |= {test for context in contexts for test in context.split()}
     return found
-
-
-def node_id(context: str) -> str:
-    """pytest's name of the test that coverage calls ``tests.unit.test_plan.test_name``; empty for anything else."""
-    for suite in SUITES:
-        prefix = f"{suite.replace('/', '.')}."
-        if context.startswith(prefix):
-            module, *names = context.removeprefix(prefix).split(".")
-            return f"{suite}/{module}.py::{'::'.join(names)}"
-    return ""
 
 
 def _changes(folder: Path) -> Iterable["MutationSpec"]:
