@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -27,6 +28,7 @@ from gh.auth import Pat
 from gh.client import GithubClient, api_url
 from gh.errors import translated
 from models import Arch, GithubOrg, GithubRepo, OfferedBinary
+from redaction import MASK, redact
 from sandbox import github
 from sandbox.github import tls
 from sandbox.github.control import GitHubControl
@@ -316,15 +318,44 @@ def test_only_the_latest_attempt_of_a_run_is_read(client: GithubClient, control:
     assert len(control.requests()) - before == 2
 
 
-def test_look_up_of_a_job_ends_in_time(client: GithubClient, control: GitHubControl) -> None:
-    """The caller's limit holds for all pages together."""
-    control.add_fault(path="/jobs", delay=30)
+@pytest.mark.parametrize(
+    ("path", "ask"),
+    [
+        ("/jobs", lambda client: client.job(REPO.path, "77", "r1", timeout=0.3)),
+        (r"/actions/runs(\?|$)", lambda client: client.queued_jobs(REPO, deadline=0.3)),
+        ("/jobs", lambda client: client.queued_jobs(REPO, deadline=0.3)),
+    ],
+    ids=["the job of a runner", "runs", "queued jobs"],
+)
+def test_look_up_of_jobs_ends_in_time(
+    client: GithubClient, control: GitHubControl, path: str, ask: Callable[[GithubClient], Any]
+) -> None:
+    """The caller's limit holds for all requests together, which may use it whole."""
+    control.add_job(REPO.path, labels=["app"])
+    control.add_fault(path=path, delay=30)
 
     started = time.monotonic()
     with pytest.raises(TemporaryGithubError):
-        client.job(REPO.path, "77", "r1", timeout=0.3)
+        ask(client)
 
-    assert time.monotonic() - started < 2
+    assert 0.3 <= time.monotonic() - started < 2
+
+
+def test_few_pages_of_a_workflow_run_are_read(client: GithubClient, control: GitHubControl) -> None:
+    """A run may have thousands of jobs, and a job may name any run."""
+    body = '{"total_count": 1000000, "jobs": [{"runner_name": "other"}]}'
+    control.add_fault(path="/jobs", status=200, body=body)
+    before = len(control.requests())
+
+    with pytest.raises(GithubApiError, match="more than 5 pages"):
+        client.job(REPO.path, "77", "r1")
+
+    assert len(control.requests()) - before == 5
+
+
+def test_a_registration_token_is_masked(client: GithubClient) -> None:
+    """No log and no status shows it: for an hour anybody can register a runner with it."""
+    assert redact(client.registration_token(REPO)) == MASK
 
 
 @pytest.mark.parametrize("run_id", ["78", "../../x", "", "7 7", "\u0661"])

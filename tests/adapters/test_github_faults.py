@@ -392,7 +392,7 @@ def test_resolver_that_hangs_holds_no_call(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_list_of_slow_pages_ends_in_time(hub: github.GitHub, control: GitHubControl) -> None:
-    """Each page keeps to the deadline of a call, and all of them to the one of a list."""
+    """Each page keeps to the deadline of a call, and all of them to the one of a list, which they may use whole."""
     control.add_repository("octo-org/slow")
     body = '{"total_count": 1000000, "runners": [{"id": 1, "name": "x", "status": "offline", "busy": false}]}'
     control.add_fault(path="octo-org/slow/", status=200, delay=0.2, body=body)
@@ -404,7 +404,7 @@ def test_list_of_slow_pages_ends_in_time(hub: github.GitHub, control: GitHubCont
         client.list_runners(GithubRepo("octo-org", "slow"), bool)
     client.close()
 
-    assert time.monotonic() - started < 1 + SLACK
+    assert 1 <= time.monotonic() - started < 1 + SLACK
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ import hashlib
 import http.server
 import itertools
 import json
+import queue
 import re
 import socket
 import socketserver
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
@@ -68,7 +70,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 @contextmanager
 def served(folder: Path, handler: type[Daemon]) -> Iterator[LxdClient]:
     """A client of a stand-in for LXD."""
-    path = folder / "lxd.socket"
+    path = folder / "unix.socket"
     with Server(str(path), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         client = LxdClient(f"http+unix://{quote(str(path), safe='')}")
@@ -141,11 +143,16 @@ class Events:
             request += peer.recv(65536)
         found = re.search(rb"(?i)sec-websocket-key: (\S+)", request)
         assert found is not None
-        accept = base64.b64encode(hashlib.sha1(found[1] + ACCEPT_KEY.encode()).digest()).decode()
-        peer.sendall(
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
-        )
+        peer.sendall(accepted(found[1]))
+
+
+def accepted(key: bytes) -> bytes:
+    """The answer to a client of a websocket that sent this key."""
+    accept = base64.b64encode(hashlib.sha1(key + ACCEPT_KEY.encode()).digest()).decode()
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    ).encode()
 
 
 def deleted(name: str) -> str:
@@ -279,6 +286,96 @@ def test_an_operation_without_a_result_is_an_error_and_is_cancelled(
         operations.change("POST", "instances", "app-0-aa", "exec", json={}, timeout=3)
     assert type(raised.value) is error
     assert Operations.asked == [*STARTED, CANCELLED]
+
+
+class Commands(Daemon):
+    """An LXD whose commands print what a test says, as frames of a websocket; the connections stay open, or not."""
+
+    frames: ClassVar[Iterable[bytes]] = ()
+    is_open: ClassVar[bool] = True
+    asked: ClassVar[dict[str, Any]] = {}
+    connected: ClassVar[list[str]] = []
+    ordered: ClassVar["queue.SimpleQueue[bytes]"] = queue.SimpleQueue()
+
+    def do_POST(self) -> None:
+        Commands.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        streams = {"0": "in", "1": "out", "2": "err", "control": "control"}
+        operation = {"id": "7", "metadata": {"fds": streams}}
+        self._answer(json.dumps({"type": "async", "metadata": operation}).encode(), 202)
+
+    def do_GET(self) -> None:
+        stream = self.path.partition("/operations/7/websocket?secret=")[2]
+        if not stream:
+            super().do_GET()
+            return
+        Commands.connected.append(stream)
+        self.wfile.write(accepted(self.headers["Sec-WebSocket-Key"].encode()))
+        if stream == "control":
+            size = self.rfile.read(2)[1] & 127
+            mask, data = self.rfile.read(4), self.rfile.read(size)
+            Commands.ordered.put(bytes(byte ^ mask[place % 4] for place, byte in enumerate(data)))
+        # The client closes its connections whenever it has read enough.
+        with suppress(OSError):
+            for each in Commands.frames if stream == "out" else ():
+                self.wfile.write(each)
+            if Commands.is_open:
+                self.rfile.read()
+
+
+@pytest.fixture
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LxdInstance]:
+    """An instance with commands that print what the test says. Each of them is killed in the end."""
+    monkeypatch.setattr(Commands, "connected", [])
+    monkeypatch.setenv("LXD_DIR", str(tmp_path))
+    with served(tmp_path, Commands) as client:
+        yield LxdInstance(client, DATA)
+        assert json.loads(Commands.ordered.get(timeout=10)) == {"command": "signal", "signal": 9}
+
+
+BINARY, BEGIN, REST, TEXT, CLOSE, PING = 0x82, 0x02, 0x80, 0x81, 0x88, 0x89
+
+
+def frame(kind: int, data: bytes = b"") -> bytes:
+    return bytes([kind, len(data)]) + data
+
+
+@pytest.mark.parametrize(
+    ("end", "is_open"),
+    [(frame(TEXT), True), (frame(CLOSE), True), (b"", False)],
+    ids=["a text", "a close", "an end of the connection"],
+)
+def test_the_output_of_a_command_comes_until_its_end(
+    running: LxdInstance, monkeypatch: pytest.MonkeyPatch, end: bytes, is_open: bool
+) -> None:
+    """Whatever frames it has. The command begins with the last connection: that of the control is the first."""
+    printed = [frame(BEGIN, b"one "), frame(PING, b"?"), frame(REST, b"two"), frame(BINARY, b", three"), end]
+    monkeypatch.setattr(Commands, "frames", [*printed, frame(BINARY, b" later")] if is_open else printed)
+    monkeypatch.setattr(Commands, "is_open", is_open)
+
+    assert running.output(["/bin/sh"], 100, 60) == b"one two, three"
+    assert (Commands.asked["command"], Commands.asked["wait-for-websocket"]) == (["/bin/sh"], True)
+    assert Commands.connected == ["control", "err", "out", "in"]
+
+
+def test_no_more_of_an_output_is_read_than_its_limit(running: LxdInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job may have replaced the command by one that prints without an end."""
+    monkeypatch.setattr(Commands, "frames", itertools.repeat(frame(BINARY, b"x" * 100)))
+
+    assert running.output(["/bin/sh"], 250, 60) == b"x" * 250
+
+
+@pytest.mark.parametrize("frames", [(), itertools.repeat(frame(PING))], ids=["silent", "without output"])
+def test_a_command_that_is_not_over_in_time_is_an_error(
+    running: LxdInstance, monkeypatch: pytest.MonkeyPatch, frames: Iterable[bytes]
+) -> None:
+    """Which names it. No sign of life makes its time longer, and a reconcile does not wait for it."""
+    monkeypatch.setattr(Commands, "frames", frames)
+
+    started = time.monotonic()
+    with pytest.raises(LxdError, match=r"sh in app-0-aa: .*timed out"):
+        running.output(["/bin/sh"], 100, 0.2)
+
+    assert 0.2 <= time.monotonic() - started < 10
 
 
 def test_a_daemon_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

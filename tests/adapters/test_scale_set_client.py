@@ -4,7 +4,8 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 
@@ -22,7 +23,7 @@ from errors import (
 from gh import answers, scale_sets
 from gh import scale_set_answers as read
 from gh.auth import Pat
-from gh.client import GithubClient
+from gh.client import CALL_DEADLINE, GithubClient, within_deadline
 from gh.errors import StatusError
 from gh.registration import read_configuration
 from gh.scale_set_answers import Message, Statistics
@@ -142,6 +143,54 @@ def test_nothing_is_acquired_where_github_assigns_by_itself(broker: github.GitHu
     client = connect(broker)
 
     assert client.open_session(client.create(NAME, 1, []).number, "app/0").acquire([1]) == 0
+
+
+def test_each_request_has_the_time_that_its_answer_may_take(
+    broker: github.GitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GitHub holds a request for messages for 50 seconds, and no other one; the connection is made soon in any case."""
+    sent: list[tuple[str, dict[str, float]]] = []
+    left: list[float] = []
+    send = httpx2.Client.send
+
+    def noted(client: httpx2.Client, request: httpx2.Request, **more: Any) -> httpx2.Response:
+        assert json.loads(request.headers["user-agent"])["system"] == "github-runner-charm"
+        sent.append((request.method, request.extensions["timeout"]))
+        return send(client, request, **more)
+
+    def timed(end: float, url: str, action: Callable[[], httpx2.Response]) -> httpx2.Response:
+        left.append(end - time.monotonic())
+        return within_deadline(end, url, action)
+
+    client = connect(broker)
+    listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+    monkeypatch.setattr(httpx2.Client, "send", noted)
+    monkeypatch.setattr(scale_sets, "within_deadline", timed)
+
+    listener.message(1)
+    with suppress(StatusError):
+        listener.delete(1)
+    listener.acquire([1])
+    client.sets()
+
+    assert [method for method, _ in sent] == ["GET", "DELETE", "POST", "GET"]
+    assert [times["read"] for _, times in sent] == [scale_sets.POLL_TIMEOUT, 15, 15, 15]
+    assert {times["connect"] for _, times in sent} == {5}
+    limits = [scale_sets.POLL_DEADLINE, CALL_DEADLINE, CALL_DEADLINE, 3.0]
+    assert all(limit - 2 < seconds <= limit for limit, seconds in zip(limits, left, strict=True))
+
+
+def test_certificates_of_the_option_are_trusted() -> None:
+    """The service of scale sets is that of the server, whose authority only the option may know."""
+    with github.serve(tokens=[TOKEN], repositories=[REPO.path], tls=True, settings=Settings(hold=0.1)) as server:
+        certificates = (str(server.ca),)
+        rest = GithubClient(server.url, Pat(TOKEN), ca_certificates=certificates, deadline=5)
+        client = ScaleSetClient(
+            server.url, REPO, lambda: rest.registration_token(REPO), ca_certificates=certificates, deadline=5
+        )
+        opened.extend((rest, client))
+
+        assert client.sets() == []
 
 
 def test_capacity_is_never_zero(broker: github.GitHub) -> None:
@@ -340,6 +389,23 @@ def test_an_admin_token_that_is_over_is_replaced(broker: github.GitHub) -> None:
     assert [found.name for found in client.sets()] == [NAME]
 
 
+@pytest.mark.parametrize(("clock", "seconds", "tokens"), [(86400, 59, 1), (86400, 61, 2), (-86400, 3601, 2)])
+def test_a_wrong_clock_costs_few_tokens(
+    broker: github.GitHub, monkeypatch: pytest.MonkeyPatch, clock: float, seconds: float, tokens: int
+) -> None:
+    """By a clock that is ahead each token is over: it is used for a minute. None is used for more than an hour."""
+    now, ticks = time.time(), time.monotonic()
+    client = connect(broker)
+    monkeypatch.setattr("gh.scale_set_answers.time.time", lambda: now + clock)
+    client.sets()
+    monkeypatch.setattr("gh.scale_sets.time.monotonic", lambda: ticks + seconds)
+
+    client.connect()
+
+    requests = GitHubControl(broker.url).requests()
+    assert sum(1 for request in requests if request["path"].endswith("/runner-registration")) == tokens
+
+
 def test_the_admin_token_is_replaced_before_its_end(broker: github.GitHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """In its last minute; while it is good no other one is asked for."""
     client = connect(broker)
@@ -450,8 +516,8 @@ def test_a_message_without_a_number_is_refused(number: Any) -> None:
         {"body": json.dumps([{"jobId": "a"}] * 1001)},
     ],
 )
-def test_a_damaged_message_can_be_deleted(changes: dict[str, Any]) -> None:
-    """Only what is damaged is left out: none of its numbers becomes a number of runners."""
+def test_a_damaged_message_can_be_deleted(changes: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    """Only what is damaged is left out: none of its numbers becomes a number of runners. The log names the message."""
     jobs = json.dumps([{"messageType": "JobStarted", "jobId": "a"}])
 
     found = read.message({**MESSAGE, "body": jobs, **changes})
@@ -459,6 +525,7 @@ def test_a_damaged_message_can_be_deleted(changes: dict[str, Any]) -> None:
     assert found.number == 1
     assert (found.statistics is None) is ("statistics" in changes)
     assert len(found.jobs) == (0 if "body" in changes else 1)
+    assert [line.partition(":")[0] for line in caplog.messages] == ["Message 1"]
 
 
 @pytest.mark.parametrize("value", [7, True, {"a": 1}, [1], None, 1.5])
@@ -473,15 +540,19 @@ def test_a_text_of_another_type_is_empty(value: Any) -> None:
     ("message", "shown"),
     [("no such set", "request refused (HTTP 400): no such set"), ("", "request refused (HTTP 400)")],
 )
-def test_a_refusal_shows_the_services_words(broker: github.GitHub, message: str, shown: str) -> None:
-    """The status of the unit ends with them; where there are none, it ends with the code."""
-    body = json.dumps({"message": message})
-    GitHubControl(broker.url).add_fault(path="/runnerscalesets", status=400, body=body)
+def test_a_refusal_shows_the_services_words(
+    broker: github.GitHub, message: str, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The status of the unit ends with them, or with the code. The log has what GitHub's support finds it by."""
+    caplog.set_level("INFO")
+    body, headers = json.dumps({"message": message}), {"activityid": "abc-1"}
+    GitHubControl(broker.url).add_fault(path="/runnerscalesets", status=400, body=body, headers=headers)
 
     with pytest.raises(GithubApiError) as raised:
         connect(broker).sets()
 
     assert str(raised.value) == shown
+    assert [line for line in caplog.messages if line.startswith("org/repo: HTTP 400 ") and "abc-1" in line]
 
 
 def test_hostile_texts_of_a_job_are_bounded() -> None:

@@ -13,7 +13,7 @@ import pytest
 import agent_settings
 import provision
 import times
-from errors import CommandError, LxdError
+from errors import CommandError, ConfigurationError, LxdError
 from host import agent as service
 from host import systemd, triggers
 from host.markers import LIST_DUE, Markers
@@ -26,8 +26,10 @@ UNIT = "app/0"
 NOW = 1_700_000_000.0
 
 
-def test_what_asks_during_a_reconcile_gets_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that runs may have observed before; who asks does not wait; a failure is no end."""
+def test_what_asks_during_a_reconcile_gets_one_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one that runs may have observed before; who asks does not wait; a failure is logged, and no end."""
     started: queue.Queue[str] = queue.Queue()
     released: queue.Queue[Exception | None] = queue.Queue()
 
@@ -47,6 +49,7 @@ def test_what_asks_during_a_reconcile_gets_one_more(monkeypatch: pytest.MonkeyPa
 
     released.put(CommandError("systemctl failed"))
     assert started.get(timeout=20) == "reconcile.service"
+    assert caplog.messages == ["A reconcile was not started: systemctl failed"]
     released.put(None)
     starter.ask()
     assert started.get(timeout=20) == "reconcile.service"
@@ -123,6 +126,32 @@ def test_each_end_of_an_instance_asks_once_in_a_while(monkeypatch: pytest.Monkey
     agent.watch(UNIT, bool, starter)
 
     assert calls == ["asked", agent.PAUSE] * 2
+
+
+def test_what_keeps_a_runner_from_being_replaced_is_logged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a fixed number; the next end is followed all the same, and the line of the log names what ended."""
+    caplog.set_level(logging.INFO)
+    systemctl = Systemctl(monkeypatch)
+    found: list[Any] = [ConfigurationError("no settings"), SimpleNamespace(runners=3)]
+
+    def load(_: str) -> Any:
+        first = found.pop(0)
+        if isinstance(first, Exception):
+            raise first
+        return first
+
+    monkeypatch.setattr(agent_settings, "LOCKS", tmp_path)
+    monkeypatch.setattr("settings.load", load)
+    monkeypatch.setattr("engine.events.ended", lambda *_: iter([{"app-a"}, {"app-b"}]))
+    monkeypatch.setattr("engine.client.LxdClient.instance_names", lambda _: {"app-b", "app-c", "app-d", "other"})
+    monkeypatch.setattr(agent, "time", SimpleNamespace(sleep=lambda _: None))
+
+    agent.watch(UNIT, lambda name: name.startswith("app-"), SimpleNamespace())  # type: ignore[arg-type]
+
+    assert caplog.messages == ["no settings", "Existing runners: 2 of 3; ended: app-b; starting a reconcile"]
+    assert systemctl.changes == [f"start {triggers.service(UNIT)}"]
 
 
 @pytest.mark.parametrize(("name", "ends"), [("starter", True), ("watcher", True), ("missed jobs", False)])

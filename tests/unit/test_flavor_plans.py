@@ -30,7 +30,7 @@ from report import FlavorCount, Report
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
 from runner_view import Process, RunnerView
-from telemetry import Counts, Delay
+from telemetry import Counts, Delay, Observation
 from tests.support.fakes import IDENTITY, TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages, state
 
 NOW = 1_700_000_000.0
@@ -436,6 +436,19 @@ def test_no_more_outdated_runners_go_than_the_first_of_today_needs(world: World)
     assert world.there().count("small") == 1
 
 
+def test_an_outdated_runner_that_cannot_be_removed_gets_no_successor(world: World) -> None:
+    """Until it is gone it is one of the wanted runners; the others are replaced in the same reconcile."""
+    for digits in ("aa", "ab", "ac"):
+        world.add(digits, "small", SMALL, keys={f"{KEY}fingerprint": "yesterday"})
+    stuck = f"{IDENTITY.prefix}ac"
+    world.lxd.faults["stop"] = lambda name: name == stuck
+
+    world.reconcile(wanted("small", 3))
+
+    left = {item.config[f"{KEY}fingerprint"] for name, item in world.lxd.found.items() if name != stuck}
+    assert (len(world.lxd.found), stuck in world.lxd.found, "yesterday" in left) == (3, True, False)
+
+
 class NoRegistration(Registration):
     """A way to register that does not work."""
 
@@ -503,6 +516,23 @@ def test_each_flavour_has_its_event(world: World, tmp_path: Path) -> None:
         ("large", 1, 1, 0, 1),
         ("gone", 0, 0, 0, 1),
     ]
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(30.0, 30.0), (-30.0, 0.0)])
+def test_how_long_a_reconcile_took_is_recorded(world: World, seconds: float, expected: float) -> None:
+    """In seconds, for each flavour. A clock that was set back meanwhile gives no time below 0."""
+    steps = [seconds, 0.0, 0.0]
+
+    def go_by(_: str) -> bool:
+        world.now += steps.pop()
+        return False
+
+    world.lxd.faults["create"] = go_by
+
+    world.reconcile(wanted("small", 2), wanted("large", 1))
+
+    found = [each for each in telemetry.take(IDENTITY.unit) if each.name == "reconcile"]
+    assert found == [Observation("reconcile", flavor, expected) for flavor in ("small", "large")]
 
 
 @pytest.mark.parametrize(("scaling", "expected"), [(Scaling.DEMAND, (2, 1)), (Scaling.FIXED, (5, 5))])

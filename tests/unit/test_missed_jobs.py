@@ -112,3 +112,12 @@ def test_the_last_message_of_any_set_counts() -> None:
     second.note(Job("JobCompleted", "a", run=1, name="build"), NOW - 60)
 
     assert merged([first, second]) == merged([second, first]) == {(1, "build"): NOW}
+
+
+def test_texts_of_a_queued_job_are_bounded() -> None:
+    """Workflow authors choose them: labels and names are cut as in the messages of a set."""
+    labels = [f"{number}{'x' * 999}" for number in range(999)]
+
+    [found] = queued_jobs.jobs({"jobs": [{**GOOD, "name": "y" * 999, "labels": labels}]})
+
+    assert (len(found.labels), {len(label) for label in found.labels}, len(found.name)) == (100, {256}, 256)

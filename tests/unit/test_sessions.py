@@ -1,11 +1,13 @@
 """What the agent makes of the messages of a scale set, with a queue that the test fills."""
 
+import errno
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +24,12 @@ from errors import RateLimitError, TemporaryGithubError, TokenError
 from gh.errors import NotVisibleError
 from gh.queued_jobs import QueuedJob
 from gh.scale_set_answers import Job, Message, ScaleSet, Statistics
-from gh.scale_sets import ScaleSetError, SessionEndedError
+from gh.scale_sets import ScaleSetError, SessionConflictError, SessionEndedError
 from models import GithubOrg, GithubPath, GithubRepo
 from naming import Identity
 from programs import missed_jobs
 from programs import sessions as module
-from programs.sessions import ASSIGNMENT_LIFE, LATE, STUCK, FlavorSession, Sessions
+from programs.sessions import ASSIGNMENT_LIFE, LATE, MOST_ASSIGNED, STUCK, FlavorSession, Sessions
 from unlisted import READY
 
 IDENTITY = Identity("app", 0, "0123abcd")
@@ -42,7 +44,7 @@ RUN = FlavorSession.run
 class Queue:
     """A session's queue: its messages, and what the agent asked of it."""
 
-    messages: list[Message | None] = field(default_factory=list)
+    messages: list[Message | Exception | None] = field(default_factory=list)
     number: int = 7
     session: Any = field(default_factory=lambda: SimpleNamespace(statistics=Statistics()))
     renewed: Statistics = field(default_factory=lambda: Statistics(assigned=4))
@@ -54,13 +56,21 @@ class Queue:
     refusal: Exception = field(default_factory=lambda: ScaleSetError("request refused (HTTP 400)", 400, ""))
     offered: list[int] = field(default_factory=list)
     closed: bool = False
+    idle: Callable[[], object] = bool
+    """What the time without a message is spent with."""
 
     def _ask(self, what: str) -> None:
         if what in self.failing:
             raise TemporaryGithubError(f"no {what}")
 
     def message(self, _: int) -> Message | None:
-        return self.messages.pop(0)
+        if not self.messages:
+            self.idle()
+            return None
+        found = self.messages.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def delete(self, number: int) -> None:
         self._ask("delete")
@@ -97,6 +107,9 @@ class Client:
         self.deleted: list[int] = []
         self.closed = False
         self.refusal: Exception = TokenError("no access")
+        self.failing: Exception | None = None
+        """Why no set can be deleted."""
+        self.sweeps = 0
 
     def group_id(self) -> int:
         return self.group
@@ -114,7 +127,9 @@ class Client:
         self.deleted.append(number)
 
     def delete_sets(self, unwanted: Callable[[str], bool]) -> list[str]:
-        """None is left over."""
+        self.sweeps += 1
+        if self.failing is not None:
+            raise self.failing
         return []
 
     def create(self, name: str, group: int, labels: Sequence[str]) -> ScaleSet:
@@ -135,27 +150,59 @@ class World:
         self.now = NOW
         self.wakes = 0
         self.settings = SETTINGS
-        self.queue = Queue()
+        self.queue = Queue(idle=lambda: self.sessions.stop.wait(50))
         self.client = Client(self.queue)
-        self.waiting: list[QueuedJob] = []
+        self.waiting: list[QueuedJob] | Exception = []
         self.over = threading.Event()
-        rest = SimpleNamespace(queued_jobs=lambda _: self.waiting, close=lambda: None)
+        self.trusted: list[object] = []
+        rest = SimpleNamespace(queued_jobs=self._queued, close=lambda: None)
+
+        def made(client: Any, ca_certificates: object) -> Any:
+            self.trusted.append(ca_certificates)
+            return client
+
         monkeypatch.setattr(agent_settings, "load", lambda _: self.settings)
-        monkeypatch.setattr(module, "ScaleSetClient", lambda *_, **__: self.client)
-        monkeypatch.setattr(module, "GithubClient", lambda *_, **__: rest)
+        monkeypatch.setattr(module, "ScaleSetClient", lambda *_, ca_certificates: made(self.client, ca_certificates))
+        monkeypatch.setattr(module, "GithubClient", lambda *_, ca_certificates: made(rest, ca_certificates))
         monkeypatch.setattr(FlavorSession, "run", lambda _: self.over.wait(60))
-        self.sessions = Sessions(IDENTITY.unit, self._wake, clock=lambda: self.now)
+        self.sessions = Sessions(IDENTITY.unit, self._wake, clock=lambda: self.now, jitter=lambda _, longest: longest)
         self.sessions.refresh()
         self.session = self.sessions.by_flavor["small"]
 
     def _wake(self) -> None:
         self.wakes += 1
 
+    def _queued(self, _: GithubRepo) -> list[QueuedJob]:
+        if isinstance(self.waiting, Exception):
+            raise self.waiting
+        return self.waiting
+
     def step(self) -> None:
         """Open the session, or take one message."""
         found = self.sessions.flavor("small")
         assert found is not None
         self.session.step(*found)
+
+    def run(self, seconds: float) -> None:
+        """Let the session go on for so long, which takes none of the test's time."""
+        self.sessions.stop = Passing(self, self.now + seconds)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("programs.sessions.time.monotonic", lambda: self.now)
+            RUN(self.session)
+
+    def attempts(self, error: Exception, seconds: float) -> list[float]:
+        """When it was tried to open a session meanwhile, which fails."""
+        begun = self.now
+        found: list[float] = []
+
+        def fail(*_: object) -> Queue:
+            found.append(self.now - begun)
+            raise error
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.client, "open_session", fail)
+            self.run(seconds)
+        return found
 
     def poll(self, *messages: Message | None) -> Demand:
         """Take messages, None for an answer without one; what is known after them."""
@@ -169,6 +216,21 @@ class World:
     def close(self) -> None:
         self.over.set()
         self.session.thread.join(10)
+
+
+class Passing(threading.Event):
+    """What ends the agent at a time. Each wait for it is over at once, and moves the clock instead."""
+
+    def __init__(self, world: World, end: float) -> None:
+        super().__init__()
+        self._world, self._end = world, end
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self._world.now += timeout
+        if self._world.now >= self._end:
+            self.set()
+        return self.is_set()
 
 
 @pytest.fixture
@@ -196,8 +258,10 @@ def offers(*requests: int) -> tuple[Job, ...]:
 
 
 @pytest.mark.parametrize("failing", ["delete", "acquire"])
-def test_what_fails_after_a_message_loses_no_statistics(world: World, failing: str) -> None:
-    """GitHub does not give it again in this session; what was not acquired is asked for again."""
+def test_what_fails_after_a_message_loses_no_statistics(
+    world: World, failing: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """GitHub does not give it again in this session; what was not acquired is asked for again. Both are logged."""
     world.queue.failing = {failing}
 
     assert world.poll(Message(1, Statistics(assigned=1), offers(11))).assigned == 1
@@ -205,6 +269,8 @@ def test_what_fails_after_a_message_loses_no_statistics(world: World, failing: s
     assert world.poll(None).assigned == 1
 
     assert world.queue.acquired == [[11]]
+    what = {"delete": "the message was not deleted", "acquire": "no jobs were acquired"}[failing]
+    assert f"small: {what}: no {failing}" in caplog.messages
 
 
 def test_jobs_beyond_the_room_are_acquired_when_there_is_room(world: World) -> None:
@@ -247,6 +313,20 @@ def test_offers_that_are_refused_are_given_up(world: World, caplog: pytest.LogCa
     assert world.queue.acquired == [[11, 12], [11], [12], [13]]
     [line] = [line for line in caplog.text.splitlines() if "refused" in line]
     assert "small: 2 offered jobs are refused, and given up; 11: request refused (HTTP 400)" in line
+
+
+def test_one_message_leads_to_few_requests(world: World) -> None:
+    """Also where all the offered jobs went elsewhere: the requests for the others follow with the next answers."""
+    world.settings = replace(SETTINGS, flavors=(replace(SMALL, capacity=1),))
+    world.sessions.refresh()
+    world.queue.elsewhere = set(range(1, 251))
+
+    numbers = []
+    for message in (Message(1, Statistics(), offers(*range(1, 251))), None, None, None):
+        world.poll(message)
+        numbers.append(len(world.queue.acquired))
+
+    assert numbers == [100, 200, 250, 250]
 
 
 @pytest.mark.parametrize(
@@ -310,17 +390,22 @@ def test_former_offers_are_asked_for_until_there_is_an_answer(world: World, monk
 
 
 @pytest.mark.parametrize("error", [TokenError("no access"), ScaleSetError("refused", 400, "")], ids=str)
-def test_a_set_that_cannot_be_moved_is_made_again(world: World, error: Exception) -> None:
-    """Whatever the refusal: a plain 401 or 403 is one of the credentials."""
+def test_a_set_that_cannot_be_moved_is_made_again(
+    world: World, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the refusal, which the log has: a plain 401 or 403 is one of the credentials."""
+    caplog.set_level("INFO")
     world.client.path, world.client.group, world.client.refusal = GithubOrg("org", "builders"), 2, error
 
     world.step()
 
     assert (world.client.deleted, world.client.opened) == ([7], [8])
+    assert f"small: the scale set is made again in the runner group: {error}" in caplog.messages
 
 
-def test_jobs_that_wait_long_start_a_reconcile(refreshed: World) -> None:
+def test_jobs_that_wait_long_start_a_reconcile(refreshed: World, caplog: pytest.LogCaptureFixture) -> None:
     """Once, and again after a change: a runner that was taken for ready with a new list may be unable to take them."""
+    caplog.set_level("INFO")
     waiting = Job("JobAssigned", "a", queued=NOW - 3600, assigned=NOW)
     steps: list[tuple[Message | None, float, int]] = [
         (Message(1, Statistics(assigned=2, running=1), (waiting,)), 0, 0),
@@ -340,11 +425,26 @@ def test_jobs_that_wait_long_start_a_reconcile(refreshed: World) -> None:
         wakes = refreshed.wakes if wakes is None else wakes
         refreshed.sessions.refresh()
         assert refreshed.wakes - wakes == expected, (message, seconds)
+    assert caplog.messages.count("small: jobs still wait for runners") == 2
 
 
-def test_a_job_is_stuck_after_the_list_could_tell() -> None:
-    """The list is read again when it is a minute old. GitHub takes a job back after 5 minutes."""
-    assert READY < STUCK < ASSIGNMENT_LIFE / 4
+def test_waiting_jobs_are_noticed_before_github_takes_them_back() -> None:
+    """After 5 minutes. The list is read again when it is a minute old, and 1 is announced with the next request."""
+    taken_back, request = 300, 50
+
+    assert READY < STUCK < LATE < taken_back - request
+    assert taken_back < ASSIGNMENT_LIFE <= 2 * taken_back
+
+
+def test_assigned_jobs_have_a_bound(world: World) -> None:
+    """Messages of a server that never ends its jobs do not fill the memory; there is room again once one begins."""
+    jobs = tuple(Job("JobAssigned", str(number), assigned=NOW) for number in range(MOST_ASSIGNED + 5))
+    assert world.poll(Message(1, Statistics(), jobs)).assigned == MOST_ASSIGNED
+
+    started = replace(jobs[0], kind="JobStarted")
+
+    assert world.poll(Message(2, Statistics(), (started,))).assigned == MOST_ASSIGNED - 1
+    assert world.poll(Message(3, Statistics(), jobs[-1:])).assigned == MOST_ASSIGNED
 
 
 def test_missed_jobs_are_asked_for_one_at_a_time(refreshed: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +473,9 @@ def test_missed_jobs_are_asked_for_one_at_a_time(refreshed: World, monkeypatch: 
 
 
 @pytest.mark.parametrize(("late", "maximum", "missed"), [(False, 5, 2), (True, 5, 1), (False, 0, 0)])
-def test_no_more_jobs_are_missed_than_are_announced(world: World, late: bool, maximum: int, missed: int) -> None:
+def test_no_more_jobs_are_missed_than_are_announced(
+    world: World, late: bool, maximum: int, missed: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """GitHub keeps back the others. A new session announces as little as the last one; with maximum 0, none is open."""
     if late:
         world.poll(Message(1, Statistics(), (Job("JobAssigned", "a", assigned=NOW),)))
@@ -388,6 +490,8 @@ def test_no_more_jobs_are_missed_than_are_announced(world: World, late: bool, ma
     world.sessions.find_missed(world.settings, GithubRepo("org", "repo"))
 
     assert (world.session.is_late, world.sessions.known("small").missed) == (late, missed)
+    logged = [line for line in caplog.messages if "did not reach" in line]
+    assert logged == ([f"small: {missed} queued jobs did not reach the scale set"] if missed else [])
 
 
 def test_numbers_of_another_place_are_deleted(world: World) -> None:
@@ -426,6 +530,53 @@ def test_a_message_without_statistics_has_those_of_the_session(world: World) -> 
     world.queue.failing = set()
 
     assert world.poll(None).assigned == 4
+
+
+@pytest.mark.parametrize(
+    ("times", "since"),
+    [
+        pytest.param({"queued": NOW - 50, "assigned": NOW - 10}, NOW - 50, id="queued"),
+        pytest.param({"assigned": NOW - 10}, NOW - 10, id="assigned"),
+        pytest.param({}, NOW, id="no time"),
+        pytest.param({"queued": NOW + 50, "assigned": NOW + 60}, NOW, id="the clock is behind"),
+    ],
+)
+def test_a_job_waits_since_it_was_queued(world: World, times: dict[str, float], since: float) -> None:
+    """As far as GitHub tells, and never since a time that is still to come: the flavour that waits longest is first."""
+    assert world.poll(Message(1, Statistics(), (Job("JobAssigned", "a", **times),))).since == since  # type: ignore[arg-type]
+
+    world.now += ASSIGNMENT_LIFE
+
+    assert world.poll(None).assigned == 0
+
+
+def test_jobs_that_no_message_names_wait_since_they_were_seen(world: World) -> None:
+    """Those of a former session are in the statistics only. Where none waits any more, the time is over."""
+    assert world.poll(Message(1, Statistics(assigned=1), ())).since == NOW
+    world.now += 50
+    assert world.poll(None).since == NOW
+
+    assert world.poll(Message(2, Statistics(assigned=1, running=1), ())).since is None
+
+
+def test_one_is_announced_until_a_job_begins(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The end of a job says nothing about this unit's runners: it may never have begun, or have begun before."""
+    waiting = tuple(Job("JobAssigned", id_, assigned=NOW) for id_ in "ab")
+    world.poll(Message(1, Statistics(), waiting))
+    world.now += LATE - 1
+    world.poll(None)
+    assert not world.session.is_late
+    world.now += 1
+    late = []
+
+    for number, job in enumerate(
+        (None, replace(waiting[0], kind="JobCompleted"), replace(waiting[1], kind="JobStarted"))
+    ):
+        world.poll(Message(number, Statistics(), (job,) if job else ()))
+        late.append(world.session.is_late)
+
+    assert late == [True, True, False]
+    assert caplog.messages == ["small: jobs get no runners; 1 is announced until a job has begun"]
 
 
 def test_an_assignment_grows_old_while_the_queue_is_quiet(world: World) -> None:
@@ -475,6 +626,110 @@ def test_an_outage_starts_one_reconcile(world: World, answered: bool) -> None:
     assert world.wakes == wakes + 1
 
 
+def test_a_clock_that_was_set_back_starts_one_reconcile(world: World) -> None:
+    """An answer from the future is none: the fallback holds until there is another one."""
+    world.poll(Message(1, Statistics(), ()))
+    wakes = world.wakes
+
+    world.now -= demand.PATIENCE
+    for _ in range(3):
+        world.sessions.refresh()
+
+    assert world.wakes == wakes + 1
+
+
+@pytest.mark.parametrize(
+    ("assigned", "min_idle", "missed", "wanted"), [(1, 0, 0, 1), (1, 2, 0, 3), (1, 0, 3, 4), (9, 0, 0, 5), (3, 1, 4, 5)]
+)
+def test_a_reconcile_is_started_where_another_number_is_wanted(
+    world: World, caplog: pytest.LogCaptureFixture, assigned: int, min_idle: int, missed: int, wanted: int
+) -> None:
+    """Of assigned and missed jobs and idle runners, up to the maximum. The log has it, and the same number once."""
+    caplog.set_level("INFO")
+    flavor = replace(SMALL, min_idle=min_idle)
+    for more in (0, 50):
+        change = partial(replace, assigned=assigned, missed=missed, answered_at=NOW + more)
+        world.sessions.publish(flavor, change)
+
+    assert world.wakes == 1
+    assert caplog.messages.count(f"small: {wanted} runners are wanted") == 1
+
+
+def test_demand_that_cannot_be_written_is_no_end(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The disk may be full for a while: the reason is logged, and the session goes on."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    world.step()
+    with monkeypatch.context() as full:
+        full.setattr(demand, "save", fail)
+        world.queue.messages = [Message(1, Statistics(assigned=1), ())]
+        world.step()
+
+    assert "The demand was not written: [Errno 28] No space left on device" in caplog.messages
+    assert world.poll(None).assigned == 1
+
+
+@pytest.mark.parametrize(("text", "problem"), [("x" * 999, "x" * 200), ("", "TemporaryGithubError")])
+def test_a_long_problem_is_cut(world: World, text: str, problem: str) -> None:
+    """It is a part of the unit's status. One without a text is told by its kind."""
+    world.attempts(TemporaryGithubError(text), 1)
+
+    assert demand.load(IDENTITY.unit)["small"].problem == problem
+
+
+def test_sets_of_removed_flavours_are_deleted_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After each change of the flavours; a failure is logged, and follows another attempt half a minute later."""
+    caplog.set_level("INFO")
+    now = [1000.0]
+    monkeypatch.setattr("programs.sessions.time.monotonic", lambda: now[0])
+
+    def swept(seconds: float) -> int:
+        now[0] += seconds
+        world.sessions.refresh()
+        for thread in threading.enumerate():
+            if thread.name == "removed flavours":
+                thread.join(10)
+        number, world.client.sweeps = world.client.sweeps, 0
+        return number
+
+    assert swept(0) == 1
+    world.settings = replace(SETTINGS, flavors=(SMALL, replace(SMALL, name="large")))
+    world.client.failing = TemporaryGithubError("server error")
+    assert [swept(seconds) for seconds in (0, 29, 1)] == [1, 0, 1]
+    assert caplog.messages.count("Scale sets of removed flavours are not deleted yet: server error") == 2
+
+    world.client.failing = None
+    assert [swept(seconds) for seconds in (29, 1, 3600)] == [0, 1, 0]
+
+
+def test_the_certificates_of_the_option_are_trusted(world: World) -> None:
+    """By both clients of the agent, as by that of a reconcile."""
+    world.settings = replace(SETTINGS, ca_certificates=("authority",))
+
+    world.sessions.refresh()
+    world.sessions.find_missed(world.settings, GithubRepo("org", "repo"))
+
+    assert world.trusted[1:] == [("authority",)] * 2
+
+
+def test_queued_jobs_that_cannot_be_asked_for_are_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """REST is a backstop: without it no job is taken for missed, and the reason is told."""
+    caplog.set_level("INFO")
+    world.poll(Message(1, Statistics(), ()))
+    world.waiting = TokenError("no permission")
+
+    world.sessions.find_missed(world.settings, GithubRepo("org", "repo"))
+
+    assert "Queued jobs are not compared with those of the scale sets: no permission" in caplog.messages
+    assert world.sessions.known("small").missed == 0
+
+
 def test_another_process_keeps_what_the_former_one_knew(world: World) -> None:
     """Until each flavour's session has an answer; flavours that are gone are left out."""
     large = Demand(assigned=3, answered_at=NOW - 5)
@@ -497,18 +752,113 @@ def test_proxies_that_were_removed_are_not_used(world: World) -> None:
     assert found == {"https_proxy": "http://new.example"}
 
 
+def test_pauses_double_while_there_is_no_session(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """From 1 to 30 seconds, and begin anew after a success. Each attempt is logged; the problem starts no reconcile."""
+    caplog.set_level("INFO")
+    error = TemporaryGithubError("server error")
+
+    assert world.attempts(error, 100) == [0, 1, 3, 7, 15, 31, 61, 91]
+    assert world.wakes == 0
+    assert caplog.messages.count("small: server error") == 8
+    assert demand.load(IDENTITY.unit)["small"].problem == "server error"
+
+    world.step()
+    assert f"small: the session of the scale set {NAME} is open" in caplog.messages
+    world.session.close()
+
+    assert world.attempts(error, 5) == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("error", "opened"),
+    [(TemporaryGithubError("server error"), [7]), (SessionEndedError("over", 401, ""), [7, 7])],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_session_that_github_ended_is_opened_anew(world: World, error: Exception, opened: list[int]) -> None:
+    """Only such a one: after another error the same session goes on, and loses no message."""
+    world.step()
+    world.queue.messages = [error, None]
+
+    world.run(60)
+
+    assert world.client.opened == opened
+    assert world.queue.messages == []
+
+
+def test_a_conflict_is_a_problem_after_two_minutes(world: World) -> None:
+    """Until then it is what a killed agent leaves: GitHub ends its session within a minute. Each conflict has them."""
+    error = SessionConflictError("another session", 409, "")
+    for _ in range(2):
+        problems = []
+        for seconds in (119, 2, 2):
+            world.attempts(error, seconds)
+            problems.append(world.sessions.known("small").problem)
+        assert problems == ["", "", "another session"]
+
+        world.step()
+        world.session.close()
+
+
+def test_a_flavour_without_runners_is_looked_at_now_and_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no session that waits for messages: without a pause the agent would take a whole core."""
+    world.settings = replace(SETTINGS, flavors=(replace(SMALL, maximum=0),))
+    world.sessions.refresh()
+    published: list[float] = []
+
+    def publish(*_: object) -> None:
+        published.append(world.now)
+        if len(published) > 50:
+            world.sessions.stop.set()
+
+    monkeypatch.setattr(world.sessions, "publish", publish)
+    world.run(100)
+
+    assert 2 <= len(published) <= 10
+
+
+def test_the_settings_are_looked_at_every_few_seconds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed option counts soon, and the agent takes little of the CPU meanwhile. At its end sessions are closed."""
+    monkeypatch.setattr(module, "THREAD_END", 0.0)
+    world.step()
+    world.sessions.stop = Passing(world, world.now + 0.1)
+
+    world.sessions.run()
+
+    assert 1 <= world.now - NOW <= 5
+    assert world.queue.closed
+
+
+def test_a_token_is_renewed_ten_minutes_before_its_end(refreshed: World) -> None:
+    """By a reconcile, and by another one every 2 minutes while there is no new token."""
+    refreshed.settings = replace(SETTINGS, token_end=NOW + 3600)
+    asked: list[float] = []
+    for _ in range(60):
+        refreshed.poll(None)
+        wakes = refreshed.wakes
+        refreshed.sessions.refresh()
+        asked += [refreshed.now - NOW] * (refreshed.wakes - wakes)
+        refreshed.now += 60
+
+    assert asked == [3060, 3180, 3300, 3420, 3540]
+
+
 def test_units_do_not_come_back_all_at_once_after_a_limit(world: World) -> None:
-    """It ends for all that share a token in the same second; one that is over already is no reason to ask at once."""
+    """It ends for all that share a token in the same second; one that is over is no reason to ask at once.
+
+    After an hour it is asked whether the limit still holds.
+    """
     for part in (0.5, 1.0):
         world.sessions.jitter = lambda low, high, part=part: low + part * (high - low)  # type: ignore[misc]
-        for left in (100, -100):
+        for left, longest in ((100, 100), (-100, 0), (86400, 3600)):
             session = FlavorSession(world.sessions, "small")
             error = RateLimitError("used up", datetime.now(timezone.utc) + timedelta(seconds=left))
 
-            assert session._failed(SMALL, error) == pytest.approx(max(0, left) + 0.5 + part / 2, abs=0.1)
+            assert session._failed(SMALL, error) == pytest.approx(longest + 0.5 + part / 2, abs=0.1)
 
 
-def test_an_unexpected_error_ends_the_session_and_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_ends_the_session_and_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The next attempt opens a new one."""
     world.step()
     closed: list[bool] = []
@@ -524,6 +874,9 @@ def test_an_unexpected_error_ends_the_session_and_is_told(world: World, monkeypa
     RUN(world.session)
 
     assert closed == [False, True]
+    assert [record.exc_info is not None for record in caplog.records if record.message == "small: unexpected"] == [
+        True
+    ] * 2
     assert "unexpected thing" in demand.load(IDENTITY.unit)["small"].problem
 
 

@@ -5,10 +5,14 @@ from dataclasses import replace
 
 import pytest
 
+import demand
+import gh.errors
 import runner
 import times
 from engine.client import LxdClient
+from gh import client, scale_sets
 from plan import Health, health
+from programs import agent, missed_jobs
 from runner_view import Process, RunnerView
 
 
@@ -51,3 +55,34 @@ def test_a_creation_within_its_limits_is_never_judged_stale(process: Process) ->
 def test_a_limit_is_longer_than_what_it_waits_for() -> None:
     """The agent starts, its runner is awaited online, then has time to come online, and may be offline for longer."""
     assert times.START_AGENT < times.PROOF < times.COME_ONLINE < times.OFFLINE < times.SILENT
+
+
+def test_an_answer_of_github_is_awaited_for_as_long_as_it_may_take() -> None:
+    """GitHub holds a request for messages for 50 seconds. A lost one leaves the demand known."""
+    held = 50
+
+    assert held + 10 <= scale_sets.POLL_TIMEOUT < scale_sets.POLL_DEADLINE <= demand.PATIENCE / 3
+
+
+def test_a_request_of_github_is_made_again_within_its_limit() -> None:
+    """After one without an answer; and no list and no download takes the time of a reconcile's creations."""
+    assert gh.errors.CONNECT_TIMEOUT < gh.errors.TIMEOUT
+    assert 2 * gh.errors.TIMEOUT < client.CALL_DEADLINE <= client.QUEUED_DEADLINE <= missed_jobs.EVERY / 4
+    assert client.QUEUED_DEADLINE < client.LONG_DEADLINE <= times.REST_OF_RECONCILE
+    assert 2 <= client.ATTEMPTS <= 5
+
+
+def test_a_missed_job_is_looked_for_after_its_message_was_due() -> None:
+    """GitHub gives a job to another set after 5 minutes; until then a message may come, also by another clock."""
+    assert missed_jobs.SKEW < missed_jobs.GRACE
+    assert 5 * times.MINUTE <= missed_jobs.GRACE == missed_jobs.EVERY <= 10 * times.MINUTE
+
+
+def test_a_runner_that_ends_is_replaced_within_seconds() -> None:
+    """Runners that end together by one reconcile. One that ends at once again does not take the whole CPU."""
+    assert agent.GATHER < 1 <= agent.PAUSE <= 5
+
+
+def test_a_configuration_is_proven_before_its_successors() -> None:
+    """A runner agent comes online within a minute, and a reconcile does not wait much longer for one."""
+    assert times.MINUTE < times.PROOF <= 3 * times.MINUTE
