@@ -4,10 +4,12 @@ import io
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from gh import archives, scale_sets
 from gh import client as gh_client
@@ -29,9 +31,10 @@ def short_waits() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def read_once() -> Iterator[None]:
-    """The machine's authorities, whose reading takes longer than most tests, are read once for all clients."""
+    """The machine's authorities and the keys of Apps, whose reading takes longer than most tests, are read once."""
     trust, usual = gh_client.trust, gh_client.trust(())
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jwt.algorithms.load_pem_private_key", cache(load_pem_private_key))
         for module in (gh_client, scale_sets, archives):
             patch.setattr(module, "trust", lambda given=(): trust(given) if given else usual)
         yield

@@ -58,7 +58,7 @@ class MarkedClient(ScaleSetClient):
     """A client whose requests name their case, so that a fault meets those of one case only."""
 
     def send(self, method: str, url: str, token: str, **more: Any) -> httpx2.Response:
-        return super().send(method, scale_sets.extended(url, case=self.path.path), token, **more)
+        return super().send(method, f"{url}{'&' if '?' in url else '?'}case={self.path.path}", token, **more)
 
 
 @dataclass
