@@ -303,19 +303,21 @@ class Sessions:
         client = self._client
         if client is None or self._is_sweeping() or time.monotonic() < self._sweep_at:
             return
-        self._sweep_at = math.inf
-        self._sweeping = _aside("removed flavours", partial(self._sweep, client))
+        self._sweep_at = again = time.monotonic() + LONGEST_PAUSE
+        self._sweeping = _aside("removed flavours", partial(self._sweep, client, again))
 
     def _is_sweeping(self) -> bool:
         return self._sweeping is not None and self._sweeping.is_alive()
 
-    def _sweep(self, client: ScaleSetClient) -> None:
+    def _sweep(self, client: ScaleSetClient, again: float) -> None:
         try:
             client.delete_sets(self._is_unwanted)
         except GithubClientError as error:
             logger.info("Scale sets of removed flavours are not deleted yet: %s", error)
-            # The flavours may have changed meanwhile.
-            self._sweep_at = min(self._sweep_at, time.monotonic() + LONGEST_PAUSE)
+            return
+        # Unless the flavours have changed meanwhile.
+        if self._sweep_at == again:
+            self._sweep_at = math.inf
 
     def _is_unwanted(self, name: str) -> bool:
         """Whether a set is this unit's and of no flavour, by the settings of now: they may be newer than the sweep."""

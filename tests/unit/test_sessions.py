@@ -978,6 +978,35 @@ def test_a_flavour_that_came_back_keeps_its_set(world: World, monkeypatch: pytes
     assert names == [IDENTITY.scale_set("gone")]
 
 
+@pytest.mark.parametrize("answer", ["no answer", "unexpected", "another change", "done"])
+def test_sets_of_removed_flavours_are_deleted_until_that_succeeds(
+    world: World, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the error, and once more for flavours that have changed while GitHub was asked; then no more."""
+    monkeypatch.setattr(module, "LONGEST_PAUSE", 0.0 if answer in ("no answer", "unexpected") else 3600.0)
+    asked: list[str] = []
+    errors = {"no answer": TemporaryGithubError("no answer"), "unexpected": KeyError("unexpected")}
+
+    def delete(_: Callable[[str], bool]) -> list[str]:
+        asked.append(answer)
+        if len(asked) == 1 and answer == "another change":
+            world.settings = replace(SETTINGS, flavors=(SMALL, replace(SMALL, name="large")))
+            other.refresh()
+        if len(asked) == 1 and answer in errors:
+            raise errors[answer]
+        return []
+
+    monkeypatch.setattr(world.client, "delete_sets", delete)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    other = Sessions(IDENTITY.unit, lambda: None, clock=lambda: NOW)
+    for _ in range(4):
+        other.refresh()
+        for thread in [each for each in threading.enumerate() if each.name == "removed flavours"]:
+            thread.join(10)
+
+    assert len(asked) == (1 if answer == "done" else 2)
+
+
 def test_a_late_unit_takes_one_offer_when_it_opens_a_session(world: World) -> None:
     """As with messages: with its whole capacity it would be given the jobs again that got no runner."""
     world.poll(Message(1, Statistics(), (Job("JobAssigned", "a", assigned=NOW),)))
