@@ -22,6 +22,8 @@ Vector = dict[Labels, float]
 Value = Vector | float
 # Changes the labels of a line, given with its text; whether the line passes.
 Stage = Callable[[dict[str, str], str], bool]
+# When a line was stored that a pipeline let through, and its labels then.
+Passed = tuple[float, dict[str, str]]
 ERROR = "__error__"
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 MATCHERS: dict[str, Callable[[str, str], bool]] = {
@@ -116,6 +118,7 @@ class Loki:
         self._lines = sorted(lines, key=lambda line: line.time)
         self._streams = {line.labels for line in self._lines}
         self._ranges: dict[Node, tuple[list[float], list[_Sample]]] = {}
+        self._passed: dict[tuple[str, ...], list[Passed]] = {}
 
     def at(self, expression: str, time: float) -> Value:
         """The value of an expression at a moment, in UNIX seconds."""
@@ -193,13 +196,22 @@ class Loki:
         Computed once, because rules are evaluated often.
         """
         if content not in self._ranges:
-            stages = _stages(content)
-            selector, unwrap = content.one("Selector"), content.all("UnwrapExpr")
-            streams = {labels for labels in self._streams if _selects(selector, labels)}
-            selected = [line for line in self._lines if line.labels in streams]
-            found = [sample for line in selected if (sample := _sample(line, stages, unwrap, names))]
+            unwrap = content.all("UnwrapExpr")
+            unwrapped = unwrap[0].one("Identifier").text if unwrap else ""
+            found = [sample for passed in self._passing(content) if (sample := _sample(*passed, unwrapped, names))]
             self._ranges[content] = [sample.time for sample in found], found
         return self._ranges[content]
+
+    def _passing(self, content: Node) -> list[Passed]:
+        """The lines that the selector and the pipeline let through, computed once for all ranges that have both."""
+        selector = content.one("Selector")
+        key = (selector.text, *(part.text for part in content.all("PipelineExpr")))
+        if key not in self._passed:
+            streams = {labels for labels in self._streams if _selects(selector, labels)}
+            stages = _stages(content)
+            tried = [(line, _passed(line, stages)) for line in self._lines if line.labels in streams]
+            self._passed[key] = [(line.time, labels) for line, labels in tried if labels is not None]
+        return self._passed[key]
 
 
 METRICS: dict[str, Callable[[Loki, Node, float], Value]] = {
@@ -334,22 +346,24 @@ def _stages(content: Node) -> list[Stage]:
     return [_stage(node.children[-1]) for node in nodes]
 
 
-def _sample(line: Line, stages: list[Stage], unwrap: list[Node], names: frozenset[str] | None) -> _Sample | None:
+def _passed(line: Line, stages: list[Stage]) -> dict[str, str] | None:
+    """The labels of a line after all stages; None if one does not let it through."""
     begins_with_json = stages[:1] == [_extract]
     labels = dict(line.extracted if begins_with_json else line.labels)
-    for stage in stages[begins_with_json:]:
-        if not stage(labels, line.text):
-            return None
+    return labels if all(stage(labels, line.text) for stage in stages[begins_with_json:]) else None
+
+
+def _sample(time: float, labels: dict[str, str], unwrapped: str, names: frozenset[str] | None) -> _Sample | None:
     value: float | None = 1
-    if unwrap:
+    if unwrapped:
         # A line without the label is no error, and gives no sample.
-        text = labels.pop(unwrap[0].one("Identifier").text, "")
+        text = labels.get(unwrapped, "")
         if not text:
             return None
         value = _number(text)
     error = labels.get(ERROR, "") if value is not None else "SampleExtractionErr"
     kept = labels if names is None else {name: labels[name] for name in names if labels.get(name)}
-    return _Sample(line.time, frozenset(kept.items()), value or 0, error)
+    return _Sample(time, frozenset(item for item in kept.items() if item[0] != unwrapped), value or 0, error)
 
 
 def _stage(node: Node) -> Stage:
