@@ -48,7 +48,7 @@ ABOUT = {
     ),
     "attacks-demand": (
         "Hostile jobs, with scaling=demand",
-        "The same attacks by jobs of a runner scale set, of which four runners wait for jobs.",
+        "The same attacks, by jobs that come through a runner scale set. Its four runners wait for jobs.",
     ),
     "vm-long": (
         "Virtual machines at length",
