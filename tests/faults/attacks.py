@@ -17,8 +17,8 @@ from tests.support.network import heard_by_a_neighbour, heard_by_the_machine, le
 # One has the neighbour's job.
 RUNNERS = 4
 KEY = "user.github-runner."
-# When a reconcile has last read the list of runners, with scaling=demand.
-LISTED = "/var/lib/github-runner/unit-github-runner-0/listed"
+# By this the agent asks for a reconcile that reads the list of runners, with scaling=demand.
+LIST_DUE = "/var/lib/github-runner/unit-github-runner-0/list-due"
 # Keeps the instance when its agent has ended: the service's power-off is taken away, then every program's.
 KEEP = """
 unit=/run/systemd/system/github-runner.service.d
@@ -53,7 +53,8 @@ def in_demand(found: Deployment) -> bool:
 
 def reconcile(found: Deployment) -> None:
     """What the timer does some minutes later: with scaling=demand GitHub's list of runners is read once in five."""
-    found.machine.exec("rm", "-f", LISTED)
+    # A reconcile of the agent's that runs now leaves it to the next one.
+    found.machine.exec("touch", LIST_DUE)
     found.reconcile()
 
 
