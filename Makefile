@@ -36,7 +36,7 @@ faults: .venv/bin/tox
 unit adapters: export MEASURED = python
 
 adapters: .venv/bin/tox
-	@.venv/bin/tox run-parallel -e adapters,runner-agent
+	@.venv/bin/tox run-parallel -e adapters,agents
 
 fmt lint static charmcraft unit integration lifecycle: .venv/bin/tox
 	@.venv/bin/tox run -e $@
