@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import delays
+import times
 from budget import Wait
 from changes import Changes
 from flavor_changes import FlavorChanges
@@ -67,12 +68,17 @@ class Outcome:
     def failed_creations(self, flavors: Iterable[Wanted], now: float) -> dict[str, FailedCreation]:
         """The last failure of each flavour, at these UNIX seconds or before, of which no runner was created since.
 
-        A flavour that lacks no runner any more has none: when it asks for one again, the failure says nothing.
+        An old one of a flavour that lacks no runner any more says nothing to the next job. A recent one does: GitHub
+        takes a job back that gets no runner, and gives it again.
         """
         created, there = set(self.changes.created.values()), self._there()
-        lacking = [one for one in flavors if one.number is None or one.number > there[one.flavor]]
-        found = {one.flavor: self._failed(one, now) for one in lacking if one.flavor not in created}
-        return {flavor: failed for flavor, failed in found.items() if failed is not None}
+        found = {}
+        for one in flavors:
+            failed = self._failed(one, now)
+            lacks = one.number is None or one.number > there[one.flavor]
+            if failed and one.flavor not in created and (lacks or now - failed.last < times.BACK_OFF_LIMIT):
+                found[one.flavor] = failed
+        return found
 
     def _failed(self, wanted: Wanted, now: float) -> FailedCreation | None:
         errors = self.changes.not_created.get(wanted.flavor)

@@ -18,6 +18,11 @@ def kept() -> Iterator[None]:
     keep()
 
 
+def pytest_sessionfinish() -> None:
+    """The last collection, pytest's own, looks at everything: what leaked is a warning, and an error."""
+    gc.unfreeze()
+
+
 def keep() -> None:
     gc.collect()
     gc.freeze()

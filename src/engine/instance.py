@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 # Seconds between two attempts at the first file or command. A virtual machine boots for many seconds, and LXD connects
 # to its agent for each attempt.
 READY_INTERVAL = {"virtual-machine": 0.5, "container": 0.1}
+# Errors of a full disk or pool.
+FULL = ("no space left on device", "disk quota exceeded")
 # Seconds within which one file is read from an instance.
 READ_TIMEOUT = 10.0
 
@@ -186,25 +188,25 @@ class LxdInstance:
 
         LxdError ends with what LXD said last: no agent runs yet, the root is still read-only.
         """
-        refused = LxdError("LXD was not asked")
+        refused: LxdError | None = None
 
-        def pushed() -> bool:
+        def is_over() -> bool:
             nonlocal refused
             try:
                 self.push(path, content, mode=mode, timeout=30)
-            except LxdNotFoundError:
-                raise  # an ephemeral instance that powered off
             except LxdError as error:
                 refused = error
-                return False
+                # An ephemeral instance that powered off is gone, and no boot makes room on a disk.
+                return isinstance(error, LxdNotFoundError) or any(text in str(error).lower() for text in FULL)
+            refused = None
             return True
 
         try:
-            self._repeat(pushed, "the first file")
-        except LxdNotFoundError:
-            raise
+            self._repeat(is_over, "the first file")
         except LxdError as error:
             raise LxdError(f"{error}: {refused}") from refused
+        if refused is not None:
+            raise refused
 
     def pull(self, path: str, limit: int) -> bytes:
         """At most ``limit`` bytes of a regular file inside.

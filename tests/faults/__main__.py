@@ -11,7 +11,7 @@ import logging
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,12 +61,17 @@ def deployment() -> Iterator[Deployment]:
             found.machine.destroy()
 
 
-def keep(name: str, short: bool, figures: dict[str, object], seconds: float) -> None:
-    """Print the figures; those of a long form stay."""
-    figures = {**figures, "minutes": round(seconds / 60, 1), "date": time.strftime("%Y-%m-%d")}
+def commit() -> dict[str, str]:
+    """What the code is that a run measures, before the run writes figures; empty outside of a clone."""
     described = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     with suppress(OSError, subprocess.CalledProcessError):
-        figures["commit"] = subprocess.run(described, check=True, capture_output=True, text=True).stdout.strip()
+        return {"commit": subprocess.run(described, check=True, capture_output=True, text=True).stdout.strip()}
+    return {}
+
+
+def keep(name: str, short: bool, figures: Mapping[str, object], seconds: float) -> None:
+    """Print the figures; those of a long form stay."""
+    figures = {**figures, "minutes": round(seconds / 60, 1), "date": time.strftime("%Y-%m-%d")}
     print(json.dumps({name: figures}, indent=2), flush=True)
     if not short:
         report.write(name, figures, REFERENCE)
@@ -86,17 +91,19 @@ def main() -> None:
     if unknown := [name for name in wanted if name not in names]:
         parser.error(f"no such fault: {', '.join(unknown)}; there are {', '.join(names)}")
     logging.disable(logging.CRITICAL)
+    code = commit()
     for name in wanted:
         if name in IN_PROCESS:
             started = time.monotonic()
             figures = importlib.import_module(f"tests.faults.{name.replace('-', '_')}").run(arguments.short)
-            keep(name, arguments.short, figures, time.monotonic() - started)
+            keep(name, arguments.short, {**figures, **code}, time.monotonic() - started)
     if any(name in ON_A_UNIT for name in wanted):
         with deployment() as found:
             for name in wanted:
                 if name in ON_A_UNIT:
                     started = time.monotonic()
-                    keep(name, arguments.short, ON_A_UNIT[name](found, arguments), time.monotonic() - started)
+                    figures = ON_A_UNIT[name](found, arguments)
+                    keep(name, arguments.short, {**figures, **code}, time.monotonic() - started)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import provision
 import runner
 import status
 import telemetry
+import times
 from budget import Capacity
 from errors import ConfigurationError, LxdError, TemporaryGithubError
 from flavor_plans import Plans, Wanted, make_plans
@@ -294,12 +295,14 @@ def test_a_flavour_that_cannot_be_created_costs_others_no_runner(world: World, m
     assert numbers[-1] == {"large": 2}
 
 
-def test_a_failed_creation_is_over_once_no_runner_is_missing(world: World) -> None:
-    """With none or enough of them the next request has its place again; an unknown number does not end it."""
-    failed = FailedCreation(NOW - 60, "no such device")
+@pytest.mark.parametrize("age", [20, times.BACK_OFF_LIMIT + 1])
+def test_a_failed_creation_is_over_once_no_runner_is_missing(world: World, age: float) -> None:
+    """With enough of them an old one is over; GitHub takes a job back that gets no runner, and gives it again."""
+    failed = FailedCreation(NOW - age, "no such device")
     world.add("aa", "large", LARGE, busy=True)
 
-    for number, kept in ((2, True), (None, True), (1, False), (0, False)):
+    recent = age < times.BACK_OFF_LIMIT
+    for number, kept in ((2, True), (None, True), (1, recent), (0, recent)):
         manager = world.reconcile(wanted("large", number, failed=failed), hold="no image")
         assert manager.findings.failed_creations == ({"large": failed} if kept else {}), number
 

@@ -88,11 +88,14 @@ def test_a_first_file_that_is_never_taken_is_an_error(monkeypatch: pytest.Monkey
         FilledInstance([LxdError("the agent does not run")] * 9).push_first("/root/files", b"x")
 
 
-def test_an_instance_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ephemeral instance that powers off while it boots is deleted by LXD and never takes a file."""
-    instance = FilledInstance([LxdNotFoundError("Instance not found"), LxdError("asked again")])
+@pytest.mark.parametrize(
+    "refusal", [LxdNotFoundError("Instance not found"), LxdError("write /root/files: No space left on device")]
+)
+def test_a_first_file_that_cannot_be_taken_is_not_waited_for(refusal: LxdError) -> None:
+    """LXD deletes an ephemeral instance that powers off while it boots, and no boot makes room on a full pool."""
+    instance = FilledInstance([refusal, LxdError("asked again")])
 
-    with pytest.raises(LxdNotFoundError):
+    with pytest.raises(type(refusal), match=str(refusal)):
         instance.push_first("/root/files", b"x")
 
     assert len(instance.refusals) == 1
