@@ -64,6 +64,7 @@ class UnitDemand:
         """
         if not self._in_demand:
             return
+        former: AgentSettings | None = None
         try:
             handed = agent_settings.load(self._identity.unit)
             token, end = self._token(handed)
@@ -74,8 +75,8 @@ class UnitDemand:
             agent_settings.save(agent_settings.of_state(self._state, self._identity, token, end, known))
         except (GithubRunnerError, OSError) as error:
             logger.warning("The agent gets no new credentials: %s", error)
-            return
         if former is not None:
+            # Also after an error: its token was removed with the former settings.
             self._delete_sets_at(former)
 
     def _token(self, handed: AgentSettings | None) -> tuple[str, float | None]:
@@ -126,26 +127,37 @@ class UnitDemand:
         ``handed`` is what the agent had. It is used once: where it is for another place than that of the options, or
         where the options do not serve.
         """
-        is_left = self._leave_here()
-        if handed is not None and not (is_left and handed.place == self._here):
+        have_ended = self._tried(self._end_open_sessions)
+        if handed is not None and handed.place != self._here:
+            # First: its token is nowhere else any more, and at the place of the options GitHub may be asked a minute.
+            self._delete_sets_at(handed)
+            handed = None
+        is_left = have_ended and self._tried(self._delete_sets_here)
+        if handed is not None and not is_left:
             self._delete_sets_at(handed)
 
-    def _leave_here(self) -> bool:
-        """Delete the scale sets at the place of the options; returns whether that succeeded."""
-        unit = self._identity.unit
+    def _tried(self, action: Callable[[], None]) -> bool:
+        """Do a part of ``leave``; returns whether that succeeded."""
         try:
-            # Each restart of the agent starts a reconcile. Without settings and answers it has no session to be ended.
-            may_be_open = bool(agent_settings.remove(unit)) or demand.file_of(unit).exists()
-            if self._markers.read(SCALE_SETS) is None:
-                return True
-            if may_be_open:
-                self._end_sessions()
-            self._delete_sets(self._client)
-            self._markers.clear(SCALE_SETS)
+            action()
         except (GithubRunnerError, OSError) as error:
             logger.error("The scale sets were not removed: %s", error)
             return False
         return True
+
+    def _end_open_sessions(self) -> None:
+        """Remove what the agent has, and end its sessions where there may be any."""
+        unit = self._identity.unit
+        # Each restart of the agent starts a reconcile. Without settings and answers it has no session to be ended.
+        may_be_open = bool(agent_settings.remove(unit)) or demand.file_of(unit).exists()
+        if may_be_open and self._markers.read(SCALE_SETS) is not None:
+            self._end_sessions()
+
+    def _delete_sets_here(self) -> None:
+        """Delete the scale sets at the place of the options, where there may be any."""
+        if self._markers.read(SCALE_SETS) is not None:
+            self._delete_sets(self._client)
+            self._markers.clear(SCALE_SETS)
 
     def _end_sessions(self) -> None:
         """End the agent's sessions, and what GitHub answered them. One that is open would make its set again."""

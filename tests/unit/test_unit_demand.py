@@ -332,6 +332,34 @@ def test_fixed_mode_at_another_place_deletes_the_sets_of_both(world: World) -> N
     assert [place[1] for place in world.places] == ["octo-org/other"]
 
 
+def test_sets_at_a_former_place_go_first(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has the token of then once the agent has none: GitHub may be asked for a minute about the new place."""
+    world.unit(**FORMER[0]).wanted(NOW)
+    world.unit(**FORMER[0]).hand_over({})
+    order: list[list[str]] = []
+
+    def delete_sets(_: Callable[[str], bool]) -> list[str]:
+        order.append([place[1] for place in world.places])
+        return []
+
+    monkeypatch.setattr(world, "delete_sets", delete_sets)
+
+    world.unit(scaling=Scaling.FIXED).wanted(NOW)
+
+    assert order == [["octo-org/other"]] * 2
+
+
+def test_sets_at_a_former_place_go_also_where_the_disk_is_full(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent's file is removed before it is written anew, and the token of then with it."""
+    world.unit(**FORMER[0]).hand_over({})
+    monkeypatch.setattr(agent_settings, "save", lambda _: (_ for _ in ()).throw(OSError("no space left")))
+
+    world.unit().hand_over({})
+
+    assert [place[1] for place in world.places] == ["octo-org/other"]
+    assert world.done[-2:] == ["end sessions", "delete sets"]
+
+
 def test_another_place_is_given_time(world: World) -> None:
     """Nothing can have been answered there yet: the fallback begins after its time, not at once."""
     world.unit(demand_fallback=1, **FORMER[0]).wanted(NOW - 10 * PATIENCE)
