@@ -21,7 +21,8 @@ MASK = "…"
 # In characters. A shorter value would mask parts of ordinary words; in a URL it is masked all the same.
 SHORTEST = 8
 USER_IN_URL = re.compile(r"""(?<=//)[^/\s"']*@""")
-# The agent receives tokens for months: the newest ones are kept. One that is in use is noted again and again.
+# The agent receives tokens for months, and one hook may register many runners: the newest values are kept. Whoever
+# uses a token for long notes it again.
 MOST = 1000
 _noted: set[str] = set()
 _received: dict[str, None] = {}
@@ -29,7 +30,10 @@ _lock = threading.RLock()
 
 
 def note(*secrets: str | None) -> None:
-    """Mask the operator's values from now on, also as they look when quoted for JSON, a shell, a URL or Python."""
+    """Mask values for as long as the process lives, also as they look when quoted for JSON, a shell, a URL or Python.
+
+    They are the operator's, and the few that a hook gets or signs with the operator's GitHub App.
+    """
     with _lock:
         _noted.update(_forms(secrets))
 
@@ -37,7 +41,7 @@ def note(*secrets: str | None) -> None:
 def note_received(*secrets: str | None) -> None:
     """Mask values that others give, as many as a long-lived process or many runners may need; the oldest are dropped.
 
-    What the operator has given stays.
+    What was given to ``note`` stays.
     """
     with _lock:
         for form in _forms(secrets):

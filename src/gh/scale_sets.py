@@ -168,11 +168,13 @@ class ScaleSetClient:
             logger.info("The scale set %s is gone already", number)
 
     def delete_sets(self, unwanted: Callable[[str], bool]) -> list[str]:
-        """Delete the sets with an unwanted name; returns their names."""
-        found = [item for item in self.sets() if unwanted(item.name)]
-        for item in found:
-            self.delete(item.number)
-        return [item.name for item in found]
+        """Delete the sets with an unwanted name, which is asked right before each deletion; returns their names."""
+        deleted: list[str] = []
+        for item in self.sets():
+            if unwanted(item.name):
+                self.delete(item.number)
+                deleted.append(item.name)
+        return deleted
 
     def open_session(self, number: int, owner: str) -> "Listener":
         """Open the only session of a set; SessionConflictError while there is another one."""
@@ -292,6 +294,8 @@ class ScaleSetClient:
         with self._alone(end):
             if time.monotonic() >= self._end:
                 self._connect(end)
+            # It is masked as long as it is used, however many values were received since it came.
+            redaction.note_received(self._token)
             return self._service, self._token
 
     def _connect(self, end: float) -> None:
@@ -322,7 +326,7 @@ class ScaleSetClient:
 
 
 class Listener:
-    """A session of a set, with the place in its messages. One thread uses it."""
+    """A session of a set, with the place in its messages. One thread uses it; another one may close it meanwhile."""
 
     def __init__(self, client: ScaleSetClient, number: int, session: Session) -> None:
         self.number = number

@@ -20,8 +20,8 @@ AGENTS = Path("/var/lib/juju/agents")
 TAKEN_OVER = "taken-over"
 # The machine was set up completely, and nothing has asked for a new set-up since.
 SET_UP = "set-up"
-# The unit's storage is detached and the unit is removed, or its operator drains it (docs/how-to/drain.md): nothing may
-# be created, replaced or removed any more.
+# The unit's storage is detached and the unit is removed, or its operator drains it (docs/how-to/drain.md): no
+# reconcile creates, replaces or removes anything any more. The stop hook notes it first, and then removes all runners.
 LEAVING = "leaving"
 # When a reboot was requested, and in which boot: `SECONDS BOOT_ID`.
 REBOOT = "reboot-requested"

@@ -90,7 +90,8 @@ class Assigned:
             self.jobs.setdefault(job.id, AssignedJob(min(since, now), min(job.assigned or now, now), now))
 
     def note_late(self, now: float) -> None:
-        """Take into account how long the jobs have waited by now."""
+        """Take into account how long the jobs have waited by now, those of a session that has ended among them."""
+        self.expire(now)
         self.is_late = self.is_late or any(now - job.came >= LATE for job in self.jobs.values())
 
     def expire(self, now: float) -> None:
@@ -192,7 +193,7 @@ class Sessions:
         self._finding: threading.Thread | None = None
 
     def run(self) -> None:
-        """Follow the settings until ``stop`` is set, then close the sessions. It waits for no answer of GitHub."""
+        """Follow the settings until ``stop`` is set, then close the sessions, which takes seconds at most."""
         while not self.stop.is_set():
             self.refresh()
             self.stop.wait(RELOAD)
@@ -303,21 +304,25 @@ class Sessions:
         client = self._client
         if client is None or self._is_sweeping() or time.monotonic() < self._sweep_at:
             return
-        self._sweep_at = again = time.monotonic() + LONGEST_PAUSE
+        again = time.monotonic() + LONGEST_PAUSE
+        with self._lock:
+            self._sweep_at = again
         self._sweeping = _aside("removed flavours", partial(self._sweep, client, again))
 
     def _is_sweeping(self) -> bool:
         return self._sweeping is not None and self._sweeping.is_alive()
 
     def _sweep(self, client: ScaleSetClient, again: float) -> None:
+        following = math.inf
         try:
             client.delete_sets(self._is_unwanted)
         except GithubClientError as error:
             logger.info("Scale sets of removed flavours are not deleted yet: %s", error)
-            return
-        # Unless the flavours have changed meanwhile.
-        if self._sweep_at == again:
-            self._sweep_at = math.inf
+            following = max(again, time.monotonic() + _limited_for(error))
+        with self._lock:
+            # Unless the flavours have changed meanwhile.
+            if self._sweep_at == again:
+                self._sweep_at = following
 
     def _is_unwanted(self, name: str) -> bool:
         """Whether a set is this unit's and of no flavour, by the settings of now: they may be newer than the sweep."""
@@ -455,17 +460,18 @@ class FlavorSession:
         self.close()
 
     def _wait(self, pause: float, settings: AgentSettings, _: AgentFlavor, client: ScaleSetClient) -> None:
-        """Pause, until the agent stops, or has another token or place, or none for this flavour."""
+        """Pause, until the agent stops, or has another personal token or place, or none for this flavour."""
         end = time.monotonic() + pause
         while (left := end - time.monotonic()) > 0 and not self._all.stop.wait(min(RELOAD, left)):
             found = self._all.flavor(self._name)
-            if found is None or (found[0].token, found[2]) != (settings.token, client):
+            if found is None or (_personal_token(found[0]), found[2]) != (_personal_token(settings), client):
                 return
 
     def step(self, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> float:
         """Open the session if there is none, and wait for one message; returns how long to pause, in seconds."""
         if flavor.maximum == 0:
             self.close()
+            self._jobs = Assigned(is_late=self._jobs.is_late)
             self._all.publish(flavor, lambda known: closed(known, self._all.clock()))
             return LONGEST_PAUSE
         place = (client, flavor.labels)
@@ -631,11 +637,8 @@ class FlavorSession:
             problem = redact(str(error) or type(error).__name__)[:PROBLEM_LIMIT]
             self._all.publish(flavor, lambda known: replace(known, problem=problem))
         self._pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, 2 * self._pause))
-        if isinstance(error, RateLimitError):
-            left = (error.reset - datetime.now(timezone.utc)).total_seconds()
-            # As below: the limit ends for all units that share a token in the same second.
-            return min(3600.0, max(0.0, left)) + self.jittered()
-        return self.jittered()
+        # The limit, too, ends for all units that share a token in the same second.
+        return _limited_for(error) + self.jittered()
 
     def jittered(self) -> float:
         """The pause, or up to half of it less: units do not come back all at once."""
@@ -647,6 +650,18 @@ def _aside(name: str, action: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=action, name=name, daemon=True)
     thread.start()
     return thread
+
+
+def _limited_for(error: Exception) -> float:
+    """Seconds until GitHub may be asked again, at most an hour; 0 for an error that is no limit."""
+    if not isinstance(error, RateLimitError):
+        return 0.0
+    return min(3600.0, max(0.0, (error.reset - datetime.now(timezone.utc)).total_seconds()))
+
+
+def _personal_token(found: AgentSettings) -> str | None:
+    """Its limit is its owner's. That of an App is its installation's, whose token is another one every hook."""
+    return found.token if found.token_end is None else None
 
 
 def _sorted(labels: Sequence[str]) -> tuple[str, ...]:

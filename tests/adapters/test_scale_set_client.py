@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 import demand
+import redaction
 from errors import (
     GithubApiError,
     RateLimitError,
@@ -93,6 +94,16 @@ def test_a_set_is_made_found_and_deleted(server: github.GitHub) -> None:
     client.delete(made.number)
     client.delete(made.number)
     assert client.sets() == []
+
+
+def test_each_set_is_looked_at_right_before_its_deletion(broker: github.GitHub) -> None:
+    """Its flavour may have come back while the one before was deleted."""
+    client = connect(broker)
+    for name in ("first", "second"):
+        client.create(name, 1, [])
+
+    assert client.delete_sets(lambda _: len(client.sets()) == 2) == ["first"]
+    assert [each.name for each in client.sets()] == ["second"]
 
 
 def test_labels_that_the_server_drops_are_seen(server: github.GitHub) -> None:
@@ -469,6 +480,17 @@ def test_tokens_are_masked(broker: github.GitHub) -> None:
     for secret in (client._connected(time.monotonic() + 3)[1], listener.session.token, encoded):
         assert redact(f"a {secret} b") == f"a {MASK} b"
         assert secret not in repr(listener.session)
+
+
+def test_the_service_token_stays_masked_while_it_is_used(broker: github.GitHub) -> None:
+    """A hook may register so many runners that the values which came first are masked no more."""
+    client = connect(broker)
+    token = client._connected(time.monotonic() + 3)[1]
+    redaction.note_received(*(f"configuration-{number}" for number in range(redaction.MOST)))
+
+    client.sets()
+
+    assert redact(f"a {token} b") == f"a {MASK} b"
 
 
 def test_a_token_without_the_permission_is_the_operators(broker: github.GitHub) -> None:

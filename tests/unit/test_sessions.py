@@ -253,6 +253,13 @@ def refreshed(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
+def join_sweeps() -> None:
+    """Wait until no sets of removed flavours are being deleted."""
+    for thread in threading.enumerate():
+        if thread.name == "removed flavours":
+            thread.join(10)
+
+
 def offers(*requests: int) -> tuple[Job, ...]:
     return tuple(Job("JobAvailable", str(request), request) for request in requests)
 
@@ -581,6 +588,28 @@ def test_one_is_announced_until_a_job_begins(world: World, caplog: pytest.LogCap
     assert warnings == ["small: jobs get no runners; 1 is announced until a job has begun"]
 
 
+@pytest.mark.parametrize("end", ["closed", "without runners"])
+def test_jobs_of_an_ended_session_do_not_make_the_unit_late(world: World, end: str) -> None:
+    """Those whose assignment is over, and any once the flavour was to have no runners: the whole capacity is told."""
+    world.poll(Message(1, Statistics(), (Job("JobAssigned", "a", assigned=NOW),)))
+    if end == "closed":
+        world.session.close()
+        world.now += 5 * 3600
+    else:
+        world.settings = replace(SETTINGS, flavors=(replace(SMALL, maximum=0),))
+        world.sessions.refresh()
+        world.step()
+        world.now += LATE
+        world.settings = SETTINGS
+        world.sessions.refresh()
+    world.queue.offered = [11, 12]
+
+    world.step()
+
+    assert not world.session.is_late
+    assert world.queue.acquired == [[11, 12]]
+
+
 def test_an_assignment_grows_old_while_the_queue_is_quiet(world: World) -> None:
     """From when GitHub assigned it, which may be long before its message comes."""
     assigned = Job("JobAssigned", "a", assigned=NOW - 100)
@@ -694,9 +723,7 @@ def test_sets_of_removed_flavours_are_deleted_once(
     def swept(seconds: float) -> int:
         now[0] += seconds
         world.sessions.refresh()
-        for thread in threading.enumerate():
-            if thread.name == "removed flavours":
-                thread.join(10)
+        join_sweeps()
         number, world.client.sweeps = world.client.sweeps, 0
         return number
 
@@ -708,6 +735,59 @@ def test_sets_of_removed_flavours_are_deleted_once(
 
     world.client.failing = None
     assert [swept(seconds) for seconds in (29, 1, 3600)] == [0, 1, 0]
+
+
+def test_sets_of_removed_flavours_wait_for_the_end_of_a_limit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As sessions do: requests before it are refused, and make it longer."""
+    now = [time.monotonic() + 3600]
+    monkeypatch.setattr("programs.sessions.time.monotonic", lambda: now[0])
+    end = datetime.now(timezone.utc) + timedelta(seconds=600)
+    world.client.failing = RateLimitError("used up", end)
+    world.settings = replace(SETTINGS, flavors=(SMALL, replace(SMALL, name="large")))
+    sweeps = []
+
+    for seconds in (0, 30, 550, 30):
+        now[0] += seconds
+        before = world.client.sweeps
+        world.sessions.refresh()
+        join_sweeps()
+        sweeps.append(world.client.sweeps - before)
+
+    assert sweeps == [1, 0, 0, 1]
+
+
+def test_flavours_that_change_as_a_deletion_ends_are_not_missed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither between the look whether they have changed and the note that all is done: one more deletion follows."""
+    join_sweeps()
+    changes: list[threading.Thread] = []
+
+    class Time(float):
+        """A time that is compared while the settings change."""
+
+        def __add__(self, seconds: float) -> "Time":
+            return Time(float(self) + seconds)
+
+        def __eq__(self, other: object) -> bool:
+            if not changes:
+                world.settings = replace(SETTINGS, flavors=(SMALL, replace(SMALL, name="large")))
+                changes.append(threading.Thread(target=other_sessions.refresh))
+                changes[0].start()
+                # It waits for the end of the comparison where nothing may come in between.
+                changes[0].join(0.3)
+            return float(self) == other
+
+        __hash__ = float.__hash__
+
+    monkeypatch.setattr("programs.sessions.time.monotonic", lambda: Time(1000))
+    other_sessions = Sessions(IDENTITY.unit, lambda: None, clock=lambda: NOW)
+    world.client.sweeps = 0
+    for _ in range(3):
+        other_sessions.refresh()
+        join_sweeps()
+        for thread in changes:
+            thread.join(10)
+
+    assert world.client.sweeps == 2
 
 
 def test_the_certificates_of_the_option_are_trusted(world: World) -> None:
@@ -882,15 +962,23 @@ def test_an_unexpected_error_ends_the_session_and_is_told(
     assert "unexpected thing" in demand.load(IDENTITY.unit)["small"].problem
 
 
+NO_FLAVOR = {"flavors": (replace(SMALL, name="large"),)}
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"token": "ghp_another"}, {"path": GithubRepo("org", "other")}, {"flavors": (replace(SMALL, name="large"),)}],
-    ids=["token", "place", "no flavour"],
+    [
+        {"token": "ghp_another"},
+        {"token": "ghs_another", "token_end": NOW + 7200},
+        {"path": GithubRepo("org", "other")},
+        NO_FLAVOR,
+    ],
+    ids=["token", "App", "place", "no flavour"],
 )
 def test_new_settings_end_the_wait_for_a_limit(
     world: World, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit is one of the token; a session of a removed flavour must end for its set to be deleted."""
+    """The limit of a personal token is not another's; a session of a removed flavour must end to delete its set."""
     monkeypatch.setattr(module, "RELOAD", 0.01)
     waits, steps = threading.Event(), []
 
@@ -917,6 +1005,27 @@ def test_new_settings_end_the_wait_for_a_limit(
 
     assert not thread.is_alive()
     assert len(steps) == (1 if "flavors" in changes else 2)
+
+
+def test_another_token_of_an_app_does_not_end_the_wait_for_a_limit(world: World) -> None:
+    """Each reconcile brings one, and the limit is that of the App's installation; a personal token has its own."""
+    app = replace(SETTINGS, token="ghs_1", token_end=NOW + 3600)
+    world.settings = app
+    world.sessions.refresh()
+    found = world.sessions.flavor("small")
+    assert found is not None
+    waited = []
+
+    for settings in (replace(app, token="ghs_2", token_end=NOW + 7200), SETTINGS):
+        world.settings = settings
+        world.sessions.refresh()
+        world.sessions.stop, begun = Passing(world, world.now + 3600), world.now
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("programs.sessions.time.monotonic", lambda: world.now)
+            world.session._wait(600, *found)
+        waited.append(world.now - begun)
+
+    assert waited == [pytest.approx(600), pytest.approx(module.RELOAD)]
 
 
 def test_all_sessions_have_one_time_to_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1003,8 +1112,7 @@ def test_sets_of_removed_flavours_are_deleted_until_that_succeeds(
     other = Sessions(IDENTITY.unit, lambda: None, clock=lambda: NOW)
     for _ in range(4):
         other.refresh()
-        for thread in [each for each in threading.enumerate() if each.name == "removed flavours"]:
-            thread.join(10)
+        join_sweeps()
 
     assert len(asked) == (1 if answer == "done" else 2)
 
