@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+# What LXD says when a command was never begun (a race of its own): it can be given again.
+NOT_STARTED = "Failed to retrieve PID of executing child process"
 # Python warns of a process that runs and that nobody remembers.
 _DAEMONS: list["subprocess.Popen[bytes]"] = []
 
@@ -20,8 +22,26 @@ def run(
     *command: str, input: str | None = None, check: bool = True, timeout: float = 300, cwd: str | None = None
 ) -> str:
     """Run a program and return its standard output; raise SandboxError with its last words when it fails."""
+    done = ended(*command, input=input, timeout=timeout, cwd=cwd)
+    if check and done.returncode != 0:
+        words = (done.stderr.strip() or done.stdout.strip())[-2000:]
+        raise SandboxError(f"{' '.join(command)} failed ({done.returncode}): {words}")
+    return done.stdout
+
+
+def ended(
+    *command: str, input: str | None = None, timeout: float = 300, cwd: str | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a program to its end, whatever it is. What LXD did not begin in an instance is tried once more."""
+    done = _ended(command, input, timeout, cwd)
+    return _ended(command, input, timeout, cwd) if NOT_STARTED in done.stderr else done
+
+
+def _ended(
+    command: Sequence[str], input: str | None, timeout: float, cwd: str | None
+) -> "subprocess.CompletedProcess[str]":
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command,
             input=input,
             stdin=subprocess.DEVNULL if input is None else None,
@@ -34,10 +54,6 @@ def run(
         raise SandboxError(f"{command[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:
         raise SandboxError(f"{' '.join(command)} took longer than {timeout:.0f} s") from error
-    if check and done.returncode != 0:
-        words = (done.stderr.strip() or done.stdout.strip())[-2000:]
-        raise SandboxError(f"{' '.join(command)} failed ({done.returncode}): {words}")
-    return done.stdout
 
 
 def succeeds(*command: str) -> bool:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sandbox.lab.machine import NOT_STARTED, Machine
-from sandbox.shell import SandboxError, wait_until
+from sandbox.lab.machine import Machine
+from sandbox.shell import NOT_STARTED, SandboxError, wait_until
 
 AGENT_FOLDER = "/usr/local/lib/juju-sandbox"
 AGENT = f"{AGENT_FOLDER}/agent.py"

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.lab import lxd_setup
-from sandbox.shell import SandboxError, run, succeeds, wait_until
+from sandbox.shell import NOT_STARTED, SandboxError, ended, run, succeeds, wait_until
 
 COVERAGE_FOLDER = "/var/lib/juju/coverage"
-# What LXD says when a command was never begun (a race of its own): it can be given again.
-NOT_STARTED = "Failed to retrieve PID of executing child process"
 
 APT_LOCKS = (
     *("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock"),
@@ -90,14 +88,7 @@ class Machine:
 
     def call(self, *command: str, input: str | None = None, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
         """Run a program in the machine and return its exit code, output and errors, whatever they are."""
-        return subprocess.run(
-            ("lxc", "exec", self.container, "--", *command),
-            input=input,
-            stdin=subprocess.DEVNULL if input is None else None,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        return ended("lxc", "exec", self.container, "--", *command, input=input, timeout=timeout)
 
     def push(self, path: str, data: bytes | str, mode: int = 0o644) -> None:
         """Write a file in the machine, parent folders included."""

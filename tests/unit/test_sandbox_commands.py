@@ -1,4 +1,4 @@
-"""The sandbox's commands `status --watch` and `config`."""
+"""The sandbox's commands `status --watch` and `config`, and the programs that it runs."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sandbox import session, status
+from sandbox import session, shell, status
 from sandbox.__main__ import build_parser
 from sandbox.shell import SandboxError
 
@@ -143,3 +143,13 @@ def test_an_option_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     with pytest.raises(SandboxError, match="No such file or directory: '/none'"):
         config("image-script=@/none")
+
+
+@pytest.mark.parametrize(("said", "runs"), [(shell.NOT_STARTED, 2), ("Error: no such file", 1)])
+def test_a_command_that_lxd_did_not_begin_is_given_again(tmp_path: Path, said: str, runs: int) -> None:
+    """It has done nothing yet. One that failed for itself is not repeated, and nothing is given more than twice."""
+    counter = tmp_path / "runs"
+
+    done = shell.ended("sh", "-c", f"echo run >> {counter}; echo '{said}' >&2; exit 255")
+
+    assert (done.returncode, counter.read_text()) == (255, "run\n" * runs)
