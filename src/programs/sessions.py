@@ -90,9 +90,12 @@ class Assigned:
             self.jobs.setdefault(job.id, AssignedJob(min(since, now), min(job.assigned or now, now), now))
 
     def note_late(self, now: float) -> None:
-        """Take into account how long the jobs have waited by now, those of a session that has ended among them."""
-        self.expire(now)
-        self.is_late = self.is_late or any(now - job.came >= LATE for job in self.jobs.values())
+        """Take into account how long the jobs have waited by now, by this machine's clock.
+
+        Those of a session that ended long ago say nothing.
+        """
+        waited = [now - job.came for job in self.jobs.values()]
+        self.is_late = self.is_late or any(LATE <= seconds < ASSIGNMENT_LIFE for seconds in waited)
 
     def expire(self, now: float) -> None:
         """Leave out jobs whose assignment is over."""

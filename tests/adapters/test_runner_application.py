@@ -555,7 +555,8 @@ def test_a_signal_cancels_the_job(control: GitHubControl, install: Install, numb
     runner = install()
     runner.register("one")
     process = runner.start(RUNNER_MANUALLY_TRAP_SIG="1")
-    job = control.add_job(REPOSITORY, "echo begun; sleep 60")["id"]
+    # The signal reaches the whole process group. A step that it ends before the worker hears of it has failed.
+    job = control.add_job(REPOSITORY, "trap 'sleep 1; exit 1' INT; echo begun; sleep 60")["id"]
     control.wait_log(job, lambda found: "begun" in found["log"], 10)
     process.send_signal(number)
     assert control.wait_job(job, timeout=15)["conclusion"] == "cancelled"
