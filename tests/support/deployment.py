@@ -92,14 +92,15 @@ class Deployment:
     def wait_online(self, number: int) -> list[str]:
         """Until GitHub lists so many runners, all online, and LXD just these; a lost one stays until a reconcile."""
 
-        def there() -> bool:
+        def there() -> list[list[str]]:
             online, registered = self.online(), self.registered()
             if len(online) == number and registered != online and set(self.instances()) == set(online):
                 self.reconcile()
-            return len(online) == number and registered == online == self.instances()
+            return [online] if len(online) == number and registered == online == self.instances() else []
 
-        wait_for(there, f"{number} online runners", self.patience)
-        return self.online()
+        # One of them may be offline for a moment right after.
+        [found] = wait_for(there, f"{number} online runners", self.patience)
+        return list(found)
 
     def job(self, command: str, status: str = "completed", **fields: Any) -> dict[str, Any]:
         """Queue a job and wait until it has that status."""
