@@ -19,6 +19,8 @@ pytestmark = pytest.mark.lifecycle
 # GitHub's own times are 50, 50 and 300 seconds.
 SHORT = {"hold": 5.0, "session_life": 5.0, "reassign_after": 15.0}
 LABEL = "shared"
+# A job of the first burst runs until its runner has this file: no runner is free for a second one before all run.
+GO = "/home/ubuntu/go"
 OPTIONS = {"scaling": "demand", "virtual-machines": 2, "cpu-overcommit": "3", "labels": LABEL}
 
 
@@ -37,13 +39,16 @@ class Fleet:
         found = [each for each in self.units[0].control.scale_sets() if each["owner"] == unit]
         return sum(int(each["statistics"]["totalAssignedJobs"]) for each in found)
 
-    def burst(self, number: int, command: str) -> dict[int, str]:
-        """The runner of each job, once all of them have succeeded."""
-        control = self.units[0].control
-        jobs = control.add_job(REPOSITORY, command, count=number, labels=[LABEL])
-        ended = [control.wait_job(job["id"], timeout=120) for job in jobs]
-        assert [job["conclusion"] for job in ended] == ["success"] * number
-        return {job["id"]: job["runner_name"] for job in ended}
+    def jobs(self, number: int, command: str) -> list[int]:
+        """The identifiers of jobs, queued at once."""
+        queued = self.units[0].control.add_job(REPOSITORY, command, count=number, labels=[LABEL])
+        return [job["id"] for job in queued]
+
+    def runners(self, jobs: list[int], status: str = "completed") -> list[str]:
+        """The runner of each job, once all of them have that status."""
+        found = [self.units[0].control.wait_job(job, status, timeout=120) for job in jobs]
+        assert [job["conclusion"] for job in found] == [None if status == "in_progress" else "success"] * len(jobs)
+        return [job["runner_name"] for job in found]
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +89,15 @@ def test_units_and_applications_share_a_burst(fleet: Fleet) -> None:
     """Each job has a runner of its own, as many on each machine as it has room for, and nothing is left."""
     wait_for(lambda: len(fleet.listening()) == 3, "a session of each unit")
 
-    runners = fleet.burst(6, "sleep 2")
+    jobs = fleet.jobs(6, f"until test -e {GO}; do sleep 0.1; done")
+    runners = fleet.runners(jobs, "in_progress")
 
-    assert len(set(runners.values())) == 6
-    assert Counter(map(unit_of, runners.values())) == {
-        "github-runner-0": 2,
-        "github-runner-1": 2,
-        "other-runner-0": 2,
-    }
+    assert len(set(runners)) == 6
+    assert Counter(map(unit_of, runners)) == {"github-runner-0": 2, "github-runner-1": 2, "other-runner-0": 2}
+    for each in fleet.units:
+        for name in each.instances():
+            each.inside(name, f"touch {GO}")
+    assert fleet.runners(jobs) == runners
     wait_for(lambda: not any(each.instances() for each in fleet.units), "the end of all runners")
 
 
@@ -102,17 +108,15 @@ def test_jobs_of_a_machine_that_is_gone_run_on_the_others(fleet: Fleet) -> None:
     control = fleet.units[0].control
     # Its agent hears of jobs, and no reconcile makes runners for them.
     gone.unit.agent_down()
-    jobs = control.add_job(REPOSITORY, "true", count=6, labels=[LABEL])
+    jobs = fleet.jobs(6, "true")
     wait_for(lambda: fleet.assigned("github-runner/1") == 2, "two jobs of the unit")
 
     gone.machine.destroy()
 
-    done = [control.wait_job(job["id"], timeout=120) for job in jobs]
-    assert [job["conclusion"] for job in done] == ["success"] * 6
-    names = [job["runner_name"] for job in done]
+    names = fleet.runners(jobs)
     assert len(set(names)) == 6
     assert {unit_of(name) for name in names} == {"github-runner-0", "other-runner-0"}
-    waits = sorted(job["queue_time"] for job in done)
+    waits = sorted(control.wait_job(job)["queue_time"] for job in jobs)
     assert SHORT["reassign_after"] <= waits[-2] <= waits[-1] < SHORT["reassign_after"] + gone.patience
-    assert len(set(fleet.burst(2, "true").values())) == 2
+    assert len(set(fleet.runners(fleet.jobs(2, "true")))) == 2
     assert [each.status()[0] for each in left] == ["active", "active"]
