@@ -72,6 +72,8 @@ DEBUG_SSH_RELATION = "debug-ssh"
 RUNNER_STORAGE = "runner"
 # What Juju's tool says; a secret backend's own words about its permissions are another matter.
 REFUSED_SECRET = re.compile(r"""(?m)^(ERROR )?(permission denied|secret "[^"]*" not found)\s*$""")
+# Juju only checks that the option begins with `secret:`. Its tool reads the rest with Go's url.Parse first.
+BAD_SECRET_URI = re.compile(r"""(?m)^(ERROR )?(secret URI (scheme )?".*" not valid|parse ".*": .*)\s*$""")
 # The first that is set is used.
 CREDENTIALS = ("app-secret", "token-secret", "token")
 # The keys of the secret of token-secret. Later versions of the previous charm use the second one.
@@ -295,6 +297,9 @@ def _secret_content(charm: ops.CharmBase, option: str) -> dict[str, str]:
         return secret.get_content(refresh=True)
     except ops.ModelError as error:
         # Juju's tool has no other sign of the difference than its words.
+        if re.search(BAD_SECRET_URI, str(error)):
+            # The value is not shown: it may be a token.
+            raise ValueError("is not a secret's URI; set the one that `juju add-secret` printed") from None
         refused = isinstance(error, ops.SecretNotFoundError) or re.search(REFUSED_SECRET, str(error))
         if refused:
             raise ValueError(

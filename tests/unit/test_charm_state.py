@@ -798,6 +798,30 @@ def test_a_secret_that_juju_cannot_give_now_is_waited_for(
     assert ("juju grant-secret" in str(charm.error)) is refused
 
 
+@pytest.mark.parametrize("option", ["token-secret", "app-secret"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        'ERROR secret URI "secret:ghp_x" not valid',
+        'ERROR secret URI "secret:\\"ghp_x\\"" not valid',
+        'ERROR secret URI scheme "ghp_x" not valid',
+        'ERROR parse "secret:ghp_x%": invalid URL escape "%"',
+    ],
+)
+def test_what_is_no_uri_of_a_secret_blocks(monkeypatch: pytest.MonkeyPatch, option: str, words: str) -> None:
+    """A URI that Juju's tool cannot read is the operator's to correct, and the text does not show it."""
+
+    def get(*_: Any, **__: Any) -> dict[str, str]:
+        raise ops.ModelError(words)
+
+    monkeypatch.setattr("scenario.mocking._MockModelBackend.secret_get", get)
+
+    # The library of these tests lets no such URI through.
+    [line] = errors_of({option: SECRET.id}, secrets=(SECRET,))
+
+    assert line == f"{option}: is not a secret's URI; set the one that `juju add-secret` printed"
+
+
 def test_only_the_newest_revision_of_a_secret_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """The revision that was read before may have been removed: it is not asked for."""
     asked: list[dict[str, Any]] = []
