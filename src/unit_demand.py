@@ -167,8 +167,7 @@ class UnitDemand:
         demand.remove(self._identity.unit)
 
     def _delete_sets(self, client: ScaleSetClient) -> None:
-        for name in client.delete_sets(self._identity.owns_scale_set):
-            logger.info("Removed: the scale set %s", name)
+        client.delete_sets(self._identity.owns_scale_set)
 
     @property
     def _former(self) -> AgentSettings | None:

@@ -168,12 +168,27 @@ class ScaleSetClient:
             logger.info("The scale set %s is gone already", number)
 
     def delete_sets(self, unwanted: Callable[[str], bool]) -> list[str]:
-        """Delete the sets with an unwanted name, which is asked right before each deletion; returns their names."""
+        """Delete the sets with an unwanted name, which is asked right before each deletion; returns their names.
+
+        One that cannot be deleted does not keep the others. The last error is raised once all were tried.
+        """
         deleted: list[str] = []
+        failure: GithubClientError | None = None
         for item in self.sets():
-            if unwanted(item.name):
+            if not unwanted(item.name):
+                continue
+            try:
                 self.delete(item.number)
+                logger.info("Removed: the scale set %s", item.name)
                 deleted.append(item.name)
+            except RateLimitError:
+                # GitHub asks for no more requests at all.
+                raise
+            except GithubClientError as error:
+                logger.warning("The scale set %s is not deleted: %s", item.name, error)
+                failure = error
+        if failure is not None:
+            raise failure
         return deleted
 
     def open_session(self, number: int, owner: str) -> "Listener":

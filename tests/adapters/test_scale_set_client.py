@@ -106,6 +106,33 @@ def test_each_set_is_looked_at_right_before_its_deletion(broker: github.GitHub) 
     assert [each.name for each in client.sets()] == ["second"]
 
 
+@pytest.mark.parametrize("error", [StatusError("request refused (HTTP 400)", 400), TemporaryGithubError("no answer")])
+def test_a_set_that_cannot_be_deleted_does_not_keep_the_others(
+    broker: github.GitHub, monkeypatch: pytest.MonkeyPatch, error: GithubApiError
+) -> None:
+    """Each of them is tried, and the error is raised after that; a limit of requests ends it at once."""
+    client = connect(broker)
+    for name in ("first", "second", "third"):
+        client.create(name, 1, [])
+    refused, delete = client.sets()[0].number, client.delete
+
+    def refuse(number: int) -> None:
+        if number == refused:
+            raise error
+        delete(number)
+
+    monkeypatch.setattr(client, "delete", refuse)
+
+    with pytest.raises(type(error), match=re.escape(str(error))):
+        client.delete_sets(lambda name: name != "third")
+    assert [each.name for each in client.sets()] == ["first", "third"]
+
+    error = RateLimitError("rate limit reached", datetime.now(timezone.utc))
+    with pytest.raises(RateLimitError):
+        client.delete_sets(lambda _: True)
+    assert [each.name for each in client.sets()] == ["first", "third"]
+
+
 def test_labels_that_the_server_drops_are_seen(server: github.GitHub) -> None:
     """An Enterprise Server before 3.21 keeps the first label, and only its answer tells so."""
     expected = (NAME,) if server.state.settings.enterprise_version else (NAME, "Linux")
