@@ -66,7 +66,7 @@ def _add_runner(state: State, request: Request) -> Answer:
     if existing and not body.get("replace"):
         raise RefusedError(409, f"A runner exists with the same name {name}.", code="exists")
     version = str(body.get("version", ""))
-    if version_parts(version) < version_parts(state.application.minimum_registration):
+    if version_parts(version) < version_parts(state.runner_binary.minimum_registration):
         message = f"Runner version v{version} is deprecated and cannot be registered."
         raise RefusedError(403, message, code="version_deprecated")
     standard = [] if body.get("no_default_labels") else ["self-hosted", "Linux", str(body.get("architecture", "X64"))]
@@ -101,7 +101,7 @@ def _authenticated(state: State, request: Request, number: str) -> Runner:
 
 
 def _check_version(state: State, version: str) -> None:
-    minimum = state.application.minimum_version
+    minimum = state.runner_binary.minimum_version
     if minimum and version_parts(version) < version_parts(minimum):
         message = f"Runner version v{version} is deprecated and cannot receive messages."
         raise RefusedError(403, message, code="version_deprecated")
@@ -156,7 +156,7 @@ def _message(state: State, request: Request, number: str, session: str) -> Answe
 
 def _for_idle(state: State, request: Request, runner: Runner) -> dict[str, Any] | None:
     """What an idle runner is told: to update itself, or to run a job."""
-    update = state.application.self_update
+    update = state.runner_binary.self_update
     if update and runner.told_update != update and version_parts(runner.version) < version_parts(update):
         runner.told_update = update
         return {"type": "update", "version": update}

@@ -271,9 +271,9 @@ def _downloads(state: State, request: Request, budget: Budget, place: str) -> An
 
 @routes.add("GET", PATH + r"/actions/runners/deprecations/(?P<version>[^/]+)")
 def _deprecation(state: State, request: Request, budget: Budget, place: str, version: str) -> Answer:
-    newest = max(map(version_parts, state.application.offered))
+    newest = max(map(version_parts, state.runner_binary.offered))
     known = re.fullmatch(r"2\.\d{1,4}\.\d{1,2}", version) is not None and version_parts(version) <= newest
-    if not (known and state.application.deprecations):
+    if not (known and state.runner_binary.deprecations):
         raise RefusedError(404, "Not Found")
     return answer(documents.deprecation(state, version))
 
@@ -327,7 +327,7 @@ def _refused_download(state: State, request: Request, stored: bool) -> Answer | 
     text = "text/plain; charset=utf-8"
     if stored and request.headers.get("authorization"):
         return Answer(400, b"Only one authentication mechanism is allowed.", content_type=text)
-    wanted = state.application.download_token
+    wanted = state.runner_binary.download_token
     if not stored and wanted is not None and request.credential("bearer") != wanted:
         return Answer(401, b"not authorized", content_type=text)
     return None

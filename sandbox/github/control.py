@@ -215,8 +215,8 @@ class GitHubControl:
         """Let all `sessions`, `queue` tokens or `admin` tokens be over."""
         self._call("POST", "scale-sets/expire", {"what": list(what)})
 
-    def application(self, **fields: object) -> dict[str, Any]:
-        """Change the runner agent that is offered (fields: see state.Application)."""
+    def runner_binary(self, **fields: object) -> dict[str, Any]:
+        """Change the runner binary that is offered (fields: see state.RunnerBinary)."""
         return self._call("PATCH", "application", fields)
 
     def settings(self, **fields: object) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from sandbox.github.faults import Faults
 from sandbox.github.forms import instant
 from sandbox.github.http import Answer, Request, Routes, answer
 from sandbox.github.scale_sets import ScaleSet
-from sandbox.github.state import HOUR, Application, Job, Runner, State, Token
+from sandbox.github.state import HOUR, Job, Runner, RunnerBinary, State, Token
 
 PREFIX = "/_control/"
 WATCH = 0.2
-APPLICATION = set(Application.__dataclass_fields__) - {"offered"}
+BINARY_FIELDS = set(RunnerBinary.__dataclass_fields__) - {"offered"}
 
 routes = Routes()
 
@@ -344,20 +344,20 @@ def _add_organisation(control: Control, request: Request) -> Answer:
 
 
 @routes.add("PATCH", "/_control/application")
-def _application(control: Control, request: Request) -> Answer:
-    """Offer another version of the runner agent, a wrong checksum, or refuse old versions."""
-    fields, application = request.json(), control.state.application
-    unknown = set(fields) - APPLICATION
+def _runner_binary(control: Control, request: Request) -> Answer:
+    """Offer another version of the runner binary, a wrong checksum, or refuse old versions."""
+    fields, binary = request.json(), control.state.runner_binary
+    unknown = set(fields) - BINARY_FIELDS
     if unknown:
-        raise ValueError(f"the application has no {', '.join(sorted(unknown))}")
+        raise ValueError(f"the runner binary has no {', '.join(sorted(unknown))}")
     for name in ("version", "minimum_version", "minimum_registration", "self_update"):
         if fields.get(name) is not None and not re.fullmatch(r"\d+\.\d+\.\d+", fields[name]):
             raise ValueError(f"{name}: {fields[name]} is not like 2.336.0")
     for name, value in fields.items():
-        setattr(application, name, value)
-    application.offered.add(application.version)
+        setattr(binary, name, value)
+    binary.offered.add(binary.version)
     control.state.lock.notify_all()
-    return answer({name: getattr(application, name) for name in sorted(APPLICATION)})
+    return answer({name: getattr(binary, name) for name in sorted(BINARY_FIELDS)})
 
 
 @routes.add("PATCH", "/_control/settings")

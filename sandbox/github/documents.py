@@ -79,7 +79,7 @@ def _steps(item: Job) -> list[dict[str, Any]]:
 
 def downloads(state: State, root: str) -> list[dict[str, Any]]:
     """The runner binaries; only those for Linux can really be fetched."""
-    version = state.application.version
+    version = state.runner_binary.version
     offered = []
     for system, architecture, ending in (
         *(("osx", "x64", "tar.gz"), ("osx", "arm64", "tar.gz"), ("linux", "x64", "tar.gz")),
@@ -88,23 +88,23 @@ def downloads(state: State, root: str) -> list[dict[str, Any]]:
         filename = f"actions-runner-{system}-{architecture}-{version}.{ending}"
         content = state.tarball(version, architecture) if system == "linux" else filename.encode()
         checksum = hashlib.sha256(content).hexdigest()
-        if system == "linux" and state.application.checksum is not None:
-            checksum = state.application.checksum
+        if system == "linux" and state.runner_binary.checksum is not None:
+            checksum = state.runner_binary.checksum
         url = f"{root}/actions/runner/releases/download/v{version}/{filename}"
         entry = {"os": system, "architecture": architecture, "download_url": url, "filename": filename}
-        if state.application.download_token is not None:
-            entry["temp_download_token"] = state.application.download_token
+        if state.runner_binary.download_token is not None:
+            entry["temp_download_token"] = state.runner_binary.download_token
         offered.append({**entry, "sha256_checksum": checksum})
     return offered
 
 
 def deprecation(state: State, version: str) -> dict[str, Any]:
     """Until when a version may register and run: a moment that is over, or nothing that is decided yet."""
-    application, parts = state.application, version_parts(version)
+    binary, parts = state.runner_binary, version_parts(version)
     over = instant(state.clock() - 3600)
-    old = application.minimum_version is not None and parts < version_parts(application.minimum_version)
+    old = binary.minimum_version is not None and parts < version_parts(binary.minimum_version)
     document = {"runner_version": version, "runtime_deprecates_at": over if old else None}
-    if parts < version_parts(application.minimum_registration):
+    if parts < version_parts(binary.minimum_registration):
         document["registration_deprecates_at"] = over
     return document
 

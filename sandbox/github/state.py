@@ -164,7 +164,7 @@ class Job:
 
 
 @dataclass
-class Application:
+class RunnerBinary:
     """The runner binary that is offered for download."""
 
     version: str = "2.336.0"
@@ -197,8 +197,8 @@ class State:
         self.deregistered: dict[int, Runner] = {}  # not registered any more, but still polling
         self.jobs: dict[int, Job] = {}
         self.scale_sets = ScaleSets(self)
-        self.application = Application()
-        self.application.offered.add(self.application.version)
+        self.runner_binary = RunnerBinary()
+        self.runner_binary.offered.add(self.runner_binary.version)
         self._numbers: dict[str, int] = {
             "runner": 0,
             "job": 40_000_000_000,
@@ -429,9 +429,9 @@ class State:
             raise RefusedError(budget.refuse_status, message, wait, documentation="secondary-rate-limits")
         budget.recent.append((now, points))
 
-    # The application ------------------------------------------------------------------------------------------------
+    # The runner binary ------------------------------------------------------------------------------------------------
 
     def tarball(self, version: str, architecture: str) -> bytes:
-        if version not in self.application.offered or architecture not in ("x64", "arm64"):
+        if version not in self.runner_binary.offered or architecture not in ("x64", "arm64"):
             raise RefusedError(404, "Not Found")
         return runner_tarball.build(version, architecture, self.settings.interrupt)

@@ -65,9 +65,9 @@ def key() -> str:
 
 
 @pytest.fixture(scope="session")
-def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runner_agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked runner agent. Its modules are compiled once: its programs never keep what they compile."""
-    folder = tmp_path_factory.mktemp("application")
+    folder = tmp_path_factory.mktemp("agent")
     with tarfile.open(fileobj=io.BytesIO(runner_tarball.build("2.336.0", "x64"))) as archive:
         archive.extractall(folder)
     # By the system's Python, which runs them.

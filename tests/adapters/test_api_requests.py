@@ -52,8 +52,8 @@ class Unit:
         self.control = GitHubControl(hub.url)
         self.client = GithubClient(hub.url, Pat(TOKEN))
         self.state = state(github_url=hub.url, path=path, issue_metrics=True)
-        self.application = folder / "actions-runner-linux-x64-2.320.0.tar.gz"
-        self.application.write_bytes(b"tarball")
+        self.binary = folder / "actions-runner-linux-x64-2.320.0.tar.gz"
+        self.binary.write_bytes(b"tarball")
 
     def reconcile(self, quantity: int) -> int:
         """One reconcile; how many requests it made."""
@@ -61,7 +61,7 @@ class Unit:
         registration = OptionRegistration(self.state.registration, self.client, self.state.path, self.state.arch)
         jinja = provision.environment(TEMPLATES)
         clients = RunnerManagerClients(self.client, jinja, self.lxd, None, registration=registration)  # type: ignore[arg-type]
-        manager = RunnerManager(IDENTITY, self.state, clients, self.storages, self.application)
+        manager = RunnerManager(IDENTITY, self.state, clients, self.storages, self.binary)
         manager.reconcile(quantity, RESOURCES)
         assert manager.report.failures == []
         return len(self.control.requests()) - before
@@ -73,7 +73,7 @@ class Unit:
             found = client.create("app-0-0123abcd-default", client.group_id(), ["linux"]).number
         before = len(self.control.requests())
         clients = RunnerManagerClients(self.client, provision.environment(TEMPLATES), self.lxd, None)  # type: ignore[arg-type]
-        manager = RunnerManager(IDENTITY, self.state, clients, self.storages, self.application)
+        manager = RunnerManager(IDENTITY, self.state, clients, self.storages, self.binary)
         with closing(ScaleSetClient(self.control.url, path, token)) as client:
             registration = ScaleSetRegistration(client, found)
             [spec] = self.state.runners

@@ -139,11 +139,11 @@ def test_gone_runner_without_a_list_is_an_error(
 @pytest.mark.parametrize("path", [REPO, ORG], ids=["repository", "organisation"])
 def test_deprecated_versions(client: GithubClient, control: GitHubControl, path: Any) -> None:
     """A version is deprecated from the times that GitHub names on; nothing is known where GitHub has no answer."""
-    control.application(minimum_version="2.331.0")
+    control.runner_binary(minimum_version="2.331.0")
 
     asked = ("2.336.0", "2.331.0", "2.330.9", "2.328.0", "2.999.0", "nonsense/..")
     assert [client.is_deprecated(path, version) for version in asked] == [False, False, True, True, None, None]
-    control.application(deprecations=False)
+    control.runner_binary(deprecations=False)
     assert client.is_deprecated(path, "2.336.0") is None
 
 
@@ -197,7 +197,7 @@ def test_download_token_is_sent_once(
 ) -> None:
     """A server that hosts the file gets the token of its own list; where it redirects to gets none."""
     caplog.set_level("DEBUG")
-    control.application(download_token="temporary-secret")
+    control.runner_binary(download_token="temporary-secret")
     offered = client.offered_binary(REPO, Arch.X64)
     with pytest.raises(GithubApiError, match=r"cannot be downloaded \(HTTP 401\)"):
         client.download(replace(offered, token=None), tmp_path / "tarball")
@@ -212,7 +212,7 @@ def test_download_token_is_sent_once(
 
 def test_download_token_goes_to_no_other_origin(client: GithubClient, control: GitHubControl, tmp_path: Path) -> None:
     """The store of files that a download leads to never sees the token."""
-    control.application(download_token="temporary-secret")
+    control.runner_binary(download_token="temporary-secret")
     offered = client.offered_binary(REPO, Arch.X64)
     with github.serve("127.0.0.1", 0) as other:
         target = f"{other.url}/release-assets/{offered.filename}"
@@ -222,7 +222,7 @@ def test_download_token_goes_to_no_other_origin(client: GithubClient, control: G
 
 
 @pytest.mark.parametrize("arch", list(Arch))
-def test_application_is_fetched_and_verified(client: GithubClient, tmp_path: Path, arch: Arch) -> None:
+def test_runner_binary_is_fetched_and_verified(client: GithubClient, tmp_path: Path, arch: Arch) -> None:
     """What is downloaded has the checksum that GitHub's list gives for this architecture."""
     offered = client.offered_binary(REPO, arch)
     client.download(offered, tmp_path / "tarball")
@@ -233,7 +233,7 @@ def test_application_is_fetched_and_verified(client: GithubClient, tmp_path: Pat
 
 def test_wrong_checksum_is_refused(client: GithubClient, control: GitHubControl, tmp_path: Path) -> None:
     """A tarball that is another one is not used."""
-    control.application(checksum="0" * 64)
+    control.runner_binary(checksum="0" * 64)
 
     with pytest.raises(GithubApiError, match="checksum"):
         client.download(client.offered_binary(REPO, Arch.X64), tmp_path / "tarball")

@@ -47,7 +47,7 @@ from tests.support.fakes import RESOURCES, TEMPLATES, FakeInstance, FakeLxd, Fak
 
 TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
 DEMO = GithubRepo("octo-org", "demo")
-APPLICATION = "actions-runner-linux-x64-2.336.0.tar.gz"
+BINARY = "actions-runner-linux-x64-2.336.0.tar.gz"
 RUN = "77"
 SIDE_BY_SIDE = 80
 # More than all attempts take that fail at once, also on a busy machine.
@@ -131,7 +131,7 @@ ENDPOINTS = {
     "deletion": Endpoint(lambda client, at: client.delete_runner(at.path, at.runner_id), None),
     "runner by id": Endpoint(lambda client, at: not client.runner_is_gone(at.path, at.runner_id), True),
     "deprecation": Endpoint(lambda client, at: client.is_deprecated(at.path, "2.336.0"), False),
-    "application": Endpoint(lambda client, at: client.offered_binary(at.path, Arch.X64).filename, APPLICATION, "[]"),
+    "binary": Endpoint(lambda client, at: client.offered_binary(at.path, Arch.X64).filename, BINARY, "[]"),
     "download": Endpoint(downloaded, True),
     "job": Endpoint(lambda client, at: client.job(at.path.path, RUN, "own").conclusion, "success", NO_JOBS, 2),
 }
@@ -176,7 +176,7 @@ DIFFERENT: dict[tuple[str, str], tuple[Any, int]] = {
     (EMPTY, "list of a repository"): ([], 1),
     (EMPTY, "list of an organisation"): ([], 1),
     (EMPTY, "one runner"): (None, 1),
-    (EMPTY, "application"): (GithubApiError, 1),
+    (EMPTY, "binary"): (GithubApiError, 1),
     (EMPTY, "job"): (JobNotFoundError, 1),
     (WENT, "list of a repository"): ([], 2),
     (WENT, "list of an organisation"): ([], 2),
@@ -370,7 +370,7 @@ def test_list_of_something_else_is_an_error(
     hub: github.GitHub, control: GitHubControl, client: GithubClient, tmp_path: Path, endpoint: str
 ) -> None:
     """A list whose items are no objects is an error of GitHub, not an error of the charm that ends the hook."""
-    asked, tarball = ENDPOINTS[endpoint], OfferedBinary(hub.url, APPLICATION, "0" * 64)
+    asked, tarball = ENDPOINTS[endpoint], OfferedBinary(hub.url, BINARY, "0" * 64)
     slug = f"odd-{list(ENDPOINTS).index(endpoint)}"
     place = made(control, slug, asked, tarball, tmp_path)
     control.add_fault(path=slug, status=200, body=str(asked.empty).replace("0", "1").replace("[]", "[7]"))
@@ -447,7 +447,7 @@ class Unit:
             f"{KEY}path": self.path.path,
             f"{KEY}url": self._state.github_url,
             f"{KEY}created": str(time.time() - 3600),
-            f"{KEY}fingerprint": fingerprint(self._state.runners[0], APPLICATION, ""),
+            f"{KEY}fingerprint": fingerprint(self._state.runners[0], BINARY, ""),
             f"{KEY}prepared": "true",
         }
         instance = self.lxd.found[name] = FakeInstance(self.lxd, name, config)
@@ -458,7 +458,7 @@ class Unit:
     def reconcile(self, quantity: int) -> Reconciled:
         """One reconcile, by its own account and by LXD's and GitHub's."""
         clients = RunnerManagerClients(self._client, provision.environment(TEMPLATES), self.lxd, None)  # type: ignore[arg-type]
-        tarball = self._folder / APPLICATION
+        tarball = self._folder / BINARY
         manager = RunnerManager(self._identity, self._state, clients, FakeStorages(self._folder), tarball)
         try:
             manager.reconcile(quantity, RESOURCES)

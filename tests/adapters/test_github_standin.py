@@ -506,7 +506,7 @@ def test_registration_tokens_live_for_an_hour(
     assert register(REPOSITORY) == 404
 
 
-# The application ------------------------------------------------------------------------------------------------------
+# The runner binary ----------------------------------------------------------------------------------------------------
 
 
 def fetch(server: github.GitHub, url: str) -> tuple[int, Message, Any]:
@@ -519,11 +519,11 @@ def fetch(server: github.GitHub, url: str) -> tuple[int, Message, Any]:
 
 
 @pytest.mark.parametrize("architecture", ["x64", "arm64"])
-def test_the_application_can_be_downloaded(server: github.GitHub, control: GitHubControl, architecture: str) -> None:
+def test_the_runner_binary_can_be_downloaded(server: github.GitHub, control: GitHubControl, architecture: str) -> None:
     """What is offered for Linux is there, its checksum is right, and another version is another file."""
     sums = set()
     for version in ("2.336.0", "2.337.0"):
-        control.application(version=version)
+        control.runner_binary(version=version)
         offered = api(server, "GET", f"{RUNNERS['repository']}/downloads")[2]
         [found] = [each for each in offered if (each["os"], each["architecture"]) == ("linux", architecture)]
         assert found["filename"] == f"actions-runner-linux-{architecture}-{version}.tar.gz"
@@ -537,7 +537,7 @@ def test_the_application_can_be_downloaded(server: github.GitHub, control: GitHu
 
 def test_a_wrong_checksum_and_a_missing_file(server: github.GitHub, control: GitHubControl) -> None:
     """A test can have the checksum wrong; files for other systems and unknown versions are not there."""
-    control.application(checksum="0" * 64)
+    control.runner_binary(checksum="0" * 64)
     offered = api(server, "GET", f"{RUNNERS['organisation']}/downloads")[2]
     assert {each["sha256_checksum"] for each in offered if each["os"] == "linux"} == {"0" * 64}
     windows = next(each["download_url"] for each in offered if each["os"] == "win")
@@ -556,7 +556,7 @@ def test_the_tarball_is_always_the_same() -> None:
 
 def test_a_download_that_needs_its_token(server: github.GitHub, control: GitHubControl) -> None:
     """At a server that wants it, the download needs the list's token; the store of files refuses any credential."""
-    control.application(download_token="temporary")
+    control.runner_binary(download_token="temporary")
     offered = api(server, "GET", f"{RUNNERS['repository']}/downloads")[2]
     assert {each["temp_download_token"] for each in offered} == {"temporary"}
     path = urlsplit(next(each["download_url"] for each in offered if each["os"] == "linux")).path
@@ -568,7 +568,7 @@ def test_a_download_that_needs_its_token(server: github.GitHub, control: GitHubC
 @pytest.mark.parametrize("kind", RUNNERS)
 def test_deprecations(server: github.GitHub, control: GitHubControl, kind: str) -> None:
     """The server says until when a version may register and run, of versions that it knows."""
-    control.application(minimum_version="2.331.0")
+    control.runner_binary(minimum_version="2.331.0")
 
     def ask(version: str) -> int | list[str]:
         status, _, body = api(server, "GET", f"{RUNNERS[kind]}/deprecations/{version}")
@@ -578,7 +578,7 @@ def test_deprecations(server: github.GitHub, control: GitHubControl, kind: str) 
     assert ask("2.330.0") == ["runner_version", "runtime_deprecates_at"]
     assert ask("2.328.0") == ["registration_deprecates_at", "runner_version", "runtime_deprecates_at"]
     assert [ask(version) for version in ("2.337.0", "1.0", "new")] == [404] * 3
-    control.application(deprecations=False)
+    control.runner_binary(deprecations=False)
     assert ask("2.336.0") == 404
 
 
@@ -767,7 +767,7 @@ def test_wrong_control_calls_say_so(control: GitHubControl) -> None:
         lambda: control.add_job(REPOSITORY, state={"colour": "red"}),
         lambda: control.job(1),
         lambda: control.add_runner("no/where", "x"),
-        lambda: control.application(version="new"),
+        lambda: control.runner_binary(version="new"),
         lambda: control.remove_token("unknown"),
         lambda: control.settings(colour="red"),
         lambda: control.rename_repository("no/where", "Org/x"),

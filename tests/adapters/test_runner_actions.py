@@ -22,8 +22,8 @@ def hub() -> Iterator[github.GitHub]:
 
 
 @pytest.fixture
-def runner(hub: github.GitHub, application: Path, tmp_path: Path) -> Iterator[Installation]:
-    made = Installation(hub, application, tmp_path / "runner")
+def runner(hub: github.GitHub, runner_agent: Path, tmp_path: Path) -> Iterator[Installation]:
+    made = Installation(hub, runner_agent, tmp_path / "runner")
     yield made
     made.stop()
 

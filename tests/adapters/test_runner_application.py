@@ -51,11 +51,11 @@ class Install(Protocol):
 
 
 @pytest.fixture
-def install(server: github.GitHub, application: Path, tmp_path: Path) -> Iterator[Install]:
+def install(server: github.GitHub, runner_agent: Path, tmp_path: Path) -> Iterator[Install]:
     made: list[Installation] = []
 
     def make(name: str = "runner", path: str = REPOSITORY) -> Installation:
-        made.append(Installation(server, application, tmp_path / name, path))
+        made.append(Installation(server, runner_agent, tmp_path / name, path))
         return made[-1]
 
     yield make
@@ -192,7 +192,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_config_refuses(server: github.GitHub, control: GitHubControl, install: Install, name: str) -> None:
-    """What the real application refuses is refused, with its words, exit code 1 and nothing registered."""
+    """What the real runner agent refuses is refused, with its words, exit code 1 and nothing registered."""
     arguments, words = REFUSALS[name]
     runner = install()
     control.add_runner(REPOSITORY, "used")
@@ -205,7 +205,7 @@ def test_config_refuses(server: github.GitHub, control: GitHubControl, install: 
 
 
 def test_unknown_options_are_ignored(server: github.GitHub, control: GitHubControl, install: Install) -> None:
-    """As the real application does: it says so and registers, here a runner that is not ephemeral."""
+    """As the real runner agent does: it says so and registers, here a runner that is not ephemeral."""
     runner = install()
     more = ("--name", "one", "--url", f"{server.url}/{REPOSITORY}", "--token", runner.token())
     output, code = runner.config("--unattended", "--epheremal", "word", *more)
@@ -457,7 +457,7 @@ def test_an_old_version_is_refused(control: GitHubControl, install: Install) -> 
     runner.register("one")
     process = runner.start(**more)
     online(control)
-    control.application(minimum_version="2.1000.0")
+    control.runner_binary(minimum_version="2.1000.0")
     assert process.wait(10) == 7
     assert runner.start(**more).wait(10) == 7
     assert f"Runner version v{VERSION} is deprecated and cannot receive messages." in runner.output
@@ -471,7 +471,7 @@ def test_old_versions_do_not_tell_that_they_are_refused(
     runner = install()
     runner.register("one")
     (runner.folder / "bin/about.json").write_text(json.dumps({"version": version, "architecture": "x64"}))
-    control.application(minimum_version="2.1000.0")
+    control.runner_binary(minimum_version="2.1000.0")
     assert runner.start(str(runner.folder / "bin/Runner.Listener"), "run").wait(10) == code
     more = {"RUNNER_MANUALLY_TRAP_SIG": "1", "ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE": "1"}
     assert runner.start(**more).wait(10) == (7 if code == 7 else 0)
@@ -485,7 +485,7 @@ def test_a_self_update(control: GitHubControl, install: Install, disabled: bool)
     runner.register("one", *(["--disableupdate"] if disabled else []))
     process = runner.start(RUNNER_MANUALLY_TRAP_SIG="1")
     online(control)
-    control.application(self_update="2.999.0")
+    control.runner_binary(self_update="2.999.0")
     if disabled:
         wait_until(lambda: "updates are disabled" in runner.diagnostics("Runner"), "the refused update", 10, 0.05)
     else:

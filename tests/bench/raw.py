@@ -45,7 +45,7 @@ def create(name: str, profiles: list[str]) -> None:
 # Only what GitHub's page for a new runner says, once there is a way to GitHub.
 UNPACK = """set -e
 mkdir -p /home/ubuntu/github-runner
-tar -xzf /root/application.tar.gz -C /home/ubuntu/github-runner
+tar -xzf /root/runner-binary.tar.gz -C /home/ubuntu/github-runner
 chown -R ubuntu:ubuntu /home/ubuntu/github-runner
 cd /home/ubuntu/github-runner
 until ip route get "$ADDRESS" > /dev/null 2>&1; do sleep 0.1; done
@@ -79,7 +79,7 @@ def jit(name: str, profiles: list[str]) -> None:
 def run(name: str, script: str, url: str, token: str) -> None:
     tarball, _, _, address = os.environ["RUNNER"].split()
     with open(tarball, "rb") as content:  # noqa: PTH123
-        api().instances[name].files.post(params={"path": "/root/application.tar.gz"}, data=content)
+        api().instances[name].files.post(params={"path": "/root/runner-binary.tar.gz"}, data=content)
     environment = {"URL": url, "TOKEN": token, "ADDRESS": address, "HOME": "/home/ubuntu"}
     command = ["bash", "-c", UNPACK + script, "register", name]
     body = {"command": command, "environment": environment, "wait-for-websocket": False, "interactive": False}

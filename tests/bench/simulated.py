@@ -62,15 +62,15 @@ def steady(repeat: int) -> None:
 def _fleet(folder: Path, number: int) -> tuple[RunnerManager, FakeLxd, FakeGithub]:
     lxd, hub = FakeLxd(), FakeGithub()
     (folder / "fs").mkdir()
-    application = folder / "actions-runner-linux-x64-2.320.0.tar.gz"
-    application.write_bytes(b"tarball")
+    binary = folder / "actions-runner-linux-x64-2.320.0.tar.gz"
+    binary.write_bytes(b"tarball")
 
     def registered(instance: FakeInstance) -> None:
         hub.register(instance.name)
 
     lxd.registered = registered
     clients = RunnerManagerClients(hub, provision.environment(TEMPLATES), lxd, None)  # type: ignore[arg-type]
-    manager = RunnerManager(IDENTITY, state(), clients, FakeStorages(folder / "fs"), application)
+    manager = RunnerManager(IDENTITY, state(), clients, FakeStorages(folder / "fs"), binary)
     manager.reconcile(number, RESOURCES)
     return manager, lxd, hub
 

@@ -51,7 +51,7 @@ def run(
             refuse_version(found)
         disturb(found)
         time.sleep(0.2)
-    found.control.application(self_update=None)
+    found.control.runner_binary(self_update=None)
     wait_for(lambda: all(done(found, job) for job in jobs), "the end of all jobs", 300)
     wait_for(lambda: len(found.online()) == resting, "the last successors", 180)
     found.unit.set_config({"replace-on-exit": False})
@@ -63,7 +63,7 @@ def add_job(found: Deployment, chance: random.Random, number: int, workflow: str
     """Queue a job of three steps. Half of the runners update themselves before they take one."""
     command = f"echo job-$GITHUB_RUN_ID ran; sleep {chance.uniform(0, 3):.1f}"
     steps = [{"run": command}, {"run": chance.choice(["true", "exit 1"])}, {"run": "true", "if": "always()"}]
-    found.control.application(self_update="2.999.0" if number // 10 % 2 else None)
+    found.control.runner_binary(self_update="2.999.0" if number // 10 % 2 else None)
     return int(found.control.add_job(REPOSITORY, workflow=workflow, steps=steps)["id"])
 
 
@@ -77,11 +77,11 @@ def kill_listener(found: Deployment) -> str:
 
 def refuse_version(found: Deployment) -> None:
     """GitHub refuses the newest version for a moment; then the operator asks for new attempts."""
-    found.control.application(minimum_version="2.1000.0")
+    found.control.runner_binary(minimum_version="2.1000.0")
     try:
         time.sleep(REFUSAL)
     finally:
-        found.control.application(minimum_version=None)
+        found.control.runner_binary(minimum_version=None)
     found.unit.run("reconcile-runners")
 
 

@@ -158,7 +158,7 @@ class World:
                 state(issue_metrics=True),
                 RunnerManagerClients(Hub(), provision.environment(TEMPLATES), FakeLxd(), None),  # type: ignore[arg-type]
                 metrics.storage,
-                self.folder / "application.tar.gz",
+                self.folder / "binary.tar.gz",
             )
             self._close = stack.pop_all()
         # What is imported at the first fault of a kind is nothing that a runner made be read.

@@ -112,8 +112,8 @@ class Month:
     def _set_options(self) -> None:
         self._version += 1
         self._resources = VirtualMachineResources(1 + self._version % 3, RESOURCES.memory, RESOURCES.disk)
-        self._application = self._folder / f"actions-runner-linux-x64-2.{300 + self._version // 5}.0.tar.gz"
-        self._application.write_bytes(b"tarball")
+        self._binary = self._folder / f"actions-runner-linux-x64-2.{300 + self._version // 5}.0.tar.gz"
+        self._binary.write_bytes(b"tarball")
         self._state: CharmState = state(
             path=GithubOrg("octo-org"), issue_metrics=True, resources=self._resources, labels=(f"v{self._version}",)
         )
@@ -125,7 +125,7 @@ class Month:
         clients = RunnerManagerClients(world.hub, JINJA, world.lxd, None, registration=registration)  # type: ignore[arg-type]
         storages: Any = metrics.storage
         return RunnerManager(
-            *(IDENTITY, self._state, clients, storages, self._application),
+            *(IDENTITY, self._state, clients, storages, self._binary),
             clock=lambda: world.now,
             capacity=self._capacity,
         )
@@ -249,7 +249,7 @@ class Month:
         assert self._wanted <= len(own) <= most, f"{len(own)} instances, wanted are {self._wanted}"
 
     def _is_todays(self, item: FakeInstance) -> bool:
-        return item.config[f"{KEY}fingerprint"] == fingerprint(self._state.runners[0], self._application.name, "")
+        return item.config[f"{KEY}fingerprint"] == fingerprint(self._state.runners[0], self._binary.name, "")
 
     def _check_recovery(self) -> None:
         """Nothing went wrong for two reconciles: what is wanted is there, and nothing else."""

@@ -207,4 +207,4 @@ class DemandMonth(Month):
         spec = next(spec for spec in self._state.runners if spec.flavor == flavor)
         wanted = next(one for one in self._asked if one.flavor == flavor)
         is_current = wanted.any_registration or item.config.get(SCALE_SET_KEY) == str(wanted.scale_set)
-        return is_current and item.config[f"{KEY}fingerprint"] == fingerprint(spec, self._application.name, "")
+        return is_current and item.config[f"{KEY}fingerprint"] == fingerprint(spec, self._binary.name, "")

@@ -399,14 +399,14 @@ class World:
         self._unnoticed.append(name)
 
     def crash(self) -> None:
-        """One runner: its application dies, its instance goes, it loses GitHub, or GitHub loses it."""
+        """One runner: its agent dies, its instance goes, it loses GitHub, or GitHub loses it."""
         idle = self.idle()
         names = sorted({*idle, *self.jobs})
         if not names:
             return
         name = self.chance.choice(names)
-        kind = self.chance.choice(["application", "instance", *(["offline", "deregistered"] if name in idle else [])])
-        if kind == "application":
+        kind = self.chance.choice(["agent", "instance", *(["offline", "deregistered"] if name in idle else [])])
+        if kind == "agent":
             self.lxd.found[name].process = NONE
             self._end(name)
         elif kind == "instance":

@@ -320,7 +320,7 @@ def test_configuration_is_set_and_taken_away(client: LxdClient, instance: LxdIns
     instance.set_config({"user.x": "1"})
 
 
-def test_probe_tells_job_application_and_neither(instance: LxdInstance) -> None:
+def test_probe_tells_job_agent_and_neither(instance: LxdInstance) -> None:
     """By processes and the unit's state, through an exit code alone."""
     # Without it the instance would be one of the previous charm, whose runners are no units of systemd.
     instance.set_config({f"{KEY}created": "1"})

@@ -194,7 +194,7 @@ def test_package_work_of_a_job_leaves_its_runner_alone(agent: Deployment, runner
 @pytest.mark.timeout(120)
 def test_updated_agent_is_seen_as_busy(agent: Deployment, runner: str) -> None:
     """The health probe sees the worker of an agent that has updated itself into another folder."""
-    agent.control.application(self_update="2.999.0")
+    agent.control.runner_binary(self_update="2.999.0")
     try:
         wait_for(lambda: [found["version"] for found in agent.control.runners()] == ["2.999.0"], "the update", 40)
         job = begun(agent, "echo begun; until [ -e /tmp/go ]; do sleep 0.1; done")
@@ -208,7 +208,7 @@ def test_updated_agent_is_seen_as_busy(agent: Deployment, runner: str) -> None:
         assert agent.control.wait_job(job)["conclusion"] == "success"
         agent.wait_gone(runner)
     finally:
-        agent.control.application(self_update=None)
+        agent.control.runner_binary(self_update=None)
 
 
 @pytest.mark.timeout(180)

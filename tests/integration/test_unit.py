@@ -200,7 +200,7 @@ def test_check_runners_shows_jobs_images_and_binaries(deployment: Deployment) ->
 def test_new_runner_binary_replaces_idle_runners(deployment: Deployment) -> None:
     """`update-dependencies` fetches and verifies what GitHub offers; the second time nothing changes."""
     before = deployment.keep(1)
-    deployment.control.application(version="2.337.0")
+    deployment.control.runner_binary(version="2.337.0")
 
     first, second = (deployment.unit.run("update-dependencies")["results"]["flush"] for _ in range(2))
 
@@ -209,15 +209,15 @@ def test_new_runner_binary_replaces_idle_runners(deployment: Deployment) -> None
     assert [runner["version"] for runner in deployment.control.runners()] == ["2.337.0"]
 
 
-def test_wrong_checksum_keeps_the_old_application(deployment: Deployment) -> None:
+def test_wrong_checksum_keeps_the_old_runner_binary(deployment: Deployment) -> None:
     """A tarball that is not what GitHub says is not used; the action fails with the reason, runners go on."""
     before = deployment.keep(1)
-    deployment.control.application(version="2.338.0", checksum="0" * 64)
+    deployment.control.runner_binary(version="2.338.0", checksum="0" * 64)
     try:
         task = deployment.unit.run("update-dependencies")
         deployment.reconcile()
     finally:
-        deployment.control.application(version="2.337.0", checksum=None)
+        deployment.control.runner_binary(version="2.337.0", checksum=None)
 
     assert task["status"] == "failed"
     assert "checksum" in task["message"]
@@ -661,10 +661,10 @@ def test_too_little_space_blocks_and_names_both_sizes(deployment: Deployment) ->
     assert deployment.status()[0] == "active"
 
 
-def test_refused_application_ends_the_respawning(deployment: Deployment) -> None:
-    """A runner that ends as outdated stops creation with a clear status; a newer application starts it again."""
+def test_deprecated_version_ends_the_respawning(deployment: Deployment) -> None:
+    """A runner that ends as outdated stops creation with a clear status; a newer version starts it again."""
     deployment.keep(0)
-    deployment.control.application(minimum_version="2.999.0")
+    deployment.control.runner_binary(minimum_version="2.999.0")
     try:
         deployment.unit.set_config({"virtual-machines": 1})
         (name,) = deployment.instances()
@@ -682,15 +682,15 @@ def test_refused_application_ends_the_respawning(deployment: Deployment) -> None
         assert status == "waiting"
         assert "is deprecated by GitHub: one runner is tried after 15 minutes" in message
         assert "update-dependencies" in message
-        deployment.control.application(version="2.999.1")
+        deployment.control.runner_binary(version="2.999.1")
         deployment.unit.run("update-dependencies")
         deployment.wait_online(1)
     finally:
-        deployment.control.application(minimum_version=None, version="2.336.0")
+        deployment.control.runner_binary(minimum_version=None, version="2.336.0")
         deployment.unit.run("update-dependencies")
 
 
-def test_application_that_ages_is_in_the_status(deployment: Deployment) -> None:
+def test_age_of_the_runner_binary_is_in_the_status(deployment: Deployment) -> None:
     """Two weeks without GitHub's word that it is current: GitHub will soon refuse it, and the status says so."""
     deployment.keep(1)
     using = "/var/lib/github-runner/application/current"

@@ -38,8 +38,8 @@ class Reconciles(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         path = Path(self.folder.name)
         (path / "fs").mkdir()
-        self.application = path / "actions-runner-linux-x64-2.320.0.tar.gz"
-        self.application.write_bytes(b"tarball")
+        self.binary = path / "actions-runner-linux-x64-2.320.0.tar.gz"
+        self.binary.write_bytes(b"tarball")
         self.storages = FakeStorages(path / "fs")
         self.lxd, self.hub = FakeLxd(), Hub()
         self.lxd.registered = self._registered
@@ -152,7 +152,7 @@ class Reconciles(RuleBasedStateMachine):
 
     @precondition(lambda self: self.idle())
     @rule(data=st.data())
-    def an_application_dies(self, data: st.DataObject) -> None:
+    def an_agent_dies(self, data: st.DataObject) -> None:
         chosen = data.draw(st.sampled_from(self.idle()))
         chosen.process = NONE
         self.hub.runners[chosen.name] = replace(self.hub.runners[chosen.name], online=False)
@@ -287,7 +287,7 @@ class Reconciles(RuleBasedStateMachine):
         healthy = {item.name for item in self.idle() if self._is_todays(item)} if self._all_fit(number) else set()
         clients = RunnerManagerClients(self.hub, JINJA, self.lxd, None, registration=self.registration)  # type: ignore[arg-type]
         manager = RunnerManager(
-            *(IDENTITY, self.state, clients, self.storages, self.application),
+            *(IDENTITY, self.state, clients, self.storages, self.binary),
             clock=lambda: self.now,
             capacity=self.capacity,
         )
@@ -327,7 +327,7 @@ class Reconciles(RuleBasedStateMachine):
         """Whether a runner is of a flavour that there is, and of today's configuration."""
         flavor = item.config.get(FLAVOR_KEY)
         specs = [spec for spec in self.state.runners if spec.flavor == flavor]
-        return item.config.get(f"{KEY}fingerprint") in [fingerprint(spec, self.application.name, "") for spec in specs]
+        return item.config.get(f"{KEY}fingerprint") in [fingerprint(spec, self.binary.name, "") for spec in specs]
 
     @invariant()
     def others_are_not_touched(self) -> None:

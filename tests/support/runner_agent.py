@@ -31,10 +31,10 @@ def api(server: github.GitHub, method: str, path: str) -> Any:
 class Installation:
     """An unpacked runner agent with a clean environment; it ends what it started."""
 
-    def __init__(self, server: github.GitHub, application: Path, folder: Path, path: str = REPOSITORY) -> None:
+    def __init__(self, server: github.GitHub, agent: Path, folder: Path, path: str = REPOSITORY) -> None:
         self.server, self.folder, self.path = server, folder, path
         self.processes: list[subprocess.Popen[bytes]] = []
-        shutil.copytree(application, folder, symlinks=True)
+        shutil.copytree(agent, folder, symlinks=True)
         self.environment = {"PATH": PATH, "HOME": str(folder), "LANG": "C.UTF-8"}
         self.environment.update(RUNNER_SANDBOX_CONFIGURE_SECONDS="0", RUNNER_SANDBOX_STREAM_SECONDS="0.3")
         self.environment.update(RUNNER_SANDBOX_FIRST_PAUSE="0.1", RUNNER_SANDBOX_RETRY_SECONDS="0.1")

@@ -56,9 +56,9 @@ class Shell:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.bin = folder / "bin"
-        self.application = folder / "application"
+        self.agent = folder / "agent"
         self.metrics = folder / "metrics"
-        for path in (self.bin, self.application, self.metrics, folder / "tmp"):
+        for path in (self.bin, self.agent, self.metrics, folder / "tmp"):
             path.mkdir()
         self.stub("sudo")
         self.stub("pkill")
@@ -100,7 +100,7 @@ class Shell:
         """The template with this test's folders in place of an instance's."""
         everything: dict[str, Any] = {
             "metrics_folder": self.metrics,
-            "folder": self.application,
+            "folder": self.agent,
             "pre_job_file": PRE_JOB_METRICS_FILE_NAME,
             "post_job_file": POST_JOB_METRICS_FILE_NAME,
             "ca_bundle": None,

@@ -98,7 +98,7 @@ def test_install_makes_no_runner(context: Any, world: Surroundings) -> None:
     assert world.lxd.found == {}
 
 
-def test_timer_refreshes_the_application_and_reconciles(context: Any, world: Surroundings) -> None:
+def test_timer_refreshes_the_runner_binary_and_reconciles(context: Any, world: Surroundings) -> None:
     """The custom event is the timer's."""
     noted(markers.SET_UP)
     tick(context)

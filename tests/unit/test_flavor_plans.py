@@ -39,7 +39,7 @@ OLD = NOW - 3600
 GIB = 1 << 30
 SMALL = VirtualMachineResources(1, "1GiB", "2GiB")
 LARGE = VirtualMachineResources(2, "4GiB", "8GiB")
-APPLICATION = "actions-runner-linux-x64-2.320.0.tar.gz"
+BINARY = "actions-runner-linux-x64-2.320.0.tar.gz"
 ONLINE = GithubRunner(1, "r", online=True, busy=False)
 BUSY = GithubRunner(1, "r", online=True, busy=True)
 OFFLINE = GithubRunner(1, "r", online=False, busy=False)
@@ -213,15 +213,15 @@ class World:
         self.lxd, self.github, self.now = FakeLxd(), FakeGithub(), NOW
         (folder / "fs").mkdir()
         self.storages = FakeStorages(folder / "fs")
-        self.application = folder / APPLICATION
-        self.application.write_bytes(b"tarball")
+        self.binary = folder / BINARY
+        self.binary.write_bytes(b"tarball")
         self.state = flavored()
         self.lxd.registered = lambda instance: self.github.register(instance.name)
 
     def manager(self, **options: Any) -> RunnerManager:
         clients = RunnerManagerClients(self.github, provision.environment(TEMPLATES), self.lxd, None)  # type: ignore[arg-type]
         options["clock"] = lambda: self.now
-        return RunnerManager(IDENTITY, self.state, clients, self.storages, self.application, **options)
+        return RunnerManager(IDENTITY, self.state, clients, self.storages, self.binary, **options)
 
     def observed(self) -> Mapping[str, ObservedRunner]:
         return self.manager().observer.observe().runners
@@ -244,7 +244,7 @@ class World:
         keys: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         [spec] = [spec for spec in self.state.runners if spec.flavor == flavor]
-        today = fingerprint(spec, APPLICATION, "")
+        today = fingerprint(spec, BINARY, "")
         config = {f"{KEY}created": str(OLD), f"{KEY}prepared": str(OLD), FLAVOR_KEY: flavor, f"{KEY}fingerprint": today}
         item = FakeInstance(self.lxd, f"{IDENTITY.prefix}{digits}", {**config, **keys})
         item.running, item.profiles, item.process = True, ["default", size.profile], 0 if busy else 10

@@ -200,11 +200,9 @@ def test_logrotate_accepts_it(tmp_path: Path) -> None:
 
 
 class FakeGithub:
-    """Offers an application and hands it out, or fails half way."""
+    """Offers a runner binary and hands it out, or fails half way."""
 
-    def __init__(
-        self, filename: str = "actions-runner-linux-x64-2.300.0.tar.gz", content: bytes = b"application"
-    ) -> None:
+    def __init__(self, filename: str = "actions-runner-linux-x64-2.300.0.tar.gz", content: bytes = b"binary") -> None:
         self.filename = filename
         self.content = content
         self.error: Exception | None = None
@@ -235,14 +233,14 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_no_application_yet(tmp_path: Path) -> None:
+def test_no_runner_binary_yet(tmp_path: Path) -> None:
     """Before the first download there is none, whether its folder exists or not."""
     assert runner_binary.current(tmp_path) is None
     assert runner_binary.current(tmp_path / "missing") is None
 
 
-def test_folder_is_no_application(tmp_path: Path) -> None:
-    """A name that leads to something else than a file is no application."""
+def test_folder_is_no_runner_binary(tmp_path: Path) -> None:
+    """A name that leads to something else than a file is no runner binary."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "current").symlink_to("folder")
 
@@ -250,7 +248,7 @@ def test_folder_is_no_application(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["current", "../outside.tar.gz", "{}/outside.tar.gz", "link.tar.gz", "gone.tar.gz"])
-def test_a_link_that_leads_elsewhere_is_no_application(tmp_path: Path, target: str) -> None:
+def test_a_link_that_leads_elsewhere_is_no_runner_binary(tmp_path: Path, target: str) -> None:
     """Neither a link to itself nor one out of the folder is followed; the next download takes its place."""
     (tmp_path / "outside.tar.gz").write_bytes(b"something else")
     folder = tmp_path / "folder"
@@ -267,9 +265,9 @@ def test_a_link_that_leads_elsewhere_is_no_application(tmp_path: Path, target: s
     assert (tmp_path / "outside.tar.gz").read_bytes() == b"something else"
 
 
-def test_first_application(tmp_path: Path) -> None:
+def test_first_runner_binary(tmp_path: Path) -> None:
     """What GitHub offers for path and architecture is fetched and is then in use under GitHub's name."""
-    folder = tmp_path / "application"
+    folder = tmp_path / "folder"
     github = FakeGithub()
 
     assert update(github, folder, Arch.ARM64) is True
@@ -277,11 +275,11 @@ def test_first_application(tmp_path: Path) -> None:
     found = runner_binary.current(folder)
     assert found == folder / github.filename
     assert found is not None
-    assert found.read_bytes() == b"application"
+    assert found.read_bytes() == b"binary"
     assert github.asked == [(PATH, Arch.ARM64)]
 
 
-def test_same_application_is_not_fetched_again(tmp_path: Path) -> None:
+def test_same_runner_binary_is_not_fetched_again(tmp_path: Path) -> None:
     """What is in use already is not fetched again, and that is no change."""
     github = FakeGithub()
     update(github, tmp_path)
@@ -290,7 +288,7 @@ def test_same_application_is_not_fetched_again(tmp_path: Path) -> None:
     assert github.downloads == 1
 
 
-def test_new_application_takes_the_place(tmp_path: Path) -> None:
+def test_new_runner_binary_takes_the_place(tmp_path: Path) -> None:
     """A new one takes the place of the old one, which goes with whatever interrupted downloads left behind."""
     update(FakeGithub(), tmp_path)
     (tmp_path / ".download-abc").write_bytes(b"left over")
@@ -304,7 +302,7 @@ def test_new_application_takes_the_place(tmp_path: Path) -> None:
     assert found.read_bytes() == b"new"
 
 
-def test_old_application_is_in_use_until_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_old_runner_binary_is_in_use_until_the_new_one_is_whole(tmp_path: Path) -> None:
     """While a new one is being fetched the old one can still be used."""
     update(FakeGithub(), tmp_path)
     seen: list[bytes] = []
@@ -317,7 +315,7 @@ def test_old_application_is_in_use_until_the_new_one_is_whole(tmp_path: Path) ->
     github.while_downloading = look
     update(github, tmp_path)
 
-    assert seen == [b"application"]
+    assert seen == [b"binary"]
 
 
 @pytest.mark.parametrize(
@@ -338,7 +336,7 @@ def test_failed_download_keeps_the_old_one(tmp_path: Path, error: Exception, rai
     assert names(tmp_path) == before
     found = runner_binary.current(tmp_path)
     assert found is not None
-    assert found.read_bytes() == b"application"
+    assert found.read_bytes() == b"binary"
 
 
 def test_github_down_changes_nothing(tmp_path: Path) -> None:
@@ -353,8 +351,8 @@ def test_github_down_changes_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == before
 
 
-def test_lost_application_is_fetched_again(tmp_path: Path) -> None:
-    """A name that leads to nothing is no application: it is fetched again."""
+def test_lost_runner_binary_is_fetched_again(tmp_path: Path) -> None:
+    """A name that leads to nothing is no runner binary: it is fetched again."""
     github = FakeGithub()
     update(github, tmp_path)
     (tmp_path / github.filename).unlink()
@@ -437,9 +435,9 @@ def test_another_applications_base_images_do_not_count() -> None:
             storage.check_unchanged(lxd, app, BaseImage.NOBLE, RunnerStorage.JUJU_STORAGE)
 
 
-def test_application_can_be_read_by_charm_alone_or_all(tmp_path: Path) -> None:
-    """Nobody but its owner can change the application that every runner gets."""
-    folder = tmp_path / "application"
+def test_runner_binary_can_be_read_by_charm_alone_or_all(tmp_path: Path) -> None:
+    """Nobody but its owner can change the runner binary that every runner gets."""
+    folder = tmp_path / "folder"
     github = FakeGithub()
     update(github, folder)
 
@@ -586,7 +584,7 @@ def test_storage_without_a_mount_of_its_own_is_known_by_the_pool(juju_storage: P
     storage.check(lxd, wanting(1), "app/0")
 
 
-def test_age_of_the_application_counts_from_githubs_word(tmp_path: Path) -> None:
+def test_age_of_the_runner_binary_counts_from_githubs_answer(tmp_path: Path) -> None:
     """Asked again and offered the same, it is as good as new; never offered again, it ages."""
     github = FakeGithub("actions-runner-linux-x64-2.320.0.tar.gz")
     assert runner_binary.age(0, tmp_path) is None
@@ -606,7 +604,7 @@ def test_age_of_the_application_counts_from_githubs_word(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("age", "expected"), [(0, True), (3599, True), (3600, False), (-1, False)], ids=["now", "lately", "old", "future"]
 )
-def test_githubs_word_for_the_application_holds_for_an_hour(tmp_path: Path, age: int, expected: bool) -> None:
+def test_githubs_answer_about_the_runner_binary_holds_for_an_hour(tmp_path: Path, age: int, expected: bool) -> None:
     """A time in the future says nothing: the clock was set back."""
     assert not runner_binary.is_recent(0, tmp_path)
     runner_binary.update(cast(GithubClient, FakeGithub()), PATH, Arch.X64, tmp_path)
@@ -620,7 +618,7 @@ def test_githubs_word_for_the_application_holds_for_an_hour(tmp_path: Path, age:
     assert not runner_binary.is_recent(time.time(), tmp_path)
 
 
-def test_refusal_is_of_one_application_and_one_hour(tmp_path: Path) -> None:
+def test_refusal_is_of_one_runner_binary_and_one_hour(tmp_path: Path) -> None:
     """A newer binary is not refused for what its predecessor was, and after an hour the same is tried again."""
     now = time.time()
     runner_binary.note_deprecated(tmp_path)

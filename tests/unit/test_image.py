@@ -306,7 +306,7 @@ def test_the_reason_of_a_failed_build_is_kept_until_one_succeeds(
 
 
 @pytest.mark.parametrize("downloaded", [True, False])
-def test_application_goes_into_the_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, downloaded: bool) -> None:
+def test_runner_binary_goes_into_the_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, downloaded: bool) -> None:
     """The image says which one it holds, so that a newer one is sent to runners until the next build."""
     tarball = tmp_path / "actions-runner-linux-x64-2.320.0.tar.gz"
     tarball.write_bytes(b"tarball")

@@ -19,7 +19,7 @@ from observe import ObservedRunner
 from runner_view import Process, RunnerView
 from tests.support.fakes import REPO, FakeInstance, FakeLxd
 from tests.support.surroundings import Surroundings, context, state, world
-from tests.unit.test_runner_manager import APPLICATION, NOW, World
+from tests.unit.test_runner_manager import BINARY, NOW, World
 
 __all__ = ["context", "world"]
 
@@ -287,7 +287,7 @@ def test_a_new_runner_records_the_version_of_its_binary(unit: World) -> None:
 
     [found] = unit.rows()
 
-    assert found.binary == APPLICATION.removesuffix(".tar.gz").rpartition("-")[2] == "2.320.0"
+    assert found.binary == BINARY.removesuffix(".tar.gz").rpartition("-")[2] == "2.320.0"
 
 
 @pytest.mark.parametrize("form", FORMATS)

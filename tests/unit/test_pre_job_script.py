@@ -70,7 +70,7 @@ def test_any_workflow_name_is_accepted(shell: Shell, workflow: str) -> None:
 def test_metrics_are_written_to_the_storage_only(shell: Shell, script: str) -> None:
     """Where nothing is mounted, the folder is the instance's own, and nothing is written to it."""
     shell.stub("mountpoint", "exit 32")
-    shell.stub("run.sh", "exit 1", shell.application)
+    shell.stub("run.sh", "exit 1", shell.agent)
 
     shell.run(shell.render(script), **JOB)
 

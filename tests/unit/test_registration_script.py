@@ -15,7 +15,7 @@ from tests.support.scripts import AGENT_FOLDER, HOSTILE, PLAIN, Shell, content, 
 @pytest.mark.parametrize("value", [*HOSTILE, "a\ntouch canary"])
 def test_registration_gets_values_as_they_are(shell: Shell, value: str) -> None:
     """URL, labels, name and group reach config.sh as one argument each, and run nothing."""
-    shell.stub("config.sh", folder=shell.application)
+    shell.stub("config.sh", folder=shell.agent)
     (shell.folder / "token").write_text("AABBCC")
 
     done = shell.run(
@@ -35,7 +35,7 @@ def test_registration_gets_values_as_they_are(shell: Shell, value: str) -> None:
         "--runnergroup",
         value,
     ]
-    assert not (shell.application / "canary").exists()
+    assert not (shell.agent / "canary").exists()
     assert not (shell.folder / "canary").exists()
 
 
@@ -89,7 +89,7 @@ def test_registration_of_repository_and_organisation(path: GithubRepo | GithubOr
 
 def test_registration_token(shell: Shell) -> None:
     """The token is deleted with its file and given to config.sh in the environment, never as an argument."""
-    shell.stub("config.sh", f'[ ! -e "{shell.folder}/token" ] && echo "$ACTIONS_RUNNER_INPUT_TOKEN"', shell.application)
+    shell.stub("config.sh", f'[ ! -e "{shell.folder}/token" ] && echo "$ACTIONS_RUNNER_INPUT_TOKEN"', shell.agent)
     (shell.folder / "token").write_text("AABBCC")
 
     done = shell.run(shell.render("register.sh.j2"))
@@ -101,7 +101,7 @@ def test_registration_token(shell: Shell) -> None:
 
 def test_registration_without_a_token_fails(shell: Shell) -> None:
     """Where the token's file is missing nothing is registered, and the step fails."""
-    shell.stub("config.sh", folder=shell.application)
+    shell.stub("config.sh", folder=shell.agent)
 
     assert shell.run(shell.render("register.sh.j2")).returncode != 0
     assert shell.arguments("config.sh") == []
@@ -109,7 +109,7 @@ def test_registration_without_a_token_fails(shell: Shell) -> None:
 
 def test_registration_goes_through_the_proxies(shell: Shell) -> None:
     """config.sh sees the proxies as they are."""
-    shell.stub("config.sh", 'echo "$HTTPS_PROXY $no_proxy"', shell.application)
+    shell.stub("config.sh", 'echo "$HTTPS_PROXY $no_proxy"', shell.agent)
     (shell.folder / "token").write_text("AABBCC")
     proxies = {"HTTPS_PROXY": "http://u:p$(x)@h;y", "no_proxy": "a b"}
 

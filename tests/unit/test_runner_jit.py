@@ -58,7 +58,7 @@ class JitWorld(World):
         jinja = provision.environment(TEMPLATES)
         options["clock"] = clock = lambda: self.now
         clients = RunnerManagerClients(self.github, jinja, self.lxd, None, clock, self.registration)  # type: ignore[arg-type]
-        return RunnerManager(IDENTITY, self.state, clients, self.storages, self.application, **options)
+        return RunnerManager(IDENTITY, self.state, clients, self.storages, self.binary, **options)
 
 
 @pytest.fixture

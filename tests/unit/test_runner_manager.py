@@ -73,10 +73,10 @@ from tests.support.fakes import (
 NOW = 1_700_000_000.0
 # All files of a test are older than the time for which crash logs are kept.
 LATER = 4_000_000_000.0
-APPLICATION = "actions-runner-linux-x64-2.320.0.tar.gz"
+BINARY = "actions-runner-linux-x64-2.320.0.tar.gz"
 
 
-def today(state: CharmState, binary: str = APPLICATION, image: str = "") -> str:
+def today(state: CharmState, binary: str = BINARY, image: str = "") -> str:
     """The fingerprint of a runner that is created now."""
     return fingerprint(state.runners[0], binary, image)
 
@@ -88,8 +88,8 @@ class World:
         self.lxd, self.github = FakeLxd(), FakeGithub()
         (folder / "fs").mkdir()
         self.storages = FakeStorages(folder / "fs")
-        self.application = folder / APPLICATION
-        self.application.write_bytes(b"tarball")
+        self.binary = folder / BINARY
+        self.binary.write_bytes(b"tarball")
         self.state = state()
         self.now = NOW
         self.lxd.registered = lambda instance: self._register(instance)
@@ -103,7 +103,7 @@ class World:
     def manager(self, **options: Any) -> RunnerManager:
         clients = RunnerManagerClients(self.github, provision.environment(TEMPLATES), self.lxd, None)  # type: ignore[arg-type]
         options["clock"] = lambda: self.now
-        return RunnerManager(IDENTITY, self.state, clients, self.storages, self.application, **options)
+        return RunnerManager(IDENTITY, self.state, clients, self.storages, self.binary, **options)
 
     def counts(self) -> dict[str, list[str]]:
         manager = self.manager()
@@ -166,13 +166,11 @@ def test_missing_runners_are_made_with_one_token(world: World) -> None:
 
 
 @pytest.mark.parametrize("in_image", [False, True])
-def test_an_application_that_is_in_the_image_is_not_sent(world: World, in_image: bool) -> None:
+def test_a_runner_binary_that_is_in_the_image_is_not_sent(world: World, in_image: bool) -> None:
     """It is some 200 MB for each runner."""
     clients = RunnerManagerClients(world.github, provision.environment(TEMPLATES), world.lxd, None)  # type: ignore[arg-type]
-    image = PublishedImage(binary=world.application.name if in_image else "another")
-    manager = RunnerManager(
-        IDENTITY, world.state, clients, world.storages, world.application, image=lambda alias: image
-    )
+    image = PublishedImage(binary=world.binary.name if in_image else "another")
+    manager = RunnerManager(IDENTITY, world.state, clients, world.storages, world.binary, image=lambda alias: image)
 
     manager.reconcile(2, RESOURCES)
 
@@ -400,7 +398,7 @@ def test_unhealthy_that_cannot_be_removed_is_not_replaced(world: World) -> None:
 
 
 def test_crashed_runner_is_removed_with_its_logs(world: World, tmp_path: Path) -> None:
-    """With metrics on, the logs of a runner whose application is gone are kept on the host."""
+    """With metrics on, the logs of a runner whose agent is gone are kept on the host."""
     world.state = state(issue_metrics=True)
     name = world.add("aa", online=False, process=11)
     instance = world.lxd.found[name]
@@ -1120,7 +1118,7 @@ def test_fingerprint_is_blind_to_what_instances_do_not_hold(change: dict[str, An
     assert today(state(**change)) == today(state())
 
 
-def test_fingerprint_holds_the_application() -> None:
+def test_fingerprint_holds_the_runner_binary() -> None:
     """A new runner binary makes runners outdated."""
     assert today(state()) != today(state(), "actions-runner-linux-x64-2.321.0.tar.gz")
 
@@ -1295,7 +1293,7 @@ def test_names_of_crash_logs_stay_in_their_line_of_the_log(
     assert not any("\n" in record.getMessage() for record in caplog.records)
 
 
-def test_refused_application_stops_creation_and_says_so(world: World, tmp_path: Path) -> None:
+def test_deprecated_version_stops_creation_and_says_so(world: World, tmp_path: Path) -> None:
     """A runner that GitHub refused as outdated is removed, none follows it, and the report says what to do."""
     world.state = state(issue_metrics=True)
     kept, refused = world.add("aa"), world.add("bb", online=False, process=12, prepared=f"{NOW - 60}")
@@ -1707,7 +1705,7 @@ def test_health_of_the_unit_is_an_event(world: World, tmp_path: Path) -> None:
     """Each reconcile tells what an operator of dashboards misses: failed creations, ages, and the quota left."""
     world.state = state(issue_metrics=True)
     world.lxd.faults["start"] = lambda name: True
-    os.utime(world.application, (NOW - 60, NOW - 60))
+    os.utime(world.binary, (NOW - 60, NOW - 60))
 
     world.reconcile(2)
 
@@ -1799,7 +1797,7 @@ def test_a_hold_keeps_what_is_there(world: World) -> None:
     dead = world.add("1" * 16, online=False, process=11)
     clients = RunnerManagerClients(world.github, provision.environment(TEMPLATES), world.lxd, None)  # type: ignore[arg-type]
     manager = RunnerManager(
-        IDENTITY, world.state, clients, world.storages, world.application, clock=lambda: NOW, hold="no image"
+        IDENTITY, world.state, clients, world.storages, world.binary, clock=lambda: NOW, hold="no image"
     )
 
     manager.reconcile(2, RESOURCES)

@@ -22,7 +22,7 @@ from tests.support.scripts import JOB, POWER_OFF, Shell
 )
 def test_end_of_the_runner_agent(shell: Shell, code: int, status: PostJobStatus, info: int | None) -> None:
     """The post-job metrics say how the runner agent ended, then the instance is powered off."""
-    shell.stub("run.sh", f"exit {code}", shell.application)
+    shell.stub("run.sh", f"exit {code}", shell.agent)
 
     done = shell.run(shell.render("start.sh.j2"))
 
@@ -50,7 +50,7 @@ WORKER_LOG = "mkdir -p _diag; touch _diag/Runner_1.log _diag/Worker_1.log;"
 )
 def test_agent_that_ended_without_a_job_is_kept(shell: Shell, run: str, mark: str | None) -> None:
     """The instance waits an hour for the next reconcile to read the reason, and then powers off as always."""
-    shell.stub("run.sh", run, shell.application)
+    shell.stub("run.sh", run, shell.agent)
 
     shell.run(shell.render("start.sh.j2"))
 
@@ -72,8 +72,8 @@ def test_agent_that_ended_without_a_job_is_kept(shell: Shell, run: str, mark: st
 )
 def test_only_an_ephemeral_runner_starts(shell: Shell, settings: str, starts: bool) -> None:
     """config.sh goes on without an option that it does not know: the next reconcile reports such a runner."""
-    shell.stub("run.sh", "exit 0", shell.application)
-    (shell.application / ".runner").write_text(settings)
+    shell.stub("run.sh", "exit 0", shell.agent)
+    (shell.agent / ".runner").write_text(settings)
 
     done = shell.run(shell.render("start.sh.j2"))
 
@@ -82,14 +82,14 @@ def test_only_an_ephemeral_runner_starts(shell: Shell, settings: str, starts: bo
     assert (shell.folder / "failed").exists()
 
 
-@pytest.mark.parametrize("broken", ["no application", "no run.sh", "no metrics folder", "metrics cannot be written"])
+@pytest.mark.parametrize("broken", ["no agent", "no run.sh", "no metrics folder", "metrics cannot be written"])
 def test_instance_is_powered_off_whatever_happened(shell: Shell, broken: str) -> None:
     """A missing file, or one that cannot be written, does not keep an instance running."""
-    shell.stub("run.sh", "exit 0", shell.application)
-    if broken == "no application":
-        shutil.rmtree(shell.application)
+    shell.stub("run.sh", "exit 0", shell.agent)
+    if broken == "no agent":
+        shutil.rmtree(shell.agent)
     elif broken == "no run.sh":
-        (shell.application / "run.sh").unlink()
+        (shell.agent / "run.sh").unlink()
     else:
         shell.metrics.rmdir()
         if broken == "metrics cannot be written":
@@ -105,7 +105,7 @@ def test_instance_is_powered_off_whatever_happened(shell: Shell, broken: str) ->
 
 def test_power_off_is_in_order_where_it_fails_at_once(shell: Shell) -> None:
     """If an immediate power-off is refused, an orderly one follows."""
-    shell.stub("run.sh", "exit 0", shell.application)
+    shell.stub("run.sh", "exit 0", shell.agent)
     shell.stub("sudo", '[ "$4" != --force ]')
 
     shell.run(shell.render("start.sh.j2"))
@@ -115,7 +115,7 @@ def test_power_off_is_in_order_where_it_fails_at_once(shell: Shell) -> None:
 
 def test_refusal_is_not_overwritten(shell: Shell) -> None:
     """The refusal that the pre-job script recorded is kept when the runner agent ends."""
-    shell.stub("run.sh", "exit 1", shell.application)
+    shell.stub("run.sh", "exit 1", shell.agent)
     refusal = '{"timestamp": 1.5, "status": "repo-policy-check-failure", "status_info": {"code": 403}}'
     (shell.metrics / POST_JOB_METRICS_FILE_NAME).write_text(refusal)
 
@@ -127,11 +127,11 @@ def test_refusal_is_not_overwritten(shell: Shell) -> None:
 
 def test_jobs_start_with_default_signals(shell: Shell) -> None:
     """The runner agent starts with SIGINT and SIGQUIT neither ignored nor blocked, and its jobs inherit that."""
-    shell.stub("run.sh", 'grep -E "SigIgn|SigBlk" /proc/self/status > signals', shell.application)
+    shell.stub("run.sh", 'grep -E "SigIgn|SigBlk" /proc/self/status > signals', shell.agent)
 
     shell.run(shell.render("start.sh.j2"))
 
-    masks = [int(line.split()[1], 16) for line in (shell.application / "signals").read_text().splitlines()]
+    masks = [int(line.split()[1], 16) for line in (shell.agent / "signals").read_text().splitlines()]
     for number in (signal.SIGINT, signal.SIGQUIT):
         assert not [mask for mask in masks if mask & 1 << (number - 1)]
 
@@ -140,7 +140,7 @@ def test_jobs_start_with_default_signals(shell: Shell) -> None:
 def test_times_do_not_depend_on_date(shell: Shell, script: str) -> None:
     """The `date` of other coreutils writes no fraction, or a wrong one."""
     shell.stub("date", "echo 12.5e")
-    shell.stub("run.sh", "exit 0", shell.application)
+    shell.stub("run.sh", "exit 0", shell.agent)
 
     shell.run(shell.render(script), **JOB)
 
@@ -151,7 +151,7 @@ def test_times_do_not_depend_on_date(shell: Shell, script: str) -> None:
 def test_the_agent_starts_where_env_cannot_reset_signals(shell: Shell) -> None:
     """Without `env --default-signal` the agent starts; cancelled steps then get no SIGINT."""
     shell.stub("env", 'case "$1" in --default-signal*) exit 125 ;; esac; exec /usr/bin/env "$@"')
-    shell.stub("run.sh", "exit 3", shell.application)
+    shell.stub("run.sh", "exit 3", shell.agent)
 
     shell.run(shell.render("start.sh.j2"))
 
@@ -164,7 +164,7 @@ def test_an_agent_that_ends_within_the_stop_has_its_own_code(shell: Shell) -> No
     ready, never = shell.folder / "ready", shell.folder / "never"
     os.mkfifo(ready)
     os.mkfifo(never)
-    shell.stub("run.sh", f"trap 'exit 5' TERM\necho ready > {ready}\nread -r _ <> {never}", shell.application)
+    shell.stub("run.sh", f"trap 'exit 5' TERM\necho ready > {ready}\nread -r _ <> {never}", shell.agent)
     end = 'kill -TERM "$!" 2>/dev/null'
     script = shell.folder / "start.sh"
     rendered = shell.render("start.sh.j2")
@@ -187,7 +187,7 @@ def test_stopped_service_waits_for_the_runner_agent(shell: Shell) -> None:
     ready, never = shell.folder / "ready", shell.folder / "never"
     end = "trap - TERM; echo ending > {ready}; read -r _ <> {never}"
     run = f"trap '{end}; exit 5' TERM\necho ready > {{ready}}\nread -r _ <> {{never}}"
-    shell.stub("run.sh", run.format(ready=ready, never=never), shell.application)
+    shell.stub("run.sh", run.format(ready=ready, never=never), shell.agent)
     script = shell.folder / "start.sh"
     script.write_text(shell.render("start.sh.j2"))
 
@@ -213,7 +213,7 @@ def test_stopped_service_waits_for_the_runner_agent(shell: Shell) -> None:
 def test_stop_in_the_moment_of_the_start_is_not_lost(shell: Shell, command: str) -> None:
     """A stop that comes while the runner agent is started ends it, or keeps it from being started."""
     os.mkfifo(shell.folder / "never")
-    shell.stub("run.sh", f"trap 'exit 5' TERM\nread -r _ <> {shell.folder / 'never'}", shell.application)
+    shell.stub("run.sh", f"trap 'exit 5' TERM\nread -r _ <> {shell.folder / 'never'}", shell.agent)
     script, hook = shell.folder / "start.sh", shell.folder / "hook.sh"
     script.write_text(shell.render("start.sh.j2"))
     hook.write_text('trap \'if [ "$BASH_COMMAND" = "$MOMENT" ]; then kill $$; fi\' DEBUG')

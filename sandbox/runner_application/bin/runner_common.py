@@ -44,7 +44,7 @@ def handle(number: int, handler: Callable[[int, object], object]) -> None:
 
 
 def load_environment() -> None:
-    """Read the .env file; as with the real application the .path file is only for its service script."""
+    """Read the .env file; as with the real runner agent the .path file is only for its service script."""
     file = ROOT / ".env"
     if file.exists():
         for line in file.read_text(encoding="utf-8").splitlines():

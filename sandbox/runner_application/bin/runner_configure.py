@@ -78,7 +78,7 @@ def secret() -> str:
 def take_jit_config(arguments: list[str], inputs: dict[str, str]) -> None:
     """Write the files of a just-in-time configuration, from the command line or the environment, if there is one.
 
-    As the real application does, over those that are there, and whatever their names are.
+    As the real runner agent does, over those that are there, and whatever their names are.
     """
     given = arguments[arguments.index("--jitconfig") + 1 :][:1] if "--jitconfig" in arguments else []
     encoded = (given or [inputs.get("jitconfig", "")])[0]
