@@ -10,6 +10,7 @@ from typing import Any
 
 from sandbox.github import openssl
 from sandbox.github.errors import RefusedError
+from sandbox.github.forms import version_parts
 
 LONGEST_JWT = 600  # seconds from GitHub's time to a JWT's end, at most
 LEVELS = ("read", "write", "admin")
@@ -18,6 +19,8 @@ EXPONENT = 65537
 # What an RSA signature of a SHA-256 digest has before the digest: RFC 8017, 9.2.
 DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
 UNDECODABLE = "A JSON web token could not be decoded"
+ISSUER = "'Issuer' claim ('iss') must be an Integer"
+FIRST_CLIENT_ID = [3, 15]  # the version of GitHub Enterprise Server from which on a client id is an issuer
 ISSUED_AT = "'Issued at' claim ('iat') must be an Integer representing the time that the assertion was issued"
 EXPIRATION = "'Expiration time' claim ('exp')"
 EXPIRED = f"{EXPIRATION} must be a numeric value representing the future time at which the assertion expires"
@@ -140,10 +143,11 @@ def _claims(assertion: str) -> dict[str, Any]:
 
 
 class Apps:
-    """All Apps, installations and their tokens; `clock` is GitHub's."""
+    """All Apps, installations and their tokens; `clock` is GitHub's, `version` the Enterprise Server's or empty."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], version: Callable[[], str]) -> None:
         self._clock = clock
+        self._version = version
         self._last = 2_000_000
         self.apps: dict[int, App] = {}
         self.installations: dict[int, Installation] = {}
@@ -195,7 +199,10 @@ class Apps:
             issuer = str(_claims(assertion).get("iss"))
         except RefusedError:
             return None
-        return next((app for app in self.apps.values() if issuer in (str(app.id), app.client_id)), None)
+        by_client_id = not self._version() or version_parts(self._version()) >= FIRST_CLIENT_ID
+        names = {str(app.id): app for app in self.apps.values()}
+        names |= {app.client_id: app for app in self.apps.values() if by_client_id}
+        return names.get(issuer)
 
     def authenticate(self, assertion: str) -> App:
         """The App that has signed this JWT; refused with GitHub's words if one of its rules is broken."""
@@ -203,8 +210,10 @@ class Apps:
         if "iss" not in claims:
             raise RefusedError(401, "Missing 'issuer' claim ('iss') in assertion")
         app = self.claimed(assertion)
-        if app is None:
+        if app is None and str(claims["iss"]).isdigit():
             raise RefusedError(404, "Integration not found")
+        if app is None:
+            raise RefusedError(401, ISSUER)
         data, _, signature = assertion.rpartition(".")
         if not any(is_signed(modulus, data.encode(), _decoded(signature)) for modulus in app.keys.values()):
             raise RefusedError(401, UNDECODABLE)

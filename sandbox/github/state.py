@@ -189,7 +189,7 @@ class State:
         self.organisations: dict[str, list[str]] = {}
         self.moved: dict[str, str] = {}  # names that repositories had before (lower case)
         self.tokens: dict[str, Token] = {}
-        self.apps = Apps(self.clock)
+        self.apps = Apps(self.clock, lambda: self.settings.enterprise_version)
         self.actions = ActionRepositories()
         self.budgets: dict[str, Budget] = {}
         self.runner_tokens: dict[str, tuple[str, str, float]] = {}  # token: kind, path, end of life

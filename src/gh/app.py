@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 
 import redaction
 from errors import TemporaryGithubError, TokenError
@@ -173,7 +174,7 @@ class App(Auth):
         claims = {"iat": now + JWT_BEGIN, "exp": now + JWT_BEGIN + JWT_LIFE, "iss": self._credentials.app_id}
         try:
             signed: str = jwt.encode(claims, self._credentials.private_key, algorithm="RS256")
-        except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as error:
+        except (jwt.PyJWTError, UnsupportedAlgorithm, ValueError, TypeError, AttributeError) as error:
             raise TokenError(f"app-secret: private-key is no RSA private key ({type(error).__name__})") from None
         redaction.note(signed)
         return signed
@@ -216,12 +217,21 @@ class App(Auth):
         return status_error(response, place)
 
     def _refused_jwt(self, response: httpx2.Response) -> TokenError:
-        """The clock, if it is so wrong that the times of a JSON web token are; otherwise the key."""
+        """What GitHub's message is about: the id, the clock, or the key.
+
+        Without a message it is the clock, if that is so wrong that the times of a JSON web token are.
+        """
         ending, there = detail(response), _date(response)
+        if "'issuer'" in ending.lower():
+            return TokenError(
+                f"app-secret: {urlsplit(self._api).hostname} has no GitHub App with the app-id "
+                f"{self._credentials.app_id} (HTTP 401); give the App's number to a server before 3.15"
+            )
         ahead = time.time() - there.timestamp() if there else 0.0
         direction = "ahead of" if ahead > 0 else "behind"
         clock = f"the clock of this machine is {abs(ahead):.0f} s {direction} GitHub's"
-        if ahead > -JWT_BEGIN - CLOCK_MARGIN or -ahead > JWT_BEGIN + JWT_LIFE - CLOCK_MARGIN:
+        is_too_far = ahead > -JWT_BEGIN - CLOCK_MARGIN or -ahead > JWT_BEGIN + JWT_LIFE - CLOCK_MARGIN
+        if "'iat'" in ending or "'exp'" in ending or (is_too_far and not ending):
             return TokenError(f"{clock} (HTTP 401){ending}")
         difference = f"; {clock}" if abs(ahead) > CLOCK_MARGIN else ""
         return TokenError(f"app-secret: private-key is not a key of {self._name} (HTTP 401){ending}{difference}")

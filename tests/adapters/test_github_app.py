@@ -123,7 +123,8 @@ JWTS: dict[str, tuple[dict[str, object], int, str | None]] = {
     "issued in the future": ({"iat": 60}, 401, apps.ISSUED_AT),
     "no time": ({"iat": None}, 401, apps.ISSUED_AT),
     "no issuer": ({"iss": None}, 401, "Missing 'issuer' claim ('iss') in assertion"),
-    "unknown issuer": ({"iss": "Iv23liunknown"}, 404, "Integration not found"),
+    "unknown client id": ({"iss": "Iv23liunknown"}, 401, "'Issuer' claim ('iss') must be an Integer"),
+    "unknown number": ({"iss": "4711"}, 404, "Integration not found"),
 }
 
 
@@ -136,6 +137,17 @@ def test_the_claims_of_a_jwt(server: github.GitHub, app: dict[str, Any], name: s
         claims["iss"] = str(app["id"])
     found, document, _ = call(server, "GET", "/app", assertion(app, **claims))
     assert (found, document.get("message")) == (status, message)
+
+
+@pytest.mark.parametrize(("version", "status"), [("", 200), ("3.15.0", 200), ("3.14.9", 401)])
+def test_client_ids_of_enterprise_servers(
+    server: github.GitHub, control: GitHubControl, app: dict[str, Any], version: str, status: int
+) -> None:
+    """An older GitHub Enterprise Server takes nothing but the number of the App for its issuer."""
+    control.settings(enterprise_version=version)
+    found, document, _ = call(server, "GET", "/app", assertion(app))
+    assert (found, document.get("message")) == (status, apps.ISSUER if status == 401 else None)
+    assert call(server, "GET", "/app", assertion(app, iss=str(app["id"])))[0] == 200
 
 
 @pytest.mark.parametrize("ahead", [-120, 400])

@@ -1,5 +1,6 @@
 """The client of GitHub's API as a GitHub App, against the stand-in over real HTTP."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from gh.auth import Pat
 from gh.client import GithubClient
 from models import AppCredentials, GithubOrg, GithubPath, GithubRepo
 from sandbox import github
-from sandbox.github import apps
+from sandbox.github import apps, openssl
 from sandbox.github.control import GitHubControl
 
 REPO = GithubRepo("Org", "repo")
@@ -340,6 +341,16 @@ def with_other_key(world: World) -> dict[str, Any]:
     return {"private_key": apps.make_key()[0]}
 
 
+def with_key_on_another_curve(_: World) -> dict[str, Any]:
+    key = openssl.run("ecparam", "-name", "secp112r1", "-genkey", "-noout")
+    return {"private_key": openssl.run("pkcs8", "-topk8", "-nocrypt", given=key)}
+
+
+def older_server(world: World) -> dict[str, Any]:
+    world.control.settings(enterprise_version="3.14.2")
+    return {}
+
+
 def of_another_account(world: World) -> dict[str, Any]:
     world.installation = world.control.install_app(world.app["id"], "somebody")
     return {"installation_id": world.installation}
@@ -354,8 +365,17 @@ def with_other_key_and_clock(seconds: float) -> Change:
 
 WRONG: dict[str, tuple[Change, str]] = {
     "no such App": (lambda _: {"app_id": "4711"}, "app-secret: 127.0.0.1 has no GitHub App with the app-id 4711"),
+    "no such client id": (
+        lambda _: {"app_id": "Iv23liunknown"},
+        r"app-secret: 127.0.0.1 has no GitHub App with the app-id Iv23liunknown \(HTTP 401\)",
+    ),
+    "server that knows no client ids": (older_server, "; give the App's number to a server before 3.15$"),
     "key of another App": (with_other_key, "app-secret: private-key is not a key of the GitHub App Iv23li"),
     "no key": (lambda _: {"private_key": "nonsense"}, "app-secret: private-key is no RSA private key"),
+    "key of another kind": (
+        with_key_on_another_curve,
+        r"app-secret: private-key is no RSA private key \(UnsupportedAlgorithm\)",
+    ),
     "not installed": (uninstalled, r"the GitHub App Iv\S+ is not installed on Org/repo \(HTTP 404\)"),
     "another repository": (changed(repositories=["Org/other"]), r"is not installed on Org/repo \(HTTP 404\)"),
     "no such installation": (lambda _: {"installation_id": 7}, "has no installation with the installation-id 7"),
@@ -377,6 +397,14 @@ WRONG: dict[str, tuple[Change, str]] = {
         r"private-key is not a key of .*; the clock of this machine is (299|300|301) s behind GitHub's$",
     ),
     "clock a little ahead": (with_other_key_and_clock(-30), "private-key is not a key of .* s ahead of GitHub's$"),
+    "clock at the end of what is allowed, behind": (
+        with_other_key_and_clock(470),
+        r"private-key is not a key of .* behind GitHub's$",
+    ),
+    "clock at the end of what is allowed, ahead": (
+        with_other_key_and_clock(-50),
+        r"private-key is not a key of .* ahead of GitHub's$",
+    ),
     "clock nearly right": (with_other_key_and_clock(-10), r"private-key is not a key of (?!.*clock)"),
     "clock ahead of the begin": (with_clock(-70), "the clock of this machine is (69|7[01]) s ahead of GitHub's"),
     "clock behind": (with_clock(3600), "the clock of this machine is 3[56][0-9]{2} s behind GitHub's"),
@@ -390,6 +418,30 @@ def test_what_is_wrong_is_named(world: World, change: Change, text: str) -> None
     client = world.client(**change(world))
     with pytest.raises(TokenError, match=text):
         client.list_runners(REPO, everything)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "text"),
+    [
+        (0, "private-key is not a key of"),
+        (30, "private-key is not a key of .* s behind GitHub's$"),
+        (3600, "the clock of this machine is 3[56][0-9]{2} s behind GitHub's"),
+        (-50, "the clock of this machine is (49|5[01]) s ahead of GitHub's"),
+    ],
+)
+def test_a_refusal_without_a_reason(world: World, ahead: int, text: str) -> None:
+    """The key is to blame, unless the clocks differ by about as much as a JSON web token allows."""
+    world.control.settings(clock_ahead=ahead)
+    world.control.add_fault(path="/installation$", status=401, body="{}")
+    with pytest.raises(TokenError, match=text):
+        world.client().list_runners(REPO, everything)
+
+
+def test_a_reason_counts_more_than_the_clocks(world: World) -> None:
+    """If GitHub says that a time is wrong, it is the clock, however small the difference that is seen."""
+    world.control.add_fault(path="/installation$", status=401, body=json.dumps({"message": apps.EXPIRED}))
+    with pytest.raises(TokenError, match=r"^the clock of this machine is [01] s .* GitHub's \(HTTP 401\): 'Expiration"):
+        world.client().list_runners(REPO, everything)
 
 
 def test_an_installation_that_is_given_and_lacks_the_repository(world: World) -> None:
