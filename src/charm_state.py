@@ -199,7 +199,7 @@ def _check_scaling(values: Mapping[str, Any], has_flavors: bool, reader: _Reader
     if idle and has_flavors:
         reader.errors.append(f"min-idle: {idle} does not go with flavors; set min-idle of each flavour, and reset this")
     elif idle and number is not None and scaling is Scaling.DEMAND and idle > number:
-        reader.errors.append(f"min-idle: {idle} exceeds virtual-machines {number}; lower it, or set more")
+        reader.errors.append(f"min-idle: {idle} exceeds virtual-machines {number}; lower it, or raise virtual-machines")
     if scaling is Scaling.FIXED:
         ignored = [option for option in ("min-idle", "demand-fallback") if values[option.replace("-", "_")]]
         if ignored:
@@ -265,11 +265,14 @@ def _app(charm: ops.CharmBase) -> AppCredentials:
     redaction.note(values["private-key"])
     for key in ("app-id", "private-key"):
         if not values[key]:
-            raise ValueError(f"the secret has no key `{key}`")
+            command = f"juju update-secret {charm.config['app-secret']} app-id=ID private-key#file=FILE"
+            raise ValueError(f"the secret has no key `{key}`; run `{command}`")
     if not re.fullmatch("[A-Za-z0-9._-]{1,64}", values["app-id"]):
-        raise ValueError("app-id is neither the client id nor the number of a GitHub App")
+        raise ValueError(
+            "app-id is neither the client id nor the number of a GitHub App; copy one of them from the App's page"
+        )
     if not re.fullmatch("([1-9][0-9]{0,18})?", values["installation-id"]):
-        raise ValueError("installation-id is not a number")
+        raise ValueError("installation-id is not a number; correct installation-id, or remove it")
     number = int(values["installation-id"]) if values["installation-id"] else None
     return AppCredentials(values["app-id"], parse_private_key(values["private-key"]), number)
 
@@ -284,7 +287,9 @@ def _token(charm: ops.CharmBase) -> str:
     content = _secret_content(charm, "token-secret")
     found = [content[key].strip() for key in TOKEN_KEYS if content.get(key, "").strip()]
     if not found:
-        raise ValueError("the secret has no key `token`, nor `github-token`")
+        raise ValueError(
+            f"the secret has no key `token`, nor `github-token`; run `juju update-secret {secret_id} token=TOKEN`"
+        )
     return parse_token(found[0])
 
 
@@ -327,7 +332,8 @@ def _proxies(environment: Mapping[str, str], config: Mapping[str, Any], reader: 
     runner = _proxy("runner-http-proxy", given, reader)
     if config["experimental-use-aproxy"] and not (model["http"] or model["https"] or given):
         reader.errors.append(
-            "experimental-use-aproxy: is true, which needs runner-http-proxy, or a proxy in the model-config"
+            "experimental-use-aproxy: is true, which needs runner-http-proxy, or a proxy in the model-config; set one "
+            "of them, or false"
         )
     found = http or https or runner
     no_proxy = reader.read("juju-no-proxy", lambda: parse_no_proxy(model["no"])) if found else None

@@ -96,14 +96,14 @@ def _compose(text: str) -> yaml.Node | None:
         node: yaml.Node | None = yaml.compose(text, Loader=_Loader)  # nosec B506
     except yaml.MarkedYAMLError as error:
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"is not YAML: {error.problem or error.context}{where}") from None
+        raise ValueError(f"is not YAML: {error.problem or error.context}{where}; correct it") from None
     except yaml.YAMLError:
-        raise ValueError("is not YAML: it has a character that YAML does not accept") from None
+        raise ValueError("is not YAML: it has a character that YAML does not accept; remove it") from None
     except (OverflowError, ValueError) as error:
         # What this loader refuses by itself has words of its own.
         if not (isinstance(error, OverflowError) or str(error).startswith("chr()")):
             raise
-        raise ValueError("is not YAML: it has the number of a character that does not exist") from None
+        raise ValueError("is not YAML: it has the number of a character that does not exist; correct it") from None
     except RecursionError:
         raise ValueError("is nested too deeply; write a mapping of names to keys and values") from None
     return node
@@ -173,7 +173,7 @@ class _Entry:
         found: _Values = {}
         for key, value in entries:
             if key not in KEYS:
-                self._note(shortened(key), f"is not one of {', '.join(KEYS)}")
+                self._note(shortened(key), f"is not one of {', '.join(KEYS)}; use one of them")
             elif key in found:
                 self._note(key, "is there twice; remove one of them")
             else:
@@ -202,14 +202,14 @@ class _Entry:
 
 def _text(node: yaml.Node) -> str:
     if not isinstance(node, yaml.ScalarNode):
-        raise ValueError(f"{_kind(node)} is not a single value")
+        raise ValueError(f"{_kind(node)} is not a single value; write one")
     return str(node.value)
 
 
 def _number(node: yaml.Node, minimum: int = 0) -> int:
     text = _text(node).strip()
     if not re.fullmatch("0|[1-9][0-9]{0,8}", text) or not minimum <= int(text) <= MOST:
-        raise ValueError(f"{shortened(text)} is not a whole number from {minimum} to {MOST}")
+        raise ValueError(f"{shortened(text)} is not a whole number from {minimum} to {MOST}; set such a number")
     return int(text)
 
 
@@ -219,7 +219,9 @@ def _size(node: yaml.Node) -> str:
         return parse_size(text)
     except ValueError:
         # A text of thousands of digits is not repeated in a status.
-        raise ValueError(f"{shortened(text)} is not a size that LXD accepts, such as 7GiB or 512MiB") from None
+        raise ValueError(
+            f"{shortened(text)} is not a size that LXD accepts, such as 7GiB or 512MiB; set such a size"
+        ) from None
 
 
 def _labels(unit: tuple[str, ...], node: yaml.Node) -> tuple[str, ...]:

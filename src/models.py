@@ -54,7 +54,7 @@ class ImageSource:
             return cls(server=value)
         alias = value.removeprefix("local:")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", alias):
-            raise ValueError(f"{value!r} is not local:ALIAS")
+            raise ValueError(f"{value!r} is not local:ALIAS; give an alias of letters, digits, '.', '_' and '-'")
         return cls(alias=alias)
 
 
@@ -82,7 +82,9 @@ def size_in_bytes(size: str) -> int:
     """Bytes of a size such as ``7GiB``; ValueError for any other form."""
     match = SIZE_PATTERN.fullmatch(size)
     if match is None:
-        raise ValueError(f"{size!r} is not a positive whole number followed by {', '.join(SIZE_UNITS)}")
+        raise ValueError(
+            f"{size!r} is not a positive whole number followed by {', '.join(SIZE_UNITS)}; set such a size"
+        )
     return int(match[1]) << SIZE_UNITS[match[2]]
 
 
@@ -162,7 +164,7 @@ def parse_github_path(path: str, group: str = "default") -> GithubPath:
     parts = [part for part in path.split("/") if part]
     valid = all(re.fullmatch(r"[A-Za-z0-9._-]+", part) and part not in (".", "..") for part in parts)
     if not valid or len(parts) != (2 if "/" in path else 1):
-        raise ValueError(f"{path!r} is neither owner/repo nor org")
+        raise ValueError(f"{path!r} is neither owner/repo nor org; give one of them, without GitHub's address")
     return GithubRepo(*parts) if len(parts) == 2 else GithubOrg(path, group)
 
 

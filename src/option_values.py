@@ -24,6 +24,8 @@ from models import (
 from proxies import LOOPBACK
 
 SSH_KEYS = ("host", "port", "rsa_fingerprint", "ed25519_fingerprint")
+# What the operator can do about a value of a relation.
+RELATED = "correct it in the related application, or remove the relation"
 LABEL_LIMIT = 256
 # GitHub accepts 100 labels for a runner (https://docs.github.com/en/rest/actions/self-hosted-runners): three that it
 # gives by itself, the application's name, the base image, and these.
@@ -55,8 +57,11 @@ IMAGES = {
 }
 
 
-def parse_url(value: str, *schemes: str, credentials: bool = False) -> str:
-    """A URL of one of the schemes, without a trailing slash; nothing in it can end a word of a shell, unit or file."""
+def parse_url(value: str, *schemes: str, credentials: bool = False, ending: str = "URL; set such a URL") -> str:
+    """A URL of one of the schemes, without a trailing slash; nothing in it can end a word of a shell, unit or file.
+
+    ``ending`` is that of the error's text.
+    """
     value = value.strip().rstrip("/")
     try:
         parts = urlsplit(value)
@@ -71,7 +76,8 @@ def parse_url(value: str, *schemes: str, credentials: bool = False) -> str:
         or (parts.username is not None and not credentials)
     ):
         forms = " or ".join(f"{scheme}://" for scheme in schemes)
-        raise ValueError(f"{_without_user(value)!r} is not {'an' if schemes == ('https',) else 'a'} {forms} URL")
+        article = "an" if schemes == ("https",) else "a"
+        raise ValueError(f"{_without_user(value)!r} is not {article} {forms} {ending}")
     return value
 
 
@@ -87,10 +93,7 @@ def _refuse_plain(url: str, plain: bool, reason: str) -> None:
 
 def parse_github_url(value: str, plain: bool = False) -> str:
     """The address of a GitHub: scheme and host, without a path; ``plain`` accepts http."""
-    try:
-        url = parse_url(value, "http", "https")
-    except ValueError as error:
-        raise ValueError(f"{error} of a GitHub, such as https://github.com") from None
+    url = parse_url(value, "http", "https", ending="URL of a GitHub, such as https://github.com; set such a URL")
     parts = urlsplit(url)
     # These hosts belong to github.com or to SUB.ghe.com. Runners do not register at them.
     host = re.sub(r"^(api|www)\.(?=github\.com(:|$)|[^.]+\.ghe\.com(:|$))", "", parts.netloc.lower())
@@ -158,7 +161,7 @@ def parse_registration(value: str) -> RegistrationMethod:
     try:
         return RegistrationMethod(value.strip())
     except ValueError:
-        raise ValueError(f"{shortened(value)} is not one of auto, jit, token") from None
+        raise ValueError(f"{shortened(value)} is not one of auto, jit, token; set one of them") from None
 
 
 def parse_token(token: str) -> str:
@@ -196,7 +199,7 @@ def parse_actions(value: str) -> tuple[str, ...]:
     errors = [f"{shortened(action)} has a path, write {whole[action]}" for action in bad if _is_action(whole[action])]
     others = [shortened(_without_credential(action)) for action in bad if not _is_action(whole[action])]
     if others:
-        errors.append(f"{', '.join(others)} not of the form owner/repo@ref, such as actions/checkout@v5")
+        errors.append(f"{', '.join(others)} not of the form owner/repo@ref, such as actions/checkout@v5; use this form")
     if errors:
         raise ValueError("; ".join(errors))
     if len(actions) > MOST_ACTIONS:
@@ -234,7 +237,7 @@ def parse_port(value: Any) -> int:
 def parse_size(value: str) -> str:
     """A size such as ``7GiB``, within what LXD can count (63 bits)."""
     if size_in_bytes(value.strip()) >= 1 << 63:
-        raise ValueError(f"{value!r} is more than LXD can count")
+        raise ValueError(f"{value!r} is more than LXD can count; set a size below 8EiB")
     return value.strip()
 
 
@@ -246,14 +249,14 @@ def parse_reserve(value: str) -> int:
     try:
         return size_in_bytes(parse_size(text))
     except ValueError:
-        raise ValueError(f"{shortened(text)} is not a size such as 2GiB, nor 0") from None
+        raise ValueError(f"{shortened(text)} is not a size such as 2GiB, nor 0; set one of the two") from None
 
 
 def parse_overcommit(value: str) -> float:
     """A number above 0 such as ``1.5``, with up to six digits on each side of the point."""
     text = value.strip()
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text, re.ASCII) or not float(text):
-        raise ValueError(f"{shortened(text)} is not a number above 0 such as 2.0, 999999 at most")
+        raise ValueError(f"{shortened(text)} is not a number above 0 such as 2.0, 999999 at most; set such a number")
     return float(text)
 
 
@@ -262,14 +265,14 @@ def parse_scaling(value: str) -> Scaling:
     try:
         return Scaling(value.strip())
     except ValueError:
-        raise ValueError(f"{shortened(value)} is not one of fixed, demand") from None
+        raise ValueError(f"{shortened(value)} is not one of fixed, demand; set one of them") from None
 
 
 def parse_base_image(value: str) -> BaseImage:
     """A release's name or number, in any case."""
     image = IMAGES.get(value.strip().lower())
     if image is None:
-        raise ValueError(f"{shortened(value)} is not one of {', '.join(IMAGES)}")
+        raise ValueError(f"{shortened(value)} is not one of {', '.join(IMAGES)}; set one of them")
     return image
 
 
@@ -278,10 +281,9 @@ def parse_image_source(value: str, plain: bool = False) -> ImageSource:
     value = value.strip()
     if value.startswith("local:"):
         return ImageSource.parse(value)
-    try:
-        server = parse_url(value, "https", "http")
-    except ValueError as error:
-        raise ValueError(f"{error} of a simplestreams server, nor local:ALIAS") from None
+    server = parse_url(
+        value, "https", "http", ending="URL of a simplestreams server, nor local:ALIAS; set one of the two"
+    )
     _refuse_plain(server, plain, "the image could be replaced on the way")
     return ImageSource(server=server)
 
@@ -321,7 +323,7 @@ def parse_storage(value: str) -> RunnerStorage:
     try:
         return RunnerStorage(value.strip())
     except ValueError:
-        raise ValueError(f"{value!r} is not one of juju-storage, memory") from None
+        raise ValueError(f"{value!r} is not one of juju-storage, memory; set one of them") from None
 
 
 def parse_denylist(value: str) -> tuple[ipaddress.IPv4Network, ...]:
@@ -333,7 +335,7 @@ def parse_denylist(value: str) -> tuple[ipaddress.IPv4Network, ...]:
         except ValueError as error:
             bad.append(f"{item!r} ({error})")
     if bad:
-        raise ValueError(f"{', '.join(bad)} not an IPv4 network in CIDR form such as 10.0.0.0/8")
+        raise ValueError(f"{', '.join(bad)} not an IPv4 network in CIDR form such as 10.0.0.0/8; use this form")
     return tuple(networks)
 
 
@@ -367,7 +369,9 @@ def parse_addresses(value: str) -> tuple[ipaddress.IPv4Network, ...]:
     found = _each(value, _networks, form)
     networks = tuple(ipaddress.collapse_addresses([LOOPBACK, *(network for several in found for network in several)]))
     if len(networks) > MOST_ITEMS:
-        raise ValueError(f"these are {len(networks)} networks in CIDR form; {MOST_ITEMS} at most are accepted")
+        raise ValueError(
+            f"these are {len(networks)} networks in CIDR form; {MOST_ITEMS} at most are accepted; use larger ones"
+        )
     return networks
 
 
@@ -419,7 +423,8 @@ def parse_no_proxy(value: str) -> str | None:
     hosts = [host.strip() for host in value.split(",") if host.strip()]
     bad = [host for host in hosts if not re.fullmatch(r"[A-Za-z0-9_.:/*\[\]-]+", host)]
     if bad:
-        raise ValueError(f"{', '.join(repr(_without_user(host)) for host in bad)} is no host, domain or network")
+        shown = ", ".join(repr(_without_user(host)) for host in bad)
+        raise ValueError(f"{shown} is no host, domain or network; correct the model-config")
     return ",".join(hosts) or None
 
 
@@ -436,7 +441,7 @@ def parse_arch(machine: str) -> Arch:
     """The architecture of this machine, as `uname -m` gives it."""
     known = {"x86_64": Arch.X64, "amd64": Arch.X64, "aarch64": Arch.ARM64, "arm64": Arch.ARM64}
     if machine.lower() not in known:
-        raise ValueError(f"{machine!r} is not one of x86_64, aarch64")
+        raise ValueError(f"{machine!r} is not one of x86_64, aarch64; use another machine")
     return known[machine.lower()]
 
 
@@ -447,10 +452,10 @@ def parse_connection(data: Mapping[str, str]) -> SSHDebugConnection:
         if "%" in host:  # an IPv6 scope may be any text
             raise ValueError(host)
     except ValueError:
-        raise ValueError(f"host {data['host']!r} is not an IP address") from None
+        raise ValueError(f"host {data['host']!r} is not an IP address; {RELATED}") from None
     if not re.fullmatch(r"[0-9]{1,5}", data["port"], re.ASCII) or not 1 <= int(data["port"]) <= 65535:
-        raise ValueError(f"port {data['port']!r} is not a number from 1 to 65535")
+        raise ValueError(f"port {data['port']!r} is not a number from 1 to 65535; {RELATED}")
     for key in SSH_KEYS[2:]:
         if not re.fullmatch(r"SHA256:[A-Za-z0-9+/=]{1,64}", data[key]):
-            raise ValueError(f"{key} {data[key]!r} is not of the form SHA256:…")
+            raise ValueError(f"{key} {data[key]!r} is not of the form SHA256:…; {RELATED}")
     return SSHDebugConnection(host, int(data["port"]), data["rsa_fingerprint"], data["ed25519_fingerprint"])

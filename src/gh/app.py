@@ -37,6 +37,9 @@ LOCK_TIMEOUT = 2 * TIMEOUT
 # (https://docs.github.com/en/rest/authentication/permissions-required-for-github-apps).
 NEEDED = {"repository": "administration", "organisation": "organization_self_hosted_runners"}
 WANTED = {"actions": "read"}
+# What the operator can do.
+NEW_KEY = "generate a new private key at GitHub and update the secret"
+INSTALL = "install the App at GitHub, or set path"
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ class App(Auth):
         if "/app/installations/" in self._installation_url(place) and login.lower() != owner.lower():
             raise TokenError(
                 f"app-secret: installation-id {self._credentials.installation_id} is the installation of {login}, "
-                f"not of {owner}"
+                f"not of {owner}; correct installation-id, or path"
             )
 
     def _permissions(self, granted: dict[str, Any], place: str) -> dict[str, str]:
@@ -175,7 +178,8 @@ class App(Auth):
         try:
             signed: str = jwt.encode(claims, self._credentials.private_key, algorithm="RS256")
         except (jwt.PyJWTError, UnsupportedAlgorithm, ValueError, TypeError, AttributeError) as error:
-            raise TokenError(f"app-secret: private-key is no RSA private key ({type(error).__name__})") from None
+            kind = type(error).__name__
+            raise TokenError(f"app-secret: private-key is no RSA private key ({kind}); {NEW_KEY}") from None
         redaction.note(signed)
         return signed
 
@@ -189,14 +193,16 @@ class App(Auth):
         if response.status_code == 404 and "integration not found" in ending.lower():
             host = urlsplit(self._api).hostname
             return TokenError(
-                f"app-secret: {host} has no GitHub App with the app-id {self._credentials.app_id}{ending}"
+                f"app-secret: {host} has no GitHub App with the app-id {self._credentials.app_id}{ending}; "
+                "correct app-id or github-url"
             )
         if response.status_code == 404 and self._installation_url(place).endswith("/installation"):
-            return TokenError(f"{self._name} is not installed on {place} (HTTP 404)")
+            return TokenError(f"{self._name} is not installed on {place} (HTTP 404); {INSTALL}")
         if response.status_code == 404:
             number = self._credentials.installation_id
             return TokenError(
-                f"app-secret: {self._name} has no installation with the installation-id {number} (HTTP 404)"
+                f"app-secret: {self._name} has no installation with the installation-id {number} (HTTP 404); "
+                "correct installation-id, or remove it"
             )
         return self._no_token(response, place)
 
@@ -210,10 +216,10 @@ class App(Auth):
         if status == 422:
             return TokenError(
                 f"the installation of {self._name} does not cover {place}, lacks a permission there, "
-                f"or {place} was renamed (HTTP 422){ending}"
+                f"or {place} was renamed (HTTP 422){ending}; add it to the installation, or set path"
             )
         if status == 404:
-            return TokenError(f"{self._name} is no longer installed on {place} (HTTP 404)")
+            return TokenError(f"{self._name} is no longer installed on {place} (HTTP 404); {INSTALL}")
         return status_error(response, place)
 
     def _refused_jwt(self, response: httpx2.Response) -> TokenError:
@@ -225,16 +231,18 @@ class App(Auth):
         if "'issuer'" in ending.lower():
             return TokenError(
                 f"app-secret: {urlsplit(self._api).hostname} has no GitHub App with the app-id "
-                f"{self._credentials.app_id} (HTTP 401); give the App's number to a server before 3.15"
+                f"{self._credentials.app_id} (HTTP 401); correct app-id: a server before 3.15 needs the number"
             )
         ahead = time.time() - there.timestamp() if there else 0.0
         direction = "ahead of" if ahead > 0 else "behind"
         clock = f"the clock of this machine is {abs(ahead):.0f} s {direction} GitHub's"
         is_too_far = ahead > -JWT_BEGIN - CLOCK_MARGIN or -ahead > JWT_BEGIN + JWT_LIFE - CLOCK_MARGIN
         if "'iat'" in ending or "'exp'" in ending or (is_too_far and not ending):
-            return TokenError(f"{clock} (HTTP 401){ending}")
+            action = "synchronise the clock, for example timedatectl set-ntp true"
+            return TokenError(f"{clock} (HTTP 401){ending}; {action}")
         difference = f"; {clock}" if abs(ahead) > CLOCK_MARGIN else ""
-        return TokenError(f"app-secret: private-key is not a key of {self._name} (HTTP 401){ending}{difference}")
+        reason = f"private-key is not a key of {self._name} (HTTP 401){ending}{difference}"
+        return TokenError(f"app-secret: {reason}; {NEW_KEY}")
 
     def _suspended(self, place: str) -> TokenError:
         return TokenError(f"the installation of {self._name} on {place} is suspended: unsuspend it at GitHub")

@@ -203,7 +203,10 @@ class GithubClient:
             return DEFAULT_GROUP
         found = self._groups(path)
         if path.group.lower() not in found:
-            raise ConfigurationError(f"group: {path.path} has no runner group {path.group!r} that GitHub shows")
+            raise ConfigurationError(
+                f"group: {path.path} has no runner group {path.group!r} that GitHub shows; create it at GitHub, or "
+                "set group"
+            )
         return found[path.group.lower()]
 
     def _groups(self, path: GithubOrg) -> dict[str, int]:

@@ -24,6 +24,8 @@ MESSAGE_LIMIT = 200
 LIMIT_WORDS = re.compile("rate limit|abuse|secondary", re.IGNORECASE)
 # Where GitHub names no time (https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api).
 LIMIT_PAUSE = 60.0
+# What the operator can do where GitHub hides or refuses a path.
+ACCESS = "correct path, or give the token or the App access to it"
 # X509_V_ERR_*: self-signed, or signed by an authority that is not known.
 UNKNOWN_ISSUER = (18, 19, 20, 21)
 
@@ -40,7 +42,9 @@ class NotVisibleError(TokenError, StatusError):
     """404: GitHub's answer for what does not exist and for what the token cannot see."""
 
     def __init__(self, path: str, detail: str) -> None:
-        StatusError.__init__(self, f"{path} does not exist, or the token cannot see it (HTTP 404){detail}", 404)
+        StatusError.__init__(
+            self, f"{path} does not exist, or the token cannot see it (HTTP 404){detail}; {ACCESS}", 404
+        )
 
 
 @contextmanager
@@ -105,7 +109,8 @@ def status_error(response: httpx2.Response, path: str | None) -> GithubClientErr
     if path is None:
         return StatusError(f"the runner binary cannot be downloaded (HTTP {status})", status)
     if status == 401:
-        return TokenError(f"the GitHub token is invalid or expired (HTTP 401){ending}")
+        action = "put a new one into the secret, or into the option token"
+        return TokenError(f"the GitHub token is invalid or expired (HTTP 401){ending}; {action}")
     if status == 403:
         return _denied(response, path, message)
     if status == 404:
@@ -148,7 +153,7 @@ def _denied(response: httpx2.Response, path: str, message: str) -> TokenError:
         # https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api
         needed = line(response.headers.get("x-accepted-github-permissions", ""), MESSAGE_LIMIT // 2)
         needs = f"; the request needs {needed}" if needed else ""
-        return TokenError(f"no access to the runners of {path} (HTTP 403): {reason}{needs}")
+        return TokenError(f"no access to the runners of {path} (HTTP 403): {reason}{needs}; correct this at GitHub")
     text = f"authorize the token for single sign-on: {sso[1]} (HTTP 403)"
     room = MESSAGE_LIMIT - len(text) - 2
     return TokenError(f"{text}: {message[:room]}" if message and room > 0 else text)

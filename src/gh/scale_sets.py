@@ -39,6 +39,8 @@ BRIDGED = 3.0
 LONGEST_OUTAGE_PAUSE = 60.0
 # GitHub's support finds a client by this text.
 USER_AGENT = {"system": "github-runner-charm", "version": "1", "kind": "scaleset", "subsystem": "agent"}
+# What the operator can do where GitHub gives the registration token and the service refuses it.
+IF_IT_LASTS = "if this lasts, set scaling=fixed"
 
 Answer = TypeVar("Answer")
 
@@ -125,9 +127,13 @@ class ScaleSetClient:
             return DEFAULT_GROUP
         name = self.path.group
         found = read.values(self._get("runtime/runnergroups/", groupName=name), lambda item: read.number(item, "id"))
-        if len(found) != 1:
-            known = "no runner group" if not found else f"{len(found)} runner groups"
-            raise TokenError(f"group: {self.path.path} has {known} named {name!r}")
+        if not found:
+            place = self.path.path
+            raise TokenError(f"group: {place} has no runner group named {name!r}; create it at GitHub, or set group")
+        if len(found) > 1:
+            raise TokenError(
+                f"group: {self.path.path} has {len(found)} runner groups named {name!r}; rename one of them at GitHub"
+            )
         return found[0]
 
     def sets(self) -> list[ScaleSet]:
@@ -282,7 +288,7 @@ class ScaleSetClient:
                     self._discard(token, end)
                     refused += 1
                     kind = TemporaryGithubError if refused == 1 else TokenError
-                    raise kind(f"GitHub refuses its own token for scale sets: {error}") from error
+                    raise kind(f"GitHub refuses its own token for scale sets: {error}; {IF_IT_LASTS}") from error
         raise AssertionError("unreachable")
 
     def _once(self, method: str, url: str, token: str, body: Any, end: float) -> Any:
@@ -325,7 +331,8 @@ class ScaleSetClient:
                     self._service = read.url(found, "url", self._schemes)
                     self._token = read.token(found, "token")
         except _TooNewError as error:
-            raise TokenError(f"no access to the runner scale sets of {self.path.path}: {error}") from error
+            place = self.path.path
+            raise TokenError(f"no access to the runner scale sets of {place}: {error}; {IF_IT_LASTS}") from error
         left = read.life(self._token) - RENEW_BEFORE
         # A clock that is wrong must not cause a new token for each request, nor the use of one for ever.
         use = min(LONGEST_USE, max(SHORTEST_USE, left)) if left == left else SHORTEST_USE

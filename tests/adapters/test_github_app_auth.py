@@ -364,21 +364,21 @@ def with_other_key_and_clock(seconds: float) -> Change:
 
 
 WRONG: dict[str, tuple[Change, str]] = {
-    "no such App": (lambda _: {"app_id": "4711"}, "app-secret: 127.0.0.1 has no GitHub App with the app-id 4711"),
+    "no such App": (lambda _: {"app_id": "4711"}, "GitHub App with the app-id 4711.*; correct app-id or github-url$"),
     "no such client id": (
         lambda _: {"app_id": "Iv23liunknown"},
         r"app-secret: 127.0.0.1 has no GitHub App with the app-id Iv23liunknown \(HTTP 401\)",
     ),
-    "server that knows no client ids": (older_server, "; give the App's number to a server before 3.15$"),
+    "server that knows no client ids": (older_server, "; correct app-id: a server before 3.15 needs the number$"),
     "key of another App": (with_other_key, "app-secret: private-key is not a key of the GitHub App Iv23li"),
     "no key": (lambda _: {"private_key": "nonsense"}, "app-secret: private-key is no RSA private key"),
     "key of another kind": (
         with_key_on_another_curve,
         r"app-secret: private-key is no RSA private key \(UnsupportedAlgorithm\)",
     ),
-    "not installed": (uninstalled, r"the GitHub App Iv\S+ is not installed on Org/repo \(HTTP 404\)"),
+    "not installed": (uninstalled, r"the GitHub App Iv\S+ is not installed on Org/repo \(HTTP 404\); install the App"),
     "another repository": (changed(repositories=["Org/other"]), r"is not installed on Org/repo \(HTTP 404\)"),
-    "no such installation": (lambda _: {"installation_id": 7}, "has no installation with the installation-id 7"),
+    "no such installation": (lambda _: {"installation_id": 7}, "id 7 .*; correct installation-id, or remove it$"),
     "suspended": (changed(suspended=True), r"the installation of the GitHub App Iv\S+ on Org/repo is suspended"),
     "no permission": (
         changed(permissions={"actions": "read"}),
@@ -390,23 +390,26 @@ WRONG: dict[str, tuple[Change, str]] = {
     ),
     "installation of another account": (
         of_another_account,
-        "app-secret: installation-id [0-9]+ is the installation of somebody, not of Org$",
+        "app-secret: installation-id [0-9]+ is the installation of somebody, not of Org; correct inst",
     ),
     "clock a little behind": (
         with_other_key_and_clock(300),
-        r"private-key is not a key of .*; the clock of this machine is (299|300|301) s behind GitHub's$",
+        r"private-key is not a key of .*; the clock of this machine is (299|300|301) s behind GitHub's; generate a new",
     ),
-    "clock a little ahead": (with_other_key_and_clock(-30), "private-key is not a key of .* s ahead of GitHub's$"),
+    "clock a little ahead": (
+        with_other_key_and_clock(-30),
+        "private-key is not a key of .* s ahead of GitHub's; generate",
+    ),
     "clock at the end of what is allowed, behind": (
         with_other_key_and_clock(470),
-        r"private-key is not a key of .* behind GitHub's$",
+        r"private-key is not a key of .* behind GitHub's; gen",
     ),
     "clock at the end of what is allowed, ahead": (
         with_other_key_and_clock(-50),
-        r"private-key is not a key of .* ahead of GitHub's$",
+        r"private-key is not a key of .* ahead of GitHub's; gen",
     ),
     "clock nearly right": (with_other_key_and_clock(-10), r"private-key is not a key of (?!.*clock)"),
-    "clock ahead of the begin": (with_clock(-70), "the clock of this machine is (69|7[01]) s ahead of GitHub's"),
+    "clock ahead of the begin": (with_clock(-70), "is (69|7[01]) s ahead of GitHub's.*; synchronise the clock, for"),
     "clock behind": (with_clock(3600), "the clock of this machine is 3[56][0-9]{2} s behind GitHub's"),
     "clock ahead": (with_clock(-3600), "the clock of this machine is 3[56][0-9]{2} s ahead of GitHub's"),
 }
@@ -447,7 +450,7 @@ def test_a_reason_counts_more_than_the_clocks(world: World) -> None:
 def test_an_installation_that_is_given_and_lacks_the_repository(world: World) -> None:
     """With ``installation-id`` GitHub tells it only when it is asked for a token."""
     world.control.change_installation(world.installation, repositories=["Org/other"])
-    with pytest.raises(TokenError, match="does not cover Org/repo"):
+    with pytest.raises(TokenError, match=r"does not cover Org/repo.*; add it to the installation, or set path$"):
         world.client(installation_id=world.installation).list_runners(REPO, everything)
 
 

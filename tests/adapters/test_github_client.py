@@ -512,27 +512,33 @@ def test_permissions_that_a_request_needs_leave_room_for_the_reason(
     headers = {"x-accepted-github-permissions": "n" * 150}
     control.add_fault(path=LIST, status=403, body=json.dumps({"message": "Resource not accessible"}), headers=headers)
 
-    with pytest.raises(TokenError, match=f"Resource not accessible; the request needs {'n' * 100}$"):
+    with pytest.raises(TokenError, match=f"Resource not accessible; the request needs {'n' * 100}; correct"):
         client.list_runners(REPO, everything)
 
 
+NEW_TOKEN = "put a new one into the secret, or into the option token"
+ACCESS = "correct path, or give the token or the App access to it"
 MESSAGES: dict[str, tuple[int, Any, str]] = {
     "403": (
         403,
         "Resource not accessible",
-        "no access to the runners of octo-org/demo (HTTP 403): Resource not accessible",
+        "no access to the runners of octo-org/demo (HTTP 403): Resource not accessible; correct this at GitHub",
     ),
-    "allow list": (403, "IP allow list \u2603\nenabled\x1b", "demo (HTTP 403): IP allow list \u2603 enabled"),
-    "no message": (403, None, "no access to the runners of octo-org/demo (HTTP 403): the token lacks permission"),
-    "no text": (403, ["a"], "no access to the runners of octo-org/demo (HTTP 403): the token lacks permission"),
-    "401": (401, "Bad credentials", "the GitHub token is invalid or expired (HTTP 401): Bad credentials"),
-    "404": (404, "Not Found", "octo-org/demo does not exist, or the token cannot see it (HTTP 404)"),
-    "404 with a reason": (404, "Gone since May", "the token cannot see it (HTTP 404): Gone since May"),
+    "allow list": (
+        403,
+        "IP allow list \u2603\nenabled\x1b",
+        "(HTTP 403): IP allow list \u2603 enabled; correct this at GitHub",
+    ),
+    "no message": (403, None, "demo (HTTP 403): the token lacks permission; correct this at GitHub"),
+    "no text": (403, ["a"], "demo (HTTP 403): the token lacks permission; correct this at GitHub"),
+    "401": (401, "Bad credentials", f"the GitHub token is invalid or expired (HTTP 401): Bad credentials; {NEW_TOKEN}"),
+    "404": (404, "Not Found", f"octo-org/demo does not exist, or the token cannot see it (HTTP 404); {ACCESS}"),
+    "404 with a reason": (404, "Gone since May", f"the token cannot see it (HTTP 404): Gone since May; {ACCESS}"),
     "409": (409, "Try later", "request refused (HTTP 409): Try later"),
     "422": (422, "Validation Failed", "request refused (HTTP 422): Validation Failed"),
     "503": (503, "No server", "server error (HTTP 503): No server"),
-    "long": (403, "x" * 1000, "(HTTP 403): " + "x" * 200),
-    "token": (403, f"bad {TOKEN}!", "(HTTP 403): bad \u2026!"),
+    "long": (403, "x" * 1000, f"(HTTP 403): {'x' * 200}; correct this at GitHub"),
+    "token": (403, f"bad {TOKEN}!", "(HTTP 403): bad \u2026!; correct this at GitHub"),
 }
 
 
@@ -540,7 +546,7 @@ MESSAGES: dict[str, tuple[int, Any, str]] = {
 def test_message_of_github_is_shown(
     client: GithubClient, control: GitHubControl, status: int, message: Any, text: str
 ) -> None:
-    """The error ends with GitHub's message: one printable line of at most 200 characters, without the token."""
+    """GitHub's message is one printable line of at most 200 characters, without the token; what to do follows it."""
     control.add_fault(path=LIST, status=status, body=json.dumps({"message": message}))
 
     with pytest.raises(GithubClientError) as raised:
@@ -664,7 +670,7 @@ def test_a_runner_group_is_found_by_name_on_any_page(client: GithubClient, contr
 
     client.check_group(GithubOrg(ORG.org, "group 129"))
     client.check_group(GithubOrg(ORG.org, "Group 7"))
-    with pytest.raises(ConfigurationError, match="group: octo-org has no runner group 'nobody'"):
+    with pytest.raises(ConfigurationError, match=r"nobody' that GitHub shows; create it at GitHub, or set group$"):
         client.check_group(GithubOrg(ORG.org, "nobody"))
 
 

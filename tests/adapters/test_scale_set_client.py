@@ -143,7 +143,7 @@ def test_labels_that_the_server_drops_are_seen(server: github.GitHub) -> None:
 def test_a_group_is_found_by_its_name(broker: github.GitHub) -> None:
     """A group that is missing is the operator's to fix; a repository has only the default group."""
     client = connect(broker, ORG)
-    with pytest.raises(TokenError, match="no runner group named 'builders'"):
+    with pytest.raises(TokenError, match=r"no runner group named 'builders'; create it at GitHub, or set group$"):
         client.group_id()
 
     GitHubControl(broker.url).add_organisation(ORG.org, ["builders"])

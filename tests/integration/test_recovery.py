@@ -321,7 +321,8 @@ def test_a_runner_group_that_does_not_exist(deployment: Deployment) -> None:
     deployment.unit.set_config({"group": "nobody"})
 
     status, message = deployment.status()
-    assert (status, message) == ("blocked", "group: octo-org has no runner group 'nobody' that GitHub shows")
+    reason = "group: octo-org has no runner group 'nobody' that GitHub shows; create it at GitHub, or set group"
+    assert (status, message) == ("blocked", reason)
     for action in ("reconcile-runners", "flush-runners"):
         task = deployment.unit.run(action)
         assert (task["status"], task["message"]) == ("failed", message)

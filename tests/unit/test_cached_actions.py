@@ -44,7 +44,9 @@ def test_actions_of_a_list(value: str, expected: tuple[str, ...]) -> None:
 )
 def test_what_is_no_action_is_refused(action: str) -> None:
     """Whatever GitHub would not take for a ref, or a request, a shell or a file's name could misread, is an error."""
-    with pytest.raises(ValueError, match=r"not of the form owner/repo@ref, such as actions/checkout@v5$") as raised:
+    with pytest.raises(
+        ValueError, match=r"not of the form owner/repo@ref, such as actions/checkout@v5; use this form$"
+    ) as raised:
         parse_actions(f"actions/cache@v5, {action}")
 
     assert "actions/cache@v5" not in str(raised.value).partition("not of the form")[0]
@@ -60,7 +62,7 @@ def test_every_bad_action_is_named() -> None:
     assert str(raised.value) == (
         "'github/codeql-action/init@v3' has a path, write github/codeql-action@v3; "
         "'a/b/c/d@v2' has a path, write a/b@v2; "
-        "'x', 'y@1' not of the form owner/repo@ref, such as actions/checkout@v5"
+        "'x', 'y@1' not of the form owner/repo@ref, such as actions/checkout@v5; use this form"
     )
 
 

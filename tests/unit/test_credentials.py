@@ -61,10 +61,13 @@ OPENSSH = KEY.replace("RSA", "OPENSSH")
 FORM = "private-key is not an unencrypted private key in PEM form"
 WRONG: dict[str, tuple[dict[str, str], str]] = {
     "no id": ({"private-key": KEY}, "the secret has no key `app-id`"),
-    "no key": ({"app-id": "1"}, "the secret has no key `private-key`"),
+    "no key": ({"app-id": "1"}, "the secret has no key `private-key`; run `juju update-secret secret:"),
     "blank id": ({**APP, "app-id": " "}, "the secret has no key `app-id`"),
     "odd id": ({**APP, "app-id": "my app"}, "app-id is neither the client id nor the number of a GitHub App"),
-    "odd installation": ({**APP, "installation-id": "0x1"}, "installation-id is not a number"),
+    "odd installation": (
+        {**APP, "installation-id": "0x1"},
+        "installation-id is not a number; correct installation-id, or remove it",
+    ),
     "a public key": ({**APP, "private-key": PUBLIC}, FORM),
     "an encrypted key": ({**APP, "private-key": ENCRYPTED}, FORM),
     "a key of OpenSSH": ({**APP, "private-key": OPENSSH}, FORM),
@@ -147,4 +150,4 @@ def test_ways_of_registering(value: RegistrationMethod) -> None:
 
 def test_another_way_of_registering_blocks() -> None:
     """The error names the values."""
-    assert error_of({"registration": "JIT"}) == "registration: 'JIT' is not one of auto, jit, token"
+    assert error_of({"registration": "JIT"}) == "registration: 'JIT' is not one of auto, jit, token; set one of them"

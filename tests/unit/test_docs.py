@@ -203,7 +203,7 @@ def test_statuses_are_those_of_the_code() -> None:
     known = strings(ROOT / "src")
     assert len(messages()) > 50
     for message in messages():
-        pieces = (piece.strip(" ;,") for piece in re.split(r"…|: |:$| failed| for |\d+|lxdbr0", message))
+        pieces = (piece.strip(" ;,") for piece in re.split(r"…|; |: |:$| failed| for |\d+|lxdbr0", message))
         for piece in pieces:
             assert len(piece) < 3 or piece in OPTIONS or any(piece in text for text in known), message
 

@@ -217,7 +217,7 @@ def test_bad_proxy_of_the_runners_blocks(value: str) -> None:
     line = error_of({"runner-http-proxy": value})
 
     assert line.startswith("runner-http-proxy: ")
-    assert line.endswith("is not a http:// or https:// URL")
+    assert line.endswith("is not a http:// or https:// URL; set such a URL")
     assert "hid" not in line
 
 
