@@ -221,7 +221,7 @@ class GithubRunnerCharm(ops.CharmBase):
 
     @cached_property
     def _service(self) -> "Callable[[CharmState], Service]":
-        """Make a service of a state. The only late import: a hook that needs no service ends much sooner without it."""
+        """Make a service of a state. Imported late: a hook that needs no service ends much sooner without it."""
         from service import Adapters, Service
 
         model = hashlib.sha256(self.model.uuid.encode()).hexdigest()[:8]

@@ -16,7 +16,7 @@ from typing import Any
 import telemetry
 from gh.scale_set_answers import LARGEST_NUMBER, TEXT_LIMIT, Job
 from system import remove_files, write_file
-from telemetry import Observation
+from telemetry import Measurement
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class KnownJobs:
         self._lock = threading.Lock()
         self._jobs = load(unit)
 
-    def note(self, jobs: Iterable[Job], owns: Callable[[str], bool], flavor: str, now: float) -> list[Observation]:
+    def note(self, jobs: Iterable[Job], owns: Callable[[str], bool], flavor: str, now: float) -> list[Measurement]:
         """Take a message's entries about runners of this unit into account.
 
         Returns the durations that are known now and were not before: a message may come again.
@@ -102,7 +102,7 @@ class KnownJobs:
                     logger.warning("GitHub's messages about jobs were not recorded: %s", error)
         return found
 
-    def _note(self, job: Job, flavor: str, now: float) -> Iterator[Observation]:
+    def _note(self, job: Job, flavor: str, now: float) -> Iterator[Measurement]:
         # The file ends with the job of the latest message.
         before = self._jobs.pop(job.runner, None)
         if before is None or before.job != job.id:
@@ -113,7 +113,7 @@ class KnownJobs:
             ("job", before.duration, after.duration),
         ):
             if was is None and duration is not None:
-                yield Observation(name, flavor, duration)
+                yield Measurement(name, flavor, duration)
 
 
 def _kept(jobs: Mapping[str, KnownJob], now: float) -> dict[str, KnownJob]:

@@ -22,7 +22,7 @@ from telemetry import Counts, Gauges
 from waiting import Waiting
 
 # LXD's own key: the fingerprint of the image that the instance was made from. `lxc image list` shows 12 digits of it.
-BASE_IMAGE_KEY = "volatile.base_image"
+IMAGE_FINGERPRINT_KEY = "volatile.base_image"
 DIGITS = 12
 # Longest name of a workflow in JSON and YAML, in characters.
 JOB_NAME_LIMIT = 128
@@ -152,7 +152,7 @@ def _row(item: ObservedRunner, found: PreJobMetrics | None, fingerprints: Mappin
         # The pre-job file may hold a wrong time: use it only between creation and now.
         since=_moment(since) if view.created_at <= since <= now and since else None,
         job=job,
-        image=config.get(BASE_IMAGE_KEY, "")[:DIGITS],
+        image=config.get(IMAGE_FINGERPRINT_KEY, "")[:DIGITS],
         binary=config.get(BINARY_KEY, ""),
     )
 

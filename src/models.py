@@ -386,14 +386,14 @@ class CharmState:
         return bool(self.given_flavors) or self.scaling is Scaling.DEMAND
 
     @property
-    def replaces_on_exit(self) -> bool:
+    def watches_runners(self) -> bool:
         """Whether a reconcile starts as soon as a runner ends; in demand mode always, because jobs may wait for it."""
         return (self.replace_on_exit or self.scaling is Scaling.DEMAND) and self.keeps_runners
 
     @property
     def needs_agent(self) -> bool:
         """Whether the unit's agent runs beside the hooks."""
-        return self.replaces_on_exit or self.scaling is Scaling.DEMAND or self.metrics_port != 0
+        return self.watches_runners or self.scaling is Scaling.DEMAND or self.metrics_port != 0
 
     @property
     def runners(self) -> tuple[RunnerSpec, ...]:

@@ -26,7 +26,7 @@ def notices(state: CharmState, markers: Markers, report: Report, now: float) -> 
     return [
         *_failed_starts(report, now),
         *_old(report, now),
-        *_image(state, markers, report),
+        *_image_notices(state, markers, report),
         *_missing_reboot(markers, now),
         *_no_policy(state, markers),
         *_other_units(markers),
@@ -44,7 +44,7 @@ def note_attendance(markers: Markers, interval: int, now: float) -> None:
     """
     last = markers.numbers(RECONCILED, 1)
     with suppress(HostError):
-        if last and now - last[0] > max(times.UNATTENDED, 3 * times.MINUTE * interval):
+        if last and now - last[0] > max(times.UNATTENDED_AFTER, 3 * times.MINUTE * interval):
             logger.warning("No reconcile for %.0f minutes", (now - last[0]) / times.MINUTE)
             markers.note(UNATTENDED, f"{last[0]:.0f} {int(now)}")
         markers.note(RECONCILED, str(int(now)))
@@ -66,16 +66,16 @@ def _old(report: Report, now: float) -> Iterator[str]:
             yield f"{what} for {age / times.DAY:.0f} days"
 
 
-def _image(state: CharmState, markers: Markers, report: Report) -> Iterator[str]:
+def _image_notices(state: CharmState, markers: Markers, report: Report) -> Iterator[str]:
     found = []
     for wanted in images(state):
-        image = report.images.get(wanted.alias)
+        published = report.images.get(wanted.alias)
         # Another image than the charm's own is replaced at once for these options only.
-        if image is None or not (image.built_at is not None or wanted.extra_packages or wanted.script):
+        if published is None or not (published.built_at is not None or wanted.extra_packages or wanted.script):
             continue
-        if owner := image_builds.owning_unit(markers, wanted, image):
+        if owner := image_builds.owning_unit(markers, wanted, published):
             found.append(f"image {wanted.alias} has the options of {owner} on this machine; set the same ones")
-        elif missing := image_builds.missing_change(markers, wanted, image.additions):
+        elif missing := image_builds.missing_change(markers, wanted, published.additions):
             found.append(missing)
     yield from (status.fit(missing, REASON_LIMIT // len(found)) for missing in found)
 

@@ -9,7 +9,7 @@ from models import FailedStarts
 from runner_view import Process, RunnerView
 
 # The runner agent has exited.
-ENDED = (Process.NONE, Process.DEPRECATED, Process.FAILED)
+AGENT_ENDED = (Process.NONE, Process.DEPRECATED, Process.FAILED)
 
 
 class Health(Enum):
@@ -115,7 +115,7 @@ def health(view: RunnerView, now: float) -> Health:
     # The runner agent has exited, or a reconcile that created the runner was killed. GitHub may list the runner as busy
     # for several more minutes. Instances of the previous charm have no creation time, so this rule does not hold for
     # them.
-    ended = view.process in ENDED
+    ended = view.process in AGENT_ENDED
     died = ended and view.created_at > 0 and not (view.github and view.github.online)
     if view.busy and not died:
         return (
@@ -170,7 +170,7 @@ def _is_newly_online(view: RunnerView) -> bool:
 
 def needs_confirmation(view: RunnerView) -> bool:
     """Whether a runner is unhealthy by GitHub's list only: its agent may run, and the list may be wrong."""
-    return view.running and not view.gone and view.process not in ENDED
+    return view.running and not view.gone and view.process not in AGENT_ENDED
 
 
 def is_believed(view: RunnerView, now: float) -> bool:

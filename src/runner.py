@@ -329,7 +329,7 @@ class Runner:
         # Before any job: only the charm's own script has written the output.
         done = instance.execute(
             ["/bin/sh", "-c", f"{mounted}; {unpack} && exec {provision.SETUP_SCRIPT}"],
-            timeout=times.SET_UP + times.REGISTER,
+            timeout=times.SET_UP_INSTANCE + times.REGISTER,
             output=True,
             environment={"HOME": "/root", "LANG": "C.UTF-8"},
         )

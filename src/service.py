@@ -41,7 +41,8 @@ from gh.auth import Pat
 from gh.client import GithubClient, api_url
 from gh.registration import OptionRegistration
 from gh.scale_sets import ScaleSetClient
-from host import agent, capacity, image, image_builds, kernel, machine, markers, pool, runner_binary, timer
+from host import agent, capacity, image, image_builds, kernel, machine, pool, runner_binary, timer
+from host.markers import FAILURES, LEAVING, NO_POLICY, SET_UP, TAKEN_OVER, Markers
 from metrics.storage import StorageManager
 from models import CharmState, FailedCreation, FlushMode
 from naming import Identity, binary_version
@@ -102,7 +103,7 @@ class Service:
         self,
         state: CharmState,
         identity: Identity,
-        markers: markers.Markers,
+        markers: Markers,
         unit: Unit,
         show: Callable[[Status], None],
         adapters: Adapters,
@@ -122,8 +123,8 @@ class Service:
     def note_installation(self) -> None:
         """Record that there was no previous charm, and nothing of an application of this name that was removed."""
         with suppress(HostError):
-            self._markers.note(markers.NO_POLICY)
-            self._markers.note(markers.TAKEN_OVER)
+            self._markers.note(NO_POLICY)
+            self._markers.note(TAKEN_OVER)
         # Without LXD, which the set-up installs, there is no record.
         with suppress(LxdError):
             machine.remove_old_record(self._lxd, self._markers)
@@ -132,7 +133,7 @@ class Service:
         """Record that the upgrade ends no repository policy check, if the previous charm was never on this unit."""
         if not self._markers.exist() and not machine.has_previous_charm():
             with suppress(HostError):
-                self._markers.note(markers.NO_POLICY)
+                self._markers.note(NO_POLICY)
 
     def note_attendance(self, interval: int) -> None:
         """Record that a reconcile was started; the ``interval`` of the timer in minutes."""
@@ -142,7 +143,7 @@ class Service:
         """Remove what the previous charm left, and record that nothing of it is left to do."""
         if machine.take_over(self._lxd, self._markers.unit):
             with suppress(HostError):
-                self._markers.note(markers.TAKEN_OVER)
+                self._markers.note(TAKEN_OVER)
 
     def set_up(self, build_later: bool = False) -> None:
         """Set up the timer, the runner binary and the machine; ``build_later`` builds an image outside of this hook.
@@ -179,7 +180,7 @@ class Service:
 
     def resume(self) -> None:
         """What update-status does where something is missing: a complete set-up, the timer or the agent."""
-        if self._markers.read(markers.SET_UP) is None:
+        if self._markers.read(SET_UP) is None:
             self.apply(build_later=True)
         else:
             self._ensure_timer()
@@ -189,7 +190,7 @@ class Service:
     def repair(self) -> None:
         """Complete a set-up that did not come to its end, and make again what was lost since; else only look."""
         self._free_previous_pool()
-        if self._markers.read(markers.SET_UP) is not None:
+        if self._markers.read(SET_UP) is not None:
             lost = machine.lost(self._lxd, self._state, self._markers.unit)
             if not lost:
                 machine.tend(self._jinja, self._state, self._markers.unit)
@@ -202,7 +203,7 @@ class Service:
     def try_at_once(self, no_policy: bool = False) -> None:
         """Create runners without waiting for the next attempt; ``no_policy`` acknowledges that no policy is checked."""
         if no_policy:
-            self._markers.note(markers.NO_POLICY)
+            self._markers.note(NO_POLICY)
         creation.try_at_once(self._markers)
 
     def reconcile(self, *, needs_list: bool = True) -> int:
@@ -215,7 +216,7 @@ class Service:
         if self._reboot_is_awaited():
             self._progress(REBOOTING)
             return 0
-        if self._markers.read(markers.SET_UP) is None:
+        if self._markers.read(SET_UP) is None:
             # Also where this event did not try: without a firewall, for example, no runner may run.
             self.hold = self.hold or "the set-up of the machine is not complete"
         else:
@@ -249,7 +250,7 @@ class Service:
 
         Unless forced, only where new runners can be created: otherwise the unit would be left without any.
         """
-        self._markers.clear(*markers.FAILURES)
+        self._markers.clear(*FAILURES)
         if not force:
             self._check_creation()
         self._progress("Flushing runners")
@@ -334,7 +335,7 @@ class Service:
     def ensure_agent(self) -> None:
         """Start the agent after the runners: otherwise it would treat missing runners as lost."""
         if self._state.needs_agent:
-            agent.ensure(self._jinja, self._markers.unit, self._state.replaces_on_exit, self._state.metrics_port)
+            agent.ensure(self._jinja, self._markers.unit, self._state.watches_runners, self._state.metrics_port)
         else:
             agent.remove(self._markers.unit)
 
@@ -406,7 +407,7 @@ class Service:
         A build of the image would be cut off, so that it is waited for. Of a machine that is not set up, no build is:
         where builds fail, each reconcile starts the next one.
         """
-        is_set_up = self._markers.read(markers.SET_UP) is not None
+        is_set_up = self._markers.read(SET_UP) is not None
         if kernel.reboot_is_due() and not (is_set_up and image_builds.is_running(self._markers.unit)):
             since = kernel.requested(self._markers, self._adapters.clock())
             if (since is None or since >= times.REBOOT_AGAIN) and self.drain():
@@ -419,7 +420,7 @@ class Service:
     def _reboot_is_awaited(self) -> bool:
         """Whether a reboot was requested that may still come."""
         since = kernel.requested(self._markers, self._adapters.clock())
-        return since is not None and since < times.REBOOT
+        return since is not None and since < times.REBOOT_WAIT
 
     def _manager(self) -> RunnerManager:
         state, clock = self._state, self._adapters.clock
@@ -487,7 +488,7 @@ class Service:
             logger.warning("The build of an image with the changed options was not started: %s", error)
 
     def _note_leaving(self) -> list[str]:
-        self._markers.note(markers.LEAVING)
+        self._markers.note(LEAVING)
         return []
 
     def _progress(self, step: str) -> None:

@@ -42,10 +42,10 @@ FLAGS = {"nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC, "
 def create(runner_name: str) -> MetricsStorage:
     """Make and mount a storage; CreateMetricsStorageError when the name exists or a step fails."""
     ensure_views()
-    image, path = _image(runner_name), FILESYSTEM_BASE_PATH / runner_name
-    if image.exists() or path.exists():
+    volume, path = _volume(runner_name), FILESYSTEM_BASE_PATH / runner_name
+    if volume.exists() or path.exists():
         raise CreateMetricsStorageError(f"{runner_name} has a metrics storage already")
-    partial = image.with_name(f".{image.name}.partial")
+    partial = volume.with_name(f".{volume.name}.partial")
     try:
         FILESYSTEM_IMAGES_PATH.mkdir(parents=True, exist_ok=True, mode=0o700)
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -53,7 +53,7 @@ def create(runner_name: str) -> MetricsStorage:
             try_lock(file)
             file.truncate(FILESYSTEM_SIZE)
             run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0", str(partial)])
-            partial.replace(image)
+            partial.replace(volume)
         storage = _mount(runner_name)
         (path / "lost+found").rmdir()
         return storage
@@ -69,19 +69,19 @@ def list_all() -> Iterator[MetricsStorage]:
     ensure_views()
     if not FILESYSTEM_IMAGES_PATH.is_dir():
         return
-    for image in sorted(FILESYSTEM_IMAGES_PATH.iterdir()):
-        if image.name.endswith(".partial"):
-            _remove_abandoned(image)
-        elif image.suffix == ".img":
+    for volume in sorted(FILESYSTEM_IMAGES_PATH.iterdir()):
+        if volume.name.endswith(".partial"):
+            _remove_abandoned(volume)
+        elif volume.suffix == ".img":
             try:
-                yield get(image.stem)
+                yield get(volume.stem)
             except MetricsStorageError as error:
                 logger.error("%s", error)
 
 
 def get(runner_name: str) -> MetricsStorage:
     """One storage, mounted if it was not (after a reboot); GetMetricsStorageError when there is none."""
-    if not _is_roots(_image(runner_name), stat.S_IFREG):
+    if not _is_roots(_volume(runner_name), stat.S_IFREG):
         raise GetMetricsStorageError(f"{runner_name} has no metrics storage")
     path = FILESYSTEM_BASE_PATH / runner_name
     try:
@@ -92,7 +92,7 @@ def get(runner_name: str) -> MetricsStorage:
 
 def delete(runner_name: str) -> None:
     """Unmount and remove; gone already counts as done."""
-    image, path = _image(runner_name), FILESYSTEM_BASE_PATH / runner_name
+    volume, path = _volume(runner_name), FILESYSTEM_BASE_PATH / runner_name
     try:
         while path.is_mount():
             # Lazy: an instance that is going down may hold it for a moment longer.
@@ -100,7 +100,7 @@ def delete(runner_name: str) -> None:
         with suppress(FileNotFoundError):
             path.rmdir()
         flavor_record(path).unlink(missing_ok=True)
-        image.unlink(missing_ok=True)
+        volume.unlink(missing_ok=True)
     except (OSError, CommandError) as error:
         raise DeleteMetricsStorageError(f"cannot remove the metrics storage of {runner_name}: {error}") from error
 
@@ -136,9 +136,9 @@ def ensure_views() -> None:
 def remove() -> list[str]:
     """Delete every storage and take the public paths away; returns what was removed."""
     gone = []
-    for image in FILESYSTEM_IMAGES_PATH.glob("*.img"):
-        delete(image.stem)
-        gone.append(str(image))
+    for volume in FILESYSTEM_IMAGES_PATH.glob("*.img"):
+        delete(volume.stem)
+        gone.append(str(volume))
     for folder, view in VIEWS.items():
         while _is_shown(folder, view):
             run(["umount", "--lazy", str(view)])
@@ -169,8 +169,8 @@ def _take_along(view: Path, folder: Path) -> None:
         # Exchanged between the two steps.
         folder.rename(folder.with_name(f".{folder.name}.{secrets.token_hex(4)}"))
         return
-    for image in folder.glob("*.img"):
-        image.chmod(0o600)
+    for volume in folder.glob("*.img"):
+        volume.chmod(0o600)
 
 
 def _show(folder: Path, view: Path) -> None:
@@ -195,7 +195,7 @@ def _is_roots(path: Path, kind: int) -> bool:
     return stat.S_IFMT(found.st_mode) == kind and found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
-def _image(runner_name: str) -> Path:
+def _volume(runner_name: str) -> Path:
     return FILESYSTEM_IMAGES_PATH / f"{safe_name(runner_name)}.img"
 
 
@@ -203,7 +203,7 @@ def _mount(runner_name: str) -> MetricsStorage:
     path = FILESYSTEM_BASE_PATH / runner_name
     FILESYSTEM_BASE_PATH.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.mkdir(exist_ok=True)
-    run(["mount", "-o", ",".join(["loop", *FLAGS]), str(_image(runner_name)), str(path)])
+    run(["mount", "-o", ",".join(["loop", *FLAGS]), str(_volume(runner_name)), str(path)])
     return _checked(path, runner_name)
 
 
@@ -222,7 +222,7 @@ def _missing_flags(path: Path) -> list[str]:
 
 
 def _remove_abandoned(partial: Path) -> None:
-    """An image that was never finished, unless it is another application's in the making."""
+    """Remove a volume whose creation was interrupted, unless another process is creating it now."""
     with suppress(OSError), partial.open("rb") as file:
         if try_lock(file):
             partial.unlink()

@@ -1,7 +1,7 @@
 """What the reconciles of a unit measure, for the unit's agent: two small files below /run, which may be missing.
 
 A reconcile is a process that ends; the agent keeps histograms and counters. One file has the latest gauges and is
-replaced. The other one has a line for each observation; the agent takes the lines away. In a third one the agent says
+replaced. The other one has a line for each measurement; the agent takes the lines away. In a third one the agent says
 why it cannot serve metrics. Only root can read or write them. Nothing here raises: a reconcile and an agent go on
 without figures, and no reconcile decides by them.
 """
@@ -23,14 +23,14 @@ from system import LOCKS, remove_files, write_file
 
 logger = logging.getLogger(__name__)
 
-# Of the file of observations and of the file of gauges, in bytes. What would be beyond it is not recorded: no agent
+# Of the file of measurements and of the file of gauges, in bytes. What would be beyond it is not recorded: no agent
 # takes the lines away.
 LIMIT = 1 << 20
 # Of the agent's reason, in bytes.
 PROBLEM_LIMIT = 200
 # Flavours in one file; more are damage.
 MOST_FLAVORS = 100
-# What an observation may be of, each in seconds, and the counted failures of a creation.
+# What a measurement may be of, each in seconds, and the counted failures of a creation.
 DURATIONS = ("queue", "creation", "job", "reconcile")
 FAILURE = "creation_failure"
 # Why a reconcile has left runners out: no room for their memory, CPUs or disks, creations that failed, or none allowed.
@@ -92,7 +92,7 @@ class Gauges:
 
 
 @dataclass(frozen=True)
-class Observation:
+class Measurement:
     """A duration of ``value`` seconds, or with the name FAILURE a creation that failed in ``step``."""
 
     name: str
@@ -106,8 +106,8 @@ def gauges_path(unit: str) -> Path:
     return LOCKS / f"telemetry.{unit.replace('/', '-')}.json"
 
 
-def observations_path(unit: str) -> Path:
-    """The file of the observations of a unit."""
+def measurements_path(unit: str) -> Path:
+    """The file of the measurements of a unit."""
     return gauges_path(unit).with_suffix(".log")
 
 
@@ -128,25 +128,25 @@ def load(unit: str) -> Gauges | None:
         return None
 
 
-def observe(unit: str, *observations: Observation) -> None:
-    """Append observations."""
-    lines = "".join(json.dumps(asdict(each)) + "\n" for each in observations).encode()
+def measure(unit: str, *measurements: Measurement) -> None:
+    """Append measurements."""
+    lines = "".join(json.dumps(asdict(each)) + "\n" for each in measurements).encode()
     try:
-        with _open(observations_path(unit), os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
+        with _open(measurements_path(unit), os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if os.fstat(file.fileno()).st_size + len(lines) <= LIMIT:
                 os.write(file.fileno(), lines)
     except OSError as error:
-        logger.warning("An observation is not recorded: %s", error)
+        logger.warning("A measurement is not recorded: %s", error)
 
 
-def take(unit: str) -> list[Observation]:
-    """Take the observations away; lines that are damaged are left out."""
-    with suppress(OSError), _open(observations_path(unit), os.O_RDWR) as file:
+def take(unit: str) -> list[Measurement]:
+    """Take the measurements away; lines that are damaged are left out."""
+    with suppress(OSError), _open(measurements_path(unit), os.O_RDWR) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         data = file.read(LIMIT)
         os.ftruncate(file.fileno(), 0)
-        return list(_observations(data))
+        return list(_measurements(data))
     return []
 
 
@@ -178,7 +178,7 @@ def problem(unit: str) -> str:
 
 def remove(unit: str) -> list[str]:
     """Remove the files of a unit; returns those that were there."""
-    return remove_files(gauges_path(unit), observations_path(unit), problem_path(unit))
+    return remove_files(gauges_path(unit), measurements_path(unit), problem_path(unit))
 
 
 def _open(path: Path, flags: int) -> Any:
@@ -188,13 +188,13 @@ def _open(path: Path, flags: int) -> Any:
     return os.fdopen(handle, "rb", buffering=0)
 
 
-def _observations(data: bytes) -> Iterator[Observation]:
+def _measurements(data: bytes) -> Iterator[Measurement]:
     for each in data.splitlines():
         try:
             found = json.loads(each)
             name, flavor, step = (str(found[key]) for key in ("name", "flavor", "step"))
             if (name in DURATIONS or name == FAILURE) and FLAVOR_NAME.fullmatch(flavor):
-                yield Observation(name, flavor, _seconds(found["value"]), step[:40])
+                yield Measurement(name, flavor, _seconds(found["value"]), step[:40])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
 

@@ -11,7 +11,7 @@ DAY = 24 * HOUR
 CREATE_INSTANCE = 5 * MINUTE
 # Until an instance takes its first file or command: a virtual machine boots and starts its agent. A container: seconds.
 READY = {"virtual-machine": 5 * MINUTE, "container": MINUTE}
-SET_UP = 10 * MINUTE
+SET_UP_INSTANCE = 10 * MINUTE
 REGISTER = 2 * MINUTE
 START_AGENT = 30
 # A runner agent that is stopped interrupts the step of its job (7.5 s), terminates it (2.5 s), waits for the step's
@@ -20,7 +20,7 @@ STOP_AGENT = 45
 STOP_INSTANCE = 60
 # For the requests to LXD and GitHub between the steps.
 BETWEEN_STEPS = 5 * MINUTE
-CREATION = CREATE_INSTANCE + READY["virtual-machine"] + SET_UP + REGISTER + START_AGENT + BETWEEN_STEPS
+CREATION = CREATE_INSTANCE + READY["virtual-machine"] + SET_UP_INSTANCE + REGISTER + START_AGENT + BETWEEN_STEPS
 
 # How long a runner may take to come online once its creation has ended. Until then, and during its creation, it is
 # starting.
@@ -57,7 +57,7 @@ REST_OF_RECONCILE = 10 * MINUTE
 # How long apt waits for another process that holds one of apt's or dpkg's locks.
 APT_LOCK = 10 * MINUTE
 # After a reboot was requested: from then on it is believed to have been lost, and the unit serves on.
-REBOOT = 10 * MINUTE
+REBOOT_WAIT = 10 * MINUTE
 REBOOT_AGAIN = DAY
 # After GitHub has called a version deprecated: until one runner is tried with it, and until all are.
 DEPRECATED_RETRY = 15 * MINUTE
@@ -66,7 +66,7 @@ DEPRECATED_END = HOUR
 BACK_OFF = 2
 BACK_OFF_LIMIT = 10 * MINUTE
 # A time without any reconcile that is longer than this, and than three intervals, is reported for a day.
-UNATTENDED = 30 * MINUTE
+UNATTENDED_AFTER = 30 * MINUTE
 
 
 def reconcile_limit(interval: int) -> int:

@@ -12,7 +12,7 @@ from plan import Desired, Reason
 from runner_view import Process, RunnerView
 
 # Seconds after its creation in which a runner takes a waiting job. Also for how long a list tells why one did not.
-READY = 60.0
+PICK_UP = 60.0
 
 
 def presumed(
@@ -63,12 +63,12 @@ def _is_current(view: RunnerView, wanted: Wanted, fingerprint: str) -> bool:
 def _is_kept_waiting(wanted: Wanted, views: Sequence[RunnerView], list_age: float, now: float) -> bool:
     """Whether jobs wait although more runners are ready than jobs run: some of them may get no job."""
     ready = [view for view in _running(views) if _is_ready(view, now)]
-    return wanted.since is not None and len(ready) > wanted.running_jobs and list_age >= READY
+    return wanted.since is not None and len(ready) > wanted.running_jobs and list_age >= PICK_UP
 
 
 def _is_ready(view: RunnerView, now: float) -> bool:
     # One that was created in the future is older than the clock says.
-    return not 0 <= now - (view.prepared_at or view.created_at) < READY
+    return not 0 <= now - (view.prepared_at or view.created_at) < PICK_UP
 
 
 def _running(views: Iterable[RunnerView]) -> list[RunnerView]:

@@ -12,7 +12,7 @@ from demand import Demand
 from redaction import line
 from telemetry import DELAYS, Counts, Delay, Gauges
 
-STARTING, OFFLINE, MAXIMUM, NOT_ASSIGNED, DEMAND_UNKNOWN, RECONCILE = (
+STARTING, NOT_ONLINE, MAXIMUM, NOT_ASSIGNED, DEMAND_UNKNOWN, RECONCILE = (
     "starting",
     "offline",
     "maximum",
@@ -20,7 +20,7 @@ STARTING, OFFLINE, MAXIMUM, NOT_ASSIGNED, DEMAND_UNKNOWN, RECONCILE = (
     "demand_unknown",
     "reconcile",
 )
-REASONS = (STARTING, OFFLINE, MAXIMUM, *DELAYS, NOT_ASSIGNED, DEMAND_UNKNOWN, RECONCILE)
+REASONS = (STARTING, NOT_ONLINE, MAXIMUM, *DELAYS, NOT_ASSIGNED, DEMAND_UNKNOWN, RECONCILE)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _unknown(found: Demand) -> Delay:
 
 
 def _offline(counts: Counts) -> Delay:
-    return Delay(OFFLINE, counts.other, "GitHub does not list them as online")
+    return Delay(NOT_ONLINE, counts.other, "GitHub does not list them as online")
 
 
 def _reconcile(last: float | None) -> Delay:

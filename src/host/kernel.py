@@ -128,7 +128,7 @@ def requested(markers: Markers, now: float) -> float | None:
     if boot != boot_id():
         return None
     # A request in the future: the clock was set back, and its age is not known.
-    return age if age >= 0 else float(times.REBOOT)
+    return age if age >= 0 else float(times.REBOOT_WAIT)
 
 
 def note_request(markers: Markers, now: float) -> None:

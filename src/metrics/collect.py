@@ -30,7 +30,7 @@ from metrics.storage import StorageManager
 from metrics.type import GithubJobMetrics
 from models import DEFAULT_FLAVOR, FailedStarts, GithubPath
 from naming import Identity
-from telemetry import Counts, Gauges, Observation
+from telemetry import Counts, Gauges, Measurement
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +50,12 @@ class Collector:
     def installed(self, started: float, now: float, flavor: str = DEFAULT_FLAVOR) -> None:
         """Issue the event of a runner of a flavour whose creation started and ended at these UNIX times."""
         duration = max(0.0, now - started)
-        telemetry.observe(self._identity.unit, Observation("creation", flavor, duration))
+        telemetry.measure(self._identity.unit, Measurement("creation", flavor, duration))
         self._issue(lambda app: RunnerInstalled(timestamp=now, flavor=app, flavor_name=flavor, duration=duration))
 
     def failed(self, step: str, flavor: str) -> None:
         """Count a creation of a runner that failed in a step."""
-        telemetry.observe(self._identity.unit, Observation(telemetry.FAILURE, flavor, step=step))
+        telemetry.measure(self._identity.unit, Measurement(telemetry.FAILURE, flavor, step=step))
 
     def figures(
         self,
@@ -85,7 +85,7 @@ class Collector:
         )
         telemetry.save(self._identity.unit, gauges)
         took = max(0.0, now - started)
-        telemetry.observe(self._identity.unit, *(Observation("reconcile", flavor, took) for flavor in flavors))
+        telemetry.measure(self._identity.unit, *(Measurement("reconcile", flavor, took) for flavor in flavors))
 
     def finished(self, existing: AbstractSet[str], previous_volumes: AbstractSet[str]) -> Counter[str]:
         """Issue the events of runners that do not exist any more, and remove their metrics storages.
@@ -131,11 +131,11 @@ class Collector:
         flavor = metrics.flavor_name or DEFAULT_FLAVOR
         queue = job.queue_duration if job is not None else None
         if queue is not None and RunnerStart in issued:
-            found.append(Observation("queue", flavor, max(0.0, queue)))
+            found.append(Measurement("queue", flavor, max(0.0, queue)))
         if metrics.post_job is not None and RunnerStop in issued:
             taken = metrics.post_job.timestamp - metrics.pre_job.timestamp if duration is None else duration
-            found.append(Observation("job", flavor, max(0.0, taken)))
-        telemetry.observe(self._identity.unit, *found)
+            found.append(Measurement("job", flavor, max(0.0, taken)))
+        telemetry.measure(self._identity.unit, *found)
 
     def unit_health(
         self,

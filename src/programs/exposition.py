@@ -165,7 +165,7 @@ class Figures:
 
 
 class _Gauges(Collector):
-    """Registered first, so that a scrape takes observations before the histograms are read."""
+    """Registered first, so that a scrape takes measurements before the histograms are read."""
 
     def __init__(self, figures: Figures) -> None:
         self._figures = figures
@@ -206,7 +206,7 @@ def serve(port: int, figures: Figures) -> Exposition | None:
 def keep_serving(port: int, figures: Figures, stop: threading.Event) -> None:
     """Serve metrics until ``stop``. A port that cannot be used is tried again each minute.
 
-    The figures are taken each minute: without a Prometheus nobody else empties the file of observations.
+    The figures are taken each minute: without a Prometheus nobody else empties the file of measurements.
     """
     served = serve(port, figures)
     while not stop.wait(PAUSE):

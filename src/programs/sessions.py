@@ -34,7 +34,7 @@ from models import GithubOrg, GithubRepo
 from programs import missed_jobs
 from programs.missed_jobs import Reported, Target
 from redaction import redact
-from unlisted import READY
+from unlisted import PICK_UP
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ ASSIGNMENT_LIFE = 600.0
 LATE = 240.0
 # After so long without a change a reconcile is started for jobs that wait: when they came, a runner that cannot take
 # them may have been taken for ready, because the list was new or the runner just created.
-STUCK = 1.5 * READY
+STUCK = 1.5 * PICK_UP
 # For the end of a thread whose session was closed, and for that of all of them: systemctl waits for a minute.
 THREAD_END, END = 3.0, 5.0
 MOST_ASSIGNED = MOST_OFFERED = 1000
@@ -602,7 +602,7 @@ class FlavorSession:
                 self.reported.note(job, now)
             durations = self._all.jobs.note(message.jobs, settings.identity.owns, flavor.name, now)
             if settings.measures_jobs and durations:
-                telemetry.observe(self._all.unit, *durations)
+                telemetry.measure(self._all.unit, *durations)
         if self._statistics is None:
             listener.renew()
             self._statistics = listener.session.statistics

@@ -31,7 +31,7 @@ from sandbox import github
 from sandbox.github.control import GitHubControl
 from sandbox.github.state import Settings
 from service import github_client, scale_set_client
-from telemetry import Observation
+from telemetry import Measurement
 from tests.support.deployment import wait_for
 from tests.support.fakes import state
 from tests.support.scale_set_client import ScaleSetClient
@@ -374,7 +374,7 @@ def test_durations_of_jobs(measures: bool, tmp_path: Path, monkeypatch: pytest.M
 
     FlavorSession(sessions, "small")._poll(listener, settings, SMALL)
 
-    wanted = [Observation("queue", "small", 30.0), Observation("job", "small", 60.0)]
+    wanted = [Measurement("queue", "small", 30.0), Measurement("job", "small", 60.0)]
     assert telemetry.take(IDENTITY.unit) == (wanted if measures else [])
 
 

@@ -25,7 +25,7 @@ from naming import Identity
 from programs import agent as agent_program
 from programs import exposition
 from programs.exposition import Exposition, Figures
-from telemetry import FAILURE, Counts, Delay, Gauges, Observation
+from telemetry import FAILURE, Counts, Delay, Gauges, Measurement
 from tests.support.deployment import wait_for
 from tests.support.prometheus import program
 
@@ -71,8 +71,8 @@ def record(now: float = 1_700_000_000.0) -> None:
     counts = Counts(3, 1, 2, 0, starting=1, wanted=6, maximum=6, delays=(room,))
     telemetry.save(UNIT, Gauges(now, {"small": counts}, 4000, now - 60, now - 120))
     demand.save(UNIT, {"small": Demand(assigned=6, missed=1, answered_at=time.time(), running=2)})
-    durations = (Observation(name, "small", 7.0) for name in telemetry.DURATIONS)
-    telemetry.observe(UNIT, *durations, Observation(FAILURE, "small", step="registering"))
+    durations = (Measurement(name, "small", 7.0) for name in telemetry.DURATIONS)
+    telemetry.measure(UNIT, *durations, Measurement(FAILURE, "small", step="registering"))
 
 
 def test_figures_of_a_reconcile_are_served(served: Exposition) -> None:
@@ -106,11 +106,11 @@ def test_what_waits_is_told_by_reason(served: Exposition) -> None:
     assert by_reason("github_runner_missing_runners") == {"memory": 2}
 
 
-def test_observations_add_up(served: Exposition) -> None:
-    """A histogram has every observation once, over several scrapes."""
+def test_measurements_add_up(served: Exposition) -> None:
+    """A histogram has every measurement once, over several scrapes."""
     record()
     scrape(served)
-    telemetry.observe(UNIT, Observation("creation", "small", 50.0))
+    telemetry.measure(UNIT, Measurement("creation", "small", 50.0))
     found = scrape(served)
 
     assert found[f"github_runner_creation_duration_seconds_count{{{SMALL}}}"] == 2
@@ -122,7 +122,7 @@ def test_observations_add_up(served: Exposition) -> None:
 def test_labels_have_a_bound(served: Exposition, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that no creation has, and flavours beyond the bound, are counted as other."""
     monkeypatch.setattr(exposition, "MOST_FLAVORS", 2)
-    telemetry.observe(UNIT, *(Observation(FAILURE, f"f{number}", step=f"step {number}") for number in range(9)))
+    telemetry.measure(UNIT, *(Measurement(FAILURE, f"f{number}", step=f"step {number}") for number in range(9)))
 
     failures = {name for name in scrape(served) if name.startswith("github_runner_creation_failures_total")}
     assert {tuple(re.findall(r'(?:flavor|step)="([^"]*)"', name)) for name in failures} == {
@@ -135,7 +135,7 @@ def test_labels_have_a_bound(served: Exposition, monkeypatch: pytest.MonkeyPatch
 def test_without_figures_there_is_the_build(served: Exposition) -> None:
     """Before the first reconcile, and with damaged files, the metrics are served with what is known."""
     telemetry.gauges_path(UNIT).write_text("{")
-    telemetry.observations_path(UNIT).write_bytes(b"\xff\n")
+    telemetry.measurements_path(UNIT).write_bytes(b"\xff\n")
 
     assert list(scrape(served)) == [f'github_runner_build_info{{unit="{UNIT}",version="1.2.3"}}']
 
@@ -186,12 +186,12 @@ def test_a_taken_port_is_a_notice_and_tried_again(agent: Callable[[int], None]) 
     wait_for(lambda: not telemetry.problem(UNIT), "the end of the reason")
 
 
-def test_observations_are_taken_without_a_prometheus(agent: Callable[[int], None]) -> None:
-    """The file of observations stays small where nobody scrapes."""
+def test_measurements_are_taken_without_a_prometheus(agent: Callable[[int], None]) -> None:
+    """The file of measurements stays small where nobody scrapes."""
     record()
     agent(free_port())
 
-    wait_for(lambda: telemetry.observations_path(UNIT).stat().st_size == 0, "an empty file")
+    wait_for(lambda: telemetry.measurements_path(UNIT).stat().st_size == 0, "an empty file")
 
 
 @pytest.mark.parametrize("has_port", [True, False])
@@ -233,7 +233,7 @@ def test_the_end_frees_the_port() -> None:
 
 
 def test_series_begin_at_zero(served: Exposition) -> None:
-    """A flavour has its histograms and counters before the first observation, so that the first one is an increase."""
+    """A flavour has its histograms and counters before the first measurement, so that the first one is an increase."""
     telemetry.save(UNIT, Gauges(1.0, {"small": Counts(1)}))
     found = scrape(served)
 

@@ -109,7 +109,7 @@ def test_impossible_names_are_refused(name: str) -> None:
 
 
 def test_storage_found_unmounted_is_mounted_on_access() -> None:
-    """After a reboot the images are there and the mounts are not."""
+    """After a reboot the volumes are there and the mounts are not."""
     storage = shared_fs.create(NAME)
     (storage.path / "kept").write_text("data")
     subprocess.run(["umount", str(storage.path)], check=True)
@@ -122,7 +122,7 @@ def test_storage_found_unmounted_is_mounted_on_access() -> None:
 
 
 def test_deletion_leaves_nothing() -> None:
-    """Mount, folder and image go; a second time is no error; so is one while a file is open."""
+    """Mount, folder and volume go; a second time is no error; so is one while a file is open."""
     storage = shared_fs.create(NAME)
     with (storage.path / "open").open("w"):
         shared_fs.delete(NAME)
@@ -137,7 +137,7 @@ def test_deletion_leaves_nothing() -> None:
 def test_storage_that_cannot_be_mounted_does_not_hide_the_others(
     folders: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A damaged image is logged and left out."""
+    """A damaged volume is logged and left out."""
     shared_fs.create(NAME)
     (folders / "images" / "app-0-0123abcd00.img").write_bytes(b"\0" * 4096)
 
@@ -146,7 +146,7 @@ def test_storage_that_cannot_be_mounted_does_not_hide_the_others(
 
 
 def test_failed_creation_leaves_nothing(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without mkfs there is neither image nor folder."""
+    """Without mkfs there is neither volume nor folder."""
     monkeypatch.setenv("PATH", str(folders))
 
     with pytest.raises(CreateMetricsStorageError, match="mkfs"):
@@ -215,7 +215,7 @@ def as_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> MetricsStorage:
 
 
 def test_volumes_are_shown_where_they_always_were(machine: Path) -> None:
-    """The public paths show images and mounts, also after a reboot; other users cannot enter or rename them."""
+    """The public paths show volumes and mounts, also after a reboot; other users cannot enter or rename them."""
     storage = shared_fs.create(NAME)
 
     assert storage.path == machine / "lib" / "runner-fs" / NAME
@@ -279,7 +279,7 @@ def test_volumes_of_an_earlier_revision_are_taken_along(machine: Path, monkeypat
 def test_what_another_user_puts_in_the_place_leads_nowhere(
     machine: Path, trap: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is mounted or changed where a link leads, and no image that another user could make is mounted."""
+    """Nothing is mounted or changed where a link leads, and no volume that another user could make is mounted."""
     planted, victim = machine / "home" / "runner-fs-images", machine / "victim"
     victim.mkdir()
     (victim / "planted.img").write_text("theirs")
@@ -304,7 +304,7 @@ def test_what_another_user_puts_in_the_place_leads_nowhere(
 
 
 def test_only_images_of_its_own_are_mounted(machine: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A link and a file of another user in the place of an image are no volumes."""
+    """A link and a file of another user in the place of a volume are no volumes."""
     assert list(shared_fs.list_all()) == []
     images = machine / "lib" / "runner-fs-images"
     (images / "app-0-1.img").symlink_to("/dev/null")

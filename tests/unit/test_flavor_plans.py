@@ -31,7 +31,7 @@ from report import FlavorCount, Report
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
 from runner_view import Process, RunnerView
-from telemetry import Counts, Delay, Observation
+from telemetry import Counts, Delay, Measurement
 from tests.support.fakes import IDENTITY, TEMPLATES, FakeGithub, FakeInstance, FakeLxd, FakeStorages, state
 
 NOW = 1_700_000_000.0
@@ -535,7 +535,7 @@ def test_how_long_a_reconcile_took_is_recorded(world: World, seconds: float, exp
     world.reconcile(wanted("small", 2), wanted("large", 1))
 
     found = [each for each in telemetry.take(IDENTITY.unit) if each.name == "reconcile"]
-    assert found == [Observation("reconcile", flavor, expected) for flavor in ("small", "large")]
+    assert found == [Measurement("reconcile", flavor, expected) for flavor in ("small", "large")]
 
 
 @pytest.mark.parametrize(("scaling", "expected"), [(Scaling.DEMAND, (2, 1)), (Scaling.FIXED, (5, 5))])

@@ -10,7 +10,7 @@ import pytest
 import known_jobs
 from gh.scale_set_answers import Job
 from known_jobs import LIFE, LONGEST, UNFINISHED_LIFE, KnownJob, KnownJobs
-from telemetry import Observation
+from telemetry import Measurement
 
 UNIT = "app/0"
 NAME = "app-0-0123abcdaa"
@@ -20,7 +20,7 @@ COMPLETED = Job("JobCompleted", "a", run=5, finished=190.0, result="Succeeded", 
 WHOLE = KnownJob("a", 5, 100.0, 130.0, 190.0, "succeeded", noted=NOW)
 
 
-def note(*jobs: Job, now: float = NOW, unit: KnownJobs | None = None) -> list[Observation]:
+def note(*jobs: Job, now: float = NOW, unit: KnownJobs | None = None) -> list[Measurement]:
     """Take entries into account; runners of the unit have its name in theirs."""
     return (unit or KnownJobs(UNIT)).note(jobs, lambda name: name.startswith("app-0-"), "small", now)
 
@@ -38,8 +38,8 @@ def test_messages_of_a_job_are_joined(jobs: tuple[Job, ...]) -> None:
 
 def test_each_duration_is_told_once() -> None:
     """Also where a message comes again after a restart of the agent, or to another session."""
-    assert note(STARTED) == [Observation("queue", "small", 30.0)]
-    assert note(STARTED, COMPLETED) == [Observation("job", "small", 60.0)]
+    assert note(STARTED) == [Measurement("queue", "small", 30.0)]
+    assert note(STARTED, COMPLETED) == [Measurement("job", "small", 60.0)]
     assert note(STARTED, COMPLETED) == []
 
 
@@ -47,7 +47,7 @@ def test_the_end_alone_tells_both_durations() -> None:
     """GitHub may have sent the message of the start before the agent was there."""
     whole = Job("JobCompleted", "a", queued=100.0, started=130.0, finished=190.0, runner=NAME)
 
-    assert note(whole) == [Observation("queue", "small", 30.0), Observation("job", "small", 60.0)]
+    assert note(whole) == [Measurement("queue", "small", 30.0), Measurement("job", "small", 60.0)]
 
 
 def test_only_jobs_of_own_runners_are_kept() -> None:
@@ -120,7 +120,7 @@ def test_jobs_that_run_are_kept_before_those_that_ended(monkeypatch: pytest.Monk
 
     assert list(known_jobs.load(UNIT)) == [NAME, "app-0-dd"]
     whole = Job("JobCompleted", "a", queued=100.0, started=130.0, finished=190.0, runner=NAME)
-    assert note(whole, unit=unit) == [Observation("job", "small", 60.0)]
+    assert note(whole, unit=unit) == [Measurement("job", "small", 60.0)]
 
 
 @pytest.mark.parametrize("backwards", [1, -1])
@@ -152,7 +152,7 @@ def test_a_disk_that_takes_nothing_is_no_error(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(known_jobs, "save", fail)
 
-    assert note(STARTED) == [Observation("queue", "small", 30.0)]
+    assert note(STARTED) == [Measurement("queue", "small", 30.0)]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"text"', '{"a": 1}', "\x00", "[" * 100_000])

@@ -30,7 +30,7 @@ from naming import Identity
 from programs import missed_jobs
 from programs import sessions as module
 from programs.sessions import ASSIGNMENT_LIFE, LATE, MOST_ASSIGNED, STUCK, FlavorSession, Sessions
-from unlisted import READY
+from unlisted import PICK_UP
 
 IDENTITY = Identity("app", 0, "0123abcd")
 SMALL = AgentFlavor("small", ("app",), 5, 0, 2)
@@ -439,7 +439,7 @@ def test_waiting_jobs_are_noticed_before_github_takes_them_back() -> None:
     """After 5 minutes. The list is read again when it is a minute old, and 1 is announced with the next request."""
     taken_back, request = 300, 50
 
-    assert READY < STUCK < LATE < taken_back - request
+    assert PICK_UP < STUCK < LATE < taken_back - request
     assert taken_back < ASSIGNMENT_LIFE <= 2 * taken_back
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import telemetry
-from telemetry import Counts, Delay, Gauges, Observation
+from telemetry import Counts, Delay, Gauges, Measurement
 
 UNIT = "github-runner/0"
 WAITS = (Delay(telemetry.MEMORY, 2, "8GiB each, 1GiB free"), Delay(telemetry.HELD_BACK, None, "not downloaded yet"))
 SMALL = Counts(3, 1, 1, 0, starting=1, wanted=5, maximum=6, delays=WAITS)
 FULL = Gauges(1_700_000_000.5, {"small": SMALL, "large": Counts(None, 0, 0, 2)}, 4000, 1.0, 2.0)
-MADE = Observation("creation", "small", 12.5)
+MADE = Measurement("creation", "small", 12.5)
 
 
 @pytest.fixture(autouse=True)
@@ -34,37 +34,37 @@ def test_gauges_are_read_as_they_were_written() -> None:
     assert stat.S_IMODE(telemetry.gauges_path(UNIT).stat().st_mode) == 0o600
 
 
-def test_observations_are_taken_once() -> None:
+def test_measurements_are_taken_once() -> None:
     """Observations come in the order in which they were made, and the second taking finds the new ones only."""
-    failed = Observation(telemetry.FAILURE, "large", step="registering")
-    telemetry.observe(UNIT, MADE)
-    telemetry.observe(UNIT, failed, MADE)
+    failed = Measurement(telemetry.FAILURE, "large", step="registering")
+    telemetry.measure(UNIT, MADE)
+    telemetry.measure(UNIT, failed, MADE)
 
     assert telemetry.take(UNIT) == [MADE, failed, MADE]
     assert telemetry.take(UNIT) == []
-    assert stat.S_IMODE(telemetry.observations_path(UNIT).stat().st_mode) == 0o600
+    assert stat.S_IMODE(telemetry.measurements_path(UNIT).stat().st_mode) == 0o600
 
 
 def test_nobody_else_enters_the_folder(folder: Path) -> None:
-    """Also where an observation is the first that is recorded since the machine started."""
-    telemetry.observe(UNIT, MADE)
+    """Also where a measurement is the first that is recorded since the machine started."""
+    telemetry.measure(UNIT, MADE)
 
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_the_file_of_observations_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an agent that takes them, observations beyond the limit are not recorded."""
+def test_the_file_of_measurements_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an agent that takes them, measurements beyond the limit are not recorded."""
     monkeypatch.setattr(telemetry, "LIMIT", 1000)
     for _ in range(100):
-        telemetry.observe(UNIT, MADE)
+        telemetry.measure(UNIT, MADE)
 
-    assert telemetry.observations_path(UNIT).stat().st_size <= 1000
+    assert telemetry.measurements_path(UNIT).stat().st_size <= 1000
     assert 5 < len(telemetry.take(UNIT)) < 100
 
 
 def test_units_have_files_of_their_own() -> None:
     """What one unit recorded is not another one's."""
-    telemetry.observe(UNIT, MADE)
+    telemetry.measure(UNIT, MADE)
     telemetry.save(UNIT, FULL)
 
     assert telemetry.take("github-runner/1") == []
@@ -133,10 +133,10 @@ def test_gauges_of_an_earlier_version_are_read(small: dict[str, int], expected: 
 )
 def test_damaged_lines_are_left_out(line: bytes) -> None:
     """A line that is damaged costs no other one."""
-    telemetry.observe(UNIT, MADE)
-    with telemetry.observations_path(UNIT).open("ab") as file:
+    telemetry.measure(UNIT, MADE)
+    with telemetry.measurements_path(UNIT).open("ab") as file:
         file.write(line + b"\n")
-    telemetry.observe(UNIT, MADE)
+    telemetry.measure(UNIT, MADE)
 
     assert telemetry.take(UNIT) == [MADE, MADE]
 
@@ -149,18 +149,18 @@ def _link(path: Path) -> None:
 def test_what_is_no_file_is_not_used(make: Any, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A pipe, folder or link in the place of a file neither raises nor makes a process wait."""
     folder.mkdir()
-    make(telemetry.observations_path(UNIT))
-    telemetry.observe(UNIT, MADE)
+    make(telemetry.measurements_path(UNIT))
+    telemetry.measure(UNIT, MADE)
 
     assert telemetry.take(UNIT) == []
-    assert not telemetry.observations_path(UNIT).is_file() or telemetry.observations_path(UNIT).is_symlink()
+    assert not telemetry.measurements_path(UNIT).is_file() or telemetry.measurements_path(UNIT).is_symlink()
 
 
 def test_a_folder_that_cannot_be_written(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where nothing can be written the reconcile goes on, with a line in the log."""
     folder.write_text("")
     telemetry.save(UNIT, FULL)
-    telemetry.observe(UNIT, MADE)
+    telemetry.measure(UNIT, MADE)
 
     assert len(caplog.records) == 2
     assert telemetry.load(UNIT) is None
@@ -190,7 +190,7 @@ def test_a_problem_is_read_from_a_file_only(make: Any, folder: Path) -> None:
 def test_all_files_are_removed_with_the_unit() -> None:
     """Nothing stays, and removing again is no error; the log says what was removed."""
     telemetry.save(UNIT, FULL)
-    telemetry.observe(UNIT, MADE)
+    telemetry.measure(UNIT, MADE)
     telemetry.note_problem(UNIT, "a reason")
 
     assert len(telemetry.remove(UNIT)) == 3

@@ -26,11 +26,11 @@ def test_a_reconcile_may_take_as_long_as_one_creation(interval: int) -> None:
 def test_a_creation_has_room_for_each_of_its_steps() -> None:
     """The limit of a creation is the sum of its steps' limits, as the steps use them, and time between them."""
     create = inspect.signature(LxdClient.create_instance).parameters["timeout"].default
-    steps = [create, max(times.READY.values()), times.SET_UP, times.REGISTER, times.START_AGENT]
+    steps = [create, max(times.READY.values()), times.SET_UP_INSTANCE, times.REGISTER, times.START_AGENT]
 
     assert sum(steps) < times.CREATION
     source = inspect.getsource(runner)
-    assert all(f"times.{name}" in source for name in ("SET_UP", "REGISTER", "START_AGENT"))
+    assert all(f"times.{name}" in source for name in ("SET_UP_INSTANCE", "REGISTER", "START_AGENT"))
 
 
 def test_a_stopped_runner_agent_can_report_its_job() -> None:

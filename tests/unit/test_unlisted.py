@@ -22,7 +22,7 @@ from plan import Desired, Reason
 from runner_view import Process, RunnerView
 from tests.support.fakes import IDENTITY
 from tests.unit.test_flavor_plans import BUSY, GIB, LARGE, ONLINE, SMALL, TODAY, World, view, wanted
-from unlisted import READY, needs_no_list, presumed
+from unlisted import PICK_UP, needs_no_list, presumed
 
 NOW = 1_700_000_000.0
 OLD = NOW - 3600
@@ -40,7 +40,7 @@ def asked(number: int | None = 2, **changes: Any) -> Wanted:
     return wanted("small", number, **{"scale_set": SET, **changes})
 
 
-def seen(item: Wanted, *views: RunnerView, age: float = READY) -> dict[str, Process] | None:
+def seen(item: Wanted, *views: RunnerView, age: float = PICK_UP) -> dict[str, Process] | None:
     """What runners are taken for; None where the list is needed."""
     found = presumed([item], TODAY, views, age, NOW)
     return None if found is None else {each.name: each.process for each in found}
@@ -101,11 +101,11 @@ def test_a_stopped_instance_needs_no_list() -> None:
 @pytest.mark.parametrize(
     ("changes", "age", "needed"),
     [
-        ({}, READY, True),
-        ({}, READY - 1, False),
-        ({"prepared_at": NOW - READY + 1}, READY, False),
-        ({"prepared_at": NOW + 5}, READY, True),
-        ({"running": False}, READY, False),
+        ({}, PICK_UP, True),
+        ({}, PICK_UP - 1, False),
+        ({"prepared_at": NOW - PICK_UP + 1}, PICK_UP, False),
+        ({"prepared_at": NOW + 5}, PICK_UP, True),
+        ({"running": False}, PICK_UP, False),
     ],
     ids=str,
 )
@@ -174,8 +174,8 @@ def test_a_burst_is_served_without_the_list(world: World) -> None:
 
 def test_a_runner_is_starting_for_a_minute(world: World) -> None:
     """Without the list nobody knows when it comes online; it is among the idle ones, as when it was made."""
-    new = add(world, "aa", {PREPARED_KEY: str(NOW - READY + 1)})
-    ready = add(world, "ab", {PREPARED_KEY: str(NOW - READY)})
+    new = add(world, "aa", {PREPARED_KEY: str(NOW - PICK_UP + 1)})
+    ready = add(world, "ab", {PREPARED_KEY: str(NOW - PICK_UP)})
     seen = add(world, "ac", {PREPARED_KEY: str(NOW - 1), ONLINE_KEY: "true"})
 
     manager = world.reconcile(asked(3, min_idle=3), list_age=1.0)
