@@ -427,7 +427,7 @@ def test_what_is_wrong_is_named(world: World, change: Change, text: str) -> None
     ("ahead", "text"),
     [
         (0, "private-key is not a key of"),
-        (30, "private-key is not a key of .* s behind GitHub's$"),
+        (30, "private-key is not a key of .* s behind GitHub's; gen"),
         (3600, "the clock of this machine is 3[56][0-9]{2} s behind GitHub's"),
         (-50, "the clock of this machine is (49|5[01]) s ahead of GitHub's"),
     ],
