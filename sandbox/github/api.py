@@ -10,7 +10,15 @@ from sandbox.github.apps import SUSPENDED, InstallationToken
 from sandbox.github.errors import RefusedError
 from sandbox.github.forms import local_instant, version_parts
 from sandbox.github.http import Answer, Handler, Request, Routes, answer, paginate
-from sandbox.github.state import UNAUTHENTICATED_LIMIT, Budget, Job, State, Token
+from sandbox.github.state import (
+    REGISTRATION_LIMIT,
+    REGISTRATION_RESOURCE,
+    UNAUTHENTICATED_LIMIT,
+    Budget,
+    Job,
+    State,
+    Token,
+)
 
 PREFIX = "/api/v3"
 DOCUMENTATION = "https://docs.github.com/rest"
@@ -18,9 +26,8 @@ API_VERSIONS = ("2022-11-28", "2026-03-10")
 LIMITS = "https://docs.github.com/rest/overview/rate-limits-for-the-rest-api"
 SECONDARY = "https://docs.github.com/free-pro-team@latest/rest/overview/rate-limits-for-the-rest-api"
 PAGES = {"rate-limiting": LIMITS, "secondary-rate-limits": f"{SECONDARY}#about-secondary-rate-limits"}
-# Registrations have a limit of their own.
+# What counts as one. At GitHub a token alone may not.
 REGISTRATIONS = ("/registration-token", "/generate-jitconfig")
-REGISTRATION_RESOURCE, REGISTRATION_LIMIT = "actions_runner_registration", 10_000
 
 routes = Routes()
 REPOSITORY = r"/repos/(?P<path>[^/]+/[^/]+)"
@@ -47,7 +54,7 @@ def respond(state: State, request: Request) -> Answer:
         token, who, budget = _caller(state, request)
         path = _by_name(state, request.path[len(PREFIX) :])
         if token is not None and request.method == "POST" and path.endswith(REGISTRATIONS):
-            budget = state.budget(f"registrations of {token.budget}", REGISTRATION_LIMIT, REGISTRATION_RESOURCE)
+            budget = _registrations_of(state, token)
         if path.rstrip("/") != "/rate_limit":  # asking for the limit costs nothing
             state.spend(budget, 1 if request.method in ("GET", "HEAD") else 5, who)
         reply = _dispatch(state, request, path, token, budget)
@@ -119,6 +126,8 @@ def _dispatch(
     accepted = {"X-Accepted-GitHub-Permissions": wanted}
     if not token.may_use(place, wanted):
         raise RefusedError(403, token.refusal, accepted)
+    if request.method == "POST" and path.endswith(REGISTRATIONS):
+        _count_registration(state, place)
     reply = handler(state, request, budget=budget, place=place, **groups)
     reply.headers.update(accepted)
     return reply
@@ -174,6 +183,18 @@ def _moved(state: State, request: Request, new: str) -> RefusedError:
     return RefusedError(status, message, {"Location": url}, url=url)
 
 
+def _registrations_of(state: State, token: Token | InstallationToken) -> Budget:
+    return state.budget(f"registrations of {token.budget}", REGISTRATION_LIMIT, REGISTRATION_RESOURCE)
+
+
+def _count_registration(state: State, place: str) -> None:
+    budget = state.registrations(place)
+    if budget.used >= budget.limit:
+        message = f"API rate limit exceeded for {place}."
+        raise RefusedError(403, message, _limit_headers(budget), documentation="rate-limiting")
+    budget.used += 1
+
+
 def _limit_headers(budget: Budget) -> dict[str, str]:
     return {
         "X-RateLimit-Limit": str(budget.limit),
@@ -196,14 +217,20 @@ def _meta(state: State, request: Request, budget: Budget) -> Answer:
 
 @routes.add("GET", "/rate_limit")
 def _rate_limit(state: State, request: Request, budget: Budget) -> Answer:
-    if request.headers.get("authorization") and _caller(state, request)[0] is None:
+    token = _caller(state, request)[0]
+    if request.headers.get("authorization") and token is None:
         raise RefusedError(401, "Bad credentials")
-    reset = int(budget.reset)
-    core = {"limit": budget.limit, "used": budget.used, "remaining": max(0, budget.limit - budget.used), "reset": reset}
-    search = {"limit": 30, "used": 0, "remaining": 30, "reset": reset}
-    registrations = {"limit": REGISTRATION_LIMIT, "used": 0, "remaining": REGISTRATION_LIMIT, "reset": reset}
-    resources = {"core": core, "search": search, REGISTRATION_RESOURCE: registrations}
-    return answer({"resources": resources, "rate": core})
+    resources = {"core": _shown(budget), "search": _shown(Budget(30, budget.reset))}
+    if token is not None:
+        resources[REGISTRATION_RESOURCE] = _shown(_registrations_of(state, token))
+    # The next version of the API dropped the older form of `core`.
+    is_older = request.headers.get("x-github-api-version", API_VERSIONS[0]) == API_VERSIONS[0]
+    return answer({"resources": resources, **({"rate": resources["core"]} if is_older else {})})
+
+
+def _shown(budget: Budget) -> dict[str, int]:
+    left = max(0, budget.limit - budget.used)
+    return {"limit": budget.limit, "used": budget.used, "remaining": left, "reset": int(budget.reset)}
 
 
 @routes.add("DELETE", "/installation/token")

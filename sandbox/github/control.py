@@ -131,7 +131,8 @@ class GitHubControl:
     def rate_limit(self, token: str = "", **fields: object) -> dict[str, Any]:
         """Set `remaining`, `reset_in`, or `retry_after`, `status` and `header` (Retry-After) of a token's limits.
 
-        With `installation` it is that of all tokens of an App's installation.
+        With `installation` it is that of all tokens of an App's installation. With `path`, `remaining` and `reset_in`
+        are about the registrations of runners at a repository or organisation.
         """
         return self._call("POST", "rate-limit", {"token": token, **fields})
 

@@ -200,10 +200,13 @@ def _remove_token(control: Control, request: Request, token: str) -> Answer:
 
 @routes.add("POST", "/_control/rate-limit")
 def _rate_limit(control: Control, request: Request) -> Answer:
-    """Leave a token or installation so many requests for `reset_in` s; `retry_after` starts the secondary limit."""
+    """Leave a token or installation so many requests for `reset_in` s; `retry_after` starts the secondary limit.
+
+    With `path`, leave the repository or organisation so many registrations.
+    """
     fields, state = request.json(), control.state
     key = f"installation {fields['installation']}" if "installation" in fields else f"token {fields['token']}"
-    budget = state.budget(key, state.settings.rate_limit)
+    budget = state.registrations(fields["path"]) if "path" in fields else state.budget(key, state.settings.rate_limit)
     if "remaining" in fields:
         budget.used = budget.limit - int(fields["remaining"])
     if "reset_in" in fields:

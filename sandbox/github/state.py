@@ -18,6 +18,10 @@ from sandbox.github.scale_sets import ScaleSets
 
 HOUR = 3600.0
 UNAUTHENTICATED_LIMIT = 60
+# Registrations have limits of their own: of each credential in an hour, and of each repository or organisation in five
+# minutes (https://docs.github.com/en/actions/reference/limits).
+REGISTRATION_RESOURCE, REGISTRATION_LIMIT = "actions_runner_registration", 10_000
+PLACE_LIMIT, PLACE_PERIOD = 1500, 300.0
 READ_ONLY_LABELS = {"self-hosted", "linux", "x64", "arm64"}
 
 
@@ -402,15 +406,19 @@ class State:
 
     # Who asks, and how often ----------------------------------------------------------------------------------------
 
-    def budget(self, key: str, limit: int, resource: str = "core") -> Budget:
-        """The current hour's budget of a token or address; `resource` is GitHub's name for what it counts."""
+    def budget(self, key: str, limit: int, resource: str = "core", period: float = HOUR) -> Budget:
+        """The current budget of a token, address or path; `resource` is GitHub's name for what it counts."""
         now = self.clock()
         budget = self.budgets.get(key)
         if budget is None or now >= budget.reset:
             refuse = (budget.refuse_until, budget.refuse_status, budget.refuse_header) if budget else (0.0, 403, True)
             recent = budget.recent if budget else deque()
-            budget = self.budgets[key] = Budget(limit, now + HOUR, 0, resource, recent, *refuse)
+            budget = self.budgets[key] = Budget(limit, now + period, 0, resource, recent, *refuse)
         return budget
+
+    def registrations(self, place: str) -> Budget:
+        """What is left for registering runners at a repository or organisation, whoever does it."""
+        return self.budget(f"registrations at {place.lower()}", PLACE_LIMIT, REGISTRATION_RESOURCE, PLACE_PERIOD)
 
     def spend(self, budget: Budget, points: int, who: str) -> None:
         """Count one request, or refuse it as GitHub does when one of the two limits is reached."""

@@ -722,3 +722,18 @@ def test_registrations_do_not_change_the_quota(client: GithubClient, control: Gi
     client.generate_jit_config(REPO, "app-0-aa", 1, ["self-hosted"])
 
     assert client.quota_left == 4999
+
+
+def test_the_limit_of_registrations_names_its_end(client: GithubClient, control: GitHubControl) -> None:
+    """It is of the path, ends within five minutes, and is not the quota of the credential."""
+    client.list_runners(REPO, everything)
+    control.rate_limit(path=REPO.path, remaining=0)
+
+    for register in (
+        lambda: client.registration_token(REPO),
+        lambda: client.generate_jit_config(REPO, "app-0-aa", 1, ["self-hosted"]),
+    ):
+        with pytest.raises(RateLimitError, match="rate limit reached until") as caught:
+            register()
+        assert timedelta(0) < caught.value.reset - datetime.now(timezone.utc) <= timedelta(minutes=5)
+    assert client.quota_left == 4999

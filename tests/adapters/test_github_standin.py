@@ -443,6 +443,31 @@ def test_an_exhausted_limit(server: github.GitHub, control: GitHubControl, clock
     assert api(server, "GET", RUNNERS["repository"])[0] == 200
 
 
+def test_registrations_have_limits_of_their_own(server: github.GitHub, control: GitHubControl, clock: Clock) -> None:
+    """They use up a limit of their credential, and one of their path that it shares with every other credential."""
+    control.add_token("other")
+    path = f"{RUNNERS['repository']}/registration-token"
+    control.rate_limit(path="owner/repo", remaining=2)
+    assert [api(server, "POST", path, token=token)[0] for token in (TOKEN, "other")] == [201, 201]
+    shown = api(server, "GET", "/rate_limit")[2]["resources"]
+    assert (shown["actions_runner_registration"]["used"], shown["core"]["used"]) == (1, 0)
+    jit = json.dumps({"name": "x", "runner_group_id": 1, "labels": ["x"]})
+    status, headers, body = api(server, "POST", f"{RUNNERS['repository']}/generate-jitconfig", body=jit)
+    assert (status, body["message"]) == (403, "API rate limit exceeded for Owner/repo.")
+    assert (headers["X-RateLimit-Resource"], headers["X-RateLimit-Limit"]) == ("actions_runner_registration", "1500")
+    assert (headers["X-RateLimit-Remaining"], int(headers["X-RateLimit-Reset"])) == ("0", int(clock.now) + 300)
+    assert api(server, "POST", f"{RUNNERS['organisation']}/registration-token")[0] == 201
+    clock.now += 300
+    assert api(server, "POST", path)[0] == 201
+
+
+def test_the_next_version_of_the_limits(server: github.GitHub) -> None:
+    """The version of 2026 no longer has the older form of the main limit beside the resources."""
+    versions = [{"X-GitHub-Api-Version": version} for version in ("2022-11-28", "2026-03-10")]
+    found = [sorted(api(server, "GET", "/rate_limit", headers=version)[2]) for version in versions]
+    assert found == [["rate", "resources"], ["resources"]]
+
+
 @pytest.mark.parametrize("status", [403, 429])
 def test_the_secondary_limit(server: github.GitHub, control: GitHubControl, clock: Clock, status: int) -> None:
     """The secondary limit says how long to wait, and means it."""
