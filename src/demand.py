@@ -44,6 +44,8 @@ class Demand:
     """Why there is no session, if there is none."""
     running: int = 0
     """Of the assigned jobs those that run."""
+    is_blocking: bool = False
+    """Whether the operator must act on the problem."""
 
     def wanted(self, flavor: Flavor) -> int:
         """Runners that a flavour is to have, before the machine's budget."""
@@ -104,5 +106,6 @@ def _demand(values: Any) -> Demand:
         asked=tuple(str(label) for label in values.get("asked", ())),
         dropped=tuple(str(label) for label in values["dropped"]),
         problem=line(str(values["problem"]), TEXT_LIMIT),
+        is_blocking=bool(values.get("is_blocking", False)),
         running=running,
     )

@@ -62,6 +62,12 @@ def is_missing(found: Demand, since: float, now: float) -> bool:
     return not found.is_known(now) and abs(now - last) >= PATIENCE
 
 
+def blocked_by(state: CharmState, found: Mapping[str, Demand]) -> str:
+    """What the operator must fix before GitHub can report demand; empty where there is nothing."""
+    problems = [known.problem for each in state.flavors if (known := found.get(each.name)) and known.is_blocking]
+    return problems[0] if problems and state.scaling is Scaling.DEMAND else ""
+
+
 def notices(
     state: CharmState, found: Mapping[str, Demand], since: float, now: float, name: Callable[[str], str]
 ) -> Iterator[str]:
@@ -74,6 +80,8 @@ def notices(
             last = time.strftime("%d %b %H:%M", time.gmtime(max(known.answered_at, since)))
             reason = f": {known.problem}" if known.problem else ""
             yield f"{flavor.name}: demand is not known since {last} UTC{reason}; {state.demand_fallback} runners kept"
+        elif flavor.maximum and known.problem and not known.is_known(now):
+            yield f"{flavor.name}: demand is not known yet: {known.problem}"
         elif known.dropped:
             yield f"{flavor.name}: the server drops labels of scale sets; use runs-on: {name(flavor.name)}"
         if known.missed:

@@ -242,7 +242,9 @@ class Service:
         self._record(manager.findings)
         now = self._adapters.clock()
         found = [*self._demand.notices(now), *notices.notices(self._state, self._markers, self.report, now)]
-        self._show(status.of_report(self.report, self._state.test_mode, found))
+        blocked = self._demand.blocked_by()
+        shown = status.of_report(self.report, self._state.test_mode, found)
+        self._show(Status("blocked", blocked) if blocked else shown)
         return delta
 
     def flush(self, force: bool) -> int:

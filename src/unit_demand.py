@@ -121,6 +121,10 @@ class UnitDemand:
         name = self._identity.scale_set
         return list(scaling.notices(self._state, self._found(), self._since(now), now, name))
 
+    def blocked_by(self) -> str:
+        """What the operator must fix before GitHub can report demand, as the unit's agent found it; or nothing."""
+        return scaling.blocked_by(self._state, self._found())
+
     def leave(self, handed: AgentSettings | None = None) -> None:
         """Delete this unit's scale sets, where there may be any. A failure is logged, and tried again later.
 

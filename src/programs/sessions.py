@@ -110,7 +110,7 @@ def demanded(before: Demand, statistics: Statistics, jobs: Assigned, number: int
     if assigned > statistics.running:
         since = min((job.waits_since for job in jobs.jobs.values()), default=before.since or now)
     found = replace(before, assigned=assigned, running=statistics.running, since=since, answered_at=now)
-    return replace(found, scale_set=number, problem="")
+    return replace(found, scale_set=number, problem="", is_blocking=False)
 
 
 def closed(before: Demand, now: float) -> Demand:
@@ -412,6 +412,7 @@ class Sessions:
                 self._wanted[flavor.name] = wanted
         if changed:
             logger.info("%s: %s runners are wanted", flavor.name, wanted[0])
+        if changed or _is_other_status(before, found, now):
             self._wake()
 
     def close(self) -> None:
@@ -638,10 +639,17 @@ class FlavorSession:
         if not is_conflict or now - (self._conflict or now) >= CONFLICT_PATIENCE:
             logger.warning("%s: %s", self._name, error)
             problem = redact(str(error) or type(error).__name__)[:PROBLEM_LIMIT]
-            self._all.publish(flavor, lambda known: replace(known, problem=problem))
+            is_blocking = isinstance(error, TokenError) and not self._is_token_over(now)
+            self._all.publish(flavor, lambda known: replace(known, problem=problem, is_blocking=is_blocking))
         self._pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, 2 * self._pause))
         # The limit, too, ends for all units that share a token in the same second.
         return _limited_for(error) + self.jittered()
+
+    def _is_token_over(self, now: float) -> bool:
+        """Whether the token has reached its end: the next reconcile hands over another one."""
+        found = self._all.flavor(self._name)
+        end = found[0].token_end if found else None
+        return end is not None and end <= now
 
     def jittered(self) -> float:
         """The pause, or up to half of it less: units do not come back all at once."""
@@ -653,6 +661,12 @@ def _aside(name: str, action: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=action, name=name, daemon=True)
     thread.start()
     return thread
+
+
+def _is_other_status(before: Demand, found: Demand, now: float) -> bool:
+    """Whether the unit's status is to show a problem that it does not show, or no longer the one that blocks it."""
+    is_new = bool(found.problem) and not before.problem and not found.is_known(now)
+    return is_new or found.is_blocking != before.is_blocking
 
 
 def _limited_for(error: Exception) -> float:

@@ -92,6 +92,28 @@ def test_the_status_says_since_when_and_why() -> None:
     assert told(KNOWN) == []
 
 
+def test_a_problem_is_shown_from_the_beginning() -> None:
+    """Also before the fallback holds. A problem of a session whose last answer still counts is none of the status."""
+    given, problem = in_demand(), "server error (HTTP 503)"
+
+    def told(found: Demand, **changes: Any) -> list[str]:
+        return list(scaling.notices(replace(given, **changes), {"default": found}, NOW - 9, NOW, lambda flavor: flavor))
+
+    assert told(Demand(problem=problem)) == [f"default: demand is not known yet: {problem}"]
+    assert told(replace(KNOWN, problem=problem)) == []
+    assert told(Demand()) == []
+
+
+def test_what_the_operator_must_fix_blocks() -> None:
+    """In demand mode, and with what is known of flavours that there are."""
+    refused = Demand(problem="no access", is_blocking=True)
+
+    assert scaling.blocked_by(in_demand(), {"default": refused}) == "no access"
+    assert scaling.blocked_by(in_demand(), {"default": replace(refused, is_blocking=False)}) == ""
+    assert scaling.blocked_by(in_demand(), {"former": refused}) == ""
+    assert scaling.blocked_by(in_demand(scaling=Scaling.FIXED), {"default": refused}) == ""
+
+
 def test_statistics_make_the_number() -> None:
     """Running jobs are in the assigned ones; none waits where all run."""
     found = demanded(Demand(), Statistics(assigned=3, running=3), Assigned(), 7, NOW)

@@ -509,6 +509,17 @@ def test_the_timers_event_reads_the_list_once_in_five_minutes(
         assert len(world.github.lists) == lists
 
 
+def test_a_refusal_of_the_scale_sets_blocks_the_unit(
+    world: Surroundings, unit: RecordingUnit, idle_demand: dict[str, Any]
+) -> None:
+    """With the reason alone, as one of the runners with a fixed number does, until it is over."""
+    problem = "group: org has no runner group named 'builders'"
+    for is_blocking, shown in ((True, f"blocked: {problem}"), (False, "active: 0 runners")):
+        demand.save(IDENTITY.unit, {"default": Demand(problem=problem, is_blocking=is_blocking)})
+        make(world, unit, **idle_demand).attend()
+        assert unit.done[-1].startswith(shown)
+
+
 def test_other_events_and_actions_read_the_list(
     world: Surroundings, unit: RecordingUnit, idle_demand: dict[str, Any]
 ) -> None:

@@ -835,12 +835,12 @@ def test_proxies_that_were_removed_are_not_used(world: World) -> None:
 
 
 def test_pauses_double_while_there_is_no_session(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """From 1 to 30 seconds, and begin anew after a success. Each attempt is logged; the problem starts no reconcile."""
+    """From 1 to 30 seconds, and begin anew after a success. Each attempt is logged; one reconcile shows the problem."""
     caplog.set_level("INFO")
     error = TemporaryGithubError("server error")
 
     assert world.attempts(error, 100) == [0, 1, 3, 7, 15, 31, 61, 91]
-    assert world.wakes == 0
+    assert world.wakes == 1
     assert caplog.messages.count("small: server error") == 8
     assert demand.load(IDENTITY.unit)["small"].problem == "server error"
 
@@ -865,6 +865,32 @@ def test_a_session_that_github_ended_is_opened_anew(world: World, error: Excepti
 
     assert world.client.opened == opened
     assert world.queue.messages == []
+
+
+def test_what_the_operator_must_fix_is_told_at_once(world: World) -> None:
+    """A reconcile shows that it blocks the unit, and another one that it is over: also while demand is known."""
+    for is_known in (False, True):
+        if is_known:
+            world.step()
+            world.session.close()
+        for error, blocks in ((TokenError("no access"), True), (TemporaryGithubError("server error"), False)):
+            world.wakes = 0
+            world.attempts(error, 10)
+            assert (demand.load(IDENTITY.unit)["small"].is_blocking, world.wakes) == (blocks, 1)
+        world.attempts(TokenError("no access"), 10)
+        world.wakes = 0
+        world.step()
+        assert (demand.load(IDENTITY.unit)["small"].is_blocking, world.wakes) == (False, 1)
+        world.session.close()
+
+
+def test_the_end_of_the_apps_token_does_not_block(world: World) -> None:
+    """The next reconcile hands over another one: nobody has to act."""
+    for end, blocks in ((NOW - 1, False), (NOW + 3600, True)):
+        world.settings = replace(SETTINGS, token_end=end)
+        world.sessions.refresh()
+        world.attempts(TokenError("the GitHub token is invalid or expired (HTTP 401)"), 10)
+        assert demand.load(IDENTITY.unit)["small"].is_blocking == blocks
 
 
 def test_a_conflict_is_a_problem_after_two_minutes(world: World) -> None:
