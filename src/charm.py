@@ -164,7 +164,8 @@ class GithubRunnerCharm(ops.CharmBase):
     ) -> None:
         """Do an action's work and give its results, or fail with the reason; ``needed`` are the values it uses."""
         if needed is None and self._markers.read(markers.LEAVING) is not None:
-            event.fail("the unit is being removed or drained: to use a drained unit again, delete its marker leaving")
+            marker = self._markers.path(markers.LEAVING)
+            event.fail(f"the unit is being removed or drained: to use a drained unit again, delete the marker {marker}")
             return
         before = self.unit.status
         if needed is None:

@@ -8,11 +8,11 @@ class GithubRunnerError(Exception):
 
 
 class ConfigurationError(GithubRunnerError):
-    """Options or relations that the operator must fix; ``faults`` has one line for each."""
+    """Options or relations that the operator must fix; ``invalid`` has one line for each."""
 
-    def __init__(self, *faults: str) -> None:
-        super().__init__("; ".join(faults))
-        self.faults = faults
+    def __init__(self, *invalid: str) -> None:
+        super().__init__("; ".join(invalid))
+        self.invalid = invalid
 
 
 class JujuError(GithubRunnerError):

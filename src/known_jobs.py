@@ -86,13 +86,13 @@ class KnownJobs:
         self._lock = threading.Lock()
         self._jobs = load(unit)
 
-    def note(self, jobs: Iterable[Job], owns: Callable[[str], bool], flavor: str, now: float) -> list[Measurement]:
+    def note(self, jobs: Iterable[Job], manages: Callable[[str], bool], flavor: str, now: float) -> list[Measurement]:
         """Take a message's entries about runners of this unit into account.
 
         Returns the durations that are known now and were not before: a message may come again.
         """
         with self._lock:
-            reported = [job for job in jobs if job.kind in KINDS and owns(job.runner)]
+            reported = [job for job in jobs if job.kind in KINDS and manages(job.runner)]
             found = [each for job in reported for each in self._note(job, flavor, now)]
             if reported:
                 self._jobs = _kept(self._jobs, now)

@@ -86,7 +86,7 @@ class Identity:
         """A name for a new runner: the prefix and random digits."""
         return self.prefix + secrets.token_hex(8)[: self.random_digits]
 
-    def owns(self, name: str) -> bool:
+    def manages(self, name: str) -> bool:
         """Whether this is the whole name of a runner or instance of this unit."""
         return re.fullmatch(re.escape(self.prefix) + "[0-9a-f]+", name) is not None
 
@@ -94,7 +94,7 @@ class Identity:
         """The name of the runner scale set of a flavour: ``APP-UNIT-MODELHASH-FLAVOUR``."""
         return f"{self.prefix}-{flavor}"
 
-    def owns_scale_set(self, name: str) -> bool:
+    def manages_scale_set(self, name: str) -> bool:
         """Whether this is the whole name of a scale set that this unit makes, of any flavour.
 
         It cannot be another unit's: a flavour begins with a letter, a unit number with a digit.
@@ -113,7 +113,7 @@ class Identity:
         unit number has such names as well, so the name alone proves nothing.
         """
         pattern = re.escape(f"{self.app_name}-{self.unit_number}-") + "[0-9a-f]+"
-        return re.fullmatch(pattern, name) is not None and not self.owns(name)
+        return re.fullmatch(pattern, name) is not None and not self.manages(name)
 
 
 def base_image_key(app: str, flavor: str = "") -> str:

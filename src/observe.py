@@ -259,7 +259,7 @@ class Observer:
 
     def _is_managed(self, instance: LxdInstance) -> bool:
         """Whether an instance is this unit's by its name, or one that the previous charm made for this unit."""
-        if self._identity.owns(instance.name):
+        if self._identity.manages(instance.name):
             return True
         return self._identity.may_be_previous(instance.name) and is_previous(instance)
 
@@ -270,7 +270,7 @@ class Observer:
         name: the runners of another model may have the same prefix and as many digits.
         """
         names = frozenset(known)
-        return lambda name: name in names or self._identity.owns(name)
+        return lambda name: name in names or self._identity.manages(name)
 
     def _path_of(self, instance: LxdInstance) -> GithubPath | None:
         """Where an instance is registered; None if the configured GitHub cannot be asked for it."""

@@ -43,7 +43,8 @@ POLICY_TOKEN_FILE = RUNNER_APPLICATION / ".policy-token"
 METRICS_FOLDER = PurePosixPath("/metrics-exchange")
 RUN_FOLDER = PurePosixPath("/run/github-runner")
 TOKEN_FILE = RUN_FOLDER / "token"
-REFUSED_FILE = RUN_FOLDER / "refused"
+# The start script writes it. Runners that exist already have this path.
+DEPRECATED_FILE = RUN_FOLDER / "refused"
 FAILED_FILE = RUN_FOLDER / "failed"
 # How long an instance whose runner agent has ended without a job waits, in seconds, for a reconcile to read the reason.
 KEPT_WAIT = 3600

@@ -255,7 +255,10 @@ class RunnerManager:
     def _alone(self) -> Iterator[None]:
         with exclusive(LOCKS / f"{self._identity.prefix}.lock", times.LOCK) as free:
             if not free:
-                raise HostError("another process of this unit works on the runners")
+                raise HostError(
+                    "another process of this unit works on the runners: its lock was not free within "
+                    f"{times.LOCK:g} s; try again when it has ended"
+                )
             with written_by(self._identity.unit):
                 yield
 

@@ -188,7 +188,7 @@ class Service:
             self.ensure_agent()
 
     def repair(self) -> None:
-        """Complete a set-up that did not come to its end, and make again what was lost since; else only look."""
+        """Complete an unfinished set-up and restore lost parts; otherwise refresh the runner binary if it is old."""
         self._free_previous_pool()
         if self._markers.read(SET_UP) is not None:
             lost = machine.lost(self._lxd, self._state, self._markers.unit)
@@ -330,7 +330,7 @@ class Service:
         """Remove everything that the charm created on the machine, once no runner is there."""
 
         def managed(name: str) -> bool:
-            return self._identity.owns(name) or self._identity.may_be_previous(name)
+            return self._identity.manages(name) or self._identity.may_be_previous(name)
 
         _log_removed(machine.tear_down(self._lxd, self._markers, managed))
 
@@ -377,7 +377,7 @@ class Service:
         pool.check(self._lxd, self._state, self._markers.unit)
         self.repair()
         if self._reboot_is_awaited():
-            raise HostError("a reboot is about to happen")
+            raise HostError("the unit waits for a reboot, 10 minutes at most; run the action again after it")
         self._manager().check_creation()
 
     def _free_previous_pool(self) -> None:

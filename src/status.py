@@ -61,7 +61,7 @@ def _describe_options(error: ConfigurationError) -> str:
 
     Where all values are of one option, as many of them as fit instead of its name.
     """
-    errors = error.faults
+    errors = error.invalid
     if len(line(str(error))) <= LIMIT or len(errors) < 2:
         return str(error)
     names = list(dict.fromkeys(each.split(":")[0] for each in errors))

@@ -171,7 +171,7 @@ class UnitDemand:
         demand.remove(self._identity.unit)
 
     def _delete_sets(self, client: ScaleSetClient) -> None:
-        client.delete_sets(self._identity.owns_scale_set)
+        client.delete_sets(self._identity.manages_scale_set)
 
     @property
     def _former(self) -> AgentSettings | None:

@@ -23,7 +23,7 @@ PROBE = {0: Process.WORKER, 10: Process.RUNNING, 11: Process.NONE, 12: Process.D
 PROBE_SCRIPT = (
     # By name, and by path for a worker that was started by another program. An update of the agent renames bin.
     "{ pgrep -x 'Runner[.]Worker' || pgrep -f 'bin[^/ ]*/Runner[.]Worker'; } > /dev/null && exit 0; "
-    f"[ -e {provision.REFUSED_FILE} ] && exit 12; [ -e {provision.FAILED_FILE} ] && exit 13; "
+    f"[ -e {provision.DEPRECATED_FILE} ] && exit 12; [ -e {provision.FAILED_FILE} ] && exit 13; "
     f"systemctl --quiet is-active {provision.SERVICE} && exit 10; exit 11"
 )
 # The previous charm starts the runner agent without a systemd unit.

@@ -67,10 +67,14 @@ class Markers:
         """Whether this unit has ever noted anything."""
         return self._folder.is_dir()
 
+    def path(self, name: str) -> Path:
+        """The file of a marker."""
+        return self._folder / name
+
     def read(self, name: str) -> str | None:
         """What a marker holds; None where it is not there or cannot be read."""
         with suppress(OSError, UnicodeDecodeError):
-            return (self._folder / name).read_text()
+            return self.path(name).read_text()
         return None
 
     def numbers(self, name: str, count: int) -> list[float] | None:

@@ -94,7 +94,7 @@ class Collector:
         crashed in a job.
         """
         stored = {storage.runner_name for storage in self._storages.list_all()}
-        managed = {name for name in stored if self._identity.owns(name) or name in previous_volumes}
+        managed = {name for name in stored if self._identity.manages(name) or name in previous_volumes}
         finished = managed - existing
         if not self._enabled:
             self._drop(finished)

@@ -74,7 +74,7 @@ def main() -> int:
     for chatty in ("urllib3", "httpx2", "httpcore2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        managed = settings.load(arguments.unit).identity.owns
+        managed = settings.load(arguments.unit).identity.manages
     except GithubRunnerError as error:
         logger.error("%s", error)
         return 1

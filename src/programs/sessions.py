@@ -330,7 +330,7 @@ class Sessions:
     def _is_unwanted(self, name: str) -> bool:
         """Whether a set is this unit's and of no flavour, by the settings of now: they may be newer than the sweep."""
         found = self._settings
-        if found is None or not found.identity.owns_scale_set(name):
+        if found is None or not found.identity.manages_scale_set(name):
             return False
         return name not in {found.identity.scale_set(flavor.name) for flavor in found.flavors}
 
@@ -601,7 +601,7 @@ class FlavorSession:
                 self._jobs.note(job, now)
                 self._offered.note(job)
                 self.reported.note(job, now)
-            durations = self._all.jobs.note(message.jobs, settings.identity.owns, flavor.name, now)
+            durations = self._all.jobs.note(message.jobs, settings.identity.manages, flavor.name, now)
             if settings.measures_jobs and durations:
                 telemetry.measure(self._all.unit, *durations)
         if self._statistics is None:

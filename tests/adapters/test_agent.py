@@ -508,7 +508,7 @@ from pathlib import Path
 import agent_settings, demand, telemetry
 from programs import agent
 agent_settings.LOCKS = demand.LOCKS = telemetry.LOCKS = Path(sys.argv.pop())
-agent.settings.load = lambda unit: types.SimpleNamespace(identity=types.SimpleNamespace(owns=bool))
+agent.settings.load = lambda unit: types.SimpleNamespace(identity=types.SimpleNamespace(manages=bool))
 agent.start_reconcile = lambda service: None
 sys.exit(agent.main())
 """

@@ -75,7 +75,7 @@ class Unit:
     def runners(self) -> list[Runner]:
         """The records of this unit's runners."""
         with self.state.lock:
-            return [each for each in self.state.runners.values() if self.identity.owns(each.name)]
+            return [each for each in self.state.runners.values() if self.identity.manages(each.name)]
 
     def busy(self) -> int:
         """How many of its runners have a job."""

@@ -48,7 +48,7 @@ def run(
             next_kill = time.monotonic() + BETWEEN_KILLS
         if time.monotonic() > refusal:
             refusal = deadline
-            refuse_version(found)
+            deprecate_version(found)
         disturb(found)
         time.sleep(0.2)
     found.control.runner_binary(self_update=None)
@@ -75,7 +75,7 @@ def kill_listener(found: Deployment) -> str:
     return victims[0] if found.machine.call(*command).returncode == 0 else ""
 
 
-def refuse_version(found: Deployment) -> None:
+def deprecate_version(found: Deployment) -> None:
     """GitHub refuses the newest version for a moment; then the operator asks for new attempts."""
     found.control.runner_binary(minimum_version="2.1000.0")
     try:

@@ -662,7 +662,7 @@ def test_too_little_space_blocks_and_names_both_sizes(deployment: Deployment) ->
 
 
 def test_deprecated_version_ends_the_respawning(deployment: Deployment) -> None:
-    """A runner that ends as outdated stops creation with a clear status; a newer version starts it again."""
+    """A runner whose version is deprecated stops creation with a clear status; a newer version starts it again."""
     deployment.keep(0)
     deployment.control.runner_binary(minimum_version="2.999.0")
     try:

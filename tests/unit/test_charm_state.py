@@ -94,9 +94,9 @@ def errors_of(
     charm = run(config, *relations, secrets=secrets)
     assert charm.state is None
     assert charm.error is not None
-    assert str(charm.error) == "; ".join(charm.error.faults)
-    assert not any(line.splitlines()[1:] for line in charm.error.faults)
-    found: tuple[str, ...] = charm.error.faults
+    assert str(charm.error) == "; ".join(charm.error.invalid)
+    assert not any(line.splitlines()[1:] for line in charm.error.invalid)
+    found: tuple[str, ...] = charm.error.invalid
     return found
 
 

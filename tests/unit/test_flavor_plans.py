@@ -403,7 +403,7 @@ def test_an_instance_counts_with_the_size_that_it_was_made_with(world: World) ->
 
     world.reconcile(wanted("small", 4), capacity=Capacity(9 * GIB, 99))
 
-    assert sum(IDENTITY.owns(name) for name in world.lxd.found) == 3
+    assert sum(IDENTITY.manages(name) for name in world.lxd.found) == 3
 
 
 def test_a_removal_that_failed_keeps_its_room(world: World) -> None:

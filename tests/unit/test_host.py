@@ -402,7 +402,7 @@ def test_what_cannot_change(
     """A changed base image or storage blocks, and each error names the option and the old value."""
     with pytest.raises(ConfigurationError, match="; ".join(errors)) as caught:
         check_unchanged(config, base_image, where)
-    assert len(caught.value.faults) == len(errors)
+    assert len(caught.value.invalid) == len(errors)
 
 
 @pytest.mark.parametrize("config", [None, DEPLOYED, {}], ids=["not deployed", "set back", "profile without our keys"])
@@ -420,7 +420,7 @@ def test_base_image_of_a_flavor_cannot_change() -> None:
         storage.check_unchanged(
             cast(LxdClient, FakeLxd(config)), "app", BaseImage.JAMMY, RunnerStorage.MEMORY, (one, other)
         )
-    assert caught.value.faults == ("flavors: a: base-image: cannot change after deployment, set it back to noble",)
+    assert caught.value.invalid == ("flavors: a: base-image: cannot change after deployment, set it back to noble",)
 
 
 def test_another_applications_base_images_do_not_count() -> None:

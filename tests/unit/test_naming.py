@@ -1,4 +1,4 @@
-"""Names of runners and who owns them, and the fingerprint of a runner."""
+"""Names of runners and who manages them, and the fingerprint of a runner."""
 
 import dataclasses
 import re
@@ -113,7 +113,7 @@ def test_any_application_name_gives_names_that_lxd_takes(app: str, unit: int) ->
     assert re.fullmatch(r"[a-z][a-z0-9-]*[a-z0-9]", name)
     assert len(name) <= 63
     assert identity.random_digits >= 8
-    assert identity.owns(name)
+    assert identity.manages(name)
     assert app not in NAMES[:2] or name.startswith(f"{app}-{unit}-{HASH}")
 
 
@@ -122,7 +122,7 @@ def test_long_application_names_are_told_apart() -> None:
     one, other = Identity("a" * 60 + "-one", 1, HASH), Identity("a" * 60 + "-two", 1, HASH)
 
     assert one.prefix != other.prefix
-    assert not other.owns(one.prefix + "0" * one.random_digits)
+    assert not other.manages(one.prefix + "0" * one.random_digits)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_long_application_names_are_told_apart() -> None:
 )
 def test_ownership(name: str, expected: bool) -> None:
     """A runner is this unit's only if its whole name is: a prefix is shared with other units and applications."""
-    assert Identity("runner", 1, HASH).owns(name) is expected
+    assert Identity("runner", 1, HASH).manages(name) is expected
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_the_previous_charm_used_the_full_application_name() -> None:
 
 def test_application_name_is_no_pattern() -> None:
     """A name that would be a pattern stands for itself."""
-    assert not Identity("a.c", 0, HASH).owns(f"abc-0-{HASH}1")
+    assert not Identity("a.c", 0, HASH).manages(f"abc-0-{HASH}1")
 
 
 class Colour(Enum):
@@ -244,7 +244,7 @@ def test_plain_values(value: object, expected: object) -> None:
 )
 def test_only_scale_sets_of_this_unit_are_managed(name: str, managed: bool) -> None:
     """A set of another unit, model or application, or made by hand, is never adopted or deleted."""
-    assert Identity("app", 0, "0123abcd").owns_scale_set(name) is managed
+    assert Identity("app", 0, "0123abcd").manages_scale_set(name) is managed
 
 
 def test_a_scale_set_is_named_after_unit_and_flavour() -> None:
@@ -252,4 +252,4 @@ def test_a_scale_set_is_named_after_unit_and_flavour() -> None:
     identity = Identity("app", 0, "0123abcd")
 
     assert identity.scale_set("small") == "app-0-0123abcd-small"
-    assert identity.owns_scale_set(identity.scale_set("small"))
+    assert identity.manages_scale_set(identity.scale_set("small"))

@@ -63,7 +63,7 @@ def test_what_lxd_would_refuse_is_refused_first(
         return
     with pytest.raises(ConfigurationError) as refused:
         check(wanting(*wanted), disk)
-    assert all(found.startswith(error) for found, error in zip(refused.value.faults, errors, strict=True))
+    assert all(found.startswith(error) for found, error in zip(refused.value.invalid, errors, strict=True))
 
 
 def test_containers_and_no_runners_are_not_limited() -> None:
@@ -111,7 +111,7 @@ def budgeted(*flavors: Flavor, **changes: Any) -> CharmState:
 def refused(wanted: CharmState) -> list[str]:
     with pytest.raises(ConfigurationError) as caught:
         check(wanted)
-    return [error.partition("; ")[0] for error in caught.value.faults]
+    return [error.partition("; ")[0] for error in caught.value.invalid]
 
 
 CASES: list[tuple[Flavor, dict[str, Any], str]] = [

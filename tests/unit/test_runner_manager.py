@@ -160,7 +160,7 @@ def test_missing_runners_are_made_with_one_token(world: World) -> None:
 
     assert world.delta == 3
     assert len(world.lxd.found) == 3
-    assert all(IDENTITY.owns(name) and len(name) <= 63 for name in world.lxd.found)
+    assert all(IDENTITY.manages(name) and len(name) <= 63 for name in world.lxd.found)
     assert world.github.tokens == 1
     assert sorted(manager.report.created) == sorted(world.lxd.found) == sorted(manager.report.idle)
 
@@ -919,7 +919,7 @@ def test_one_process_at_a_time(world: World, locks: Path, monkeypatch: pytest.Mo
 
     with exclusive(locks / f"{IDENTITY.prefix.rstrip('-')}.lock", 0):
         for action in (lambda: world.reconcile(2), lambda: world.manager().flush(FlushMode.FORCE_FLUSH)):
-            with pytest.raises(HostError, match="another process"):
+            with pytest.raises(HostError, match=r"another process .* within 0.2 s; try again when it has ended$"):
                 action()
     assert world.lxd.log == []
 
@@ -1294,7 +1294,7 @@ def test_names_of_crash_logs_stay_in_their_line_of_the_log(
 
 
 def test_deprecated_version_stops_creation_and_says_so(world: World, tmp_path: Path) -> None:
-    """A runner that GitHub refused as outdated is removed, none follows it, and the report says what to do."""
+    """A runner whose version GitHub has deprecated is removed, none follows it, and the report says what to do."""
     world.state = state(issue_metrics=True)
     kept, refused = world.add("aa"), world.add("bb", online=False, process=12, prepared=f"{NOW - 60}")
 

@@ -148,7 +148,7 @@ def test_the_watcher_follows_a_changed_number(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(agent, "replace", lambda _, __, wanted, ___: counts.append(wanted))
     monkeypatch.setattr(agent, "LxdClient", lambda: None)
 
-    agent.watch(UNIT, IDENTITY.owns, agent.Starter("service"))
+    agent.watch(UNIT, IDENTITY.manages, agent.Starter("service"))
 
     assert counts == [2, 5]
 

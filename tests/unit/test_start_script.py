@@ -54,7 +54,7 @@ def test_agent_that_ended_without_a_job_is_kept(shell: Shell, run: str, mark: st
 
     shell.run(shell.render("start.sh.j2"))
 
-    marks = [path.name for path in (provision.REFUSED_FILE, provision.FAILED_FILE)]
+    marks = [path.name for path in (provision.DEPRECATED_FILE, provision.FAILED_FILE)]
     assert [name for name in marks if (shell.folder / name).exists()] == ([mark] if mark else [])
     assert shell.arguments("sleep") == (["3600"] if mark else [])
     assert shell.arguments("sudo") == POWER_OFF
