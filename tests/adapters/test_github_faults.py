@@ -24,6 +24,7 @@ import runner_manager
 import status
 import telemetry
 from errors import (
+    ConfigurationError,
     GithubApiError,
     GithubClientError,
     JobNotFoundError,
@@ -33,9 +34,10 @@ from errors import (
     TokenError,
 )
 from gh.answers import ANSWER_LIMIT
+from gh.app import App
 from gh.auth import Pat
 from gh.client import ATTEMPTS, PER_PAGE, GithubClient
-from models import Arch, GithubOrg, GithubPath, GithubRepo, OfferedBinary
+from models import AppCredentials, Arch, GithubOrg, GithubPath, GithubRepo, OfferedBinary
 from naming import KEY, Identity, fingerprint
 from report import Report
 from runner import RunnerManagerClients
@@ -93,13 +95,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A call of the client and its result where all is well; ``empty`` is the body of its empty list."""
+    """A call of the client and its result where all is well; ``empty`` is the body of its empty list.
+
+    A GitHub App asks for what is ``behind`` its token: a fault lies there. With ``numbered`` it knows its installation.
+    """
 
     ask: Callable[[GithubClient, Place], Any]
     result: Any
     empty: str | None = None
     pages: int = 1
     organisation: bool = False
+    behind: str = ""
+    numbered: bool = False
 
 
 def listed(client: GithubClient, at: Place) -> list[str]:
@@ -120,13 +127,18 @@ def downloaded(client: GithubClient, at: Place) -> bool:
     return at.target.stat().st_size > 0
 
 
+def registered(client: GithubClient, at: Place) -> int:
+    return len(client.registration_token(at.path))
+
+
 NO_RUNNERS = '{"total_count": 0, "runners": []}'
 NO_JOBS = '{"total_count": 0, "jobs": []}'
+NO_GROUPS = '{"total_count": 0, "runner_groups": []}'
 ENDPOINTS = {
     "list of a repository": Endpoint(listed, ["own"], NO_RUNNERS, pages=2),
     "list of an organisation": Endpoint(listed, ["own"], NO_RUNNERS, pages=2, organisation=True),
     "one runner": Endpoint(found, "own", NO_RUNNERS),
-    "registration token": Endpoint(lambda client, at: len(client.registration_token(at.path)), 29),
+    "registration token": Endpoint(registered, 29),
     "just-in-time configuration": Endpoint(configured, "new"),
     "deletion": Endpoint(lambda client, at: client.delete_runner(at.path, at.runner_id), None),
     "runner by id": Endpoint(lambda client, at: not client.runner_is_gone(at.path, at.runner_id), True),
@@ -134,7 +146,16 @@ ENDPOINTS = {
     "binary": Endpoint(lambda client, at: client.offered_binary(at.path, Arch.X64).filename, BINARY, "[]"),
     "download": Endpoint(downloaded, True),
     "job": Endpoint(lambda client, at: client.job(at.path.path, RUN, "own").conclusion, "success", NO_JOBS, 2),
+    "runner groups": Endpoint(
+        lambda client, at: client.group_id(at.path), PER_PAGE + 1, NO_GROUPS, pages=2, organisation=True
+    ),
+    "installation": Endpoint(registered, 29, organisation=True, behind="{slug}/installation$"),
+    "installation by number": Endpoint(
+        registered, 29, organisation=True, behind="/app/installations/{number}$", numbered=True
+    ),
+    "token of an App": Endpoint(registered, 29, organisation=True, behind="/app/installations/{number}/access_tokens$"),
 }
+APPS = [name for name, endpoint in ENDPOINTS.items() if endpoint.behind]
 
 
 @dataclass(frozen=True)
@@ -178,9 +199,11 @@ DIFFERENT: dict[tuple[str, str], tuple[Any, int]] = {
     (EMPTY, "one runner"): (None, 1),
     (EMPTY, "binary"): (GithubApiError, 1),
     (EMPTY, "job"): (JobNotFoundError, 1),
+    (EMPTY, "runner groups"): (ConfigurationError, 1),
     (WENT, "list of a repository"): ([], 2),
     (WENT, "list of an organisation"): ([], 2),
     (WENT, "job"): (JobNotFoundError, 2),
+    (WENT, "runner groups"): (ConfigurationError, 2),
     # 404 is asked about once more. An answer without a body cannot drip or be cut off.
     ("404", "deletion"): (TokenError, 2),
     ("404", "runner by id"): (TokenError, 2),
@@ -198,6 +221,9 @@ DIFFERENT: dict[tuple[str, str], tuple[Any, int]] = {
     ("401", "job"): (JobNotFoundError, 1),
     ("403", "job"): (JobNotFoundError, 1),
     ("404", "job"): (JobNotFoundError, 1),
+    # An installation that does not cover the path is the operator's to change, and a token comes with 201 only.
+    **{("422", name): (TokenError, 1) for name in APPS},
+    ("HTML", "token of an App"): (GithubApiError, 1),
 }
 
 
@@ -257,6 +283,11 @@ def control(hub: github.GitHub) -> GitHubControl:
     return GitHubControl(hub.url)
 
 
+@pytest.fixture(scope="module")
+def app(control: GitHubControl, key: str) -> dict[str, Any]:
+    return control.add_app("runners", DEMO.owner, private_key=key)
+
+
 def deadline(fault: str) -> float:
     """How long a call with a fault may last."""
     return HANGING_DEADLINE if fault in HANGING else DEADLINE
@@ -284,6 +315,7 @@ def outcomes(
     control: GitHubControl,
     client: GithubClient,
     clients: dict[float, GithubClient],
+    app: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[tuple[str, str], Outcome]:
     """All cases, tried side by side."""
@@ -294,25 +326,39 @@ def outcomes(
         fault, endpoint = case
         slug = f"case-{number:03}"
         tarball = replace(offered, url=f"{hub.url}/release-assets/{offered.filename}?sp={slug}")
-        place = made(control, slug, ENDPOINTS[endpoint], tarball, folder / slug)
-        planted = control.add_fault(path=slug, **fields(fault, ENDPOINTS[endpoint].empty))
+        asked = ENDPOINTS[endpoint]
+        place = made(control, slug, asked, tarball, folder / slug)
+        used, where = clients[deadline(fault)], slug
+        if asked.behind:
+            installation = control.install_app(app["id"], slug)
+            where = asked.behind.format(slug=slug, number=installation)
+            auth = as_app(hub, app, place.path, installation if asked.numbered else None)
+            used = GithubClient(hub.url, auth, deadline=deadline(fault))
+        planted = control.add_fault(path=where, **fields(fault, asked.empty))
         started = time.monotonic()
         try:
-            result = ENDPOINTS[endpoint].ask(clients[deadline(fault)], place)
+            result = asked.ask(used, place)
         except Exception as error:
             result = error
         seconds = time.monotonic() - started
+        if asked.behind:
+            used.close()
         return Outcome(result, seen(control, planted), seconds)
 
     return side_by_side(attempt, CASES)
 
 
+def as_app(hub: github.GitHub, app: dict[str, Any], path: GithubPath, installation: int | None = None) -> App:
+    """The authorization of a GitHub App, which has no token yet."""
+    return App(AppCredentials(app["client_id"], app["private_key"], installation), hub.api_url, path)
+
+
 def made(control: GitHubControl, slug: str, endpoint: Endpoint, tarball: OfferedBinary, target: Path) -> Place:
     """A path where what is asked for is the first of the second page, if there are pages."""
     others = PER_PAGE if endpoint.pages > 1 else 0
-    path = GithubOrg(slug) if endpoint.organisation else GithubRepo(DEMO.owner, slug)
+    path = GithubOrg(slug, "own") if endpoint.organisation else GithubRepo(DEMO.owner, slug)
     if isinstance(path, GithubOrg):
-        control.add_organisation(slug)
+        control.add_organisation(slug, [*(f"group {number}" for number in range(1, others)), "own"])
     else:
         control.add_repository(path.path)
         times = {"created_at": 1.0, "started_at": 2.0, "completed_at": 3.0}
@@ -360,9 +406,32 @@ def test_status_says_whether_the_operator_must_act(
     """Blocked where the operator must act, waiting where the error resolves by itself, and the token in no text."""
     error = outcomes[fault, endpoint].result
     shown = status.of_error(error)
-    blocking = expected(fault, endpoint)[0] is TokenError
+    blocking = expected(fault, endpoint)[0] in (TokenError, ConfigurationError)
     assert shown.name == ("blocked" if blocking else "waiting")
     assert TOKEN not in shown.message + "".join(traceback.format_exception(error))
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in (EMPTY, WENT, CAME)])
+def test_a_token_that_is_not_revoked_holds_nobody(
+    hub: github.GitHub, control: GitHubControl, app: dict[str, Any], fault: str
+) -> None:
+    """Whatever GitHub answers, one request is made for it within the deadline, and no error ends the removal."""
+    path, limit = GithubOrg(f"revoked-{list(FAULTS).index(fault)}"), 0.5 if fault in HANGING else DEADLINE
+    control.add_organisation(path.org)
+    control.install_app(app["id"], path.org)
+    auth = as_app(hub, app, path)
+    first, second = (GithubClient(hub.url, auth, deadline=seconds) for seconds in (DEADLINE, limit))
+    first.registration_token(path)
+    first.close()
+    planted = control.add_fault(path="/installation/token$", **fields(fault, None))
+
+    started = time.monotonic()
+    second.revoke()
+    second.close()
+
+    assert time.monotonic() - started < limit + SLACK
+    assert seen(control, planted) == 1
+    control.remove_faults(planted)
 
 
 @pytest.mark.parametrize("endpoint", [name for name, endpoint in ENDPOINTS.items() if endpoint.empty is not None])
