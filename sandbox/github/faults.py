@@ -46,7 +46,7 @@ class Faults:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._faults: dict[int, Fault] = {}
+        self.planted: dict[int, Fault] = {}
         self._last = 0
 
     def add(self, fields: dict[str, Any]) -> Fault:
@@ -60,25 +60,25 @@ class Faults:
             raise ValueError(f"path: {error}") from error
         with self._lock:
             self._last += 1
-            fault = self._faults[self._last] = Fault(self._last, **fields)
+            fault = self.planted[self._last] = Fault(self._last, **fields)
         return fault
 
     def list(self) -> list[dict[str, Any]]:
         with self._lock:
-            return [fault.document() for fault in self._faults.values()]
+            return [fault.document() for fault in self.planted.values()]
 
     def remove(self, number: int | None = None) -> bool:
         """Take one fault or all away, and let go the requests that they hold."""
         with self._lock:
-            gone = [n for n in self._faults if number in (None, n)]
+            gone = [n for n in self.planted if number in (None, n)]
             for each in gone:
-                self._faults.pop(each).released.set()
+                self.planted.pop(each).released.set()
         return bool(gone) or number is None
 
     def pick(self, method: str, target: str) -> Fault | None:
         """The fault that this request meets."""
         with self._lock:
-            for fault in self._faults.values():
+            for fault in self.planted.values():
                 if not fault.matches(method, target):
                     continue
                 fault.seen += 1

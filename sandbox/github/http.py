@@ -91,19 +91,19 @@ class Routes:
     """Which function answers which method and path."""
 
     def __init__(self) -> None:
-        self._routes: list[tuple[str, re.Pattern[str], Handler]] = []
+        self.all: list[tuple[str, re.Pattern[str], Handler]] = []
 
     def add(self, method: str, pattern: str) -> Callable[[Handler], Handler]:
         """Decorate the function that answers; the groups of the pattern become its arguments."""
 
         def register(handler: Handler) -> Handler:
-            self._routes.append((method, re.compile(pattern), handler))
+            self.all.append((method, re.compile(pattern), handler))
             return handler
 
         return register
 
     def find(self, method: str, path: str) -> tuple[Handler, dict[str, str]] | None:
-        for known, pattern, handler in self._routes:
+        for known, pattern, handler in self.all:
             match = pattern.fullmatch(path)
             if match and known == ("GET" if method == "HEAD" else method):
                 return handler, match.groupdict()

@@ -268,7 +268,7 @@ class GitHub:
     """A running stand-in; a context manager."""
 
     def __init__(self, server: _Server, ca: str | None = None) -> None:
-        self._server = server
+        self.server = server
         self.state = server.state
         self.url = f"{server.scheme}://{server.address}"
         self.ca = ca
@@ -278,7 +278,7 @@ class GitHub:
 
     def close(self) -> None:
         """Stop serving."""
-        self._server.stop()
+        self.server.stop()
 
     def __enter__(self) -> "GitHub":
         return self

@@ -23,11 +23,11 @@ def add_secret(name: str, content: dict[str, str], identity: str | None = None) 
         if any(record["name"] == name for record in state["secrets"].values()):
             raise JujuError(f'secret with name "{name}" already exists')
         identity = (identity or os.urandom(15).hex()[:20]).removeprefix("secret:")
-        state["secrets"][identity] = _new_secret(name, _secret_content(content))
+        state["secrets"][identity] = _new_secret(name, secret_content(content))
     return f"secret:{identity}"
 
 
-def _secret_content(content: dict[str, str]) -> dict[str, str]:
+def secret_content(content: dict[str, str]) -> dict[str, str]:
     # Juju's rule: https://github.com/juju/juju/blob/3.6/core/secrets/createsecret.go
     for key in content:
         if not re.fullmatch("[a-z](-?[a-z0-9]){2,}", key):
@@ -47,7 +47,7 @@ def update_secret(name: str, content: dict[str, str]) -> dict[str, Any]:
         identity = find_secret(state, name)
         record = state["secrets"][identity]
         latest = max(int(number) for number in record["revisions"])
-        if record["revisions"][str(latest)] == _secret_content(content):
+        if record["revisions"][str(latest)] == secret_content(content):
             return drain()
         record["revisions"][str(latest + 1)] = content
         if state["unit"] in record["tracked"]:

@@ -161,7 +161,7 @@ def recipe_of(*parts: object) -> str:
 
 
 def _base_recipe() -> str:
-    return recipe_of(SUITE, BASE_PACKAGES, _customise)
+    return recipe_of(SUITE, BASE_PACKAGES, customise)
 
 
 def _template_recipe() -> str:
@@ -188,12 +188,12 @@ def _ensure_base_image() -> None:
         root = Path(folder, "rootfs")
         with step(f"Building a base image from Debian's packages ({SUITE})"):
             bootstrap(root, BASE_PACKAGES)
-            _customise(root)
+            customise(root)
         with step("Packing and importing the base image"):
             _import_image(Path(folder), root, BASE_IMAGE, recipe)
 
 
-def _customise(root: Path) -> None:
+def customise(root: Path) -> None:
     """What a cloud image has beyond the packages: user ubuntu, DHCP on eth0, no left-over identity."""
     network = root / "etc/systemd/network/10-eth0.network"
     network.write_text("[Match]\nName=eth0\n\n[Network]\nDHCP=ipv4\n\n[DHCPv4]\nUseHostname=no\n")

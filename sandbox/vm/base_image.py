@@ -48,7 +48,7 @@ MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "fs
 def recipe(with_apt: bool = False) -> str:
     """A short hash of what goes into the image but the packages of the distribution."""
     files = [path.read_text() for path in (APT_STAND_IN, *sorted(FILES.rglob("*"))) if path.is_file()]
-    steps = (lxd_setup._customise, _install, _write_disk, _write_efi, _write_metadata)
+    steps = (lxd_setup.customise, _install, _write_disk, _write_efi, _write_metadata)
     fixed = (debian.SUITE, debian.MIRROR, *PACKAGES, SIZE_MIB, EFI_MIB, GRUB, json.dumps(TEMPLATES), with_apt)
     return lxd_setup.recipe_of(*fixed, *files, *steps)
 
@@ -80,7 +80,7 @@ def _install(work: Path, with_apt: bool) -> None:
     """The root file system, in ``root``, and the signed boot loaders, in ``boot``."""
     root = work / "root"
     debian.bootstrap(root, PACKAGES)
-    lxd_setup._customise(root)
+    lxd_setup.customise(root)
     (root / "etc/fstab").write_text(f"LABEL={ROOT_LABEL} / ext4 defaults 0 1\n")
     (root / "etc/systemd/network/10-eth0.network").unlink()
     for unit in MASKED:

@@ -56,7 +56,7 @@ def ensure() -> None:
         if lxd_setup.exists("instances", TEMPLATE):
             run("lxc", "delete", "--force", TEMPLATE)
         with step("Making the template of machines with virtual machines"):
-            _make(lxd, image)
+            make(lxd, image)
         run("lxc", "config", "set", TEMPLATE, f"{lxd_setup.RECIPE_KEY}={recipe}")
 
 
@@ -64,7 +64,7 @@ def _recipe(hardware: bool) -> str:
     programs = [path.read_text() for path in sorted(PROGRAMS.iterdir()) if path.is_file()]
     fixed = (hardware, *PACKAGES, DEVICES, MODULE_SERVICE, lxd_build.recipe(), base_image.recipe())
     other = _config(lxd_setup.TEMPLATE)[lxd_setup.RECIPE_KEY]
-    return lxd_setup.recipe_of(other, *fixed, *programs, _make, _emulate, _use_hardware)
+    return lxd_setup.recipe_of(other, *fixed, *programs, make, _emulate, use_hardware)
 
 
 def _config(name: str) -> dict[str, str]:
@@ -73,12 +73,12 @@ def _config(name: str) -> dict[str, str]:
     return dict(json.loads(run("lxc", "query", f"/1.0/instances/{name}"))["config"])
 
 
-def _make(lxd: Path | None, image: Path) -> None:
+def make(lxd: Path | None, image: Path) -> None:
     """Copy the other template, start it once, and give it QEMU, the image and, if there is one, the patched LXD."""
     run("lxc", "copy", lxd_setup.TEMPLATE, TEMPLATE)
     run("lxc", "config", "unset", TEMPLATE, lxd_setup.RECIPE_KEY)
     if lxd is None:
-        _use_hardware()
+        use_hardware()
     run("lxc", "start", TEMPLATE)
     machine = Machine(TEMPLATE.removeprefix("ghr-"))
     machine.wait_ready()
@@ -111,7 +111,7 @@ def _emulate(machine: Machine, lxd: Path) -> None:
     machine.exec("systemctl", "enable", "--quiet", "--now", f"sandbox-{MODULE}.service")
 
 
-def _use_hardware() -> None:
+def use_hardware() -> None:
     """Give the machine the host's own devices."""
     for path in ("/dev/kvm", "/dev/vhost-vsock", "/dev/vsock", "/dev/vhost-net"):
         if Path(path).exists():

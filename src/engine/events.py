@@ -41,7 +41,7 @@ def ended(wanted: Callable[[str], bool], gather: float, path: Callable[[], Path]
                 wait = RETRY_AFTER
                 yield set()
                 while True:
-                    names = _names(stream.recv(), wanted)
+                    names = ended_names(stream.recv(), wanted)
                     if names:
                         yield names | _more(stream, wanted, gather)
         except (OSError, websocket.WebSocketException) as error:
@@ -71,7 +71,7 @@ def _more(stream: websocket.WebSocket, wanted: Callable[[str], bool], gather: fl
     try:
         while (left := deadline - time.monotonic()) > 0:
             stream.settimeout(left)
-            names |= _names(stream.recv(), wanted)
+            names |= ended_names(stream.recv(), wanted)
     except websocket.WebSocketTimeoutException:
         pass
     finally:
@@ -79,7 +79,7 @@ def _more(stream: websocket.WebSocket, wanted: Callable[[str], bool], gather: fl
     return names
 
 
-def _names(message: str | bytes, wanted: Callable[[str], bool]) -> set[str]:
+def ended_names(message: str | bytes, wanted: Callable[[str], bool]) -> set[str]:
     """The runner whose end a message reports; none for any other message, whatever it has."""
     try:
         event = json.loads(message)["metadata"]

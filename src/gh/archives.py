@@ -45,7 +45,8 @@ class ActionArchives:
     ) -> None:
         # Anonymous requests to SUB.ghe.com are refused; its runners get public actions from github.com.
         server = [api_url(github_url)] if is_enterprise_server(github_url) else []
-        self._apis = [*server, public_api]
+        self.apis = [*server, public_api]
+        """The APIs that are asked, in this order."""
         # Those that had a temporary error when they were asked last.
         self._troubled = set[str]()
         self._end = time.monotonic() + deadline
@@ -57,7 +58,7 @@ class ActionArchives:
         GithubApiError names each GitHub that was asked, and its reason.
         """
         reasons = []
-        for api in list(self._apis):
+        for api in list(self.apis):
             try:
                 commit = self._fetch(api, action, file, limit)
             except GithubApiError as error:
@@ -72,7 +73,7 @@ class ActionArchives:
         """Ask a GitHub no more after a rate limit, or after the second temporary error in a row."""
         temporary = isinstance(error, TemporaryGithubError)
         if isinstance(error, RateLimitError) or (temporary and api in self._troubled):
-            self._apis.remove(api)
+            self.apis.remove(api)
         elif temporary:
             self._troubled.add(api)
         else:

@@ -99,7 +99,8 @@ class GithubClient:
     ) -> None:
         self._url = api_url(github_url)
         self._is_enterprise_server = is_enterprise_server(github_url)
-        self._auth = auth
+        self.auth = auth
+        """What gives requests their token."""
         self._ca_certificates = ca_certificates
         self._deadline = deadline
         self._long_deadline = long_deadline
@@ -117,7 +118,7 @@ class GithubClient:
 
     def held_token(self) -> tuple[str, float | None]:
         """The token that was used last, and its end in UNIX seconds; None where it has none."""
-        return self._auth.held()
+        return self.auth.held()
 
     def revoke(self, handed: Sequence[str] = ()) -> None:
         """End the tokens that were obtained, when the unit goes: within ``deadline`` seconds in all.
@@ -126,7 +127,7 @@ class GithubClient:
         an hour.
         """
         end = time.monotonic() + self._deadline
-        for request in self._auth.revocations(handed):
+        for request in self.auth.revocations(handed):
             send = partial(self._connected().client.send, request, auth=None)
             try:
                 within_deadline(end, self._url, send)
@@ -333,7 +334,7 @@ class GithubClient:
             }
             # Without a client, ghapi opens a connection for each call. It repeats no call: ``_call`` does.
             client = httpx2.Client(
-                auth=self._auth,
+                auth=self.auth,
                 timeout=TIMEOUTS,
                 follow_redirects=True,
                 event_hooks={"response": [self._note_headers, answers.limit, check_redirect]},

@@ -119,7 +119,7 @@ class ScaleSetClient:
 
     def connect(self) -> None:
         """See that the service can be reached, and that it accepts the credentials."""
-        self._connected(time.monotonic() + self.deadline)
+        self.access(time.monotonic() + self.deadline)
 
     def group_id(self) -> int:
         """The number of the path's runner group; TokenError if there is not exactly one of that name."""
@@ -280,7 +280,7 @@ class ScaleSetClient:
         refused = 0
         for attempt in attempts(end):
             # It has attempts of its own, which are not to be multiplied.
-            service, token = self._connected(end)
+            service, token = self.access(end)
             with attempt:
                 try:
                     return self._once(method, extended(service, f"/_apis/{place}", **query), token, body, end)
@@ -310,8 +310,8 @@ class ScaleSetClient:
             if self._token == token:
                 self._end = 0.0
 
-    def _connected(self, end: float) -> tuple[str, str]:
-        """The service's address and token."""
+    def access(self, end: float) -> tuple[str, str]:
+        """The service's address and its token, which is another one before it ends."""
         with self._alone(end):
             if time.monotonic() >= self._end:
                 self._connect(end)
@@ -384,7 +384,7 @@ class Listener:
     def acquire(self, requests: Sequence[int]) -> int:
         """Take jobs, which only an Enterprise Server asks for; returns how many were granted."""
         end = time.monotonic() + CALL_DEADLINE
-        service, _ = self._client._connected(end)
+        service, _ = self._client.access(end)
         place = f"/_apis/runtime/runnerscalesets/{self.number}/acquirejobs"
         url = extended(service, place, **{"api-version": API_VERSION})
         try:

@@ -256,7 +256,7 @@ def _folder(jinja: jinja2.Environment, state: CharmState) -> Path:
         if not JUJU_STORAGE.is_dir():
             raise HostError(f"the Juju storage `runner` is not attached at {JUJU_STORAGE}")
         return JUJU_STORAGE
-    size = _memory_size(state)
+    size = memory_size(state)
     options = f"size={size},mode=0700"
     mounted = _ensure_mount(jinja, MEMORY, what="tmpfs", kind="tmpfs", options=options)
     if not mounted and _total(MEMORY) < size:
@@ -264,7 +264,7 @@ def _folder(jinja: jinja2.Environment, state: CharmState) -> Path:
     return MEMORY
 
 
-def _memory_size(state: CharmState) -> int:
+def memory_size(state: CharmState) -> int:
     """What full runners take, and besides them the images, a builder, and LXD's own small volume of each runner.
 
     Never more than the machine's memory: a runner must find its disk full before the machine is out of memory.

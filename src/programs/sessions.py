@@ -211,7 +211,7 @@ class Sessions:
         is_leaving = Markers(self.unit).read(LEAVING) is not None
         found = None if is_leaving else agent_settings.load(self.unit)
         if found != self._settings:
-            self._follow(found)
+            self.follow(found)
         names = {flavor.name for flavor in found.flavors} if found else set()
         for name in names:
             session = self.by_flavor.get(name)
@@ -342,7 +342,7 @@ class Sessions:
                 client.close()
                 self._former = [each for each in self._former if each is not client]
 
-    def _follow(self, found: AgentSettings | None) -> None:
+    def follow(self, found: AgentSettings | None) -> None:
         """Use other settings. A new token alone ends no session."""
         client, before = self._client, self._settings
         if found is not None and (before is None or _place(before) != _place(found) or client is None):
@@ -435,7 +435,7 @@ class FlavorSession:
         self._listener: Listener | None = None
         self._statistics: Statistics | None = None
         self._jobs = Assigned()
-        self._offered = Offered()
+        self.offered = Offered()
         self._lacks_offers = False
         self.reported = Reported()
         self._place: tuple[ScaleSetClient, tuple[str, ...]] | None = None
@@ -455,15 +455,15 @@ class FlavorSession:
             except GithubClientError as error:
                 if self._all.stop.is_set() or self._all.flavor(self._name) is None:
                     break
-                pause = self._failed(found[1], error)
+                pause = self.failed(found[1], error)
             except Exception as error:
                 logger.exception("%s: unexpected", self._name)
                 self.close()
-                pause = self._failed(found[1], error)
-            self._wait(pause, *found)
+                pause = self.failed(found[1], error)
+            self.wait(pause, *found)
         self.close()
 
-    def _wait(self, pause: float, settings: AgentSettings, _: AgentFlavor, client: ScaleSetClient) -> None:
+    def wait(self, pause: float, settings: AgentSettings, _: AgentFlavor, client: ScaleSetClient) -> None:
         """Pause, until the agent stops, or has another personal token or place, or none for this flavour."""
         end = time.monotonic() + pause
         while (left := end - time.monotonic()) > 0 and not self._all.stop.wait(min(RELOAD, left)):
@@ -481,11 +481,11 @@ class FlavorSession:
         place = (client, flavor.labels)
         if self._place != place:
             self.close()
-            self._place, self._offered = place, Offered()
+            self._place, self.offered = place, Offered()
         if self._listener is None:
             self._open(settings, self._announced(flavor), client)
         else:
-            self._poll(self._listener, settings, self._announced(flavor))
+            self.poll(self._listener, settings, self._announced(flavor))
         self._pause, self._conflict = 0.0, None
         return 0.0
 
@@ -528,7 +528,7 @@ class FlavorSession:
         # A job that runs may have begun while no session reported it.
         is_late = self._jobs.is_late and not listener.session.statistics.running
         self._listener, self._jobs = listener, Assigned(is_late=is_late)
-        self._statistics, self._offered.taken = listener.session.statistics, 0
+        self._statistics, self.offered.taken = listener.session.statistics, 0
         asked = self._made[-1]
         dropped = tuple(label for label in asked if label not in _sorted(found.labels))
         logger.info("%s: the session of the scale set %s is open", self._name, found.name)
@@ -576,30 +576,30 @@ class FlavorSession:
     def _take_former_offers(self, flavor: AgentFlavor, listener: Listener, statistics: Statistics) -> None:
         """Take jobs that were offered before this session, as far as there is room for them."""
         with self._logged("the jobs that were offered before are not known"):
-            self._offered.add(listener.acquirable())
+            self.offered.add(listener.acquirable())
             self._lacks_offers = False
         self._acquire(flavor, listener, statistics)
 
     def _acquire(self, flavor: AgentFlavor, listener: Listener, statistics: Statistics) -> None:
         """Take offered jobs, as far as there is room for them."""
         with self._logged("no jobs were acquired"):
-            self._offered.acquire(listener, flavor.capacity - statistics.assigned)
-        refusals = self._offered.refusals
+            self.offered.acquire(listener, flavor.capacity - statistics.assigned)
+        refusals = self.offered.refusals
         if refusals:
             logger.warning("%s: %s offered jobs are refused, and given up; %s", self._name, len(refusals), refusals[0])
 
-    def _poll(self, listener: Listener, settings: AgentSettings, flavor: AgentFlavor) -> None:
+    def poll(self, listener: Listener, settings: AgentSettings, flavor: AgentFlavor) -> None:
         """Wait for a message. Where none comes, the last statistics hold, and assignments grow old."""
         message = listener.message(flavor.capacity)
         if message is not None:
-            self._statistics, self._offered.taken = message.statistics, 0
+            self._statistics, self.offered.taken = message.statistics, 0
             # Before anything is done about it, as GitHub's own client does. It counts all the same where that fails.
             with self._logged("the message was not deleted"):
                 listener.delete(message.number)
             now = self._all.clock()
             for job in message.jobs:
                 self._jobs.note(job, now)
-                self._offered.note(job)
+                self.offered.note(job)
                 self.reported.note(job, now)
             durations = self._all.jobs.note(message.jobs, settings.identity.manages, flavor.name, now)
             if settings.measures_jobs and durations:
@@ -628,7 +628,7 @@ class FlavorSession:
         )
         self.reported.count(statistics, len(self._jobs.jobs))
 
-    def _failed(self, flavor: AgentFlavor, error: Exception) -> float:
+    def failed(self, flavor: AgentFlavor, error: Exception) -> float:
         """Note a problem, and say how long to pause before another attempt."""
         now = self._all.clock()
         if isinstance(error, (SessionEndedError, SetGoneError)):

@@ -100,7 +100,7 @@ def test_a_server_without_the_action_leads_to_github_com(
 )
 def test_where_archives_are_looked_for(url: str, apis: list[str]) -> None:
     """Public actions are at github.com; an Enterprise Server has actions of its own."""
-    assert ActionArchives(url)._apis == apis
+    assert ActionArchives(url).apis == apis
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
@@ -185,7 +185,7 @@ def test_who_is_in_trouble_is_not_asked_again(
 
     assert len(asked(control)) == requests
     assert len(asked(GitHubControl(public.url))) == 9
-    archives._apis.clear()
+    archives.apis.clear()
     assert reason(archives) == "no GitHub can be asked any more"
 
 

@@ -21,6 +21,7 @@ import known_jobs
 import telemetry
 from agent_settings import AgentFlavor, AgentSettings
 from demand import Demand
+from gh import scale_sets
 from gh.scale_set_answers import Job, Message, Statistics
 from host import markers
 from models import GithubOrg, GithubRepo, Scaling
@@ -67,12 +68,17 @@ class Agent:
     def _wake(self) -> None:
         self.wakes += 1
 
+    @property
+    def client(self) -> scale_sets.ScaleSetClient:
+        """What its sessions talk to GitHub with."""
+        found = self.sessions.flavor("small")
+        assert found is not None
+        return found[2]
+
     def end(self, *, close: bool = True) -> None:
         """Stop it; without ``close`` as a killed process ends, with its session left open."""
         if not close:
-            found = self.sessions.flavor("small")
-            assert found is not None
-            found[2].close_session = lambda *_: None  # type: ignore[method-assign]
+            self.client.close_session = lambda *_: None  # type: ignore[method-assign]
         self.sessions.stop.set()
         for thread in (self.thread, *(each.thread for each in self.sessions.by_flavor.values())):
             thread.join(10)
@@ -267,9 +273,7 @@ def test_sets_of_removed_flavours_are_deleted_and_no_others(agent: Agent, contro
     agent.save(SMALL, replace(SMALL, name="large"))
     wait_for(lambda: len(control.scale_sets()) == 2, "two sets", timeout=20)
     with_prefix = f"{IDENTITY.prefix}5-small"
-    client = agent.sessions._client
-    assert client is not None
-    client.create(with_prefix, 1, [])
+    agent.client.create(with_prefix, 1, [])
 
     agent.save()
 
@@ -372,7 +376,7 @@ def test_durations_of_jobs(measures: bool, tmp_path: Path, monkeypatch: pytest.M
     sessions = Sessions(IDENTITY.unit, lambda: None)
     settings = AgentSettings(IDENTITY, "https://github.com", REPO, TOKEN, None, (), {}, (SMALL,), measures)
 
-    FlavorSession(sessions, "small")._poll(listener, settings, SMALL)
+    FlavorSession(sessions, "small").poll(listener, settings, SMALL)
 
     wanted = [Measurement("queue", "small", 30.0), Measurement("job", "small", 60.0)]
     assert telemetry.take(IDENTITY.unit) == (wanted if measures else [])
@@ -382,9 +386,8 @@ def test_messages_tell_of_the_job_of_a_runner(agent: Agent, server: github.GitHu
     """When it was queued, began and ended, and how: what a reconcile then need not ask for."""
     agent.save()
     number = awaited(lambda found: found.answered_at > 0, "the session").scale_set
-    name, client = f"{IDENTITY.prefix}aa", agent.sessions._client
-    assert client is not None
-    runner, _ = client.jit_configuration(int(number or 0), name)
+    name = f"{IDENTITY.prefix}aa"
+    runner, _ = agent.client.jit_configuration(int(number or 0), name)
     job = control.add_job(REPO.path, labels=[SET])
     awaited(lambda found: found.assigned == 1, "the job")
 
@@ -415,7 +418,7 @@ def test_jobs_that_were_offered_to_a_former_process_are_taken(agent: Agent, cont
     awaited(lambda found: found.assigned == 1, "the first job")
     control.add_job(REPO.path, labels=[SET])
     session = agent.sessions.by_flavor["small"]
-    wait_for(lambda: session._offered.requests, "the second job's offer", timeout=20)
+    wait_for(lambda: session.offered.requests, "the second job's offer", timeout=20)
     agent.end()
     agent.save(replace(SMALL, capacity=2))
 
@@ -446,9 +449,7 @@ def test_a_changed_group_leaves_no_set_behind(agent: Agent, control: GitHubContr
     control.add_organisation("org", ["builders"])
     agent.save(path=GithubOrg("org"))
     number = awaited(lambda found: found.answered_at > 0, "the session").scale_set
-    client = agent.sessions._client
-    assert client is not None
-    other = client.create(f"{IDENTITY.prefix}5-small", 1, []).number
+    other = agent.client.create(f"{IDENTITY.prefix}5-small", 1, []).number
     if refused:
         control.add_fault(method="PATCH", path="/runnerscalesets/", status=400, times=1)
 
@@ -470,9 +471,7 @@ def test_sets_at_a_former_path_are_deleted(
     control.add_organisation("org")
     agent.save(path=GithubOrg("org"))
     awaited(lambda found: found.answered_at > 0, "the session")
-    client = agent.sessions._client
-    assert client is not None
-    client.create(f"{IDENTITY.prefix}5-small", 1, [])
+    agent.client.create(f"{IDENTITY.prefix}5-small", 1, [])
 
     def restart(_: str) -> None:
         agent.end()

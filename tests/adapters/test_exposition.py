@@ -142,7 +142,9 @@ def test_without_figures_there_is_the_build(served: Exposition) -> None:
 
 def test_only_the_loopback_listens(served: Exposition) -> None:
     """The server listens at 127.0.0.1, where no runner and no other machine reaches it."""
-    assert served._server.server_address[0] == "127.0.0.1"
+    text_of(f"http://127.0.0.1:{served.port}/metrics")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", served.port), timeout=10)
 
 
 @pytest.fixture

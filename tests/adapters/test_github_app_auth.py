@@ -502,11 +502,10 @@ def test_no_secret_is_shown(world: World, caplog: pytest.LogCaptureFixture, monk
     monkeypatch.setattr("gh.app.jwt.encode", encoded)
     client = world.client()
     client.list_runners(REPO, everything)
-    auth = client._auth
-    assert isinstance(auth, App)
-    token = next(iter(auth._tokens.values())).text
+    token, _ = client.held_token()
+    assert token
 
-    shown = f"{caplog.text}{world.credentials!r}{auth._tokens!r}"
+    shown = f"{caplog.text}{world.credentials!r}{vars(client)!r}{vars(client.auth)!r}"
     assert sent
     for secret in (token, *sent, world.app["private_key"], world.app["private_key"].splitlines()[3]):
         assert secret not in shown

@@ -25,7 +25,7 @@ from errors import (
     TokenError,
 )
 from gh.auth import Pat
-from gh.client import GithubClient, api_url
+from gh.client import GithubClient, api_url, trust
 from gh.errors import translated
 from models import Arch, GithubOrg, GithubRepo, OfferedBinary
 from redaction import MASK, redact
@@ -615,9 +615,8 @@ def test_certificates_of_the_option_are_trusted(tmp_path: Path) -> None:
 
 def test_usual_authorities_stay_trusted() -> None:
     """The option adds to the machine's authorities and replaces none."""
-    plain = GithubClient("https://github.example", Pat(TOKEN))._trust.cert_store_stats()["x509"]
-    more = GithubClient("https://github.example", Pat(TOKEN), ca_certificates=(tls.make("localhost").pem,))
-    assert more._trust.cert_store_stats()["x509"] == plain + 1
+    plain, more = (trust(option).cert_store_stats()["x509"] for option in ((), (tls.make("localhost").pem,)))
+    assert more == plain + 1
 
 
 @pytest.mark.parametrize(
@@ -661,7 +660,7 @@ def test_one_connection_serves_a_reconcile(hub: github.GitHub, client: GithubCli
     client.registration_token(REPO)
     client.offered_binary(REPO, Arch.X64)
 
-    assert len(hub._server.connections) == 1
+    assert len(hub.server.connections) == 1
 
 
 def test_a_runner_group_is_found_by_name_on_any_page(client: GithubClient, control: GitHubControl) -> None:

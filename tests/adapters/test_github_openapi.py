@@ -255,7 +255,7 @@ def test_redirect_is_as_described(description: Description, hub: github.GitHub, 
 def test_every_route_is_checked(description: Description) -> None:
     """Each route of the stand-in is in the description and in the table above, or is known to be newer."""
     calls = [*CALLS, *(call[:3] for call in JIT_CALLS + APP_CALLS), ("DELETE", "/installation/token", 204)]
-    for method, pattern, _ in (*api.routes._routes, *app_routes.routes._routes, *content_routes.routes._routes):
+    for method, pattern, _ in (*api.routes.all, *app_routes.routes.all, *content_routes.routes.all):
         if any(word in pattern.pattern for word in NEWER):
             continue
         called = [target for verb, target, _ in calls if verb == method]

@@ -22,11 +22,11 @@ def user_secrets(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_keys_that_juju_refuses(user_secrets: Any, key: str) -> None:
     """Juju refuses the whole secret, with the key, when one of its keys is not of Juju's form."""
     with pytest.raises(Exception, match="not valid") as caught:
-        user_secrets._secret_content({"token": "x", key: "x"})
+        user_secrets.secret_content({"token": "x", key: "x"})
     assert type(caught.value).__name__ == "JujuError"
 
 
 @pytest.mark.parametrize("key", ["token", "github-token", "app-id", "a-1-b", "a11"])
 def test_keys_that_juju_accepts(user_secrets: Any, key: str) -> None:
     """Lower-case letters, digits and single hyphens between them, three characters or more."""
-    assert user_secrets._secret_content({key: "x"}) == {key: "x"}
+    assert user_secrets.secret_content({key: "x"}) == {key: "x"}

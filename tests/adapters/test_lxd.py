@@ -75,7 +75,6 @@ def served(folder: Path, handler: type[Daemon]) -> Iterator[LxdClient]:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         client = LxdClient(f"http+unix://{quote(str(path), safe='')}")
         yield client
-        client._client().api.session.close()
         server.shutdown()
 
 

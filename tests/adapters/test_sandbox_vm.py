@@ -98,14 +98,14 @@ def test_modprobe_comes_with_the_patched_lxd_only(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(template, "run", lambda *command, **_: done.append(" ".join(command)))
     monkeypatch.setattr(template, "Machine", lambda name: Recorder(done))
     monkeypatch.setattr(template, "wait_until", lambda *_: None)
-    for name in ("_use_hardware", "import_image"):
+    for name in ("use_hardware", "import_image"):
         monkeypatch.setattr(template, name, lambda *_: None)
 
-    template._make(None, Path("image"))
+    template.make(None, Path("image"))
     assert not [line for line in done if "modprobe" in line or "sandbox-vm" in line or "/usr/bin/lxd" in line]
 
     done.clear()
-    template._make(Path("lxd"), Path("image"))
+    template.make(Path("lxd"), Path("image"))
     assert [line for line in done if "/usr/bin/lxd" in line]
     assert [line for line in done if template.MODPROBE in line]
 

@@ -448,13 +448,13 @@ def test_the_admin_token_is_replaced_before_its_end(broker: github.GitHub, monke
     """In its last minute; while it is good no other one is asked for."""
     client = connect(broker)
     client.sets()
-    tokens = {client._connected(time.monotonic() + 3)[1]}
-    assert client._connected(time.monotonic() + 3)[1] in tokens
+    tokens = {client.access(time.monotonic() + 3)[1]}
+    assert client.access(time.monotonic() + 3)[1] in tokens
 
     now = time.monotonic()
     monkeypatch.setattr("gh.scale_sets.time.monotonic", lambda: now + 1020 - 59)
 
-    assert client._connected(now + 2000)[1] not in tokens
+    assert client.access(now + 2000)[1] not in tokens
 
 
 @pytest.mark.parametrize(("what", "error"), [("sessions", SessionEndedError), ("set", SetGoneError)])
@@ -504,7 +504,7 @@ def test_tokens_are_masked(broker: github.GitHub) -> None:
     listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
     encoded = client.jit_configuration(listener.number, "app-0-0123abcd01")[1]
 
-    for secret in (client._connected(time.monotonic() + 3)[1], listener.session.token, encoded):
+    for secret in (client.access(time.monotonic() + 3)[1], listener.session.token, encoded):
         assert redact(f"a {secret} b") == f"a {MASK} b"
         assert secret not in repr(listener.session)
 
@@ -512,7 +512,7 @@ def test_tokens_are_masked(broker: github.GitHub) -> None:
 def test_the_service_token_stays_masked_while_it_is_used(broker: github.GitHub) -> None:
     """A hook may register so many runners that the values which came first are masked no more."""
     client = connect(broker)
-    token = client._connected(time.monotonic() + 3)[1]
+    token = client.access(time.monotonic() + 3)[1]
     redaction.note_received(*(f"configuration-{number}" for number in range(redaction.MOST)))
 
     client.sets()
@@ -578,11 +578,13 @@ def test_a_damaged_message_can_be_deleted(changes: dict[str, Any], caplog: pytes
 
 
 @pytest.mark.parametrize("value", [7, True, {"a": 1}, [1], None, 1.5])
-def test_a_text_of_another_type_is_empty(value: Any) -> None:
+def test_a_text_of_another_type_is_empty(broker: github.GitHub, value: Any) -> None:
     """Also in the body of an error."""
     assert read.text({"message": value}, "message") == ""
-    response = httpx2.Response(400, json={"typeName": value, "message": value})
-    assert "request refused" in str(scale_sets._refusal(response, "org/repo"))
+    body = json.dumps({"typeName": value, "message": value})
+    GitHubControl(broker.url).add_fault(path="/runnerscalesets", status=400, body=body)
+    with pytest.raises(GithubApiError, match="request refused"):
+        connect(broker).sets()
 
 
 @pytest.mark.parametrize(
@@ -631,11 +633,13 @@ def test_times_may_have_any_fraction(fraction: str, zone: str, monkeypatch: pyte
     """The service writes seven digits, which Python 3.10 does not read by itself."""
     monkeypatch.setattr(answers, "datetime", Older)
 
-    found = read._time({"queueTime": f"2026-11-20T08:00:14{fraction}{zone}"}, "queueTime")
+    entry = {"messageType": "JobStarted", "jobId": "a", "queueTime": f"2026-11-20T08:00:14{fraction}{zone}"}
 
-    assert found is not None
+    [job] = read.message({**MESSAGE, "body": json.dumps([entry])}).jobs
+
+    assert job.queued is not None
     hour = 0 if zone == "Z" else 2
-    assert abs(found - (1795161614.0 - hour * 3600)) < 0.2
+    assert abs(job.queued - (1795161614.0 - hour * 3600)) < 0.2
 
 
 def test_a_message_of_another_type_has_no_jobs(caplog: pytest.LogCaptureFixture) -> None:

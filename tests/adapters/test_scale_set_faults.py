@@ -57,7 +57,12 @@ ANSWER_LIMIT = 1 << 16
 class MarkedClient(ScaleSetClient):
     """A client whose requests name their case, so that a fault meets those of one case only."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.tokens: set[str] = set()
+
     def send(self, method: str, url: str, token: str, **more: Any) -> httpx2.Response:
+        self.tokens.add(token.partition(" ")[2])
         return super().send(method, f"{url}{'&' if '?' in url else '?'}case={self.path.path}", token, **more)
 
 
@@ -65,7 +70,7 @@ class MarkedClient(ScaleSetClient):
 class Place:
     """What a case has at GitHub: a client that is connected, a set, a session with a message, and a runner."""
 
-    client: ScaleSetClient
+    client: MarkedClient
     number: int
     listener: Listener
     runner: int
@@ -74,7 +79,7 @@ class Place:
     @property
     def secrets(self) -> list[str]:
         """The tokens of the case."""
-        return list(filter(None, (TOKEN, self.client._token, self.listener.session.token)))
+        return [TOKEN, *self.client.tokens]
 
 
 @dataclass(frozen=True)
@@ -475,7 +480,7 @@ class Agent:
             hub.state.add_repository(f"{self.path.org}/demo")
         self._sessions = Sessions(self.identity.unit, lambda: None, jitter=lambda *_: 0.02)
         flavors = (self._flavor,)
-        self._sessions._follow(AgentSettings(self.identity, hub.url, self.path, TOKEN, None, (), {}, flavors))
+        self._sessions.follow(AgentSettings(self.identity, hub.url, self.path, TOKEN, None, (), {}, flavors))
         known = self._sessions.flavor("small")
         assert known is not None
         known[2].deadline = HANGING_DEADLINE
@@ -513,7 +518,7 @@ class Agent:
 
     def _plant(self) -> Any:
         number = plant(self._control, self.name, self.path.path, **FAULTS[self.fault].fields)
-        return self._hub._server.faults._faults[number]
+        return self._hub.server.faults.planted[number]
 
     def _meets(self, planted: Any) -> bool:
         """Whether the agent has met the fault; a queue's token is renewed when it has ended."""

@@ -125,7 +125,7 @@ def test_the_client_is_what_the_options_say() -> None:
     }
     clients = {name: service.github_client(fakes.state(**credentials)) for name, credentials in kinds.items()}
 
-    assert {name: type(client._auth) for name, client in clients.items()} == {"token": Pat, "app": App}
+    assert {name: type(client.auth) for name, client in clients.items()} == {"token": Pat, "app": App}
 
 
 def test_an_app_is_enough_for_an_action_that_needs_github_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Rules about the code itself: how long a function is, and what tests may replace."""
+"""Rules about the code itself: how long a function or a file is, and what others may use of a module."""
 
 import ast
 from collections.abc import Iterator
@@ -10,10 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("src", "sandbox", "tests", "tools")
 MOST_LINES = 40
+# What has one task only, which a reader should see at once.
+SHORT_FILES = {"src/charm.py": 250, "src/runner_manager.py": 350}
 # These break private functions on purpose, to see that a simulation finds it.
 BREAKING = {"tests/unit/test_soak.py", "tests/unit/test_fuzz.py"}
 # The calls that replace an attribute: of pytest's monkeypatch, and of unittest.mock.
 REPLACING = {"setattr", "delattr", "object"}
+# Of named tuples (https://docs.python.org/3/library/collections.html): underscores only keep them apart from fields.
+OF_TUPLES = {"_replace", "_asdict", "_fields"}
 
 
 @cache
@@ -29,12 +33,22 @@ def is_private(name: str) -> bool:
 
 @cache
 def private_names() -> set[str]:
-    """The private functions, variables and attributes of src."""
-    nodes = [node for tree in parsed("src").values() for node in ast.walk(tree)]
+    """The private functions, variables and attributes of src and sandbox."""
+    nodes = [node for folder in ("src", "sandbox") for tree in parsed(folder).values() for node in ast.walk(tree)]
     names = [node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    names += [node.id for node in nodes if isinstance(node, ast.Name)]
-    names += [node.attr for node in nodes if isinstance(node, ast.Attribute)]
-    return set(filter(is_private, names))
+    names += [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    names += [node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)]
+    return set(filter(is_private, names)) - OF_TUPLES
+
+
+def private_uses(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Lines and private names of what a file reads or imports, but for those of its own classes and objects."""
+    own = {"self", "cls", "super()"} | {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in private_names() and ast.unparse(node.value) not in own:
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.lineno, each.name) for each in node.names if each.name in private_names())
 
 
 def replaced(node: ast.AST) -> Iterator[str]:
@@ -52,6 +66,15 @@ def replaced(node: ast.AST) -> Iterator[str]:
                 yield changed.attr
 
 
+def defines(tree: ast.Module, name: str) -> bool:
+    """Whether a file has a function, class or attribute of this name."""
+    return any(
+        (isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name)
+        or (isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Store))
+        for node in ast.walk(tree)
+    )
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_no_function_is_long(folder: str) -> None:
     """One that is longer than 40 lines does several things, which can have names."""
@@ -64,8 +87,14 @@ def test_no_function_is_long(folder: str) -> None:
     assert found == []
 
 
+@pytest.mark.parametrize(("path", "limit"), SHORT_FILES.items())
+def test_a_file_with_one_task_is_short(path: str, limit: int) -> None:
+    """The charm only connects Juju with the service, and the runner manager only has the order of a reconcile."""
+    assert len((ROOT / path).read_text().splitlines()) <= limit
+
+
 def test_tests_replace_public_names_only() -> None:
-    """A test that replaces a private function or attribute of src fails when only the code behind a rule changes."""
+    """A test that replaces a private name of src or sandbox fails when only the code behind a rule changes."""
     found = [
         f"{path}:{getattr(node, 'lineno', 0)}: {name}"
         for path, tree in parsed("tests").items()
@@ -73,5 +102,28 @@ def test_tests_replace_public_names_only() -> None:
         for node in ast.walk(tree)
         for name in replaced(node)
         if is_private(name) and name in private_names()
+    ]
+    assert found == []
+
+
+def test_tests_use_public_names_only() -> None:
+    """A test that calls or reads a private name of src or sandbox does not show what the code does for its users."""
+    found = [
+        f"{path}:{line}: {name}"
+        for path, tree in parsed("tests").items()
+        if path not in BREAKING
+        for line, name in private_uses(tree)
+    ]
+    assert found == []
+
+
+def test_a_module_uses_public_names_of_others_only() -> None:
+    """A private name can be changed without a look at other files."""
+    trees = {**parsed("src"), **parsed("sandbox"), **parsed("tools")}
+    found = [
+        f"{path}:{line}: {name}"
+        for path, tree in trees.items()
+        for line, name in private_uses(tree)
+        if not defines(tree, name)
     ]
     assert found == []

@@ -35,7 +35,7 @@ def message(action: str = "instance-deleted", source: Any = "/1.0/instances/app-
 )
 def test_which_messages_say_that_a_runner_ended(text: str | bytes, names: set[str]) -> None:
     """Only the end of an instance of this unit counts."""
-    assert events._names(text, lambda name: name.startswith("app-0-")) == names
+    assert events.ended_names(text, lambda name: name.startswith("app-0-")) == names
 
 
 @pytest.mark.parametrize(

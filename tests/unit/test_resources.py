@@ -97,7 +97,7 @@ def test_memory_pool_has_room_for_more_than_disks(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(pool, "DISK", 2 * GIB)
     monkeypatch.setattr(resources, "memory_bytes", lambda: 8 * GIB)
 
-    assert pool._memory_size(wanting(1, "1GiB", "2GiB", number)) == expected
+    assert pool.memory_size(wanting(1, "1GiB", "2GiB", number)) == expected
 
 
 def flavor(name: str, cpu: int = 1, memory: str = "1GiB", disk: str = "10GiB", number: int = 1) -> Flavor:
@@ -172,4 +172,4 @@ def test_memory_pool_has_room_for_all_flavors(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(resources, "memory_bytes", lambda: 99 * GIB)
     noble = Flavor("b", VirtualMachineResources(1, "1GiB", "3GiB"), BaseImage.NOBLE, (), 1, 9)
 
-    assert pool._memory_size(budgeted(flavor("a", number=2), noble)) == 29 * GIB + 3 * pool.CONFIG_VOLUME
+    assert pool.memory_size(budgeted(flavor("a", number=2), noble)) == 29 * GIB + 3 * pool.CONFIG_VOLUME

@@ -961,7 +961,7 @@ def test_units_do_not_come_back_all_at_once_after_a_limit(world: World) -> None:
             session = FlavorSession(world.sessions, "small")
             error = RateLimitError("used up", datetime.now(timezone.utc) + timedelta(seconds=left))
 
-            assert session._failed(SMALL, error) == pytest.approx(longest + 0.5 + part / 2, abs=0.1)
+            assert session.failed(SMALL, error) == pytest.approx(longest + 0.5 + part / 2, abs=0.1)
 
 
 def test_an_unexpected_error_ends_the_session_and_is_told(
@@ -1048,7 +1048,7 @@ def test_another_token_of_an_app_does_not_end_the_wait_for_a_limit(world: World)
         world.sessions.stop, begun = Passing(world, world.now + 3600), world.now
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("programs.sessions.time.monotonic", lambda: world.now)
-            world.session._wait(600, *found)
+            world.session.wait(600, *found)
         waited.append(world.now - begun)
 
     assert waited == [pytest.approx(600), pytest.approx(module.RELOAD)]

@@ -25,6 +25,11 @@ NOW = 1_800_000_000.0
 UNIT = IDENTITY.unit
 
 
+def options(**changes: Any) -> CharmState:
+    """A state in demand mode."""
+    return state(**{"scaling": Scaling.DEMAND, "virtual_machines": 3, **changes})
+
+
 class World:
     """GitHub, its scale sets and the agent's service, with the order of what was done."""
 
@@ -48,7 +53,7 @@ class World:
         return list(filter(unwanted, [IDENTITY.scale_set("default"), "app-0-ffffffff-default"]))
 
     def unit(self, **changes: Any) -> UnitDemand:
-        given = state(**{"scaling": Scaling.DEMAND, "virtual_machines": 3, **changes})
+        given = options(**changes)
         connect, github = cast(Any, lambda *_: self), cast(Any, lambda: self)
         return UnitDemand(given, IDENTITY, Markers(UNIT), connect, github, cast(Any, self.github_of))
 
@@ -270,7 +275,7 @@ def test_sets_at_a_former_place_are_deleted(world: World, former: dict[str, Any]
     world.unit().hand_over({})
     world.unit().hand_over({})
 
-    place = world.unit(**former)._state
+    place = options(**former)
     assert world.places == [(place.github_url, place.path.path, "ghs_token")]
     assert world.done == ["token", "end sessions", "delete sets under an agent", "token"]
     found = agent_settings.load(UNIT)
