@@ -27,16 +27,7 @@ from models import CharmState, FailedStarts, FlushMode, PublishedImage, RunnerSp
 from naming import Identity, fingerprint
 from observe import Observation, ObservedRunner, Observer, end_of_agent, wait_for_pre_job
 from outcome import Outcome, continuing
-from plan import (
-    Desired,
-    Health,
-    Plan,
-    Reason,
-    health,
-    is_doubtful,
-    needs_confirmation,
-    still_failing,
-)
+from plan import Desired, Health, Plan, Reason, health, is_doubtful, needs_confirmation, still_failing
 from report import (
     DROPPED_REPORTED,
     Findings,

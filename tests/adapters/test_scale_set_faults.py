@@ -121,7 +121,7 @@ CALLS = {
     "acquire": Call("POST", "/acquirejobs", lambda at: at.listener.acquire([at.job]), 1, "queue"),
 }
 # The methods that send no other requests than those above.
-COMPOSED = {"close", "delete_sets", "renew", "send"}
+COMPOSED = {"access", "close", "delete_sets", "renew", "send"}
 
 
 def reopened(at: Place) -> Listener:

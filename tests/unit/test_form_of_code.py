@@ -118,7 +118,7 @@ def test_tests_use_public_names_only() -> None:
 
 
 def test_a_module_uses_public_names_of_others_only() -> None:
-    """A private name can be changed without a look at other files."""
+    """A private name can be changed without reading other files."""
     trees = {**parsed("src"), **parsed("sandbox"), **parsed("tools")}
     found = [
         f"{path}:{line}: {name}"
