@@ -29,7 +29,7 @@ from naming import (
     Identity,
     binary_version,
 )
-from plan import may_be_believed, may_have_job, needs_probe
+from plan import may_have_job, needs_probe, report_may_count
 from runner import RunnerManagerClients
 from runner_view import Process, RunnerView
 from system import in_parallel
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 # How long a flush waits for the end of all pre-job scripts, in seconds.
 PRE_JOB_LIMIT = 150
-# For how many runners GitHub is asked before the end of their agents is believed. Others are not believed.
+# For how many runners GitHub is asked whether the report of their agent's end counts. Those of others do not count.
 MOST_CONFIRMED = 20
 
 
@@ -132,13 +132,13 @@ class Observer:
         """The same runners, with what is known of those that report the end of their agent without a job.
 
         The list was read before the health probe, and in between a job may have come and faked the report. So GitHub is
-        asked again for each runner that might be believed. GitHub's messages may name its job, too.
+        asked again for each runner whose report may count. GitHub's messages may name its job, too.
         """
         reported, now = known_jobs.load(self._identity.unit), self._clock()
         kinds = (Process.FAILED, Process.DEPRECATED)
         ended = [item for item in observation.runners.values() if item.view.process in kinds]
         found = [_with_job(item) if item.view.name in reported else item for item in ended]
-        asked = [item for item in found if may_be_believed(item.view, now)][:MOST_CONFIRMED]
+        asked = [item for item in found if report_may_count(item.view, now)][:MOST_CONFIRMED]
         newest = {item.view.name: item for item in (*found, *in_parallel(self._confirmed, asked))}
         return replace(observation, runners={**observation.runners, **newest})
 
@@ -146,7 +146,11 @@ class Observer:
         try:
             github = self._clients.github.find_runner(item.path, item.view.name)
         except GithubClientError as error:
-            logger.warning("%s is not believed, because GitHub cannot be asked for it: %s", item.view.name, error)
+            logger.warning(
+                "What %s reports of its agent's end does not count, because GitHub cannot be asked for the runner: %s",
+                item.view.name,
+                error,
+            )
             return item
         if github is None:
             # As at the end of a job: GitHub had the registration a moment ago.

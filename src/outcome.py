@@ -68,8 +68,8 @@ class Outcome:
     def failed_creations(self, flavors: Iterable[Wanted], now: float) -> dict[str, FailedCreation]:
         """The last failure of each flavour, at these UNIX seconds or before, of which no runner was created since.
 
-        An old one of a flavour that lacks no runner any more says nothing to the next job. A recent one does: GitHub
-        takes a job back that gets no runner, and gives it again.
+        A failure that is older than 10 minutes is dropped once no runner of the flavour is missing. A recent one is
+        kept: GitHub withdraws a job that gets no runner, and assigns it again.
         """
         created, there = set(self.changes.created.values()), self._there()
         found = {}

@@ -173,21 +173,21 @@ def needs_confirmation(view: RunnerView) -> bool:
     return view.running and not view.gone and view.process not in AGENT_ENDED
 
 
-def is_believed(view: RunnerView, now: float) -> bool:
+def report_counts(view: RunnerView, now: float) -> bool:
     """Whether no job can have faked what an instance reports of its agent's end.
 
     A job needs a runner that is online. GitHub lists a runner as busy until it gives the job up, also if the job has
     killed the agent. So it must list the runner as neither, so early that it cannot have given a job up, and still
     after the health probe: the list was read before, and a job may have come since.
     """
-    return view.confirmed and may_be_believed(view, now)
+    return view.confirmed and report_may_count(view, now)
 
 
-def may_be_believed(view: RunnerView, now: float) -> bool:
-    """Whether a runner is believed once GitHub confirms what its list says of it."""
+def report_may_count(view: RunnerView, now: float) -> bool:
+    """Whether a runner's report counts once GitHub's answer for the runner is that of its list."""
     listed = view.github is not None and not view.is_listed_alive and not view.seen_online
     # The times of instances are rounded. One in the future is not known.
-    return listed and -1 <= now - (view.prepared_at or view.created_at) < times.BELIEVED
+    return listed and -1 <= now - (view.prepared_at or view.created_at) < times.REPORT_COUNTS
 
 
 def _deprecated(views: list[RunnerView], desired: Desired, now: float) -> bool:
@@ -197,14 +197,14 @@ def _deprecated(views: list[RunnerView], desired: Desired, now: float) -> bool:
     """
     ended = [view for view in views if view.process is Process.DEPRECATED and view.fingerprint == desired.fingerprint]
     if desired.deprecated is None:
-        return any(is_believed(view, now) for view in ended)
+        return any(report_counts(view, now) for view in ended)
     return desired.deprecated and bool(ended)
 
 
 def _failed(views: list[RunnerView], desired: Desired, now: float) -> tuple[str, ...]:
     """Runners of today's configuration whose agent ended without a job, if no job can have faked that."""
     failed = [view for view in views if view.process is Process.FAILED and view.fingerprint == desired.fingerprint]
-    return tuple(view.name for view in failed if is_believed(view, now))
+    return tuple(view.name for view in failed if report_counts(view, now))
 
 
 def is_healthy(view: RunnerView) -> bool:

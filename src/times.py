@@ -34,9 +34,9 @@ SILENT = HOUR
 # (https://docs.github.com/en/actions/reference/limits).
 UNKNOWN_JOB = 6 * HOUR
 
-# For how long after its creation a runner is believed that its agent has ended without a job. If it has had a job,
-# GitHub still lists it as busy: it gives a job up 10 minutes after it last heard of the runner.
-BELIEVED = 8 * MINUTE
+# For how long after its creation a runner's report counts that its agent has ended without a job. If the runner has had
+# a job, GitHub still lists it as busy: it gives a job up 10 minutes after the runner's last message.
+REPORT_COUNTS = 8 * MINUTE
 # After its creation, GitHub may not yet find a runner by its id for this long.
 SETTLED = MINUTE
 # From the end of a job to the end of its instance.
@@ -56,7 +56,7 @@ REST_OF_RECONCILE = 10 * MINUTE
 
 # How long apt waits for another process that holds one of apt's or dpkg's locks.
 APT_LOCK = 10 * MINUTE
-# After a reboot was requested: from then on it is believed to have been lost, and the unit serves on.
+# After a reboot was requested: from then on it counts as lost, and the unit creates runners again.
 REBOOT_WAIT = 10 * MINUTE
 REBOOT_AGAIN = DAY
 # After GitHub has called a version deprecated: until one runner is tried with it, and until all are.

@@ -123,7 +123,7 @@ class Unit:
             self.reconcile()
 
     def demands(self) -> dict[str, Demand]:
-        """What GitHub tells: it assigns no more jobs than the unit could have runners for."""
+        """What GitHub reports: it assigns no more jobs than the unit could have runners for."""
         found = {}
         sizes = [SIZES[one.flavor].resources for one in self.runners]
         for name, size in SIZES.items():

@@ -23,7 +23,9 @@ WORDS = {
     r"mend(?:s|ed|ing)?": "fix",
     r"incumbents?|former charm": "previous charm",
     r"ours|of our (?:own )?making": "managed by this unit",
-    r"to be had": "available",
+    r"(?:to|can|cannot|could|could not|may|must|not) be had": "available",
+    r"GitHub (?:itself )?(?:says?|tells?|told|knows?|knew|wants?|takes?|took|thinks?)": "lists, reports, accepts, "
+    "requires",
     r"out of order": "server error",
     r"spec \d+": "a link to a page that everybody can read",
 }

@@ -92,7 +92,7 @@ def find_token(state: State, text: str) -> Token | InstallationToken | None:
 
 
 def permission(method: str, path: str) -> str:
-    """The permission that GitHub wants for a request, in the form of its header X-Accepted-GitHub-Permissions."""
+    """The permission that GitHub requires for a request, in the form of its header X-Accepted-GitHub-Permissions."""
     level = "read" if method in ("GET", "HEAD") else "write"
     if "/actions/runner" in path:
         return f"{'administration' if path.startswith('/repos/') else 'organization_self_hosted_runners'}={level}"

@@ -167,7 +167,7 @@ def _add_runners(control: Control, request: Request) -> Answer:
 
 @routes.add("PATCH", r"/_control/runners/(?P<number>\d+)")
 def _change_runner(control: Control, request: Request, number: str) -> Answer:
-    """Fix what GitHub says of a runner; null lets it follow the runner again."""
+    """Fix how GitHub lists a runner; null lets the list follow the runner again."""
     runner, fields = control.state.runner(None, int(number)), request.json()
     runner.fixed_status = fields.get("status", runner.fixed_status)
     runner.fixed_busy = fields.get("busy", runner.fixed_busy)

@@ -12,7 +12,7 @@ def instant(seconds: float | None) -> str | None:
 
 
 def local_instant(seconds: float) -> str:
-    """The form in which GitHub says when a registration token ends: with milliseconds and an offset."""
+    """The form of the time at which a registration token ends: with milliseconds and an offset."""
     moment = datetime.fromtimestamp(seconds, timezone(timedelta(hours=-8)))
     return moment.isoformat(timespec="milliseconds")
 

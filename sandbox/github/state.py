@@ -1,4 +1,4 @@
-"""What the stand-in for GitHub knows: paths, tokens, rate limits, runners and jobs, and GitHub's rules about them."""
+"""What the stand-in for GitHub stores: paths, tokens, rate limits, runners and jobs, and GitHub's rules about them."""
 
 import fnmatch
 import hashlib
@@ -116,7 +116,7 @@ class Runner:
     registered: float = field(default_factory=time.monotonic)
     job: int | None = None
     lost: bool = False  # it vanished in its job: it stays listed, and its credentials are over
-    removed_at: float | None = None  # GitHub takes an ephemeral runner away a moment after its job
+    removed_at: float | None = None  # GitHub deletes an ephemeral runner a moment after its job
     scale_set: int | None = None
     told_update: str = ""  # the version that it was told to install
     fixed_status: str | None = None

@@ -58,7 +58,7 @@ def is_previous(instance: LxdInstance) -> bool:
 def last_line(instance: LxdInstance) -> str:
     """The last line that the listener of a runner agent printed; empty if it cannot be read.
 
-    At most ``WORDS_LIMIT`` printable characters, without secrets. Not to be believed where a job may have run inside.
+    At most ``WORDS_LIMIT`` printable characters, without secrets. A job that ran inside may have faked them.
     """
     command = f"journalctl --identifier={provision.RUNNER_SCRIPT.name} --output=cat --lines=20 2> /dev/null"
     try:

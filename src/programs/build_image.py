@@ -32,7 +32,7 @@ def main() -> int:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         builds = settings.load(unit).images
-        # As in a hook: the client of GitHub takes its proxies from the environment.
+        # As in a hook: the client of GitHub reads its proxies from the environment.
         os.environ.update(builds[0].proxies.environment("localhost", "127.0.0.1"))
         return _build_all(LxdClient(), unit, builds)
     except (GithubRunnerError, OSError) as error:

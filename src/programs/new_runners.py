@@ -13,7 +13,7 @@ from runner_view import Process
 from system import in_parallel
 
 # Seconds between probes; youngest and oldest age of a probed runner. Each is probed once or twice. A runner agent that
-# GitHub refuses ends within a minute, and the oldest age is below the reconcile's limit (``times.BELIEVED``).
+# GitHub refuses ends within a minute, and the oldest age is below the reconcile's limit (``times.REPORT_COUNTS``).
 EVERY = 60.0
 YOUNGEST, OLDEST = 120.0, 240.0
 

@@ -441,14 +441,14 @@ def test_a_refusal_without_a_reason(world: World, ahead: int, text: str) -> None
 
 
 def test_a_reason_counts_more_than_the_clocks(world: World) -> None:
-    """If GitHub says that a time is wrong, it is the clock, however small the difference that is seen."""
+    """If GitHub reports that a time is wrong, it is the clock, however small the difference that is seen."""
     world.control.add_fault(path="/installation$", status=401, body=json.dumps({"message": apps.EXPIRED}))
     with pytest.raises(TokenError, match=r"^the clock of this machine is [01] s .* GitHub's \(HTTP 401\): 'Expiration"):
         world.client().list_runners(REPO, everything)
 
 
 def test_an_installation_that_is_given_and_lacks_the_repository(world: World) -> None:
-    """With ``installation-id`` GitHub tells it only when it is asked for a token."""
+    """With ``installation-id`` GitHub reports it only when it is asked for a token."""
     world.control.change_installation(world.installation, repositories=["Org/other"])
     with pytest.raises(TokenError, match=r"does not cover Org/repo.*; add it to the installation, or set path$"):
         world.client(installation_id=world.installation).list_runners(REPO, everything)

@@ -129,7 +129,7 @@ BLIND: dict[str, tuple[dict[str, Any], type[Exception]]] = {
 def test_gone_runner_without_a_list_is_an_error(
     client: GithubClient, control: GitHubControl, call: str, fault: dict[str, Any], error: type[Exception]
 ) -> None:
-    """404 is not believed while the token cannot list the path's runners: it may see nothing at all."""
+    """A 404 does not count while the token cannot list the path's runners: it may see nothing at all."""
     control.add_fault(path=LIST, **fault)
 
     with pytest.raises(error):

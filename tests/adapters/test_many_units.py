@@ -97,7 +97,7 @@ class Unit:
                     self.begun.append(job.id)
 
     def finish(self, number: int) -> None:
-        """Let so many jobs end. GitHub tells of it before their instances have ended, which starts a reconcile."""
+        """Let so many jobs end. GitHub reports it before their instances have ended, which starts a reconcile."""
         with self.state.lock:
             for job in [self.state.jobs[each.job] for each in self.runners() if each.job][:number]:
                 self.state.complete_job(job, "success")
@@ -249,7 +249,7 @@ def test_jobs_that_wait_for_room_are_not_missed(world: World, monkeypatch: pytes
 
 
 def test_a_unit_that_makes_no_runners_leaves_jobs_to_others(world: World) -> None:
-    """As without Juju's agent. It announces 1 before GitHub takes its jobs back, until one of its jobs has begun."""
+    """As without Juju's agent. It announces 1 before GitHub withdraws its jobs, until one of its jobs has begun."""
     stuck = world.deploy("app/0", 4)
     stuck.makes_runners = False
     jobs = world.burst(3)

@@ -1,4 +1,4 @@
-"""Raw LXD, in the machine: only the requests without which an instance cannot be had, through pylxd.
+"""Raw LXD, in the machine: only the requests that an instance needs, through pylxd.
 
 raw.py create NUMBER WORKERS PROFILES…   creates, starts, waits for the first command, prints the seconds; leaves them
 raw.py register NUMBER WORKERS PROFILES… the same and makes each a runner, with the tarball, URL and token of $RUNNER

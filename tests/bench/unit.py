@@ -33,7 +33,7 @@ def raw(found: Deployment, what: str, number: int, workers: int, **environment: 
 
 
 def by_hand(found: Deployment, number: int, way: str) -> float:
-    """Seconds until GitHub calls runners online that a script makes with nothing around it: no charm can be faster.
+    """Seconds until GitHub lists runners as online that a script makes with nothing around it: no charm can be faster.
 
     ``way`` is that of the option ``registration``.
     """
@@ -65,7 +65,7 @@ def clear(found: Deployment) -> None:
 
 
 def create_by_hook(found: Deployment, number: int) -> float:
-    """Seconds from the dispatch until GitHub calls every runner online."""
+    """Seconds from the dispatch until GitHub lists every runner as online."""
     started = time.monotonic()
     done = found.unit.exec(RECONCILE)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 """Jobs arrive all the time on a real unit: each is run exactly once, and each is in the metrics log.
 
-Meanwhile runner agents update themselves, listeners are killed, and GitHub calls the newest version deprecated for a
+Meanwhile runner agents update themselves, listeners are killed, and GitHub deprecates the newest version for a
 moment. The job of a killed listener fails as soon as GitHub notices.
 """
 
@@ -86,7 +86,7 @@ def deprecate_version(found: Deployment) -> None:
 
 
 def done(found: Deployment, job: int) -> bool:
-    """Whether GitHub calls it completed."""
+    """Whether GitHub lists it as completed."""
     return bool(found.control.job(job)["status"] == "completed")
 
 

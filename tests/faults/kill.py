@@ -19,7 +19,7 @@ NOT_REACHED = (AssertionError, SandboxError, GitHubControlError)
 
 @contextmanager
 def instrumented(found: Deployment) -> Iterator[None]:
-    """The charm's processes can be told where to die."""
+    """Load `boundaries` into the charm's processes, which then die at the boundary that the test names."""
     custom = f"{CHARM}/lib/sitecustomize.py"
     found.machine.push(f"{CHARM}/lib/boundaries.py", Path(__file__).with_name("boundaries.py").read_text())
     found.machine.exec("sh", "-c", f"echo 'import boundaries' >> {custom}")

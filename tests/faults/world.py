@@ -54,7 +54,7 @@ class Job:
     seconds: float
     started: float = 0.0
     shown: bool = True
-    """Whether its runner's instance shows it already; GitHub knows it first."""
+    """Whether its runner's instance shows it already; GitHub lists it first."""
     flavor: str = DEFAULT_FLAVOR
 
 
@@ -202,7 +202,7 @@ class Organisation(Hub):
         return {"total_count": len(items), "runners": items[(number - 1) * size : number * size]}
 
     def see(self, name: str, **changes: bool) -> None:
-        """What GitHub takes a runner for from now on; nothing where it does not know it."""
+        """How GitHub lists a runner from now on; nothing where it has no such runner."""
         if name in self.runners:
             self.runners[name] = replace(self.runners[name], **changes)  # type: ignore[arg-type]
             (self.busy.add if self.runners[name].busy else self.busy.discard)(self.runners[name].runner_id)
@@ -365,7 +365,7 @@ class World:
         (folder / file).write_text(json.dumps({"timestamp": self.now, **content}))
 
     def _finish(self, name: str) -> None:
-        """A job's end is its runner's; now and then GitHub is told only by its absence."""
+        """End a job and its runner. In one of ten cases, and while GitHub is down, GitHub only notices later."""
         job = self.jobs.pop(name)
         self._write(name, POST_JOB_METRICS_FILE_NAME, status="normal")
         self.ledger.expect(job.number, "runner_start", "runner_stop")

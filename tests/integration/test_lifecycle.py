@@ -78,7 +78,7 @@ def test_reboot_upgrade_and_removal(alone: Deployment, packed: Path) -> None:
 def fail_the_power_during_a_job(alone: Deployment) -> None:
     """The runners have successors after the boot, and the job has its event."""
     job = alone.job("sleep 600", status="in_progress")
-    # GitHub calls it in progress before the job-started hook has written what the events need.
+    # GitHub lists it as in progress before the job-started hook has written what the events need.
     wait_for(lambda: "pre-job" in alone.inside(job["runner_name"], "ls /metrics-exchange"), "the job's start")
     before = alone.instances()
 

@@ -210,7 +210,7 @@ def test_new_runner_binary_replaces_idle_runners(deployment: Deployment) -> None
 
 
 def test_wrong_checksum_keeps_the_old_runner_binary(deployment: Deployment) -> None:
-    """A tarball that is not what GitHub says is not used; the action fails with the reason, runners go on."""
+    """A tarball without GitHub's checksum is not used; the action fails with the reason, runners go on."""
     before = deployment.keep(1)
     deployment.control.runner_binary(version="2.338.0", checksum="0" * 64)
     try:

@@ -81,7 +81,7 @@ class Deployment:
         assert done.returncode == 0, done.stderr
 
     def keep(self, number: int, **options: Any) -> list[str]:
-        """Set the number of runners and wait until GitHub sees them all online; returns their names."""
+        """Set the number of runners and wait until GitHub lists them all as online; returns their names."""
         wanted = {"virtual-machines": number, **options}
         known = self.unit.config()
         if any(known[name]["value"] != value for name, value in wanted.items()) or len(self.online()) != number:

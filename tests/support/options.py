@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# A snap of aproxy cannot be had here: this stands in for snapd, with all that the charm asks of it.
+# The snap of aproxy is not available here: this stands in for snapd, with all that the charm asks of it.
 SNAP = """#!/bin/sh
 cat > /usr/local/bin/snap << 'END'
 #!/bin/sh

@@ -119,7 +119,7 @@ class Reconciles(RuleBasedStateMachine):
         self.quiet_reconciles = 3
 
     def _notice(self) -> None:
-        """GitHub sees within a minute that a machine is gone."""
+        """GitHub lists a runner as offline within a minute of the end of its machine."""
         alive = {item.name for item in self.alive()} | set(OTHERS)
         for name, found in self.hub.runners.items():
             if name not in alive:

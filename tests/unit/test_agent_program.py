@@ -178,7 +178,7 @@ def new_runner(name: str, age: float, process: int, **keys: str) -> FakeInstance
 
 
 @pytest.mark.parametrize("process", [10, 12, 13])
-def test_new_runners_that_have_ended_are_found_while_they_are_believed(process: int) -> None:
+def test_new_runners_that_have_ended_are_found_while_their_reports_count(process: int) -> None:
     """Whatever the interval of reconciles is. One that was online is left to the timer."""
     lxd: Any = FakeLxd()
     found = {
@@ -202,10 +202,10 @@ def test_new_runners_that_have_ended_are_found_while_they_are_believed(process: 
 
 
 def test_no_new_runner_is_left_out() -> None:
-    """Each is probed in at least one round, and is then young enough to be believed by the reconcile that follows."""
+    """Each is probed in at least one round, and is then young enough for its report to count in the next reconcile."""
     assert new_runners.OLDEST - new_runners.YOUNGEST >= 2 * new_runners.EVERY
     assert times.SETTLED < new_runners.YOUNGEST
-    assert new_runners.OLDEST + times.LOCK + times.MINUTE < times.BELIEVED
+    assert new_runners.OLDEST + times.LOCK + times.MINUTE < times.REPORT_COUNTS
 
 
 def test_a_new_runner_that_has_ended_asks_for_a_reconcile(

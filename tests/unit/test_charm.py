@@ -862,10 +862,10 @@ def test_a_version_that_github_calls_deprecated_by_mistake(context: Any, world: 
 
 
 @pytest.mark.parametrize(
-    ("answer", "down", "believed"), [(False, set(), False), (None, set(), True), (None, {"deprecation"}, True)]
+    ("answer", "down", "creates_none"), [(False, set(), False), (None, set(), True), (None, {"deprecation"}, True)]
 )
 def test_github_may_contradict_a_runner_that_calls_its_version_deprecated(
-    context: Any, world: Surroundings, answer: bool | None, down: set[str], believed: bool
+    context: Any, world: Surroundings, answer: bool | None, down: set[str], creates_none: bool
 ) -> None:
     """The record of a deprecated version stops creations only if GitHub does not call the version supported."""
     options = {"virtual-machines": 1}
@@ -877,7 +877,7 @@ def test_github_may_contradict_a_runner_that_calls_its_version_deprecated(
     tick(context, **options)
     tick(context, **options)
 
-    assert (world.lxd.found == {}) is believed
+    assert (world.lxd.found == {}) is creates_none
 
 
 def test_a_row_of_dropped_runners_is_recorded(context: Any, world: Surroundings) -> None:

@@ -297,7 +297,7 @@ def test_a_flavour_that_cannot_be_created_costs_others_no_runner(world: World, m
 
 @pytest.mark.parametrize("age", [20, times.BACK_OFF_LIMIT + 1])
 def test_a_failed_creation_is_over_once_no_runner_is_missing(world: World, age: float) -> None:
-    """With enough of them an old one is over; GitHub takes a job back that gets no runner, and gives it again."""
+    """A failure older than 10 minutes is dropped once no runner of the flavour is missing."""
     failed = FailedCreation(NOW - age, "no such device")
     world.add("aa", "large", LARGE, busy=True)
 

@@ -584,8 +584,8 @@ def test_storage_without_a_mount_of_its_own_is_known_by_the_pool(juju_storage: P
     storage.check(lxd, wanting(1), "app/0")
 
 
-def test_age_of_the_runner_binary_counts_from_githubs_answer(tmp_path: Path) -> None:
-    """Asked again and offered the same, it is as good as new; never offered again, it ages."""
+def test_age_of_the_runner_binary_counts_from_githubs_last_offer(tmp_path: Path) -> None:
+    """The age starts anew each time GitHub offers the same version."""
     github = FakeGithub("actions-runner-linux-x64-2.320.0.tar.gz")
     assert runner_binary.age(0, tmp_path) is None
     runner_binary.update(cast(GithubClient, github), PATH, Arch.X64, tmp_path)
@@ -618,8 +618,8 @@ def test_githubs_answer_about_the_runner_binary_holds_for_an_hour(tmp_path: Path
     assert not runner_binary.is_recent(time.time(), tmp_path)
 
 
-def test_refusal_is_of_one_runner_binary_and_one_hour(tmp_path: Path) -> None:
-    """A newer binary is not refused for what its predecessor was, and after an hour the same is tried again."""
+def test_deprecation_is_of_one_version_and_one_hour(tmp_path: Path) -> None:
+    """A deprecation holds for one version and for one hour."""
     now = time.time()
     runner_binary.note_deprecated(tmp_path)
     assert runner_binary.deprecated_at(now, tmp_path) is None

@@ -251,7 +251,7 @@ def test_what_is_no_regular_file_is_not_opened_further(unit: World, tmp_path: Pa
     assert job_of(unit, name) is None
 
 
-def test_a_job_of_a_repository_that_the_runner_does_not_serve_is_not_believed(unit: World) -> None:
+def test_a_job_of_a_repository_that_the_runner_does_not_serve_is_not_shown(unit: World) -> None:
     """Only what the runner is registered for can have given it a job."""
     name = unit.add("aa", busy=True)
     began(unit, name, repository="somebody/else")

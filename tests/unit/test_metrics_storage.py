@@ -64,7 +64,7 @@ def test_existing_name_is_refused() -> None:
 
 
 def test_missing_storage() -> None:
-    """A storage that is not there cannot be had."""
+    """Getting a storage that does not exist is an error."""
     with pytest.raises(GetMetricsStorageError, match="nobody"):
         MANAGER.get("nobody")
 

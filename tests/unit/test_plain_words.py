@@ -17,6 +17,8 @@ from tools import plain_words
         ("def test_ghost_goes(): is_ours, GHOSTS = a_pass_is_killed()", ["GHOSTS", "a_pass", "ghost", "ours"]),
         ("# After the next\n    # pass.", ["next # pass"]),
         ("for item in found:\n    pass\nhours, yours = runner_application, next_passage", []),
+        ("GitHub says so, and it can be had.", ["GitHub says", "can be had"]),
+        ("GitHub lists what is known, and it cannot behave.", []),
         ("Look at the unit. See the specification for hours of fellowship.", []),
     ],
 )

@@ -250,7 +250,7 @@ def test_what_does_not_answer_may_have_a_job_up_to_a_limit(seen: RunnerView, exp
 
 
 def test_jobs_that_github_does_not_know_are_named() -> None:
-    """A busy runner is named once an earlier reconcile has recorded that GitHub knows of no job."""
+    """A busy runner is named once an earlier reconcile has recorded that GitHub lists no job."""
     noted = {"process": Process.WORKER, "offline_since": NOW - MINUTE}
     found = plan(4, view("a", **noted), view("b", process=Process.WORKER), busy("c"), offline("d"))
 
@@ -450,8 +450,8 @@ def test_surplus_is_no_more_than_needed(names: tuple[str, ...]) -> None:
         "only the instance claims a job, listed offline",
         "only the instance claims a job, noted already",
         "the instance claims a job, GitHub unknown",
-        "GitHub knows of the job",
-        "GitHub knows of the job again",
+        "GitHub lists the job",
+        "GitHub lists the job again",
         "online",
         "online again",
         "online again and busy",
@@ -637,7 +637,7 @@ YOUNG = {"created_at": NOW - 10 * MINUTE, "prepared_at": NOW - 8 * MINUTE + 1, "
 
 
 @pytest.mark.parametrize(
-    ("seen", "believed"),
+    ("seen", "counts"),
     [
         pytest.param({}, True, id="young and listed as idle: no job can have written it"),
         pytest.param({"prepared_at": NOW - 8 * MINUTE}, False, id="older: GitHub may have given its job up"),
@@ -655,20 +655,20 @@ YOUNG = {"created_at": NOW - 10 * MINUTE, "prepared_at": NOW - 8 * MINUTE + 1, "
     ],
 )
 @pytest.mark.parametrize("process", [Process.DEPRECATED, Process.FAILED])
-def test_agent_that_ended_without_a_job(process: Process, seen: dict[str, Any], believed: bool) -> None:
-    """It is removed. If today's configuration was meant and no job can have said it, no runner is created for now."""
+def test_agent_that_ended_without_a_job(process: Process, seen: dict[str, Any], counts: bool) -> None:
+    """It is removed. If no job can have faked its report and its configuration is today's, no runner is created."""
     decided = plan(2, view("r", **{"process": process, "github": LISTED, **YOUNG, **seen}))
 
     assert decided.remove == (("r", Reason.UNHEALTHY),)
-    assert decided.create == (0 if believed else 2)
-    assert decided.deprecated is (believed and process is Process.DEPRECATED)
-    assert decided.failed == (("r",) if believed and process is Process.FAILED else ())
+    assert decided.create == (0 if counts else 2)
+    assert decided.deprecated is (counts and process is Process.DEPRECATED)
+    assert decided.failed == (("r",) if counts and process is Process.FAILED else ())
 
 
 @pytest.mark.parametrize("github", [LISTED, None])
 @pytest.mark.parametrize("answer", [True, False])
 @pytest.mark.parametrize("fingerprint", [TODAY, "old"])
-def test_github_is_believed_about_a_version(github: GithubRunner | None, answer: bool, fingerprint: str) -> None:
+def test_githubs_answer_about_a_version_counts(github: GithubRunner | None, answer: bool, fingerprint: str) -> None:
     """Whatever GitHub lists of the runner that gave the reason to ask, if it is one of today's configuration."""
     ended = view("r", process=Process.DEPRECATED, github=github, fingerprint=fingerprint, **YOUNG)
 
@@ -682,8 +682,8 @@ def test_github_is_believed_about_a_version(github: GithubRunner | None, answer:
     ("seen", "doubtful"),
     [
         pytest.param({}, True, id="not listed: its registration is gone"),
-        pytest.param({"github": LISTED}, True, id="too old to be believed"),
-        pytest.param({"github": LISTED, **YOUNG}, False, id="believed, and reported with its words"),
+        pytest.param({"github": LISTED}, True, id="too old for its report to count"),
+        pytest.param({"github": LISTED, **YOUNG}, False, id="its report counts, and is in the status"),
         pytest.param({"github": replace(LISTED, busy=True)}, False, id="a job that has crashed"),
         pytest.param({"seen_online": True}, False, id="was online"),
         pytest.param({"github_known": False}, False, id="GitHub did not answer"),
@@ -692,7 +692,7 @@ def test_github_is_believed_about_a_version(github: GithubRunner | None, answer:
 )
 @pytest.mark.parametrize("process", [Process.DEPRECATED, Process.FAILED])
 def test_ends_that_a_job_may_have_faked(process: Process, seen: dict[str, Any], doubtful: bool) -> None:
-    """They are told from believed ones, and from runners that had been online."""
+    """An end counts as doubtful if a job may have faked it and the runner was never online."""
     ended = view("r", **{"process": process, **seen})
 
     assert is_doubtful(ended, plan(2, ended)) is doubtful

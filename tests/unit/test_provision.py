@@ -219,7 +219,7 @@ def test_registration_token_is_in_its_file_alone() -> None:
     assert [path for path, file in found.items() if "AABBCC" in file.content] == ["/run/github-runner/token"]
 
 
-def test_nothing_registers_a_runner_that_github_knows() -> None:
+def test_nothing_registers_a_runner_that_is_registered_already() -> None:
     """The files of a just-in-time registration take the place of the token and of what uses it."""
     found = rendered(registration_files={".runner": "{}", ".credentials": "x"})
 

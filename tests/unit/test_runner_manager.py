@@ -941,7 +941,7 @@ def test_flush_waits_for_pre_job_scripts(world: World) -> None:
 @pytest.mark.parametrize("mode", list(FlushMode))
 @pytest.mark.parametrize(("busy", "stopped"), [(False, "stop by force"), (True, "stop")], ids=["idle", "busy"])
 def test_only_what_may_run_a_job_is_stopped_in_order(world: World, mode: FlushMode, busy: bool, stopped: str) -> None:
-    """A runner that GitHub has let go can have no job; one that runs a job may tell GitHub that it ends."""
+    """An instance whose registration GitHub has deleted is stopped by force; one with a job is shut down in order."""
     name = world.add("aa", busy=busy)
 
     world.manager().flush(mode)
@@ -951,7 +951,7 @@ def test_only_what_may_run_a_job_is_stopped_in_order(world: World, mode: FlushMo
 
 
 def test_a_job_is_stopped_in_order_although_github_lists_its_runner_as_offline(world: World) -> None:
-    """GitHub may lose sight of a runner in the middle of its job."""
+    """GitHub may list a runner as offline in the middle of its job."""
     name = world.add("aa", busy=True, online=False)
 
     world.manager().flush(FlushMode.FLUSH_BUSY_WAIT_REPO_CHECK)
@@ -959,8 +959,8 @@ def test_a_job_is_stopped_in_order_although_github_lists_its_runner_as_offline(w
     assert world.lxd.log[0] == f"stop {name}"
 
 
-def test_flush_takes_an_idle_runner_that_github_does_not_let_go(world: World) -> None:
-    """GitHub's refusal to delete its registration keeps it from a reconcile, not from a flush."""
+def test_flush_removes_an_idle_runner_that_github_does_not_deregister(world: World) -> None:
+    """If GitHub refuses to delete the registration, a flush removes the runner all the same."""
     name = world.add("aa")
     world.github.down = {"delete"}
 
@@ -1354,7 +1354,7 @@ def test_job_cannot_make_its_runner_a_failed_creation(world: World, tmp_path: Pa
 
     The runner is reported without its words, and replaced. Its logs are kept.
     """
-    ended = world.add("aa", online=False, process=process, prepared=f"{NOW - times.BELIEVED}")
+    ended = world.add("aa", online=False, process=process, prepared=f"{NOW - times.REPORT_COUNTS}")
     instance = world.lxd.found[ended]
     instance.files["last words"] = b"words of a job\n"
     instance.files[f"{provision.RUNNER_APPLICATION}/_diag/Runner_1.log"] = b"why"
@@ -1406,7 +1406,7 @@ def test_a_job_that_began_after_the_list_cannot_speak_for_its_runner(world: Worl
 
 
 def test_a_job_that_messages_told_of_ends_its_runner_quietly(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In demand mode a short job is known, and what it reports of its runner is neither believed nor counted."""
+    """In demand mode a short job is known, and what it reports of its runner has no effect."""
     names = [
         world.add(suffix, online=False, process=13, prepared=f"{NOW - 60}", runner_id=runner_id)
         for suffix, runner_id in (("aa", "1"), ("bb", "2"))
@@ -1423,7 +1423,7 @@ def test_a_job_that_messages_told_of_ends_its_runner_quietly(world: World, monke
     assert sorted(manager.report.removed) == names
 
 
-def test_as_many_runners_are_believed_as_github_is_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_count_of_as_many_runners_as_github_is_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is a request."""
     monkeypatch.setattr(observe, "MOST_CONFIRMED", 2)
     asked: list[str] = []
@@ -1445,7 +1445,7 @@ def test_as_many_runners_are_believed_as_github_is_asked_for(world: World, monke
 
 def test_a_runner_is_judged_by_its_age_when_the_list_comes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A list that takes minutes may be from after the time at which GitHub gives a job up."""
-    ended = world.add("aa", online=False, process=13, prepared=f"{NOW - times.BELIEVED + 60}")
+    ended = world.add("aa", online=False, process=13, prepared=f"{NOW - times.REPORT_COUNTS + 60}")
     listed = world.github.list_runners
 
     def late(*arguments: Any) -> Any:
@@ -1897,7 +1897,7 @@ def test_github_that_does_not_answer_for_one_runner_costs_none(world: World, mon
 
 
 def test_an_instance_knows_that_its_runner_was_online(world: World) -> None:
-    """Recorded once, so that what a job writes later is not believed."""
+    """Recorded once, so that what a job writes later does not count."""
     name = world.add("0" * 16)
 
     world.reconcile(1)

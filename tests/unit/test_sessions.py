@@ -435,12 +435,12 @@ def test_jobs_that_wait_long_start_a_reconcile(refreshed: World, caplog: pytest.
     assert caplog.messages.count("small: jobs still wait for runners") == 2
 
 
-def test_waiting_jobs_are_noticed_before_github_takes_them_back() -> None:
+def test_waiting_jobs_are_noticed_before_github_withdraws_them() -> None:
     """After 5 minutes. The list is read again when it is a minute old, and 1 is announced with the next request."""
-    taken_back, request = 300, 50
+    withdrawn, request = 300, 50
 
-    assert PICK_UP < STUCK < LATE < taken_back - request
-    assert taken_back < ASSIGNMENT_LIFE <= 2 * taken_back
+    assert PICK_UP < STUCK < LATE < withdrawn - request
+    assert withdrawn < ASSIGNMENT_LIFE <= 2 * withdrawn
 
 
 def test_assigned_jobs_have_a_bound(world: World) -> None:
@@ -549,7 +549,7 @@ def test_a_message_without_statistics_has_those_of_the_session(world: World) -> 
     ],
 )
 def test_a_job_waits_since_it_was_queued(world: World, times: dict[str, float], since: float) -> None:
-    """As far as GitHub tells, and never since a time that is still to come: the flavour that waits longest is first."""
+    """The time is GitHub's, and never in the future: the flavour that waits longest is first."""
     assert world.poll(Message(1, Statistics(), (Job("JobAssigned", "a", **times),))).since == since  # type: ignore[arg-type]
 
     world.now += ASSIGNMENT_LIFE

@@ -87,7 +87,7 @@ def test_while_demand_is_not_known_the_list_is_read(number: int | None) -> None:
 
 
 def test_a_stopped_instance_needs_no_list() -> None:
-    """It is removed whatever GitHub says of it, and also if it is of a flavour that was removed."""
+    """It is removed however GitHub lists it, and also if it is of a flavour that was removed."""
     stopped = instance("a", running=False, fingerprint="yesterday"), instance("b", "former", running=False)
 
     found = presumed([asked()], TODAY, stopped, 0.0, NOW)
@@ -203,7 +203,7 @@ def test_an_idle_runner_too_many_is_removed_by_the_list(world: World) -> None:
 
 
 def test_an_instance_that_ends_is_left_alone(world: World) -> None:
-    """GitHub tells of a job's end before the instance is gone: it is neither removed nor judged, and costs no list."""
+    """GitHub reports a job's end before the instance is gone: it is neither removed nor judged, and costs no list."""
     busy, ending = add(world, "aa", busy=True), add(world, "ab")
     world.lxd.found[ending].process = 11
 
