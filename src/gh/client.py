@@ -35,7 +35,7 @@ from gh import answers, queued_jobs
 from gh.auth import Auth
 from gh.download import fetch
 from gh.errors import TIMEOUTS, NotVisibleError, StatusError, check_redirect, translated
-from gh.queued_jobs import QueuedJob
+from gh.queued_jobs import QueuedJob, Runs
 from models import Arch, GithubOrg, GithubPath, GithubRepo, GithubRunner, OfferedBinary, WorkflowJob
 from system import within
 
@@ -282,24 +282,33 @@ class GithubClient:
             raise JobNotFoundError(f"workflow run {run_id} of {repository} is not to be seen") from error
         raise JobNotFoundError(f"no job of workflow run {run_id} of {repository} was run by {runner_name}")
 
-    def queued_jobs(self, path: GithubRepo, deadline: float = QUEUED_DEADLINE) -> list[QueuedJob]:
-        """Jobs of a repository that wait for a runner: of one page of runs for each status, and of MOST_RUNS runs.
+    def queued_jobs(self, path: GithubRepo, runs: Runs, deadline: float = QUEUED_DEADLINE) -> list[QueuedJob]:
+        """Jobs of a repository that wait for a runner, of all runs that ``runs`` has read by now.
 
-        That is at most 2 + MOST_RUNS requests, all within ``deadline`` seconds.
+        That takes at most MOST_REQUESTS requests, all within ``deadline`` seconds. A run for which they did not suffice
+        is the first one of the next time.
         """
-        end = time.monotonic() + deadline
+        left, end = queued_jobs.MOST_REQUESTS, time.monotonic() + deadline
+        listed: set[int] = set()
         # A run that is in progress may have more jobs that wait.
-        pages = {
-            status: self._call(
-                self._operation("list_workflow_runs_for_repo", path, status=status), path.path, end, per_page=PER_PAGE
-            )
-            for status in ("queued", "in_progress")
-        }
-        found: list[QueuedJob] = []
-        for run in queued_jobs.runs(pages):
+        for status in ("queued", "in_progress"):
+            operation = self._operation("list_workflow_runs_for_repo", path, status=status)
+            for page, _ in self._first_pages(operation, "workflow_runs", path.path, end, queued_jobs.MOST_LISTS):
+                left -= 1
+                listed.update(answers.field(item, "id", int) for item in page)
+        for number, run in enumerate(runs.due(listed)):
             operation = self._operation("list_jobs_for_workflow_run", path, run_id=run, filter="latest")
-            found += queued_jobs.jobs(self._call(operation, path.path, end, per_page=PER_PAGE))
-        return found
+            found: list[QueuedJob] = []
+            is_whole = False
+            for page, is_last in self._first_pages(operation, "jobs", path.path, end, left):
+                left, is_whole = left - 1, is_last
+                found += queued_jobs.jobs(page)
+            if is_whole or number == 0:
+                # No more can be read of a run for which even all the requests did not suffice.
+                runs.note(run, found)
+            if not left:
+                break
+        return runs.jobs()
 
     def _operation(self, operation: str, path: GithubPath | None, **parameters: Any) -> Callable[..., Any]:
         """One of ghapi's operations in its form for repositories or organisations."""
@@ -376,17 +385,28 @@ class GithubClient:
     ) -> Iterator[dict[str, Any]]:
         """The items of every page until ``total_count`` or an empty page."""
         most = most or MOST_PAGES
-        seen, end = 0, time.monotonic() + min(timeout, self._long_deadline)
+        is_whole, end = False, time.monotonic() + min(timeout, self._long_deadline)
+        for items, is_last in self._first_pages(operation, key, path, end, most):
+            yield from items
+            is_whole = is_last
+        if not is_whole:
+            raise GithubApiError(f"the list of {key} has more than {most} pages")
+
+    def _first_pages(
+        self, operation: Callable[..., Any], key: str, path: str, end: float, most: int
+    ) -> Iterator[tuple[list[dict[str, Any]], bool]]:
+        """The items of the first pages of a list, page by page, and whether each is the last one."""
+        seen = 0
         for page in range(1, most + 1):
             answer = self._call(operation, path, end, per_page=PER_PAGE, page=page)
             total, items = answers.field(answer, "total_count", int), answers.field(answer, key, list)
             if not all(isinstance(item, dict) for item in items):
                 raise GithubApiError(f"the list of {key} has an item that is not an object")
-            yield from items
             seen += len(items)
-            if seen >= total or not items:
+            is_last = seen >= total or not items
+            yield items, is_last
+            if is_last:
                 return
-        raise GithubApiError(f"the list of {key} has more than {most} pages")
 
 
 def attempts(end: float) -> Iterator[Any]:

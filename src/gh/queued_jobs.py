@@ -3,7 +3,8 @@
 https://docs.github.com/en/rest/actions/workflow-runs and https://docs.github.com/en/rest/actions/workflow-jobs
 """
 
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,10 @@ from errors import GithubApiError
 from gh import answers
 from gh.scale_set_answers import MOST_LABELS, TEXT_LIMIT, text
 
-# Of the runs that may have queued jobs, so many are read, the oldest ones first.
-MOST_RUNS = 30
+# Requests of one look at all jobs, and how many of them are for the list of runs of one status: GitHub lists 1,000.
+MOST_REQUESTS, MOST_LISTS = 32, 10
+# Of queued jobs that are kept from one look to the next.
+MOST_JOBS = 10_000
 
 
 @dataclass(frozen=True)
@@ -25,17 +28,39 @@ class QueuedJob:
     created: float
 
 
-def runs(pages: Mapping[str, Any]) -> list[int]:
-    """The numbers of at most MOST_RUNS workflow runs, from one page of runs for each status."""
-    found = {
-        answers.field(item, "id", int) for page in pages.values() for item in answers.field(page, "workflow_runs", list)
-    }
-    return sorted(found)[:MOST_RUNS]
+class Runs:
+    """Which run comes next, over several looks, and what was read last of each that may have queued jobs.
+
+    One look may not suffice for all of them: each gets its turn, and none is left out because others are older.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._jobs: dict[int, list[QueuedJob]] = {}
+
+    def due(self, listed: Set[int]) -> list[int]:
+        """The listed runs in the order in which they are to be read. What was read of other ones is dropped."""
+        self._jobs = {run: found for run, found in self._jobs.items() if run in listed}
+        runs = sorted(listed)
+        first = bisect_left(runs, self._next)
+        return runs[first:] + runs[:first]
+
+    def note(self, run: int, found: list[QueuedJob]) -> None:
+        """Keep the queued jobs of a run. The next time goes on after it."""
+        self._next = run + 1
+        self._jobs.pop(run, None)
+        self._jobs[run] = found
+        while sum(map(len, self._jobs.values())) > MOST_JOBS and len(self._jobs) > 1:
+            del self._jobs[next(iter(self._jobs))]
+
+    def jobs(self) -> list[QueuedJob]:
+        """The queued jobs of all runs that were read and are still listed."""
+        return [job for found in self._jobs.values() for job in found]
 
 
-def jobs(page: Any) -> Iterator[QueuedJob]:
+def jobs(items: Iterable[Any]) -> Iterator[QueuedJob]:
     """Those of a run's jobs that wait for a runner; GithubApiError for a job that cannot be."""
-    for item in answers.field(page, "jobs", list):
+    for item in items:
         if answers.field(item, "status", str) == "queued":
             labels = answers.field(item, "labels", list)[:MOST_LABELS]
             created = answers.time(item, "created_at")

@@ -26,6 +26,7 @@ from errors import GithubClientError, RateLimitError, TokenError
 from gh.auth import Pat
 from gh.client import GithubClient
 from gh.errors import StatusError
+from gh.queued_jobs import Runs
 from gh.scale_set_answers import Job, ScaleSet, Statistics
 from gh.scale_sets import Listener, ScaleSetClient, SessionConflictError, SessionEndedError, SetGoneError
 from host.markers import LEAVING, Markers
@@ -193,6 +194,7 @@ class Sessions:
         self._sweep_at = 0.0
         self._sweeping: threading.Thread | None = None
         self._queued = missed_jobs.Schedule()
+        self._runs = Runs()
         self._finding: threading.Thread | None = None
 
     def run(self) -> None:
@@ -281,7 +283,7 @@ class Sessions:
         missed: dict[str, int] = {}
         try:
             with closing(self._rest(found)) as rest:
-                queued = rest.queued_jobs(path)
+                queued = rest.queued_jobs(path, self._runs)
             # After the answer: a message may have come meanwhile.
             reported = missed_jobs.merged(session.reported for session in sessions.values())
             missed = missed_jobs.missed(queued, targets, reported, now)

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -24,9 +25,11 @@ from errors import (
     TemporaryGithubError,
     TokenError,
 )
+from gh import queued_jobs
 from gh.auth import Pat
 from gh.client import GithubClient, api_url, trust
 from gh.errors import translated
+from gh.queued_jobs import Runs
 from models import Arch, GithubOrg, GithubRepo, OfferedBinary
 from redaction import MASK, redact
 from sandbox import github
@@ -322,8 +325,8 @@ def test_only_the_latest_attempt_of_a_run_is_read(client: GithubClient, control:
     ("path", "ask"),
     [
         ("/jobs", lambda client: client.job(REPO.path, "77", "r1", timeout=0.3)),
-        (r"/actions/runs(\?|$)", lambda client: client.queued_jobs(REPO, deadline=0.3)),
-        ("/jobs", lambda client: client.queued_jobs(REPO, deadline=0.3)),
+        (r"/actions/runs(\?|$)", lambda client: client.queued_jobs(REPO, Runs(), deadline=0.3)),
+        ("/jobs", lambda client: client.queued_jobs(REPO, Runs(), deadline=0.3)),
     ],
     ids=["the job of a runner", "runs", "queued jobs"],
 )
@@ -339,6 +342,38 @@ def test_look_up_of_jobs_ends_in_time(
         ask(client)
 
     assert 0.3 <= time.monotonic() - started < 2
+
+
+def test_all_queued_jobs_are_found_in_turn(client: GithubClient, control: GitHubControl) -> None:
+    """Those of more than one page of runs, and of more than one page of a run, with 32 requests at a time."""
+    runs = Runs()
+    for _ in range(129):
+        control.add_job(REPO.path, labels=["other"])
+    control.add_job(REPO.path, labels=["app"], run_id=99_000_000_000, count=150)
+    found = []
+    for _ in range(5):
+        before = len(control.requests())
+        found.append(Counter(job.labels for job in client.queued_jobs(REPO, runs)))
+        assert len(control.requests()) - before == 32
+
+    assert found[:2] == [{("other",): 29}, {("other",): 58}]
+    assert found[4] == {("other",): 129, ("app",): 150}
+
+
+def test_a_run_that_was_not_read_whole_comes_first_the_next_time(
+    client: GithubClient, control: GitHubControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for which no look would suffice keeps no other one from being read."""
+    monkeypatch.setattr(queued_jobs, "MOST_REQUESTS", 6)
+    runs = Runs()
+    for number, name in enumerate(("first", "second", "large")):
+        control.add_job(REPO.path, name=name, run_id=99_000_000_000 + number, count=950 if name == "large" else 250)
+
+    looks = [Counter(job.name for job in client.queued_jobs(REPO, runs)) for _ in range(4)]
+
+    assert looks[0] == {"first": 250}
+    assert looks[1] == {"first": 250, "second": 250}
+    assert looks[2] == looks[3] == {"first": 250, "second": 250, "large": 400}
 
 
 def test_few_pages_of_a_workflow_run_are_read(client: GithubClient, control: GitHubControl) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from errors import GithubApiError
 from gh import queued_jobs
-from gh.queued_jobs import MOST_RUNS, QueuedJob
+from gh.queued_jobs import QueuedJob, Runs
 from gh.scale_set_answers import Job, Statistics
 from programs.missed_jobs import GRACE, MOST_REPORTED, Reported, Target, merged, missed
 
@@ -65,11 +65,32 @@ def test_the_last_jobs_are_remembered() -> None:
     assert (MOST_REPORTED, "build") in reported.jobs
 
 
-def test_the_oldest_runs_are_read() -> None:
-    """Each once, and so few that this takes few requests."""
-    page = {"workflow_runs": [{"id": number} for number in range(100, 0, -1)]}
+def test_each_run_gets_its_turn() -> None:
+    """However many older ones there are; what was read of a run holds until the next time, or until it is over."""
+    runs = Runs()
+    assert runs.due({5, 3, 9}) == [3, 5, 9]
+    runs.note(3, [job(3)])
+    runs.note(5, [job(5), job(5)])
 
-    assert queued_jobs.runs({"queued": page, "in_progress": page}) == list(range(1, MOST_RUNS + 1))
+    assert runs.due({1, 5, 9}) == [9, 1, 5]
+    assert runs.jobs() == [job(5), job(5)]
+    runs.note(9, [])
+    runs.note(1, [])
+    runs.note(5, [job(5)])
+    assert runs.due({1, 5, 9}) == [9, 1, 5]
+    assert runs.jobs() == [job(5)]
+
+
+def test_kept_jobs_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were read last are kept; one run may have more."""
+    monkeypatch.setattr(queued_jobs, "MOST_JOBS", 3)
+    runs = Runs()
+    for number in (1, 2, 3):
+        runs.note(number, [job(number)] * 2)
+    assert runs.jobs() == [job(3)] * 2
+
+    runs.note(4, [job(4)] * 9)
+    assert runs.jobs() == [job(4)] * 9
 
 
 GOOD: dict[str, Any] = {
@@ -83,7 +104,7 @@ GOOD: dict[str, Any] = {
 
 def test_only_queued_jobs_are_read() -> None:
     """Others have a runner, or wait for something else."""
-    found = list(queued_jobs.jobs({"jobs": [GOOD, {**GOOD, "status": "in_progress"}, {**GOOD, "status": "waiting"}]}))
+    found = list(queued_jobs.jobs([GOOD, {**GOOD, "status": "in_progress"}, {**GOOD, "status": "waiting"}]))
 
     assert [(each.run, each.name, each.labels) for each in found] == [(5, "build", ("app",))]
 
@@ -92,17 +113,11 @@ WRONG: list[Any] = [None, [7], {}]
 DAMAGED = [(name, value) for name in ("labels", "created_at", "run_id") for value in WRONG]
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        *(None, [], {}, {"jobs": {}}, {"jobs": [7]}),
-        *({"jobs": [{**GOOD, name: value}]} for name, value in DAMAGED),
-    ],
-)
-def test_a_damaged_answer_is_an_error(page: Any) -> None:
+@pytest.mark.parametrize("item", [None, [], {}, 7, *({**GOOD, name: value} for name, value in DAMAGED)])
+def test_a_damaged_answer_is_an_error(item: Any) -> None:
     """And no number of missed jobs."""
     with pytest.raises(GithubApiError):
-        list(queued_jobs.jobs(page))
+        list(queued_jobs.jobs([item]))
 
 
 def test_the_last_message_of_any_set_counts() -> None:
@@ -118,6 +133,6 @@ def test_texts_of_a_queued_job_are_bounded() -> None:
     """Workflow authors choose them: labels and names are cut as in the messages of a set."""
     labels = [f"{number}{'x' * 999}" for number in range(999)]
 
-    [found] = queued_jobs.jobs({"jobs": [{**GOOD, "name": "y" * 999, "labels": labels}]})
+    [found] = queued_jobs.jobs([{**GOOD, "name": "y" * 999, "labels": labels}])
 
     assert (len(found.labels), {len(label) for label in found.labels}, len(found.name)) == (100, {256}, 256)

@@ -172,7 +172,7 @@ class World:
     def _wake(self) -> None:
         self.wakes += 1
 
-    def _queued(self, _: GithubRepo) -> list[QueuedJob]:
+    def _queued(self, *_: object) -> list[QueuedJob]:
         if isinstance(self.waiting, Exception):
             raise self.waiting
         return self.waiting
