@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sandbox.lab import lxd_setup
+from sandbox.lab import lxd_setup, lxd_socket
 from sandbox.shell import NOT_STARTED, SandboxError, ended, run, succeeds, wait_until
 
 COVERAGE_FOLDER = "/var/lib/juju/coverage"
@@ -33,6 +33,7 @@ class Machine:
         self.name = name
         self.container = f"ghr-{name}"
         self.template = template
+        self._root = Path("/nonexistent")
 
     def create(self, timeout: float = 60) -> None:
         """Make and start the machine; on return systemd is up, eth0 has its address, and the LXD inside answers."""
@@ -81,6 +82,21 @@ class Machine:
 
     def _state(self) -> dict[str, Any]:
         return dict(json.loads(run("lxc", "query", f"/1.0/instances/{self.container}/state")))
+
+    def root(self) -> Path:
+        """The machine's files, as root of the host sees them while the machine runs; another path after each boot."""
+        name = self._root / "etc/hostname"
+        # A process of the host may have the number of one that has ended.
+        if not name.exists() or name.read_text().strip() != self.container:
+            self._root = Path(f"/proc/{self.boot_mark()}/root")
+        return self._root
+
+    def lxd(self, path: str) -> Any:
+        """What the machine's own LXD answers to ``GET path``. Much cheaper than a command: tests poll it."""
+        try:
+            return lxd_socket.get(self.root(), path)
+        except OSError as error:
+            raise SandboxError(f"the LXD inside {self.name} does not answer: {error}") from error
 
     def exec(self, *command: str, input: str | None = None, check: bool = True, timeout: float = 300) -> str:
         """Run a program in the machine as root and return its standard output."""

@@ -4,6 +4,7 @@ import http.server
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,14 +46,19 @@ def session_deployment(packed: Path, hub: github.GitHub) -> Iterator[Deployment]
     undeploy(found)
 
 
+@pytest.fixture(scope="session")
+def first_options(session_deployment: Deployment) -> dict[str, Any]:
+    """The options of the shared unit before any test."""
+    return {name: option["value"] for name, option in session_deployment.unit.config().items()}
+
+
 @pytest.fixture
-def deployment(session_deployment: Deployment) -> Iterator[Deployment]:
+def deployment(session_deployment: Deployment, first_options: dict[str, Any]) -> Iterator[Deployment]:
     """The shared unit, active; faults and options of a test are taken back after it."""
-    before = {name: option["value"] for name, option in session_deployment.unit.config().items()}
     yield session_deployment
     session_deployment.control.remove_faults()
     after = session_deployment.unit.config()
-    changed = {name: before[name] for name, option in after.items() if option["value"] != before[name]}
+    changed = {name: first_options[name] for name, option in after.items() if option["value"] != first_options[name]}
     if unset := [name for name, value in changed.items() if value in (None, "")]:
         session_deployment.unit.reset_config(*unset)
     if values := {name: value for name, value in changed.items() if name not in unset}:

@@ -42,7 +42,7 @@ class Deployment:
 
     def lxd(self, path: str) -> Any:
         """What the machine's own LXD answers."""
-        return json.loads(self.machine.exec("lxc", "query", f"/1.0/{path}"))
+        return self.machine.lxd(f"/1.0/{path}")
 
     def instances(self) -> list[str]:
         return sorted(item["name"] for item in self.lxd("instances?recursion=1"))
