@@ -317,10 +317,11 @@ class Service:
         except (GithubRunnerError, OSError) as error:
             logger.error("The runners were not removed: %s", error)
         self._demand.leave(handed)
-        try:
-            self._github.revoke([handed.token] if handed and handed.token_end is not None else [])
-        except (GithubRunnerError, OSError) as error:
-            logger.error("The tokens were not revoked: %s", error)
+        for revoke in (self._github.revoke, partial(self._demand.revoke, handed)):
+            try:
+                revoke()
+            except (GithubRunnerError, OSError) as error:
+                logger.error("The tokens were not revoked: %s", error)
 
     def release(self) -> None:
         """Remove what holds the unit's storage, once no runner is there."""

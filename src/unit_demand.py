@@ -140,6 +140,12 @@ class UnitDemand:
         if handed is not None and not is_left:
             self._delete_sets_at(handed)
 
+    def revoke(self, handed: AgentSettings | None) -> None:
+        """End the token that the agent had, where it is from, whatever the options have. The operator's is left."""
+        if handed is not None and handed.token_end is not None:
+            with closing(self._github_of(self._state_of(handed))) as github:
+                github.revoke([handed.token])
+
     def _tried(self, action: Callable[[], None]) -> bool:
         """Do a part of ``leave``; returns whether that succeeded."""
         try:
@@ -195,23 +201,27 @@ class UnitDemand:
 
         It is tried once: what cannot be deleted stays, and the log names the place.
         """
-        state = replace(
-            self._state,
-            github_url=former.github_url,
-            path=former.path,
-            token=former.token,
-            app=None,
-            ca_certificates=former.ca_certificates,
-        )
-        if not (self._state.token or self._state.app):
-            # The options are invalid: the proxies have not been taken from them.
-            os.environ.update(former.proxies)
+        state = self._state_of(former)
         try:
             with closing(self._github_of(state)) as github, closing(self._connect(state, github)) as client:
                 self._delete_sets(client)
         except (GithubRunnerError, OSError) as error:
             place = "/".join(former.place)
             logger.error("The scale sets of %s at %s stay there: %s", self._identity.unit, place, error)
+
+    def _state_of(self, handed: AgentSettings) -> CharmState:
+        """A state with which clients do what the agent could do."""
+        if not (self._state.token or self._state.app):
+            # The options are invalid: the proxies have not been taken from them.
+            os.environ.update(handed.proxies)
+        return replace(
+            self._state,
+            github_url=handed.github_url,
+            path=handed.path,
+            token=handed.token,
+            app=None,
+            ca_certificates=handed.ca_certificates,
+        )
 
     @property
     def _in_demand(self) -> bool:

@@ -6,7 +6,7 @@ https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-githu
 import re
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -89,11 +89,10 @@ class App(Auth):
             raise TokenError(f"no token of {self._name} was used yet")
         return found.text, time.time() + found.end - time.monotonic()
 
-    def revocations(self, handed: Sequence[str] = ()) -> Iterator[httpx2.Request]:
-        """Requests that make the tokens invalid before their end. One that is still awaited is left out."""
+    def give_up(self) -> list[str]:
+        """All tokens that are held. One that is still awaited is left out."""
         tokens, self._tokens = self._tokens, {}
-        for text in dict.fromkeys([*(held.text for held in tokens.values()), *handed]):
-            yield _request("DELETE", f"{self._api}/installation/token", text)
+        return [held.text for held in tokens.values()]
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

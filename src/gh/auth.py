@@ -1,6 +1,6 @@
 """How requests to GitHub's API are authorized."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator
 
 import httpx2
 
@@ -31,12 +31,9 @@ class Auth(httpx2.Auth):
         """
         raise NotImplementedError
 
-    def revocations(self, handed: Sequence[str] = ()) -> Iterator[httpx2.Request]:
-        """Requests that end the tokens which were obtained, by this process or as ``handed`` to another one.
-
-        Those that the operator gave are left alone.
-        """
-        return iter(())
+    def give_up(self) -> list[str]:
+        """Hand out the tokens that this process has obtained, to be revoked. The operator's is not among them."""
+        return []
 
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
         """Called by httpx2 for each request."""

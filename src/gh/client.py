@@ -123,12 +123,15 @@ class GithubClient:
     def revoke(self, handed: Sequence[str] = ()) -> None:
         """End the tokens that were obtained, when the unit goes: within ``deadline`` seconds in all.
 
-        ``handed`` are tokens of the same GitHub App that another process uses. One that cannot be ended now is good for
-        an hour.
+        ``handed`` are tokens of a GitHub App that another process uses, whatever the client itself sends. One that
+        cannot be ended now is good for an hour.
         """
         end = time.monotonic() + self._deadline
-        for request in self.auth.revocations(handed):
-            send = partial(self._connected().client.send, request, auth=None)
+        for token in dict.fromkeys([*self.auth.give_up(), *handed]):
+            # GitHub refuses requests without a User-Agent; httpx2 has one.
+            headers = {"Accept-Encoding": "identity", "Authorization": f"Bearer {token}"}
+            url = f"{self._url}/installation/token"
+            send = partial(self._connected().client.delete, url, headers=headers, auth=None)
             try:
                 within_deadline(end, self._url, send)
             except (GithubClientError, httpx2.HTTPError) as error:

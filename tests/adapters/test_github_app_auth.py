@@ -266,20 +266,30 @@ def test_the_token_that_was_used_is_handed_over(world: World) -> None:
 
 
 def test_tokens_are_revoked(world: World) -> None:
-    """The process that removes the unit leaves no token that works: neither of its own, nor the one of the agent."""
+    """The process that removes the unit leaves no token of its own that works."""
     client = world.client()
     client.list_runners(REPO, everything)
     assert len(world.control.installation_tokens()) == 1
 
-    other = world.client()
-    other.list_runners(REPO, everything)
-
-    client.revoke([other.held_token()[0]])
+    client.revoke()
 
     assert world.control.installation_tokens() == []
     world.asked()
     client.revoke()
     assert world.asked() == []
+
+
+def test_a_token_that_was_handed_over_is_revoked(world: World) -> None:
+    """By a client that has nothing but this token: the options may have another credential meanwhile, or none."""
+    client = world.client()
+    client.list_runners(REPO, everything)
+    token, _ = client.held_token()
+    world.clients.append(GithubClient(world.hub.url, Pat(token), deadline=5))
+
+    world.clients[-1].revoke()
+    assert len(world.control.installation_tokens()) == 1
+    world.clients[-1].revoke([token])
+    assert world.control.installation_tokens() == []
 
 
 def test_a_token_that_cannot_be_revoked_holds_nobody(world: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -246,8 +246,11 @@ class FakeGithub:
         return runner_id in self.gone
 
     def revoke(self, handed: Sequence[str] = ()) -> None:
-        self.revoked += 1
-        self.handed = list(handed)
+        self.revoked += not handed
+        self.handed += handed
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def held_token(self) -> tuple[str, float | None]:
         return "secret", None

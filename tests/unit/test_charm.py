@@ -14,11 +14,13 @@ import ops
 import pytest
 from ops import testing
 
+import agent_settings
 import provision
 import service
 import telemetry
 from errors import GithubApiError, HostError, LxdError, RateLimitError, TokenError
 from host import kernel, machine, markers, pool, runner_binary, systemd, triggers
+from tests.support import fakes
 from tests.support.fakes import TEMPLATES
 from tests.support.surroundings import CONFIG, MODEL, UNIT, Surroundings, context, noted, state, world
 
@@ -777,6 +779,20 @@ def test_a_unit_that_leaves_revokes_its_tokens(context: Any, world: Surroundings
     context.run(context.on.stop(), state())
 
     assert world.github.revoked == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"vm-memory": "7GB"}, {"token": ""}], ids=["valid", "invalid", "no token"])
+def test_the_agents_token_is_revoked_whatever_the_options_are(
+    context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """No other event does it, and GitHub accepts the token for up to an hour."""
+    monkeypatch.setattr(agent_settings, "LOCKS", tmp_path)
+    identity = replace(fakes.IDENTITY, app_name="github-runner")
+    agent_settings.save(agent_settings.of_state(fakes.state(), identity, "handed-to-the-agent", 9e9, {}))
+
+    context.run(context.on.stop(), state(**options))
+
+    assert world.github.handed == ["handed-to-the-agent"]
 
 
 def test_a_policy_check_that_ceased_is_in_the_status(context: Any, world: Surroundings) -> None:

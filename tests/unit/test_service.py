@@ -462,7 +462,7 @@ def test_a_token_that_is_not_revoked_stops_nothing(
 ) -> None:
     """The hook in which a unit leaves does not fail for it: Juju would repeat it for ever."""
 
-    def fail(_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setattr(world.github, "revoke", fail)

@@ -52,6 +52,9 @@ class World:
         self.note("delete sets" if not agent_settings.file_of(UNIT).exists() else "delete sets under an agent")
         return list(filter(unwanted, [IDENTITY.scale_set("default"), "app-0-ffffffff-default"]))
 
+    def revoke(self, handed: list[str]) -> None:
+        self.note(f"revoke {' '.join(handed)}")
+
     def unit(self, **changes: Any) -> UnitDemand:
         given = options(**changes)
         connect, github = cast(Any, lambda *_: self), cast(Any, lambda: self)
@@ -282,6 +285,22 @@ def test_sets_at_a_former_place_are_deleted(world: World, former: dict[str, Any]
     assert found is not None
     assert (found.path, found.token) == (state().path, "ghs_another")
     assert demand.load(UNIT) == {}
+
+
+@pytest.mark.parametrize("changes", [{}, {"token": "", "github_url": "https://github.com"}], ids=["a token", "none"])
+@pytest.mark.parametrize("end", [NOW + 3600, None], ids=["of an App", "of a person"])
+def test_the_token_of_an_app_ends_where_it_is_from(world: World, end: float | None, changes: dict[str, Any]) -> None:
+    """Whatever the options have when the unit goes, also if they are not valid. Only the operator ends another one."""
+    world.token = ("ghs_token", end)
+    world.unit(github_url="https://ghes.example").hand_over({})
+    handed = agent_settings.load(UNIT)
+    world.done.clear()
+
+    world.unit(**changes).revoke(handed)
+    world.unit(**changes).revoke(None)
+
+    assert world.done == ([] if end is None else ["revoke ghs_token"])
+    assert world.places == ([] if end is None else [("https://ghes.example", "octo-org/demo", "ghs_token")])
 
 
 @pytest.mark.parametrize(
