@@ -27,8 +27,9 @@ class Demand:
     """What is known of one flavour. Times are UNIX seconds.
 
     ``assigned`` are the jobs that the scale set must provide runners for, those that run included; ``missed`` are
-    queued jobs that only GitHub's REST API tells of. ``since`` is when the oldest of them that has no runner was
-    queued. ``answered_at`` is when a session last gave an answer, 0 if none has; ``scale_set`` is the set's number.
+    queued jobs that only GitHub's REST API tells of. ``since`` is when the oldest assigned one that has no runner was
+    queued, ``missed_since`` when the oldest missed one was. ``answered_at`` is when a session last gave an answer, 0 if
+    none has; ``scale_set`` is the set's number.
     """
 
     assigned: int = 0
@@ -46,6 +47,13 @@ class Demand:
     """Of the assigned jobs those that run."""
     is_blocking: bool = False
     """Whether the operator must act on the problem."""
+    missed_since: float | None = None
+
+    @property
+    def waits_since(self) -> float | None:
+        """Since when the oldest job waits for a runner; None if none waits."""
+        known = (self.since, self.missed_since if self.missed else None)
+        return min((moment for moment in known if moment is not None), default=None)
 
     def wanted(self, flavor: Flavor) -> int:
         """Runners that a flavour is to have, before the machine's budget."""
@@ -89,11 +97,11 @@ def _flavor(name: str) -> str:
 def _demand(values: Any) -> Demand:
     assigned, missed = int(values["assigned"]), int(values["missed"])
     running = int(values.get("running", 0))
-    since = None if values["since"] is None else float(values["since"])
+    since, missed_since = (None if (at := values.get(key)) is None else float(at) for key in ("since", "missed_since"))
     # An agent of an earlier version wrote another name.
     answered_at = float(values["answered_at"] if "answered_at" in values else values["heard"])
     counted = all(0 <= number <= MOST for number in (assigned, missed, running))
-    if not (counted and all(0 <= moment <= LATEST for moment in (answered_at, since or 0.0))):
+    if not (counted and all(0 <= moment <= LATEST for moment in (answered_at, since or 0.0, missed_since or 0.0))):
         raise ValueError("a number that cannot be")
     scale_set = values["scale_set"]
     return Demand(
@@ -107,5 +115,6 @@ def _demand(values: Any) -> Demand:
         dropped=tuple(str(label) for label in values["dropped"]),
         problem=line(str(values["problem"]), TEXT_LIMIT),
         is_blocking=bool(values.get("is_blocking", False)),
+        missed_since=missed_since,
         running=running,
     )

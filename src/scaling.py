@@ -44,7 +44,7 @@ def _of_demand(
         return Wanted(
             spec,
             found.wanted(flavor),
-            since=found.since,
+            since=found.waits_since,
             min_idle=flavor.min_idle,
             registration=registrations(found.scale_set),
             scale_set=found.scale_set,

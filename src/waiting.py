@@ -74,7 +74,7 @@ def _of_flavor(name: str, counts: Counts, found: Demand | None, last: float | No
     if found is None:
         return shown
     waiting = max(0, found.assigned - found.running) + found.missed
-    since = found.since if waiting else None
+    since = found.waits_since if waiting else None
     reasons = _shared(waiting, _of_jobs(counts, found, last, now)) + _uncounted(found, waiting, now)
     return replace(shown, assigned=found.assigned, waiting=waiting, since=since, of_jobs=reasons)
 

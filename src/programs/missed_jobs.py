@@ -5,7 +5,6 @@ GitHub has no request for the queued jobs of an organisation.
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -63,13 +62,14 @@ class Target:
 
 def missed(
     queued: Sequence[QueuedJob], targets: Sequence[Target], reported: Mapping[tuple[int, str], float], now: float
-) -> dict[str, int]:
-    """How many queued jobs reached no set, by flavour. A job counts for the first flavour whose set has its labels.
+) -> dict[str, list[float]]:
+    """When the queued jobs that reached no set were created, the oldest first, by flavour.
 
-    ``reported`` is when a message reported a job of this run and name, in UNIX seconds. A job that is run again
-    keeps both: what was reported well before it was created belongs to the former one.
+    A job counts for the first flavour whose set has its labels. ``reported`` is when a message reported a job of this
+    run and name, in UNIX seconds. A job that is run again keeps both: what was reported well before it was created
+    belongs to the former one.
     """
-    found: Counter[str] = Counter()
+    found: dict[str, list[float]] = {target.flavor: [] for target in targets}
     for job in queued:
         if now - job.created < GRACE or reported.get((job.run, job.name), 0.0) >= job.created - SKEW:
             continue
@@ -77,8 +77,10 @@ def missed(
         if not wanted:
             # Its runs-on names a runner group only, which the answer does not have.
             continue
-        found.update([target.flavor for target in targets if wanted <= target.labels][:1])
-    return {target.flavor: max(0, found[target.flavor] - target.unnamed) for target in targets}
+        for target in [target for target in targets if wanted <= target.labels][:1]:
+            found[target.flavor].append(job.created)
+    # Those that the statistics have are the oldest ones.
+    return {target.flavor: sorted(found[target.flavor])[target.unnamed :] for target in targets}
 
 
 class Schedule:

@@ -74,21 +74,31 @@ class AssignedJob(NamedTuple):
 
 @dataclass
 class Assigned:
-    """Jobs that messages of one session have assigned, and none has reported as started or completed."""
+    """Jobs that messages of one session have assigned, and none has reported as started or completed.
+
+    A job for which no runner came is given back, and assigned again: it still waits since the first time.
+    """
 
     jobs: dict[str, AssignedJob] = field(default_factory=dict)
     """By the job's id."""
     is_late: bool = False
     """Whether one got no runner in time, and none has begun since."""
+    waits: dict[str, float] = field(default_factory=dict)
+    """Since when jobs wait, in UNIX seconds and by the job's id: also those that were taken back."""
 
     def note(self, job: Job, now: float) -> None:
         """Take a message's entry into account. The message may be older than its assignment's life."""
         if job.kind in ("JobStarted", "JobCompleted"):
             self.jobs.pop(job.id, None)
+            if job.kind == "JobStarted" or job.runner:
+                self.waits.pop(job.id, None)
             self.is_late = self.is_late and job.kind != "JobStarted"
         elif job.kind == "JobAssigned" and len(self.jobs) < MOST_ASSIGNED:
-            since = job.queued or job.assigned or now
-            self.jobs.setdefault(job.id, AssignedJob(min(since, now), min(job.assigned or now, now), now))
+            since = min(job.queued or job.assigned or now, now, self.waits.pop(job.id, now))
+            self.waits[job.id] = since
+            for id_ in list(self.waits)[:-MOST_ASSIGNED]:
+                del self.waits[id_]
+            self.jobs.setdefault(job.id, AssignedJob(since, min(job.assigned or now, now), now))
 
     def note_late(self, now: float) -> None:
         """Take into account how long the jobs have waited by now, by this machine's clock.
@@ -97,6 +107,10 @@ class Assigned:
         """
         waited = [now - job.came for job in self.jobs.values()]
         self.is_late = self.is_late or any(LATE <= seconds < ASSIGNMENT_LIFE for seconds in waited)
+
+    def next(self, is_late: bool) -> "Assigned":
+        """Those of the session after this one, which has assigned none yet."""
+        return Assigned(is_late=is_late, waits=self.waits)
 
     def expire(self, now: float) -> None:
         """Leave out jobs whose assignment is over."""
@@ -280,7 +294,7 @@ class Sessions:
         known = [each for each in found.flavors if each.maximum and self.known(each.name).is_known(now)]
         open_ = [each for each in known if each.name in sessions]
         targets = [Target(each.name, self._labels(found, each), sessions[each.name].reported.unnamed) for each in open_]
-        missed: dict[str, int] = {}
+        missed: dict[str, list[float]] = {}
         try:
             with closing(self._rest(found)) as rest:
                 queued = rest.queued_jobs(path, self._runs)
@@ -293,11 +307,13 @@ class Sessions:
             # GitHub keeps back what is beyond the announced capacity. Such jobs wait for a runner of any unit.
             capacity = 1 if flavor.name in sessions and sessions[flavor.name].is_late else flavor.capacity
             room = max(0, capacity - self.known(flavor.name).assigned)
-            number = min(room, missed.get(flavor.name, 0))
+            times = missed.get(flavor.name, [])[:room]
+            number, since = len(times), times[0] if times else None
             if number:
                 logger.warning("%s: %s queued jobs did not reach the scale set", flavor.name, number)
-            if number != self.known(flavor.name).missed:
-                self.publish(flavor, partial(replace, missed=number))
+            known_now = self.known(flavor.name)
+            if (number, since) != (known_now.missed, known_now.missed_since):
+                self.publish(flavor, partial(replace, missed=number, missed_since=since))
 
     def _labels(self, found: AgentSettings, flavor: AgentFlavor) -> frozenset[str]:
         """The labels of a flavour's set, as far as the server kept them."""
@@ -477,7 +493,7 @@ class FlavorSession:
         """Open the session if there is none, and wait for one message; returns how long to pause, in seconds."""
         if flavor.maximum == 0:
             self.close()
-            self._jobs = Assigned(is_late=self._jobs.is_late)
+            self._jobs = self._jobs.next(self._jobs.is_late)
             self._all.publish(flavor, lambda known: closed(known, self._all.clock()))
             return LONGEST_PAUSE
         place = (client, flavor.labels)
@@ -529,7 +545,7 @@ class FlavorSession:
         listener = client.open_session(found.number, settings.identity.unit)
         # A job that runs may have begun while no session reported it.
         is_late = self._jobs.is_late and not listener.session.statistics.running
-        self._listener, self._jobs = listener, Assigned(is_late=is_late)
+        self._listener, self._jobs = listener, self._jobs.next(is_late)
         self._statistics, self.offered.taken = listener.session.statistics, 0
         asked = self._made[-1]
         dropped = tuple(label for label in asked if label not in _sorted(found.labels))

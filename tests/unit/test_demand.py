@@ -22,7 +22,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_saved_is_loaded() -> None:
     """A file gives back every field of each flavour."""
     found = {
-        "small": Demand(3, 1, 1000.5, 2000.0, 42, ("app", "extra"), ("extra",), "GitHub: no answer", 2, True),
+        "small": Demand(3, 1, 1000.5, 2000.0, 42, ("app", "extra"), ("extra",), "GitHub: no answer", 2, True, 900.5),
         "large": Demand(),
     }
     demand.save(UNIT, found)
@@ -71,7 +71,7 @@ def test_a_file_of_a_former_version_is_read() -> None:
     """It has fewer values, and another name of a time."""
     demand.save(UNIT, {"small": Demand(3, answered_at=9.0, running=2, asked=("app",))})
     document = json.loads(demand.file_of(UNIT).read_text())
-    for name in ("running", "asked", "is_blocking"):
+    for name in ("running", "asked", "is_blocking", "missed_since"):
         del document["small"][name]
     document["small"]["heard"] = document["small"].pop("answered_at")
     demand.file_of(UNIT).write_text(json.dumps(document))

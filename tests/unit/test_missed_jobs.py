@@ -37,12 +37,14 @@ def test_which_jobs_are_missed(found: list[QueuedJob], expected: int) -> None:
     """Jobs that have waited, whose labels the set has, and that no message reported."""
     reported = {(7, "reported"): NOW - GRACE, (7, "again"): NOW - GRACE - 120}
 
-    assert missed(found, [SMALL], reported, NOW) == {"small": expected}
+    assert len(missed(found, [SMALL], reported, NOW)["small"]) == expected
 
 
 def test_a_job_counts_once() -> None:
     """For the first flavour whose set has its labels."""
-    assert missed([job(), job(labels=("app-large",))], [SMALL, LARGE], {}, NOW) == {"small": 1, "large": 1}
+    found = missed([job(), job(labels=("app-large",), age=900)], [SMALL, LARGE], {}, NOW)
+
+    assert found == {"small": [NOW - GRACE], "large": [NOW - 900]}
 
 
 def test_jobs_that_the_statistics_have_are_not_missed() -> None:
@@ -51,7 +53,8 @@ def test_jobs_that_the_statistics_have_are_not_missed() -> None:
     reported.count(Statistics(assigned=4, running=1), named=1)
     target = Target("small", SMALL.labels, reported.unnamed)
 
-    assert missed([job(run=number) for number in range(3)], [target], {}, NOW) == {"small": 1}
+    queued = [job(run=number, age=900 - number) for number in range(3)]
+    assert missed(queued, [target], {}, NOW) == {"small": [NOW - 898]}
 
 
 def test_the_last_jobs_are_remembered() -> None:

@@ -52,6 +52,15 @@ def test_known_demand_is_wanted_and_registers_in_its_set() -> None:
     assert wanted(replace(KNOWN, assigned=1, missed=1)).number == 2
 
 
+def test_the_oldest_job_of_all_decides_when_a_flavour_is_served() -> None:
+    """Also one that no message told of; a time of missed jobs is over with them."""
+    missed = replace(KNOWN, missed=1, missed_since=NOW - 900)
+
+    assert wanted(missed).since == wanted(replace(missed, since=None)).since == NOW - 900
+    assert wanted(replace(missed, since=NOW - 999)).since == NOW - 999
+    assert wanted(replace(missed, missed=0)).since == NOW - 3
+
+
 @pytest.mark.parametrize("found", [None, replace(KNOWN, answered_at=NOW - PATIENCE)])
 def test_without_demand_runners_stay_for_a_while(found: Demand | None) -> None:
     """None is created and none removed, whatever it is registered with."""

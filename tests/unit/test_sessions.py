@@ -497,8 +497,19 @@ def test_no_more_jobs_are_missed_than_are_announced(
     world.sessions.find_missed(world.settings, GithubRepo("org", "repo"))
 
     assert (world.session.is_late, world.sessions.known("small").missed) == (late, missed)
+    assert (world.sessions.known("small").missed_since is not None) == bool(missed)
     logged = [line for line in caplog.messages if "did not reach" in line]
     assert logged == ([f"small: {missed} queued jobs did not reach the scale set"] if missed else [])
+
+
+def test_missed_jobs_wait_since_the_oldest_of_them_was_created(world: World) -> None:
+    """It changes as they go, and ends with them. The jobs that are assigned have a time of their own."""
+    world.poll(Message(1, Statistics(assigned=1), (Job("JobAssigned", "a", assigned=NOW),)))
+    for ages in ([600, 900], [600], []):
+        world.waiting = [QueuedJob(number, "build", ("app",), NOW - age) for number, age in enumerate(ages)]
+        world.sessions.find_missed(SETTINGS, GithubRepo("org", "repo"))
+        found = demand.load(IDENTITY.unit)["small"]
+        assert (found.since, found.waits_since) == (NOW, NOW - max(ages, default=0))
 
 
 def test_numbers_of_another_place_are_deleted(world: World) -> None:
@@ -555,6 +566,36 @@ def test_a_job_waits_since_it_was_queued(world: World, times: dict[str, float], 
     world.now += ASSIGNMENT_LIFE
 
     assert world.poll(None).assigned == 0
+
+
+@pytest.mark.parametrize("is_new_session", [False, True])
+def test_a_job_that_is_assigned_again_waits_since_the_first_time(world: World, is_new_session: bool) -> None:
+    """After 5 minutes without a runner it is given back, and its next message may have no time."""
+    again = Job("JobAssigned", "a", assigned=NOW + 300)
+    world.poll(Message(1, Statistics(), (Job("JobAssigned", "a", queued=NOW - 50, assigned=NOW),)))
+    world.poll(Message(2, Statistics(), (Job("JobCompleted", "a", result="canceled"),)))
+    if is_new_session:
+        world.session.close()
+        world.client.opened.clear()
+    world.now += 300
+
+    assert world.poll(Message(3, Statistics(), (again,))).since == NOW - 50
+
+    for ended in (Job("JobStarted", "a"), Job("JobCompleted", "a", runner="app-0-aa")):
+        world.poll(Message(4, Statistics(), (ended,)))
+        assert world.poll(Message(5, Statistics(), (again,))).since == NOW + 300
+
+
+def test_times_of_jobs_that_were_taken_back_have_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of them are never assigned to this unit again. The newest are kept."""
+    monkeypatch.setattr(module, "MOST_ASSIGNED", 2)
+    for number, name in enumerate("abc"):
+        world.poll(Message(number, Statistics(), (Job("JobAssigned", name, assigned=NOW - 9),)))
+        world.poll(Message(number, Statistics(), (Job("JobCompleted", name),)))
+
+    for name, since in (("c", NOW - 9), ("a", NOW)):
+        assert world.poll(Message(9, Statistics(), (Job("JobAssigned", name),))).since == since
+        world.poll(Message(9, Statistics(), (Job("JobStarted", name),)))
 
 
 def test_jobs_that_no_message_names_wait_since_they_were_seen(world: World) -> None:
