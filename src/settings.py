@@ -15,7 +15,7 @@ from naming import Identity
 from proxies import ProxyConfig
 from system import remove_leftovers, write_file
 
-# More runners than there ever are.
+# More runners than a unit can have.
 UNREACHED = 1_000_000
 FOLDER = Path("/var/lib/github-runner")
 
@@ -49,17 +49,17 @@ class ImageBuild:
 
     @property
     def identity(self) -> str:
-        """What tells its image from one with other content, as the published image records it."""
+        """The source and the additions. The published image records them: one with others must be built again."""
         return f"{self.source} {self.additions}".strip()
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Whose runners, how many of them the unit keeps, and the images that they start from: at least one."""
+    """A unit, the number of runners that it keeps, and the images that they start from (at least one)."""
 
     identity: Identity
     runners: int
-    """Fewer are too few. With flavours ``UNREACHED``: which of them lacks a runner is for a reconcile to find out."""
+    """If fewer run, a reconcile is started. ``UNREACHED`` with flavours: their sum does not show which lacks any."""
     images: tuple[ImageBuild, ...]
 
 
@@ -71,7 +71,7 @@ def images(state: CharmState) -> tuple[ImageBuild, ...]:
 
 
 def image_build(state: CharmState, base_image: BaseImage | None = None) -> ImageBuild:
-    """The image of a base image, without one that of the unit's own.
+    """What to build for a base image; for that of the option ``base-image`` if none is given.
 
     A source ``local:ALIAS`` is the source of every base image; a server has one for each.
     """

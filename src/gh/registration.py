@@ -18,7 +18,8 @@ from models import Arch, GithubPath, GithubRunner, RegistrationData, Registratio
 
 # What config.sh adds by itself (https://docs.github.com/en/actions/how-tos/manage-runners/self-hosted-runners/apply-labels).
 LABELS = {Arch.X64: ("self-hosted", "Linux", "X64"), Arch.ARM64: ("self-hosted", "Linux", "ARM64")}
-# Of a just-in-time configuration: bytes of all of it and number of its files. GitHub's have some 4 KiB and three files.
+# Limits of a just-in-time configuration: bytes of all of it, and the number of its files. GitHub's have about 4 KiB and
+# three files.
 SIZE_LIMIT, MOST_FILES = 64 << 10, 16
 FILE_NAME = re.compile(r"\.[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 # Files of a runner agent that the charm writes itself.
@@ -36,12 +37,12 @@ class Registration(Protocol):
         """What registers one runner; ``labels`` does not contain those that GitHub adds by itself."""
 
     def check(self) -> None:
-        """ConfigurationError if the server lacks this way. After any answer of the server it needs no request."""
+        """Raise ConfigurationError if the server has no such registration. It asks the server at most once."""
         return
 
     @property
     def shared(self) -> object:
-        """What ``prepare`` and ``check`` are about: one call suffices for all ways that have the same."""
+        """What ``prepare`` and ``check`` use. One call of each is enough for all registrations that share it."""
         return self
 
 
@@ -83,7 +84,7 @@ class JitRegistration(Registration):
         return self._client.group_id(self._path)
 
     def prepare(self) -> None:
-        """Look the runner group up, and see that runners may be registered: a token takes the same permission."""
+        """Look up the runner group, and test the permission: a registration token needs the same one."""
         _ = self._group
         self._client.registration_token(self._path)
 

@@ -54,7 +54,7 @@ class Statistics:
 class ScaleSet:
     """A runner scale set."""
 
-    number: int
+    set_id: int
     name: str
     group: int
     labels: tuple[str, ...]
@@ -95,7 +95,7 @@ class Job:
 class Message:
     """A message of a set's queue, with the statistics of its time; None where it has none that can be read."""
 
-    number: int
+    message_id: int
     statistics: Statistics | None
     jobs: tuple[Job, ...]
 
@@ -198,26 +198,26 @@ def session(item: Any, schemes: tuple[str, ...]) -> Session:
 
 
 def message(item: Any) -> Message:
-    """A message; one of another type has no jobs. GithubApiError where it has no valid number.
+    """A message; one of another type has no jobs. GithubApiError where it has no valid id.
 
     What else is damaged is left out: a message that stayed in the queue would keep all later ones from being read.
     """
-    id_ = number(item, "messageId")
+    message_id = number(item, "messageId")
     known: Statistics | None = None
     jobs: tuple[Job, ...] = ()
     try:
         known = statistics(item)
     except GithubApiError as error:
-        logger.warning("Message %s: %s", id_, error)
+        logger.warning("Message %s: %s", message_id, error)
     kind = text(item, "messageType")
     if kind == JOBS:
         try:
             jobs = _jobs(item.get("body") or "[]")
         except GithubApiError as error:
-            logger.warning("Message %s: %s", id_, error)
+            logger.warning("Message %s: %s", message_id, error)
     else:
-        logger.warning("Message %s has the unknown type %r", id_, kind)
-    return Message(id_, known, jobs)
+        logger.warning("Message %s has the unknown type %r", message_id, kind)
+    return Message(message_id, known, jobs)
 
 
 def _jobs(body: Any) -> tuple[Job, ...]:

@@ -10,14 +10,14 @@ from models import RegistrationData
 
 
 class ScaleSetRegistration(Registration):
-    """A record of a set for each runner before its instance exists, as with just-in-time configurations.
+    """Registers each runner in a scale set before its instance exists, as JitRegistration does without a set.
 
-    Labels and group are those of the set.
+    The runner has the labels and the group of the set.
     """
 
-    def __init__(self, client: ScaleSetClient, number: int) -> None:
+    def __init__(self, client: ScaleSetClient, set_id: int) -> None:
         self._client = client
-        self._number = number
+        self._set_id = set_id
 
     def prepare(self) -> None:
         """See that the service of scale sets can be reached."""
@@ -25,22 +25,22 @@ class ScaleSetRegistration(Registration):
 
     @property
     def shared(self) -> object:
-        """The client: a service that does not answer would keep each set's flavour waiting in turn."""
+        """The client: if the service does not answer, one attempt shows it for the sets of all flavours."""
         return self._client
 
     def register(self, name: str, labels: Sequence[str]) -> RegistrationData:
         """Make the record, and check the configuration that GitHub gives with it."""
         try:
-            number, encoded = self._client.jit_configuration(self._number, name)
+            runner_id, encoded = self._client.jit_configuration(self._set_id, name)
         except StatusError as error:
             # Names are random: one that is taken was registered by a request of this call, whose answer was lost.
             taken = self._client.record(name) if error.status == 409 else None
             if taken is None:
                 raise
             self._client.delete_record(taken)
-            number, encoded = self._client.jit_configuration(self._number, name)
+            runner_id, encoded = self._client.jit_configuration(self._set_id, name)
         try:
-            return RegistrationData(files=read_configuration(encoded), runner_id=number)
+            return RegistrationData(files=read_configuration(encoded), runner_id=runner_id)
         except GithubApiError:
-            self._client.delete_record(number)
+            self._client.delete_record(runner_id)
             raise

@@ -5,6 +5,7 @@ The service has no public description; its contract is GitHub's own client (http
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,12 +31,14 @@ logger = logging.getLogger(__name__)
 API_VERSION = "6.0-preview"
 # GitHub holds a request for messages for some 50 seconds.
 POLL_TIMEOUT, POLL_DEADLINE = 75.0, 90.0
-# Of the service's token, in seconds: how long before its end it is renewed, and the shortest and longest use of one.
+# Seconds. The service's token is renewed this long before the end that it names, but not in its first minute, and after
+# an hour at the latest.
 RENEW_BEFORE, SHORTEST_USE, LONGEST_USE = 60.0, 60.0, 3600.0
-# Seconds that the attempts of one call wait at least between them.
+# Seconds. The pauses between the attempts of one call are longer than this together: the last attempt comes after an
+# outage of this length.
 BRIDGED = 3.0
-# The longest pause after a 503. A proxy or a maintenance page may name an hour, and GitHub be back much sooner: without
-# an answer demand is not known after 5 minutes.
+# Seconds. The longest pause after a 503. The answer may ask for an hour although GitHub works again much sooner, and
+# without an answer for 5 minutes the demand is not known.
 LONGEST_OUTAGE_PAUSE = 60.0
 # GitHub's support finds a client by this text.
 USER_AGENT = {"system": "github-runner-charm", "version": "1", "kind": "scaleset", "subsystem": "agent"}
@@ -106,7 +109,7 @@ class ScaleSetClient:
         self._service = self._token = ""  # nosec B105
         self._end = 0.0
         self._http = httpx2.Client(
-            # What is packed may unpack to any size.
+            # A compressed answer could become larger than the limit when it is unpacked.
             headers={"Accept-Encoding": "identity", "User-Agent": json.dumps(USER_AGENT)},
             timeout=TIMEOUTS,
             event_hooks={"response": [answers.limit, check_redirect]},
@@ -122,7 +125,7 @@ class ScaleSetClient:
         self.access(time.monotonic() + self.deadline)
 
     def group_id(self) -> int:
-        """The number of the path's runner group; TokenError if there is not exactly one of that name."""
+        """The id of the path's runner group; TokenError if there is not exactly one of that name."""
         if not isinstance(self.path, GithubOrg) or self.path.group.lower() == "default":
             return DEFAULT_GROUP
         name = self.path.group
@@ -161,17 +164,17 @@ class ScaleSetClient:
                 raise
             return found
 
-    def move(self, number: int, group: int) -> ScaleSet:
+    def move(self, set_id: int, group: int) -> ScaleSet:
         """Move a set to another group of its organisation."""
         body = {"runnerGroupId": group}
-        return read.scale_set(self._admin("PATCH", f"runtime/runnerscalesets/{number}", body))
+        return read.scale_set(self._admin("PATCH", f"runtime/runnerscalesets/{set_id}", body))
 
-    def delete(self, number: int) -> None:
+    def delete(self, set_id: int) -> None:
         """Delete a set; one that is gone counts as done. Its busy runners finish their jobs."""
         try:
-            self._admin("DELETE", f"runtime/runnerscalesets/{number}")
+            self._admin("DELETE", f"runtime/runnerscalesets/{set_id}")
         except SetGoneError:
-            logger.info("The scale set %s is gone already", number)
+            logger.info("The scale set %s is gone already", set_id)
 
     def delete_sets(self, unwanted: Callable[[str], bool]) -> list[str]:
         """Delete the sets with an unwanted name, which is asked right before each deletion; returns their names.
@@ -184,7 +187,7 @@ class ScaleSetClient:
             if not unwanted(item.name):
                 continue
             try:
-                self.delete(item.number)
+                self.delete(item.set_id)
                 logger.info("Removed: the scale set %s", item.name)
                 deleted.append(item.name)
             except RateLimitError:
@@ -197,57 +200,57 @@ class ScaleSetClient:
             raise failure
         return deleted
 
-    def open_session(self, number: int, owner: str) -> "Listener":
+    def open_session(self, set_id: int, owner: str) -> "Listener":
         """Open the only session of a set; SessionConflictError while there is another one."""
-        answer = self._admin("POST", f"runtime/runnerscalesets/{number}/sessions", {"ownerName": owner})
-        return Listener(self, number, read.session(answer, self._schemes))
+        answer = self._admin("POST", f"runtime/runnerscalesets/{set_id}/sessions", {"ownerName": owner})
+        return Listener(self, set_id, read.session(answer, self._schemes))
 
-    def renewed(self, number: int, session: str) -> Session:
+    def renewed(self, set_id: int, session: str) -> Session:
         """The session with a new token, and today's statistics."""
-        answer = self._admin("PATCH", f"runtime/runnerscalesets/{number}/sessions/{session}")
+        answer = self._admin("PATCH", f"runtime/runnerscalesets/{set_id}/sessions/{session}")
         return read.session(answer, self._schemes)
 
-    def close_session(self, number: int, session: str) -> None:
+    def close_session(self, set_id: int, session: str) -> None:
         """Close a session; one that is gone counts as done."""
         try:
-            self._admin("DELETE", f"runtime/runnerscalesets/{number}/sessions/{session}")
+            self._admin("DELETE", f"runtime/runnerscalesets/{set_id}/sessions/{session}")
         except (SetGoneError, SessionEndedError):
-            logger.info("The session of the scale set %s is over already", number)
+            logger.info("The session of the scale set %s is over already", set_id)
 
-    def acquirable(self, number: int) -> list[int]:
+    def acquirable(self, set_id: int) -> list[int]:
         """The requests of jobs that an Enterprise Server offers a set, and that nobody has acquired."""
         try:
-            return read.requests(self._get(f"runtime/runnerscalesets/{number}/acquirablejobs"))
+            return read.requests(self._get(f"runtime/runnerscalesets/{set_id}/acquirablejobs"))
         except (ScaleSetError, TokenError) as error:
-            # As for Listener.acquire.
+            # GitHub's own service assigns the jobs by itself, and has no such request.
             if getattr(error, "status", None) != 404:
                 raise
             return []
 
-    def jit_configuration(self, number: int, name: str) -> tuple[int, str]:
-        """Register a runner of a set; its number, and the configuration of its agent (base64).
+    def jit_configuration(self, set_id: int, name: str) -> tuple[int, str]:
+        """Register a runner of a set; its id, and the configuration of its agent (base64).
 
         StatusError with 409 if the name is taken.
         """
         body = {"name": name, "workFolder": "_work"}
-        answer = self._admin("POST", f"runtime/runnerscalesets/{number}/generatejitconfig", body)
+        answer = self._admin("POST", f"runtime/runnerscalesets/{set_id}/generatejitconfig", body)
         encoded: str = answers.field(answer, "encodedJITConfig", str)
         redaction.note_received(encoded)
         return read.number(answers.field(answer, "runner", dict), "id"), encoded
 
     def record(self, name: str) -> int | None:
-        """The number of the runner of this name; None where there is none."""
+        """The id of the runner of this name; None where there is none."""
         answer = self._get("distributedtask/pools/0/agents", agentName=name)
         found = read.values(answer, lambda item: (read.text(item, "name"), read.number(item, "id")))
         return dict(found).get(name)
 
-    def delete_record(self, number: int) -> None:
+    def delete_record(self, runner_id: int) -> None:
         """Deregister a runner; one that is gone counts as done. RunnerBusyError while it runs a job."""
         try:
-            self._admin("DELETE", f"distributedtask/pools/0/agents/{number}")
+            self._admin("DELETE", f"distributedtask/pools/0/agents/{runner_id}")
         except ScaleSetError as error:
             if error.kind == "JobStillRunningException":
-                raise RunnerBusyError(f"runner {number} of {self.path.path} runs a job") from error
+                raise RunnerBusyError(f"runner {runner_id} of {self.path.path} runs a job") from error
             if error.status != 404:
                 raise
 
@@ -279,7 +282,7 @@ class ScaleSetClient:
         end = time.monotonic() + self.deadline
         refused = 0
         for attempt in attempts(end):
-            # It has attempts of its own, which are not to be multiplied.
+            # Not inside of the attempt: getting a token has its own attempts.
             service, token = self.access(end)
             with attempt:
                 try:
@@ -297,7 +300,7 @@ class ScaleSetClient:
 
     @contextmanager
     def _alone(self, end: float) -> Iterator[None]:
-        """Keep other threads from asking for a token. None waits beyond the end of its own call for that."""
+        """Let one thread at a time get a token. Each of the others waits until the end of its own call at most."""
         if not self._lock.acquire(timeout=max(0.0, end - time.monotonic())):
             raise TemporaryGithubError("another request for a token has no answer yet")
         try:
@@ -311,16 +314,16 @@ class ScaleSetClient:
                 self._end = 0.0
 
     def access(self, end: float) -> tuple[str, str]:
-        """The service's address and its token, which is another one before it ends."""
+        """The service's address and its token, which is renewed before its end."""
         with self._alone(end):
             if time.monotonic() >= self._end:
                 self._connect(end)
-            # It is masked as long as it is used, however many values were received since it came.
+            # Only the newest received values are masked: the token must be one of them while it is used.
             redaction.note_received(self._token)
             return self._service, self._token
 
     def _connect(self, end: float) -> None:
-        """From a registration token to the service's token. A new registration token may need a moment to count."""
+        """Exchange a registration token for the service's token. It may take a moment until a new one is accepted."""
         url = f"{api_url(self._url)}/actions/runner-registration"
         body = {"url": f"{self._url}/{self.path.path}", "runner_event": "register"}
         registration = f"RemoteAuth {within_deadline(end, url, self._registration_token)}"
@@ -334,8 +337,8 @@ class ScaleSetClient:
             place = self.path.path
             raise TokenError(f"no access to the runner scale sets of {place}: {error}; {IF_IT_LASTS}") from error
         left = read.life(self._token) - RENEW_BEFORE
-        # A clock that is wrong must not cause a new token for each request, nor the use of one for ever.
-        use = min(LONGEST_USE, max(SHORTEST_USE, left)) if left == left else SHORTEST_USE
+        # If the clock is wrong, each request would get a new token, or one token would be used for ever.
+        use = SHORTEST_USE if math.isnan(left) else min(LONGEST_USE, max(SHORTEST_USE, left))
         self._end = time.monotonic() + use
 
     def _register(self, url: str, registration: str, body: dict[str, str], end: float) -> httpx2.Response:
@@ -350,12 +353,12 @@ class ScaleSetClient:
 class Listener:
     """A session of a set, with the place in its messages. One thread uses it; another one may close it meanwhile."""
 
-    def __init__(self, client: ScaleSetClient, number: int, session: Session) -> None:
-        self.number = number
+    def __init__(self, client: ScaleSetClient, set_id: int, session: Session) -> None:
+        self.set_id = set_id
         self.session = session
         self._client = client
-        # Never kept over sessions: the numbers begin anew when a set is made again.
-        self._last = 0
+        # Of this session only: the ids begin anew when a set is made again.
+        self._last_message_id = 0
 
     def message(self, capacity: int) -> Message | None:
         """The next message, or None after the time that GitHub waits for one (some 50 seconds).
@@ -363,7 +366,7 @@ class Listener:
         ``capacity`` is how many runners the unit can have in all. It is at least 1: with 0 a job may never come.
         SessionEndedError or SetGoneError where the session is over. It does not retry.
         """
-        query = {"lastMessageId": str(self._last)} if self._last else {}
+        query = {"lastMessageId": str(self._last_message_id)} if self._last_message_id else {}
         headers = {
             "Accept": f"application/json; api-version={API_VERSION}",
             "X-ScaleSetMaxCapacity": str(max(1, capacity)),
@@ -374,18 +377,18 @@ class Listener:
         if response.status_code == 202:
             return None
         found = read.message(read.document(response))
-        self._last = found.number
+        self._last_message_id = found.message_id
         return found
 
-    def delete(self, number: int) -> None:
+    def delete(self, message_id: int) -> None:
         """Delete a message, so that it does not come again."""
-        self._queue("DELETE", f"/{number}", time.monotonic() + CALL_DEADLINE)
+        self._queue("DELETE", f"/{message_id}", time.monotonic() + CALL_DEADLINE)
 
     def acquire(self, requests: Sequence[int]) -> int:
         """Take jobs, which only an Enterprise Server asks for; returns how many were granted."""
         end = time.monotonic() + CALL_DEADLINE
         service, _ = self._client.access(end)
-        place = f"/_apis/runtime/runnerscalesets/{self.number}/acquirejobs"
+        place = f"/_apis/runtime/runnerscalesets/{self.set_id}/acquirejobs"
         url = extended(service, place, **{"api-version": API_VERSION})
         try:
             answer = self._sent("POST", lambda: url, end, body=list(requests))
@@ -398,15 +401,15 @@ class Listener:
 
     def acquirable(self) -> list[int]:
         """The requests of jobs that were offered before this session, and that nobody has acquired."""
-        return self._client.acquirable(self.number)
+        return self._client.acquirable(self.set_id)
 
     def renew(self) -> None:
         """Get another token for the queue, and today's statistics."""
-        self.session = self._client.renewed(self.number, self.session.id)
+        self.session = self._client.renewed(self.set_id, self.session.id)
 
     def close(self) -> None:
         """End the session, so that the next one can be opened at once."""
-        self._client.close_session(self.number, self.session.id)
+        self._client.close_session(self.set_id, self.session.id)
 
     def _queue(self, method: str, path: str, end: float, query: dict[str, str] | None = None, **more: Any) -> Any:
         """A request of the queue."""

@@ -1,1 +1,1 @@
-"""What the jobs did, as events in a log that reaches Loki"""
+"""Metrics events: a line in a log, which a collector sends to Loki, for each runner, job and reconcile."""

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from errors import IssueMetricEventError
 
 METRICS_LOG_PATH = Path("/var/log/github-runner-metrics.log")
-# What must be free on the log's disk, in bytes, for it to count as writable.
+# Bytes. With less free space on its disk, the log does not count as writable.
 ROOM = 1 << 16
-# Runners are made side by side: a line that is taken back must not take another one with it.
+# Several threads write events: without the lock, removing an incomplete line could remove another thread's line, too.
 _LOCK = threading.Lock()
 # The unit whose events are written. A module variable and not a context variable: events are written from the threads
 # of a pool, too.
@@ -98,7 +98,7 @@ class RunnerStop(Event):
 
 
 class Reconciliation(Event):
-    """One reconcile, as one flavour of runners saw it: a reconcile writes an event for each flavour.
+    """One reconcile and one flavour of runners: a reconcile writes an event for each flavour.
 
     All numbers but ``duration``, which is that of the whole reconcile, are those of the flavour.
     ``crashed_runners`` counts the runners that started a job and left no result. If GitHub has sent a message that the
@@ -174,7 +174,7 @@ def _append(line: bytes) -> None:
 
 
 def log_is_writable() -> bool:
-    """Whether the log takes lines now: tells a full disk from an event that could never be valid."""
+    """Whether the log can be written now. If it can, an event that failed is not valid and fails each time."""
     try:
         with METRICS_LOG_PATH.open("ab") as log:
             disk = os.fstatvfs(log.fileno())

@@ -117,7 +117,7 @@ class Assigned:
         self.jobs = {id_: job for id_, job in self.jobs.items() if now - job.assigned < ASSIGNMENT_LIFE}
 
 
-def demanded(before: Demand, statistics: Statistics, jobs: Assigned, number: int, now: float) -> Demand:
+def demanded(before: Demand, statistics: Statistics, jobs: Assigned, set_id: int, now: float) -> Demand:
     """What statistics and messages say. In 2025 the statistics lacked assigned jobs for a while: messages count too."""
     jobs.expire(now)
     assigned = max(statistics.assigned, len(jobs.jobs))
@@ -125,7 +125,7 @@ def demanded(before: Demand, statistics: Statistics, jobs: Assigned, number: int
     if assigned > statistics.running:
         since = min((job.waits_since for job in jobs.jobs.values()), default=before.since or now)
     found = replace(before, assigned=assigned, running=statistics.running, since=since, answered_at=now)
-    return replace(found, scale_set=number, problem="", is_blocking=False)
+    return replace(found, scale_set=set_id, problem="", is_blocking=False)
 
 
 def closed(before: Demand, now: float) -> Demand:
@@ -383,7 +383,7 @@ class Sessions:
             # What a former process wrote stays until this one's sessions have an answer.
             known = demand.load(self.unit) if before is None else self._known
             if before is not None and found is not None and before.place != found.place:
-                # The numbers of sets are others there.
+                # Sets have other ids there.
                 known = {}
             self._known = {name: value for name, value in known.items() if name in names}
             self._wanted = {name: value for name, value in self._wanted.items() if name in names}
@@ -457,7 +457,7 @@ class FlavorSession:
         self._lacks_offers = False
         self.reported = Reported()
         self._place: tuple[ScaleSetClient, tuple[str, ...]] | None = None
-        # Two places may have sets of one number.
+        # Sets of two places may have the same id.
         self._made: tuple[ScaleSetClient | None, int, tuple[str, ...]] = (None, 0, ())
         self._pause = 0.0
         self._conflict: float | None = None
@@ -542,7 +542,7 @@ class FlavorSession:
 
     def _open(self, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> None:
         found = self._set(settings, flavor, client)
-        listener = client.open_session(found.number, settings.identity.unit)
+        listener = client.open_session(found.set_id, settings.identity.unit)
         # A job that runs may have begun while no session reported it.
         is_late = self._jobs.is_late and not listener.session.statistics.running
         self._listener, self._jobs = listener, self._jobs.next(is_late)
@@ -564,18 +564,18 @@ class FlavorSession:
         found = client.find(name, group) or self._moved(client, name, group)
         asked = _sorted((name, *flavor.labels))
         if found is not None and not self._is_for(client, found, asked):
-            client.delete(found.number)
+            client.delete(found.set_id)
             found = None
         found = found or client.create(name, group, flavor.labels)
-        self._made = client, found.number, asked
+        self._made = client, found.set_id, asked
         return found
 
     def _is_for(self, client: ScaleSetClient, found: ScaleSet, asked: tuple[str, ...]) -> bool:
         """Whether a set has these labels or was made with them. After a boot one with its name only may have been."""
         known, labels = self._all.known(self._name), _sorted(found.labels)
-        if known.scale_set == found.number and known.asked:
+        if known.scale_set == found.set_id and known.asked:
             return asked in (known.asked, labels)
-        return (client, found.number, asked) == self._made or labels in (asked, _sorted([found.name]))
+        return (client, found.set_id, asked) == self._made or labels in (asked, _sorted([found.name]))
 
     def _moved(self, client: ScaleSetClient, name: str, group: int) -> ScaleSet | None:
         """The flavour's set, out of the runner group that it was in before; one that cannot be moved is deleted."""
@@ -583,12 +583,12 @@ class FlavorSession:
             return None
         for former in [each for each in client.sets() if each.name == name and each.group != group]:
             try:
-                moved = client.move(former.number, group)
+                moved = client.move(former.set_id, group)
                 if moved.group == group:
                     return moved
             except (StatusError, TokenError) as error:
                 logger.info("%s: the scale set is made again in the runner group: %s", self._name, error)
-            client.delete(former.number)
+            client.delete(former.set_id)
         return None
 
     def _take_former_offers(self, flavor: AgentFlavor, listener: Listener, statistics: Statistics) -> None:
@@ -613,7 +613,7 @@ class FlavorSession:
             self._statistics, self.offered.taken = message.statistics, 0
             # Before anything is done about it, as GitHub's own client does. It counts all the same where that fails.
             with self._logged("the message was not deleted"):
-                listener.delete(message.number)
+                listener.delete(message.message_id)
             now = self._all.clock()
             for job in message.jobs:
                 self._jobs.note(job, now)
@@ -640,9 +640,9 @@ class FlavorSession:
             logger.warning("%s: %s: %s", self._name, what, error)
 
     def _hear(self, flavor: AgentFlavor, listener: Listener, statistics: Statistics, **changes: Any) -> None:
-        now, number = self._all.clock(), listener.number
+        now, set_id = self._all.clock(), listener.set_id
         self._all.publish(
-            flavor, lambda known: replace(demanded(known, statistics, self._jobs, number, now), **changes)
+            flavor, lambda known: replace(demanded(known, statistics, self._jobs, set_id, now), **changes)
         )
         self.reported.count(statistics, len(self._jobs.jobs))
 

@@ -371,7 +371,7 @@ def test_durations_of_jobs(measures: bool, tmp_path: Path, monkeypatch: pytest.M
         Job("JobCompleted", "never ran", queued=100.0, finished=200.0),
     )
     message = Message(1, Statistics(), jobs)
-    listener: Any = SimpleNamespace(message=lambda _: message, delete=lambda _: None, number=7)
+    listener: Any = SimpleNamespace(message=lambda _: message, delete=lambda _: None, set_id=7)
     monkeypatch.setattr(demand, "LOCKS", tmp_path)
     sessions = Sessions(IDENTITY.unit, lambda: None)
     settings = AgentSettings(IDENTITY, "https://github.com", REPO, TOKEN, None, (), {}, (SMALL,), measures)
@@ -449,7 +449,7 @@ def test_a_changed_group_leaves_no_set_behind(agent: Agent, control: GitHubContr
     control.add_organisation("org", ["builders"])
     agent.save(path=GithubOrg("org"))
     number = awaited(lambda found: found.answered_at > 0, "the session").scale_set
-    other = agent.client.create(f"{IDENTITY.prefix}5-small", 1, []).number
+    other = agent.client.create(f"{IDENTITY.prefix}5-small", 1, []).set_id
     if refused:
         control.add_fault(method="PATCH", path="/runnerscalesets/", status=400, times=1)
 

@@ -70,7 +70,7 @@ class Unit:
         """One reconcile for a scale set with so many jobs, of which some run; the requests that the API counts."""
         path, token = self.state.path, partial(self.client.registration_token, self.state.path)
         with closing(ScaleSetClient(self.control.url, path, token)) as client:
-            found = client.create("app-0-0123abcd-default", client.group_id(), ["linux"]).number
+            found = client.create("app-0-0123abcd-default", client.group_id(), ["linux"]).set_id
         before = len(self.control.requests())
         clients = RunnerManagerClients(self.client, provision.environment(TEMPLATES), self.lxd, None)  # type: ignore[arg-type]
         manager = RunnerManager(IDENTITY, self.state, clients, self.storages, self.binary)

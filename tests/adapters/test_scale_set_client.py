@@ -91,8 +91,8 @@ def test_a_set_is_made_found_and_deleted(server: github.GitHub) -> None:
     assert made == client.create(NAME, 1, ["other"]) == client.find(NAME, 1)
     assert made.labels[0] == NAME
     assert client.sets() == [made]
-    client.delete(made.number)
-    client.delete(made.number)
+    client.delete(made.set_id)
+    client.delete(made.set_id)
     assert client.sets() == []
 
 
@@ -114,12 +114,12 @@ def test_a_set_that_cannot_be_deleted_does_not_keep_the_others(
     client = connect(broker)
     for name in ("first", "second", "third"):
         client.create(name, 1, [])
-    refused, delete = client.sets()[0].number, client.delete
+    refused, delete = client.sets()[0].set_id, client.delete
 
-    def refuse(number: int) -> None:
-        if number == refused:
+    def refuse(set_id: int) -> None:
+        if set_id == refused:
             raise error
-        delete(number)
+        delete(set_id)
 
     monkeypatch.setattr(client, "delete", refuse)
 
@@ -155,15 +155,15 @@ def test_a_group_is_found_by_its_name(broker: github.GitHub) -> None:
 def test_the_queue_gives_statistics_and_jobs(server: github.GitHub) -> None:
     """On both kinds of server a job reaches the set; an Enterprise Server's must be acquired first."""
     client = connect(server)
-    listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+    listener = client.open_session(client.create(NAME, 1, []).set_id, "app/0")
     assert listener.message(2) is None
-    assert server.state.scale_sets.sets[listener.number].capacity == 2
+    assert server.state.scale_sets.sets[listener.set_id].capacity == 2
     GitHubControl(server.url).add_job(REPO.path, labels=[NAME])
 
     found = listener.message(2)
     assert found is not None
     assert found.statistics is not None
-    listener.delete(found.number)
+    listener.delete(found.message_id)
     if server.state.settings.enterprise_version:
         assert [job.kind for job in found.jobs] == ["JobAvailable"]
         assert listener.acquire([job.request for job in found.jobs]) == 1
@@ -180,7 +180,7 @@ def test_nothing_is_acquired_where_github_assigns_by_itself(broker: github.GitHu
     """There the request does not exist."""
     client = connect(broker)
 
-    assert client.open_session(client.create(NAME, 1, []).number, "app/0").acquire([1]) == 0
+    assert client.open_session(client.create(NAME, 1, []).set_id, "app/0").acquire([1]) == 0
 
 
 def test_each_request_has_the_time_that_its_answer_may_take(
@@ -201,7 +201,7 @@ def test_each_request_has_the_time_that_its_answer_may_take(
         return within_deadline(end, url, action)
 
     client = connect(broker)
-    listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+    listener = client.open_session(client.create(NAME, 1, []).set_id, "app/0")
     monkeypatch.setattr(httpx2.Client, "send", noted)
     monkeypatch.setattr(scale_sets, "within_deadline", timed)
 
@@ -234,11 +234,11 @@ def test_certificates_of_the_option_are_trusted() -> None:
 def test_capacity_is_never_zero(broker: github.GitHub) -> None:
     """A job that is queued while 0 is announced may never come."""
     client = connect(broker)
-    listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+    listener = client.open_session(client.create(NAME, 1, []).set_id, "app/0")
 
     listener.message(0)
 
-    assert broker.state.scale_sets.sets[listener.number].capacity == 1
+    assert broker.state.scale_sets.sets[listener.set_id].capacity == 1
 
 
 @pytest.mark.parametrize("in_query", [True, False])
@@ -246,8 +246,8 @@ def test_a_message_comes_again_until_it_is_deleted(broker: github.GitHub, in_que
     """In both forms of the queue's address; a new session begins anew, whatever the last one had read."""
     broker.state.settings.queue_in_query = in_query
     client = connect(broker)
-    number = client.create(NAME, 1, []).number
-    listener = client.open_session(number, "app/0")
+    set_id = client.create(NAME, 1, []).set_id
+    listener = client.open_session(set_id, "app/0")
     listener.message(1)
     GitHubControl(broker.url).add_job(REPO.path, labels=[NAME])
     first = listener.message(1)
@@ -255,33 +255,33 @@ def test_a_message_comes_again_until_it_is_deleted(broker: github.GitHub, in_que
     assert listener.message(1) is None
     listener.close()
 
-    listener = client.open_session(number, "app/0")
+    listener = client.open_session(set_id, "app/0")
     again = listener.message(1)
     assert again == first
-    listener.delete(first.number)
+    listener.delete(first.message_id)
     listener.close()
 
-    assert client.open_session(number, "app/0").message(1) is None
+    assert client.open_session(set_id, "app/0").message(1) is None
 
 
 def test_a_second_session_conflicts(broker: github.GitHub) -> None:
     """The error is one of its own, because it is worth waiting for; closing makes room at once."""
     client = connect(broker)
-    number = client.create(NAME, 1, []).number
-    first = client.open_session(number, "app/0")
+    set_id = client.create(NAME, 1, []).set_id
+    first = client.open_session(set_id, "app/0")
     with pytest.raises(SessionConflictError, match="app/0"):
-        client.open_session(number, "app/1")
+        client.open_session(set_id, "app/1")
 
     first.close()
     first.close()
 
-    client.open_session(number, "app/1")
+    client.open_session(set_id, "app/1")
 
 
 def test_a_queue_token_that_is_over_is_renewed_once(broker: github.GitHub) -> None:
     """The renewed session also has today's statistics."""
     client = connect(broker)
-    listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+    listener = client.open_session(client.create(NAME, 1, []).set_id, "app/0")
     before = listener.session
     GitHubControl(broker.url).expire_scale_sets("queue")
 
@@ -295,7 +295,7 @@ def test_jobs_are_acquired_with_a_renewed_token() -> None:
     """The queue's token may end between a message and its jobs."""
     for server in serve(enterprise_version="3.17.0"):
         client = connect(server)
-        listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+        listener = client.open_session(client.create(NAME, 1, []).set_id, "app/0")
         listener.message(1)
         GitHubControl(server.url).add_job(REPO.path, labels=[NAME])
         found = listener.message(1)
@@ -308,7 +308,7 @@ def test_jobs_are_acquired_with_a_renewed_token() -> None:
 def test_jobs_that_are_offered_can_be_asked_for(server: github.GitHub) -> None:
     """At an Enterprise Server, until they are acquired; GitHub.com assigns jobs by itself, and has no such request."""
     client = connect(server)
-    listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+    listener = client.open_session(client.create(NAME, 1, []).set_id, "app/0")
     assert listener.acquirable() == []
     listener.message(1)
     job = GitHubControl(server.url).add_job(REPO.path, labels=[NAME])
@@ -336,14 +336,14 @@ def test_a_list_of_offers_that_is_none_is_an_error(answer: Any) -> None:
 
 
 def test_a_set_moves_to_another_group(broker: github.GitHub) -> None:
-    """With its number and its labels."""
+    """It keeps its id and its labels."""
     GitHubControl(broker.url).add_organisation(ORG.org, ["builders"])
     client = connect(broker, ORG)
     made = client.create(NAME, 1, ["Linux"])
 
-    moved = client.move(made.number, 2)
+    moved = client.move(made.set_id, 2)
 
-    assert (moved.number, moved.group, moved.labels) == (made.number, 2, made.labels)
+    assert (moved.set_id, moved.group, moved.labels) == (made.set_id, 2, made.labels)
     assert client.find(NAME, 1) is None
     assert client.find(NAME, 2) == moved
 
@@ -461,9 +461,9 @@ def test_the_admin_token_is_replaced_before_its_end(broker: github.GitHub, monke
 def test_an_end_on_githubs_side_is_named(broker: github.GitHub, what: str, error: type[Exception]) -> None:
     """A session that ended is opened anew, a set that vanished made anew: the caller can tell them apart."""
     client, control = connect(broker), GitHubControl(broker.url)
-    listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
+    listener = client.open_session(client.create(NAME, 1, []).set_id, "app/0")
     if what == "set":
-        control.remove_scale_set(listener.number)
+        control.remove_scale_set(listener.set_id)
     else:
         control.expire_scale_sets("sessions")
 
@@ -476,14 +476,14 @@ def test_an_end_on_githubs_side_is_named(broker: github.GitHub, what: str, error
 def test_a_runner_is_registered_by_the_set(broker: github.GitHub) -> None:
     """Its configuration is a just-in-time one; a taken name is a conflict; its record can be deleted while idle."""
     client = connect(broker)
-    number = client.create(NAME, 1, []).number
+    set_id = client.create(NAME, 1, []).set_id
 
-    runner, encoded = client.jit_configuration(number, "app-0-0123abcd01")
+    runner, encoded = client.jit_configuration(set_id, "app-0-0123abcd01")
 
     assert ".runner" in read_configuration(encoded)
     assert client.record("app-0-0123abcd01") == runner
     with pytest.raises(StatusError) as caught:
-        client.jit_configuration(number, "app-0-0123abcd01")
+        client.jit_configuration(set_id, "app-0-0123abcd01")
     assert caught.value.status == 409
     GitHubControl(broker.url).add_job(REPO.path, labels=["other"])
     with broker.state.lock:
@@ -501,8 +501,8 @@ def test_a_runner_is_registered_by_the_set(broker: github.GitHub) -> None:
 def test_tokens_are_masked(broker: github.GitHub) -> None:
     """Neither log nor status shows a token of the service, of a queue, or a runner's configuration."""
     client = connect(broker)
-    listener = client.open_session(client.create(NAME, 1, []).number, "app/0")
-    encoded = client.jit_configuration(listener.number, "app-0-0123abcd01")[1]
+    listener = client.open_session(client.create(NAME, 1, []).set_id, "app/0")
+    encoded = client.jit_configuration(listener.set_id, "app-0-0123abcd01")[1]
 
     for secret in (client.access(time.monotonic() + 3)[1], listener.session.token, encoded):
         assert redact(f"a {secret} b") == f"a {MASK} b"
@@ -545,11 +545,11 @@ STATISTICS = {
 MESSAGE = {"messageId": 1, "messageType": read.JOBS, "body": "[]", "statistics": STATISTICS}
 
 
-@pytest.mark.parametrize("number", [-1, 2**64, True, None, "1"])
-def test_a_message_without_a_number_is_refused(number: Any) -> None:
+@pytest.mark.parametrize("message_id", [-1, 2**64, True, None, "1"])
+def test_a_message_without_an_id_is_refused(message_id: Any) -> None:
     """It cannot be deleted."""
     with pytest.raises(GithubApiError):
-        read.message({**MESSAGE, "messageId": number})
+        read.message({**MESSAGE, "messageId": message_id})
 
 
 @pytest.mark.parametrize(
@@ -571,7 +571,7 @@ def test_a_damaged_message_can_be_deleted(changes: dict[str, Any], caplog: pytes
 
     found = read.message({**MESSAGE, "body": jobs, **changes})
 
-    assert found.number == 1
+    assert found.message_id == 1
     assert (found.statistics is None) is ("statistics" in changes)
     assert len(found.jobs) == (0 if "body" in changes else 1)
     assert [line.partition(":")[0] for line in caplog.messages] == ["Message 1"]
@@ -673,7 +673,7 @@ def test_path_and_query_of_an_address_are_kept() -> None:
 def test_a_reconcile_registers_in_the_set(broker: github.GitHub) -> None:
     """A record with the files of the configuration; labels are those of the set."""
     client = connect(broker)
-    registration = ScaleSetRegistration(client, client.create(NAME, 1, []).number)
+    registration = ScaleSetRegistration(client, client.create(NAME, 1, []).set_id)
 
     registration.prepare()
     found = registration.register("app-0-0123abcd01", ["ignored"])
@@ -685,10 +685,10 @@ def test_a_reconcile_registers_in_the_set(broker: github.GitHub) -> None:
 def test_a_name_whose_answer_was_lost_is_registered_again(broker: github.GitHub) -> None:
     """The record that it left is deleted first."""
     client = connect(broker)
-    number = client.create(NAME, 1, []).number
-    lost, _ = client.jit_configuration(number, "app-0-0123abcd01")
+    set_id = client.create(NAME, 1, []).set_id
+    lost, _ = client.jit_configuration(set_id, "app-0-0123abcd01")
 
-    found = ScaleSetRegistration(client, number).register("app-0-0123abcd01", [])
+    found = ScaleSetRegistration(client, set_id).register("app-0-0123abcd01", [])
 
     assert client.record("app-0-0123abcd01") == found.runner_id != lost
 
@@ -696,22 +696,22 @@ def test_a_name_whose_answer_was_lost_is_registered_again(broker: github.GitHub)
 def test_a_taken_name_without_a_record_is_an_error(broker: github.GitHub) -> None:
     """There is nothing to delete then."""
     client = connect(broker)
-    number = client.create(NAME, 1, []).number
+    set_id = client.create(NAME, 1, []).set_id
     GitHubControl(broker.url).add_fault(path="generatejitconfig", status=409)
 
     with pytest.raises(StatusError):
-        ScaleSetRegistration(client, number).register("app-0-0123abcd01", [])
+        ScaleSetRegistration(client, set_id).register("app-0-0123abcd01", [])
 
 
 def test_a_record_with_a_damaged_configuration_goes(broker: github.GitHub) -> None:
     """No instance is made for it."""
     client = connect(broker)
-    number = client.create(NAME, 1, []).number
-    record, _ = client.jit_configuration(number, "app-0-0123abcd01")
+    set_id = client.create(NAME, 1, []).set_id
+    record, _ = client.jit_configuration(set_id, "app-0-0123abcd01")
     body = json.dumps({"runner": {"id": record}, "encodedJITConfig": "damaged+configuration"})
     GitHubControl(broker.url).add_fault(path="generatejitconfig", status=200, body=body)
 
     with pytest.raises(GithubApiError):
-        ScaleSetRegistration(client, number).register("app-0-0123abcd02", [])
+        ScaleSetRegistration(client, set_id).register("app-0-0123abcd02", [])
 
     assert client.record("app-0-0123abcd01") is None

@@ -71,7 +71,7 @@ class Place:
     """What a case has at GitHub: a client that is connected, a set, a session with a message, and a runner."""
 
     client: MarkedClient
-    number: int
+    set_id: int
     listener: Listener
     runner: int
     job: int
@@ -105,9 +105,9 @@ CALLS = {
     "sets": Call("GET", "/runnerscalesets", lambda at: len(at.client.sets()), 2),
     "find": Call("GET", "/runnerscalesets.*name=", lambda at: at.client.find("first", 1) is not None, True),
     "create": Call("POST", r"/runnerscalesets\?", lambda at: at.client.create("other", 1, []).name, "other"),
-    "move": Call("PATCH", r"/runnerscalesets/\d+\?", lambda at: at.client.move(at.number, 2).group, 2),
-    "delete": Call("DELETE", r"/runnerscalesets/\d+\?", lambda at: at.client.delete(at.number), None, has_answer=False),
-    "open_session": Call("POST", "/sessions", lambda at: reopened(at).number > 0, True),
+    "move": Call("PATCH", r"/runnerscalesets/\d+\?", lambda at: at.client.move(at.set_id, 2).group, 2),
+    "delete": Call("DELETE", r"/runnerscalesets/\d+\?", lambda at: at.client.delete(at.set_id), None, has_answer=False),
+    "open_session": Call("POST", "/sessions", lambda at: reopened(at).set_id > 0, True),
     "renewed": Call("PATCH", "/sessions/", lambda at: at.listener.renew(), None),
     "close_session": Call("DELETE", "/sessions/", lambda at: at.listener.close(), None, has_answer=False),
     "jit_configuration": Call("POST", "/generatejitconfig", lambda at: configured(at), True),
@@ -125,17 +125,17 @@ COMPOSED = {"access", "close", "delete_sets", "renew", "send"}
 
 
 def reopened(at: Place) -> Listener:
-    return at.client.open_session(at.number + 1, "app/0")
+    return at.client.open_session(at.set_id + 1, "app/0")
 
 
 def configured(at: Place) -> bool:
-    return at.client.jit_configuration(at.number, "another")[0] > at.runner
+    return at.client.jit_configuration(at.set_id, "another")[0] > at.runner
 
 
 def received(at: Place) -> int:
     found = at.listener.message(2)
     assert found is not None
-    return found.number
+    return found.message_id
 
 
 def refused(status: int, name: str) -> dict[str, Any]:

@@ -86,24 +86,24 @@ class ScaleSetClient:
         assert found["count"] == len(found["value"])
         return list(found["value"])
 
-    def jit(self, number: int, name: str) -> dict[str, Any]:
+    def jit(self, set_id: int, name: str) -> dict[str, Any]:
         """A runner's record and its configuration."""
         body = {"name": name, "workFolder": "_work"}
-        made: dict[str, Any] = self.call("POST", f"/runtime/runnerscalesets/{number}/generatejitconfig", body)
+        made: dict[str, Any] = self.call("POST", f"/runtime/runnerscalesets/{set_id}/generatejitconfig", body)
         return made
 
-    def listen(self, number: int, owner: str = "test") -> "Listener":
+    def listen(self, set_id: int, owner: str = "test") -> "Listener":
         """Open the set's session."""
         return Listener(
-            self, number, self.call("POST", f"/runtime/runnerscalesets/{number}/sessions", {"ownerName": owner})
+            self, set_id, self.call("POST", f"/runtime/runnerscalesets/{set_id}/sessions", {"ownerName": owner})
         )
 
 
 class Listener:
     """A session of a set, with the place in its messages."""
 
-    def __init__(self, client: ScaleSetClient, number: int, session: dict[str, Any]) -> None:
-        self.client, self.number = client, number
+    def __init__(self, client: ScaleSetClient, set_id: int, session: dict[str, Any]) -> None:
+        self.client, self.set_id = client, set_id
         self.last = 0
         self._take(session)
 
@@ -112,7 +112,7 @@ class Listener:
         self.token, self.statistics = session["messageQueueAccessToken"], session["statistics"]
 
     def _place(self) -> str:
-        return f"/runtime/runnerscalesets/{self.number}/sessions/{self.id}"
+        return f"/runtime/runnerscalesets/{self.set_id}/sessions/{self.id}"
 
     def renew(self) -> None:
         """Another token for the queue, and today's statistics."""
@@ -138,18 +138,18 @@ class Listener:
         self.last, self.statistics = found["messageId"], found["statistics"]
         return {**found, "entries": json.loads(found["body"] or "[]")}
 
-    def delete(self, number: int) -> None:
+    def delete(self, message_id: int) -> None:
         """Delete a message, so that it does not come again."""
         headers = {"Authorization": f"Bearer {self.token}"}
-        _decode(self.client.http.delete(_extended(self.url, f"/{number}"), headers=headers, timeout=10))
+        _decode(self.client.http.delete(_extended(self.url, f"/{message_id}"), headers=headers, timeout=10))
 
     def acquire(self, *numbers: int) -> list[int]:
         """Take jobs by their request ids; those that are granted."""
-        path = f"/runtime/runnerscalesets/{self.number}/acquirejobs"
+        path = f"/runtime/runnerscalesets/{self.set_id}/acquirejobs"
         found = self.client.call("POST", path, list(numbers), bearer=self.token)
         return list(found["value"])
 
     def acquirable(self) -> list[int]:
         """The request ids of jobs that are offered; the answer is empty where there are none."""
-        found = self.client.call("GET", f"/runtime/runnerscalesets/{self.number}/acquirablejobs")
+        found = self.client.call("GET", f"/runtime/runnerscalesets/{self.set_id}/acquirablejobs")
         return [each["runnerRequestId"] for each in found["value"]] if found else []

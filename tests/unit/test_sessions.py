@@ -45,7 +45,7 @@ class Queue:
     """A session's queue: its messages, and what the agent asked of it."""
 
     messages: list[Message | Exception | None] = field(default_factory=list)
-    number: int = 7
+    set_id: int = 7
     session: Any = field(default_factory=lambda: SimpleNamespace(statistics=Statistics()))
     renewed: Statistics = field(default_factory=lambda: Statistics(assigned=4))
     failing: set[str] = field(default_factory=set)
@@ -120,7 +120,7 @@ class Client:
     def find(self, name: str, group: int) -> ScaleSet | None:
         return next((each for each in self.found if (each.name, each.group) == (name, group)), None)
 
-    def move(self, number: int, group: int) -> ScaleSet:
+    def move(self, set_id: int, group: int) -> ScaleSet:
         raise self.refusal
 
     def delete(self, number: int) -> None:
@@ -135,8 +135,8 @@ class Client:
     def create(self, name: str, group: int, labels: Sequence[str]) -> ScaleSet:
         return ScaleSet(8, name, group, (name, *labels))
 
-    def open_session(self, number: int, owner: str) -> Queue:
-        self.opened.append(number)
+    def open_session(self, set_id: int, owner: str) -> Queue:
+        self.opened.append(set_id)
         return self.queue
 
     def close(self) -> None:
@@ -513,7 +513,7 @@ def test_missed_jobs_wait_since_the_oldest_of_them_was_created(world: World) -> 
 
 
 def test_numbers_of_another_place_are_deleted(world: World) -> None:
-    """The number of a set is another set's there; another group of the organisation is no other place."""
+    """The id of a set is another set's there; another group of the organisation is no other place."""
     world.poll(Message(1, Statistics(assigned=1), ()))
 
     world.settings = replace(SETTINGS, path=GithubRepo("org", "other"))

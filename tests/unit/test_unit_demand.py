@@ -213,7 +213,7 @@ def test_what_the_agent_heard_is_wanted(world: World) -> None:
 
 
 def test_what_was_heard_of_another_place_is_not_wanted(world: World) -> None:
-    """The number of a set is another set's at another path or server: no runner may register with it."""
+    """The id of a set is another set's at another path or server: no runner may register with it."""
     world.unit().hand_over({})
     demand.save(UNIT, {"default": Demand(assigned=2, answered_at=NOW, scale_set=7)})
 
