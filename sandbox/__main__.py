@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_unit_commands(commands)
     _add_model_commands(commands)
+    _add_credential_commands(commands)
 
     def add(name: str, run: Command, text: str, example: str) -> argparse.ArgumentParser:
         return _command(commands, name, run, text, example)
@@ -131,12 +132,6 @@ def _add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentP
         commands, "remove-relation", session.remove_relation, "remove a relation", "remove-relation debug-ssh"
     )
     gone.add_argument("endpoint", help="cos-agent or debug-ssh")
-    texts = {"add-secret": "add a user secret and grant it", "update-secret": "give a user secret a new revision"}
-    for name, text in texts.items():
-        run = session.add_secret if name == "add-secret" else session.update_secret
-        secret = _command(commands, name, run, text, f"{name} github token=ghp_…")
-        secret.add_argument("name", help="of the secret")
-        secret.add_argument("content", nargs="+", type=_pair, metavar="KEY=VALUE", help="all keys of the revision")
     model = _command(
         commands,
         "model-config",
@@ -145,6 +140,30 @@ def _add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentP
         "model-config juju-http-proxy=http://proxy:3128",
     )
     model.add_argument("options", nargs="*", type=_pair, metavar="KEY=VALUE", help="what to set; nothing shows all")
+
+
+def _add_credential_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    texts = {"add-secret": "add a user secret and grant it", "update-secret": "give a user secret a new revision"}
+    for name, text in texts.items():
+        run = session.add_secret if name == "add-secret" else session.update_secret
+        secret = _command(commands, name, run, text, f"{name} github token=ghp_…")
+        secret.add_argument("name", help="of the secret")
+        text = "all keys of the revision; KEY#file=PATH reads the file"
+        secret.add_argument("content", nargs="+", type=_pair, metavar="KEY=VALUE", help=text)
+        if name == "add-secret":
+            secret.add_argument("--no-grant", action="store_true", help="as Juju does: grant-secret is to follow")
+    granted = _command(
+        commands,
+        "grant-secret",
+        session.grant_secret,
+        "let the charm read a secret",
+        "grant-secret github github-runner",
+    )
+    granted.add_argument("name", help="of the secret")
+    granted.add_argument("application", help="github-runner")
+    text = "make a GitHub App that is installed on octo-org, and show its numbers"
+    app = _command(commands, "add-app", session.add_app, text, "add-app app.pem")
+    app.add_argument("file", help="gets the private key, for add-secret with private-key#file=FILE")
 
 
 def _pair(word: str) -> tuple[str, str]:

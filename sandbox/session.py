@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox import burst
-from sandbox.github.control import GitHubControl
+from sandbox.github.control import GitHubControl, make_app
 from sandbox.juju.unit import Unit
 from sandbox.lab import lxd_setup
 from sandbox.lab.machine import Machine
@@ -233,12 +233,19 @@ def remove_unit(options: argparse.Namespace) -> int:
 
 def _value(given: str) -> str:
     """A setting as it is given; with ``@`` before it, as Juju has it, what the file contains."""
-    if not given.startswith("@"):
-        return given
+    return _file_text(given[1:]) if given.startswith("@") else given
+
+
+def _secret(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    """The content of a secret; as Juju has it, KEY#file=PATH is what the file contains."""
+    return {key.removesuffix("#file"): _file_text(text) if key.endswith("#file") else text for key, text in pairs}
+
+
+def _file_text(file: str) -> str:
     try:
-        return Path(given[1:]).read_text()
+        return Path(file).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise SandboxError(f"cannot read the option's file: {error}") from error
+        raise SandboxError(f"cannot read a value's file: {error}") from error
 
 
 def config(options: argparse.Namespace) -> int:
@@ -431,18 +438,34 @@ def remove_relation(options: argparse.Namespace) -> int:
 
 
 def add_secret(options: argparse.Namespace) -> int:
-    uri = None
+    uri, content = None, _secret(options.content)
     for unit in Session(options.machine).there().units():
-        uri = unit.add_secret(options.name, dict(options.content), uri)
-        unit.grant_secret(options.name)
+        uri = unit.add_secret(options.name, content, uri)
+        if not options.no_grant:
+            unit.grant_secret(options.name)
     say(str(uri))
     return 0
 
 
+def grant_secret(options: argparse.Namespace) -> int:
+    """No hook fires for it."""
+    for unit in Session(options.machine).there().units():
+        if options.application != unit.app:
+            raise SandboxError(f'application "{options.application}" not found')
+        unit.grant_secret(options.name)
+    return 0
+
+
+def add_app(options: argparse.Namespace) -> int:
+    """A GitHub App on the organisation of the sandbox's repository."""
+    say(make_app(Session(options.machine).there().control, Path(options.file), [REPOSITORY.partition("/")[0]]))
+    return 0
+
+
 def update_secret(options: argparse.Namespace) -> int:
-    session = Session(options.machine).there()
+    session, content = Session(options.machine).there(), _secret(options.content)
     for unit in session.units():
-        unit.update_secret(options.name, dict(options.content))
+        unit.update_secret(options.name, content)
     show_status(session)
     return 0
 

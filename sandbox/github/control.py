@@ -4,6 +4,7 @@ import json
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote
@@ -223,3 +224,12 @@ class GitHubControl:
     def settings(self, **fields: object) -> dict[str, Any]:
         """Change times and limits (fields: see state.Settings)."""
         return self._call("PATCH", "settings", fields)
+
+
+def make_app(control: GitHubControl, file: Path, owners: list[str]) -> str:
+    """Make a GitHub App that is installed on all owners and write its private key; what there is to know about it."""
+    app = control.add_app("runners", owners[0])
+    installations = [f"{control.install_app(app['id'], owner)} on {owner}" for owner in owners]
+    file.touch(mode=0o600)
+    file.write_text(app["private_key"])
+    return f"GitHub App {app['id']}, client id {app['client_id']}, installed as {', '.join(installations)}"

@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from sandbox.github import actions, api, content_routes, control_routes
-from sandbox.github.control import GitHubControl
+from sandbox.github.control import GitHubControl, make_app
 from sandbox.github.faults import Fault, Faults
 from sandbox.github.http import Answer, Request, answer
 from sandbox.github.state import Settings, State, Token
@@ -314,15 +314,6 @@ def serve(
     return GitHub(_Server((host, port), state, log, authority.context), authority.pem)
 
 
-def _make_app(control: GitHubControl, file: Path, owners: list[str]) -> str:
-    """Make a GitHub App that is installed on all owners and write its private key; what there is to know about it."""
-    app = control.add_app("runners", owners[0])
-    installations = [f"{control.install_app(app['id'], owner)} on {owner}" for owner in owners]
-    file.touch(mode=0o600)
-    file.write_text(app["private_key"])
-    return f"GitHub App {app['id']}, client id {app['client_id']}, installed as {', '.join(installations)}"
-
-
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command line; `owners` are those of all its repositories and organisations."""
     parser = argparse.ArgumentParser(prog="python3 -m sandbox.github", description="Serve a stand-in for GitHub.")
@@ -359,5 +350,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.tls.write_text(github.ca)
         print(f"GitHub is at {github.url}", flush=True)
         if options.app:
-            print(_make_app(GitHubControl(github.url, ca=github.ca), options.app, options.owners), flush=True)
+            print(make_app(GitHubControl(github.url, ca=github.ca), options.app, options.owners), flush=True)
         signal.sigwait(ends)

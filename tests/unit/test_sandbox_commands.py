@@ -145,6 +145,78 @@ def test_an_option_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
         config("image-script=@/none")
 
 
+class RecordingUnit:
+    """A unit that records what it is given."""
+
+    app = "github-runner"
+
+    def __init__(self) -> None:
+        self.given: list[tuple[Any, ...]] = []
+
+    def add_secret(self, *given: Any) -> str:
+        self.given.append(("add", *given))
+        return "secret:1"
+
+    def update_secret(self, *given: Any) -> None:
+        self.given.append(("update", *given))
+
+    def grant_secret(self, *given: Any) -> None:
+        self.given.append(("grant", *given))
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[tuple[Any, ...]]:
+    """What two units are given by a command; the first one's, after both were seen to be the same but for the URI."""
+    units = [RecordingUnit(), RecordingUnit()]
+    found: Any = SimpleNamespace(there=lambda: found, units=lambda: units)
+    monkeypatch.setattr(session, "Session", lambda machine: found)
+    monkeypatch.setattr(session, "show_status", lambda _: None)
+    options = build_parser().parse_args(list(words))
+    options.run(options)
+    assert [given[:3] for given in units[0].given] == [given[:3] for given in units[1].given]
+    return units[0].given
+
+
+@pytest.mark.parametrize("name", ["add-secret", "update-secret"])
+def test_a_key_of_a_secret_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """`KEY#file=PATH` is exactly what the file contains, as in Juju; a file that cannot be read is named."""
+    key = tmp_path / "app=1.pem"
+    key.write_bytes(b"-----BEGIN\r\nx==\n")
+
+    [given, *_] = command(monkeypatch, name, "github", "app-id=1", f"private-key#file={key}")
+
+    assert given[1:3] == ("github", {"app-id": "1", "private-key": "-----BEGIN\r\nx==\n"})
+    with pytest.raises(SandboxError, match="No such file or directory: '/none'"):
+        command(monkeypatch, name, "github", "private-key#file=/none")
+
+
+def test_a_secret_is_granted_at_once_or_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--no-grant` leaves it to `grant-secret`, which knows one application."""
+    added = ("add", "github", {"token": "x"}, None)
+    assert command(monkeypatch, "add-secret", "github", "token=x") == [added, ("grant", "github")]
+    assert command(monkeypatch, "add-secret", "--no-grant", "github", "token=x") == [added]
+    assert command(monkeypatch, "grant-secret", "github", "github-runner") == [("grant", "github")]
+    with pytest.raises(SandboxError, match='application "other" not found'):
+        command(monkeypatch, "grant-secret", "github", "other")
+
+
+def test_a_github_app_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its key is in a file that nobody else reads; what a secret and a test need to know of it is shown."""
+    control = SimpleNamespace(
+        add_app=lambda slug, owner: {"id": 7, "client_id": "Iv1", "private_key": "PEM"},
+        install_app=lambda number, owner: 8,
+    )
+    found: Any = SimpleNamespace(there=lambda: found, control=control)
+    monkeypatch.setattr(session, "Session", lambda machine: found)
+
+    options = build_parser().parse_args(["add-app", str(tmp_path / "app.pem")])
+    options.run(options)
+
+    assert ((tmp_path / "app.pem").read_text(), (tmp_path / "app.pem").stat().st_mode & 0o777) == ("PEM", 0o600)
+    assert capsys.readouterr().out == "GitHub App 7, client id Iv1, installed as 8 on octo-org\n"
+
+
 @pytest.mark.parametrize(("said", "runs"), [(shell.NOT_STARTED, 2), ("Error: no such file", 1)])
 def test_a_command_that_lxd_did_not_begin_is_given_again(tmp_path: Path, said: str, runs: int) -> None:
     """It has done nothing yet. One that failed for itself is not repeated, and nothing is given more than twice."""
