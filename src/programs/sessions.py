@@ -235,7 +235,10 @@ class Sessions:
                 self.by_flavor[name] = FlavorSession(self, name)
                 self.by_flavor[name].thread.start()
         leaving = [each for name, each in self.by_flavor.items() if name not in names and each.thread.is_alive()]
-        for session in leaving:
+        # Until then GitHub may assign more jobs, of which none could run; a request for messages may last a minute.
+        closed_ = {flavor.name for flavor in found.flavors if not flavor.maximum} if found else set()
+        closing = [each for name, each in self.by_flavor.items() if name in closed_ and each.is_open]
+        for session in (*leaving, *closing):
             _aside("the end of a session", session.close)
         if found is None:
             return
@@ -471,9 +474,11 @@ class FlavorSession:
             try:
                 pause = self.step(*found)
             except GithubClientError as error:
-                if self._all.stop.is_set() or self._all.flavor(self._name) is None:
+                wanted = self._all.flavor(self._name)
+                if self._all.stop.is_set() or wanted is None:
                     break
-                pause = self.failed(found[1], error)
+                # Without a maximum it is the end of a session that was closed.
+                pause = self.failed(found[1], error) if wanted[1].maximum else 0.0
             except Exception as error:
                 logger.exception("%s: unexpected", self._name)
                 self.close()
@@ -481,12 +486,17 @@ class FlavorSession:
             self.wait(pause, *found)
         self.close()
 
-    def wait(self, pause: float, settings: AgentSettings, _: AgentFlavor, client: ScaleSetClient) -> None:
-        """Pause, until the agent stops, or has another personal token or place, or none for this flavour."""
+    def wait(self, pause: float, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> None:
+        """Pause, until the agent stops, or has another personal token or place, or none for this flavour.
+
+        So it does where the flavour gets a maximum, or none any more.
+        """
         end = time.monotonic() + pause
         while (left := end - time.monotonic()) > 0 and not self._all.stop.wait(min(RELOAD, left)):
             found = self._all.flavor(self._name)
             if found is None or (_personal_token(found[0]), found[2]) != (_personal_token(settings), client):
+                return
+            if bool(found[1].maximum) != bool(flavor.maximum):
                 return
 
     def step(self, settings: AgentSettings, flavor: AgentFlavor, client: ScaleSetClient) -> float:
@@ -511,6 +521,11 @@ class FlavorSession:
     def client(self) -> ScaleSetClient | None:
         """What the session was opened with, or is being opened with."""
         return self._place[0] if self._place else None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a session."""
+        return self._listener is not None
 
     @property
     def is_late(self) -> bool:

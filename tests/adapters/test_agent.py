@@ -187,14 +187,22 @@ def test_what_ends_at_github_comes_back(agent: Agent, control: GitHubControl, wh
     awaited(lambda found: found.assigned == 1, "the job")
 
 
-def test_without_a_maximum_there_is_no_session(agent: Agent, control: GitHubControl) -> None:
-    """Capacity 0 is never announced."""
+def test_without_a_maximum_there_is_no_session(
+    agent: Agent, control: GitHubControl, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends at once, while a request for messages waits, and comes back at once. Capacity 0 is never announced."""
+    control.settings(hold=60)
     agent.save()
-    awaited(lambda found: found.answered_at > 0, "the session")
+    first = awaited(lambda found: found.answered_at > 0, "the session")
+    wait_for(lambda: any(each["capacity"] for each in control.scale_sets()), "the request for messages", timeout=20)
 
     agent.save(replace(SMALL, maximum=0))
+    wait_for(lambda: control.scale_sets()[0]["owner"] is None, "the session's end", timeout=10)
+    awaited(lambda found: found.answered_at > first.answered_at, "what is known without it")
+    agent.save()
+    wait_for(lambda: control.scale_sets()[0]["owner"] is not None, "the next session", timeout=10)
 
-    wait_for(lambda: control.scale_sets()[0]["owner"] is None, "the session's end", timeout=20)
+    assert (known().problem, [line for line in caplog.messages if "HTTP 400" in line]) == ("", [])
 
 
 @pytest.mark.parametrize("changed", [False, True])
