@@ -467,7 +467,7 @@ def test_an_old_version_is_refused(control: GitHubControl, install: Install) -> 
 def test_old_versions_do_not_tell_that_they_are_refused(
     control: GitHubControl, install: Install, version: str, code: int
 ) -> None:
-    """Below 2.333.0 the listener of a refused version ends with code 1, and run.sh with 0."""
+    """Below 2.333.0 the listener of a deprecated version ends with code 1, and run.sh with 0."""
     runner = install()
     runner.register("one")
     (runner.folder / "bin/about.json").write_text(json.dumps({"version": version, "architecture": "x64"}))

@@ -266,6 +266,39 @@ def test_errors_of_the_code_are_on_the_page_of_statuses() -> None:
     assert missing_on_the_page(found) == []
 
 
+# What tells the operator what to do about an error that blocks the unit; the reason stands before it.
+ACTION = re.compile(
+    "[;:,] (?:else |it |its first line )?"
+    "(?:add|authorize|change|copy|correct|create|generate|give|install|leave|lower|must|put|remove|rename|run|set"
+    "|synchronise|unsuspend|use|write) "
+)
+
+
+def blocking_texts(path: Path) -> Iterator[str]:
+    """The text of each error of a module that blocks the unit, with the constants that it has by name."""
+    module = path.relative_to(ROOT / "src").with_suffix("").as_posix()
+    nodes = [] if module in NOT_SHOWN else list(ast.walk(ast.parse(path.read_text())))
+    assigned = [node for node in nodes if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
+    known = {ast.unparse(node.targets[0]): str(ast.literal_eval(node.value)) for node in assigned}
+    names = {"ConfigurationError", "TokenError", *SHOWN_FORMS.get(module, set())}
+    calls = [
+        node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names
+    ]
+    for text in (argument for call in calls for argument in call.args):
+        parts = fixed_parts(text)
+        # A short text is an option's name, or has its end from a variable.
+        if len("".join(parts)) > 12 and not EXCUSED & {*parts}:
+            yield re.sub(r"\{(\w+)\}", lambda name: known.get(name[1], "…"), ast.unparse(text))
+
+
+def test_a_message_that_blocks_names_what_to_do() -> None:
+    """README promises it: each text of an error that blocks the unit tells the operator what to do."""
+    texts = [text for path in sorted((ROOT / "src").rglob("*.py")) for text in blocking_texts(path)]
+
+    assert len(texts) > 70
+    assert [text for text in texts if not ACTION.search(text)] == []
+
+
 # Where the notices at the end of a status are made: a function of a module, or all of its functions.
 NOTICES = {"notices": "", "scaling": "notices", "host/resources": "overcommitment", "host/pool": "shortage"}
 
