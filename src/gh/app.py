@@ -82,6 +82,13 @@ class App(Auth):
             self._tokens = {place: held for place, held in self._tokens.items() if held.text != token}
         return True
 
+    def refusal(self, response: httpx2.Response) -> TokenError:
+        """The credentials are good: with them the token was just given."""
+        return TokenError(
+            f"GitHub refuses a token that it has just given to {self._name} (HTTP 401){detail(response)}; "
+            "install the App again, or correct a proxy that changes requests"
+        )
+
     def held(self) -> tuple[str, float | None]:
         """The installation's token for the configured path, and when it is to be renewed."""
         found = self._tokens.get(self._path.path)

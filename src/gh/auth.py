@@ -24,6 +24,10 @@ class Auth(httpx2.Auth):
         """Do not use this token again, because GitHub has refused it; returns whether there can be another one."""
         raise NotImplementedError
 
+    def refusal(self, response: httpx2.Response) -> TokenError:
+        """What to say of a 401 to a token that is another one than GitHub refused before."""
+        raise NotImplementedError
+
     def held(self) -> tuple[str, float | None]:
         """The token that was used last for the configured path, and its end in UNIX seconds; None where it has none.
 
@@ -42,7 +46,11 @@ class Auth(httpx2.Auth):
         response = yield request
         if response.status_code == 401 and self.discard(token):
             request.headers["Authorization"] = f"Bearer {yield from self.token(request)}"
-            yield request
+            response = yield request
+            if response.status_code == 401:
+                # httpx2 leaves it to the authorization to read the body.
+                response.read()
+                raise self.refusal(response)
 
 
 class Pat(Auth):

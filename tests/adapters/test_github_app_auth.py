@@ -238,6 +238,18 @@ def test_a_revoked_token_is_renewed_once(world: World) -> None:
     assert [call[2] for call in world.asked()] == [401, 200, 201, 200]
 
 
+def test_a_renewed_token_that_is_refused_is_no_fault_of_the_secret(world: World) -> None:
+    """The text names the App, the reason of GitHub, and neither a token nor a secret to replace."""
+    world.control.add_fault(path="/actions/runners", status=401, body=json.dumps({"message": "Bad credentials"}))
+    text = (
+        r"^GitHub refuses a token that it has just given to the GitHub App Iv\S+ \(HTTP 401\): Bad credentials; "
+        "install the App again, or correct a proxy that changes requests$"
+    )
+    with pytest.raises(TokenError, match=text):
+        world.client().list_runners(REPO, everything)
+    assert [call[2] for call in world.asked()] == [200, 201, 401, 200, 201, 401]
+
+
 def test_a_short_life_is_used(world: World) -> None:
     """A token whose life is shorter than the usual reserve is not renewed for each request."""
     world.control.settings(installation_token_life=120)
