@@ -255,7 +255,7 @@ def parse_reserve(value: str) -> int:
 def parse_overcommit(value: str) -> float:
     """A number above 0 such as ``1.5``, with up to six digits on each side of the point."""
     text = value.strip()
-    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text, re.ASCII) or not float(text):
+    if not re.fullmatch(r"(?=\.?[0-9])[0-9]{0,6}(\.[0-9]{0,6})?", text, re.ASCII) or not float(text):
         raise ValueError(f"{shortened(text)} is not a number above 0 such as 2.0, 999999 at most; set such a number")
     return float(text)
 

@@ -28,7 +28,8 @@ MOST_JOBS = 1000
 LARGEST_NUMBER = 2**63 - 1
 # In characters. Workflow authors choose the names of jobs and labels.
 TEXT_LIMIT = 256
-MOST_LABELS = 100
+# A set of this charm has up to 101 labels.
+MOST_LABELS = 200
 # Seconds that a token of the service is used for where it does not say for how long it is valid.
 TOKEN_LIFE = 600.0
 JOBS = "RunnerScaleSetJobMessages"

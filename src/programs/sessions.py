@@ -58,6 +58,7 @@ STUCK = 1.5 * PICK_UP
 # For the end of a thread whose session was closed, and for that of all of them: systemctl waits for a minute.
 THREAD_END, END = 3.0, 5.0
 MOST_ASSIGNED = MOST_OFFERED = 1000
+MOST_UNDELETED = 100
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 PROBLEM_LIMIT = 200
 # Requests for jobs that one message or pause leads to.
@@ -458,6 +459,7 @@ class FlavorSession:
         self._jobs = Assigned()
         self.offered = Offered()
         self._lacks_offers = False
+        self._undeleted: list[int] = []
         self.reported = Reported()
         self._place: tuple[ScaleSetClient, tuple[str, ...]] | None = None
         # Sets of two places may have the same id.
@@ -565,7 +567,7 @@ class FlavorSession:
         asked = self._made[-1]
         dropped = tuple(label for label in asked if label not in _sorted(found.labels))
         logger.info("%s: the session of the scale set %s is open", self._name, found.name)
-        self._lacks_offers = True
+        self._lacks_offers, self._undeleted = True, []
         self._take_former_offers(flavor, listener, listener.session.statistics)
         # GitHub may assign again what was missed, or have done so.
         self._hear(flavor, listener, listener.session.statistics, asked=asked, dropped=dropped, missed=0)
@@ -586,11 +588,11 @@ class FlavorSession:
         return found
 
     def _is_for(self, client: ScaleSetClient, found: ScaleSet, asked: tuple[str, ...]) -> bool:
-        """Whether a set has these labels or was made with them. After a boot one with its name only may have been."""
+        """Whether a set has these labels or was made with them. After a boot one that lacks some may have been."""
         known, labels = self._all.known(self._name), _sorted(found.labels)
         if known.scale_set == found.set_id and known.asked:
             return asked in (known.asked, labels)
-        return (client, found.set_id, asked) == self._made or labels in (asked, _sorted([found.name]))
+        return (client, found.set_id, asked) == self._made or {found.name.lower()} <= {*labels} <= {*asked}
 
     def _moved(self, client: ScaleSetClient, name: str, group: int) -> ScaleSet | None:
         """The flavour's set, out of the runner group that it was in before; one that cannot be moved is deleted."""
@@ -627,8 +629,7 @@ class FlavorSession:
         if message is not None:
             self._statistics, self.offered.taken = message.statistics, 0
             # Before anything is done about it, as GitHub's own client does. It counts all the same where that fails.
-            with self._logged("the message was not deleted"):
-                listener.delete(message.message_id)
+            self._delete(listener, message.message_id)
             now = self._all.clock()
             for job in message.jobs:
                 self._jobs.note(job, now)
@@ -645,6 +646,17 @@ class FlavorSession:
         if self._lacks_offers:
             # After the numbers of the message: the request may take a minute.
             self._take_former_offers(flavor, listener, self._statistics)
+
+    def _delete(self, listener: Listener, message_id: int) -> None:
+        """Delete a message, and those of this session for which that failed before.
+
+        One that stays comes again in the next session, and reports jobs that have ended meanwhile as assigned.
+        """
+        self._undeleted = [*self._undeleted, message_id][-MOST_UNDELETED:]
+        with self._logged("the message was not deleted"):
+            while self._undeleted:
+                listener.delete(self._undeleted[-1])
+                self._undeleted.pop()
 
     @contextmanager
     def _logged(self, what: str) -> Iterator[None]:

@@ -241,7 +241,7 @@ def test_changed_labels_make_another_set(agent: Agent, server: github.GitHub, co
 def test_a_server_that_drops_labels_keeps_its_set(
     agent: Agent, server: github.GitHub, control: GitHubControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would drop them again: sessions without number, of one agent and the next, make one set. Others are kept."""
+    """It would drop them again: sessions without number, of one agent, the next and one after a boot, make one set."""
     monkeypatch.setattr("programs.sessions.SHORTEST_PAUSE", 0.05)
     control.settings(drop_labels=["X64"])
     control.add_fault(method="POST", path="/sessions", status=400, times=2)
@@ -253,10 +253,14 @@ def test_a_server_that_drops_labels_keeps_its_set(
         control.clear_requests()
         control.expire_scale_sets("sessions")
         wait_for(lambda: sessions_opened(control) > 0, "another session", timeout=20)
-    agent.end()
-    control.clear_requests()
-    agent.start()
-    wait_for(lambda: sessions_opened(control) > 0, "the next agent's session", timeout=20)
+    for is_boot in (False, True):
+        agent.end()
+        if is_boot:
+            demand.remove(IDENTITY.unit)
+        control.clear_requests()
+        agent.start()
+        wait_for(lambda: sessions_opened(control) > 0, "the next agent's session", timeout=20)
+    awaited(lambda found: found.answered_at > 0, "what the last one knows")
 
     assert [each["id"] for each in control.scale_sets()] == [first.scale_set]
     dropped = ("app", "linux", "self-hosted", "x64") if server.state.settings.enterprise_version else ("x64",)

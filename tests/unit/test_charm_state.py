@@ -243,6 +243,8 @@ def test_no_dead_option() -> None:
         ({"memory-reserve": "0GiB"}, "memory_reserve", 0),
         ({"cpu-overcommit": " 1 "}, "cpu_overcommit", 1.0),
         ({"cpu-overcommit": "0.5"}, "cpu_overcommit", 0.5),
+        ({"cpu-overcommit": ".5"}, "cpu_overcommit", 0.5),
+        ({"cpu-overcommit": "1."}, "cpu_overcommit", 1.0),
         ({"demand-fallback": 7}, "demand_fallback", 7),
         ({"metrics-port": 0}, "metrics_port", 0),
         ({"metrics-port": 65535}, "metrics_port", 65535),
@@ -340,7 +342,23 @@ def test_right_values(config: dict[str, Any], field: str, expected: object) -> N
         pytest.param("memory-reserve", "8EiB", "a size such as 2GiB, nor 0", id="memory-reserve beyond 63 bits"),
         *(
             pytest.param("cpu-overcommit", value, "a number above 0 such as 2.0", id=f"cpu-overcommit {value}")
-            for value in ("", "0", "0.0", "-1", "nan", "inf", "1e3", "1,5", "two", "9" * 400, "٣")
+            for value in (
+                "",
+                "0",
+                "0.0",
+                ".",
+                ".0",
+                "1..",
+                "1.2.3",
+                "-1",
+                "nan",
+                "inf",
+                "1e3",
+                "1,5",
+                "two",
+                "9" * 400,
+                "٣",
+            )
         ),
         pytest.param("demand-fallback", -1, "0 or more", id="demand-fallback"),
         pytest.param("metrics-port", -1, "1 to 65535, or 0", id="metrics-port negative"),

@@ -138,4 +138,4 @@ def test_texts_of_a_queued_job_are_bounded() -> None:
 
     [found] = queued_jobs.jobs([{**GOOD, "name": "y" * 999, "labels": labels}])
 
-    assert (len(found.labels), {len(label) for label in found.labels}, len(found.name)) == (100, {256}, 256)
+    assert (len(found.labels), {len(label) for label in found.labels}, len(found.name)) == (200, {256}, 256)

@@ -34,3 +34,11 @@ def test_numbers_of_the_service_have_64_bits() -> None:
     assert read.scale_set(item) == read.ScaleSet(LARGEST, "set", 126, ())
     with pytest.raises(GithubApiError):
         read.scale_set({**item, "id": LARGEST + 1})
+
+
+def test_all_labels_of_a_set_are_read() -> None:
+    """The largest one of this charm has 101. What is beyond 200 is damage."""
+    for number, expected in ((101, 101), (999, 200)):
+        labels = [{"name": f"label-{each}"} for each in range(number)]
+        found = read.scale_set({"id": 7, "name": "app", "runnerGroupId": 1, "labels": labels})
+        assert len(found.labels) == expected

@@ -280,6 +280,28 @@ def test_what_fails_after_a_message_loses_no_statistics(
     assert f"small: {what}: no {failing}" in caplog.messages
 
 
+def test_messages_that_were_not_deleted_are_deleted_with_the_next_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last ones up to a limit; in another session they come again by themselves."""
+    monkeypatch.setattr(module, "MOST_UNDELETED", 3)
+    world.queue.failing = {"delete"}
+    world.poll(*(Message(number, Statistics(), ()) for number in range(1, 5)))
+    assert world.queue.deleted == []
+
+    world.queue.failing = set()
+    world.poll(Message(5, Statistics(), ()), Message(6, Statistics(), ()))
+    assert world.queue.deleted == [5, 4, 3, 6]
+
+    world.queue.failing = {"delete"}
+    world.poll(Message(7, Statistics(), ()))
+    world.queue.failing = set()
+    world.session.close()
+    world.step()
+    world.poll(Message(8, Statistics(), ()))
+    assert world.queue.deleted == [5, 4, 3, 6, 8]
+
+
 def test_jobs_beyond_the_room_are_acquired_when_there_is_room(world: World) -> None:
     """Of an Enterprise Server, which offers each job once. What was taken fills the room until statistics have it."""
     world.poll(Message(1, Statistics(), offers(11, 12, 13, 14)), None)
@@ -510,6 +532,30 @@ def test_missed_jobs_wait_since_the_oldest_of_them_was_created(world: World) -> 
         world.sessions.find_missed(SETTINGS, GithubRepo("org", "repo"))
         found = demand.load(IDENTITY.unit)["small"]
         assert (found.since, found.waits_since) == (NOW, NOW - max(ages, default=0))
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_kept"),
+    [
+        ((NAME, "App"), True),
+        ((NAME,), True),
+        (("app",), False),
+        ((NAME, "app", "former"), False),
+    ],
+)
+def test_after_a_boot_a_set_is_kept_whose_labels_are_all_wanted(
+    world: World, labels: tuple[str, ...], is_kept: bool
+) -> None:
+    """The server may have dropped the others. What is known of them is gone then."""
+    world.settings = replace(SETTINGS, flavors=(replace(SMALL, labels=("app", "other")),))
+    world.sessions.refresh()
+    world.client.found = [ScaleSet(7, NAME, 1, labels)]
+
+    world.step()
+
+    assert world.client.deleted == ([] if is_kept else [7])
+    missing = {"app", "other"} - {label.lower() for label in labels}
+    assert set(world.sessions.known("small").dropped) == (missing if is_kept else set())
 
 
 def test_numbers_of_another_place_are_deleted(world: World) -> None:
