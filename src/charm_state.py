@@ -74,6 +74,8 @@ RUNNER_STORAGE = "runner"
 REFUSED_SECRET = re.compile(r"""(?m)^(ERROR )?(permission denied|secret "[^"]*" not found)\s*$""")
 # Juju only checks that the option begins with `secret:`. Its tool reads the rest with Go's url.Parse first.
 BAD_SECRET_URI = re.compile(r"""(?m)^(ERROR )?(secret URI (scheme )?".*" not valid|parse ".*": .*)\s*$""")
+# What a state that lacks the value of an invalid option still has, if it is valid: without it GitHub cannot be reached.
+BESIDE = ("app", "ca_certificates", "proxies", "arch")
 # The first that is set is used.
 CREDENTIALS = ("app-secret", "token-secret", "token")
 # The keys of the secret of token-secret. Later versions of the previous charm use the second one.
@@ -107,7 +109,7 @@ def load(charm: ops.CharmBase, needed: tuple[str, ...] | None = None) -> CharmSt
     values = _values(charm, reader)
     if needed and reader.errors and all(values[name] is not None for name in needed):
         empty = without_credentials(charm)
-        read = {name: values[name] for name in (*needed, "app", "proxies", "arch") if values[name]}
+        read = {name: values[name] for name in (*needed, *BESIDE) if values[name]}
         return replace(empty, is_partial=True, **read)
     if reader.errors:
         raise ConfigurationError(*reader.errors)

@@ -5,16 +5,20 @@ https://docs.github.com/en/rest/actions/self-hosted-runners
 
 import base64
 import json
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Protocol
 
 import redaction
-from errors import ConfigurationError, GithubApiError
+from errors import ConfigurationError, GithubApiError, GithubClientError, RateLimitError
 from gh.client import GithubClient
 from gh.errors import StatusError
 from models import Arch, GithubPath, GithubRunner, RegistrationData, RegistrationMethod
+
+logger = logging.getLogger(__name__)
 
 # What config.sh adds by itself (https://docs.github.com/en/actions/how-tos/manage-runners/self-hosted-runners/apply-labels).
 LABELS = {Arch.X64: ("self-hosted", "Linux", "X64"), Arch.ARM64: ("self-hosted", "Linux", "ARM64")}
@@ -89,18 +93,25 @@ class JitRegistration(Registration):
         self._client.registration_token(self._path)
 
     def register(self, name: str, labels: Sequence[str]) -> RegistrationData:
-        """Make the record, and check the configuration that GitHub gives with it."""
+        """Make the record, and check the configuration that GitHub gives with it. After an error no record stays."""
         try:
-            runner, encoded = self._generate(name, labels)
+            runner, encoded = self._generate_once_more(name, labels)
+            return RegistrationData(files=read_configuration(encoded), runner_id=runner.runner_id)
+        except GithubApiError as error:
+            # A refusal makes no record, and an answer that was lost or is not complete may have.
+            if not isinstance(error, (StatusError, RateLimitError)):
+                with remaining(name):
+                    self._removed(name)
+            raise
+
+    def _generate_once_more(self, name: str, labels: Sequence[str]) -> tuple[GithubRunner, str]:
+        """Also where the name is taken by the record of an earlier attempt."""
+        try:
+            return self._generate(name, labels)
         except StatusError as error:
             if error.status != 409 or not self._removed(name):
                 raise
-            runner, encoded = self._generate(name, labels)
-        try:
-            return RegistrationData(files=read_configuration(encoded), runner_id=runner.runner_id)
-        except GithubApiError:
-            self._client.delete_runner(self._path, runner.runner_id)
-            raise
+            return self._generate(name, labels)
 
     def _generate(self, name: str, labels: Sequence[str]) -> tuple[GithubRunner, str]:
         return self._client.generate_jit_config(self._path, name, self._group, complete(labels, self._arch))
@@ -115,6 +126,15 @@ class JitRegistration(Registration):
             self._client.delete_runner(self._path, runner.runner_id)
             return True
         return runner is None
+
+
+@contextmanager
+def remaining(name: str) -> Iterator[None]:
+    """Log the reason if a record cannot be removed now. Without an instance, the next reconcile removes it."""
+    try:
+        yield
+    except GithubClientError as error:
+        logger.warning("%s may still be registered, the next reconcile deregisters it: %s", name, error)
 
 
 class OptionRegistration(Registration):

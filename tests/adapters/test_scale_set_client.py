@@ -703,15 +703,16 @@ def test_a_taken_name_without_a_record_is_an_error(broker: github.GitHub) -> Non
         ScaleSetRegistration(client, set_id).register("app-0-0123abcd01", [])
 
 
-def test_a_record_with_a_damaged_configuration_goes(broker: github.GitHub) -> None:
-    """No instance is made for it."""
+@pytest.mark.parametrize("answer", [{"encodedJITConfig": "damaged+configuration"}, {}], ids=["damaged", "missing"])
+def test_a_record_without_a_good_configuration_goes(broker: github.GitHub, answer: dict[str, str]) -> None:
+    """No instance is made for it. It is found by its name, also where the answer lacks its id."""
     client = connect(broker)
     set_id = client.create(NAME, 1, []).set_id
     record, _ = client.jit_configuration(set_id, "app-0-0123abcd01")
-    body = json.dumps({"runner": {"id": record}, "encodedJITConfig": "damaged+configuration"})
+    body = json.dumps({"runner": {"id": record}, **answer} if answer else {})
     GitHubControl(broker.url).add_fault(path="generatejitconfig", status=200, body=body)
 
     with pytest.raises(GithubApiError):
-        ScaleSetRegistration(client, set_id).register("app-0-0123abcd02", [])
+        ScaleSetRegistration(client, set_id).register("app-0-0123abcd01", [])
 
     assert client.record("app-0-0123abcd01") is None

@@ -13,6 +13,7 @@ import service
 from gh.app import App
 from gh.auth import Pat
 from models import AppCredentials, RegistrationMethod
+from sandbox.github import tls
 from tests.support import fakes
 from tests.unit.test_charm_state import error_of, errors_of, load, no_proxies
 
@@ -132,6 +133,14 @@ def test_an_app_is_enough_for_an_action_that_needs_github_only(monkeypatch: pyte
     """check-runners works although another option is not valid."""
     monkeypatch.setattr(charm_state, "load", partial(charm_state.load, needed=("github_url", "path", "token")))
     assert app_of(APP, **{"vm-memory": "much"}) == AppCredentials("Iv23liABC", KEY)
+
+
+def test_the_authorities_are_enough_for_an_action_that_needs_github_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """check-runners reaches a server with a certificate of its own although another option is not valid."""
+    monkeypatch.setattr(charm_state, "load", partial(charm_state.load, needed=("github_url", "path", "token")))
+    certificate = tls.make("localhost").pem
+    found = load({"ca-certificates": certificate, "vm-memory": "much"})
+    assert (found.is_partial, found.ca_certificates) == (True, (certificate,))
 
 
 def test_a_key_is_masked() -> None:

@@ -3,13 +3,14 @@
 import base64
 import json
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import Any, cast
 
 import pytest
 
 import provision
 import redaction
-from errors import ConfigurationError, GithubApiError
+from errors import ConfigurationError, GithubApiError, RateLimitError, TemporaryGithubError
 from gh.client import GithubClient
 from gh.errors import StatusError
 from gh.registration import (
@@ -179,6 +180,58 @@ def test_a_record_with_a_bad_configuration_is_removed() -> None:
     with pytest.raises(GithubApiError, match="the just-in-time configuration is not valid"):
         registration(client).register("a", [])
     assert client.runners == {}
+
+
+class LosingClient(FakeClient):
+    """GitHub whose answers are lost, or lack the configuration, after it has made the record."""
+
+    lost: Exception = TemporaryGithubError("no answer from api.github.com in time")
+    hidden = False
+
+    def generate_jit_config(
+        self, path: GithubPath, name: str, group: int, labels: Sequence[str]
+    ) -> tuple[GithubRunner, str]:
+        super().generate_jit_config(path, name, group, labels)
+        raise self.lost
+
+    def find_runner(self, path: GithubPath, name: str) -> GithubRunner | None:
+        self.calls.append("find")
+        if self.hidden:
+            raise TemporaryGithubError("server error (HTTP 503)")
+        return super().find_runner(path, name)
+
+
+@pytest.mark.parametrize(
+    "lost", [TemporaryGithubError("no answer"), GithubApiError("the answer has no valid encoded_jit_config")]
+)
+def test_a_record_whose_answer_never_came_is_removed(lost: Exception) -> None:
+    """It is looked up by its name; otherwise it would be listed as offline until a reconcile finds it."""
+    client = LosingClient()
+    client.lost = lost
+    with pytest.raises(type(lost), match=str(lost)):
+        registration(client).register("a", [])
+    assert client.runners == {}
+
+
+def test_a_record_that_cannot_be_removed_does_not_hide_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    """The next reconcile removes it, and the log has why it is still there."""
+    client = LosingClient()
+    client.hidden = True
+    with pytest.raises(TemporaryGithubError, match="no answer"):
+        registration(client).register("a", [])
+    assert "a may still be registered, the next reconcile deregisters it: server error (HTTP 503)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "refusal", [StatusError("refused", 422), RateLimitError("rate limit reached", datetime.now(timezone.utc))]
+)
+def test_a_refusal_leaves_nothing_to_look_for(refusal: Exception) -> None:
+    """GitHub makes no record then, and a limit is not used up further."""
+    client = LosingClient()
+    client.lost = refusal
+    with pytest.raises(type(refusal)):
+        registration(client).register("a", [])
+    assert "find" not in client.calls
 
 
 def test_files_are_read_as_they_are() -> None:
