@@ -326,7 +326,8 @@ def archive(instance_files: Iterable[InstanceFile]) -> bytes:
             if file.user and folder != HOME and folder not in folders:
                 tar.addfile(_entry(folder, 0o755, file.user, tarfile.DIRTYPE))
                 folders.add(folder)
-            data = file.content.encode()
+            # A file of a just-in-time configuration may have bytes that are no text.
+            data = file.content.encode(errors="surrogateescape")
             entry = _entry(file.path, file.mode, file.user, tarfile.REGTYPE)
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))

@@ -29,6 +29,9 @@ FILE_NAME = re.compile(r"\.[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 # Files of a runner agent that the charm writes itself.
 RESERVED = frozenset({".env", ".path", ".policy-token", ".register.sh"})
 REQUIRED = frozenset({".runner", ".credentials"})
+# The files whose form is known: texts. Of another one any bytes are kept, as Python has them in a text.
+TEXTS = REQUIRED | {".credentials_rsaparams"}
+BYTES = "surrogateescape"
 
 
 class Registration(Protocol):
@@ -188,6 +191,8 @@ def complete(labels: Sequence[str], arch: Arch) -> list[str]:
 def read_configuration(encoded: str) -> dict[str, str]:
     """Text by file name of a just-in-time configuration: base64 of a JSON object of base64 texts.
 
+    Bytes that are no text are surrogates (PEP 383): the runner agent may come to know files that the charm does not.
+
     https://github.com/actions/runner/blob/main/src/Runner.Listener/Runner.cs
     """
     redaction.note_received(encoded)
@@ -200,8 +205,12 @@ def read_configuration(encoded: str) -> dict[str, str]:
         bad = [name for name in content if not FILE_NAME.fullmatch(name) or name in RESERVED]
         if bad or not content.keys() >= REQUIRED:
             raise ValueError(f"it has the files {', '.join(sorted(content))[:100]!r}")
-        files = {name: base64.b64decode(text, validate=True).decode() for name, text in content.items()}
+        found = {name: base64.b64decode(text, validate=True) for name, text in content.items()}
+        files = {name: data.decode(errors="strict" if name in TEXTS else BYTES) for name, data in found.items()}
     except (ValueError, TypeError, RecursionError) as error:
         raise GithubApiError(f"the just-in-time configuration is not valid: {error}") from None
-    redaction.note_received(*files.values())
+    # What is no text is in none that is shown.
+    redaction.note_received(
+        *(files[name] for name, data in found.items() if data.decode(errors="ignore") == files[name])
+    )
     return files

@@ -1,9 +1,12 @@
 """How runners register: the choice of the way, the labels, and what a just-in-time configuration may contain."""
 
 import base64
+import io
 import json
+import tarfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from pathlib import PurePosixPath
 from typing import Any, cast
 
 import pytest
@@ -240,6 +243,18 @@ def test_files_are_read_as_they_are() -> None:
     assert read_configuration(encoded(as_base64(more))) == more
 
 
+def test_an_unknown_file_may_have_any_bytes() -> None:
+    """They reach the instance as they are: a new file of GitHub's does not stop registrations."""
+    data = bytes(range(256))
+    files = read_configuration(encoded({**as_base64(FILES), ".keystore": base64.b64encode(data).decode()}))
+
+    packed = provision.archive([provision.InstanceFile(PurePosixPath("/x/.keystore"), files[".keystore"])])
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        file = archive.extractfile("x/.keystore")
+        assert file is not None
+        assert file.read() == data
+
+
 def test_a_configuration_is_masked() -> None:
     """It lets whoever has it act as the runner."""
     read_configuration(GOOD)
@@ -256,7 +271,10 @@ BAD: dict[str, Any] = {
     "a list": encoded([FILES]),
     "no text": encoded({**as_base64(FILES), ".x": 7}),
     "no base64 inside": encoded({**FILES}),
-    "not UTF-8": encoded({**as_base64(FILES), ".x": base64.b64encode(b"\xff").decode()}),
+    "not UTF-8": encoded({**as_base64(FILES), ".runner": base64.b64encode(b"\xff").decode()}),
+    "a key that is not UTF-8": encoded(
+        {**as_base64(FILES), ".credentials_rsaparams": base64.b64encode(b"\xff").decode()}
+    ),
     "a path": encoded(as_base64({**FILES, "../x": ""})),
     "a folder": encoded(as_base64({**FILES, ".x/y": ""})),
     "a plain name": encoded(as_base64({**FILES, "run.sh": ""})),
