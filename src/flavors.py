@@ -73,18 +73,19 @@ def parse(text: str, defaults: Defaults) -> Parsed:
     except ValueError as error:
         parsed.errors.append(str(error))
         return parsed
-    names: set[str] = set()
-    found = []
+    found: dict[str, Flavor] = {}
     for name, node in entries:
-        if not FLAVOR_NAME.fullmatch(name):
+        is_valid = FLAVOR_NAME.fullmatch(name) is not None
+        if not is_valid:
             form = "a small letter, then up to 19 small letters, digits and hyphens"
             parsed.errors.append(f"{shortened(name)} is not a flavour's name; use {form}")
-        elif name in names:
+        elif name in found:
             parsed.errors.append(f"{name}: is there twice; remove one of them")
-        else:
-            found.append(_Entry(name, defaults, parsed).flavor(node))
-        names.add(name)
-    parsed.flavors = tuple(found)
+        # Also one that does not count: what else is wrong with it is named now, not after its name was corrected.
+        flavor = _Entry(name if is_valid else shortened(name), defaults, parsed).flavor(node)
+        if is_valid:
+            found.setdefault(name, flavor)
+    parsed.flavors = tuple(found.values())
     parsed.warnings += _without_choice(parsed.flavors)
     return parsed
 

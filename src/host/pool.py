@@ -4,7 +4,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,26 @@ def check(lxd: LxdClient, state: CharmState, unit: str) -> None:
 
     HostError where Juju has not mounted the storage yet: the folder is empty then, and its size is another one.
     """
-    check_unchanged(lxd, application(unit), state.base_image, state.runner_storage, state.given_flavors)
-    resources.check(lxd, state)
+    steps: tuple[Callable[[], None], ...] = (
+        lambda: check_unchanged(lxd, application(unit), state.base_image, state.runner_storage, state.given_flavors),
+        lambda: resources.check(lxd, state),
+        lambda: _check_size(lxd, state),
+    )
+    invalid: list[str] = []
+    for step in steps:
+        try:
+            step()
+        except ConfigurationError as error:
+            invalid += error.invalid
+        except HostError:
+            # What the operator must correct comes first.
+            if not invalid:
+                raise
+    if invalid:
+        raise ConfigurationError(*invalid)
+
+
+def _check_size(lxd: LxdClient, state: CharmState) -> None:
     if state.runner_storage is RunnerStorage.MEMORY:
         check_space(state, resources.memory_bytes(), "this machine's memory")
         return

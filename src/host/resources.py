@@ -33,13 +33,13 @@ def _without_budget(lxd: LxdClient, state: CharmState) -> list[str]:
 
 def _with_budget(lxd: LxdClient, state: CharmState) -> list[str]:
     """What does not fit the machine of a single runner of each flavour that may have one."""
-    memory = memory_bytes()
-    if state.memory_reserve >= memory:
+    memory, errors = memory_bytes(), []
+    has_memory = state.memory_reserve < memory
+    if not has_memory:
         reserve, has = gibibytes(state.memory_reserve), gibibytes(memory)
-        return [f"memory-reserve: {reserve} leaves nothing of the {has} of this machine; lower it"]
-    errors = []
+        errors.append(f"memory-reserve: {reserve} leaves nothing of the {has} of this machine; lower it")
     for flavor in filter(state.limit, state.flavors):
-        found = _cpu_errors(state, flavor) + _memory_errors(state, flavor)
+        found = _cpu_errors(state, flavor) + (_memory_errors(state, flavor) if has_memory else [])
         found += [] if state.test_mode else _disk_errors(lxd, state, flavor)
         errors += [f"{state.option(flavor)}{error}" for error in found]
     return errors

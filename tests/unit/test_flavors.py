@@ -149,11 +149,13 @@ def test_wrong_text_is_one_error(text: str, expected: str) -> None:
 
 
 def test_all_errors_are_named_at_once() -> None:
-    """Wrong names and keys of all flavours are named together."""
-    errors = parse("a: {vm-cpu: x, vm-disk: y}\nB: {}\nc: {size: 1}").errors
+    """Wrong names and keys of all flavours are named together, also keys of one whose name does not count."""
+    parsed = parse("a: {vm-cpu: x, vm-disk: y}\nB: {vm-cpu: x}\nc: {size: 1}\na: {count: x}")
 
-    assert [":".join(error.split(":")[:2]) for error in errors[:2]] == ["a: vm-cpu", "a: vm-disk"]
-    assert [error.split()[0] for error in errors[2:]] == ["'B'", "c:"]
+    assert [error.partition(" ")[0] for error in parsed.errors] == ["a:", "a:", "'B'", "'B':", "c:", "a:", "a:"]
+    assert [error.split(": ")[1] for error in parsed.errors if ": " in error][:3] == ["vm-cpu", "vm-disk", "vm-cpu"]
+    assert parsed.errors[-1].startswith("a: count: 'x' is not a whole number")
+    assert [flavor.name for flavor in parsed.flavors] == ["a", "c"]
 
 
 def test_labels_of_a_flavor_and_the_unit_are_limited_together() -> None:
@@ -228,4 +230,4 @@ VALUES = st.recursive(
 def test_any_values_are_flavors_or_errors(values: dict[str, Any]) -> None:
     """Values of any type at each key are accepted or named under the flavour and its key."""
     for error in parse(yaml.safe_dump(values)).errors:
-        assert error.startswith(("a: ", "b: ", "'Big' ", "has an anchor", "is not YAML"))
+        assert error.startswith(("a: ", "b: ", "'Big' ", "'Big': ", "has an anchor", "is not YAML"))

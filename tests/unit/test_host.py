@@ -559,6 +559,37 @@ def test_memory_is_never_more_than_the_machine_has(monkeypatch: pytest.MonkeyPat
         storage.check(lxd, wanting(2, RunnerStorage.MEMORY), "app/0")
 
 
+class DeployedLxd(PoolLxd):
+    """An LXD with the profile of a deployment whose flavour had another base image."""
+
+    def find(self, *path: str) -> dict[str, Any] | None:
+        return (
+            {"config": {"user.github-runner.base-image.app.a": "noble"}} if "profiles" in path else super().find(*path)
+        )
+
+
+@pytest.mark.parametrize("is_mounted", [True, False])
+def test_all_that_the_machine_cannot_give_is_named_at_once(
+    juju_storage: Path, monkeypatch: pytest.MonkeyPatch, is_mounted: bool
+) -> None:
+    """What cannot change, CPUs and disks of all flavours, also while the storage is not mounted."""
+    monkeypatch.setattr(storage, "is_mounted", lambda _: is_mounted)
+    lxd = cast(
+        LxdClient, DeployedLxd({"config": {"source": "/run/github-runner-pool"}, "status": "Created", "used_by": []})
+    )
+    sizes = {"a": (1, "1GiB"), "b": (9999, "1GiB"), "c": (1, "999GiB")}
+    flavors = [
+        Flavor(name, VirtualMachineResources(cpu, "1MiB", disk), BaseImage.JAMMY, (), 1, 1)
+        for name, (cpu, disk) in sizes.items()
+    ]
+
+    with pytest.raises(ConfigurationError) as caught:
+        storage.check(lxd, state(given_flavors=tuple(flavors), test_mode=True, memory_reserve=0), "app/0")
+
+    named = [error.split(": ")[1:3] for error in caught.value.invalid]
+    assert named == [["a", "base-image"], ["b", "vm-cpu"], *([["c", "vm-disk"]] if is_mounted else [])]
+
+
 @pytest.mark.parametrize("source", ["/run/github-runner-pool", "/storage/juju/github-runner-pool"])
 def test_storage_that_is_not_mounted_yet_is_waited_for(
     juju_storage: Path, monkeypatch: pytest.MonkeyPatch, source: str

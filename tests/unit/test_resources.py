@@ -163,6 +163,8 @@ def test_reserve_leaves_something_to_runners() -> None:
     message = "memory-reserve: 16GiB leaves nothing of the 16GiB of this machine"
 
     assert refused(budgeted(flavor("a"), memory_reserve=16 * GIB)) == [message]
+    other = "flavors: a: vm-cpu: 5 exceeds the 4 CPUs of this machine"
+    assert refused(budgeted(flavor("a", cpu=5), memory_reserve=16 * GIB)) == [message, other]
     check(wanting(1, "1GiB", "10GiB", memory_reserve=16 * GIB))
 
 
