@@ -227,6 +227,10 @@ class Sessions:
         # A unit that leaves has no sessions: no job is to come to it any more.
         is_leaving = Markers(self.unit).read(LEAVING) is not None
         found = None if is_leaving else agent_settings.load(self.unit)
+        if found is None and self._settings is not None and not is_leaving and demand.file_of(self.unit).exists():
+            # A reconcile writes the settings again, or deletes what is known of demand in fixed mode.
+            logger.warning("The agent's settings are missing")
+            self._wake()
         if found != self._settings:
             self.follow(found)
         names = {flavor.name for flavor in found.flavors} if found else set()

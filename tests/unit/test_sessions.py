@@ -25,6 +25,7 @@ from gh.errors import NotVisibleError
 from gh.queued_jobs import QueuedJob
 from gh.scale_set_answers import Job, Message, ScaleSet, Statistics
 from gh.scale_sets import ScaleSetError, SessionConflictError, SessionEndedError
+from host.markers import Markers
 from models import GithubOrg, GithubPath, GithubRepo
 from naming import Identity
 from programs import missed_jobs
@@ -1021,6 +1022,21 @@ def test_the_settings_are_looked_at_every_few_seconds(world: World, monkeypatch:
 
     assert 1 <= world.now - NOW <= 5
     assert world.queue.closed
+
+
+def test_settings_that_have_vanished_start_a_reconcile(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, which writes them again; not where demand is over, or the unit leaves."""
+    for is_known, leaves, wakes in ((False, False, 0), (True, False, 1), (True, False, 1), (True, True, 0)):
+        if is_known:
+            demand.save(IDENTITY.unit, {"small": Demand()})
+        world.sessions.refresh()
+        world.wakes = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(agent_settings, "load", lambda _: None)
+            patch.setattr(Markers, "read", lambda *_, leaves=leaves: "" if leaves else None)
+            for _ in range(3):
+                world.sessions.refresh()
+        assert world.wakes == wakes
 
 
 def test_a_token_is_renewed_ten_minutes_before_its_end(refreshed: World) -> None:
