@@ -111,6 +111,61 @@ def test_githubkit_works_as_an_app(
     assert [each["permissions"] for each in control.installation_tokens()] == [{"actions": "read", "metadata": "read"}]
 
 
+def test_githubkit_understands_refusals_and_pages(
+    server: github.GitHub, control: GitHubControl, app: dict[str, Any], installation: int
+) -> None:
+    """A foreign client meets GitHub's status codes for what an App may not do, and reads every page of the groups."""
+    import githubkit
+    from githubkit.cache import MemCacheStrategy
+    from githubkit.exception import RequestFailed
+
+    control.add_organisation(ORGANISATION, ["one", "two", "three"])
+    strategy = githubkit.AppAuthStrategy(app["client_id"], app["private_key"]).as_installation(installation)
+    # Otherwise its tokens live on from one test to the next.
+    options = {"auto_retry": False, "http_cache": False, "cache_strategy": MemCacheStrategy()}
+    with githubkit.GitHub(strategy, base_url=server.api_url, **options) as client:
+        actions = client.rest.actions
+        pages = [
+            actions.list_self_hosted_runner_groups_for_org(ORGANISATION, per_page=3, page=page).parsed_data
+            for page in (1, 2)
+        ]
+        assert [group.name for page in pages for group in page.runner_groups] == ["Default", "one", "two", "three"]
+
+        def refused() -> int:
+            body = {"name": "x", "runner_group_id": 1, "labels": ["x"]}
+            with pytest.raises(RequestFailed) as caught:
+                actions.generate_runner_jitconfig_for_org(ORGANISATION, data=body)
+            return int(caught.value.response.status_code)
+
+        control.add_runner(ORGANISATION, "x")
+        assert refused() == 409
+        control.change_installation(installation, permissions={"actions": "read"})
+        assert refused() == 403
+        control.change_installation(installation, suspended=True)
+        assert refused() == 403
+
+
+def test_pygithub_understands_refusals(
+    server: github.GitHub, control: GitHubControl, app: dict[str, Any], installation: int
+) -> None:
+    """Its exceptions have the status codes and messages that GitHub documents."""
+    import github as library
+
+    auth = library.Auth.AppAuth(app["id"], app["private_key"])
+    pauses = {"seconds_between_requests": None, "seconds_between_writes": None, "timeout": 5, "retry": None}
+    with library.GithubIntegration(auth=auth, base_url=server.api_url, **pauses) as integration:
+        with integration.get_github_for_installation(installation) as client:
+            organisation = client.get_organization(ORGANISATION)
+            control.change_installation(installation, permissions={"actions": "read"})
+            with pytest.raises(library.GithubException, match="Resource not accessible by integration") as caught:
+                organisation.create_self_hosted_runner_registration_token()
+            assert caught.value.status == 403
+        control.change_installation(installation, suspended=True)
+        with pytest.raises(library.GithubException, match="suspended") as caught:
+            integration.get_access_token(installation)
+        assert caught.value.status == 403
+
+
 # The JSON web token ---------------------------------------------------------------------------------------------------
 
 JWTS: dict[str, tuple[dict[str, object], int, str | None]] = {
