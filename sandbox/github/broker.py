@@ -68,10 +68,33 @@ def _path(state: State, request: Request) -> str:
         raise RefusedError(401, "") from None
     if not state.scale_sets.are_offered:
         raise RefusedError(404, "The resource cannot be found.")
-    if request.query.get("api-version") != VERSION:
+    _check_version(request)
+    return path
+
+
+def _check_version(request: Request) -> None:
+    """In the query, or as a parameter of the accepted type."""
+    accepted = request.headers.get("accept", "").replace(" ", "").split(";")
+    if request.query.get("api-version") != VERSION and f"api-version={VERSION}" not in accepted:
         message = "No api-version was supplied for the request."
         raise ServiceRefusedError(400, "VssVersionNotSpecifiedException", message)
-    return path
+
+
+def _value(body: dict[str, Any], name: str, default: Any) -> Any:
+    """A value of a request's body, of the same type as its default, which also stands in for null."""
+    found = body.get(name)
+    found = default if found is None else found
+    if type(found) is not type(default):
+        raise ServiceRefusedError(400, "ArgumentException", f"The value of {name} is not valid.")
+    return found
+
+
+def _name_and_group(state: State, path: str, body: dict[str, Any], name: str, group: int) -> tuple[str, int]:
+    """The name and the group that a set is to have; both defaults are those of now."""
+    name, group = _value(body, "name", name), _value(body, "runnerGroupId", group)
+    if not name or not 0 < group <= len(state.groups(path)):
+        raise ServiceRefusedError(400, "ArgumentException", "The runner scale set has no name, or no such group.")
+    return name, group
 
 
 def _set(state: State, request: Request, number: str) -> ScaleSet:
@@ -123,11 +146,12 @@ def _sets(state: State, request: Request) -> Answer:
 @routes.add("POST", SETS)
 def _create(state: State, request: Request) -> Answer:
     path, body = _path(state, request), request.json()
-    name, group = str(body.get("name") or ""), int(body.get("runnerGroupId") or 1)
-    labels = [str(label["name"]) for label in body.get("labels") or []]
-    if not name or not 0 < group <= len(state.groups(path)):
-        raise ServiceRefusedError(400, "ArgumentException", "The runner scale set has no name, or no such group.")
-    made = state.scale_sets.create(path, name, group, labels, dict(body.get("RunnerSetting") or {}))
+    name, group = _name_and_group(state, path, body, "", 1)
+    items = _value(body, "labels", [])
+    if not all(isinstance(label, dict) for label in items):
+        raise ServiceRefusedError(400, "ArgumentException", "The labels are not a list of objects.")
+    labels = [_value(label, "name", "") for label in items]
+    made = state.scale_sets.create(path, name, group, labels, _value(body, "RunnerSetting", {}))
     return answer(_document(state, made))
 
 
@@ -140,7 +164,9 @@ def _get(state: State, request: Request, number: str) -> Answer:
 def _patch(state: State, request: Request, number: str) -> Answer:
     """Name and group change; labels are those of the creation."""
     found, body = _set(state, request, number), request.json()
-    found.name, found.group = str(body.get("name") or found.name), int(body.get("runnerGroupId") or found.group)
+    name, group = _name_and_group(state, found.path, body, found.name, found.group)
+    state.scale_sets.check_free(found.path, name, group, but=found)
+    found.name, found.group = name, group
     return answer(_document(state, found))
 
 
@@ -171,7 +197,7 @@ def _session_document(state: State, request: Request, found: ScaleSet, session: 
 @routes.add("POST", SET + "/sessions")
 def _open_session(state: State, request: Request, number: str) -> Answer:
     found = _set(state, request, number)
-    session = state.scale_sets.open(found, str(request.json().get("ownerName") or ""))
+    session = state.scale_sets.open(found, _value(request.json(), "ownerName", ""))
     return answer(_session_document(state, request, found, session))
 
 
@@ -219,10 +245,12 @@ def _message(state: State, request: Request, session: str | None) -> Answer:
     """Wait for a message; 202 says that there is none, and nothing else."""
     deadline = time.monotonic() + state.settings.hold
     found, known = _queue(state, request, session)
-    if request.headers.get(CAPACITY, "").isdecimal():
-        if found.capacity is None:
-            found.heard_at = state.clock()
-        found.capacity = int(request.headers[CAPACITY])
+    _check_version(request)
+    if not request.headers.get(CAPACITY, "").isdecimal():
+        raise ServiceRefusedError(400, "ArgumentException", f"The header {CAPACITY} is not a number.")
+    if found.capacity is None:
+        found.heard_at = state.clock()
+    found.capacity = int(request.headers[CAPACITY])
     known.polling += 1
     try:
         message = _await(state, request, found, known, deadline)
@@ -271,6 +299,7 @@ def _acquire(state: State, request: Request, number: str) -> Answer:
     if found.session is None:
         raise RefusedError(401, "")
     _check_queue_token(state, request, found.session)
+    _check_version(request)
     try:
         numbers = [int(each) for each in json.loads(request.body)]
     except (TypeError, ValueError):
@@ -295,14 +324,14 @@ def _acquirable(state: State, request: Request, number: str) -> Answer:
 @routes.add("POST", SET + "/generatejitconfig")
 def _jit_config(state: State, request: Request, number: str) -> Answer:
     found, body = _set(state, request, number), request.json()
-    name = str(body.get("name") or "")
+    name, folder = _value(body, "name", ""), _value(body, "workFolder", "_work")
     if not 0 < len(name) <= jit.MAX_NAME:
         raise ServiceRefusedError(400, "ArgumentException", f"A name has 1 to {jit.MAX_NAME} characters.")
     if state.runner_named(found.path, name) is not None:
         raise ServiceRefusedError(409, "AgentExistsException", f"The agent {name} already exists.")
     group = state.groups(found.path)[found.group - 1]
     runner = state.add_runner(found.path, name, [], group=group, secret=jit.secret(), scale_set=found.id)
-    encoded = jit.encode(runner, found.group, str(body.get("workFolder") or "_work"), f"{request.root}{BASE}")
+    encoded = jit.encode(runner, found.group, folder, f"{request.root}{BASE}")
     return answer({"runner": _agent(runner), "encodedJITConfig": encoded})
 
 

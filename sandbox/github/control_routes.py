@@ -107,7 +107,8 @@ def _add_jobs(control: Control, request: Request) -> Answer:
         for name, value in state.items():
             if not hasattr(job, name):
                 raise ValueError(f"a job has no {name}")
-            setattr(job, name, value)
+            # JSON has no sets.
+            setattr(job, name, set(value) if isinstance(getattr(job, name), set) else value)
         jobs.append({"id": job.id, "run_id": job.run_id})
     return answer(jobs[0] if count == 1 else jobs, 201)
 

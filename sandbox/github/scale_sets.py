@@ -95,9 +95,7 @@ class ScaleSets:
         return found
 
     def create(self, path: str, name: str, group: int, labels: list[str], setting: dict[str, Any]) -> ScaleSet:
-        if any(each.path == path and each.group == group and each.name == name for each in self.sets.values()):
-            message = f"A runner scale set with the name {name} exists in the group {group}."
-            raise ServiceRefusedError(400, "RunnerScaleSetExistsException", message)
+        self.check_free(path, name, group)
         labels = list(dict.fromkeys(labels or [name]))
         # Older Enterprise Servers drop the others without a word.
         labels = labels if self._at_least(FIRST_WITH_LABELS) else labels[:1]
@@ -106,6 +104,13 @@ class ScaleSets:
         number, now = self._state.number("set"), self._state.clock()
         self.sets[number] = ScaleSet(number, path, name, group, labels, setting, now)
         return self.sets[number]
+
+    def check_free(self, path: str, name: str, group: int, but: ScaleSet | None = None) -> None:
+        """Refuse a name that a set of the path and group has, if it is not this one."""
+        for each in self.sets.values():
+            if each is not but and (each.path, each.group, each.name) == (path, group, name):
+                message = f"A runner scale set with the name {name} exists in the group {group}."
+                raise ServiceRefusedError(400, "RunnerScaleSetExistsException", message)
 
     def delete(self, found: ScaleSet) -> None:
         """Its jobs are queued again, and its idle runners go; busy ones finish."""

@@ -30,6 +30,7 @@ class Settings:
     """Times and limits; the defaults are GitHub's own or near them."""
 
     grace: float = 10.0  # a runner that has not asked for a job for so long is offline
+    lost_job: float = 570.0  # so long after the last request of its runner a job fails; 9.5 minutes were seen
     poll: float = 5.0  # so long a runner's question for a job stays open
     linger: float = 1.0  # so long GitHub still lists an ephemeral runner, busy, after its job
     interrupt: float = 7.5  # so long the runner agent lets a step handle SIGINT before it sends SIGTERM
@@ -245,6 +246,12 @@ class State:
             runner.path = new if runner.path == place else runner.path
         for job in self.jobs.values():
             job.repository = new if job.repository == place else job.repository
+        for each in self.scale_sets.sets.values():
+            each.path = new if each.path == place else each.path
+        self.runner_tokens = {
+            token: (kind, new if path == place else path, end)
+            for token, (kind, path, end) in self.runner_tokens.items()
+        }
 
     def add_organisation(self, organisation: str, groups: list[str] | None = None) -> None:
         known = self.organisations.setdefault(organisation, ["Default"])
@@ -319,7 +326,7 @@ class State:
             ended = runner.removed_at is not None and now >= runner.removed_at
             if ended or (runner.job is None and self._is_outlived(runner, now)):
                 self.drop_runner(runner)
-            elif runner.job is not None and runner.removed_at is None and now - runner.seen >= self.settings.grace:
+            elif runner.job is not None and runner.removed_at is None and now - runner.seen >= self.settings.lost_job:
                 self.jobs[runner.job].log.append(
                     f"##[error]The self-hosted runner: {runner.name} lost communication with the server."
                 )

@@ -267,6 +267,33 @@ def test_a_server_that_drops_labels_keeps_its_set(
     assert (first.dropped, known().dropped) == (dropped, dropped)
 
 
+def test_a_job_whose_runner_was_killed_counts_until_github_ends_it(
+    agent: Agent, server: github.GitHub, control: GitHubControl
+) -> None:
+    """That takes 9.5 minutes, in which the runner is offline and busy. Other jobs are counted beside it."""
+    server.state.settings.grace = 0.1
+    agent.save()
+    number = awaited(lambda found: found.answered_at > 0, "the session").scale_set
+    assert number is not None
+    control.add_job(REPO.path, labels=[SET])
+    awaited(lambda found: found.assigned == 1, "the job")
+    runner, _ = agent.client.jit_configuration(number, f"{IDENTITY.prefix}small-aa")
+    with server.state.lock:
+        found = server.state.runners[runner]
+        found.seen, found.session = time.monotonic(), "killed"
+        assert server.state.take_job(found) is not None
+    awaited(lambda found: (found.assigned, found.running, found.since) == (1, 1, None), "its begin")
+    wait_for(lambda: control.runners()[0]["status"] == "offline", "the runner's end", timeout=20)
+    wakes = agent.wakes
+
+    control.add_job(REPO.path, labels=[SET])
+    awaited(lambda found: found.assigned == 2, "another job")
+    assert (known().running, agent.wakes, control.runners()[0]["busy"]) == (1, wakes + 1, True)
+
+    control.settings(lost_job=0)
+    awaited(lambda found: (found.assigned, found.running) == (1, 0), "the end of the first one")
+
+
 def sets_made(control: GitHubControl) -> int:
     return posted(control, "/runnerscalesets")
 

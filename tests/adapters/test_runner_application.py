@@ -32,7 +32,7 @@ CREDENTIALS = (".runner", ".credentials", ".credentials_rsaparams")
 
 @pytest.fixture
 def server() -> Iterator[github.GitHub]:
-    settings = Settings(grace=3.0, poll=0.8, linger=0.3)
+    settings = Settings(grace=3.0, lost_job=3.0, poll=0.8, linger=0.3)
     with github.serve(
         tokens=[TOKEN], repositories=[REPOSITORY], organisations=[ORGANISATION], settings=settings
     ) as running:

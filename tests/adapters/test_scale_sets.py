@@ -139,6 +139,94 @@ def test_a_request_names_the_version(client: ScaleSetClient) -> None:
     assert answer.status_code == 400
 
 
+def test_requests_of_a_session_name_version_and_capacity(enterprise: github.GitHub) -> None:
+    """Also those with the queue's token; nothing is answered or taken otherwise."""
+    client = connect(enterprise)
+    listener = client.listen(client.create("small")["id"])
+    whole = {"Accept": "application/json; api-version=6.0-preview", "X-ScaleSetMaxCapacity": "1"}
+    for headers in (
+        {"X-ScaleSetMaxCapacity": "1"},
+        {**whole, "Accept": "application/json"},
+        {**whole, "X-ScaleSetMaxCapacity": "many"},
+        {"Accept": whole["Accept"]},
+    ):
+        sent = {**headers, "Authorization": f"Bearer {listener.token}"}
+        assert client.http.get(listener.url, headers=sent, timeout=5).status_code == 400
+    place = f"{client.service}/_apis/runtime/runnerscalesets/{listener.set_id}/acquirejobs"
+    bearer = {"Authorization": f"Bearer {listener.token}"}
+    assert client.http.post(place, json=[1], headers=bearer, timeout=5).status_code == 400
+
+    assert listener.message(1) is None
+    assert listener.acquire(1) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"labels": ["a"]},
+        {"labels": [7]},
+        {"labels": "a"},
+        {"labels": [{"name": 7}]},
+        {"runnerGroupId": "x"},
+        {"runnerGroupId": 9},
+        {"runnerGroupId": 0},
+        {"runnerGroupId": True},
+        {"name": ""},
+        {"name": 7},
+        {"name": []},
+        {"RunnerSetting": []},
+        [],
+    ],
+)
+def test_a_set_with_wrong_values_is_not_made(client: ScaleSetClient, wrong: Any) -> None:
+    """Nor is one changed to them; the answer says so."""
+    body = {"name": "large", "runnerGroupId": 1, **wrong} if isinstance(wrong, dict) else wrong
+    made = client.create("small")
+
+    assert refusal(client.call, "POST", "/runtime/runnerscalesets", body)[0] == 400
+    if not {"labels", "RunnerSetting"} & {*wrong}:
+        assert refusal(client.call, "PATCH", f"/runtime/runnerscalesets/{made['id']}", body)[0] == 400
+    assert client.find() == [made]
+
+
+def test_a_set_does_not_get_the_name_of_another_one(server: github.GitHub, control: GitHubControl) -> None:
+    """A name is unique in its group, also where a set is renamed or moved."""
+    control.add_organisation(ORGANISATION, ["other"])
+    client = connect(server, ORGANISATION)
+    first, second, third = client.create("first"), client.create("second"), client.create("first", group=2)
+
+    for item, body in ((second, {"name": "first"}), (third, {"runnerGroupId": 1})):
+        place = f"/runtime/runnerscalesets/{item['id']}"
+        assert refusal(client.call, "PATCH", place, body) == (400, "RunnerScaleSetExistsException")
+    place = f"/runtime/runnerscalesets/{first['id']}"
+    assert client.call("PATCH", place, {"name": "first", "runnerGroupId": 1}) == first
+    assert client.call("PATCH", place, {"name": "new"})["name"] == "new"
+
+
+def test_sets_go_with_a_renamed_repository(server: github.GitHub, control: GitHubControl) -> None:
+    """So do the tokens of their clients, and the jobs that come to them."""
+    client = connect(server)
+    listener = client.listen(client.create("small")["id"])
+
+    control.rename_repository(REPOSITORY, "org/new")
+    control.add_job("org/new", labels=["small"])
+
+    assert kinds(listener.message(1)) == ["JobAssigned"]
+    assert [each["name"] for each in client.find()] == ["small"]
+
+
+def test_a_job_may_be_kept_from_sets(control: GitHubControl, client: ScaleSetClient) -> None:
+    """By the control interface, with the numbers of the sets; others get it."""
+    made = client.create("small")
+    listener = client.listen(made["id"])
+    for missed in ([made["id"]], [made["id"] + 1]):
+        control.add_job(REPOSITORY, labels=["small"], state={"missed": missed})
+
+    found = listener.message(5)
+    assert found is not None
+    assert len(found["entries"]) == 1
+
+
 def test_the_services_token_ends(server: github.GitHub, control: GitHubControl, client: ScaleSetClient) -> None:
     """It says when, and is refused from then on; a registration token is none."""
     assert 0 < client.admin_ends - server.state.clock() <= server.state.settings.admin_token_life
@@ -450,7 +538,11 @@ def test_a_waiting_client_that_goes_leaves_its_session(server: github.GitHub, cl
     number = client.create("small")["id"]
     server.state.settings.hold, server.state.settings.session_life = 60.0, 0.3
     listener = client.listen(number)
-    headers = {"Authorization": f"Bearer {listener.token}", "X-ScaleSetMaxCapacity": "1"}
+    headers = {
+        "Accept": "application/json; api-version=6.0-preview",
+        "Authorization": f"Bearer {listener.token}",
+        "X-ScaleSetMaxCapacity": "1",
+    }
     with pytest.raises(requests.exceptions.ReadTimeout):
         requests.get(listener.url, headers=headers, timeout=0.2)
 

@@ -47,7 +47,7 @@ def deployment() -> Iterator[Deployment]:
             [PAT],
             [REPOSITORY],
             ["octo-org"],
-            settings=github.Settings(grace=2.5, poll=1),
+            settings=github.Settings(grace=2.5, lost_job=2.5, poll=1),
         ) as hub,
     ):
         charm = pack(ROOT, Path(folder, "charm"))

@@ -30,7 +30,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory, lxd: None) -> Path:
 @pytest.fixture(scope="session")
 def hub(lxd: None) -> Iterator[github.GitHub]:
     """GitHub, outside the machine."""
-    settings = github.Settings(grace=8, interrupt=2.0)
+    settings = github.Settings(grace=8, lost_job=8, interrupt=2.0)
     with github.serve(
         lxd_setup.bridge_address(), 0, [PAT], [REPOSITORY, "octo-org/other"], ["octo-org"], settings=settings
     ) as served:

@@ -22,7 +22,12 @@ LOG = "/var/log/github-runner-metrics.log"
 def deployment(packed: Path) -> Iterator[Deployment]:
     """A unit whose GitHub notices a lost runner within seconds."""
     with github.serve(
-        bridge_address(), 0, [PAT], [REPOSITORY], ["octo-org"], settings=github.Settings(grace=2.5, poll=1)
+        bridge_address(),
+        0,
+        [PAT],
+        [REPOSITORY],
+        ["octo-org"],
+        settings=github.Settings(grace=2.5, lost_job=2.5, poll=1),
     ) as hub:
         found = deployed("faults", packed, hub, {"virtual-machines": 2})
         found.unit.integrate("cos-agent")

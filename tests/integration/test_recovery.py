@@ -50,7 +50,12 @@ def recovery(packed: Path, hub: github.GitHub) -> Iterator[Fixture]:
 def ungranted(packed: Path) -> Iterator[Deployment]:
     """A unit with a GitHub of its own, whose token is in a secret that nobody has granted yet."""
     with github.serve(
-        bridge_address(), 0, [PAT], [REPOSITORY], ["octo-org"], settings=github.Settings(grace=2.5, poll=1)
+        bridge_address(),
+        0,
+        [PAT],
+        [REPOSITORY],
+        ["octo-org"],
+        settings=github.Settings(grace=2.5, lost_job=2.5, poll=1),
     ) as hub:
         found = deployed("serves", packed, hub, {"token": "", "virtual-machines": 1})
         found.unit.set_config({"token-secret": found.unit.add_secret("github", {"token": PAT})})

@@ -105,7 +105,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def serve_github() -> AbstractContextManager[github.GitHub]:
     """GitHub, outside the machines, over HTTPS."""
-    settings = github.Settings(grace=20)
+    settings = github.Settings(grace=20, lost_job=20)
     address = lxd_setup.bridge_address()
     return github.serve(address, 0, [PAT], [REPOSITORY], ["octo-org"], settings=settings, tls=True)
 
