@@ -172,6 +172,26 @@ def test_a_burst_is_served_without_the_list(world: World) -> None:
     assert manager.report.failures == []
 
 
+def test_a_killed_runner_costs_no_other_one(world: World) -> None:
+    """GitHub counts its job as running for 9.5 minutes: there is one idle runner more until then, and only one."""
+    killed, busy = add(world, "aa", busy=True), add(world, "ab", busy=True)
+    del world.lxd.found[killed]
+    world.github.runners[killed] = replace(world.github.runners[killed], online=False)
+
+    created: list[str] = []
+    for list_age in (None, 1.0, 300.0, None):
+        manager = world.reconcile(asked(2, running_jobs=2), list_age=list_age)
+        created += manager.report.created
+        assert (sorted(world.lxd.found), manager.report.removed) == (sorted([busy, *created]), [])
+        assert killed in world.github.runners
+    assert len(created) == 1
+
+    world.github.busy.discard(world.github.runners[killed].runner_id)
+    world.github.runners[killed] = replace(world.github.runners[killed], busy=False)
+    world.reconcile(asked(1, running_jobs=1))
+    assert set(world.lxd.found) == set(world.github.runners) == {busy}
+
+
 def test_a_runner_is_starting_for_a_minute(world: World) -> None:
     """Without the list nobody knows when it comes online; it is among the idle ones, as when it was made."""
     new = add(world, "aa", {PREPARED_KEY: str(NOW - PICK_UP + 1)})
