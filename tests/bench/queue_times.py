@@ -41,7 +41,7 @@ def measure(found: Deployment, repeat: int) -> None:
     found.unit.set_config({"virtual-machines": 0})
     rows = [_row("idle runner", hot), _row("no runner", cold), _row(f"burst of {BURST}", burst)]
     # Their ends, and the deletion of their instances, share two cores with the creation of the last ones.
-    rows.append(_row(f"burst of {BURST}, jobs that end at once", short))
+    rows.append(_row(f"burst of {BURST}, short jobs", short))
     note = (
         f"stand-in for GitHub; one raw creation {statistics.median(one):.1f} s, {BURST} runners created in "
         f"{statistics.median(created):.1f} s; idle agent: {memory:.0f} MiB, {requests} requests in {IDLE:.0f} s; "
