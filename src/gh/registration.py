@@ -96,7 +96,10 @@ class JitRegistration(Registration):
         self._client.registration_token(self._path)
 
     def register(self, name: str, labels: Sequence[str]) -> RegistrationData:
-        """Make the record, and check the configuration that GitHub gives with it. After an error no record stays."""
+        """Make the record, and check the configuration that GitHub gives with it.
+
+        After an error the record is deleted, if there may be one; where that fails, the next reconcile deletes it.
+        """
         try:
             runner, encoded = self._generate_once_more(name, labels)
             return RegistrationData(files=read_configuration(encoded), runner_id=runner.runner_id)
@@ -209,7 +212,7 @@ def read_configuration(encoded: str) -> dict[str, str]:
         files = {name: data.decode(errors="strict" if name in TEXTS else BYTES) for name, data in found.items()}
     except (ValueError, TypeError, RecursionError) as error:
         raise GithubApiError(f"the just-in-time configuration is not valid: {error}") from None
-    # What is no text is in none that is shown.
+    # Only texts: other bytes cannot appear in a log line.
     redaction.note_received(
         *(files[name] for name, data in found.items() if data.decode(errors="ignore") == files[name])
     )

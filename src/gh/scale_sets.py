@@ -176,12 +176,11 @@ class ScaleSetClient:
         except SetGoneError:
             logger.info("The scale set %s is gone already", set_id)
 
-    def delete_sets(self, unwanted: Callable[[str], bool]) -> list[str]:
-        """Delete the sets with an unwanted name, which is asked right before each deletion; returns their names.
+    def delete_sets(self, unwanted: Callable[[str], bool]) -> None:
+        """Delete the sets whose name is ``unwanted``, which is called right before each deletion.
 
         One that cannot be deleted does not keep the others. The last error is raised once all were tried.
         """
-        deleted: list[str] = []
         failure: GithubClientError | None = None
         for item in self.sets():
             if not unwanted(item.name):
@@ -189,7 +188,6 @@ class ScaleSetClient:
             try:
                 self.delete(item.set_id)
                 logger.info("Removed: the scale set %s", item.name)
-                deleted.append(item.name)
             except RateLimitError:
                 # GitHub asks for no more requests at all.
                 raise
@@ -198,7 +196,6 @@ class ScaleSetClient:
                 failure = error
         if failure is not None:
             raise failure
-        return deleted
 
     def open_session(self, set_id: int, owner: str) -> "Listener":
         """Open the only session of a set; SessionConflictError while there is another one."""

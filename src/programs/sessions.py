@@ -241,8 +241,8 @@ class Sessions:
                 self.by_flavor[name].thread.start()
         leaving = [each for name, each in self.by_flavor.items() if name not in names and each.thread.is_alive()]
         # Until then GitHub may assign more jobs, of which none could run; a request for messages may last a minute.
-        closed_ = {flavor.name for flavor in found.flavors if not flavor.maximum} if found else set()
-        closing = [each for name, each in self.by_flavor.items() if name in closed_ and each.is_open]
+        unwanted = {flavor.name for flavor in found.flavors if not flavor.maximum} if found else set()
+        closing = [each for name, each in self.by_flavor.items() if name in unwanted and each.is_open]
         for session in (*leaving, *closing):
             _aside("the end of a session", session.close)
         if found is None:

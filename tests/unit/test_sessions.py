@@ -127,11 +127,10 @@ class Client:
     def delete(self, number: int) -> None:
         self.deleted.append(number)
 
-    def delete_sets(self, unwanted: Callable[[str], bool]) -> list[str]:
+    def delete_sets(self, unwanted: Callable[[str], bool]) -> None:
         self.sweeps += 1
         if self.failing is not None:
             raise self.failing
-        return []
 
     def create(self, name: str, group: int, labels: Sequence[str]) -> ScaleSet:
         return ScaleSet(8, name, group, (name, *labels))

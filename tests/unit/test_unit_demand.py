@@ -48,9 +48,10 @@ class World:
         self.note("token")
         return self.token
 
-    def delete_sets(self, unwanted: Callable[[str], bool]) -> list[str]:
+    def delete_sets(self, unwanted: Callable[[str], bool]) -> None:
         self.note("delete sets" if not agent_settings.file_of(UNIT).exists() else "delete sets under an agent")
-        return list(filter(unwanted, [IDENTITY.scale_set("default"), "app-0-ffffffff-default"]))
+        names = [IDENTITY.scale_set("default"), "app-0-ffffffff-default"]
+        assert list(filter(unwanted, names)) == names[:1], "only this unit's"
 
     def revoke(self, handed: list[str]) -> None:
         self.note(f"revoke {' '.join(handed)}")
@@ -362,9 +363,8 @@ def test_sets_at_a_former_place_go_first(world: World, monkeypatch: pytest.Monke
     world.unit(**FORMER[0]).hand_over({})
     order: list[list[str]] = []
 
-    def delete_sets(_: Callable[[str], bool]) -> list[str]:
+    def delete_sets(_: Callable[[str], bool]) -> None:
         order.append([place[1] for place in world.places])
-        return []
 
     monkeypatch.setattr(world, "delete_sets", delete_sets)
 
