@@ -5,7 +5,8 @@ from collections.abc import Generator
 import httpx2
 
 import redaction
-from errors import TokenError
+from errors import GithubApiError, TokenError
+from gh.errors import detail
 
 TokenFlow = Generator[httpx2.Request, httpx2.Response, str]
 
@@ -74,3 +75,19 @@ class Pat(Auth):
     def discard(self, _: str) -> bool:
         """Only the operator can give another one."""
         return False
+
+
+class HandedToken(Pat):
+    """A GitHub App's token that a hook has handed to the agent. The next hook replaces it: nobody has to act."""
+
+    def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
+        """Called by httpx2 for each request."""
+        request.headers["Authorization"] = f"Bearer {yield from self.token(request)}"
+        response = yield request
+        if response.status_code == 401:
+            # httpx2 leaves it to the authorization to read the body.
+            response.read()
+            raise GithubApiError(
+                f"GitHub refuses the token of the GitHub App (HTTP 401){detail(response)}; "
+                "the next reconcile requests another one"
+            )

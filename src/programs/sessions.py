@@ -23,7 +23,7 @@ import telemetry
 from agent_settings import AgentFlavor, AgentSettings
 from demand import Demand
 from errors import GithubClientError, RateLimitError, TokenError
-from gh.auth import Pat
+from gh.auth import HandedToken, Pat
 from gh.client import GithubClient
 from gh.errors import StatusError
 from gh.queued_jobs import Runs
@@ -404,7 +404,8 @@ class Sessions:
             return rest.registration_token(found.path)
 
     def _rest(self, found: AgentSettings) -> GithubClient:
-        return GithubClient(found.github_url, Pat(found.token), ca_certificates=found.ca_certificates)
+        auth = Pat(found.token) if found.token_end is None else HandedToken(found.token)
+        return GithubClient(found.github_url, auth, ca_certificates=found.ca_certificates)
 
     def flavor(self, name: str) -> tuple[AgentSettings, AgentFlavor, ScaleSetClient] | None:
         """The settings of a flavour, and the client; None where it is not wanted any more."""
@@ -480,11 +481,9 @@ class FlavorSession:
             try:
                 pause = self.step(*found)
             except GithubClientError as error:
-                wanted = self._all.flavor(self._name)
-                if self._all.stop.is_set() or wanted is None:
+                if self._all.stop.is_set() or self._all.flavor(self._name) is None:
                     break
-                # Without a maximum it is the end of a session that was closed.
-                pause = self.failed(found[1], error) if wanted[1].maximum else 0.0
+                pause = self.failed(found[1], error)
             except Exception as error:
                 logger.exception("%s: unexpected", self._name)
                 self.close()
@@ -519,9 +518,17 @@ class FlavorSession:
         if self._listener is None:
             self._open(settings, self._announced(flavor), client)
         else:
-            self.poll(self._listener, settings, self._announced(flavor))
+            self._poll_open(self._listener, settings, self._announced(flavor))
         self._pause, self._conflict = 0.0, None
         return 0.0
+
+    def _poll_open(self, listener: Listener, settings: AgentSettings, flavor: AgentFlavor) -> None:
+        """Wait for a message. An error is none if the session was closed meanwhile, because its maximum became 0."""
+        try:
+            self.poll(listener, settings, flavor)
+        except GithubClientError:
+            if self._listener is listener:
+                raise
 
     @property
     def client(self) -> ScaleSetClient | None:
@@ -688,17 +695,11 @@ class FlavorSession:
         if not is_conflict or now - (self._conflict or now) >= CONFLICT_PATIENCE:
             logger.warning("%s: %s", self._name, error)
             problem = redact(str(error) or type(error).__name__)[:PROBLEM_LIMIT]
-            is_blocking = isinstance(error, TokenError) and not self._is_token_over(now)
+            is_blocking = isinstance(error, TokenError)
             self._all.publish(flavor, lambda known: replace(known, problem=problem, is_blocking=is_blocking))
         self._pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, 2 * self._pause))
         # The limit, too, ends for all units that share a token in the same second.
         return _limited_for(error) + self.jittered()
-
-    def _is_token_over(self, now: float) -> bool:
-        """Whether the token has reached its end: the next reconcile hands over another one."""
-        found = self._all.flavor(self._name)
-        end = found[0].token_end if found else None
-        return end is not None and end <= now
 
     def jittered(self) -> float:
         """The pause, or up to half of it less: units do not come back all at once."""

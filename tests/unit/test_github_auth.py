@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import httpx2
 import pytest
 
-from errors import TokenError
-from gh.auth import Auth, Pat, TokenFlow
+from errors import GithubClientError, TokenError
+from gh.auth import Auth, HandedToken, Pat, TokenFlow
 
 URL = "https://api.github.example/repos/octo-org/demo/actions/runners"
 
@@ -48,8 +48,8 @@ def sent(auth: Auth, answer: Callable[[str], int]) -> tuple[list[str], int | str
     with httpx2.Client(auth=auth, transport=httpx2.MockTransport(handle)) as client:
         try:
             return seen, client.post(URL).status_code
-        except TokenError as error:
-            return seen, str(error)
+        except GithubClientError as error:
+            return seen, f"{type(error).__name__}: {error}"
 
 
 @pytest.mark.parametrize("status", [200, 403, 404, 500])
@@ -64,7 +64,10 @@ def test_a_refused_token_is_renewed_once() -> None:
         ["Bearer token-1", "Bearer token-2"],
         201,
     )
-    assert sent(Renewable(9), lambda _: 401) == (["Bearer token-1", "Bearer token-2"], "refused for good: body")
+    assert sent(Renewable(9), lambda _: 401) == (
+        ["Bearer token-1", "Bearer token-2"],
+        "TokenError: refused for good: body",
+    )
 
 
 def test_a_personal_access_token_is_not_renewed() -> None:
@@ -72,6 +75,15 @@ def test_a_personal_access_token_is_not_renewed() -> None:
     assert sent(Pat("ghp_secret"), lambda _: 401) == (["Bearer ghp_secret"], 401)
 
 
+def test_an_apps_token_that_the_agent_was_handed_blocks_nothing() -> None:
+    """The next reconcile has another one: it is no credential that an operator could replace."""
+    seen, text = sent(HandedToken("ghs_secret"), lambda _: 401)
+
+    assert seen == ["Bearer ghs_secret"]
+    assert str(text).startswith("GithubApiError: GitHub refuses the token of the GitHub App (HTTP 401)")
+    assert sent(HandedToken("ghs_secret"), lambda _: 403) == (seen, 403)
+
+
 def test_without_a_token_nothing_is_sent() -> None:
     """A unit that is cleared although its options are not valid makes no request."""
-    assert sent(Pat(""), lambda _: 200) == ([], "there is no GitHub token")
+    assert sent(Pat(""), lambda _: 200) == ([], "TokenError: there is no GitHub token")
