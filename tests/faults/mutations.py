@@ -13,9 +13,11 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,10 +50,40 @@ def run(short: bool) -> dict[str, object]:
         measure(folder)
         tests = by_line(folder)
         changes = list(islice(filter(_is_python, sample(_changes(folder))), SHORT_SAMPLE if short else SAMPLE))
-        survived = [text for change in changes if (text := _survivor(folder, change, tests))]
+        free: SimpleQueue[Path] = SimpleQueue()
+        for copy in _copies(folder):
+            free.put(copy)
+
+        def tried(change: "MutationSpec") -> str:
+            with _taken(free) as copy:
+                return _survivor(copy, str(change.module_path.relative_to(folder)), change, tests)
+
+        with ThreadPoolExecutor(free.qsize()) as pool:
+            survived = list(filter(None, pool.map(tried, changes)))
     killed = len(changes) - len(survived)
     score = round(100 * killed / len(changes), 1)
     return {"seed": SEED, "mutants": len(changes), "killed": killed, "survived": survived, "score": score}
+
+
+def _copies(folder: Path) -> Iterator[Path]:
+    """The folder, and copies of it: one for each core, because most tests use no more than one."""
+    yield folder
+    for number in range(1, os.cpu_count() or 1):
+        copy = folder.with_name(f"charm-{number}")
+        shutil.copytree(folder, copy, symlinks=True, ignore=shutil.ignore_patterns("bytecode"))
+        # Bytecode is found by the path of its source.
+        _python(copy, ["pytest", "--collect-only", "-q", *SUITES], timeout=None, bytecode=True)
+        yield copy
+
+
+@contextmanager
+def _taken(free: "SimpleQueue[Path]") -> Iterator[Path]:
+    """A folder that nobody else uses meanwhile."""
+    folder = free.get()
+    try:
+        yield folder
+    finally:
+        free.put(folder)
 
 
 def sample(changes: Iterable["MutationSpec"]) -> Iterable["MutationSpec"]:
@@ -63,7 +95,7 @@ def sample(changes: Iterable["MutationSpec"]) -> Iterable["MutationSpec"]:
 
 def _is_python(change: "MutationSpec") -> bool:
     """Whether Python accepts the change. For example the `**` of `{**values}` is no operator: any test would fail."""
-    with _changed(change) as (_, after):
+    with _changed(change, change.module_path) as (_, after):
         try:
             compile(after, str(change.module_path), "exec")
         except SyntaxError:
@@ -72,12 +104,12 @@ def _is_python(change: "MutationSpec") -> bool:
 
 
 @contextmanager
-def _changed(change: "MutationSpec") -> Iterator[tuple[str, str]]:
-    """Change the module meanwhile; its text before and after."""
+def _changed(change: "MutationSpec", module: Path) -> Iterator[tuple[str, str]]:
+    """Change this copy of the module meanwhile; its text before and after."""
     from cosmic_ray.mutating import use_mutation
     from cosmic_ray.plugins import get_operator
 
-    with use_mutation(change.module_path, get_operator(change.operator_name)(), change.occurrence) as texts:
+    with use_mutation(module, get_operator(change.operator_name)(), change.occurrence) as texts:
         yield texts
 
 
@@ -134,11 +166,10 @@ def _changes(folder: Path) -> Iterable["MutationSpec"]:
     return [item for item in changes if item.operator_name not in EQUIVALENT and ANNOTATION not in item.operator_name]
 
 
-def _survivor(folder: Path, change: "MutationSpec", tests: Tests) -> str:
-    """The changed line, if no test notices."""
-    name = str(change.module_path.relative_to(folder))
+def _survivor(folder: Path, name: str, change: "MutationSpec", tests: Tests) -> str:
+    """The changed line of a module, if no test notices."""
     chosen = selected(tests, name, change.start_pos[0])
-    with _changed(change) as (before, after):
+    with _changed(change, folder / name) as (before, after):
         noticed = _is_noticed(folder, chosen)
     added = [line[1:].strip() for line in difflib.ndiff(before.splitlines(), after.splitlines()) if line[0] == "+"]
     text = f"{name}:{change.start_pos[0]}: {' / '.join(added)}"
