@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import tarfile
 from dataclasses import replace
@@ -255,6 +256,13 @@ def test_service_survives_its_jobs() -> None:
     )
     assert {"KillMode=mixed", "OOMPolicy=continue", "LimitNOFILE=65536:524288"} < set(unit[service:])
     assert f"TimeoutStopSec={times.STOP_AGENT}" in unit[service:]
+
+
+def test_service_waits_for_no_more_than_the_way_to_github() -> None:
+    """The set-up has waited for that. `network-online.target` takes a second more, for an address of IPv6."""
+    [after] = re.findall(r"^After=(.*)", content("/etc/systemd/system/github-runner.service") or "", re.MULTILINE)
+
+    assert set(after.split()) == {"network.target", "nss-lookup.target"}
 
 
 def test_needrestart_leaves_the_runner_alone(tmp_path: Path) -> None:
