@@ -115,7 +115,7 @@ def known() -> Demand:
 
 
 def awaited(condition: Callable[[Demand], bool], what: str) -> Demand:
-    wait_for(lambda: condition(known()), what, timeout=20)
+    wait_for(lambda: condition(known()), what)
     return known()
 
 
@@ -192,16 +192,16 @@ def test_without_a_maximum_there_is_no_session(
     agent: Agent, control: GitHubControl, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It ends at once, while a request for messages waits, and comes back at once. Capacity 0 is never announced."""
-    control.settings(hold=60)
+    control.settings(hold=300)
     agent.save()
     first = awaited(lambda found: found.answered_at > 0, "the session")
-    wait_for(lambda: any(each["capacity"] for each in control.scale_sets()), "the request for messages", timeout=20)
+    wait_for(lambda: any(each["capacity"] for each in control.scale_sets()), "the request for messages")
 
     agent.save(replace(SMALL, maximum=0))
-    wait_for(lambda: control.scale_sets()[0]["owner"] is None, "the session's end", timeout=10)
+    wait_for(lambda: control.scale_sets()[0]["owner"] is None, "the session's end")
     awaited(lambda found: found.answered_at > first.answered_at, "what is known without it")
     agent.save()
-    wait_for(lambda: control.scale_sets()[0]["owner"] is not None, "the next session", timeout=10)
+    wait_for(lambda: control.scale_sets()[0]["owner"] is not None, "the next session")
 
     assert (known().problem, [each.message for each in caplog.records if each.levelno >= logging.WARNING]) == ("", [])
 
@@ -216,13 +216,13 @@ def test_a_flavour_that_was_closed_keeps_its_set(
     agent.save()
     made = awaited(lambda found: found.answered_at > 0, "the session")
     agent.save(replace(SMALL, maximum=0))
-    wait_for(lambda: control.scale_sets()[0]["owner"] is None, "the session's end", timeout=20)
+    wait_for(lambda: control.scale_sets()[0]["owner"] is None, "the session's end")
     agent.end()
     agent.start()
     awaited(lambda found: found.answered_at > made.answered_at, "what is known while it is closed")
 
     agent.save(replace(SMALL, labels=("other",)) if changed else SMALL)
-    wait_for(lambda: any(each["owner"] for each in control.scale_sets()), "the session", timeout=20)
+    wait_for(lambda: any(each["owner"] for each in control.scale_sets()), "the session")
 
     assert ([each["id"] for each in control.scale_sets()] != [made.scale_set]) is changed
 
@@ -253,14 +253,14 @@ def test_a_server_that_drops_labels_keeps_its_set(
     for _ in range(3):
         control.clear_requests()
         control.expire_scale_sets("sessions")
-        wait_for(lambda: sessions_opened(control) > 0, "another session", timeout=20)
+        wait_for(lambda: sessions_opened(control) > 0, "another session")
     for is_boot in (False, True):
         agent.end()
         if is_boot:
             demand.remove(IDENTITY.unit)
         control.clear_requests()
         agent.start()
-        wait_for(lambda: sessions_opened(control) > 0, "the next agent's session", timeout=20)
+        wait_for(lambda: sessions_opened(control) > 0, "the next agent's session")
     awaited(lambda found: found.answered_at > 0, "what the last one knows")
 
     assert [each["id"] for each in control.scale_sets()] == [first.scale_set]
@@ -284,7 +284,7 @@ def test_a_job_whose_runner_was_killed_counts_until_github_ends_it(
         found.seen, found.session = time.monotonic(), "killed"
         assert server.state.take_job(found) is not None
     awaited(lambda found: (found.assigned, found.running, found.since) == (1, 1, None), "its begin")
-    wait_for(lambda: control.runners()[0]["status"] == "offline", "the runner's end", timeout=20)
+    wait_for(lambda: control.runners()[0]["status"] == "offline", "the runner's end")
     wakes = agent.wakes
 
     control.add_job(REPO.path, labels=[SET])
@@ -311,39 +311,39 @@ def posted(control: GitHubControl, path: str) -> int:
 def test_sets_of_removed_flavours_are_deleted_and_no_others(agent: Agent, control: GitHubControl) -> None:
     """Sets of other units, and those made by hand, stay."""
     agent.save(SMALL, replace(SMALL, name="large"))
-    wait_for(lambda: len(control.scale_sets()) == 2, "two sets", timeout=20)
+    wait_for(lambda: len(control.scale_sets()) == 2, "two sets")
     with_prefix = f"{IDENTITY.prefix}5-small"
     agent.client.create(with_prefix, 1, [])
 
     agent.save()
 
-    wait_for(lambda: {found["name"] for found in control.scale_sets()} == {SET, with_prefix}, "one less", timeout=20)
+    wait_for(lambda: {found["name"] for found in control.scale_sets()} == {SET, with_prefix}, "one less")
 
 
 def test_a_changed_capacity_is_announced_by_the_same_session(agent: Agent, control: GitHubControl) -> None:
     """What fits changes with each runner of another flavour."""
     agent.save()
     number = awaited(lambda found: found.answered_at > 0, "the session").scale_set
-    wait_for(lambda: control.scale_sets()[0]["capacity"] == 2, "the capacity", timeout=20)
+    wait_for(lambda: control.scale_sets()[0]["capacity"] == 2, "the capacity")
     control.clear_requests()
 
     agent.save(replace(SMALL, capacity=1))
 
-    wait_for(lambda: control.scale_sets()[0]["capacity"] == 1, "the new capacity", timeout=20)
+    wait_for(lambda: control.scale_sets()[0]["capacity"] == 1, "the new capacity")
     assert known().scale_set == number
     assert not [request for request in control.requests() if request["method"] == "POST"]
 
 
 def test_a_session_ends_before_its_set_goes(agent: Agent, control: GitHubControl) -> None:
     """Also while it waits for a message: a set that is deleted under it would be made again."""
-    control.settings(hold=30.0)
+    control.settings(hold=300)
     agent.save(SMALL, replace(SMALL, name="large"))
-    wait_for(lambda: [each["capacity"] for each in control.scale_sets()] == [2, 2], "two sessions", timeout=20)
+    wait_for(lambda: [each["capacity"] for each in control.scale_sets()] == [2, 2], "two sessions")
     control.clear_requests()
 
     agent.save()
 
-    wait_for(lambda: len(control.scale_sets()) == 1, "one set", timeout=20)
+    wait_for(lambda: len(control.scale_sets()) == 1, "one set")
     deleted = [request["path"] for request in control.requests() if request["method"] == "DELETE"]
     assert ["/sessions/" in path for path in deleted] == [True, False]
     control.settings(hold=0.1)
@@ -383,20 +383,20 @@ def test_without_permission_nothing_is_missed(
     agent.start()
     agent.save()
 
-    wait_for(lambda: "/actions/runs" in str(control.requests()), "the request", timeout=20)
+    wait_for(lambda: "/actions/runs" in str(control.requests()), "the request")
     control.add_job(REPO.path, labels=[SET])
     assert awaited(lambda found: found.assigned == 1, "the job").missed == 0
 
 
 def test_a_unit_that_leaves_has_no_sessions(agent: Agent, control: GitHubControl) -> None:
     """Also while one waits for a message: no job is to come to the unit any more."""
-    control.settings(hold=30.0)
+    control.settings(hold=300)
     agent.save()
-    wait_for(lambda: [each["capacity"] for each in control.scale_sets()] == [2], "the session", timeout=20)
+    wait_for(lambda: [each["capacity"] for each in control.scale_sets()] == [2], "the session")
 
     markers.Markers(IDENTITY.unit).note(markers.LEAVING)
 
-    wait_for(lambda: [each["owner"] for each in control.scale_sets()] == [None], "its end", timeout=20)
+    wait_for(lambda: [each["owner"] for each in control.scale_sets()] == [None], "its end")
     control.settings(hold=0.1)
 
 
@@ -435,10 +435,10 @@ def test_messages_tell_of_the_job_of_a_runner(agent: Agent, server: github.GitHu
         found = server.state.runners[runner]
         found.seen = time.monotonic()
         assert server.state.take_job(found) is not None
-    wait_for(lambda: name in known_jobs.load(IDENTITY.unit), "its start", timeout=20)
+    wait_for(lambda: name in known_jobs.load(IDENTITY.unit), "its start")
     with server.state.lock:
         server.state.complete_job(server.state.jobs[job["id"]], "failure")
-    wait_for(lambda: known_jobs.load(IDENTITY.unit)[name].result, "its end", timeout=20)
+    wait_for(lambda: known_jobs.load(IDENTITY.unit)[name].result, "its end")
 
     told = known_jobs.load(IDENTITY.unit)[name]
     assert (told.run, told.conclusion) == (job["run_id"], "failure")
@@ -458,7 +458,7 @@ def test_jobs_that_were_offered_to_a_former_process_are_taken(agent: Agent, cont
     awaited(lambda found: found.assigned == 1, "the first job")
     control.add_job(REPO.path, labels=[SET])
     session = agent.sessions.by_flavor["small"]
-    wait_for(lambda: session.offered.requests, "the second job's offer", timeout=20)
+    wait_for(lambda: session.offered.requests, "the second job's offer")
     agent.end()
     agent.save(replace(SMALL, capacity=2))
 
@@ -474,7 +474,7 @@ def test_a_refused_acquisition_ends(agent: Agent, server: github.GitHub, control
     awaited(lambda found: found.answered_at > 0, "the session")
     control.add_fault(path="/acquirejobs", status=400, times=1)
     first = control.add_job(REPO.path, labels=[SET])
-    wait_for(lambda: "/acquirejobs" in str(control.requests()), "the refusal", timeout=20)
+    wait_for(lambda: "/acquirejobs" in str(control.requests()), "the refusal")
 
     second = control.add_job(REPO.path, labels=[SET])
 
@@ -498,7 +498,7 @@ def test_a_changed_group_leaves_no_set_behind(agent: Agent, control: GitHubContr
     def sets() -> dict[str, tuple[int, int, str | None]]:
         return {each["name"]: (each["id"], each["group"], each["owner"]) for each in control.scale_sets()}
 
-    wait_for(lambda: sets()[SET][1:] == (2, "app/0") if SET in sets() else False, "the other group", timeout=20)
+    wait_for(lambda: sets()[SET][1:] == (2, "app/0") if SET in sets() else False, "the other group")
     assert (sets()[SET][0] == number) is not refused
     assert sets()[f"{IDENTITY.prefix}5-small"][:2] == (other, 1)
     awaited(lambda found: found.scale_set == sets()[SET][0], "its number")
@@ -529,7 +529,7 @@ def test_sets_at_a_former_path_are_deleted(
         return {(each["path"], each["name"]) for each in control.scale_sets()}
 
     expected = {("org", f"{IDENTITY.prefix}5-small"), (REPO.path, IDENTITY.scale_set("default"))}
-    wait_for(lambda: sets() == expected, "the other path", timeout=20)
+    wait_for(lambda: sets() == expected, "the other path")
 
 
 def test_a_token_near_its_end_asks_for_another(agent: Agent) -> None:
@@ -537,7 +537,7 @@ def test_a_token_near_its_end_asks_for_another(agent: Agent) -> None:
     agent.save(token_end=time.time() + 500)
     awaited(lambda found: found.answered_at > 0, "the session")
 
-    wait_for(lambda: agent.wakes >= 2, "a reconcile", timeout=20)
+    wait_for(lambda: agent.wakes >= 2, "a reconcile")
     assert agent.wakes == 2
 
 
