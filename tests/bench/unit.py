@@ -55,6 +55,22 @@ def _token(api: str) -> str:
         return str(json.load(it)["token"])
 
 
+def start_sessions(found: Deployment) -> None:
+    """Let user ubuntu have a session from the boot on, as in an image that the charm builds.
+
+    The sandbox's image has none, so that the charm starts it in each runner, and a script by hand would not.
+    """
+    file = "session/var/lib/systemd/linger/ubuntu"
+    for command in (
+        ("lxc", "init", "jammy", "session", "--storage", "runner"),
+        ("lxc", "file", "push", "--create-dirs", "/dev/null", file),
+        ("lxc", "image", "alias", "delete", "jammy"),
+        ("lxc", "publish", "session", "--compression=none", "--alias", "jammy"),
+        ("lxc", "delete", "session"),
+    ):
+        found.machine.exec(*command, timeout=300)
+
+
 def clear(found: Deployment) -> None:
     """No runner is left, as if all had ended at once, and the file system has freed their blocks."""
     for name in found.instances():
@@ -75,6 +91,7 @@ def create_by_hook(found: Deployment, number: int) -> float:
 
 def create(found: Deployment, repeat: int) -> None:
     """0 → N runners through a whole dispatch, beside scripts that only register, and raw LXD with its best workers."""
+    start_sessions(found)
     rows = []
     for number in NUMBERS:
         row: dict[str, float] = {}
@@ -142,6 +159,7 @@ def flush(found: Deployment, repeat: int) -> None:
 
 def replace(found: Deployment, repeat: int) -> None:
     """From the end of a job to the successor of its runner, without the timer."""
+    start_sessions(found)
     clear(found)
     found.unit.set_config({"virtual-machines": 2, "replace-on-exit": True})
     wait_for(lambda: len(found.online()) == 2, "2 runners", 120)
