@@ -242,6 +242,8 @@ class App(Auth):
         ahead = time.time() - there.timestamp() if there else 0.0
         direction = "ahead of" if ahead > 0 else "behind"
         clock = f"the clock of this machine is {abs(ahead):.0f} s {direction} GitHub's"
+        if there is None:
+            clock = "the clock of this machine differs from GitHub's"
         is_too_far = ahead > -JWT_BEGIN - CLOCK_MARGIN or -ahead > JWT_BEGIN + JWT_LIFE - CLOCK_MARGIN
         if "'iat'" in ending or "'exp'" in ending or (is_too_far and not ending):
             action = "synchronise the clock, for example timedatectl set-ntp true"

@@ -469,6 +469,16 @@ def test_a_reason_counts_more_than_the_clocks(world: World) -> None:
         world.client().list_runners(REPO, everything)
 
 
+def test_without_a_date_no_difference_is_named(world: World) -> None:
+    """A proxy may have removed it; that it is the clock is GitHub's own word."""
+    auth = App(world.credentials, world.hub.api_url, REPO)
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(401, json={"message": apps.EXPIRED}))
+    text = r"^the clock of this machine differs from GitHub's \(HTTP 401\): 'Expiration .*; synchronise the clock"
+
+    with httpx2.Client(auth=auth, transport=transport) as client, pytest.raises(TokenError, match=text):
+        client.get(f"{world.hub.api_url}/user")
+
+
 def test_an_installation_that_is_given_and_lacks_the_repository(world: World) -> None:
     """With ``installation-id`` GitHub reports it only when it is asked for a token."""
     world.control.change_installation(world.installation, repositories=["Org/other"])

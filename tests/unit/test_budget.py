@@ -64,6 +64,7 @@ def test_goals(asks: list[Ask], expected: dict[str, int]) -> None:
     [
         (Capacity(8 * GIB, 100, 100 * GIB), "1 of large waits for memory (4GiB each, 0GiB free)"),
         (Capacity(100 * GIB, 5, 100 * GIB), "1 of large waits for CPUs (2 each, 1 free)"),
+        (Capacity(100 * GIB, 4, 100 * GIB), "1 of large waits for CPUs (2 each, 0 free)"),
         (Capacity(100 * GIB, 100, 20 * GIB), "1 of large waits for storage (8GiB each, 4GiB free)"),
         (Capacity(25 * GIB, 100, disks_in_memory=True), "1 of large waits for memory (12GiB each, 1GiB free)"),
     ],

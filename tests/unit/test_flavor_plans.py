@@ -455,8 +455,11 @@ def test_an_outdated_runner_that_cannot_be_removed_gets_no_successor(world: Worl
 class NoRegistration(Registration):
     """A way to register that does not work."""
 
+    def __init__(self, reason: str = "the scale set is not there") -> None:
+        self._reason = reason
+
     def prepare(self) -> None:
-        raise ConfigurationError("the scale set is not there")
+        raise ConfigurationError(self._reason)
 
     def register(self, name: str, labels: object) -> RegistrationData:
         raise AssertionError(name)
@@ -499,8 +502,9 @@ def test_a_flavour_that_cannot_register_does_not_stop_the_others(world: World) -
 
     assert world.there() == ["large", "small"]
     assert manager.report.failures == ["the scale set is not there"]
-    with pytest.raises(ConfigurationError, match="the scale set is not there"):
-        world.reconcile(bad, wanted("small", 1))
+    for other in (wanted("small", 1), wanted("small", 2, registration=NoRegistration("another reason"))):
+        with pytest.raises(ConfigurationError, match="the scale set is not there"):
+            world.reconcile(bad, other)
 
 
 def test_each_flavour_has_its_event(world: World, tmp_path: Path) -> None:

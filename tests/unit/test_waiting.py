@@ -56,6 +56,7 @@ JOBS: list[tuple[str, Counts, Demand, list[tuple[str, int | None]]]] = [
         [("not_assigned", 1), ("starting", 3), ("reconcile", 2)],
     ),
     ("others keep its runners", Counts(busy=4, maximum=4), Demand(4, running=2, **ANSWERED), [("maximum", 2)]),
+    ("more than the maximum", Counts(busy=5, maximum=4), Demand(5, running=2, **ANSWERED), [("maximum", 3)]),
     ("offline runners", Counts(other=2), Demand(1, **ANSWERED), [("offline", 1)]),
     ("at the maximum", Counts(busy=4, maximum=4), Demand(9, running=4, **ANSWERED), [("maximum", 5)]),
     (
