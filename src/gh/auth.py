@@ -1,6 +1,6 @@
 """How requests to GitHub's API are authorized."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import httpx2
 
@@ -78,15 +78,24 @@ class Pat(Auth):
 
 
 class HandedToken(Pat):
-    """A GitHub App's token that a hook has handed to the agent. The next hook replaces it: nobody has to act."""
+    """A GitHub App's token that a hook has handed to the agent; only a hook can replace it.
+
+    ``refused`` gets the token if GitHub answers 401.
+    """
+
+    def __init__(self, token: str, refused: Callable[[str], None]) -> None:
+        super().__init__(token)
+        self._refused = refused
 
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
         """Called by httpx2 for each request."""
-        request.headers["Authorization"] = f"Bearer {yield from self.token(request)}"
+        token = yield from self.token(request)
+        request.headers["Authorization"] = f"Bearer {token}"
         response = yield request
         if response.status_code == 401:
             # httpx2 leaves it to the authorization to read the body.
             response.read()
+            self._refused(token)
             raise GithubApiError(
                 f"GitHub refuses the token of the GitHub App (HTTP 401){detail(response)}; "
                 "the next reconcile requests another one"

@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -22,14 +22,14 @@ import demand
 import telemetry
 from agent_settings import AgentFlavor, AgentSettings
 from demand import Demand
-from errors import GithubClientError, RateLimitError, TokenError
+from errors import GithubClientError, HostError, RateLimitError, TokenError
 from gh.auth import HandedToken, Pat
 from gh.client import GithubClient
 from gh.errors import StatusError
 from gh.queued_jobs import Runs
 from gh.scale_set_answers import Job, ScaleSet, Statistics
 from gh.scale_sets import Listener, ScaleSetClient, SessionConflictError, SessionEndedError, SetGoneError
-from host.markers import LEAVING, Markers
+from host.markers import LEAVING, LIST_DUE, Markers
 from known_jobs import KnownJobs
 from models import GithubOrg, GithubRepo
 from programs import missed_jobs
@@ -206,6 +206,7 @@ class Sessions:
         self._silent: set[str] = set()
         self._waiting: dict[str, tuple[tuple[float | None, int], float]] = {}
         self._asked = 0.0
+        self._refused = ""
         self._sweep_at = 0.0
         self._sweeping: threading.Thread | None = None
         self._queued = missed_jobs.Schedule()
@@ -252,12 +253,21 @@ class Sessions:
             self._start_sweep()
         self._note_silence(names)
         self._note_waiting(names)
-        end, now = found.token_end, self.clock()
-        if end is not None and end - now < RENEW_BEFORE and abs(now - self._asked) >= RENEW_PAUSE:
-            self._asked = now
-            self._wake()
+        self._renew(found)
         if isinstance(found.path, GithubRepo) and self._queued.is_due():
             self._start_finding(found, found.path)
+
+    def _renew(self, found: AgentSettings) -> None:
+        """Start a reconcile for another token of the App, if this one is near its end or was refused."""
+        end, now = found.token_end, self.clock()
+        if end is None or (end - now >= RENEW_BEFORE and found.token != self._refused):
+            return
+        if abs(now - self._asked) >= RENEW_PAUSE:
+            self._asked = now
+            # A reconcile that asks GitHub for nothing has no other token to hand over.
+            with suppress(HostError):
+                Markers(self.unit).note(LIST_DUE)
+            self._wake()
 
     def _start_finding(self, found: AgentSettings, path: GithubRepo) -> None:
         """Ask for missed jobs in a thread; not while the one of before still waits for an answer."""
@@ -404,8 +414,11 @@ class Sessions:
             return rest.registration_token(found.path)
 
     def _rest(self, found: AgentSettings) -> GithubClient:
-        auth = Pat(found.token) if found.token_end is None else HandedToken(found.token)
+        auth = Pat(found.token) if found.token_end is None else HandedToken(found.token, self._note_refused)
         return GithubClient(found.github_url, auth, ca_certificates=found.ca_certificates)
+
+    def _note_refused(self, token: str) -> None:
+        self._refused = token
 
     def flavor(self, name: str) -> tuple[AgentSettings, AgentFlavor, ScaleSetClient] | None:
         """The settings of a flavour, and the client; None where it is not wanted any more."""
@@ -523,7 +536,7 @@ class FlavorSession:
         return 0.0
 
     def _poll_open(self, listener: Listener, settings: AgentSettings, flavor: AgentFlavor) -> None:
-        """Wait for a message. An error is none if the session was closed meanwhile, because its maximum became 0."""
+        """Wait for a message. If the session is closed meanwhile, as its maximum is 0, the wait ends with an error."""
         try:
             self.poll(listener, settings, flavor)
         except GithubClientError:

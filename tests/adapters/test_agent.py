@@ -532,6 +532,22 @@ def test_sets_at_a_former_path_are_deleted(
     wait_for(lambda: sets() == expected, "the other path")
 
 
+@pytest.mark.parametrize("end", [None, 3600.0], ids=["personal", "App"])
+def test_a_refused_token(agent: Agent, end: float | None) -> None:
+    """The operator replaces a personal one. For another one of an App, a reconcile reads GitHub's list of runners."""
+    ends = None if end is None else time.time() + end
+    agent.save(token="ghs_revoked", token_end=ends)
+    found = awaited(lambda found: bool(found.problem), "the problem")
+
+    assert ("invalid or expired" in found.problem, found.is_blocking) == (end is None, end is None)
+    if end is not None:
+        wait_for(lambda: markers.Markers(IDENTITY.unit).read(markers.LIST_DUE) is not None, "the marker")
+        wait_for(lambda: agent.wakes, "a reconcile")
+
+    agent.save(token_end=ends)
+    awaited(lambda found: found.answered_at > 0 and not found.problem, "the session")
+
+
 def test_a_token_near_its_end_asks_for_another(agent: Agent) -> None:
     """A reconcile writes a new one; it is asked for once in a while only."""
     agent.save(token_end=time.time() + 500)

@@ -470,7 +470,7 @@ def test_a_reason_counts_more_than_the_clocks(world: World) -> None:
 
 
 def test_without_a_date_no_difference_is_named(world: World) -> None:
-    """A proxy may have removed it; that it is the clock is GitHub's own word."""
+    """GitHub's message is about the clock all the same. A proxy may have removed the date."""
     auth = App(world.credentials, world.hub.api_url, REPO)
     transport = httpx2.MockTransport(lambda _: httpx2.Response(401, json={"message": apps.EXPIRED}))
     text = r"^the clock of this machine differs from GitHub's \(HTTP 401\): 'Expiration .*; synchronise the clock"

@@ -75,13 +75,16 @@ def test_a_personal_access_token_is_not_renewed() -> None:
     assert sent(Pat("ghp_secret"), lambda _: 401) == (["Bearer ghp_secret"], 401)
 
 
-def test_an_apps_token_that_the_agent_was_handed_blocks_nothing() -> None:
-    """The next reconcile has another one: it is no credential that an operator could replace."""
-    seen, text = sent(HandedToken("ghs_secret"), lambda _: 401)
+def test_a_refused_token_of_an_app_is_told() -> None:
+    """It was handed to the agent by a hook: it is no credential that an operator could replace."""
+    refused: list[str] = []
+    auth = HandedToken("ghs_secret", refused.append)
 
-    assert seen == ["Bearer ghs_secret"]
+    assert (sent(auth, lambda _: 403), refused) == ((["Bearer ghs_secret"], 403), [])
+    seen, text = sent(auth, lambda _: 401)
+
+    assert (seen, refused) == (["Bearer ghs_secret"], ["ghs_secret"])
     assert str(text).startswith("GithubApiError: GitHub refuses the token of the GitHub App (HTTP 401)")
-    assert sent(HandedToken("ghs_secret"), lambda _: 403) == (seen, 403)
 
 
 def test_without_a_token_nothing_is_sent() -> None:

@@ -22,7 +22,6 @@ import telemetry
 from agent_settings import AgentFlavor, AgentSettings
 from demand import Demand
 from errors import RateLimitError, TemporaryGithubError, TokenError
-from gh.auth import HandedToken, Pat
 from gh.errors import NotVisibleError
 from gh.queued_jobs import QueuedJob
 from gh.scale_set_answers import Job, Message, ScaleSet, Statistics
@@ -157,19 +156,15 @@ class World:
         self.waiting: list[QueuedJob] | Exception = []
         self.over = threading.Event()
         self.trusted: list[object] = []
-        self.auths: list[object] = []
         rest = SimpleNamespace(queued_jobs=self._queued, close=lambda: None)
 
-        def made(client: Any, auth: object, ca_certificates: object) -> Any:
+        def made(client: Any, ca_certificates: object) -> Any:
             self.trusted.append(ca_certificates)
-            self.auths.append(auth)
             return client
 
         monkeypatch.setattr(agent_settings, "load", lambda _: self.settings)
-        monkeypatch.setattr(
-            module, "ScaleSetClient", lambda *_, ca_certificates: made(self.client, None, ca_certificates)
-        )
-        monkeypatch.setattr(module, "GithubClient", lambda _, auth, ca_certificates: made(rest, auth, ca_certificates))
+        monkeypatch.setattr(module, "ScaleSetClient", lambda *_, ca_certificates: made(self.client, ca_certificates))
+        monkeypatch.setattr(module, "GithubClient", lambda *_, ca_certificates: made(rest, ca_certificates))
         monkeypatch.setattr(FlavorSession, "run", lambda _: self.over.wait(60))
         self.sessions = Sessions(IDENTITY.unit, self._wake, clock=lambda: self.now, jitter=lambda _, longest: longest)
         self.sessions.refresh()
@@ -975,13 +970,6 @@ def test_what_the_operator_must_fix_is_told_at_once(world: World) -> None:
         world.step()
         assert (demand.load(IDENTITY.unit)["small"].is_blocking, world.wakes) == (False, 1)
         world.session.close()
-
-
-def test_only_the_operators_own_token_is_a_personal_one(world: World) -> None:
-    """That of an App, which has an end, comes from a hook: the next one replaces it, and nobody has to act."""
-    for end, auth in ((None, Pat), (NOW + 3600, HandedToken)):
-        world.sessions.find_missed(replace(SETTINGS, token_end=end), GithubRepo("org", "repo"))
-        assert type(world.auths[-1]) is auth
 
 
 def test_a_session_that_was_closed_meanwhile_has_no_problem(world: World, caplog: pytest.LogCaptureFixture) -> None:
