@@ -5,13 +5,14 @@ Values from options, relations and the API reach scripts only through the filter
 
 import io
 import json
+import os
 import re
 import shlex
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, Protocol, cast
 from urllib.parse import urlsplit
 
 import jinja2
@@ -62,12 +63,21 @@ BINARY_ARCHIVE = PurePosixPath("/root/github-runner-application.tar.gz")
 IMAGE_BINARY = PurePosixPath("/opt/github-runner-application")
 # Where an image that this charm built has archives of actions (OWNER_REPO/COMMIT.tar.gz).
 ACTION_ARCHIVES = PurePosixPath("/opt/github-runner-actions")
-FILES_ARCHIVE = PurePosixPath("/root/github-runner-files.tar")
 CA_FOLDER = PurePosixPath("/usr/local/share/ca-certificates")
 # update-ca-certificates reads *.crt only; this one is for Node.js, which does not read the system's authorities.
 CA_BUNDLE = CA_FOLDER / "github-runner.pem"
 SERVICE = "github-runner.service"
 NETWORK_TIMEOUT = 60
+# Says when it reads, unpacks its input, and sets up. A container runs commands before its /run is mounted, which would
+# hide the token; the root of a virtual machine may still be read-only. Input that is not unpacked is read nevertheless,
+# so that the reason arrives.
+UNPACK_AND_SET_UP = f"""exec 2>&1
+until mountpoint -q /run && [ -w / ]; do sleep 0.1; done
+echo
+tar -xf - -C / || {{ code=$?; cat > /dev/null; exit $code; }}
+exec {SETUP_SCRIPT}"""
+# Bytes of the archive that are sent at a time.
+CHUNK = 1 << 17
 IMAGE_SCRIPT = PurePosixPath("/root/provision-image.sh")
 # The option image-script: it may hold secrets, and is removed when it has ended.
 OPTION_SCRIPT = PurePosixPath("/root/github-runner-image-script")
@@ -90,6 +100,13 @@ YQ = {
     Arch.X64: ("amd64", "654d2943ca1d3be2024089eb4f270f4070f491a0610481d128509b2834870049"),
     Arch.ARM64: ("arm64", "ceea73d4c86f2e5c91926ee0639157121f5360da42beeb8357783d79c2cc6a1d"),
 }
+
+
+class Writable(Protocol):
+    """Where an archive is written."""
+
+    def write(self, data: bytes, /) -> int:
+        """Take a part; returns its size."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +265,7 @@ FIXED: dict[str, Any] = {
     "image_binary": IMAGE_BINARY,
     "action_archives": ACTION_ARCHIVES,
     "network_timeout": NETWORK_TIMEOUT,
+    "routes": "/proc/net/route",
 }
 
 
@@ -315,11 +333,14 @@ def network_host(config: RunnerConfig) -> str:
     return urlsplit(proxy or config.github_url).hostname or "github.com"
 
 
-def archive(instance_files: Iterable[InstanceFile]) -> bytes:
-    """The files as a tar archive, so that one request carries them all. Unpack it in ``/``."""
-    buffer = io.BytesIO()
+def write_archive(out: Writable, instance_files: Iterable[InstanceFile], binary: Path | None = None) -> None:
+    """Write a tar archive of the files, so that one stream carries them all. Unpack it in ``/``.
+
+    ``binary`` is that of the runner for an image without it. OSError if it cannot be read.
+    """
     folders: set[PurePosixPath] = set()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
+    # A stream is only written to.
+    with tarfile.open(fileobj=cast(Any, out), mode="w|", bufsize=CHUNK) as tar:
         for file in instance_files:
             folder = file.path.parent
             # Folders of the image keep what they are: only those that belong to a user are named.
@@ -328,10 +349,16 @@ def archive(instance_files: Iterable[InstanceFile]) -> bytes:
                 folders.add(folder)
             # A file of a just-in-time configuration may have bytes that are no text.
             data = file.content.encode(errors="surrogateescape")
-            entry = _entry(file.path, file.mode, file.user, tarfile.REGTYPE)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return buffer.getvalue()
+            _add(tar, _entry(file.path, file.mode, file.user, tarfile.REGTYPE), len(data), io.BytesIO(data))
+        if binary is not None:
+            with binary.open("rb") as content:
+                size = os.fstat(content.fileno()).st_size
+                _add(tar, _entry(BINARY_ARCHIVE, 0o600, 0, tarfile.REGTYPE), size, content)
+
+
+def _add(tar: tarfile.TarFile, entry: tarfile.TarInfo, size: int, content: IO[bytes]) -> None:
+    entry.size = size
+    tar.addfile(entry, content)
 
 
 def _entry(path: PurePosixPath, mode: int, user: int, kind: bytes) -> tarfile.TarInfo:

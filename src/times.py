@@ -9,7 +9,7 @@ DAY = 24 * HOUR
 
 # One creation, step by step.
 CREATE_INSTANCE = 5 * MINUTE
-# Until an instance takes its first file or command: a virtual machine boots and starts its agent. A container: seconds.
+# Until an instance takes its first command: a virtual machine boots and starts its agent. A container: seconds.
 READY = {"virtual-machine": 5 * MINUTE, "container": MINUTE}
 SET_UP_INSTANCE = 10 * MINUTE
 REGISTER = 2 * MINUTE

@@ -2,29 +2,24 @@
 
 import json
 import logging
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-import websocket
-
 import times
 from engine.api import LxdApi, errors_of, wait_until
-from engine.events import connect, socket_path
+from engine.command import Command
 from errors import LxdError, LxdNotFoundError
 from redaction import tail
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two attempts at the first file or command. A virtual machine boots for many seconds, and LXD connects
+# Seconds between two attempts at the first command. A virtual machine boots for many seconds, and LXD connects
 # to its agent for each attempt.
 READY_INTERVAL = {"virtual-machine": 0.5, "container": 0.1}
-# Errors of a full disk or pool.
-FULL = ("no space left on device", "disk quota exceeded")
 # Seconds within which one file is read from an instance.
 READ_TIMEOUT = 10.0
 
@@ -55,6 +50,10 @@ class LxdInstance:
         self.config: dict[str, str] = dict(data["config"])
         self.profiles: list[str] = list(data.get("profiles", ()))
 
+    @property
+    def _kind(self) -> str:
+        return "virtual-machine" if self.virtual_machine else "container"
+
     def host_uid(self, uid: int) -> int:
         """The user on the host that the instance sees as ``uid``."""
         key = "volatile.idmap.current" if self.running else "volatile.idmap.next"
@@ -70,11 +69,8 @@ class LxdInstance:
 
     def wait_ready(self) -> None:
         """Wait until commands can be run: LXD refuses them until the LXD agent of a virtual machine runs."""
-        self._repeat(self._answers, "the first command")
-
-    def _repeat(self, attempt: Callable[[], bool], what: str) -> None:
-        kind = "virtual-machine" if self.virtual_machine else "container"
-        wait_until(attempt, times.READY[kind], f"{what} in {self.name}", READY_INTERVAL[kind])
+        what = f"the first command in {self.name}"
+        wait_until(self._answers, times.READY[self._kind], what, READY_INTERVAL[self._kind])
 
     def _answers(self) -> bool:
         with suppress(LxdError):
@@ -150,22 +146,31 @@ class LxdInstance:
         A job may have replaced the command, or what it reads: the output comes as a stream, which is cut at ``limit``
         bytes and not recorded. The process is then killed; it ends with the instance at the latest.
         """
-        deadline = time.monotonic() + timeout
-        what = f"{PurePosixPath(command[0]).name} in {self.name}"
-        body = {"command": list(command), "cwd": "/", "wait-for-websocket": True, "interactive": False}
-        with errors_of(what), ExitStack() as opened:
-            answer = self._lxd.request("POST", "instances", self.name, "exec", json=body).json()["metadata"]
-            streams = {}
-            # Connect `control` first: the command starts once 0, 1 and 2 are connected, and may end before a later one.
-            for number, secret in sorted(answer["metadata"]["fds"].items(), reverse=True):
-                resource = f"/1.0/operations/{answer['id']}/websocket?secret={secret}"
-                streams[number] = connect(resource, socket_path())
-                opened.callback(streams[number].shutdown)
+        with Command(self._lxd, self.name, command) as begun:
+            return begun.output(limit, timeout)
+
+    def begin(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Command:
+        """Start a command as soon as the instance takes one; it prints a line to say that it reads its input.
+
+        It costs less than ``wait_ready`` before it. LxdError ends with what LXD said last: no agent runs yet.
+        """
+        limit, interval = times.READY[self._kind], READY_INTERVAL[self._kind]
+        deadline = time.monotonic() + limit
+        while True:
             try:
-                return _received(streams["1"], limit, deadline)
-            finally:
-                with suppress(Exception):
-                    streams["control"].send(json.dumps({"command": "signal", "signal": signal.SIGKILL}))
+                with ExitStack() as undone:
+                    begun = undone.enter_context(Command(self._lxd, self.name, command, environment))
+                    begun.wait_begun(deadline - time.monotonic())
+                    undone.pop_all()
+                    return begun
+            except LxdNotFoundError:
+                # An ephemeral instance that powered off is gone.
+                raise
+            except LxdError as error:
+                if time.monotonic() + interval > deadline:
+                    what = f"the first command in {self.name}"
+                    raise LxdError(f"{what}: not within {limit:.0f} s: {error}") from error
+            time.sleep(interval)
 
     def push(
         self, path: str, content: "bytes | BinaryIO", *, mode: int = 0o644, user: int = 0, timeout: float = 300
@@ -182,31 +187,6 @@ class LxdInstance:
             headers=headers,
             timeout=timeout,
         )
-
-    def push_first(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
-        """Write a file as soon as LXD can write in a booting instance. It costs less than ``wait_ready`` before it.
-
-        LxdError ends with what LXD said last: no agent runs yet, the root is still read-only.
-        """
-        refused: LxdError | None = None
-
-        def is_over() -> bool:
-            nonlocal refused
-            try:
-                self.push(path, content, mode=mode, timeout=30)
-            except LxdError as error:
-                refused = error
-                # An ephemeral instance that powered off is gone, and no boot makes room on a disk.
-                return isinstance(error, LxdNotFoundError) or any(text in str(error).lower() for text in FULL)
-            refused = None
-            return True
-
-        try:
-            self._repeat(is_over, "the first file")
-        except LxdError as error:
-            raise LxdError(f"{error}: {refused}") from refused
-        if refused is not None:
-            raise refused
 
     def pull(self, path: str, limit: int) -> bytes:
         """At most ``limit`` bytes of a regular file inside.
@@ -252,28 +232,6 @@ class LxdInstance:
             return bool(self._lxd.get("instances", self.name, "state")["status"] != "Stopped")
         except LxdNotFoundError:
             return False
-
-
-def _received(stream: websocket.WebSocket, limit: int, deadline: float) -> bytes:
-    """The output that a stream of LXD carries until its end: a text, or a close.
-
-    Frame by frame: a message may have any size.
-    """
-    carries = (websocket.ABNF.OPCODE_BINARY, websocket.ABNF.OPCODE_CONT)
-    data = b""
-    while len(data) < limit:
-        stream.settimeout(max(0.001, deadline - time.monotonic()))
-        try:
-            frame = stream.recv_frame()  # type: ignore[no-untyped-call]
-        except (websocket.WebSocketConnectionClosedException, ConnectionError):
-            break
-        if time.monotonic() > deadline:
-            raise websocket.WebSocketTimeoutException("timed out")
-        if frame.opcode in (websocket.ABNF.OPCODE_CLOSE, websocket.ABNF.OPCODE_TEXT):
-            break
-        if frame.opcode in carries:
-            data += frame.data
-    return data[:limit]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import pytest
 
+import times
 from engine import api
 from engine import events as lifecycle
 from engine.client import LxdClient
@@ -309,8 +310,9 @@ class Commands(Daemon):
             return
         Commands.connected.append(stream)
         self.wfile.write(accepted(self.headers["Sec-WebSocket-Key"].encode()))
-        if stream == "control":
-            size = self.rfile.read(2)[1] & 127
+        # A command that is over gets no order.
+        if stream == "control" and (head := self.rfile.read(2)):
+            size = head[1] & 127
             mask, data = self.rfile.read(4), self.rfile.read(size)
             Commands.ordered.put(bytes(byte ^ mask[place % 4] for place, byte in enumerate(data)))
         # The client closes its connections whenever it has read enough.
@@ -375,6 +377,102 @@ def test_a_command_that_is_not_over_in_time_is_an_error(
         running.output(["/bin/sh"], 100, 0.2)
 
     assert 0.2 <= time.monotonic() - started < 10
+
+
+class Fed(Commands):
+    """A command that prints a line, reads its input to the end, prints what it read, and ends with 3."""
+
+    begins: ClassVar[bytes] = b"\n"
+    inputs: ClassVar["queue.SimpleQueue[bytes]"] = queue.SimpleQueue()
+    operation: ClassVar[dict[str, Any]] = {"status_code": 200, "metadata": {"return": 3}, "err": ""}
+
+    def do_GET(self) -> None:
+        stream = self.path.partition("/operations/7/websocket?secret=")[2]
+        if stream:
+            getattr(self, f"_{stream}", super().do_GET)()
+        else:
+            self._answer(json.dumps({"type": "sync", "metadata": self.operation}).encode(), 200)
+
+    def _in(self) -> None:
+        self.wfile.write(accepted(self.headers["Sec-WebSocket-Key"].encode()))
+        read = b""
+        while (data := self._frame()) is not None:
+            read += data
+        Fed.inputs.put(read)
+
+    def _frame(self) -> bytes | None:
+        """The content of a frame; None at the end, which is a text or one of the connection."""
+        head = self.rfile.read(2)
+        if not head or head[0] != BINARY:
+            return None
+        size = head[1] & 127
+        if size > 125:
+            size = int.from_bytes(self.rfile.read(2 if size == 126 else 8), "big")
+        mask, data = self.rfile.read(4), self.rfile.read(size)
+        return bytes(byte ^ mask[place % 4] for place, byte in enumerate(data))
+
+    def _out(self) -> None:
+        self.wfile.write(accepted(self.headers["Sec-WebSocket-Key"].encode()))
+        if not self.begins:
+            self.rfile.read()
+            return
+        self.wfile.write(frame(BINARY, self.begins))
+        read = Fed.inputs.get(timeout=30)
+        self.wfile.write(frame(PING, b"?") + frame(BINARY, str(len(read)).encode()) + frame(TEXT))
+
+
+@pytest.fixture
+def fed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LxdInstance]:
+    """An instance whose commands are Fed."""
+    for name, owner in (("ordered", Commands), ("inputs", Fed)):
+        monkeypatch.setattr(owner, name, queue.SimpleQueue())
+    monkeypatch.setenv("LXD_DIR", str(tmp_path))
+    with served(tmp_path, Fed) as client:
+        yield LxdInstance(client, DATA)
+
+
+def test_a_command_is_given_its_input(fed: LxdInstance) -> None:
+    """In parts of any size, as soon as it has printed its line. Exit code and output come after its end."""
+    with fed.begin(["/bin/sh"], {"HOME": "/root"}) as command:
+        for size in (1, 200, 70_000):
+            assert command.write(b"x" * size) == size
+        command.end_input()
+        assert command.end(30) == (3, "\n70201")
+
+    assert Commands.asked["environment"] == {"HOME": "/root"}
+    # No signal was sent to what is over.
+    assert Commands.ordered.empty()
+
+
+def test_a_command_that_has_not_ended_is_killed(fed: LxdInstance) -> None:
+    """Whatever ends the sending: nothing goes on in the instance with a part of its input."""
+    with suppress(ZeroDivisionError), fed.begin(["/bin/sh"]) as command:
+        command.write(b"x")
+        1 / 0  # noqa: B018
+
+    assert json.loads(Commands.ordered.get(timeout=10)) == {"command": "signal", "signal": 9}
+
+
+@pytest.mark.parametrize(
+    ("operation", "text"),
+    [
+        ({"status_code": 400, "metadata": None, "err": "agent isn't currently running"}, "agent isn't currently"),
+        ({"status_code": 200, "metadata": {"return": 137}, "err": ""}, "sh in app-0-aa: ended with 137"),
+        ({"status_code": 103, "metadata": None, "err": ""}, "sh in app-0-aa: not begun within 0 s"),
+    ],
+    ids=["LXD cannot run it", "it is killed", "it prints nothing"],
+)
+def test_a_command_that_does_not_begin_is_an_error(
+    fed: LxdInstance, monkeypatch: pytest.MonkeyPatch, operation: dict[str, Any], text: str
+) -> None:
+    """Although its streams stay open: LXD's operation tells. The error has the reason, and nothing was sent."""
+    monkeypatch.setattr(Fed, "begins", b"")
+    monkeypatch.setattr(Fed, "operation", operation)
+    monkeypatch.setattr("engine.command.LOOK_INTERVAL", 0.05)
+    monkeypatch.setattr(times, "READY", {"virtual-machine": 0.2, "container": 0.2})
+
+    with pytest.raises(LxdError, match=text):
+        fed.begin(["/bin/sh"])
 
 
 def test_a_daemon_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

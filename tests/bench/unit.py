@@ -4,13 +4,17 @@ import json
 import statistics
 import time
 import urllib.request
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from host.pool import MOUNT_POINT
 from host.runner_binary import FOLDER
+from metrics.storage import FILESYSTEM_BASE_PATH
 from programs.agent import PAUSE
 from sandbox.lab.pack import SITE_PACKAGES
+from shared_fs import FILESYSTEM_IMAGES_PATH
 from tests.bench.report import write
 from tests.support.deployment import PAT, RECONCILE, REPOSITORY, Deployment, wait_for
 
@@ -41,10 +45,23 @@ def by_hand(found: Deployment, number: int, way: str) -> float:
     url, token = (f"{api}/generate-jitconfig", PAT) if way == "jit" else (f"{found.hub.url}/{REPOSITORY}", _token(api))
     tarball = found.machine.exec("sh", "-c", f"ls {FOLDER}/*.tar.gz").split()[0]
     runner = f"{tarball} {url} {token} {urlsplit(url).hostname}"
-    started = time.monotonic()
-    raw(found, "jit" if way == "jit" else "register", number, min(8, number), RUNNER=runner)
-    wait_for(lambda: len(found.online()) == number, f"{number} runners", 120)
-    return time.monotonic() - started
+    script = "jit" if way == "jit" else "register"
+    return _until_online(found, number, lambda: raw(found, script, number, min(8, number), RUNNER=runner))
+
+
+def _until_online(found: Deployment, number: int, make: Callable[[], object]) -> float:
+    """Seconds from the start of what makes runners until GitHub lists all as online, which may be before its end."""
+    with ThreadPoolExecutor(1) as pool:
+        started = time.monotonic()
+        made = pool.submit(make)
+        wait_for(lambda: len(found.online()) == number or _failed(made), f"{number} runners", 120)
+        seconds = time.monotonic() - started
+        made.result()
+    return seconds
+
+
+def _failed(made: "Future[object]") -> bool:
+    return made.done() and made.exception() is not None
 
 
 def _token(api: str) -> str:
@@ -72,9 +89,10 @@ def start_sessions(found: Deployment) -> None:
 
 
 def clear(found: Deployment) -> None:
-    """No runner is left, as if all had ended at once, and the file system has freed their blocks."""
+    """No runner and no metrics storage is left, and the file system has freed their blocks."""
     for name in found.instances():
         found.machine.exec("lxc", "delete", "--force", name, check=False)
+    found.machine.exec("sh", "-c", f"umount {FILESYSTEM_BASE_PATH}/*; rm -f {FILESYSTEM_IMAGES_PATH}/*", check=False)
     for runner in found.control.runners():
         found.control.remove_runner(runner["id"])
     found.machine.exec("sh", "-c", f"btrfs filesystem sync {MOUNT_POINT} && btrfs subvolume sync {MOUNT_POINT}")
@@ -82,11 +100,12 @@ def clear(found: Deployment) -> None:
 
 def create_by_hook(found: Deployment, number: int) -> float:
     """Seconds from the dispatch until GitHub lists every runner as online."""
-    started = time.monotonic()
+    return _until_online(found, number, lambda: _reconcile(found))
+
+
+def _reconcile(found: Deployment) -> None:
     done = found.unit.exec(RECONCILE)
     assert done.returncode == 0, done.stderr
-    wait_for(lambda: len(found.online()) == number, f"{number} runners", 120)
-    return time.monotonic() - started
 
 
 def create(found: Deployment, repeat: int) -> None:

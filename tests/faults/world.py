@@ -436,4 +436,4 @@ class World:
                 raise Killed
             return False
 
-        self.lxd.faults = dict.fromkeys(("create", "start", "push", "stop", "set_config"), count)
+        self.lxd.faults = dict.fromkeys(("create", "start", "begin", "write", "stop", "set_config"), count)

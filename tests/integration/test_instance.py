@@ -3,11 +3,15 @@
 import gc
 import hashlib
 import http.server
+import itertools
 import os
 import signal
+import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -102,12 +106,13 @@ def set_up(instance: LxdInstance, software: tuple[list[Snap], list[WgetExecutabl
         github_url=f"http://{lxd_setup.bridge_address()}",
     )
     files = provision.files(provision.environment(TEMPLATES), config, arch=Arch.X64, software=software)
-    instance.push(str(provision.FILES_ARCHIVE), provision.archive(files), mode=0o600)
-    instance.execute(["sh", "-c", f"tar -czf {provision.BINARY_ARCHIVE} -T /dev/null"])
-    instance.execute(["tar", "-xf", str(provision.FILES_ARCHIVE), "-C", "/"])
-    instance.push(str(provision.REGISTER_SCRIPT), b"#!/bin/sh\n", mode=0o700, user=provision.UBUNTU)
-    done = instance.execute([str(provision.SETUP_SCRIPT)], output=True, timeout=90)
-    return "" if done.code == 0 else done.stderr
+    files = [replace(file, content="#!/bin/sh\n") if file.path == provision.REGISTER_SCRIPT else file for file in files]
+    with tempfile.NamedTemporaryFile() as binary, instance.begin(["/bin/sh", "-c", provision.UNPACK_AND_SET_UP]) as it:
+        tarfile.open(binary.name, "w:gz").close()
+        provision.write_archive(it, files, Path(binary.name))
+        it.end_input()
+        code, output = it.end(90)
+    return "" if code == 0 else output
 
 
 def said(instance: LxdInstance, command: str) -> str:
@@ -246,6 +251,30 @@ def test_output_is_a_stream_that_is_cut(instance: LxdInstance) -> None:
         with pytest.raises(LxdError, match="timed out"):
             instance.output([*shell, endless], 1000, 1)
     assert said(instance, "pgrep -x cat || echo none") == "none\n"
+
+
+def test_a_command_reads_what_it_is_sent(instance: LxdInstance) -> None:
+    """Every byte, from the moment in which it says that it reads; its exit code and its output come in the end."""
+    content = os.urandom(5_000_000)
+    with instance.begin(["/bin/sh", "-c", "echo; sha256sum; echo $HOME >&2; exit 3"], {"HOME": "/x"}) as command:
+        for start in range(0, len(content), 1_234_567):
+            command.write(content[start : start + 1_234_567])
+        command.end_input()
+        assert command.end(30) == (3, f"\n{hashlib.sha256(content).hexdigest()}  -\n")
+
+
+def test_a_command_that_ends_before_its_input_is_an_error_in_time(instance: LxdInstance) -> None:
+    """Where it stops reading nothing waits for it, and where it does not begin LXD's reason is in the error."""
+    started = time.monotonic()
+    content = itertools.repeat(bytes(1_000_000), 100)
+    with instance.begin(["/bin/sh", "-c", "echo; exit 3"]) as command, pytest.raises(LxdError, match="sh in"):
+        sum(map(command.write, content))
+    assert time.monotonic() - started < 30
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("times.READY", {"container": 1})
+        with pytest.raises(LxdError, match=r"not within 1 s: sh in .* ended with 4 before it had begun"):
+            instance.begin(["/bin/sh", "-c", "exit 4"])
 
 
 # What a job leaves where its agent's logs are, and in the place of the machine's.

@@ -3,6 +3,8 @@
 They replace exactly the adapters that are handed in; the integration tests use the real ones.
 """
 
+import io
+import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -80,7 +82,7 @@ class FakeInstance:
         self.process = 10
         self.files: dict[str, bytes] = {}
         self.pushed: list[tuple[str, int, int]] = []
-        """Path, mode and user of each file in the order of its push."""
+        """Path, mode and user of each file in the order in which it was written."""
         self.commands: list[list[str]] = []
 
     def host_uid(self, uid: int) -> int:
@@ -119,12 +121,12 @@ class FakeInstance:
         return Execution(0)
 
     def push(self, path: str, content: "bytes | BinaryIO", *, mode: int = 0o644, user: int = 0) -> None:
-        self.lxd.fault("push", self.name)
         self.pushed.append((path, mode, user))
         self.files[path] = content if isinstance(content, bytes) else content.read()
 
-    def push_first(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
-        self.push(path, content, mode=mode)
+    def begin(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> "FakeCommand":
+        self.lxd.fault("begin", self.name)
+        return FakeCommand(self, command)
 
     def pull(self, path: str, limit: int) -> bytes:
         if path not in self.files:
@@ -140,6 +142,35 @@ class FakeInstance:
         if "--identifier" in script:
             return self.files.get("last words", b"")[:limit]
         return self.files.get(arguments[0] if arguments else "journal", b"")[:limit]
+
+
+class FakeCommand:
+    """A command that unpacks its input, and then does what the instance's ``execute`` does."""
+
+    def __init__(self, instance: FakeInstance, command: Sequence[str]) -> None:
+        self.instance, self.command, self.input = instance, command, io.BytesIO()
+
+    def __enter__(self) -> "FakeCommand":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+    def write(self, data: bytes) -> int:
+        self.instance.lxd.fault("write", self.instance.name)
+        return self.input.write(data)
+
+    def end_input(self) -> None:
+        self.input.seek(0)
+        with tarfile.open(fileobj=self.input) as archive:
+            for member in archive:
+                content = archive.extractfile(member)
+                if content is not None:
+                    self.instance.push(f"/{member.name}", content.read(), mode=member.mode, user=member.uid)
+
+    def end(self, timeout: float) -> tuple[int, str]:
+        done = self.instance.execute(self.command)
+        return done.code, done.stdout or done.stderr
 
 
 class FakeLxd:

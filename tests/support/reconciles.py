@@ -237,7 +237,7 @@ class Reconciles(RuleBasedStateMachine):
             return False
 
         before = self.lxd.faults
-        self.lxd.faults = dict.fromkeys(("register", "create", "start", "push", "stop", "set_config"), count)
+        self.lxd.faults = dict.fromkeys(("register", "create", "start", "begin", "write", "stop", "set_config"), count)
         with contextlib.suppress(Killed):
             self._checked_reconcile()
         self.lxd.faults = before

@@ -1,7 +1,9 @@
 """The files of a runner, and a folder in which bash runs its scripts with stand-ins for what they call."""
 
+import io
 import os
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,12 @@ def rendered(config: RunnerConfig = PLAIN, arch: Arch = Arch.X64, **options: Any
 def content(path: str, config: RunnerConfig = PLAIN, **options: Any) -> str | None:
     file = rendered(config, **options).get(path)
     return None if file is None else file.content
+
+
+def archived(files: Iterable[InstanceFile], binary: Path | None = None) -> bytes:
+    out = io.BytesIO()
+    provision.write_archive(out, files, binary)
+    return out.getvalue()
 
 
 def part(text: str, first: str, last: str) -> str:

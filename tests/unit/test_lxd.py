@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, BinaryIO
+from typing import Any, ClassVar
 
 import pytest
 import requests
@@ -13,6 +13,7 @@ import requests
 import times
 from engine import api
 from engine.client import LxdClient
+from engine.command import Command
 from engine.instance import Execution, LxdInstance
 from engine.profiles import ensure_resources
 from errors import LxdError, LxdNotFoundError
@@ -54,51 +55,62 @@ def test_an_instance_that_never_answers_is_an_error(monkeypatch: pytest.MonkeyPa
         instance.wait_ready()
 
 
-class FilledInstance(LxdInstance):
-    """A virtual machine that LXD refuses to write to at first, for the reasons given."""
+class Refused(Command):
+    """A command that LXD refuses at first, for the reasons given."""
 
-    def __init__(self, refusals: list[LxdError]) -> None:
-        super().__init__(LxdClient(), DATA)
-        self.refusals = refusals
-        self.files: list[tuple[str, bytes | BinaryIO, int]] = []
+    refusals: ClassVar[list[LxdError]] = []
+    closed = 0
 
-    def push(
-        self, path: str, content: "bytes | BinaryIO", *, mode: int = 0o644, user: int = 0, timeout: float = 300
-    ) -> None:
+    def __init__(self, *_: Any) -> None:
+        """Nothing is connected."""
+
+    def wait_begun(self, timeout: float) -> None:
+        assert 0 <= timeout <= times.READY["virtual-machine"]
         if self.refusals:
             raise self.refusals.pop(0)
-        self.files.append((path, content, mode))
+
+    def __exit__(self, *_: object) -> None:
+        Refused.closed += 1
 
 
-def test_the_first_file_is_sent_until_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing asks whether a booting instance is ready: the file itself is sent until LXD writes it."""
-    monkeypatch.setattr("engine.api.time.sleep", lambda seconds: None)
-    instance = FilledInstance([LxdError("the agent does not run"), LxdError("read-only file system")])
+@pytest.fixture
+def booting(monkeypatch: pytest.MonkeyPatch) -> LxdInstance:
+    """A virtual machine whose commands are Refused, and waits that last no time."""
+    monkeypatch.setattr("engine.instance.Command", Refused)
+    monkeypatch.setattr("engine.instance.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(Refused, "closed", 0)
+    return LxdInstance(LxdClient(), DATA)
 
-    instance.push_first("/root/files", b"x", mode=0o600)
 
-    assert instance.files == [("/root/files", b"x", 0o600)]
+def test_the_first_command_is_repeated_until_it_has_begun(
+    booting: LxdInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing asks whether a booting instance is ready. The streams of an attempt are closed, those of the last not."""
+    monkeypatch.setattr(Refused, "refusals", [LxdError("the agent does not run"), LxdError("ended with 137")])
+
+    assert isinstance(booting.begin(["/bin/sh"]), Refused)
+
+    assert (Refused.refusals, Refused.closed) == ([], 2)
 
 
-def test_a_first_file_that_is_never_taken_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_command_that_never_begins_is_an_error(booting: LxdInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait has an end, and its error names the instance and what LXD said last."""
-    monkeypatch.setattr(times, "READY", {"virtual-machine": 0, "container": 0})
+    now = iter(range(0, 10_000, 100))
+    monkeypatch.setattr("engine.instance.time.monotonic", lambda: next(now))
+    monkeypatch.setattr(Refused, "refusals", [LxdError("the agent does not run")] * 9)
 
-    with pytest.raises(LxdError, match="app-0-aa: not within 0 s: the agent does not run"):
-        FilledInstance([LxdError("the agent does not run")] * 9).push_first("/root/files", b"x")
+    with pytest.raises(LxdError, match="app-0-aa: not within 300 s: the agent does not run"):
+        booting.begin(["/bin/sh"])
 
 
-@pytest.mark.parametrize(
-    "refusal", [LxdNotFoundError("Instance not found"), LxdError("write /root/files: No space left on device")]
-)
-def test_a_first_file_that_cannot_be_taken_is_not_waited_for(refusal: LxdError) -> None:
-    """LXD deletes an ephemeral instance that powers off while it boots, and no boot makes room on a full pool."""
-    instance = FilledInstance([refusal, LxdError("asked again")])
+def test_an_instance_that_is_gone_is_not_waited_for(booting: LxdInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LXD deletes an ephemeral instance that powers off while it boots."""
+    monkeypatch.setattr(Refused, "refusals", [LxdNotFoundError("Instance not found"), LxdError("asked again")])
 
-    with pytest.raises(type(refusal), match=str(refusal)):
-        instance.push_first("/root/files", b"x")
+    with pytest.raises(LxdNotFoundError, match="Instance not found"):
+        booting.begin(["/bin/sh"])
 
-    assert len(instance.refusals) == 1
+    assert len(Refused.refusals) == 1
 
 
 @pytest.mark.parametrize(("kind", "most"), [("virtual-machine", 4), ("container", 16)])

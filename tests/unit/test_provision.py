@@ -25,6 +25,7 @@ from tests.support.scripts import (
     PLAIN,
     PROXIES,
     Shell,
+    archived,
     content,
     rendered,
 )
@@ -375,8 +376,12 @@ def test_mirror_with_credentials(shell: Shell, mirror: str, daemon: str) -> None
         assert mirror not in repr(config)
 
 
-def test_archive_members() -> None:
-    """Owners and modes are the files', and only the folders that belong to a user are named, once each."""
+def test_archive_members(tmp_path: Path) -> None:
+    """Owners and modes are the files', and only the folders that belong to a user are named, once each.
+
+    Last comes the runner binary.
+    """
+    (tmp_path / "runner.tar.gz").write_bytes(b"binary" * 100_000)
     files = [
         InstanceFile(PurePosixPath("/root/x/setup.sh"), "s", 0o700),
         InstanceFile(PurePosixPath("/home/ubuntu/github-runner/a"), "ä", 0o755, 1000),
@@ -385,7 +390,7 @@ def test_archive_members() -> None:
         InstanceFile(PurePosixPath("/etc/environment"), "e\n"),
     ]
 
-    with tarfile.open(fileobj=io.BytesIO(provision.archive(files))) as tar:
+    with tarfile.open(fileobj=io.BytesIO(archived(files, tmp_path / "runner.tar.gz"))) as tar:
         members = [(entry.name, entry.isdir(), entry.mode, entry.uid, entry.gid) for entry in tar]
         contents = {entry.name: tar.extractfile(entry) for entry in tar if entry.isfile()}
         texts = {name: file.read().decode() if file else None for name, file in contents.items()}
@@ -397,9 +402,41 @@ def test_archive_members() -> None:
         ("home/ubuntu/github-runner/b", False, 0o600, 1000, 1000),
         ("home/ubuntu/c", False, 0o644, 1000, 1000),
         ("etc/environment", False, 0o644, 0, 0),
+        (str(provision.BINARY_ARCHIVE).lstrip("/"), False, 0o600, 0, 0),
     ]
     assert texts["home/ubuntu/github-runner/a"] == "ä"
     assert texts["home/ubuntu/github-runner/b"] == ""
+    assert texts[str(provision.BINARY_ARCHIVE).lstrip("/")] == "binary" * 100_000
+
+
+def unpack(shell: Shell, tmp_path: Path, given: bytes) -> "subprocess.CompletedProcess[bytes]":
+    """Run what an instance runs first, with a folder in place of its root and of its set-up script."""
+    (tmp_path / "setup").write_text("#!/bin/sh\necho set up >&2; exit 3\n")
+    (tmp_path / "setup").chmod(0o755)
+    script = provision.UNPACK_AND_SET_UP.replace("-C /", f"-C {tmp_path}").replace("-w /", f"-w {tmp_path}")
+    command = ["/bin/sh", "-c", script.replace(str(provision.SETUP_SCRIPT), f"{tmp_path}/setup")]
+    return subprocess.run(command, input=given, env=shell.environment(), capture_output=True, timeout=60, check=False)
+
+
+def test_the_set_up_begins_when_the_files_are_there(shell: Shell, tmp_path: Path) -> None:
+    """A line says that the files are read, and what the set-up prints comes after it, with its exit code."""
+    shell.stub("mountpoint", f"[ -e {tmp_path}/asked ] || {{ touch {tmp_path}/asked; exit 1; }}")
+
+    done = unpack(shell, tmp_path, archived([InstanceFile(PurePosixPath("/etc/x"), "x")]))
+
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"\nset up\n", b"")
+    assert (tmp_path / "etc/x").read_text() == "x"
+    assert shell.arguments("mountpoint") == ["-q", "/run"] * 2
+
+
+def test_files_that_cannot_be_unpacked_are_read_to_their_end(shell: Shell, tmp_path: Path) -> None:
+    """Or the charm would not get to read the reason. Nothing is set up then."""
+    shell.stub("mountpoint")
+    shell.stub("tar", "echo no space left on device >&2; exit 2")
+
+    done = unpack(shell, tmp_path, bytes(5_000_000))
+
+    assert (done.returncode, done.stdout) == (2, b"\nno space left on device\n")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="owners need root")
@@ -411,7 +448,7 @@ def test_archive_unpacks_as_in_an_instance(tmp_path: Path) -> None:
     config = replace(PLAIN, proxies=PROXIES)
     files = rendered(config, policy_url="https://policy.example", policy_token="t")
 
-    subprocess.run(["tar", "-xf", "-", "-C", str(tmp_path)], input=provision.archive(files.values()), check=True)
+    subprocess.run(["tar", "-xf", "-", "-C", str(tmp_path)], input=archived(files.values()), check=True)
 
     for path, file in files.items():
         stat = (tmp_path / path.lstrip("/")).stat()

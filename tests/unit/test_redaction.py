@@ -210,7 +210,7 @@ PLACES = [
     ),
     *("github.list_runners", "github.registration_token", "github.find_runner", "github.delete_runner"),
     *("lxd.instances", "lxd.find", "storages.list_all", "markers.note"),
-    *(f"instance.{action}" for action in ("create", "start", "push", "execute", "set_config", "stop")),
+    *(f"instance.{action}" for action in ("create", "start", "begin", "write", "execute", "set_config", "stop")),
 ]
 EVENTS = ("config_changed", "start", "update_status", "upgrade_charm", "reconcile_runners", "stop")
 ACTIONS = ("check-runners", "reconcile-runners", "flush-runners", "update-dependencies")

@@ -26,6 +26,7 @@ from gh.registration import (
     read_configuration,
 )
 from models import Arch, GithubOrg, GithubPath, GithubRunner, RegistrationMethod
+from tests.support.scripts import archived
 
 ORG = GithubOrg("octo-org", "builders")
 FILES = {
@@ -248,7 +249,7 @@ def test_an_unknown_file_may_have_any_bytes() -> None:
     data = bytes(range(256))
     files = read_configuration(encoded({**as_base64(FILES), ".keystore": base64.b64encode(data).decode()}))
 
-    packed = provision.archive([provision.InstanceFile(PurePosixPath("/x/.keystore"), files[".keystore"])])
+    packed = archived([provision.InstanceFile(PurePosixPath("/x/.keystore"), files[".keystore"])])
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         file = archive.extractfile("x/.keystore")
         assert file is not None

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import requests
+from websocket import ABNF
 
 import provision
 from engine.client import LxdClient
@@ -20,7 +21,7 @@ NAME = "app-0-0123abcdaa"
 
 
 class RecordingLxd(LxdClient):
-    """LXD whose operations succeed at once; ``booting`` attempts to write a file are refused before."""
+    """LXD whose operations succeed at once; ``booting`` attempts to run a command are refused before."""
 
     def __init__(self, booting: int) -> None:
         super().__init__()
@@ -32,13 +33,14 @@ class RecordingLxd(LxdClient):
 
     def request(self, method: str, *path: str, timeout: float = 30, **options: Any) -> requests.Response:
         response = requests.Response()
-        if path[-1] == "files" and method == "POST" and self.booting:
+        if path[-1] == "exec" and self.booting:
             self.booting -= 1
             raise LxdError("LXD VM agent isn't currently running")
         self.asked.append(" ".join((method, *path)))
         body: dict[str, Any] = {"type": "sync", "metadata": self._metadata(path)}
-        if method in ("POST", "PUT") and path[-1] != "files":
-            body = {"type": "async", "metadata": {"id": "1"}}
+        if method in ("POST", "PUT"):
+            streams = {name: name for name in ("0", "1", "2", "control")}
+            body = {"type": "async", "metadata": {"id": "1", "metadata": {"fds": streams}}}
         response._content = json.dumps(body).encode()
         if path[-1] == "files":
             response._content, response.raw = b"", _Settings()
@@ -50,6 +52,28 @@ class RecordingLxd(LxdClient):
             root = {"type": "disk", "path": "/", "pool": "runner", "size": RESOURCES.disk}
             return {"devices": {"root": root}}
         return {"status_code": 200, "metadata": {"return": 0}}
+
+
+class Stream:
+    """Any stream of a command that prints a line and ends."""
+
+    def __init__(self) -> None:
+        self.frames = [ABNF(opcode=ABNF.OPCODE_BINARY, data=b"\n"), ABNF(opcode=ABNF.OPCODE_TEXT)]
+
+    def settimeout(self, seconds: float) -> None:
+        """Nothing takes time."""
+
+    def recv_frame(self) -> ABNF:
+        return self.frames.pop(0)
+
+    def send(self, text: str) -> None:
+        assert text == ""
+
+    def send_binary(self, data: bytes) -> None:
+        assert data
+
+    def shutdown(self) -> None:
+        """Nothing is open."""
 
 
 class _Settings:
@@ -67,7 +91,8 @@ class _Settings:
 
 
 def test_requests_of_a_creation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From nothing to a started runner agent LXD is asked twelve times, besides the polls while it boots."""
+    """From nothing to a started runner agent LXD is asked eleven times, besides the polls while it boots."""
+    monkeypatch.setattr("engine.command.connect", lambda resource, path: Stream())
     monkeypatch.setattr("runner.shared_fs.create", lambda name: MetricsStorage(tmp_path, name))
     monkeypatch.setattr("engine.instance.READY_INTERVAL", {"virtual-machine": 0})
     lxd, github = RecordingLxd(booting=5), FakeGithub()
@@ -88,4 +113,4 @@ def test_requests_of_a_creation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     assert made.status.runner_id == 7
     assert lxd.booting == 0
-    assert len(lxd.asked) <= 12, lxd.asked
+    assert len(lxd.asked) <= 11, lxd.asked

@@ -1,7 +1,5 @@
 """Runners that register just in time: the record at GitHub is first, the instance second."""
 
-import io
-import tarfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -96,18 +94,14 @@ def test_the_configuration_is_in_files_for_one_user_alone(world: JitWorld) -> No
 
     [instance] = world.lxd.found.values()
     assert not any(marker in f"{instance.config}{instance.commands}" for marker in ("oauth-marker", "key-marker"))
-    with tarfile.open(fileobj=io.BytesIO(instance.files[str(provision.FILES_ARCHIVE)])) as archive:
-        names = archive.getnames()
-        for name, text in FILES.items():
-            member = archive.getmember(str(provision.RUNNER_APPLICATION / name).lstrip("/"))
-            assert (member.mode, member.uid, member.gid) == (0o600, provision.UBUNTU, provision.UBUNTU)
-            file = archive.extractfile(member)
-            assert file is not None
-            assert file.read().decode() == text
-    assert not {str(provision.TOKEN_FILE).lstrip("/"), str(provision.REGISTER_SCRIPT).lstrip("/")} & set(names)
+    for name, text in FILES.items():
+        path = str(provision.RUNNER_APPLICATION / name)
+        assert (path, 0o600, provision.UBUNTU) in instance.pushed
+        assert instance.files[path].decode() == text
+    assert not {str(provision.TOKEN_FILE), str(provision.REGISTER_SCRIPT)} & set(instance.files)
 
 
-@pytest.mark.parametrize("step", ["create", "start", "push", "execute", "set_config"])
+@pytest.mark.parametrize("step", ["create", "start", "begin", "write", "execute", "set_config"])
 def test_a_record_whose_instance_failed_is_deleted(world: JitWorld, step: str) -> None:
     """Whatever step fails, neither record nor instance stays; the record is deleted by its id."""
     world.lxd.faults[step] = lambda _: True

@@ -1,12 +1,10 @@
 """The order of a reconcile and of a flush, and what the failure of one runner does not stop."""
 
 import errno
-import io
 import json
 import logging
 import os
 import socket
-import tarfile
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -206,13 +204,11 @@ def test_instance_carries_what_a_later_reconcile_needs(world: World) -> None:
 
 
 def test_files_with_secrets_are_readable_for_one_user_only(world: World) -> None:
-    """The files of the set-up belong to root and the tokens to the runner's user, each without access for others."""
+    """The set-up script belongs to root and the tokens to the runner's user, each without access for others."""
     world.reconcile(1)
     [created] = world.lxd.found.values()
-    assert (str(provision.FILES_ARCHIVE), 0o600, 0) in created.pushed
-    with tarfile.open(fileobj=io.BytesIO(created.files[str(provision.FILES_ARCHIVE)])) as archive:
-        token = archive.getmember(str(provision.TOKEN_FILE).lstrip("/"))
-        assert (token.mode, token.uid, token.gid) == (0o600, provision.UBUNTU, provision.UBUNTU)
+    assert (str(provision.SETUP_SCRIPT), 0o700, 0) in created.pushed
+    assert (str(provision.TOKEN_FILE), 0o600, provision.UBUNTU) in created.pushed
 
 
 @pytest.fixture
@@ -279,7 +275,8 @@ def test_a_runner_whose_metrics_cannot_be_mounted_serves(world: World, caplog: p
     [
         ({"create": True}, {}, "creating the instance"),
         ({"start": True}, {}, "starting the instance"),
-        ({"push": True}, {}, "starting the instance"),
+        ({"begin": True}, {}, "starting the instance"),
+        ({"write": True}, {}, "setting the instance up"),
         ({}, {"setup.sh": 3}, "setting the instance up"),
         ({}, {"setup.sh": provision.NOT_REGISTERED}, "registering"),
         ({}, {"systemctl start": 1}, "starting the runner agent"),

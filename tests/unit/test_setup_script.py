@@ -96,15 +96,15 @@ def test_network_host(config: RunnerConfig, expected: str) -> None:
     assert provision.network_host(config) == expected
 
 
-@pytest.mark.parametrize("value", [*HOSTILE, "a\ntouch canary"])
-def test_setup_waits_for_the_host_as_it_is(shell: Shell, value: str) -> None:
-    """The host to wait for is one argument, and runs nothing."""
-    shell.stub("getent", "echo 192.0.2.1")
-    shell.stub("ip")
+def wait_for_network(shell: Shell, host: str, routes: str | None) -> "subprocess.CompletedProcess[str]":
+    """Run the part of the set-up that waits for a host, with this content of the kernel's table of IPv4 routes."""
+    if routes is not None:
+        (shell.folder / "route").write_text(routes)
     template = provision.environment(TEMPLATES).get_template("setup.sh.j2")
     setup = template.render(
-        network_host=value,
-        network_timeout=1,
+        network_host=host,
+        network_timeout=5,
+        routes=shell.folder / "route",
         run_folder="/x",
         binary_archive="/x",
         image_binary="/x",
@@ -124,11 +124,35 @@ def test_setup_waits_for_the_host_as_it_is(shell: Shell, value: str) -> None:
         not_registered=1,
     )
 
-    done = shell.run(part(setup, "set -eu", "}") + part(setup, "deadline=", "done"))
+    return shell.run(part(setup, "set -eu", "}") + part(setup, "deadline=", "done"))
+
+
+@pytest.mark.parametrize("value", [*HOSTILE, "a\ntouch canary"])
+def test_setup_waits_for_the_host_as_it_is(shell: Shell, value: str) -> None:
+    """The host to wait for is one argument, and runs nothing."""
+    shell.stub("getent", "echo 192.0.2.1")
+    shell.stub("ip")
+
+    done = wait_for_network(shell, value, "head\na route\n")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert shell.arguments("getent") == ["ahosts", value]
     assert not (shell.folder / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("routes", "pauses"), [("head\na route\n", 1), ("head\n", 21), (None, 21)], ids=["IPv4", "IPv6", "no IPv4"]
+)
+def test_without_a_route_of_ipv4_the_host_is_rarely_looked_up(shell: Shell, routes: str | None, pauses: int) -> None:
+    """Programs take processor time from a boot. Where there never is such a route the host is found nevertheless."""
+    shell.stub("getent", '[ -e "$0.asked" ] && echo 2001:db8::1; touch "$0.asked"')
+    shell.stub("ip")
+
+    done = wait_for_network(shell, "github.com", routes)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert shell.arguments("getent") == ["ahosts", "github.com"] * 2
+    assert shell.arguments("sleep") == ["0.1"] * pauses
 
 
 @pytest.mark.parametrize(("mounted", "code"), [(True, 0), (False, provision.WITHOUT_METRICS)])
