@@ -19,8 +19,9 @@ from errors import LxdError
 
 # Of LXD's operations (https://documentation.ubuntu.com/lxd/latest/rest-api/#list-of-current-status-codes).
 RUNNING = 103
-# Seconds: between two looks at a command that prints nothing, and within which one part of the input is taken.
-LOOK_INTERVAL = 1.0
+# Seconds after which LXD is asked whether a command that prints nothing still runs.
+ASK_INTERVAL = 1.0
+# Seconds within which one part of the input is taken.
 WRITE_TIMEOUT = 60.0
 # Bytes of an output's end that are kept.
 TAIL = 65536
@@ -78,7 +79,7 @@ class Command:
         with errors_of(self._what):
             while time.monotonic() < deadline:
                 try:
-                    first = next(_received(self._streams["1"], time.monotonic() + LOOK_INTERVAL), None)
+                    first = next(_received(self._streams["1"], time.monotonic() + ASK_INTERVAL), None)
                 except websocket.WebSocketTimeoutException:
                     if self._runs():
                         continue
@@ -86,7 +87,7 @@ class Command:
                 if first is not None:
                     self._begin = first
                     return
-                raise LxdError(f"{self._what}: ended with {self.wait(LOOK_INTERVAL)} before it had begun")
+                raise LxdError(f"{self._what}: ended with {self.wait(ASK_INTERVAL)} before it had begun")
         raise LxdError(f"{self._what}: not begun within {timeout:.0f} s")
 
     def write(self, data: bytes) -> int:

@@ -468,7 +468,7 @@ def test_a_command_that_does_not_begin_is_an_error(
     """Although its streams stay open: LXD's operation tells. The error has the reason, and nothing was sent."""
     monkeypatch.setattr(Fed, "begins", b"")
     monkeypatch.setattr(Fed, "operation", operation)
-    monkeypatch.setattr("engine.command.LOOK_INTERVAL", 0.05)
+    monkeypatch.setattr("engine.command.ASK_INTERVAL", 0.05)
     monkeypatch.setattr(times, "READY", {"virtual-machine": 0.2, "container": 0.2})
 
     with pytest.raises(LxdError, match=text):
