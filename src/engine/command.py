@@ -116,11 +116,11 @@ class Command:
 
     def end(self, timeout: float) -> tuple[int, str]:
         """Wait for its end: the exit code and the end of its output. LxdError if that takes over ``timeout`` s."""
-        kept = self._begin
+        kept, deadline = self._begin, time.monotonic() + timeout
         with errors_of(self._what):
-            for part in _received(self._streams["1"], time.monotonic() + timeout):
+            for part in _received(self._streams["1"], deadline):
                 kept = (kept + part)[-TAIL:]
-        return self.wait(timeout), kept.decode(errors="replace")
+        return self.wait(deadline - time.monotonic()), kept.decode(errors="replace")
 
     def wait(self, timeout: float) -> int:
         """The exit code of a command whose output is over."""

@@ -31,6 +31,7 @@ class Boundaries:
         self.kill_at = kill_at
         self.local = threading.local()
         self.patched = False
+        self.follows_streams = False
 
     def at(self, what: str) -> None:
         number = next(self.numbers)
@@ -56,6 +57,7 @@ class Boundaries:
             self.at(f"LXD {first.decode()}" if first.endswith(b" HTTP/1.1") else "LXD (a body)")
         elif event == "socket.connect":
             self.follow_github()
+            self.follow_streams()
 
     def follow_github(self) -> None:
         """Once its client is there: it connects before it asks for the first time."""
@@ -72,6 +74,20 @@ class Boundaries:
             return answer
 
         client.HTTPTransport.handle_request = handle_request
+
+    def follow_streams(self) -> None:
+        """Of commands in instances: what is sent on them is no request."""
+        library = sys.modules.get("websocket")
+        if library is None or self.follows_streams:
+            return
+        self.follows_streams = True
+        original = library.WebSocket.send_frame
+
+        def send_frame(stream: Any, frame: Any) -> Any:
+            self.at(f"LXD stream ({'input' if frame.data else 'its end'})")
+            return original(stream, frame)
+
+        library.WebSocket.send_frame = send_frame
 
     def follow_lxd(self) -> None:
         original = http.client.HTTPConnection.getresponse

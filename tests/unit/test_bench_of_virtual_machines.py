@@ -12,7 +12,6 @@ from tests.bench import lxd_notes, report, virtual_machines
 ROOT = Path(__file__).parents[2]
 NAME = "app-0-0123abcdaa"
 EXEC = f"/1.0/instances/{NAME}/exec"
-FILES = f"POST /1.0/instances/{NAME}/files?path=%2Froot%2Ffiles.tar"
 WAIT = "/1.0/operations/0123/wait?timeout=10"
 # What one hook sends to LXD: the line of a request and its body, if it has one. Those of the creation are marked.
 HOOK = [
@@ -21,9 +20,11 @@ HOOK = [
     ("POST /1.0/profiles", b"{...}", "asked"),
     ("POST /1.0/instances", b"{...}", "asked"),
     (f"GET {WAIT}", None, "asked"),
-    (FILES, b"x" * 5000, "poll"),
-    (FILES, b"x" * 5000, "poll"),
-    (FILES, b"x" * 5000, "asked"),
+    (f"POST {EXEC}", b'{"command": ["/bin/sh"]}', "poll"),
+    (f"GET {WAIT}", None, "poll"),
+    (f"POST {EXEC}", b'{"command": ["/bin/sh"]}', "asked"),
+    (f"GET {WAIT}", None, "asked"),
+    ("PATCH /1.0/instances", b"{...}", "asked"),
     (f"POST {EXEC}", b'{"command": ["systemctl"]}', "asked"),
     (f"GET {WAIT}", None, "asked"),
     ("GET /1.0/instances?recursion=1", None, ""),
