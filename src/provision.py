@@ -10,6 +10,7 @@ import re
 import shlex
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol, cast
@@ -71,9 +72,10 @@ NETWORK_TIMEOUT = 60
 # Says when it reads, unpacks its input, and sets up. A container runs commands before its /run is mounted, which would
 # hide the token; the root of a virtual machine may still be read-only. Input that is not unpacked is read nevertheless,
 # so that the reason arrives.
-UNPACK_AND_SET_UP = f"""exec 2>&1
-until mountpoint -q /run && [ -w / ]; do sleep 0.1; done
+UNPACK_AND_SET_UP = f"""n=0
+until {{ mountpoint -q /run || [ $((n += 1)) -gt 100 ]; }} && [ -w / ]; do sleep 0.1; done
 echo
+exec 2>&1
 tar -xf - -C / || {{ code=$?; cat > /dev/null; exit $code; }}
 exec {SETUP_SCRIPT}"""
 # Bytes of the archive that are sent at a time.
@@ -338,9 +340,12 @@ def write_archive(out: Writable, instance_files: Iterable[InstanceFile], binary:
 
     ``binary`` is that of the runner for an image without it. OSError if it cannot be read.
     """
-    folders: set[PurePosixPath] = set()
-    # A stream is only written to.
-    with tarfile.open(fileobj=cast(Any, out), mode="w|", bufsize=CHUNK) as tar:
+    with ExitStack() as opened:
+        # Before the archive begins: one that is cut off between two files would pass for a whole one.
+        content = opened.enter_context(binary.open("rb")) if binary is not None else None
+        # A stream is only written to.
+        tar = opened.enter_context(tarfile.open(fileobj=cast(Any, out), mode="w|", bufsize=CHUNK))
+        folders: set[PurePosixPath] = set()
         for file in instance_files:
             folder = file.path.parent
             # Folders of the image keep what they are: only those that belong to a user are named.
@@ -350,10 +355,9 @@ def write_archive(out: Writable, instance_files: Iterable[InstanceFile], binary:
             # A file of a just-in-time configuration may have bytes that are no text.
             data = file.content.encode(errors="surrogateescape")
             _add(tar, _entry(file.path, file.mode, file.user, tarfile.REGTYPE), len(data), io.BytesIO(data))
-        if binary is not None:
-            with binary.open("rb") as content:
-                size = os.fstat(content.fileno()).st_size
-                _add(tar, _entry(BINARY_ARCHIVE, 0o600, 0, tarfile.REGTYPE), size, content)
+        if content is not None:
+            size = os.fstat(content.fileno()).st_size
+            _add(tar, _entry(BINARY_ARCHIVE, 0o600, 0, tarfile.REGTYPE), size, content)
 
 
 def _add(tar: tarfile.TarFile, entry: tarfile.TarInfo, size: int, content: IO[bytes]) -> None:

@@ -6,7 +6,7 @@ https://documentation.ubuntu.com/lxd/latest/rest-api/#post-1-0-instances-name-ex
 import json
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import PurePosixPath
 from types import TracebackType
@@ -15,7 +15,8 @@ import websocket
 
 from engine.api import LxdApi, errors_of
 from engine.events import connect, socket_path
-from errors import LxdError
+from errors import LxdError, LxdNotFoundError
+from redaction import tail
 
 # Of LXD's operations (https://documentation.ubuntu.com/lxd/latest/rest-api/#list-of-current-status-codes).
 RUNNING = 103
@@ -23,6 +24,8 @@ RUNNING = 103
 ASK_INTERVAL = 1.0
 # Seconds within which one part of the input is taken.
 WRITE_TIMEOUT = 60.0
+# Seconds for the last words of a command that does not read its input any more.
+REASON_TIMEOUT = 5.0
 # Bytes of an output's end that are kept.
 TAIL = 65536
 
@@ -44,7 +47,8 @@ class Command:
         self._what = f"{PurePosixPath(command[0]).name} in {instance}"
         self._streams: dict[str, websocket.WebSocket] = {}
         self._is_over = False
-        self._begin = b""
+        self._printed = b""
+        self._cut_off: LxdError | None = None
         body = {
             "command": list(command),
             "environment": dict(environment or {}),
@@ -74,55 +78,93 @@ class Command:
         self._opened.close()
 
     def wait_begun(self, timeout: float) -> None:
-        """Wait until it has printed a line; LxdError if it ends before, or LXD cannot run it."""
-        deadline = time.monotonic() + timeout
-        with errors_of(self._what):
-            while time.monotonic() < deadline:
-                try:
-                    first = next(_received(self._streams["1"], time.monotonic() + ASK_INTERVAL), None)
-                except websocket.WebSocketTimeoutException:
-                    if self._runs():
-                        continue
-                    first = None
-                if first is not None:
-                    self._begin = first
-                    return
-                raise LxdError(f"{self._what}: ended with {self.wait(ASK_INTERVAL)} before it had begun")
+        """Wait until it has printed an empty line; LxdError if it ends before, or LXD cannot run it.
+
+        A second at least, so that the reason is found.
+        """
+        deadline = time.monotonic() + max(timeout, ASK_INTERVAL)
+        try:
+            with errors_of(self._what):
+                while time.monotonic() < deadline:
+                    try:
+                        first = next(_received(self._streams["1"], time.monotonic() + ASK_INTERVAL), b"")
+                    except websocket.WebSocketTimeoutException:
+                        if self._runs():
+                            continue
+                        first = b""
+                    if first.startswith(b"\n"):
+                        self._printed = first
+                        return
+                    words = tail(first.decode(errors="replace"))
+                    raise LxdError(f"{self._what}: ended with {self._code(ASK_INTERVAL)} before it had begun: {words}")
+        except LxdNotFoundError as error:
+            # It may be the operation, which LXD has removed. Of a missing instance the next request says so.
+            raise LxdError(str(error)) from error
         raise LxdError(f"{self._what}: not begun within {timeout:.0f} s")
 
     def write(self, data: bytes) -> int:
-        """Give it a part of its input; returns how many bytes that were."""
-        with errors_of(self._what):
-            stream = self._streams["0"]
-            stream.settimeout(WRITE_TIMEOUT)
-            stream.send_binary(data)
+        """Give it a part of its input; returns how many bytes that were. After an error that one is raised again."""
+        if self._cut_off is not None:
+            raise self._cut_off
+        try:
+            with errors_of(self._what):
+                stream = self._streams["0"]
+                stream.settimeout(WRITE_TIMEOUT)
+                stream.send_binary(data)
+        except LxdError as error:
+            self._cut_off = error
+            raise
         return len(data)
 
-    def end_input(self) -> None:
-        """There is no more input."""
-        with errors_of(self._what):
-            # LXD's sign of the end, which a close of the connection would be too.
-            self._streams["0"].send("")
+    def feed(self, write: Callable[["Command"], object], timeout: float) -> tuple[int, str]:
+        """Give it all that ``write`` writes as its input; then its exit code and the end of its output.
 
-    def output(self, limit: int, timeout: float) -> bytes:
-        """At most ``limit`` bytes of its output; LxdError if there are fewer and it is not over in ``timeout`` s."""
+        LxdError if that takes over ``timeout`` s. Where it stops reading it may have said why: that comes first.
+        """
+        deadline = time.monotonic() + timeout
+        refused: LxdError | None = None
+        try:
+            write(self)
+            with errors_of(self._what):
+                # LXD's sign of the end, which a close of the connection would be too.
+                self._streams["0"].send("")
+        except LxdError as error:
+            refused, deadline = error, time.monotonic() + REASON_TIMEOUT
+        try:
+            code, output = self._end(deadline, timeout)
+        except LxdError as error:
+            if refused is None:
+                raise
+            raise refused from error
+        if refused is not None and code == 0:
+            raise refused
+        return code, output
+
+    def _end(self, deadline: float, timeout: float) -> tuple[int, str]:
+        printed = self._printed
+        with errors_of(self._what):
+            try:
+                for part in _received(self._streams["1"], deadline):
+                    printed = (printed + part)[-TAIL:]
+            except websocket.WebSocketTimeoutException as error:
+                words = tail(printed.decode(errors="replace"))
+                raise LxdError(f"{self._what}: not done within {timeout:.0f} s: {words}") from error
+            return self._code(deadline - time.monotonic()), printed.decode(errors="replace")
+
+    def output(self, limit: int, deadline: float) -> bytes:
+        """At most ``limit`` bytes of its output; LxdError if there are fewer and it is not over at the ``deadline``.
+
+        That is a time of time.monotonic().
+        """
         data = b""
         with errors_of(self._what):
-            for part in _received(self._streams["1"], time.monotonic() + timeout):
+            for part in _received(self._streams["1"], deadline):
                 data += part
                 if len(data) >= limit:
                     break
         return data[:limit]
 
-    def end(self, timeout: float) -> tuple[int, str]:
-        """Wait for its end: the exit code and the end of its output. LxdError if that takes over ``timeout`` s."""
-        kept, deadline = self._begin, time.monotonic() + timeout
-        with errors_of(self._what):
-            for part in _received(self._streams["1"], deadline):
-                kept = (kept + part)[-TAIL:]
-        return self.wait(deadline - time.monotonic()), kept.decode(errors="replace")
-
-    def wait(self, timeout: float) -> int:
+    def _code(self, timeout: float) -> int:
         """The exit code of a command whose output is over."""
         done = self._lxd.wait(self._operation, self._what, timeout) or {}
         self._is_over = True

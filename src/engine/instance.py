@@ -26,7 +26,7 @@ READ_TIMEOUT = 10.0
 
 @dataclass(frozen=True)
 class Execution:
-    """The result of a command inside an instance. The texts are empty unless it failed and its output was recorded."""
+    """The result of a command inside an instance. One of ``execute`` has texts only if it failed and recorded them."""
 
     code: int
     stdout: str = ""
@@ -146,13 +146,14 @@ class LxdInstance:
         A job may have replaced the command, or what it reads: the output comes as a stream, which is cut at ``limit``
         bytes and not recorded. The process is then killed; it ends with the instance at the latest.
         """
+        deadline = time.monotonic() + timeout
         with Command(self._lxd, self.name, command) as begun:
-            return begun.output(limit, timeout)
+            return begun.output(limit, deadline)
 
     def begin(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Command:
-        """Start a command as soon as the instance takes one; it prints a line to say that it reads its input.
+        """Start a command as soon as the instance takes one; an empty line that it prints says that it reads its input.
 
-        It costs less than ``wait_ready`` before it. LxdError ends with what LXD said last: no agent runs yet.
+        It costs less than ``wait_ready`` before it. LxdError ends with the reason of the last attempt: no agent runs.
         """
         limit, interval = times.READY[self._kind], READY_INTERVAL[self._kind]
         deadline = time.monotonic() + limit

@@ -23,6 +23,7 @@ import times
 from engine import api
 from engine import events as lifecycle
 from engine.client import LxdClient
+from engine.command import Command
 from engine.instance import LxdInstance
 from errors import LxdError, LxdNotFoundError
 
@@ -383,6 +384,8 @@ class Fed(Commands):
     """A command that prints a line, reads its input to the end, prints what it read, and ends with 3."""
 
     begins: ClassVar[bytes] = b"\n"
+    words: ClassVar[bytes] = b""
+    """The last ones of a command that closes its input."""
     inputs: ClassVar["queue.SimpleQueue[bytes]"] = queue.SimpleQueue()
     operation: ClassVar[dict[str, Any]] = {"status_code": 200, "metadata": {"return": 3}, "err": ""}
 
@@ -396,6 +399,9 @@ class Fed(Commands):
     def _in(self) -> None:
         self.wfile.write(accepted(self.headers["Sec-WebSocket-Key"].encode()))
         read = b""
+        if self.words:
+            self.close_connection = True
+            return
         while (data := self._frame()) is not None:
             read += data
         Fed.inputs.put(read)
@@ -417,8 +423,8 @@ class Fed(Commands):
             self.rfile.read()
             return
         self.wfile.write(frame(BINARY, self.begins))
-        read = Fed.inputs.get(timeout=30)
-        self.wfile.write(frame(PING, b"?") + frame(BINARY, str(len(read)).encode()) + frame(TEXT))
+        words = self.words or str(len(Fed.inputs.get(timeout=30))).encode()
+        self.wfile.write(frame(PING, b"?") + frame(BINARY, words) + frame(TEXT))
 
 
 @pytest.fixture
@@ -434,14 +440,56 @@ def fed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LxdInstance
 def test_a_command_is_given_its_input(fed: LxdInstance) -> None:
     """In parts of any size, as soon as it has printed its line. Exit code and output come after its end."""
     with fed.begin(["/bin/sh"], {"HOME": "/root"}) as command:
-        for size in (1, 200, 70_000):
-            assert command.write(b"x" * size) == size
-        command.end_input()
-        assert command.end(30) == (3, "\n70201")
+        parts = [b"x" * size for size in (1, 200, 70_000)]
+        assert command.feed(lambda out: list(map(out.write, parts)), 30) == (3, "\n70201")
 
     assert Commands.asked["environment"] == {"HOME": "/root"}
     # No signal was sent to what is over.
     assert Commands.ordered.empty()
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        ({"status_code": 200, "metadata": {"return": 2}, "err": ""}, (2, "\nno room")),
+        ({"status_code": 200, "metadata": {"return": 0}, "err": ""}, "did not answer properly"),
+        ({"status_code": 400, "metadata": None, "err": "the agent is gone"}, "did not answer properly"),
+    ],
+    ids=["failed", "successful", "unknown"],
+)
+def test_a_command_that_does_not_read_on_has_the_last_word(
+    fed: LxdInstance, monkeypatch: pytest.MonkeyPatch, end: dict[str, Any], expected: object
+) -> None:
+    """It ended because of something, and may have said what. Nothing more is sent, whoever tries to."""
+    monkeypatch.setattr(Fed, "operation", end)
+    monkeypatch.setattr(Fed, "words", b"no room")
+
+    def write(out: Command) -> None:
+        with pytest.raises(LxdError) as raised:
+            sum(out.write(bytes(65536)) for _ in itertools.repeat(None))
+        with pytest.raises(LxdError) as again:
+            out.write(b"x")
+        assert again.value is raised.value
+        raise raised.value
+
+    with fed.begin(["/bin/sh"]) as command:
+        if isinstance(expected, str):
+            with pytest.raises(LxdError, match=expected):
+                command.feed(write, 30)
+        else:
+            assert command.feed(write, 30) == expected
+
+
+def test_a_command_that_does_not_end_is_given_up_with_its_last_words(
+    fed: LxdInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the time and what it had printed until then."""
+    monkeypatch.setattr(Fed, "begins", b"\nwaiting for snapd")
+    with (
+        fed.begin(["/bin/sh"]) as command,
+        pytest.raises(LxdError, match="sh in app-0-aa: not done within 0 s: waiting for snapd"),
+    ):
+        command.feed(lambda out: out.write(b"x"), 0)
 
 
 def test_a_command_that_has_not_ended_is_killed(fed: LxdInstance) -> None:
@@ -456,11 +504,12 @@ def test_a_command_that_has_not_ended_is_killed(fed: LxdInstance) -> None:
 @pytest.mark.parametrize(
     ("operation", "text"),
     [
+        ({"status_code": 400, "metadata": None, "err": "Operation not found"}, "not within 0 s: .*not found"),
         ({"status_code": 400, "metadata": None, "err": "agent isn't currently running"}, "agent isn't currently"),
         ({"status_code": 200, "metadata": {"return": 137}, "err": ""}, "sh in app-0-aa: ended with 137"),
-        ({"status_code": 103, "metadata": None, "err": ""}, "sh in app-0-aa: not begun within 0 s"),
+        ({"status_code": 103, "metadata": None, "err": ""}, "sh in app-0-aa: not begun within"),
     ],
-    ids=["LXD cannot run it", "it is killed", "it prints nothing"],
+    ids=["LXD has removed it", "LXD cannot run it", "it is killed", "it prints nothing"],
 )
 def test_a_command_that_does_not_begin_is_an_error(
     fed: LxdInstance, monkeypatch: pytest.MonkeyPatch, operation: dict[str, Any], text: str

@@ -109,9 +109,7 @@ def set_up(instance: LxdInstance, software: tuple[list[Snap], list[WgetExecutabl
     files = [replace(file, content="#!/bin/sh\n") if file.path == provision.REGISTER_SCRIPT else file for file in files]
     with tempfile.NamedTemporaryFile() as binary, instance.begin(["/bin/sh", "-c", provision.UNPACK_AND_SET_UP]) as it:
         tarfile.open(binary.name, "w:gz").close()
-        provision.write_archive(it, files, Path(binary.name))
-        it.end_input()
-        code, output = it.end(90)
+        code, output = it.feed(lambda out: provision.write_archive(out, files, Path(binary.name)), 90)
     return "" if code == 0 else output
 
 
@@ -256,25 +254,26 @@ def test_output_is_a_stream_that_is_cut(instance: LxdInstance) -> None:
 def test_a_command_reads_what_it_is_sent(instance: LxdInstance) -> None:
     """Every byte, from the moment in which it says that it reads; its exit code and its output come in the end."""
     content = os.urandom(5_000_000)
+    parts = [content[start : start + 1_234_567] for start in range(0, len(content), 1_234_567)]
     with instance.begin(["/bin/sh", "-c", "echo; sha256sum; echo $HOME >&2; exit 3"], {"HOME": "/x"}) as command:
-        for start in range(0, len(content), 1_234_567):
-            command.write(content[start : start + 1_234_567])
-        command.end_input()
-        assert command.end(30) == (3, f"\n{hashlib.sha256(content).hexdigest()}  -\n")
+        done = command.feed(lambda out: list(map(out.write, parts)), 30)
+
+    assert done == (3, f"\n{hashlib.sha256(content).hexdigest()}  -\n")
 
 
-def test_a_command_that_ends_before_its_input_is_an_error_in_time(instance: LxdInstance) -> None:
-    """Where it stops reading nothing waits for it, and where it does not begin LXD's reason is in the error."""
+def test_a_command_that_ends_before_its_input_says_why(instance: LxdInstance) -> None:
+    """Where it stops reading nothing waits for it, and where it does not begin the reason is in the error."""
+    parts = itertools.repeat(bytes(1_000_000), 100)
     started = time.monotonic()
-    content = itertools.repeat(bytes(1_000_000), 100)
-    with instance.begin(["/bin/sh", "-c", "echo; exit 3"]) as command, pytest.raises(LxdError, match="sh in"):
-        sum(map(command.write, content))
+    with instance.begin(["/bin/sh", "-c", "echo; sleep 0.5; echo no room; exit 3"]) as command:
+        done = command.feed(lambda out: list(map(out.write, parts)), 60)
+    assert done == (3, "\nno room\n")
     assert time.monotonic() - started < 30
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("times.READY", {"container": 1})
-        with pytest.raises(LxdError, match=r"not within 1 s: sh in .* ended with 4 before it had begun"):
-            instance.begin(["/bin/sh", "-c", "exit 4"])
+        with pytest.raises(LxdError, match=r"not within 1 s: sh in .* ended with 4 before it had begun: no shell"):
+            instance.begin(["/bin/sh", "-c", "echo no shell; exit 4"])
 
 
 # What a job leaves where its agent's logs are, and in the place of the machine's.

@@ -160,7 +160,8 @@ class FakeCommand:
         self.instance.lxd.fault("write", self.instance.name)
         return self.input.write(data)
 
-    def end_input(self) -> None:
+    def feed(self, write: Callable[["FakeCommand"], object], timeout: float) -> tuple[int, str]:
+        write(self)
         self.input.seek(0)
         with tarfile.open(fileobj=self.input) as archive:
             for member in archive:
@@ -168,7 +169,6 @@ class FakeCommand:
                 if content is not None:
                     self.instance.push(f"/{member.name}", content.read(), mode=member.mode, user=member.uid)
 
-    def end(self, timeout: float) -> tuple[int, str]:
         done = self.instance.execute(self.command)
         return done.code, done.stdout or done.stderr
 

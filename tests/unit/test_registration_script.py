@@ -122,7 +122,7 @@ def test_a_registration_that_hangs_is_ended(shell: Shell, monkeypatch: pytest.Mo
     shell.stub("setpriv", "exec /bin/sleep 60")
     setup = content("/root/github-runner/setup.sh") or ""
 
-    done = shell.run(part(setup, "timeout 0.1", "}"))
+    done = shell.run(part(setup, "timeout --kill-after=10 0.1", "}"))
 
     assert (done.returncode, done.stderr) == (provision.NOT_REGISTERED, "not done within 0.1 s\n")
 
@@ -133,7 +133,7 @@ def test_set_up_ends_with_the_registration(shell: Shell, failing: bool) -> None:
     shell.stub("setpriv", f"echo no such group >&2; exit {int(failing)}")
     setup = content("/root/github-runner/setup.sh") or ""
 
-    done = shell.run(part(setup, "timeout 120", "}"))
+    done = shell.run(part(setup, "timeout --kill-after=10 120", "}"))
 
     assert done.returncode == (provision.NOT_REGISTERED if failing else 0)
     assert done.stderr == "no such group\n"
