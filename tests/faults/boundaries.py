@@ -30,8 +30,7 @@ class Boundaries:
         self.notes = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600) if notes else None
         self.kill_at = kill_at
         self.local = threading.local()
-        self.patched = False
-        self.follows_streams = False
+        self.unfollowed = dict(FOLLOWED)
 
     def at(self, what: str) -> None:
         number = next(self.numbers)
@@ -56,15 +55,12 @@ class Boundaries:
             first = arguments[1][:200].split(b"\r\n")[0] if isinstance(arguments[1], bytes) else b""
             self.at(f"LXD {first.decode()}" if first.endswith(b" HTTP/1.1") else "LXD (a body)")
         elif event == "socket.connect":
-            self.follow_github()
-            self.follow_streams()
+            for library in self.unfollowed.keys() & sys.modules.keys():
+                # Another thread may be faster.
+                if follow := self.unfollowed.pop(library, None):
+                    follow(self, sys.modules[library])
 
-    def follow_github(self) -> None:
-        """Once its client is there: it connects before it asks for the first time."""
-        client = sys.modules.get("httpx2")
-        if client is None or self.patched:
-            return
-        self.patched = True
+    def follow_github(self, client: Any) -> None:
         original = client.HTTPTransport.handle_request
 
         def handle_request(transport: Any, request: Any) -> Any:
@@ -75,12 +71,8 @@ class Boundaries:
 
         client.HTTPTransport.handle_request = handle_request
 
-    def follow_streams(self) -> None:
+    def follow_streams(self, library: Any) -> None:
         """Of commands in instances: what is sent on them is no request."""
-        library = sys.modules.get("websocket")
-        if library is None or self.follows_streams:
-            return
-        self.follows_streams = True
         original = library.WebSocket.send_frame
 
         def send_frame(stream: Any, frame: Any) -> Any:
@@ -98,6 +90,10 @@ class Boundaries:
             return answer
 
         http.client.HTTPConnection.getresponse = getresponse  # type: ignore[assignment, method-assign]
+
+
+# By the library that sends, once it is loaded and anything connects: LXD comes before GitHub.
+FOLLOWED = {"httpx2": Boundaries.follow_github, "websocket": Boundaries.follow_streams}
 
 
 def start() -> None:

@@ -409,6 +409,16 @@ def test_archive_members(tmp_path: Path) -> None:
     assert texts[str(provision.BINARY_ARCHIVE).lstrip("/")] == "binary" * 100_000
 
 
+def test_a_binary_that_cannot_be_read_begins_no_archive(tmp_path: Path) -> None:
+    """An archive that is cut off between two files would pass for a whole one, and be set up."""
+    out = io.BytesIO()
+
+    with pytest.raises(FileNotFoundError):
+        provision.write_archive(out, [InstanceFile(PurePosixPath("/etc/x"), "x")], tmp_path / "missing")
+
+    assert out.getvalue() == b""
+
+
 def unpack(shell: Shell, tmp_path: Path, given: bytes) -> "subprocess.CompletedProcess[bytes]":
     """Run what an instance runs first, with a folder in place of its root and of its set-up script."""
     (tmp_path / "setup").write_text("#!/bin/sh\necho set up >&2; exit 3\n")

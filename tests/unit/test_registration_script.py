@@ -127,6 +127,16 @@ def test_a_registration_that_hangs_is_ended(shell: Shell, monkeypatch: pytest.Mo
     assert (done.returncode, done.stderr) == (provision.NOT_REGISTERED, "not done within 0.1 s\n")
 
 
+def test_a_registration_that_had_to_be_killed_is_told_as_one_that_hangs(shell: Shell) -> None:
+    """timeout(1) ends with 137 where the registration did not end by SIGTERM."""
+    shell.stub("timeout", "exit 137")
+    setup = content("/root/github-runner/setup.sh") or ""
+
+    done = shell.run(part(setup, "timeout --kill-after=10 120", "}"))
+
+    assert (done.returncode, done.stderr) == (provision.NOT_REGISTERED, "not done within 120 s\n")
+
+
 @pytest.mark.parametrize("failing", [False, True])
 def test_set_up_ends_with_the_registration(shell: Shell, failing: bool) -> None:
     """The runner registers as ubuntu; a failed registration has its own exit code, and its output is shown."""
