@@ -4,6 +4,7 @@
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property, partial
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from service import Adapters, Service
 
 logger = logging.getLogger(__name__)
-# Every line is a process (juju-log): what these say of each request is not worth that.
-for chatty in ("httpx2", "httpcore2", "urllib3", "ws4py", "cosl"):
-    logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 class ReconcileRunnersEvent(ops.EventBase):
@@ -88,7 +86,8 @@ class GithubRunnerCharm(ops.CharmBase):
         self._guarded(lambda service: service.apply(), due=(markers.SET_UP, *markers.FAILURES))
 
     def _on_reconcile_runners(self, _: ReconcileRunnersEvent) -> None:
-        self._unconfigured().note_attendance(int(self.config["reconcile-interval"]))
+        clock = self._adapters.clock if self._adapters else None
+        self._markers.note_attendance(int(self.config["reconcile-interval"]), clock)
         self._guarded(lambda service: service.attend())
 
     def _on_update_status(self, _: ops.UpdateStatusEvent) -> None:
@@ -189,8 +188,7 @@ class GithubRunnerCharm(ops.CharmBase):
     ) -> None:
         """Read what is wanted, do the work ``unless`` there is none, and turn an error into the unit's status.
 
-        ``due`` are the markers of what this event makes due again, such as the machine's set-up. It stays due until it
-        has succeeded.
+        ``due`` are the markers of what this event makes due again, until it has succeeded: such as the set-up.
         """
         service: Service | None = None
         try:
@@ -245,6 +243,8 @@ class GithubRunnerCharm(ops.CharmBase):
 
 
 if __name__ == "__main__":
-    # ops keeps its database locked while it runs.
-    state_database.remove_stored_state(Path(__file__).resolve().parent.parent)
+    state_database.remove_stored_state(Path(__file__).resolve().parent.parent)  # ops locks its database
+    if os.environ.get("JUJU_DISPATCH_PATH") == "reconcile-runners":
+        # It takes a third of a second. Juju's tools, which give the options, are waited for meanwhile.
+        threading.Thread(target=__import__, args=("service",)).start()
     ops.main(GithubRunnerCharm)

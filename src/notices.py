@@ -1,21 +1,16 @@
 """What the unit's status says behind the counts: what will become a problem, and what was one for a while."""
 
-import logging
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 
 import status
 import telemetry
 import times
-from errors import HostError
 from host import image, image_builds, kernel, pool, resources, runner_binary
-from host.markers import NO_POLICY, RECONCILED, UNATTENDED, Markers
+from host.markers import NO_POLICY, UNATTENDED, Markers
 from models import CharmState
 from report import Report, describe_failed_starts
 from settings import images
-
-logger = logging.getLogger(__name__)
 
 # Of the reason why runners ended without a job, in characters.
 REASON_LIMIT = 120
@@ -35,19 +30,6 @@ def notices(state: CharmState, markers: Markers, report: Report, now: float) -> 
         *resources.overcommitment(state),
         *_absence(markers, now),
     ]
-
-
-def note_attendance(markers: Markers, interval: int, now: float) -> None:
-    """Record that a reconcile was started, and a time without one: the controller or Juju's agent was away.
-
-    ``interval`` between two events of the timer in minutes.
-    """
-    last = markers.numbers(RECONCILED, 1)
-    with suppress(HostError):
-        if last and now - last[0] > max(times.UNATTENDED_AFTER, 3 * times.MINUTE * interval):
-            logger.warning("No reconcile for %.0f minutes", (now - last[0]) / times.MINUTE)
-            markers.note(UNATTENDED, f"{last[0]:.0f} {int(now)}")
-        markers.note(RECONCILED, str(int(now)))
 
 
 def _failed_starts(report: Report, now: float) -> Iterator[str]:

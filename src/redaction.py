@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from urllib.parse import quote, unquote, urlsplit
 
+# In a hook each line is a process (juju-log): what these say of each request is not worth that.
+CHATTY = ("httpx2", "httpcore2", "urllib3", "ws4py", "pylxd", "cosl")
 MASK = "…"
 # In characters. A shorter value would mask parts of ordinary words; in a URL it is masked all the same.
 SHORTEST = 8
@@ -95,7 +97,12 @@ def tail(text: str, limit: int = 500) -> str:
 
 
 def install() -> None:
-    """Redact every log record of this process, and what is printed of an exception that nobody caught."""
+    """Redact every log record of this process, and what is printed of an exception that nobody caught.
+
+    Of what its libraries log there are only warnings.
+    """
+    for library in CHATTY:
+        logging.getLogger(library).setLevel(logging.WARNING)
     if logging.getLogRecordFactory() is not _record:
         logging.setLogRecordFactory(_record)
     if not isinstance(sys.excepthook, _ExceptHook):

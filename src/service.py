@@ -135,10 +135,6 @@ class Service:
             with suppress(HostError):
                 self._markers.note(NO_POLICY)
 
-    def note_attendance(self, interval: int) -> None:
-        """Record that a reconcile was started; the ``interval`` of the timer in minutes."""
-        notices.note_attendance(self._markers, interval, self._adapters.clock())
-
     def take_over(self) -> None:
         """Remove what the previous charm left, and record that nothing of it is left to do."""
         if machine.take_over(self._lxd, self._markers.unit):
@@ -225,8 +221,8 @@ class Service:
         missing = (
             {} if self.hold else image_builds.start_missing(self._lxd, self._markers, settings.images(self._state))
         )
-        self._progress("Reconciling runners")
         manager = self._manager()
+        self._progress("Reconciling runners")
         now = self._adapters.clock()
         list_age = self._demand.take_list_age(now)
         failed, interval = creation.failed_creations(self._markers), self._state.reconcile_interval * times.MINUTE
@@ -453,7 +449,9 @@ class Service:
     @cached_property
     def _github(self) -> GithubClient:
         """One for the whole hook, and with it one connection."""
-        return self._adapters.github(self._state)
+        github = self._adapters.github(self._state)
+        github.load_authorities()
+        return github
 
     @cached_property
     def _demand(self) -> UnitDemand:

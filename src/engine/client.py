@@ -54,7 +54,4 @@ class LxdClient(LxdApi):
             "devices": {device: dict(value) for device, value in devices.items()},
         }
         self.change("POST", "instances", json=body, timeout=timeout)
-        if virtual_machine:
-            # Unlike a container, which has a map of user ids now, it has nothing that LXD would have to be asked for.
-            return LxdInstance(self, {"name": name, "status": "Stopped", "type": body["type"], "config": config})
-        return self.instance(name)
+        return LxdInstance(self, {"name": name, "status": "Stopped", "type": body["type"], "config": config})

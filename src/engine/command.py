@@ -49,6 +49,7 @@ class Command:
         self._is_over = False
         self._printed = b""
         self._cut_off: LxdError | None = None
+        self._timeout = self._deadline = 0.0
         body = {
             "command": list(command),
             "environment": dict(environment or {}),
@@ -116,22 +117,28 @@ class Command:
             raise
         return len(data)
 
-    def feed(self, write: Callable[["Command"], object], timeout: float) -> tuple[int, str]:
-        """Give it all that ``write`` writes as its input; then its exit code and the end of its output.
+    def feed(self, write: Callable[["Command"], object], timeout: float) -> None:
+        """Give it all that ``write`` writes as its input; it has ``timeout`` seconds from now on.
 
-        LxdError if that takes over ``timeout`` s. Where it stops reading it may have said why: that comes first.
+        Where it stops reading, ``result`` raises that.
         """
-        deadline = time.monotonic() + timeout
-        refused: LxdError | None = None
+        self._timeout, self._deadline = timeout, time.monotonic() + timeout
         try:
             write(self)
             with errors_of(self._what):
                 # LXD's sign of the end, which a close of the connection would be too.
                 self._streams["0"].send("")
         except LxdError as error:
-            refused, deadline = error, time.monotonic() + REASON_TIMEOUT
+            self._cut_off, self._deadline = error, time.monotonic() + REASON_TIMEOUT
+
+    def result(self) -> tuple[int, str]:
+        """The exit code of a command that was fed, and the end of its output; LxdError if it takes too long.
+
+        Where it stopped reading it may have said why: that comes first.
+        """
+        refused = self._cut_off
         try:
-            code, output = self._end(deadline, timeout)
+            code, output = self._end()
         except LxdError as error:
             if refused is None:
                 raise
@@ -140,16 +147,16 @@ class Command:
             raise refused
         return code, output
 
-    def _end(self, deadline: float, timeout: float) -> tuple[int, str]:
+    def _end(self) -> tuple[int, str]:
         printed = self._printed
         with errors_of(self._what):
             try:
-                for part in _received(self._streams["1"], deadline):
+                for part in _received(self._streams["1"], self._deadline):
                     printed = (printed + part)[-TAIL:]
             except websocket.WebSocketTimeoutException as error:
                 words = tail(printed.decode(errors="replace"))
-                raise LxdError(f"{self._what}: not done within {timeout:.0f} s: {words}") from error
-            return self._code(deadline - time.monotonic()), printed.decode(errors="replace")
+                raise LxdError(f"{self._what}: not done within {self._timeout:.0f} s: {words}") from error
+            return self._code(self._deadline - time.monotonic()), printed.decode(errors="replace")
 
     def output(self, limit: int, deadline: float) -> bytes:
         """At most ``limit`` bytes of its output; LxdError if there are fewer and it is not over at the ``deadline``.

@@ -55,9 +55,11 @@ class LxdInstance:
         return "virtual-machine" if self.virtual_machine else "container"
 
     def host_uid(self, uid: int) -> int:
-        """The user on the host that the instance sees as ``uid``."""
-        key = "volatile.idmap.current" if self.running else "volatile.idmap.next"
-        for entry in json.loads(self.config.get(key) or "[]"):
+        """The user on the host that the instance, which runs, sees as ``uid``. LXD is asked for a container's map."""
+        if self.virtual_machine:
+            return uid
+        config = self._lxd.get("instances", self.name)["config"]
+        for entry in json.loads(config.get("volatile.idmap.current") or "[]"):
             if entry.get("Isuid") and entry["Nsid"] <= uid < entry["Nsid"] + entry["Maprange"]:
                 return int(entry["Hostid"]) + uid - int(entry["Nsid"])
         return uid

@@ -8,10 +8,12 @@ import math
 import random
 import re
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -105,10 +107,24 @@ class GithubClient:
         self._deadline = deadline
         self._long_deadline = long_deadline
         self._transport: GhSyncTransport | None = None
+        self._context: ssl.SSLContext | None = None
+        self._loading = threading.Lock()
         self.quota_left: int | None = None
         """What the last answer said is left of the token's requests."""
         self.server_version: str | None = None
         """The version that an Enterprise Server names in its answers."""
+
+    def load_authorities(self) -> None:
+        """Load what TLS trusts, in a thread of its own: it takes as long as several requests, and other work goes on.
+
+        An error is that of the first request.
+        """
+
+        def load() -> None:
+            with suppress(ssl.SSLError, OSError):
+                self._trust  # noqa: B018 - it is kept
+
+        threading.Thread(target=load, name="authorities").start()
 
     def close(self) -> None:
         """Give the connection back."""
@@ -355,9 +371,12 @@ class GithubClient:
             self._transport = GhSyncTransport(client=client, base_headers=headers, retries=0)  # type: ignore[no-untyped-call]
         return self._transport
 
-    @cached_property
+    @property
     def _trust(self) -> ssl.SSLContext:
-        return trust(self._ca_certificates)
+        with self._loading:
+            if self._context is None:
+                self._context = trust(self._ca_certificates)
+            return self._context
 
     def _note_headers(self, response: httpx2.Response) -> None:
         version = response.headers.get("x-github-enterprise-version", "")

@@ -3,13 +3,19 @@
 Any of them may be deleted at any time without harm. What exists of runners is recorded in LXD and at GitHub instead.
 """
 
+import logging
 import math
 import shutil
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import times
 from errors import HostError
 from system import write_file
+
+logger = logging.getLogger(__name__)
 
 ROOT = Path("/var/lib/github-runner")
 # As Juju names a unit's folder among its agents.
@@ -84,6 +90,18 @@ class Markers:
             found = [float(word) for word in words]
             return found if len(found) == count and all(map(math.isfinite, found)) else None
         return None
+
+    def note_attendance(self, interval: int, clock: Callable[[], float] | None = None) -> None:
+        """Record that a reconcile was started, and a time without one: the controller or Juju's agent was away.
+
+        ``interval`` between two events of the timer in minutes; ``clock`` gives UNIX seconds, for tests.
+        """
+        now, last = (clock or time.time)(), self.numbers(RECONCILED, 1)
+        with suppress(HostError):
+            if last and now - last[0] > max(times.UNATTENDED_AFTER, 3 * times.MINUTE * interval):
+                logger.warning("No reconcile for %.0f minutes", (now - last[0]) / times.MINUTE)
+                self.note(UNATTENDED, f"{last[0]:.0f} {int(now)}")
+            self.note(RECONCILED, str(int(now)))
 
     def note(self, name: str, text: str = "") -> None:
         """Write a marker; HostError where that is not possible."""

@@ -28,7 +28,7 @@ from programs.sessions import Sessions
 
 # Seconds. Runners that end together are replaced by one reconcile. The pause limits how often a runner is replaced that
 # ends as soon as it has started.
-GATHER = 0.05
+GATHER = 0.01
 PAUSE = 2.0
 # Threads without which no reconcile is started.
 STARTER, WATCHER = ESSENTIAL = ("starter", "watcher")
@@ -71,8 +71,6 @@ def main() -> int:
     arguments = parser.parse_args()
     redaction.install()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    for chatty in ("urllib3", "httpx2", "httpcore2"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         managed = settings.load(arguments.unit).identity.manages
     except GithubRunnerError as error:

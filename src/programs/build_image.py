@@ -28,8 +28,6 @@ def main() -> int:
     unit = parser.parse_args().unit
     redaction.install()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    for chatty in ("urllib3", "ws4py", "pylxd", "httpx2"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         builds = settings.load(unit).images
         # As in a hook: the client of GitHub reads its proxies from the environment.

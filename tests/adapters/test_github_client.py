@@ -4,9 +4,11 @@ import hashlib
 import json
 import re
 import socket
+import ssl
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -652,6 +654,29 @@ def test_usual_authorities_stay_trusted() -> None:
     """The option adds to the machine's authorities and replaces none."""
     plain, more = (trust(option).cert_store_stats()["x509"] for option in ((), (tls.make("localhost").pem,)))
     assert more == plain + 1
+
+
+def test_authorities_are_loaded_once_and_beside_other_work(
+    client: GithubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread loads them. What goes wrong there is left to the first request, which tries again."""
+    loaders: list[str] = []
+
+    def load(certificates: Sequence[str]) -> ssl.SSLContext:
+        loaders.append(threading.current_thread().name)
+        if len(loaders) == 1:
+            raise ssl.SSLError("no memory")
+        return trust(certificates)
+
+    monkeypatch.setattr("gh.client.trust", load)
+    for _ in range(3):
+        client.load_authorities()
+        for thread in threading.enumerate():
+            if thread.name == "authorities":
+                thread.join(30)
+
+    client.registration_token(REPO)
+    assert loaders == ["authorities", "authorities"]
 
 
 @pytest.mark.parametrize(

@@ -441,7 +441,8 @@ def test_a_command_is_given_its_input(fed: LxdInstance) -> None:
     """In parts of any size, as soon as it has printed its line. Exit code and output come after its end."""
     with fed.begin(["/bin/sh"], {"HOME": "/root"}) as command:
         parts = [b"x" * size for size in (1, 200, 70_000)]
-        assert command.feed(lambda out: list(map(out.write, parts)), 30) == (3, "\n70201")
+        command.feed(lambda out: list(map(out.write, parts)), 30)
+        assert command.result() == (3, "\n70201")
 
     assert Commands.asked["environment"] == {"HOME": "/root"}
     # No signal was sent to what is over.
@@ -473,11 +474,12 @@ def test_a_command_that_does_not_read_on_has_the_last_word(
         raise raised.value
 
     with fed.begin(["/bin/sh"]) as command:
+        command.feed(write, 30)
         if isinstance(expected, str):
             with pytest.raises(LxdError, match=expected):
-                command.feed(write, 30)
+                command.result()
         else:
-            assert command.feed(write, 30) == expected
+            assert command.result() == expected
 
 
 def test_a_command_that_does_not_end_is_given_up_with_its_last_words(
@@ -485,11 +487,10 @@ def test_a_command_that_does_not_end_is_given_up_with_its_last_words(
 ) -> None:
     """The error names the time and what it had printed until then."""
     monkeypatch.setattr(Fed, "begins", b"\nwaiting for snapd")
-    with (
-        fed.begin(["/bin/sh"]) as command,
-        pytest.raises(LxdError, match="sh in app-0-aa: not done within 0 s: waiting for snapd"),
-    ):
+    with fed.begin(["/bin/sh"]) as command:
         command.feed(lambda out: out.write(b"x"), 0)
+        with pytest.raises(LxdError, match="sh in app-0-aa: not done within 0 s: waiting for snapd"):
+            command.result()
 
 
 def test_a_command_that_has_not_ended_is_killed(fed: LxdInstance) -> None:

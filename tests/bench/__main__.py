@@ -49,6 +49,7 @@ def deployment() -> Iterator[Deployment]:
         found = deployed("bench", charm, hub, options)
         try:
             found.unit.integrate("cos-agent")
+            unit.add_size(found)
             yield found
         finally:
             found.machine.destroy()

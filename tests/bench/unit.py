@@ -24,8 +24,22 @@ WORKERS = (2, 4, 8)
 PREVIOUS_CHARM_CREATE = "the previous charm: 67 s for one and 260 s for four, of each 60 s sleep"
 PREVIOUS_CHARM_FLUSH = 36.0
 CHARM = "/var/lib/juju/agents/unit-github-runner-0/charm"
-# The resource profile goes with the last runner that uses it.
-PROFILES = ("default", "runner")
+# What the charm's runners have here, for the others: limits cost LXD time, whoever sets them. The charm's own profile
+# goes with the last runner that uses it.
+SIZE = "size-of-a-runner"
+PROFILES = ("default", "runner", SIZE)
+
+
+def add_size(found: Deployment) -> None:
+    """Make the profile of instances that the charm does not make; they have as much as its runners."""
+    config = {name: option["value"] for name, option in found.unit.config().items()}
+    root = ("root", "disk", "path=/", "pool=runner", f"size={config['vm-disk']}")
+    for command in (
+        ("create", SIZE),
+        ("set", SIZE, f"limits.cpu={config['vm-cpu']}", f"limits.memory={config['vm-memory']}"),
+        ("device", "add", SIZE, *root),
+    ):
+        found.machine.exec("lxc", "profile", *command)
 
 
 def raw(found: Deployment, what: str, number: int, workers: int, **environment: str) -> float:

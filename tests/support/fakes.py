@@ -160,8 +160,10 @@ class FakeCommand:
         self.instance.lxd.fault("write", self.instance.name)
         return self.input.write(data)
 
-    def feed(self, write: Callable[["FakeCommand"], object], timeout: float) -> tuple[int, str]:
+    def feed(self, write: Callable[["FakeCommand"], object], timeout: float) -> None:
         write(self)
+
+    def result(self) -> tuple[int, str]:
         self.input.seek(0)
         with tarfile.open(fileobj=self.input) as archive:
             for member in archive:
@@ -275,6 +277,9 @@ class FakeGithub:
         if {"list", "by id"} & self.down:
             raise GithubApiError("GitHub does not answer")
         return runner_id in self.gone
+
+    def load_authorities(self) -> None:
+        """There are none."""
 
     def revoke(self, handed: Sequence[str] = ()) -> None:
         self.revoked += not handed

@@ -393,6 +393,25 @@ def test_modules_of_a_hook_without_work() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
+@pytest.mark.parametrize(("hook", "early"), [("reconcile-runners", True), ("hooks/update-status", False)])
+def test_a_reconcile_loads_its_modules_while_it_asks_juju(hook: str, early: bool) -> None:
+    """A thread does so from the start, before the charm gets its event. No other hook is sure to need them."""
+    code = """
+import runpy, sys, threading, ops
+from host import state_database
+state_database.remove_stored_state = lambda _: None
+ops.main = lambda _: [thread.join() for thread in threading.enumerate() if thread is not threading.current_thread()]
+runpy.run_path("charm.py", run_name="__main__")
+print("service" in sys.modules)
+"""
+    environment = {**os.environ, "JUJU_DISPATCH_PATH": hook}
+    command, folder = [sys.executable, "-c", code], TEMPLATES.parent / "src"
+
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+
+    assert done.stdout == f"{early}\n", done.stderr
+
+
 RESET = datetime(2026, 1, 1, 12, 30, tzinfo=timezone.utc)
 FAULTS = [
     (TokenError("the token is invalid (401)"), testing.BlockedStatus, "invalid"),

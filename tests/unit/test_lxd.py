@@ -164,15 +164,21 @@ def test_a_command_without_an_exit_code_has_failed() -> None:
 @pytest.mark.parametrize(
     ("uid", "expected"), [(0, 100_000), (999, 100_999), (1000, 1000), (1001, 200_001), (70_000, 70_000)]
 )
-def test_a_user_of_an_instance_has_the_hosts_number(uid: int, expected: int) -> None:
-    """By the range of LXD's map that holds it; outside of all ranges a user has the same number."""
+def test_a_user_of_an_instance_has_the_hosts_number(monkeypatch: pytest.MonkeyPatch, uid: int, expected: int) -> None:
+    """By the range of LXD's map that holds it; outside of all ranges a user has the same number.
+
+    So has one of a virtual machine, of which LXD is not asked.
+    """
     ranges = [(True, 100_000, 0, 1000), (False, 300_000, 0, 65536), (True, 200_001, 1001, 64_000)]
     keys = ("Isuid", "Hostid", "Nsid", "Maprange")
     mapped = json.dumps([dict(zip(keys, values, strict=True)) for values in ranges])
 
-    instance = LxdInstance(LxdClient(), {**DATA, "config": {"volatile.idmap.current": mapped}})
+    lxd = LxdClient()
+    answer = {"config": {"volatile.idmap.current": mapped}}
+    monkeypatch.setattr(lxd, "get", lambda *path: {("instances", "app-0-aa"): answer}[path])
 
-    assert instance.host_uid(uid) == expected
+    assert LxdInstance(lxd, {**DATA, "type": "container"}).host_uid(uid) == expected
+    assert LxdInstance(LxdClient(), DATA).host_uid(uid) == uid
 
 
 @pytest.mark.parametrize("folder", ["logs", "logs/exec-output"])

@@ -223,20 +223,21 @@ def metrics_storages(world: World, monkeypatch: pytest.MonkeyPatch) -> dict[str,
 
 
 def test_a_metrics_storage_belongs_to_the_runners_user(world: World, metrics_storages: dict[str, int]) -> None:
-    """The user is the one on the host that the instance maps to its own, and it has the storage before the start."""
+    """The user is the one on the host that the instance maps to its own; it is given before the agent starts."""
     at_start: list[dict[str, int]] = []
 
     def starts(_: str) -> bool:
         at_start.append(dict(metrics_storages))
         return False
 
-    world.lxd.faults = {"start": starts}
+    world.lxd.faults = {"execute": starts}
 
     world.reconcile(1)
 
     [name] = world.lxd.found
     assert metrics_storages == {name: 1_000_000 + provision.UBUNTU}
-    assert at_start == [metrics_storages]
+    # The set-up, and the start of the agent.
+    assert at_start == [metrics_storages, metrics_storages]
 
 
 def test_the_installed_timestamp_is_written_before_the_agent_starts(
