@@ -26,8 +26,8 @@ from host.markers import LIST_DUE, Markers
 from programs import exposition, new_runners
 from programs.sessions import Sessions
 
-# Seconds. Runners that end together are replaced by one reconcile. The pause limits how often a runner is replaced that
-# ends as soon as it has started.
+# Seconds. Runners that end together are replaced by one reconcile, which looks at them half a second after its start.
+# The pause limits how often a runner is replaced that ends as soon as it has started.
 GATHER = 0.01
 PAUSE = 2.0
 # Threads without which no reconcile is started.
