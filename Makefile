@@ -1,5 +1,5 @@
 # Three commands for a newcomer: `make demo`, `make test`, `make vm`. They install what they need (root, apt, pip).
-.PHONY: help demo test vm vm-long bench faults fmt lint static charmcraft unit adapters integration lifecycle clean
+.PHONY: help demo test vm vm-long bench faults fmt lint static charmcraft unit alerts adapters integration lifecycle clean
 PYTHON ?= python3
 
 help:
@@ -11,7 +11,7 @@ help:
 	@echo "                  a virtual machine, in emulation where there is no KVM: make bench ONLY=vm (half an hour)"
 	@echo "make faults       faults at length: kills, churn, attacks, fuzzing; figures to docs/reference/ (root, five hours and more)"
 	@echo "                  a part of it: make faults ONLY=mutations"
-	@echo "make fmt|lint|static|charmcraft|unit|adapters|integration|lifecycle    one gate"
+	@echo "make fmt|lint|static|charmcraft|unit|alerts|adapters|integration|lifecycle    one gate"
 	@echo "make clean        remove what the sandbox and the gates made"
 
 demo:
@@ -38,7 +38,7 @@ unit adapters: export MEASURED = python
 adapters: .venv/bin/tox
 	@.venv/bin/tox run-parallel -e adapters,agents
 
-fmt lint static charmcraft unit integration lifecycle: .venv/bin/tox
+fmt lint static charmcraft unit alerts integration lifecycle: .venv/bin/tox
 	@.venv/bin/tox run -e $@
 
 .venv/bin/tox:

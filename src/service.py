@@ -36,8 +36,7 @@ from errors import (
     TokenError,
 )
 from flavor_plans import Wanted
-from gh.app import App
-from gh.auth import Pat
+from gh.auth import Auth, Pat
 from gh.client import GithubClient, api_url
 from gh.registration import OptionRegistration
 from gh.scale_sets import ScaleSetClient
@@ -51,6 +50,7 @@ from report import Findings, Report
 from runner import RunnerManagerClients
 from runner_manager import RunnerManager
 from status import Status
+from system import beside
 from unit_demand import UnitDemand
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,12 @@ class Unit(Protocol):
 
 def github_client(state: CharmState) -> GithubClient:
     """The client for the GitHub, and with the credentials, of a state."""
-    auth = App(state.app, api_url(state.github_url), state.path) if state.app else Pat(state.token)
+    auth: Auth = Pat(state.token)
+    if state.app:
+        # Imported late: nobody else needs what signs.
+        from gh.app import App
+
+        auth = App(state.app, api_url(state.github_url), state.path)
     return GithubClient(state.github_url, auth, ca_certificates=state.ca_certificates)
 
 
@@ -222,13 +227,13 @@ class Service:
             {} if self.hold else image_builds.start_missing(self._lxd, self._markers, settings.images(self._state))
         )
         manager = self._manager()
-        self._progress("Reconciling runners")
         now = self._adapters.clock()
         list_age = self._demand.take_list_age(now)
         failed, interval = creation.failed_creations(self._markers), self._state.reconcile_interval * times.MINUTE
         wanted = _with_failures(_without_images(self._demand.wanted(now), missing), failed, interval, now)
         try:
-            delta = manager.reconcile_flavors(wanted, None if needs_list else list_age)
+            with beside(partial(self._progress, "Reconciling runners")):
+                delta = manager.reconcile_flavors(wanted, None if needs_list else list_age)
         finally:
             # Also if GitHub gave no token for the last ones.
             creation.record_failures(manager.findings, self._markers)

@@ -130,6 +130,15 @@ def in_parallel(action: Callable[[Item], Answer], items: Sequence[Item]) -> list
 
 
 @contextlib.contextmanager
+def beside(work: Callable[[], object]) -> Iterator[None]:
+    """Do some work in a thread while the body runs, and wait for both. An error of the body comes before the work's."""
+    with futures.ThreadPoolExecutor(max_workers=1) as pool:
+        done = pool.submit(work)
+        yield
+        done.result()
+
+
+@contextlib.contextmanager
 def exclusive(path: Path, timeout: float) -> Iterator[bool]:
     """Keep other processes out of what ``path`` stands for; yields False if they do not let go in ``timeout`` seconds.
 

@@ -141,7 +141,7 @@ def test_setup_waits_for_the_host_as_it_is(shell: Shell, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("routes", "pauses"), [("head\na route\n", 1), ("head\n", 21), (None, 21)], ids=["IPv4", "IPv6", "no IPv4"]
+    ("routes", "pauses"), [("head\na route\n", 1), ("head\n", 41), (None, 41)], ids=["IPv4", "IPv6", "no IPv4"]
 )
 def test_without_a_route_of_ipv4_the_host_is_rarely_looked_up(shell: Shell, routes: str | None, pauses: int) -> None:
     """Programs take processor time from a boot. Where there never is such a route the host is found nevertheless."""
@@ -152,7 +152,7 @@ def test_without_a_route_of_ipv4_the_host_is_rarely_looked_up(shell: Shell, rout
 
     assert (done.returncode, done.stderr) == (0, "")
     assert shell.arguments("getent") == ["ahosts", "github.com"] * 2
-    assert shell.arguments("sleep") == ["0.1"] * pauses
+    assert shell.arguments("sleep") == ["0.05"] * pauses
 
 
 @pytest.mark.parametrize(("mounted", "code"), [(True, 0), (False, provision.WITHOUT_METRICS)])

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from errors import CommandError
-from system import exclusive, is_mounted, oldest_beyond, run, run_surviving, write_file
+from system import beside, exclusive, is_mounted, oldest_beyond, run, run_surviving, write_file
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 
@@ -282,3 +283,31 @@ def test_the_newest_within_a_total_are_kept(tmp_path: Path) -> None:
     assert oldest_beyond(tmp_path.iterdir(), 5 << 20) == []
     assert oldest_beyond(tmp_path.iterdir(), (5 << 19) + 65536) == [tmp_path / "old", tmp_path / "oldest"]
     assert oldest_beyond([], 0) == []
+
+
+def test_work_beside_other_work_is_waited_for() -> None:
+    """It goes on while the body runs, and is over after it."""
+    begun, go_on, steps = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        begun.set()
+        assert go_on.wait(30)
+        steps.append("work")
+
+    with beside(work):
+        assert begun.wait(30)
+        steps.append("body")
+        go_on.set()
+
+    assert steps == ["body", "work"]
+
+
+def test_an_error_of_work_beside_other_work_is_raised_after_it() -> None:
+    """Unless the body has an error of its own."""
+    steps = []
+    with pytest.raises(ZeroDivisionError), beside(lambda: 1 / 0):
+        steps.append("body")
+    assert steps == ["body"]
+
+    with pytest.raises(KeyError), beside(lambda: 1 / 0):
+        raise KeyError
