@@ -122,10 +122,13 @@ class Changes:
         keys |= {name: {OFFLINE_SINCE_KEY: None} for name in plan.clear_offline}
         for name in plan.record_online:
             keys.setdefault(name, {})[ONLINE_KEY] = "true"
-        for name, values in keys.items():
+
+        def record(name: str) -> None:
             instance = items[name].instance
             if instance is not None:
-                self._attempt(partial(instance.set_config, values))
+                self._attempt(partial(instance.set_config, keys[name]))
+
+        in_parallel(record, list(keys))
 
     def is_proven(self, flavor: str) -> bool:
         """Whether a runner of a flavour that was created just now comes online, which may take up to two minutes."""

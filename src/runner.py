@@ -64,7 +64,7 @@ from naming import (
 from provision import APROXY_AMD_REVISION, APROXY_ARM_REVISION
 from repo_policy import RepoPolicyClient
 from runner_view import Process
-from system import KEPT_OF_JOBS, oldest_beyond, write_file
+from system import KEPT_OF_JOBS, beside, oldest_beyond, write_file
 
 __all__ = [
     "APROXY_AMD_REVISION",
@@ -138,6 +138,7 @@ class Runner:
         self.instance = instance
         self._clients = clients
         self._created = ""
+        self._storage: MetricsStorage | None = None
 
     def create(self, config: CreateRunnerConfig) -> None:
         """Register the runner, make its instance, set it up and start the runner agent in it.
@@ -145,27 +146,26 @@ class Runner:
         Just in time, the registration is first; with a token it is the end of the set-up. RunnerCreateError names the
         runner and the step; whatever was made is then removed again.
         """
-        storage = self._create_storage()
         may_be_registered = False
         try:
-            with self._step("registering"):
+            with self._step("registering"), beside(self._create_storage):
                 registration = self._register(config)
             may_be_registered = registration.runner_id is not None
             with self._step("creating the instance"):
-                self.instance = self._create_instance(config, storage)
+                self.instance = self._create_instance(config)
             with self._step("setting the instance up"):
                 files = self._files(config, registration)
             with self._step("starting the instance"):
                 set_up = self._start(self.instance)
             may_be_registered = True
             with self._step("setting the instance up"):
-                done = self._set_up(set_up, files, config, storage)
+                done = self._set_up(set_up, files, config)
             with self._step("registering"):
                 self._note_registration(self.instance, done)
             with self._step("starting the runner agent"):
-                self._start_agent(self.instance, storage)
+                self._start_agent(self.instance)
         except BaseException:
-            self._undo(storage, may_be_registered)
+            self._undo(may_be_registered)
             raise
 
     def remove(self, remove_token: str | None = None) -> None:
@@ -239,19 +239,18 @@ class Runner:
             return False
         return bool(output)
 
-    def _create_storage(self) -> MetricsStorage | None:
+    def _create_storage(self) -> None:
         if not self.config.issue_metrics:
-            return None
+            return
         try:
-            storage = shared_fs.create(self.config.name)
+            self._storage = shared_fs.create(self.config.name)
         except (MetricsStorageError, OSError) as error:
             logger.error("%s goes without metrics: %s", self.config.name, error)
-            return None
+            return
         try:
-            record_flavor(storage, self.config.flavor)
+            record_flavor(self._storage, self.config.flavor)
         except OSError as error:
             logger.error("The flavor of %s is not recorded for its metrics: %s", self.config.name, error)
-        return storage
 
     def _register(self, config: CreateRunnerConfig) -> RegistrationData:
         """What registers the runner in its instance. Its id is known only if GitHub has it already."""
@@ -262,12 +261,12 @@ class Runner:
         self.status = replace(self.status, runner_id=registration.runner_id)
         return registration
 
-    def _create_instance(self, config: CreateRunnerConfig, storage: MetricsStorage | None) -> LxdInstance:
+    def _create_instance(self, config: CreateRunnerConfig) -> LxdInstance:
         profiles.ensure_resources(self._clients.lxd, config.resources, container=self.config.container)
         devices = {}
-        if storage is not None:
+        if self._storage is not None:
             path = str(provision.METRICS_FOLDER)
-            devices["metrics"] = {"type": "disk", "source": str(storage.path), "path": path}
+            devices["metrics"] = {"type": "disk", "source": str(self._storage.path), "path": path}
         self._created = f"{self._clients.clock():.6f}"
         keys = {
             URL_KEY: self.config.github_url,
@@ -322,7 +321,6 @@ class Runner:
         command: Command,
         files: list[provision.InstanceFile],
         config: CreateRunnerConfig,
-        storage: MetricsStorage | None,
     ) -> Execution:
         """Send the files, set up and register in one command: each request costs a moment of every creation.
 
@@ -332,9 +330,9 @@ class Runner:
         with command:
             limit = times.SET_UP_INSTANCE + times.REGISTER
             command.feed(lambda out: provision.write_archive(out, files, binary), limit)
-            if storage is not None and self.instance is not None:
+            if self._storage is not None and self.instance is not None:
                 # Here the request for the user's number takes no time of its own: the set-up is at work.
-                shared_fs.give_to(storage, self.instance.host_uid(provision.UBUNTU))
+                shared_fs.give_to(self._storage, self.instance.host_uid(provision.UBUNTU))
             done = Execution(*command.result())
         if done.code not in (0, provision.WITHOUT_METRICS, provision.NOT_REGISTERED):
             raise LxdError(f"{provision.SETUP_SCRIPT.name} ended with {done.code}: {done.last_words}")
@@ -348,11 +346,12 @@ class Runner:
         if self.status.runner_id is None:
             self.status = replace(self.status, runner_id=_registered_id(instance))
 
-    def _start_agent(self, instance: LxdInstance, storage: MetricsStorage | None) -> None:
-        if storage is not None:
+    def _start_agent(self, instance: LxdInstance) -> None:
+        if self._storage is not None:
             # Before the first job can begin: from then on the storage is somebody else's.
             try:
-                write_new(Path(storage.path) / RUNNER_INSTALLED_TS_FILE_NAME, f"{self._clients.clock():.3f}".encode())
+                since = f"{self._clients.clock():.3f}".encode()
+                write_new(Path(self._storage.path) / RUNNER_INSTALLED_TS_FILE_NAME, since)
             except OSError as error:
                 logger.error("%s goes without metrics: %s", self.config.name, error)
         runner_id = str(self.status.runner_id) if self.status.runner_id is not None else None
@@ -371,7 +370,7 @@ class Runner:
             failure.step = what
             raise failure from error
 
-    def _undo(self, storage: MetricsStorage | None, may_be_registered: bool) -> None:
+    def _undo(self, may_be_registered: bool) -> None:
         """Take back what a failed creation made; the next reconcile finds what cannot be taken back now."""
         with _logged("instance", self.config.name):
             instance = self.instance or self._cut_off()
@@ -380,9 +379,9 @@ class Runner:
         with _logged("registration", self.config.name):
             if may_be_registered:
                 self._remove_registration()
-        if storage is not None:
+        if self._storage is not None:
             with _logged("metrics storage", self.config.name):
-                shared_fs.delete(storage.runner_name)
+                shared_fs.delete(self._storage.runner_name)
 
     def _remove_registration(self) -> None:
         """Deregister by the id, or by the name where the id is not known."""

@@ -33,7 +33,7 @@ from errors import (
     TemporaryGithubError,
     TokenError,
 )
-from gh.answers import ANSWER_LIMIT
+from gh import answers
 from gh.app import App
 from gh.auth import Pat
 from gh.client import ATTEMPTS, PER_PAGE, GithubClient
@@ -52,6 +52,8 @@ DEMO = GithubRepo("octo-org", "demo")
 BINARY = "actions-runner-linux-x64-2.336.0.tar.gz"
 RUN = "77"
 SIDE_BY_SIDE = 80
+# Larger than every answer here. Sixteen MiB for each endpoint would take seconds.
+ANSWER_LIMIT = 1 << 18
 # More than all attempts take that fail at once, also on a busy machine.
 DEADLINE = 60.0
 # Where GitHub never answers, the deadline is the time that a case takes.
@@ -268,6 +270,14 @@ class Outcome:
         if not isinstance(self.result, Exception):
             return self.result
         return next(kind for kind in type(self.result).__mro__ if kind.__module__ in (errors.__name__, "builtins"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_answers() -> Iterator[None]:
+    """The client takes answers up to ANSWER_LIMIT."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "ANSWER_LIMIT", ANSWER_LIMIT)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -103,13 +103,28 @@ def start_sessions(found: Deployment) -> None:
 
 
 def clear(found: Deployment) -> None:
-    """No runner and no metrics storage is left, and the file system has freed their blocks."""
+    """No runner and no metrics storage is left, the file system has freed their blocks, and the machine is at rest."""
     for name in found.instances():
         found.machine.exec("lxc", "delete", "--force", name, check=False)
     found.machine.exec("sh", "-c", f"umount {FILESYSTEM_BASE_PATH}/*; rm -f {FILESYSTEM_IMAGES_PATH}/*", check=False)
     for runner in found.control.runners():
         found.control.remove_runner(runner["id"])
     found.machine.exec("sh", "-c", f"btrfs filesystem sync {MOUNT_POINT} && btrfs subvolume sync {MOUNT_POINT}")
+    wait_for(is_at_rest, "a machine at rest", 60)
+
+
+def is_at_rest() -> bool:
+    """Whether nothing used more than a twentieth of the processors for half a second, during which it waits."""
+    idle, whole = _processor_time()
+    time.sleep(0.5)
+    idle_now, whole_now = _processor_time()
+    return idle_now - idle > 0.95 * (whole_now - whole)
+
+
+def _processor_time() -> tuple[int, int]:
+    """How long the processors did nothing, and the whole time, since the machine's start, in hundredths of a second."""
+    numbers = [int(number) for number in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return numbers[3] + numbers[4], sum(numbers)
 
 
 def create_by_hook(found: Deployment, number: int) -> float:
