@@ -316,12 +316,7 @@ class Runner:
             ["/bin/sh", "-c", provision.UNPACK_AND_SET_UP], environment={"HOME": "/root", "LANG": "C.UTF-8"}
         )
 
-    def _set_up(
-        self,
-        command: Command,
-        files: list[provision.InstanceFile],
-        config: CreateRunnerConfig,
-    ) -> Execution:
+    def _set_up(self, command: Command, files: list[provision.InstanceFile], config: CreateRunnerConfig) -> Execution:
         """Send the files, set up and register in one command: each request costs a moment of every creation.
 
         They are streamed to it: with LXD's file API, which starts a process for each instance, it would be 0.2 s more.

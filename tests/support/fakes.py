@@ -86,7 +86,8 @@ class FakeInstance:
         self.commands: list[list[str]] = []
 
     def host_uid(self, uid: int) -> int:
-        return uid
+        assert self.running, "LXD has no map of users in use for a stopped instance"
+        return 1_000_000 + uid
 
     def start(self) -> None:
         self.lxd.fault("start", self.name)

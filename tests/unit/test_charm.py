@@ -383,6 +383,18 @@ def test_update_status_needs_no_service_where_nothing_is_missing(
     context.run(context.on.update_status(), state())
 
 
+def test_a_reconcile_asks_juju_before_it_needs_the_service(
+    context: Any, world: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread loads the service meanwhile. With options that are not valid the reconcile is noted all the same."""
+    monkeypatch.delattr(service, "Service")
+    noted(markers.TAKEN_OVER)
+
+    assert tick(context, path="").name == "blocked"
+
+    assert markers.Markers(UNIT).numbers(markers.RECONCILED, 1) == [int(world.now())]
+
+
 def test_modules_of_a_hook_without_work() -> None:
     """The charm imports neither the service nor a library of LXD, GitHub, templates or events before it needs them."""
     late = "service", "runner_manager", "jinja2", "pydantic", "httpx2", "pylxd", "ghapi", "cosl"

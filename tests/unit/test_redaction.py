@@ -147,6 +147,17 @@ def test_log_records_and_their_traces_are_masked(caplog: pytest.LogCaptureFixtur
     assert record.args == ("one",)
 
 
+@pytest.mark.parametrize("library", redaction.CHATTY)
+def test_libraries_log_warnings_only(library: str) -> None:
+    """Each line of a hook is a process of its own, and they have one for each request."""
+    logger = logging.getLogger(f"{library}.connection")
+    logging.getLogger(library).setLevel(logging.NOTSET)
+    redaction.install()
+
+    assert logger.isEnabledFor(logging.WARNING)
+    assert not logger.isEnabledFor(logging.INFO)
+
+
 def test_what_is_printed_of_an_uncaught_exception_is_masked(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,7 +217,6 @@ def metrics_storages(world: World, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     owners: dict[str, int] = {}
     monkeypatch.setattr(shared_fs, "create", world.storages.create)
     monkeypatch.setattr(shared_fs, "give_to", lambda storage, uid: owners.update({storage.runner_name: uid}))
-    monkeypatch.setattr(FakeInstance, "host_uid", lambda _, uid: 1_000_000 + uid)
     world.state = state(issue_metrics=True)
     return owners
 
