@@ -34,9 +34,9 @@ LEVELS = ("memory_growth_kib", "memory_blocks_growth", "open_files_growth")
 def untraced_threads() -> Iterator[None]:
     """Coverage keeps a tracer for each thread that has ever run, which would count as growth of the charm."""
     tracer = threading.gettrace()
-    threading.settrace(None)  # type: ignore[arg-type]
+    threading.settrace(None)
     yield
-    threading.settrace(tracer)  # type: ignore[arg-type]
+    threading.settrace(tracer)
 
 
 def test_a_day_with_jobs_and_faults() -> None:
