@@ -19,7 +19,7 @@ demo:
 
 test: .venv/bin/tox
 	@rm -f .coverage .coverage.*  # of a run that was cut off: it may name files that are gone
-	@.venv/bin/tox run-parallel --parallel 2
+	@.venv/bin/tox run-parallel --parallel 3
 
 vm: .venv/bin/tox
 	@.venv/bin/tox run -e vm
@@ -36,7 +36,7 @@ faults: .venv/bin/tox
 unit adapters: export MEASURED = python
 
 adapters: .venv/bin/tox
-	@.venv/bin/tox run-parallel -e adapters,agents
+	@.venv/bin/tox run-parallel --parallel 3 -e adapters,agents,runners
 
 fmt lint static charmcraft unit alerts integration lifecycle: .venv/bin/tox
 	@.venv/bin/tox run -e $@

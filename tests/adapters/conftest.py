@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from socketserver import BaseServer
 from types import SimpleNamespace
 
 import pytest
@@ -19,12 +20,16 @@ from sandbox import github
 from sandbox.github import apps, runner_tarball
 from sandbox.github.control import GitHubControl
 from tests.support.github import ORG, REPO, TOKEN
+from tests.support.memory import pytest_configure
+
+__all__ = ["pytest_configure"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def short_waits() -> Iterator[None]:
-    """The client of GitHub waits a twentieth of its time between two attempts, and in the same proportions."""
+    """The client of GitHub waits a twentieth of its time between attempts, and a server's end is seen as soon."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseServer.serve_forever, "__defaults__", (0.025,))
         patch.setattr(gh_client, "random", SimpleNamespace(uniform=lambda low, _: low / 20))
         yield
 

@@ -4,10 +4,11 @@ import importlib
 import itertools
 import os
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import ops
 import pytest
 import stamina
 import yaml
@@ -23,7 +24,10 @@ import times
 from errors import CreateMetricsStorageError
 from host import markers, systemd
 from metrics.storage import MetricsStorage
+from tests.support.memory import pytest_configure
 from tests.support.scripts import Shell
+
+__all__ = ["pytest_configure"]
 
 
 @pytest.fixture(scope="session")
@@ -56,11 +60,18 @@ def no_disk_and_no_waits() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def quick_yaml() -> Iterator[None]:
-    """At each simulated event ops.testing writes the charm's YAML files, and cosl reads the rules: by libyaml."""
-    quick = SimpleNamespace(
-        safe_dump=partial(yaml.dump, Dumper=yaml.CSafeDumper), safe_load=partial(yaml.load, Loader=yaml.CSafeLoader)
-    )
+    """At each simulated event ops.testing writes and reads the charm's YAML files, and cosl reads the rules."""
+    written: dict[int, tuple[object, str]] = {}
+
+    def dump(value: object) -> str:
+        """By libyaml, and what is written at each event once: the value is kept, so that its ``id`` stays its own."""
+        if id(value) not in written:
+            written[id(value)] = value, yaml.dump(value, Dumper=yaml.CSafeDumper)
+        return written[id(value)][1]
+
+    quick = SimpleNamespace(safe_dump=dump, safe_load=partial(yaml.load, Loader=yaml.CSafeLoader))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops.CharmMeta, "from_yaml", cache(ops.CharmMeta.from_yaml))
         for name in ("scenario._runtime", "cosl.rules"):
             patch.setattr(importlib.import_module(name), "yaml", quick)
         yield

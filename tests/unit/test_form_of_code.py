@@ -127,3 +127,12 @@ def test_a_module_uses_public_names_of_others_only() -> None:
         if not defines(tree, name)
     ]
     assert found == []
+
+
+def test_each_test_of_the_adapters_is_run() -> None:
+    """A file that one environment leaves to another is run there."""
+    words = (ROOT / "tox.ini").read_text().replace("{posargs:", " ").replace("}", " ").split()
+    left_out = [word.removeprefix("--ignore=") for word in words if word.startswith("--ignore=")]
+
+    assert left_out
+    assert [path for path in left_out if words.count(path) != 1] == []
