@@ -11,7 +11,7 @@ from sandbox import github
 from sandbox.github.control import GitHubControl
 from sandbox.juju.unit import Unit
 from sandbox.lab import lxd_setup
-from sandbox.lab.machine import Machine
+from sandbox.lab.machine import METRICS_LOG, Machine
 from sandbox.lab.pack import pack
 from sandbox.shell import say, wait_until
 
@@ -24,7 +24,6 @@ echo "I am $(whoami) and may do anything here: sudo says $(sudo id -un). It is a
 # Of the chapter about demand.
 BURST = 3
 BURST_JOB = "echo 'one of many'; sleep 2"
-METRICS_LOG = "/var/log/github-runner-metrics.log"
 
 
 class Demo:
@@ -112,9 +111,9 @@ class Demo:
         wait_until(replaced, f"the successor of {name}")
         say(f"  online {time.monotonic() - self.ended:.1f} s after the job's end")
         self._show_runners()
-        wait_until(lambda: "runner_stop" in self.machine.exec("cat", METRICS_LOG), "the job's metrics")
+        wait_until(lambda: "runner_stop" in "".join(self.machine.metrics()), "the job's metrics")
         say(f"\n  {METRICS_LOG}, which the collector ships to Loki; the lines of this job:")
-        for line in self.machine.exec("cat", METRICS_LOG).splitlines():
+        for line in self.machine.metrics():
             event = json.loads(line)
             if event["event"] in ("runner_start", "runner_stop"):
                 say(f"    {json.dumps({key: _rounded(value) for key, value in event.items()})}")

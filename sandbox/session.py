@@ -23,7 +23,6 @@ from sandbox.vm import template
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = "octo-org/demo"
-METRICS_LOG = "/var/log/github-runner-metrics.log"
 DEFAULTS = {
     "path": REPOSITORY,
     "test-mode": "insecure",
@@ -355,8 +354,7 @@ def job(options: argparse.Namespace) -> int:
 
 def logs(options: argparse.Namespace) -> int:
     """The metrics log, one event a line."""
-    machine = Session(options.machine).chosen(options.unit).machine
-    lines = machine.exec("sh", "-c", f"cat {METRICS_LOG} 2>/dev/null || true").splitlines()
+    lines = Session(options.machine).chosen(options.unit).machine.metrics()
     if not lines:
         say("no metrics yet: they are recorded from the first runner on, while cos-agent is related")
     for line in lines:

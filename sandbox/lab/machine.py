@@ -10,6 +10,7 @@ from sandbox.lab import lxd_setup, lxd_socket
 from sandbox.shell import NOT_STARTED, SandboxError, ended, run, succeeds, wait_until
 
 COVERAGE_FOLDER = "/var/lib/juju/coverage"
+METRICS_LOG = "/var/log/github-runner-metrics.log"
 
 APT_LOCKS = (
     *("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock"),
@@ -136,6 +137,11 @@ class Machine:
         if done.returncode != 0:
             raise SandboxError(f"cannot read {path} in {self.name}: {done.stderr.decode().strip()}")
         return done.stdout
+
+    def metrics(self) -> list[str]:
+        """The lines of the metrics log, one event each; without the end of one that is being written."""
+        text = self.exec("sh", "-c", f"cat {METRICS_LOG} 2>/dev/null || true")
+        return text.rpartition("\n")[0].splitlines()
 
     def pull_coverage(self, folder: Path) -> list[Path]:
         """Copy the coverage data files of a charm that was packed with coverage; gives the copies."""

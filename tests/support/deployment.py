@@ -15,7 +15,6 @@ from sandbox.lab.machine import Machine
 ROOT = Path(__file__).resolve().parents[2]
 PAT = "ghp_0123456789abcdefghijklmnopqrstuvwxyzAB"
 REPOSITORY = "octo-org/demo"
-METRICS_LOG = "/var/log/github-runner-metrics.log"
 RECONCILE = "JUJU_DISPATCH_PATH=reconcile-runners ./dispatch"
 
 
@@ -71,8 +70,7 @@ class Deployment:
         return [item["name"] for item in self.lxd("profiles?recursion=1") if item["name"].startswith("cpu-")]
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
-        text = self.machine.exec("sh", "-c", f"cat {METRICS_LOG} 2>/dev/null || true")
-        found = [json.loads(line) for line in text.splitlines()]
+        found = [json.loads(line) for line in self.machine.metrics()]
         return [event for event in found if name in (None, event["event"])]
 
     def reconcile(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from sandbox import session, shell, status
 from sandbox.__main__ import build_parser
+from sandbox.lab.machine import Machine
 from sandbox.shell import SandboxError
 
 
@@ -225,3 +226,15 @@ def test_a_command_that_lxd_did_not_begin_is_given_again(tmp_path: Path, said: s
     done = shell.ended("sh", "-c", f"echo run >> {counter}; echo '{said}' >&2; exit 255")
 
     assert (done.returncode, counter.read_text()) == (255, "run\n" * runs)
+
+
+@pytest.mark.parametrize(
+    ("log", "lines"), [("", []), ('{"event": "ru', []), ('{"a": 1}\n{"b": 2}\n{"c', ['{"a": 1}', '{"b": 2}'])]
+)
+def test_an_event_that_is_being_written_is_not_shown_yet(
+    log: str, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads the metrics log may see the begin of a line: it is one once its end is there."""
+    monkeypatch.setattr(Machine, "exec", lambda *_: log)
+
+    assert Machine("any").metrics() == lines
