@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from coverage import Coverage
 
 from sandbox import github
 from sandbox.lab import lxd_setup
@@ -23,8 +24,8 @@ def lxd() -> None:
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory, lxd: None) -> Path:
-    """The charm as it is deployed, recording its own coverage."""
-    return pack(ROOT, tmp_path_factory.mktemp("packed") / "charm", coverage=True)
+    """The charm as it is deployed; its processes record their coverage where the tests do."""
+    return pack(ROOT, tmp_path_factory.mktemp("packed") / "charm", coverage=Coverage.current() is not None)
 
 
 @pytest.fixture(scope="session")

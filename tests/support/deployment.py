@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from coverage import Coverage
+
 from sandbox import github
 from sandbox.github.control import GitHubControl
 from sandbox.juju.unit import Unit
@@ -175,7 +177,7 @@ def deployed(
 
 def undeploy(deployment: Deployment) -> None:
     """Take the charm processes' coverage and the machine away."""
-    if "COVERAGE_RUN" in os.environ or os.environ.get("COVERAGE_FILE"):
+    if Coverage.current():
         deployment.machine.pull_coverage(ROOT)
     if not os.environ.get("SANDBOX_KEEP"):
         deployment.machine.destroy()
