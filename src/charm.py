@@ -4,9 +4,8 @@
 import hashlib
 import logging
 import os
-import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from models import FORMATS, CharmState
 from naming import Identity
 from redaction import redact
 from status import Status
+from system import beside
 
 if TYPE_CHECKING:
     from service import Adapters, Service
@@ -244,7 +244,7 @@ class GithubRunnerCharm(ops.CharmBase):
 
 if __name__ == "__main__":
     state_database.remove_stored_state(Path(__file__).resolve().parent.parent)  # ops locks its database
-    if os.environ.get("JUJU_DISPATCH_PATH") == "reconcile-runners":
-        # It takes a third of a second. Juju's tools, which give the options, are waited for meanwhile.
-        threading.Thread(target=__import__, args=("service",)).start()
-    ops.main(GithubRunnerCharm)
+    is_reconcile = os.environ.get("JUJU_DISPATCH_PATH") == "reconcile-runners"
+    # It takes a third of a second. Juju's tools, which give the options, are waited for meanwhile.
+    with beside(partial(__import__, "service")) if is_reconcile else nullcontext():
+        ops.main(GithubRunnerCharm)

@@ -150,7 +150,7 @@ class Runner:
         try:
             with self._step("registering"), beside(self._create_storage):
                 registration = self._register(config)
-            may_be_registered = registration.runner_id is not None
+                may_be_registered = registration.runner_id is not None
             with self._step("creating the instance"):
                 self.instance = self._create_instance(config)
             with self._step("setting the instance up"):
@@ -324,8 +324,8 @@ class Runner:
         binary = None if config.in_image else config.binary_path
         with command:
             limit = times.SET_UP_INSTANCE + times.REGISTER
-            command.feed(lambda out: provision.write_archive(out, files, binary), limit)
-            if self._storage is not None and self.instance is not None:
+            is_at_work = command.feed(lambda out: provision.write_archive(out, files, binary), limit)
+            if is_at_work and self._storage is not None and self.instance is not None:
                 # Here the request for the user's number takes no time of its own: the set-up is at work.
                 shared_fs.give_to(self._storage, self.instance.host_uid(provision.UBUNTU))
             done = Execution(*command.result())

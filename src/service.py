@@ -232,7 +232,7 @@ class Service:
         failed, interval = creation.failed_creations(self._markers), self._state.reconcile_interval * times.MINUTE
         wanted = _with_failures(_without_images(self._demand.wanted(now), missing), failed, interval, now)
         try:
-            with beside(partial(self._progress, "Reconciling runners")):
+            with beside(self._tell_that_it_begins):
                 delta = manager.reconcile_flavors(wanted, None if needs_list else list_age)
         finally:
             # Also if GitHub gave no token for the last ones.
@@ -496,6 +496,13 @@ class Service:
     def _note_leaving(self) -> list[str]:
         self._markers.note(LEAVING)
         return []
+
+    def _tell_that_it_begins(self) -> None:
+        """As far as Juju takes it: otherwise the status at the end is refused as well, and the work is done by then."""
+        try:
+            self._progress("Reconciling runners")
+        except Exception:
+            logger.exception("The status of a reconcile that begins cannot be set")
 
     def _progress(self, step: str) -> None:
         self._show(Status("maintenance", step))

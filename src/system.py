@@ -131,10 +131,18 @@ def in_parallel(action: Callable[[Item], Answer], items: Sequence[Item]) -> list
 
 @contextlib.contextmanager
 def beside(work: Callable[[], object]) -> Iterator[None]:
-    """Do some work in a thread while the body runs, and wait for both. An error of the body comes before the work's."""
+    """Do some work in a thread while the body runs, and wait for both.
+
+    Where both fail, the error of the body is raised and the work's is logged.
+    """
     with futures.ThreadPoolExecutor(max_workers=1) as pool:
         done = pool.submit(work)
-        yield
+        try:
+            yield
+        except BaseException:
+            if error := done.exception():
+                logger.error("Something else failed as well", exc_info=error)
+            raise
         done.result()
 
 

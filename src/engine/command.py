@@ -117,8 +117,8 @@ class Command:
             raise
         return len(data)
 
-    def feed(self, write: Callable[["Command"], object], timeout: float) -> None:
-        """Give it all that ``write`` writes as its input; it has ``timeout`` seconds from now on.
+    def feed(self, write: Callable[["Command"], object], timeout: float) -> bool:
+        """Give it all that ``write`` writes as its input, and ``timeout`` seconds from now on; whether it took all.
 
         Where it stops reading, ``result`` raises that.
         """
@@ -130,6 +130,7 @@ class Command:
                 self._streams["0"].send("")
         except LxdError as error:
             self._cut_off, self._deadline = error, time.monotonic() + REASON_TIMEOUT
+        return self._cut_off is None
 
     def result(self) -> tuple[int, str]:
         """The exit code of a command that was fed, and the end of its output; LxdError if it takes too long.

@@ -121,7 +121,7 @@ class GithubClient:
         """
 
         def load() -> None:
-            with suppress(ssl.SSLError, OSError):
+            with suppress(OSError):
                 self._trust  # noqa: B018 - it is kept
 
         threading.Thread(target=load, name="authorities").start()

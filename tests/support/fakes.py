@@ -86,6 +86,7 @@ class FakeInstance:
         self.commands: list[list[str]] = []
 
     def host_uid(self, uid: int) -> int:
+        self.lxd.fault("host_uid", self.name)
         assert self.running, "LXD has no map of users in use for a stopped instance"
         return 1_000_000 + uid
 
@@ -150,6 +151,7 @@ class FakeCommand:
 
     def __init__(self, instance: FakeInstance, command: Sequence[str]) -> None:
         self.instance, self.command, self.input = instance, command, io.BytesIO()
+        self.refused: LxdError | None = None
 
     def __enter__(self) -> "FakeCommand":
         return self
@@ -161,10 +163,16 @@ class FakeCommand:
         self.instance.lxd.fault("write", self.instance.name)
         return self.input.write(data)
 
-    def feed(self, write: Callable[["FakeCommand"], object], timeout: float) -> None:
-        write(self)
+    def feed(self, write: Callable[["FakeCommand"], object], timeout: float) -> bool:
+        try:
+            write(self)
+        except LxdError as error:
+            self.refused = error
+        return self.refused is None
 
     def result(self) -> tuple[int, str]:
+        if self.refused is not None:
+            raise self.refused
         self.input.seek(0)
         with tarfile.open(fileobj=self.input) as archive:
             for member in archive:

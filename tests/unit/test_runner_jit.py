@@ -12,6 +12,7 @@ import metrics.events
 import metrics.storage
 import provision
 import runner
+import shared_fs
 import times
 from errors import ConfigurationError, TokenError
 from models import AppCredentials, FailedStarts, GithubPath, RegistrationData, RegistrationMethod
@@ -111,6 +112,21 @@ def test_a_record_whose_instance_failed_is_deleted(world: JitWorld, step: str) -
 
     assert (world.github.runners, world.github.deleted, world.lxd.found) == ({}, [1], {})
     assert len(manager.report.failures) == 1
+
+
+def test_a_record_beside_an_unexpected_error_is_deleted(world: JitWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metrics storage is made beside it: whatever that raises, no record stays."""
+    world.state = state(issue_metrics=True)
+
+    def broken(name: str) -> Any:
+        raise RuntimeError(name)
+
+    monkeypatch.setattr(shared_fs, "create", broken)
+
+    with pytest.raises(RuntimeError):
+        world.reconcile(1)
+
+    assert (world.github.runners, world.github.deleted, world.lxd.found) == ({}, [1], {})
 
 
 def test_a_record_without_an_instance_is_removed_by_the_next_reconcile(world: JitWorld) -> None:

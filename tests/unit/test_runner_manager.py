@@ -239,6 +239,20 @@ def test_a_metrics_storage_belongs_to_the_runners_user(world: World, metrics_sto
     assert at_start == [metrics_storages, metrics_storages]
 
 
+@pytest.mark.parametrize(("faults", "named"), [({"host_uid"}, "host_uid"), ({"host_uid", "write"}, "write")])
+def test_the_reason_of_a_refused_set_up_comes_first(
+    world: World, metrics_storages: dict[str, int], faults: set[str], named: str
+) -> None:
+    """Its metrics storage has no user to go to then: no question about one hides what the set-up has to say."""
+    world.lxd.faults = dict.fromkeys(faults, lambda _: True)
+
+    manager = world.reconcile(1)
+
+    [failure] = manager.report.failures
+    assert f"{named} of" in failure
+    assert (world.lxd.found, world.github.runners, list(world.storages.list_all())) == ({}, {}, [])
+
+
 def test_the_installed_timestamp_is_written_before_the_agent_starts(
     world: World, metrics_storages: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -357,6 +357,27 @@ def test_failed_creations_are_recorded_also_if_the_reconcile_fails(
         assert list(creation.failed_creations(markers.Markers(IDENTITY.unit))) == ["default"]
 
 
+def test_a_status_that_juju_refuses_costs_no_reconcile(
+    world: Surroundings, unit: RecordingUnit, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of one that begins: what it finds is recorded, and shown at its end."""
+    show = unit.show
+
+    def refusing(found: Status) -> None:
+        if found.name == "maintenance":
+            raise RuntimeError("no answer of Juju's agent")
+        show(found)
+
+    world.lxd.faults["create"] = lambda _: True
+    unit.show = refusing  # type: ignore[method-assign]
+
+    make(world, unit).reconcile()
+
+    assert unit.done[0].startswith("waiting: 0 of 2 runners")
+    assert list(creation.failed_creations(markers.Markers(IDENTITY.unit))) == ["default"]
+    assert "no answer of Juju's agent" in caplog.text
+
+
 def test_the_status_has_each_image_that_lacks_a_change(
     world: Surroundings, unit: RecordingUnit, started: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -302,8 +302,8 @@ def test_work_beside_other_work_is_waited_for() -> None:
     assert steps == ["body", "work"]
 
 
-def test_an_error_of_work_beside_other_work_is_raised_after_it() -> None:
-    """Unless the body has an error of its own."""
+def test_an_error_of_work_beside_other_work_is_raised_after_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Unless the body has an error of its own: then it is logged."""
     steps = []
     with pytest.raises(ZeroDivisionError), beside(lambda: 1 / 0):
         steps.append("body")
@@ -311,3 +311,4 @@ def test_an_error_of_work_beside_other_work_is_raised_after_it() -> None:
 
     with pytest.raises(KeyError), beside(lambda: 1 / 0):
         raise KeyError
+    assert "division by zero" in caplog.text
