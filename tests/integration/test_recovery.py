@@ -256,6 +256,7 @@ def first_boot(packed: Path) -> Iterator[Deployment]:
         undeploy(found)
 
 
+@pytest.mark.lifecycle
 def test_locks_of_a_first_boot_are_waited_for(first_boot: Deployment) -> None:
     """A machine that updates itself while the charm is installed: the set-up waits, says so, and goes on."""
     assert first_boot.status()[0] == "active", first_boot.status()
@@ -263,6 +264,7 @@ def test_locks_of_a_first_boot_are_waited_for(first_boot: Deployment) -> None:
     first_boot.wait_online(1)
 
 
+@pytest.mark.lifecycle
 @pytest.mark.timeout(200)
 def test_removal_with_a_pool_of_plain_folders(first_boot: Deployment) -> None:
     """Without btrfs nothing holds the storage: Juju unmounts it after its detaching, and nothing is left on it.
