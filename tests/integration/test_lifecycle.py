@@ -196,16 +196,7 @@ def test_policy_service_secrets_and_removal_while_blocked(packed: Path, hub: git
         have_a_job_refused(alone)
         alone.unit.set_config({"scaling": "demand"})
         alone.wait_gone(alone.job("true", event="push")["runner_name"])
-        known: Secrets = {}
-
-        def handed_over() -> bool:
-            # A hook that has not ended gets a token of its own, and hands that over.
-            known.update(app_secrets(alone, app, jit))
-            found = secrets_seen(alone, watch, known)
-            assert found in ({}, {"installation token": [AGENT_FILE]})
-            return bool(found)
-
-        wait_for(handed_over, "the agent's token in its file")
+        known = secrets_in_demand_mode(alone, watch, app, jit)
         service.kill()
         service.wait()
         alone.unit.set_config({"scaling": "fixed"})
@@ -230,6 +221,21 @@ def test_policy_service_secrets_and_removal_while_blocked(packed: Path, hub: git
 
 
 Secrets = dict[str, Sequence[str]]
+
+
+def secrets_in_demand_mode(deployment: Deployment, watch: Watch, app: dict[str, Any], jit: list[str]) -> Secrets:
+    """What the unit of an App knows, of which the agent's token is in its file, and no other is to be seen."""
+    known: Secrets = {}
+
+    def handed_over() -> bool:
+        # A hook that has not ended gets a token of its own, and hands that over.
+        known.update(app_secrets(deployment, app, jit))
+        found = secrets_seen(deployment, watch, known)
+        assert found in ({}, {"installation token": [AGENT_FILE]})
+        return bool(found)
+
+    wait_for(handed_over, "the agent's token in its file")
+    return known
 
 
 def app_secrets(deployment: Deployment, app: dict[str, Any], jit: list[str]) -> Secrets:
