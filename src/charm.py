@@ -245,6 +245,6 @@ class GithubRunnerCharm(ops.CharmBase):
 if __name__ == "__main__":
     state_database.remove_stored_state(Path(__file__).resolve().parent.parent)  # ops locks its database
     is_reconcile = os.environ.get("JUJU_DISPATCH_PATH") == "reconcile-runners"
-    # It takes a third of a second. Juju's tools, which give the options, are waited for meanwhile.
+    # To load it takes a third of a second. Juju's tools, which give the options, are waited for meanwhile.
     with beside(partial(__import__, "service")) if is_reconcile else nullcontext():
         ops.main(GithubRunnerCharm)

@@ -498,7 +498,7 @@ class Service:
         return []
 
     def _tell_that_it_begins(self) -> None:
-        """As far as Juju takes it: otherwise the status at the end is refused as well, and the work is done by then."""
+        """Where Juju refuses this status, the reconcile goes on: it must not cost what the reconcile finds."""
         try:
             self._progress("Reconciling runners")
         except Exception:
